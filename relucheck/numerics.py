@@ -1,0 +1,255 @@
+"""Dtypes and arithmetics, seeds, determinism switches, float neighbours, bitwise comparison.
+
+Everything above this room compares gradients bit for bit, so this room says what "bit for bit" means, in which
+arithmetic, and how a float's neighbours are reached without rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+#: The dtypes that relucheck's semantics are stated and tested for, by increasing number of significand bits.
+DTYPES: Final[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+_SPELLINGS: Final[dict[str, torch.dtype]] = {
+    "float16": torch.float16,
+    "half": torch.float16,
+    "fp16": torch.float16,
+    "f16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "float": torch.float32,
+    "fp32": torch.float32,
+    "f32": torch.float32,
+    "float64": torch.float64,
+    "double": torch.float64,
+    "fp64": torch.float64,
+    "f64": torch.float64,
+}
+_BITS_DTYPE: Final[dict[torch.dtype, torch.dtype]] = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+class UnsupportedDtypeError(ValueError):
+    """A dtype that relucheck's semantics are not stated for."""
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """The supported dtype that a ``torch.dtype`` or a name ("bfloat16", "torch.float16", "fp32") means.
+
+    Raises:
+        UnsupportedDtypeError: names the input, the four supported dtypes and the fix.
+    """
+    if isinstance(dtype, str):
+        found = _SPELLINGS.get(dtype.strip().lower().removeprefix("torch."))
+    else:
+        found = dtype if dtype in _BITS_DTYPE else None
+    if found is None:
+        raise UnsupportedDtypeError(
+            f"dtype {dtype!r} is not supported: relucheck decides kinks in float16, bfloat16, float32 and float64; "
+            "pass one of these (as torch.float32 or 'float32')"
+        )
+    return found
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"bfloat16"`` for ``torch.bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def bits_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The signed integer dtype of the same width as a supported floating dtype."""
+    return _BITS_DTYPE[as_dtype(dtype)]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which torch's elementwise kernels compute: float32 for the 16-bit dtypes, else the dtype itself.
+
+    Source: ``at::OpMathType`` (ATen/OpMathType.h), the type in which ATen multiplies 16-bit tensors before it rounds once.
+    """
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def has_zero(x: Tensor) -> bool:
+    """Whether any element of ``x`` is zero of either sign. Reads the values: synchronises on CUDA.
+
+    On the CPU the test runs on the integer view of the bits, which is up to ten times faster than ``(x == 0).any()``:
+    ``abs`` maps +0 to 0 and leaves the pattern of -0 (the smallest integer) where it is, so the minimum is <= 0
+    exactly when a zero is there, and NaN patterns, which would hide a zero from ``x.abs().min()``, are just integers.
+    """
+    if x.numel() == 0:
+        return False
+    if x.dtype == torch.float64:  # 64-bit integer abs is not vectorised
+        return int(torch.count_nonzero(x)) < x.numel()
+    return int(x.view(bits_dtype(x.dtype)).abs().amin()) <= 0
+
+
+def has_value(x: Tensor, value: float) -> bool:
+    """Whether any element of ``x`` equals ``value`` exactly (a value that ``x.dtype`` cannot represent is never equal).
+
+    Reads the values: synchronises on CUDA.
+    """
+    if value == 0:
+        return has_zero(x)
+    if x.numel() == 0 or torch.tensor(value, dtype=x.dtype).item() != value:
+        return False
+    # xor with the value's pattern turns "equals value" into "equals the integer 0".
+    pattern = int(torch.tensor(value, dtype=x.dtype).view(bits_dtype(x.dtype)))
+    return int(torch.count_nonzero(x.view(bits_dtype(x.dtype)) ^ pattern)) < x.numel()
+
+
+def ordinals(x: Tensor) -> Tensor:
+    """Integers (int64, same shape) in the order of the floats in ``x``: neighbours differ by 1, both zeros are 0.
+
+    NaN has no place in that order; its ordinal is meaningless. For float64 the ordinals span +-2**63.
+    """
+    bits = x.contiguous().view(bits_dtype(x.dtype)).to(torch.int64)
+    magnitude = bits & torch.iinfo(bits_dtype(x.dtype)).max
+    return torch.where(bits < 0, -magnitude, magnitude)
+
+
+def from_ordinals(order: Tensor, dtype: torch.dtype) -> Tensor:
+    """The floats with the given :func:`ordinals`; ordinal 0 gives +0. Ordinals past infinity saturate at infinity."""
+    infinity = int(ordinals(torch.tensor(math.inf, dtype=dtype)))
+    magnitude = order.abs().clamp(max=infinity).to(bits_dtype(dtype))
+    value = magnitude.view(dtype)
+    return torch.where(order < 0, -value, value)
+
+
+def neighbour(x: Tensor, steps: int = 1) -> Tensor:
+    """The float ``steps`` representable values above ``x`` (below for negative steps), reached by bit pattern.
+
+    Both zeros count as one value, subnormals count each, stepping past the largest finite value gives infinity.
+    """
+    return from_ordinals(ordinals(x) + steps, x.dtype)
+
+
+def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
+    """How many representable values lie between ``a`` and ``b`` (int64, same dtype in, NaN meaningless)."""
+    return (ordinals(a) - ordinals(b)).abs()
+
+
+def all_values(dtype: torch.dtype) -> Tensor:
+    """All 65,536 values of a 16-bit dtype, NaN patterns included, in the order of their bit patterns. Shape (65536,)."""
+    if as_dtype(dtype) not in (torch.float16, torch.bfloat16):
+        raise UnsupportedDtypeError(f"{dtype} has too many values to list; only float16 and bfloat16 fit in one tensor")
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def same_bits(a: Tensor, b: Tensor, *, signed_zero: bool = False) -> bool:
+    """Whether two tensors hold the same bits: same shape, dtype and values, any NaN equal to any NaN.
+
+    With ``signed_zero=False`` (DESIGN, semantics 5: gradients are compared up to the sign of zero) -0 equals +0.
+    """
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return not bool(differs(a, b, signed_zero=signed_zero).any())
+
+
+def differs(a: Tensor, b: Tensor, *, signed_zero: bool = False) -> Tensor:
+    """Boolean mask of the entries at which two tensors of one shape and dtype differ, as :func:`same_bits` counts it."""
+    different = (a != b) & ~(a.isnan() & b.isnan())
+    if signed_zero:
+        different |= (a == 0) & (b == 0) & (a.signbit() != b.signbit())
+    return different
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """A dtype together with every switch that changes how results are rounded (DESIGN: *arithmetic*).
+
+    Attributes:
+        dtype: dtype of parameters and activations.
+        tf32: whether float32 matrix products may use TensorFloat-32 on CUDA.
+        reduced_precision: whether 16-bit matrix products may reduce split-K partial sums in 16 bits on CUDA
+            (https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html); PyTorch's default is yes.
+        name: how tables label it.
+    """
+
+    dtype: torch.dtype
+    tf32: bool = False
+    reduced_precision: bool = True
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", as_dtype(self.dtype))
+        if not self.name:
+            object.__setattr__(self, "name", dtype_name(self.dtype))
+
+    @classmethod
+    def current(cls, dtype: torch.dtype) -> Arithmetic:
+        """The arithmetic that the process's switches are set to, for one dtype."""
+        matmul = torch.backends.cuda.matmul
+        reduced = (
+            matmul.allow_bf16_reduced_precision_reduction
+            if dtype == torch.bfloat16
+            else matmul.allow_fp16_reduced_precision_reduction
+        )
+        # newer torch lets the switch be a pair (allow reduction, allow split-K); its first entry is the older flag
+        return cls(dtype, bool(matmul.allow_tf32), bool(reduced[0] if isinstance(reduced, tuple) else reduced))
+
+    @classmethod
+    def strict(cls, dtype: torch.dtype) -> Arithmetic:
+        """No TF32, no reduced-precision reductions."""
+        return cls(dtype, tf32=False, reduced_precision=False, name=f"{dtype_name(as_dtype(dtype))} strict")
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Sets the switches, and puts back what they were."""
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = (
+            matmul.allow_tf32,
+            cudnn.allow_tf32,
+            matmul.allow_fp16_reduced_precision_reduction,
+            matmul.allow_bf16_reduced_precision_reduction,
+        )
+        try:
+            matmul.allow_tf32 = cudnn.allow_tf32 = self.tf32
+            matmul.allow_fp16_reduced_precision_reduction = self.reduced_precision
+            matmul.allow_bf16_reduced_precision_reduction = self.reduced_precision
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
+            matmul.allow_fp16_reduced_precision_reduction = before[2]
+            matmul.allow_bf16_reduced_precision_reduction = before[3]
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Switches deterministic algorithms on, and puts the process back as it was.
+
+    On CUDA cuBLAS also needs a fixed workspace, which it reads from the environment when its first handle is made
+    (https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html), so the variable is set
+    where the user has not set it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    mode, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for one seed, so that no draw depends on what drew before it."""
+    return torch.Generator(device=device).manual_seed(seed)
