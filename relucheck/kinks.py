@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Final
 
@@ -36,9 +38,13 @@ class Kink:
             value = getattr(self, field.name)
             if value is None and field.name == "subgradient":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            number = math.nan
+            if not isinstance(value, bool) and isinstance(value, numbers.Real):
+                with contextlib.suppress(OverflowError):  # an integer beyond every float
+                    number = float(value)
+            if not math.isfinite(number):
                 raise ValueError(f"Kink({field.name}={value!r}): must be a finite real number; pass a float")
-            object.__setattr__(self, field.name, float(value))
+            object.__setattr__(self, field.name, number)
 
     @property
     def clarke(self) -> tuple[float, float]:

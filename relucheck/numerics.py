@@ -10,8 +10,8 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if isinstance(dtype, str):
         found = _SPELLINGS.get(dtype.strip().lower().removeprefix("torch."))
     else:
-        found = dtype if dtype in _BITS_DTYPE else None
+        found = dtype if isinstance(dtype, torch.dtype) and dtype in _BITS_DTYPE else None
     if found is None:
         raise UnsupportedDtypeError(
             f"dtype {dtype!r} is not supported: relucheck decides kinks in float16, bfloat16, float32 and float64; "
@@ -83,6 +83,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def _bits(x: Tensor) -> Tensor:
+    """The integer view of the bits; a lazily negated tensor (``z.conj().imag``) has to be negated first."""
+    return x.resolve_neg().view(bits_dtype(x.dtype))
+
+
 def has_zero(x: Tensor) -> bool:
     """Whether any element of ``x`` is zero of either sign. Reads the values: synchronises on CUDA.
 
@@ -94,7 +99,7 @@ def has_zero(x: Tensor) -> bool:
         return False
     if x.dtype == torch.float64:  # 64-bit integer abs is not vectorised
         return int(torch.count_nonzero(x)) < x.numel()
-    return int(x.view(bits_dtype(x.dtype)).abs().amin()) <= 0
+    return int(_bits(x).abs().amin()) <= 0
 
 
 def has_value(x: Tensor, value: float) -> bool:
@@ -104,11 +109,11 @@ def has_value(x: Tensor, value: float) -> bool:
     """
     if value == 0:
         return has_zero(x)
-    if x.numel() == 0 or torch.tensor(value, dtype=x.dtype).item() != value:
+    at = torch.tensor(value, dtype=x.dtype, device="cpu")  # not the default device, which may hold no values
+    if x.numel() == 0 or at.item() != value:
         return False
     # xor with the value's pattern turns "equals value" into "equals the integer 0".
-    pattern = int(torch.tensor(value, dtype=x.dtype).view(bits_dtype(x.dtype)))
-    return int(torch.count_nonzero(x.view(bits_dtype(x.dtype)) ^ pattern)) < x.numel()
+    return int(torch.count_nonzero(_bits(x) ^ int(_bits(at)))) < x.numel()
 
 
 def ordinals(x: Tensor) -> Tensor:
@@ -116,14 +121,14 @@ def ordinals(x: Tensor) -> Tensor:
 
     NaN has no place in that order; its ordinal is meaningless. For float64 the ordinals span +-2**63.
     """
-    bits = x.contiguous().view(bits_dtype(x.dtype)).to(torch.int64)
+    bits = _bits(x.contiguous()).to(torch.int64)
     magnitude = bits & torch.iinfo(bits_dtype(x.dtype)).max
     return torch.where(bits < 0, -magnitude, magnitude)
 
 
 def from_ordinals(order: Tensor, dtype: torch.dtype) -> Tensor:
     """The floats with the given :func:`ordinals`; ordinal 0 gives +0. Ordinals past infinity saturate at infinity."""
-    infinity = int(ordinals(torch.tensor(math.inf, dtype=dtype)))
+    infinity = int(ordinals(torch.tensor(math.inf, dtype=dtype, device="cpu")))
     magnitude = order.abs().clamp(max=infinity).to(bits_dtype(dtype))
     value = magnitude.view(dtype)
     return torch.where(order < 0, -value, value)
@@ -138,8 +143,14 @@ def neighbour(x: Tensor, steps: int = 1) -> Tensor:
 
 
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
-    """How many representable values lie between ``a`` and ``b`` (int64, same dtype in, NaN meaningless)."""
-    return (ordinals(a) - ordinals(b)).abs()
+    """How many steps to the next representable value lead from ``a`` to ``b`` (int64, same dtype in, NaN meaningless).
+
+    float64 values of opposite sign can be further apart than int64 counts: there the distance is int64's largest value.
+    """
+    first, second = ordinals(a), ordinals(b)
+    distance = (first - second).abs()
+    overflow = ((first < 0) != (second < 0)) & (first.abs() > torch.iinfo(torch.int64).max - second.abs())
+    return torch.where(overflow, torch.iinfo(torch.int64).max, distance)
 
 
 def all_values(dtype: torch.dtype) -> Tensor:
@@ -192,14 +203,15 @@ class Arithmetic:
     @classmethod
     def current(cls, dtype: torch.dtype) -> Arithmetic:
         """The arithmetic that the process's switches are set to, for one dtype."""
-        matmul = torch.backends.cuda.matmul
+        matmul: Any = torch.backends.cuda.matmul
         reduced = (
             matmul.allow_bf16_reduced_precision_reduction
             if dtype == torch.bfloat16
             else matmul.allow_fp16_reduced_precision_reduction
         )
+        # allow_tf32 raises where the user set the newer fp32_precision, which knows of both
         # newer torch lets the switch be a pair (allow reduction, allow split-K); its first entry is the older flag
-        return cls(dtype, bool(matmul.allow_tf32), bool(reduced[0] if isinstance(reduced, tuple) else reduced))
+        return cls(dtype, matmul.fp32_precision == "tf32", bool(reduced[0] if isinstance(reduced, tuple) else reduced))
 
     @classmethod
     def strict(cls, dtype: torch.dtype) -> Arithmetic:
@@ -209,22 +221,45 @@ class Arithmetic:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Sets the switches, and puts back what they were."""
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = (
-            matmul.allow_tf32,
-            cudnn.allow_tf32,
-            matmul.allow_fp16_reduced_precision_reduction,
-            matmul.allow_bf16_reduced_precision_reduction,
-        )
+        backends: Any = torch.backends  # whose stubs lack the newer switches
+        matmul, cudnn, mkldnn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
+        # The older switches raise when read where the user set the newer fp32_precision, and the newer ones make the older
+        # raise. So: the older where they can be read, the newer elsewhere, and at the end both are put back.
+        precision = _unless_mixed(torch.get_float32_matmul_precision)
+        convolutions = _unless_mixed(lambda: cudnn.allow_tf32)
+        newer = [(part, part.fp32_precision) for part in (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)]
+        reduced = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
         try:
-            matmul.allow_tf32 = cudnn.allow_tf32 = self.tf32
+            if precision is not None:  # "highest" also takes float32 products on the CPU back from bfloat16
+                torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+            else:
+                matmul.fp32_precision = mkldnn.matmul.fp32_precision = "tf32" if self.tf32 else "ieee"
+            if convolutions is not None:
+                cudnn.allow_tf32 = self.tf32
+            else:
+                cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if self.tf32 else "ieee"
             matmul.allow_fp16_reduced_precision_reduction = self.reduced_precision
             matmul.allow_bf16_reduced_precision_reduction = self.reduced_precision
             yield
         finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
-            matmul.allow_fp16_reduced_precision_reduction = before[2]
-            matmul.allow_bf16_reduced_precision_reduction = before[3]
+            if precision is not None:
+                torch.set_float32_matmul_precision(precision)
+            if convolutions is not None:
+                cudnn.allow_tf32 = convolutions
+            for part, before in newer:
+                part.fp32_precision = before
+            matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = reduced
+
+
+_T = TypeVar("_T")
+
+
+def _unless_mixed(read: Callable[[], _T]) -> _T | None:
+    """What an older precision switch reads, or None where torch refuses, as a newer one was set."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager

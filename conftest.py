@@ -1,0 +1,36 @@
+"""Settings of relucheck's own test suite: Hypothesis profiles, threads, and what the header shows."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# No deadlines: the first torch call of a kind takes a hundred times what the next ones take. The thorough profile tries 20
+# times the examples of ci, which repeats the same examples in every run, so that a red run means a change.
+_COMMON = {
+    "deadline": None,
+    "print_blob": True,
+    "suppress_health_check": [
+        *(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
+        HealthCheck.function_scoped_fixture,  # the tally is meant to outlive an example
+    ],
+}
+settings.register_profile("dev", max_examples=15, **_COMMON)
+settings.register_profile("ci", max_examples=25, derandomize=True, database=None, **_COMMON)
+settings.register_profile("thorough", max_examples=500, **_COMMON)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each worker its share of the cores: more threads than cores make every worker slower."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Versions and device: results at kinks depend on both."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__} on {device}, {torch.get_num_threads()} thread(s) in this process"

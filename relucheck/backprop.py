@@ -1,0 +1,301 @@
+"""backprop_s: one forward, one backward per subgradient, and whether two of them agree.
+
+Source: Bertoin, Bolte, Gerchinovitz, Pauwels (2021), "Numerical influence of ReLU'(0) on backpropagation", section 2:
+backprop_s is reverse-mode differentiation with ReLU'(0) = s, and the bifurcation zone holds the parameters for which two
+choices of s give different gradients.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from relucheck.interception import Call, Interception, ModelError, OutOfReach, Setting, as_setting
+from relucheck.numerics import Arithmetic, deterministic, differs, generator, same_bits
+
+Outcome = Literal["agree", "bifurcate", "non-finite"]
+Gradients = dict[str, Tensor | None]
+
+
+_SHOWN: Final = 8  # parameters that the text of a comparison lists
+
+
+class ControlError(RuntimeError):
+    """Two backwards with the same subgradient differed: the comparison is void."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backprops:
+    """One forward and several backwards of it.
+
+    Attributes:
+        settings: the subgradients, in the order asked for.
+        gradients: for each, the gradient of every parameter that requires one, by name (None where the loss does not
+            depend on the parameter).
+        output: what the model returned, detached.
+        calls: every activation call of the forward, with its hits.
+        out_of_reach: functions with kinks whose subgradient stayed torch's own (or their own).
+        arithmetic: in which all this was computed.
+    """
+
+    settings: tuple[Setting, ...]
+    gradients: tuple[Gradients, ...]
+    output: Any
+    calls: tuple[Call, ...]
+    out_of_reach: tuple[OutOfReach, ...]
+    arithmetic: Arithmetic
+
+    @property
+    def hit_count(self) -> int:
+        """Hits of the whole forward."""
+        return sum(call.hit_count for call in self.calls)
+
+    @property
+    def activation_count(self) -> int:
+        """Scalar activations evaluated in the forward."""
+        return sum(torch.Size(call.shape).numel() for call in self.calls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How the gradients of one parameter differ: entries that differ, largest and summed absolute difference (float64)."""
+
+    parameter: str
+    entries: int
+    largest: float
+    l1: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Whether two backprops of one forward agree.
+
+    Attributes:
+        outcome: ``agree`` (bitwise equal up to the sign of zero), ``bifurcate``, or ``non-finite`` (a NaN or an infinity in
+            a gradient, which is never agreement).
+        settings: the two subgradients compared.
+        calls, out_of_reach, arithmetic: as in :class:`Backprops`.
+        differences: one entry per parameter whose gradients differ, in the model's order (finite entries only).
+    """
+
+    outcome: Outcome
+    settings: tuple[Setting, Setting]
+    calls: tuple[Call, ...]
+    out_of_reach: tuple[OutOfReach, ...]
+    arithmetic: Arithmetic
+    differences: tuple[Difference, ...]
+
+    @property
+    def hits(self) -> tuple[Call, ...]:
+        """The activation calls that have hits."""
+        return tuple(call for call in self.calls if call.hit_count)
+
+    @property
+    def hit_count(self) -> int:
+        """Hits of the whole forward."""
+        return sum(call.hit_count for call in self.calls)
+
+    @property
+    def activation_count(self) -> int:
+        """Scalar activations evaluated in the forward."""
+        return sum(torch.Size(call.shape).numel() for call in self.calls)
+
+    @property
+    def first_difference(self) -> str | None:
+        """The first parameter, in the model's order, whose gradients differ."""
+        return self.differences[0].parameter if self.differences else None
+
+    @property
+    def largest(self) -> float:
+        """Largest absolute difference of a gradient entry."""
+        return max((difference.largest for difference in self.differences), default=0.0)
+
+    @property
+    def l1(self) -> float:
+        """L1 norm of the difference of the gradients."""
+        return sum(difference.l1 for difference in self.differences)
+
+    def __str__(self) -> str:
+        lines = [f"backprop_{self.settings[0]} and backprop_{self.settings[1]} in {self.arithmetic.name}: {self.outcome}"]
+        lines.append(f"  hits: {self.hit_count} of {self.activation_count} activations")
+        for call in self.hits:
+            for at, positions in zip(call.rule.kinks, call.hits, strict=True):
+                if len(positions):
+                    first = tuple(positions[0].tolist())
+                    lines.append(f"    {call.site} ({call.rule.name}) at {at:g}: {len(positions)}, the first at {first}")
+        for difference in self.differences[:_SHOWN]:
+            lines.append(
+                f"  {difference.parameter}: {difference.entries} entries differ, by at most {difference.largest:.3g}, "
+                f"L1 {difference.l1:.3g}"
+            )
+        if len(self.differences) > _SHOWN:
+            lines.append(f"  and {len(self.differences) - _SHOWN} more parameters (in all by L1 {self.l1:.3g})")
+        for node, count in collections.Counter(item.node for item in self.out_of_reach).items():
+            where = next(item.site for item in self.out_of_reach if item.node == node)
+            lines.append(f"  out of reach: {count} x {node}, the first at {where}")
+        return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Puts back buffers (running statistics) and random states: a measurement leaves the model as it found it."""
+    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(kept[name])
+
+
+def backprop(
+    model: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    targets: Tensor | None = None,
+    *,
+    subgradients: Sequence[Setting] = (0.0, 1.0),
+    loss: Callable[[Any], Tensor] | None = None,
+    cotangent: Tensor | None = None,
+) -> Backprops:
+    """One forward of ``model`` and one backward per subgradient, on the same graph.
+
+    The subgradients apply to every ReLU, ReLU6 and LeakyReLU of the model, whether module or function
+    (:mod:`relucheck.interception`); the model itself is not changed: its own settings, buffers, ``.grad`` and the random
+    state stay as they were.
+
+    Args:
+        model: an eager module with parameters.
+        inputs: the mini-batch, or the positional arguments of the model.
+        targets: class indices, int64 [batch]; the loss is then the mean cross-entropy of the output.
+        subgradients: one setting per backward.
+        loss: maps the model's output to a scalar; instead of ``targets``.
+        cotangent: the upstream gradient of the output, of its shape and dtype. With none of targets, loss and cotangent a
+            fixed random one is used: never all ones, which cannot see a dropped chain rule.
+
+    Raises:
+        ModelError: no parameter requires a gradient, the output is not a tensor where one is needed, the loss is no scalar,
+            or the model is compiled or scripted.
+        SubgradientError: for a value that cannot be a subgradient.
+    """
+    settings = tuple(as_setting(setting) for setting in subgradients)
+    if sum(choice is not None for choice in (targets, loss, cotangent)) > 1:
+        raise ModelError("backprop: targets, loss and cotangent exclude each other; pass one of them")
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        raise ModelError(f"{type(model).__name__}: no parameter requires a gradient, so there is no gradient to compare")
+    first = next(iter(parameters.values()))
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    interception = Interception(model, first.device)
+    gradients: list[Gradients] = []
+    with deterministic(), _untouched(model, first.device), torch.enable_grad(), interception:
+        interception.choose(settings[0])
+        output = model(*arguments)
+        root, upstream = _root(output, targets, loss and functools.partial(interception.call, loss), cotangent)
+        interception.recording = False
+        out_of_reach = interception.out_of_reach([root])
+        for setting in settings:
+            interception.choose(setting)
+            found = torch.autograd.grad(root, list(parameters.values()), upstream, retain_graph=True, allow_unused=True)
+            gradients.append(dict(zip(parameters, found, strict=True)))
+    return Backprops(
+        settings,
+        tuple(gradients),
+        output.detach() if isinstance(output, Tensor) else output,
+        tuple(interception.calls),
+        out_of_reach,
+        Arithmetic.current(first.dtype),
+    )
+
+
+def _root(
+    output: Any, targets: Tensor | None, loss: Callable[[Any], Tensor] | None, cotangent: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What is differentiated, and with which upstream gradient (None for a scalar)."""
+    if loss is not None:
+        value = loss(output)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ModelError(f"loss returned {type(value).__name__}, not a scalar tensor; reduce it, for example by mean()")
+    elif not isinstance(output, Tensor):
+        raise ModelError(
+            f"the model returned {type(output).__name__}, not a tensor; pass loss=, which makes a scalar of it"
+        )
+    elif targets is not None:
+        value = nn.functional.cross_entropy(output, targets)
+    else:
+        if cotangent is None:
+            drawn = torch.randn(output.shape, generator=generator(0), dtype=torch.float64)
+            cotangent = drawn.to(output.device, output.dtype)
+        if cotangent.shape != output.shape:
+            raise ModelError(
+                f"cotangent has shape {tuple(cotangent.shape)}, the output {tuple(output.shape)}; they must be the same"
+            )
+        value = output
+    if value.grad_fn is None:
+        raise ModelError("the output does not depend on any parameter, so there is no gradient to compare")
+    return value, cotangent
+
+
+def compare(
+    model: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    targets: Tensor | None = None,
+    *,
+    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
+    loss: Callable[[Any], Tensor] | None = None,
+    cotangent: Tensor | None = None,
+) -> Comparison:
+    """Whether backprop_s and backprop_t agree on one mini-batch; arguments as for :func:`backprop`.
+
+    Every comparison carries its control: a second backward with the first subgradient, which must repeat the first one bit
+    for bit.
+
+    Raises:
+        ControlError: the control differed, so the run was not deterministic and the comparison is void.
+    """
+    first, second = subgradients
+    run = backprop(model, inputs, targets, subgradients=(first, second, first), loss=loss, cotangent=cotangent)
+    one, other, control = run.gradients
+    for name in one:
+        if not _same(one[name], control[name]):
+            raise ControlError(
+                f"control: two backwards with subgradient {first} differ in {name!r}, so this model is not deterministic "
+                "here and no comparison of it means anything; look for atomics or unseeded randomness in its backward"
+            )
+    return judge(one, other, run, (run.settings[0], run.settings[1]))
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else same_bits(a, b)
+
+
+def judge(one: Gradients, other: Gradients, run: Backprops, settings: tuple[Setting, Setting]) -> Comparison:
+    """The :class:`Comparison` of two of a run's gradients."""
+    finite = all(
+        bool(gradient.isfinite().all())
+        for gradients in (one, other)
+        for gradient in gradients.values()
+        if gradient is not None
+    )
+    differences = []
+    for name, a in one.items():
+        b = other[name]
+        if a is None or b is None:
+            continue
+        at = differs(a, b)
+        if not bool(at.any()):
+            continue
+        distance = (a[at].double() - b[at].double()).abs()
+        distance = distance[distance.isfinite()]
+        differences.append(
+            Difference(name, int(at.sum()), float(distance.max()) if len(distance) else 0.0, float(distance.sum()))
+        )
+    outcome: Outcome = "non-finite" if not finite else "bifurcate" if differences else "agree"
+    return Comparison(outcome, settings, run.calls, run.out_of_reach, run.arithmetic, tuple(differences))

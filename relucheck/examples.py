@@ -1,0 +1,252 @@
+"""Generated networks and mini-batches as data: small frozen descriptions that print as code and build anywhere.
+
+An :class:`Example` is what Hypothesis draws and shrinks and what a failure prints. It can be *aimed*: built so that a
+pre-activation equals a kink for certain (for a reason that holds in every dtype and on every machine), or so that none can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Final, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relucheck import data
+from relucheck.activations import LeakyReLU, ReLU, ReLU6
+from relucheck.networks import MLP, ConvNet, ResidualNet
+from relucheck.numerics import as_dtype, generator
+
+Architecture = Literal["mlp", "conv", "residual"]
+Rule = Literal["ReLU", "ReLU6", "LeakyReLU"]
+Weights = Literal["default", "integer", "offset", "positive"]
+Inputs = Literal["normal", "integer", "tiny", "positive", "digits", "ink"]
+Aim = Literal["none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input"]
+
+#: Makes an activation module from a rule's name and its negative slope.
+ActivationMaker = Callable[[Rule, float], nn.Module]
+
+ARCHITECTURES: Final = get_args(Architecture)
+RULES: Final = get_args(Rule)
+AIMS: Final = get_args(Aim)
+
+
+def own_activation(rule: Rule, negative_slope: float) -> nn.Module:
+    """relucheck's module for a rule, at torch's own subgradients."""
+    if rule == "LeakyReLU":
+        return LeakyReLU(negative_slope)
+    return ReLU() if rule == "ReLU" else ReLU6()
+
+
+def torch_activation(rule: Rule, negative_slope: float) -> nn.Module:
+    """torch's module for a rule."""
+    if rule == "LeakyReLU":
+        return nn.LeakyReLU(negative_slope)
+    return nn.ReLU() if rule == "ReLU" else nn.ReLU6()
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A network with a mini-batch.
+
+    Attributes:
+        dtype: name of the dtype of parameters and inputs.
+        architecture: :class:`~relucheck.networks.MLP`, ``ConvNet`` or ``ResidualNet``.
+        rule: the activation of every hidden layer.
+        depth: hidden layers (residual blocks for a residual network).
+        width: units or channels.
+        batch_norm: batch normalisation before activations (in training mode).
+        weights: *default* is torch's own initialisation; *integer* draws from {-1, 0, 1}, so that small networks compute
+            exactly in every dtype; *offset* lets no pre-activation be an integer (integer weights and inputs, biases of
+            +-1/2), hence none equal 0 or 6; *positive* makes every pre-activation at least as large as a positive bias.
+        inputs: *normal*, *integer* ({-2..2}), *tiny* (integers times a small power of two), *positive*, real *digits*
+            (grey in [0, 1]) or *ink* (digits thresholded at 1/2: what is paper is exactly 0, what is ink exactly 1).
+        aim: a hit for certain: *dead unit* (no weights, no bias: pre-activation 0), *saturated unit* (no weights, bias 6:
+            the upper kink of ReLU6), *negated twin* (the difference of two equal units), *shifted bias* (bias = -Wx for the
+            first sample, in exact arithmetic), *dead input* (the first sample and all biases are zero).
+        batch: samples.
+        seed: of weights and inputs.
+    """
+
+    dtype: str
+    architecture: Architecture = "mlp"
+    rule: Rule = "ReLU"
+    depth: int = 1
+    width: int = 1
+    batch_norm: bool = False
+    weights: Weights = "default"
+    inputs: Inputs = "normal"
+    aim: Aim = "none"
+    batch: int = 1
+    seed: int = 0
+
+    def with_batch(self, batch: int) -> Example:
+        """The same with another number of samples."""
+        return dataclasses.replace(self, batch=batch)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
+        return as_dtype(self.dtype)
+
+    @property
+    def negative_slope(self) -> float:
+        """torch's default, or a power of two where arithmetic has to stay exact."""
+        return 0.01 if self.weights in ("default", "positive") else 0.25
+
+    @property
+    def hits_for_certain(self) -> bool:
+        """Whether a pre-activation equals a kink whatever the rounding."""
+        return self.aim != "none"
+
+    @property
+    def cannot_hit(self) -> bool:
+        """Whether no pre-activation can equal a kink whatever the rounding."""
+        return self.aim == "none" and self.weights in ("offset", "positive")
+
+    @property
+    def size(self) -> int:
+        """What shrinking makes small: the scalars of one forward, about."""
+        return self.batch * self.width * self.depth * (784 if self.inputs in ("digits", "ink") else 1)
+
+    def build(self, make: ActivationMaker = own_activation) -> tuple[nn.Module, Tensor, Tensor]:
+        """The network (training mode), its inputs and int64 class targets [batch], all on the CPU.
+
+        Args:
+            make: makes the activation modules; parameters do not depend on it.
+        """
+        inputs = self._inputs()
+        real = self.inputs in ("digits", "ink")
+
+        def activation() -> nn.Module:
+            return make(self.rule, self.negative_slope)
+
+        model: nn.Module
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if self.architecture == "mlp":
+                features = inputs[0].numel()
+                model = MLP(features, self.width, self.depth, 3, activation, batch_norm=self.batch_norm)
+            else:
+                kind = ConvNet if self.architecture == "conv" else ResidualNet
+                model = kind(1, self.width, self.depth, 3, activation, batch_norm=self.batch_norm)
+        model = model.to(self.torch_dtype)
+        with torch.no_grad():
+            if self.weights != "default":
+                self._redraw(model)
+            self._take_aim(model, inputs)
+        targets = torch.randint(0, 3, (self.batch,), generator=generator(self.seed + 1))
+        if real and self.architecture != "mlp":
+            inputs = inputs.reshape(self.batch, 1, 28, 28)
+        return model, inputs, targets
+
+    def cotangent(self, *, exact: bool = False) -> Tensor:
+        """A random upstream gradient [batch, 3] for the outputs; small non-zero integers where sums must stay exact."""
+        random = generator(self.seed + 2)
+        if exact:
+            drawn = torch.randint(0, 4, (self.batch, 3), generator=random) - 2
+            return torch.where(drawn >= 0, drawn + 1, drawn).to(self.torch_dtype)
+        return torch.randn(self.batch, 3, generator=random, dtype=torch.float64).to(self.torch_dtype)
+
+    def _inputs(self) -> Tensor:
+        random = generator(self.seed + 3)
+        if self.inputs in ("digits", "ink"):
+            digits = data.load_digits("train")
+            rows = torch.randint(0, len(digits), (self.batch,), generator=random)
+            images = digits.images[rows].flatten(1).float() / 255
+            x = (images > 0.5).float() if self.inputs == "ink" else images
+        else:
+            shape = (self.batch, 4) if self.architecture == "mlp" else (self.batch, 1, 4, 4)
+            if self.inputs in ("integer", "tiny"):
+                x = (torch.randint(0, 5, shape, generator=random) - 2).double()
+                if self.inputs == "tiny":  # far below what any layer adds to it, far above underflow
+                    x *= 2.0 ** (-10 if self.dtype == "float16" else -40)
+            else:
+                x = torch.randn(shape, generator=random, dtype=torch.float64)
+                if self.inputs == "positive":
+                    x = x.abs()
+        if self.aim == "dead input":
+            x[0] = 0
+        return x.to(self.torch_dtype)
+
+    def _redraw(self, model: nn.Module) -> None:
+        """Weights other than torch's own initialisation; normalisation layers keep theirs."""
+        random = generator(self.seed + 4)
+        for index, layer in enumerate(_affine(model)):
+            weight, bias = layer.weight, _bias(layer)
+            if self.weights == "positive":
+                weight.copy_(torch.rand(weight.shape, generator=random) / weight[0].numel())
+                bias.copy_(torch.rand(bias.shape, generator=random) / 4 + 0.25)
+                continue
+            values = (torch.randint(0, 3, weight.shape, generator=random) - 1).to(weight.dtype)
+            if self.weights == "offset":
+                # Behind the first layer inputs are multiples of 1/2, or of 1/8 through a leaky slope of 1/4: weights that
+                # are multiples of 8 make the products integers. At most two of them, so that sums stay below 2**7 and every
+                # half-integer is exact even in bfloat16.
+                order = torch.rand(weight.shape, generator=random).flatten(1).argsort(1).reshape(weight.shape)
+                values = torch.where(order < 2, values, 0) * (1 if index == 0 else 8)
+                bias.copy_((torch.randint(0, 2, bias.shape, generator=random) - 0.5).to(bias.dtype))
+            else:
+                bias.copy_((torch.randint(0, 3, bias.shape, generator=random) - 1).to(bias.dtype))
+            weight.copy_(values)
+
+    def _take_aim(self, model: nn.Module, inputs: Tensor) -> None:
+        layers = _affine(model)[:-1]  # the last one has no activation behind it
+        if self.aim == "dead input":
+            for layer in layers:
+                _bias(layer).zero_()
+        elif self.aim in ("dead unit", "saturated unit"):
+            chosen = self.seed % len(layers)
+            unit = self.seed % self.width
+            level = 6.0 if self.aim == "saturated unit" else 0.0
+            following = _norm_behind(model, layers[chosen])
+            parts: list[_Affine] = [layers[chosen], *([] if following is None else [following])]
+            for part in parts:
+                part.weight[unit] = 0
+                _bias(part)[unit] = level
+            if self.architecture == "residual" and chosen:
+                # what is added to the branch has to be dead as well
+                layers[0].weight[unit] = 0
+                _bias(layers[0])[unit] = 0
+        elif self.aim == "negated twin":
+            first, second = layers[0], layers[1]
+            first.weight[1] = first.weight[0]
+            _bias(first)[1] = _bias(first)[0]
+            second.weight[0] = 0
+            _bias(second)[0] = 0
+            second.weight[0, 0], second.weight[0, 1] = 1, -1
+        elif self.aim == "shifted bias":
+            _bias(layers[0])[0] = -F.linear(inputs[:1].flatten(1), layers[0].weight[:1])[0, 0]
+
+    def script(self, subgradients: tuple[object, object] = (0.0, 1.0)) -> str:
+        """A program that builds this example and prints its comparison."""
+        return (
+            "from relucheck.backprop import compare\n"
+            "from relucheck.examples import Example\n\n"
+            f"example = {self!r}\n"
+            "model, inputs, targets = example.build()\n"
+            "print(model)\n"
+            f"print(compare(model, inputs, targets, subgradients={subgradients!r}))\n"
+        )
+
+
+_Affine = nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def _affine(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def _bias(layer: _Affine) -> Tensor:
+    assert layer.bias is not None  # every layer of an example has one
+    return layer.bias
+
+
+def _norm_behind(model: nn.Module, layer: nn.Module) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
+    """The batch normalisation that takes a layer's output: the next module that holds parameters, if it is one."""
+    holders = [module for module in model.modules() if isinstance(module, _Affine)]
+    position = next(index for index, module in enumerate(holders) if module is layer)
+    following = holders[position + 1] if position + 1 < len(holders) else None
+    return following if isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d) else None

@@ -1,0 +1,322 @@
+"""ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks, as functions of tensors.
+
+Forward values are torch's own, computed by torch's own kernels. Backward is torch's own kernel plus a correction at the
+hits, the elements whose input equals a kink: there the gradient is ``s * cotangent`` (Bertoin et al. 2021, "Numerical
+influence of ReLU'(0) on backpropagation", with the chain rule that their released ReLU drops). At torch's own ``s``
+nothing is corrected, so the gradient is torch's own, bit for bit.
+
+One rule has three implementations, because one cannot serve all uses:
+
+* :class:`_Eager` finds the hits in forward, before an in-place variant overwrites them, and keeps coordinates (CPU, where
+  one bit test mostly shows that there are none) or a mask (many hits; accelerators and ``torch.compile``, where a branch on
+  data synchronises or is impossible). Beside these it saves what torch's own function saves.
+* :class:`_Transformed` selects by ``where`` and serves ``torch.func``, forward-mode AD and tensor subclasses, where values
+  cannot be looked at and whatever backward needs must be an input or an output.
+* :func:`_composed` is built of differentiable operations and serves ``torch.func`` inside ``torch.compile``, which traces
+  a custom function's forward only and would differentiate through torch's own ReLU without a word.
+
+``torch.export`` keeps the forward alone, which is torch's own: an exported program that is trained has torch's subgradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from relucheck.numerics import compute_dtype, has_value
+
+#: A subgradient as users give it: a real number, or a tensor with one per ensemble member that broadcasts to the input.
+Subgradient = float | Tensor
+
+
+class SubgradientError(ValueError):
+    """A value that cannot be a subgradient, or whose shape does not fit the input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a piecewise linear activation does forward and backward; every function here is torch's own kernel.
+
+    Attributes:
+        name: as in :data:`relucheck.kinks.CATALOGUE`.
+        kinks: where the kinks are.
+        names: what the subgradients at the kinks are called, in the same order.
+        forward: out-of-place forward, ``(x, slope)``.
+        forward_: in-place forward, ``(x, slope)``.
+        backward: torch's own backward, ``(cotangent, saved, slope, saved_is_result)``.
+        saves_result: whether torch's own function saves its result rather than its input (in-place always does).
+        leaky: whether the part left of 0 has a slope, which is also torch's own subgradient there.
+    """
+
+    name: str
+    kinks: tuple[float, ...]
+    names: tuple[str, ...]
+    forward: Callable[[Tensor, float], Tensor]
+    forward_: Callable[[Tensor, float], Tensor]
+    backward: Callable[[Tensor, Tensor, float, bool], Tensor]
+    saves_result: bool
+    leaky: bool = False
+
+
+RELU: Final = Rule(
+    "ReLU",
+    (0.0,),
+    ("subgradient",),
+    lambda x, slope: torch.relu(x),
+    lambda x, slope: torch.relu_(x),
+    lambda g, saved, slope, is_result: torch.ops.aten.threshold_backward(g, saved, 0),
+    saves_result=True,
+)
+RELU6: Final = Rule(
+    "ReLU6",
+    (0.0, 6.0),
+    ("alpha", "beta"),
+    lambda x, slope: F.relu6(x),
+    lambda x, slope: F.relu6(x, inplace=True),
+    lambda g, saved, slope, is_result: torch.ops.aten.hardtanh_backward(g, saved, 0, 6),
+    saves_result=False,
+)
+LEAKY_RELU: Final = Rule(
+    "LeakyReLU",
+    (0.0,),
+    ("subgradient",),
+    lambda x, slope: F.leaky_relu(x, slope),
+    lambda x, slope: F.leaky_relu_(x, slope),
+    lambda g, saved, slope, is_result: torch.ops.aten.leaky_relu_backward(g, saved, slope, is_result),
+    saves_result=False,
+    leaky=True,
+)
+
+
+def _corrected(native: Tensor, cotangent: Tensor, subgradient: Tensor, own: float) -> Tensor:
+    """The gradient at a hit: ``subgradient * cotangent``, or ``native`` where the subgradient is torch's own.
+
+    The product is taken in the compute dtype and rounded once, as ATen multiplies a tensor by a number. Torch's own value
+    (stored as NaN, or equal to ``own``) keeps torch's own result, because 0 * cotangent is not 0 for an infinite cotangent.
+    """
+    compute = compute_dtype(cotangent.dtype)
+    scaled = (cotangent.to(compute) * subgradient.to(compute)).to(cotangent.dtype)
+    return torch.where(subgradient.isnan() | (subgradient == own), native, scaled)
+
+
+class _Eager(torch.autograd.Function):
+    """The rule in eager mode and, without ``mark_dirty``, under ``torch.compile``; see the module's docstring."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: Rule, slope: float, inplace: bool, *subgradients: Tensor) -> Tensor:
+        tracing = torch.compiler.is_compiling()
+        looks = x.device.type == "cpu" and not tracing  # a zero-dimensional tensor has no coordinates, but a mask
+        hits: list[tuple[Tensor, ...]] = []
+        for at in rule.kinks:
+            if looks and not has_value(x, at):
+                hits.append(())
+                continue
+            mask = x == at
+            # coordinates cost 8 bytes a dimension and hit, a mask one byte an element; the input of a second ReLU in a row
+            # is half hits
+            few = looks and 0 < int(mask.count_nonzero()) * 8 * x.ndim < x.numel()
+            hits.append(mask.nonzero(as_tuple=True) if few else (mask,))
+        if inplace and not tracing:
+            ctx.mark_dirty(x)
+            result = rule.forward_(x, slope)
+        else:
+            result = rule.forward(x, slope)
+        ctx.rule, ctx.slope, ctx.saved_is_result = rule, slope, inplace or rule.saves_result
+        ctx.lengths = [len(hit) for hit in hits]
+        # what backward unpacks depends on how forward saved, not on where backward runs (compiled autograd)
+        ctx.traced = tracing
+        saved = (result if ctx.saved_is_result else x, *[part for hit in hits for part in hit])
+        if tracing:
+            ctx.save_for_backward(*saved, *subgradients)
+        else:
+            ctx.save_for_backward(*saved)
+            # By reference, not saved: a setter changes their values between two backwards of one forward, which is the
+            # point (DESIGN, semantics 4) and what the version check of saved tensors exists to refuse.
+            ctx.subgradients = subgradients
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (cotangent,) = grad_outputs
+        saved, *parts = ctx.saved_tensors
+        kinks = len(ctx.rule.kinks)
+        if ctx.traced:
+            parts, subgradients = parts[:-kinks], parts[-kinks:]
+        else:
+            subgradients = ctx.subgradients
+        gradient = ctx.rule.backward(cotangent, saved, ctx.slope, ctx.saved_is_result)
+        own = ctx.slope if ctx.rule.leaky else 0.0
+        for subgradient, length in zip(subgradients, ctx.lengths, strict=True):
+            hit, parts = tuple(parts[:length]), parts[length:]
+            if hit and hit[0].dtype == torch.bool:
+                gradient = torch.where(hit[0], _corrected(gradient, cotangent, subgradient, own), gradient)
+            elif hit:
+                at_hits = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
+                gradient = gradient.index_put(hit, _corrected(gradient[hit], cotangent[hit], at_hits, own))
+        return (gradient, None, None, None, *[None] * kinks)
+
+
+def _product(ctx: Any, vector: Tensor) -> Tensor:
+    """Jacobian times ``vector``: the Jacobian of an elementwise function is diagonal, so vjp and jvp are one product."""
+    x, *subgradients = ctx.saved_tensors
+    product = ctx.rule.backward(vector, x, ctx.slope, False)
+    own = ctx.slope if ctx.rule.leaky else 0.0
+    for at, subgradient in zip(ctx.rule.kinks, subgradients, strict=True):
+        product = torch.where(x == at, _corrected(product, vector, subgradient, own), product)
+    return product
+
+
+class _Transformed(torch.autograd.Function):
+    """The rule under ``torch.func`` transforms, forward-mode AD and tensor subclasses."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, rule: Rule, slope: float, *subgradients: Tensor) -> Tensor:
+        return rule.forward(x, slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, ctx.rule, ctx.slope, *subgradients = inputs
+        ctx.save_for_backward(x, *subgradients)
+        ctx.save_for_forward(x, *subgradients)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return (_product(ctx, grad_outputs[0]), None, None, *[None] * len(ctx.rule.kinks))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _product(ctx, tangents[0])
+
+
+def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether a shape broadcasts to ``target`` without changing it (``torch.broadcast_shapes`` raises its own error)."""
+    return len(shape) <= len(target) and all(
+        size == 1 or size == other  # not `in`, which misses symbolic sizes in torch 2.11
+        for size, other in zip(reversed(shape), reversed(target), strict=False)
+    )
+
+
+def _composed(rule: Rule, x: Tensor, slope: float, subgradients: Sequence[Tensor]) -> Tensor:
+    """The rule by differentiable operations: at a hit, torch's own value minus a +0 whose derivative is ``-subgradient``.
+
+    Subtracting +0 keeps the sign of a zero, which adding it would not.
+    """
+    native = result = rule.forward(x, slope)
+    own = slope if rule.leaky else 0.0
+    compute = compute_dtype(x.dtype)
+    for at, subgradient in zip(rule.kinks, subgradients, strict=True):
+        chosen = (x == at) & ~(subgradient.isnan() | (subgradient == own))
+        here = torch.where(chosen, x, at).to(compute)
+        there = here.detach()
+        zero = torch.where(subgradient < 0, here - there, there - here)
+        # clamped, as 0 * infinity is NaN and the forward value must not depend on the subgradient
+        zero = zero * subgradient.abs().to(compute).clamp(max=torch.finfo(compute).max)
+        result = torch.where(chosen, native.detach() - zero.to(x.dtype), result)
+    return result
+
+
+def _apply(rule: Rule, x: Tensor, slope: float, inplace: bool, subgradients: Sequence[Tensor]) -> Tensor:
+    tracing = torch.compiler.is_compiling()
+    functional = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    transformed = functional and not tracing
+    # while tracing, too: dynamo mistakes the arguments of a custom function with varargs that needs no gradient
+    differentiated = functional or (x.requires_grad and torch.is_grad_enabled())
+    if not (differentiated and x.is_floating_point()):
+        return rule.forward_(x, slope) if inplace else rule.forward(x, slope)
+    for subgradient in subgradients:
+        if not _fits(subgradient.shape, x.shape):
+            raise SubgradientError(
+                f"{rule.name}: a subgradient of shape {tuple(subgradient.shape)} does not broadcast to an input of shape "
+                f"{tuple(x.shape)}; give a number, or one value per member shaped (members, 1, ..., 1)"
+            )
+    if inplace and rule.leaky and slope < 0:
+        raise SubgradientError(
+            f"LeakyReLU(negative_slope={slope}, inplace=True): in-place backward tells the sides apart by the sign of the "
+            "result, which a negative slope turns round; use inplace=False (torch has the same limit)"
+        )
+    if tracing:
+        if functional:
+            result = _composed(rule, x, slope, subgradients)
+        else:
+            result = _Eager.apply(x, rule, slope, inplace, *subgradients)
+        return x.copy_(result) if inplace else result
+    # subclasses and dispatch modes (fake tensors, make_fx) may have no values to branch on
+    plain = type(x) is Tensor or type(x) is nn.Parameter
+    if not transformed and plain and torch._C._len_torch_dispatch_stack() == 0:
+        base = x._base if x._is_view() else x
+        if inplace and (x.is_leaf or (base is not None and base.is_leaf and base.requires_grad)):
+            return rule.forward_(x, slope)  # raises torch's own error before, not after, anything is overwritten
+        return _Eager.apply(x, rule, slope, inplace, *subgradients)
+    if inplace:
+        return x.copy_(_Transformed.apply(x.clone(), rule, slope, *subgradients))
+    return _Transformed.apply(x, rule, slope, *subgradients)
+
+
+def relu(x: Tensor, subgradient: Tensor, inplace: bool = False) -> Tensor:
+    """``max(x, 0)`` with ReLU'(0) = ``subgradient``.
+
+    Args:
+        x: any shape, any floating dtype.
+        subgradient: 0-dimensional, or broadcasting to ``x``; its values are read when backward runs. NaN: torch's own (0).
+        inplace: overwrite ``x``.
+    """
+    if has_torch_function_unary(x):
+        return handle_torch_function(relu, (x,), x, subgradient, inplace=inplace)
+    return _apply(RELU, x, 0.0, inplace, (subgradient,))
+
+
+def relu6(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool = False) -> Tensor:
+    """``min(max(x, 0), 6)`` with subgradient ``alpha`` at 0 and ``beta`` at 6; see :func:`relu`."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(relu6, (x,), x, alpha, beta, inplace=inplace)
+    return _apply(RELU6, x, 0.0, inplace, (alpha, beta))
+
+
+def leaky_relu(x: Tensor, subgradient: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """``x`` right of 0 and ``negative_slope * x`` left of it, with ``subgradient`` at 0 (NaN: torch's own, the slope)."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(leaky_relu, (x,), x, subgradient, negative_slope=negative_slope, inplace=inplace)
+    return _apply(LEAKY_RELU, x, negative_slope, inplace, (subgradient,))
+
+
+def as_subgradient(value: Any, *, owner: str = "subgradient", optional: bool = False) -> Tensor:
+    """A subgradient as the float64 tensor that modules keep (NaN for None, torch's own value).
+
+    Args:
+        value: a finite real number, or a tensor of finite real numbers (one per ensemble member).
+        owner: what the error calls the input.
+        optional: whether None is allowed.
+
+    Raises:
+        SubgradientError: for anything else.
+    """
+    number = None
+    # on the CPU whatever the default device is (0-dimensional CPU tensors mix with any device, meta holds no value), and
+    # never an inference tensor, which no later backward could save
+    with torch.inference_mode(False):
+        if value is None and optional:
+            return torch.tensor(math.nan, dtype=torch.float64, device="cpu")
+        if isinstance(value, Tensor):
+            if not value.is_complex() and value.dtype != torch.bool and value.device.type != "meta":
+                number = value.detach().to(torch.float64).clone()
+        elif not isinstance(value, bool) and isinstance(value, numbers.Real):
+            with contextlib.suppress(OverflowError):  # an integer beyond every float
+                number = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+    if number is None or number.numel() == 0 or not bool(number.isfinite().all()):
+        raise SubgradientError(
+            f"{owner}={value!r}: a subgradient is a finite real number, or a tensor of them, one per ensemble member; "
+            "pass a float such as 0.0, 0.5 or -0.5"
+        )
+    return number

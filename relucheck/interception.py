@@ -1,0 +1,297 @@
+"""Sees every activation call of a model, module or function, and can choose its subgradient without changing the model.
+
+While an :class:`Interception` is active, calls of ``F.relu``, ``torch.relu``, ``Tensor.relu_``, ``F.relu6``,
+``F.leaky_relu``, ``F.hardtanh(x, 0, 6)`` and of relucheck's own functions, from wherever in the model they come, run as
+relucheck's functions with the subgradient of the interception. What it cannot reach (other functions with kinks, custom
+autograd Functions) it finds in the autograd graph and names: nothing is silently ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from relucheck import functional
+from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule, as_subgradient
+from relucheck.numerics import has_value
+
+#: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.
+Setting = float | tuple[float, float] | None
+
+
+class ModelError(ValueError):
+    """A model that cannot be examined as asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One activation call of one forward.
+
+    Attributes:
+        site: qualified name of the module that called (or is) the activation, with the function's name for a functional
+            call and ``#n`` from the second call of one site on.
+        module: qualified name of the innermost module of the call ("" for the model itself).
+        rule: which activation.
+        shape: shape of its input.
+        hits: one tensor per kink of the rule, int64 [hits, input dimensions]: where the input equals the kink.
+        differentiated: whether autograd recorded the call; no gradient passes through one that it did not record.
+    """
+
+    site: str
+    module: str
+    rule: Rule
+    shape: tuple[int, ...]
+    hits: tuple[Tensor, ...]
+    differentiated: bool
+
+    @property
+    def hit_count(self) -> int:
+        """Number of hits over all kinks."""
+        return sum(len(positions) for positions in self.hits)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutOfReach:
+    """A function with a kink whose subgradient stays what it is: site and module as in :class:`Call`, its autograd node."""
+
+    site: str
+    module: str
+    node: str
+    custom: bool  # a torch.autograd.Function of somebody's
+
+    def __str__(self) -> str:
+        return f"{self.site} ({self.node})"
+
+
+# Autograd nodes (without their trailing digits) of torch functions that have kinks or ties.
+_KINKED_NODES: Final = frozenset(
+    f"{name}Backward"
+    for name in (
+        *("Relu", "Threshold", "Hardtanh", "LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Selu"),
+        *("Hardswish", "Hardsigmoid", "Softshrink", "Hardshrink", "Abs", "L1Loss", "Clamp", "ClampMin", "ClampMax"),
+        *("Maximum", "Minimum", "Fmax", "Fmin", "Max", "Min", "Amax", "Amin", "Aminmax", "Topk", "Sort", "Median"),
+        *("MaxPool1DWithIndices", "MaxPool2DWithIndices", "MaxPool3DWithIndices"),
+        *("AdaptiveMaxPool2D", "AdaptiveMaxPool3D"),
+    )
+)
+_OWN_NODES: Final = frozenset({"_EagerBackward", "_TransformedBackward"})
+
+_Parsed = tuple[Rule, Tensor, float, bool]
+_Parser = Callable[..., _Parsed | None]
+
+
+def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> _Parsed | None:
+    return (RELU6, input, 0.0, inplace) if (min_val, max_val) == (0, 6) else None
+
+
+_PARSERS: Final[dict[Any, _Parser]] = {
+    F.relu: lambda input, inplace=False: (RELU, input, 0.0, inplace),
+    functional.relu: lambda x, subgradient, inplace=False: (RELU, x, 0.0, inplace),
+    F.relu6: lambda input, inplace=False: (RELU6, input, 0.0, inplace),
+    functional.relu6: lambda x, alpha, beta, inplace=False: (RELU6, x, 0.0, inplace),
+    F.leaky_relu: lambda input, negative_slope=0.01, inplace=False: (LEAKY_RELU, input, negative_slope, inplace),
+    functional.leaky_relu: lambda x, subgradient, negative_slope=0.01, inplace=False: (
+        LEAKY_RELU,
+        x,
+        negative_slope,
+        inplace,
+    ),
+    F.hardtanh: _hardtanh,
+    **dict.fromkeys((torch.relu, Tensor.relu), lambda input: (RELU, input, 0.0, False)),
+    **dict.fromkeys((torch.relu_, Tensor.relu_), lambda input: (RELU, input, 0.0, True)),
+    torch._C._nn.relu6: lambda input: (RELU6, input, 0.0, False),
+    torch._C._nn.relu6_: lambda input: (RELU6, input, 0.0, True),
+    torch._C._nn.hardtanh: _hardtanh,
+    torch._C._nn.hardtanh_: lambda input, min_val=-1.0, max_val=1.0: _hardtanh(input, min_val, max_val, True),
+    torch._C._nn.leaky_relu: lambda input, negative_slope=0.01: (LEAKY_RELU, input, negative_slope, False),
+    torch._C._nn.leaky_relu_: lambda input, negative_slope=0.01: (LEAKY_RELU, input, negative_slope, True),
+}
+
+
+class _Mode(TorchFunctionMode):
+    """Hands every torch function call to its owner."""
+
+    def __init__(self, owner: Interception) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._owner.run(func, args, kwargs or {})
+
+
+class Interception:
+    """While active, runs a model's activations with the subgradient in force here, and records their calls.
+
+    Hooks on the modules switch the mode on whenever the model, or a part of it, runs: a backward that recomputes a
+    checkpointed part is served too, where a mode around the whole would be suspended by ``torch.autograd.grad``.
+
+    Args:
+        model: any eager ``nn.Module``; its modules give the sites their names.
+        device: where the subgradients live (the device of the model's activations).
+
+    Attributes:
+        calls: every activation call since the interception became active, in order.
+        recording: set to False to stop recording (before backwards, which may recompute checkpointed forwards).
+
+    Raises:
+        ModelError: for a compiled or scripted model, whose calls cannot be seen.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+                kind = "scripted" if isinstance(module, torch.jit.ScriptModule) else "compiled"
+                raise ModelError(
+                    f"module {name or '(the model itself)'!r} is {kind}: its activation calls cannot be seen; pass "
+                    "the eager model (model._orig_mod of a compiled one)"
+                )
+        self.calls: list[Call] = []
+        self.recording = True
+        self._model = model
+        self._path: list[str] = []
+        self._counts: dict[str, int] = {}
+        self._origins: dict[Any, tuple[str, str]] = {}  # node: (site, module)
+        self._hooks: list[Any] = []
+        self._mode = _Mode(self)
+        self._lower = torch.zeros((), dtype=torch.float64, device=device)
+        self._upper = torch.zeros((), dtype=torch.float64, device=device)
+
+    def choose(self, setting: Setting) -> None:
+        """Sets the subgradient that backwards use from now on, also those of graphs recorded before."""
+        lower, upper = setting if isinstance(setting, tuple) else (setting, setting)
+        for tensor, value in ((self._lower, lower), (self._upper, upper)):
+            tensor.data.copy_(as_subgradient(value, owner="subgradient", optional=True))
+
+    def __enter__(self) -> Interception:
+        for name, module in self._model.named_modules():
+            self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
+            self._hooks.append(module.register_forward_hook(self._named(name)))
+            self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if not self._path:
+                self._mode.__enter__()
+            self._path.append(name)
+
+        return hook
+
+    def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._path.pop()
+        if not self._path:
+            self._mode.__exit__(None, None, None)
+
+    def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Runs a function that is no module of the model (a loss) under the interception."""
+        with self._mode:
+            return function(argument)
+
+    def _named(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.grad_fn is not None:
+                self._origins.setdefault(output.grad_fn, (name or type(module).__name__, name))
+
+        return hook
+
+    @property
+    def _inner(self) -> str:
+        return self._path[-1] if self._path else ""
+
+    def _functional(self, func: Any) -> str:
+        return f"{self._inner or type(self._model).__name__}.{getattr(func, '__name__', str(func))}()"
+
+    def _numbered(self, site: str) -> str:
+        self._counts[site] = self._counts.get(site, 0) + 1
+        return site if self._counts[site] == 1 else f"{site}#{self._counts[site]}"
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """One torch function call: an activation runs with the chosen subgradient, anything else as it is."""
+        parser = _PARSERS.get(func)
+        parsed = parser(*args, **kwargs) if parser is not None else None
+        if parsed is None or not parsed[1].is_floating_point():
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and result.grad_fn is not None:
+                self._origins.setdefault(result.grad_fn, (self._functional(func), self._inner))
+            return result
+        rule, x, slope, inplace = parsed
+        if self.recording:
+            self._record(rule, x, func)
+        if rule is RELU6:
+            return functional.relu6(x, self._lower, self._upper, inplace)
+        if rule is LEAKY_RELU:
+            return functional.leaky_relu(x, self._lower, slope, inplace)
+        return functional.relu(x, self._lower, inplace)
+
+    def _record(self, rule: Rule, x: Tensor, func: Any) -> None:
+        values = x.detach()
+        none = torch.empty(0, max(x.ndim, 1), dtype=torch.int64, device=x.device)
+        looked = x.device.type != "cpu"
+        hits = tuple((values == at).nonzero() if looked or has_value(values, at) else none for at in rule.kinks)
+        module = self._model.get_submodule(self._inner)
+        itself = self._path and isinstance(module, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.Hardtanh)
+        site = (self._inner or type(self._model).__name__) if itself else self._functional(func)
+        differentiated = x.requires_grad and torch.is_grad_enabled()
+        self.calls.append(Call(self._numbered(site), self._inner, rule, tuple(x.shape), hits, differentiated))
+
+    def out_of_reach(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
+        """Every node with a kink below ``roots`` in the autograd graph that this interception does not serve."""
+        found = []
+        for node in _graph(roots):
+            name = type(node).__name__
+            custom = isinstance(node, torch.autograd.function.BackwardCFunction)
+            if (custom and name not in _OWN_NODES) or name.rstrip("0123456789") in _KINKED_NODES:
+                site, module = self._origins.get(node, (f"somewhere in {type(self._model).__name__}", ""))
+                found.append(OutOfReach(site, module, name, custom))
+        return tuple(sorted(found, key=lambda item: (item.site, item.node)))
+
+
+def _graph(roots: Sequence[Tensor]) -> Iterator[Any]:
+    seen: set[Any] = set()
+    waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(following for following, _ in node.next_functions if following is not None)
+
+
+def as_setting(value: Any) -> Setting:
+    """Checks a subgradient setting: a finite number, a pair of them, or None.
+
+    Raises:
+        functional.SubgradientError: names the input, the rule and the fix.
+    """
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise functional.SubgradientError(
+                f"subgradient={value!r}: a tuple holds two numbers, (at 0, at the upper kink); pass one number or a pair"
+            )
+        return _number(value[0]), _number(value[1])
+    return _number(value)
+
+
+def _number(value: Any) -> float:
+    tensor = as_subgradient(value)
+    if tensor.ndim:
+        raise functional.SubgradientError(
+            f"subgradient={value!r}: one number is needed here, not one per member; pass a float"
+        )
+    number = float(tensor)
+    return number if math.isfinite(number) else 0.0

@@ -1,0 +1,71 @@
+"""The pytest plugin: markers, the tally of property runs, and its summary, with and without xdist.
+
+pytest loads this module in every run of every user who has relucheck installed, so nothing heavy is imported at load:
+torch, Hypothesis and rich are imported where they are first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Final
+
+import pytest
+
+from relucheck.tally import Tally
+
+_RUN: Final = pytest.StashKey[Tally]()
+_TEST: Final = pytest.StashKey[Tally]()
+
+_MARKERS: Final = (
+    "bifurcation: properties of backprop_s on generated networks and real digits, per dtype",
+    "gpu_training: full-scale training comparisons; they need a CUDA device",
+    "benchmark: measurements; ratios against a peer in one run",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the markers, which --strict-markers asks for, and starts adding up."""
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+    config.stash[_RUN] = Tally()
+    if not hasattr(config, "workerinput"):  # xdist's workers report to the controller, which adds up
+        config.pluginmanager.register(_Collector(config.stash[_RUN]), "relucheck-collector")
+
+
+@pytest.fixture
+def relucheck_tally(request: pytest.FixtureRequest) -> Tally:
+    """Counts what a test compares; the run's summary adds the tallies of all tests up, also those of xdist's workers."""
+    return request.node.stash.setdefault(_TEST, Tally())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Puts a test's tally on its report, which xdist carries to the controller."""
+    report = yield
+    if report.when == "call" and _TEST in item.stash:
+        report.relucheck_tally = item.stash[_TEST].to_json()  # type: ignore[attr-defined]
+    return report
+
+
+class _Collector:
+    """Adds up tallies where the reports arrive: in the controller, or in the only process."""
+
+    def __init__(self, run: Tally) -> None:
+        self._run = run
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        plain: dict[str, Any] | None = getattr(report, "relucheck_tally", None)
+        if plain is not None:
+            self._run.add(Tally.from_json(plain))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints the tally, if any test counted."""
+    run = config.stash[_RUN]
+    if not run:
+        return
+    from relucheck.reports import render, tally_tables
+
+    terminalreporter.section("relucheck")
+    width = max(60, terminalreporter._tw.fullwidth)
+    terminalreporter.write(render(*tally_tables(run), width=width, color=terminalreporter._tw.hasmarkup))

@@ -1,0 +1,56 @@
+"""How results look: rich tables, rendered to text for whatever the terminal can show."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, RenderableType
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+
+from relucheck.tally import Tally
+
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def render(*renderables: RenderableType, width: int, color: bool) -> str:
+    """Rich renderables as text of at most ``width`` columns, with terminal colours or without."""
+    buffer = io.StringIO()
+    # highlight=False: rich would colour numbers inside texts as well
+    console = Console(file=buffer, width=width, force_terminal=color, no_color=not color, highlight=False)
+    for renderable in renderables:
+        console.print(renderable)
+    return buffer.getvalue()
+
+
+def tally_tables(tally: Tally) -> list[RenderableType]:
+    """The summary of a property run: outcomes per dtype, properties and faults, the smallest bifurcating example."""
+    shown: list[RenderableType] = []
+    if tally.rows:
+        table = Table(title="backprop_s against backprop_t on generated networks")
+        table.add_column("dtype")
+        for heading in ("networks", "agree", "bifurcate", "non-finite", "hits per million activations"):
+            table.add_column(heading, justify="right")
+        known = [dtype for dtype in _DTYPES if dtype in tally.rows]
+        for dtype in [*known, *sorted(set(tally.rows) - set(known))]:
+            row = tally.rows[dtype]
+            counts = (row.networks, row.agree, row.bifurcate, row.nonfinite)
+            table.add_row(dtype, *(f"{count:,}" for count in counts), f"{row.hits_per_million:,.1f}")
+        shown.append(table)
+    if tally.examples:
+        kills: dict[str, list[str]] = {}
+        for fault, killers in tally.kills.items():
+            for name in killers:
+                kills.setdefault(name, []).append(fault)
+        table = Table(title="properties")
+        table.add_column("property")
+        table.add_column("examples", justify="right")
+        table.add_column("seeded faults that it found")
+        for name in sorted({*tally.examples, *kills}):
+            table.add_row(name, f"{tally.examples.get(name, 0):,}", ", ".join(sorted(kills.get(name, []))))
+        shown.append(table)
+    if tally.smallest is not None:
+        code = Syntax(tally.smallest[1], "python", background_color="default", word_wrap=True)
+        shown.append(Panel(code, title="smallest bifurcating example", title_align="left"))
+    return shown

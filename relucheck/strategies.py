@@ -1,0 +1,134 @@
+"""Hypothesis strategies: dtypes, floats by bit pattern around kinks, subgradients, and aimed examples.
+
+hypothesis-torch 2.0.7 was evaluated for tensors: it draws bfloat16 as float32 and rounds (so that values next to a kink are
+hardly ever drawn), draws sparse layouts by default, and knows no networks with a purpose; it is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from relucheck.examples import ARCHITECTURES, RULES, Aim, Architecture, Example, Inputs, Rule, Weights
+from relucheck.numerics import DTYPES, bits_dtype, dtype_name, from_ordinals, ordinals
+
+
+def dtypes() -> st.SearchStrategy[torch.dtype]:
+    """The four supported dtypes."""
+    return st.sampled_from(DTYPES)
+
+
+def floats_at(dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, within: int = 4) -> st.SearchStrategy[Tensor]:
+    """0-dimensional tensors: half of them a kink or one of its ``within`` nearest neighbours, the rest any bit pattern.
+
+    Drawn by bit pattern, not by rounding a wider float, so that subnormals and the values next to a kink are all drawn.
+    Infinities, NaN and both zeros occur.
+    """
+    width = torch.iinfo(bits_dtype(dtype)).bits
+    near = st.builds(
+        lambda at, step: from_ordinals(ordinals(torch.tensor(at, dtype=dtype)) + step, dtype),
+        st.sampled_from(list(kinks)),
+        st.integers(-within, within),
+    )
+    anything = st.integers(-(2 ** (width - 1)), 2 ** (width - 1) - 1).map(
+        lambda bits: torch.tensor(bits, dtype=bits_dtype(dtype)).view(dtype)
+    )
+    return near | anything
+
+
+def tensors_at(
+    dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, most: int = 80, within: int = 4
+) -> st.SearchStrategy[Tensor]:
+    """One-dimensional tensors of up to ``most`` elements drawn by :func:`floats_at`: long enough for a vectorised tail."""
+    return st.lists(floats_at(dtype, kinks, within=within), min_size=0, max_size=most).map(
+        lambda values: torch.stack(values) if values else torch.empty(0, dtype=dtype)
+    )
+
+
+def subgradients(*, dyadic: bool = False) -> st.SearchStrategy[float]:
+    """Subgradients: the published ones, ends and middle of the Clarke interval, values outside of it.
+
+    With ``dyadic`` only small multiples of 1/4, whose products with small integers are exact in every dtype.
+    """
+    if dyadic:
+        return st.integers(-8, 8).map(lambda quarters: quarters / 4)
+    published = st.sampled_from([0.0, 1.0, 0.5, -0.5, 0.8])
+    return published | st.floats(-2, 2, width=16, allow_subnormal=False)
+
+
+def pairs(*, dyadic: bool = False) -> st.SearchStrategy[tuple[float, float]]:
+    """Two different subgradients; (0, 1), the pair that defines the bifurcation zone, shrinks first."""
+    drawn = st.tuples(subgradients(dyadic=dyadic), subgradients(dyadic=dyadic)).filter(lambda pair: pair[0] != pair[1])
+    return st.just((0.0, 1.0)) | drawn
+
+
+@st.composite
+def examples(
+    draw: st.DrawFn,
+    dtype: str | torch.dtype,
+    *,
+    architectures: Sequence[Architecture] = ARCHITECTURES,
+    rules: Sequence[Rule] = RULES,
+    weights: Sequence[Weights] = ("default", "integer"),
+    inputs: Sequence[Inputs] = ("normal", "integer", "tiny", "digits", "ink"),
+    aims: Sequence[Aim] = ("none",),
+    batch_norm: bool | None = None,
+    max_depth: int = 3,
+    max_width: int = 6,
+    max_batch: int = 8,
+) -> Example:
+    """Examples of one dtype: the knobs say what may be drawn, and combinations that could not keep their promise are not.
+
+    Args:
+        dtype: of parameters and inputs.
+        architectures, rules, weights, inputs, aims: as in :class:`~relucheck.examples.Example`.
+        batch_norm: None draws it.
+        max_depth, max_width, max_batch: upper limits, at least 1.
+    """
+    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    aim = draw(st.sampled_from(list(aims)))
+    architecture: Architecture = draw(
+        st.sampled_from(["mlp"] if aim in ("negated twin", "shifted bias") else list(architectures))
+    )
+    chosen_weights = draw(st.sampled_from(list(weights)))
+    if aim in ("negated twin", "shifted bias"):
+        chosen_weights = "integer"  # these two cancel exactly, or not at all
+    if chosen_weights == "offset" and architecture == "residual":
+        architecture = "mlp"  # a sum of half-integers may be an integer
+    possible_rules = ["ReLU6"] if aim == "saturated unit" else list(rules)
+    if chosen_weights == "positive" and aim == "none":
+        possible_rules = [rule for rule in possible_rules if rule != "ReLU6"] or ["ReLU"]
+    if chosen_weights == "offset" or aim == "shifted bias":
+        possible_inputs: list[Inputs] = ["integer"]
+    elif chosen_weights == "positive":
+        possible_inputs = ["positive", "digits"]
+    else:
+        possible_inputs = [kind for kind in inputs if kind in get_args(Inputs)]
+    depth = draw(st.integers(1, max_depth))
+    width = draw(st.integers(1, max_width))
+    if chosen_weights == "offset":
+        depth = min(depth, 2)  # sums stay small enough to be exact in bfloat16
+    if aim == "negated twin":
+        depth, width = max(depth, 2), max(width, 2)
+    batch = draw(st.integers(1, max_batch))
+    exact = chosen_weights in ("offset", "positive") or aim in ("negated twin", "shifted bias", "dead input")
+    normalised = False if exact else draw(st.booleans()) if batch_norm is None else batch_norm
+    if normalised and architecture == "mlp":
+        batch = max(batch, 2)  # one sample has no variance
+    return Example(
+        dtype=name,
+        architecture=architecture,
+        rule=draw(st.sampled_from(possible_rules)),
+        depth=depth,
+        width=width,
+        batch_norm=normalised,
+        weights=chosen_weights,
+        inputs=draw(st.sampled_from(possible_inputs)),
+        aim=aim,
+        batch=batch,
+        seed=draw(st.integers(0, 2**16)),
+    )

@@ -1,0 +1,41 @@
+"""Property 11: vmap over members, torch.compile and eager give the same outcome."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relucheck.examples import AIMS
+from relucheck.strategies import examples, subgradients
+from relucheck.tally import Tally
+from tests.bifurcation import properties
+from tests.bifurcation.test_properties import check, every_dtype
+
+_DYADIC = subgradients(dyadic=True)
+
+
+@every_dtype
+@given(data=st.data())
+def test_11_members_agree(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
+    exact = examples(
+        dtype, weights=("integer",), inputs=("integer",), aims=AIMS, batch_norm=False, max_depth=2, max_batch=4
+    )
+    example = data.draw(exact, label="example")
+    members = tuple(data.draw(st.lists(_DYADIC, min_size=2, max_size=4), label="subgradients of the members"))
+    check(relucheck_tally, example, members[:2], properties.members_agree, members)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
+@every_dtype
+@settings(max_examples=max(2, settings().max_examples // 8))  # each example is compiled
+@given(data=st.data())
+def test_11_compiled_agrees(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
+    exact = examples(
+        dtype, weights=("integer",), inputs=("integer",), aims=AIMS, batch_norm=False, max_depth=2, max_batch=4
+    )
+    example = data.draw(exact, label="example")
+    pair = data.draw(st.tuples(_DYADIC, _DYADIC), label="subgradients")
+    check(
+        relucheck_tally, example, pair, lambda *arguments: properties.compiled_agrees(*arguments, backend="aot_eager"), pair
+    )

@@ -1,0 +1,100 @@
+"""Property 12: on real digits, the share of fresh networks in the bifurcation zone grows as the dtype gets coarser."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from relucheck import data
+from relucheck.backprop import compare
+from relucheck.networks import MLP
+from relucheck.tally import Tally
+
+DRAWS = 100
+BATCH = 250
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SIGNIFICANCE = 0.01
+
+
+@functools.cache
+def digits(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """The shipped training digits in mini-batches, as ink (1) on paper (0)."""
+    train = data.load_digits("train")
+    ink = (train.images > 127).flatten(1).to(dtype)
+    return list(zip(ink.split(BATCH), train.labels.split(BATCH), strict=True))
+
+
+def in_zone(draw: int, dtype: torch.dtype, tally: Tally, *, compute: torch.dtype | None = None) -> bool:
+    """Whether backprop_0 and backprop_1 differ on some mini-batch for the fresh network number ``draw``.
+
+    No hit means agree (property 3), so only a mini-batch with a hit needs the comparison.
+
+    Args:
+        compute: the dtype that the network really runs in; another one than ``dtype`` is the seeded fault.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw)
+        model = MLP(784, 128, 3, 10).to(compute or dtype)
+    hit = False
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: found.append(bool((args[0] == 0).any())))
+        for name, module in model.named_modules()
+        if type(module).__name__ == "ReLU"
+    ]
+    batches = digits(compute or dtype)
+    suspects = []
+    with torch.no_grad():
+        for images, labels in batches:
+            found: list[bool] = []
+            model(images)
+            if any(found):
+                suspects.append((images, labels))
+    for handle in handles:
+        handle.remove()
+    for images, labels in suspects or batches[:1]:
+        comparison = compare(model, images, labels)
+        where = f"# network: torch.manual_seed({draw}); MLP(784, 128, 3, 10), on shipped digits as ink\n# "
+        tally.observe(str(dtype)[6:], comparison, size=10**6, text=where + str(comparison).replace("\n", "\n# "))
+        hit |= comparison.outcome == "bifurcate"
+    return hit
+
+
+def is_ordered(share: Callable[[str], int]) -> None:
+    """float64 <= float32 <= each 16-bit dtype: float64's share is 0, and each 16-bit share exceeds float32's significantly.
+
+    By Fisher's exact test, one-sided; the intervals in the message are Clopper and Pearson's.
+    """
+    found = {name: share(name) for name in DTYPES}
+    shown = {
+        name: f"{count}/{DRAWS} (95 %: {interval.low:.3f} to {interval.high:.3f})"
+        for name, count in found.items()
+        for interval in [stats.binomtest(count, DRAWS).proportion_ci(0.95, method="exact")]
+    }
+    assert found["float64"] == 0, shown
+    for narrow in ("float16", "bfloat16"):
+        table = [[found[narrow], DRAWS - found[narrow]], [found["float32"], DRAWS - found["float32"]]]
+        p = stats.fisher_exact(table, alternative="greater").pvalue
+        assert p < SIGNIFICANCE, f"{narrow} is not above float32 (p = {p:.3g}): {shown}"
+
+
+def test_12_zone_is_ordered_by_dtype(relucheck_tally: Tally) -> None:
+    def share(name: str) -> int:
+        relucheck_tally.examples["zone_is_ordered_by_dtype"] = (
+            relucheck_tally.examples.get("zone_is_ordered_by_dtype", 0) + DRAWS
+        )
+        return sum(in_zone(draw, DTYPES[name], relucheck_tally) for draw in range(DRAWS))
+
+    is_ordered(share)
+
+
+@pytest.mark.parametrize("really", ["bfloat16", "float32"])
+def test_a_dtype_that_is_not_what_it_says_is_found(really: str, relucheck_tally: Tally) -> None:
+    """Seeded fault: a model cast to another dtype than the one asked for, somewhere on the way."""
+    with pytest.raises(AssertionError, match="bfloat16"):
+        is_ordered(lambda name: sum(in_zone(draw, DTYPES[name], Tally(), compute=DTYPES[really]) for draw in range(DRAWS)))
+    relucheck_tally.killed(f"computes in {really}", "zone_is_ordered_by_dtype")

@@ -1,0 +1,440 @@
+"""Float neighbours, bitwise comparison, zero tests, arithmetics and determinism switches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from relucheck import numerics
+from relucheck.numerics import (
+    DTYPES,
+    Arithmetic,
+    UnsupportedDtypeError,
+    all_values,
+    as_dtype,
+    bits_dtype,
+    compute_dtype,
+    deterministic,
+    differs,
+    dtype_name,
+    from_ordinals,
+    generator,
+    has_value,
+    has_zero,
+    neighbour,
+    ordinals,
+    same_bits,
+    ulp_distance,
+)
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+SIXTEEN = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_name)
+NUMPY = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
+
+
+# --------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [("float16", torch.float16), ("half", torch.float16), ("FP16", torch.float16), ("bf16", torch.bfloat16),
+     (" torch.bfloat16 ", torch.bfloat16), ("float", torch.float32), ("f32", torch.float32),
+     ("torch.double", torch.float64), ("fp64", torch.float64), *[(dtype, dtype) for dtype in DTYPES]],
+)  # fmt: skip
+def test_as_dtype(given: Any, want: torch.dtype) -> None:
+    assert as_dtype(given) is want
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "float8", "int32", "torch.torch.float32", torch.int64, torch.bool, torch.complex64, None, 32, float, ["float32"]],
+    ids=str,
+)
+def test_as_dtype_refuses_the_rest(given: Any) -> None:
+    with pytest.raises(UnsupportedDtypeError) as error:
+        as_dtype(given)
+    for part in (repr(given), "not supported", "float16, bfloat16, float32 and float64", "pass one of these"):
+        assert part in str(error.value)
+
+
+@every_dtype
+def test_names_widths_and_compute_dtypes(dtype: torch.dtype) -> None:
+    assert as_dtype(dtype_name(dtype)) is dtype
+    assert torch.iinfo(bits_dtype(dtype)).bits == torch.finfo(dtype).bits
+    assert compute_dtype(dtype) is (torch.float32 if torch.finfo(dtype).bits == 16 else dtype)
+
+
+def test_dtypes_are_ordered_by_precision() -> None:
+    assert [torch.finfo(dtype).eps for dtype in DTYPES] == sorted(
+        (torch.finfo(dtype).eps for dtype in DTYPES), reverse=True
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- zero tests
+
+
+def check_zero_test(test: Callable[[Tensor], bool], dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).smallest_normal
+    smallest = float(from_ordinals(torch.tensor([1]), dtype).double())
+    for others in ([], [1.0], [math.nan], [-math.inf, 2.0], [smallest, -smallest], [tiny, -1.0, math.nan], [-math.nan]):
+        rest = torch.tensor(others, dtype=dtype)
+        assert not test(rest)
+        for zero in (0.0, -0.0):
+            for place in {0, len(others)}:
+                assert test(torch.tensor([*others[:place], zero, *others[place:]], dtype=dtype))
+
+
+@every_dtype
+def test_has_zero(dtype: torch.dtype) -> None:
+    check_zero_test(has_zero, dtype)
+    check_zero_test(lambda x: has_value(x, 0.0), dtype)
+    check_zero_test(lambda x: has_value(x, -0.0), dtype)
+    assert has_zero(torch.zeros((), dtype=dtype))
+    assert not has_zero(torch.ones(0, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [lambda x: bool(x.numel()) and float(x.abs().min()) == 0,  # NaN hides a zero
+     lambda x: bool((x.view(bits_dtype(x.dtype)) == 0).any()),  # -0 is missed
+     lambda x: bool((x.abs() < torch.finfo(x.dtype).smallest_normal).any())],  # subnormals
+)  # fmt: skip
+def test_the_zero_check_fails_faulty_tests(fault: Callable[[Tensor], bool]) -> None:
+    with pytest.raises(AssertionError):
+        check_zero_test(fault, torch.float32)
+
+
+@SIXTEEN
+def test_has_zero_and_has_value_of_every_single_value(dtype: torch.dtype) -> None:
+    x = all_values(dtype)
+    for at in (0.0, 6.0, -6.0, 1.5):
+        hits = (x.double() == at).nonzero().flatten().tolist()
+        # all values but the hits, then each hit alone among the others
+        rest = x[x.double() != at]
+        assert not has_value(rest, at)
+        for hit in hits:
+            assert has_value(torch.cat([rest, x[hit : hit + 1]]), at)
+
+
+@every_dtype
+def test_has_value(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, math.nan, 6.0, -0.0, math.inf], dtype=dtype)
+    assert [has_value(x, at) for at in (1.0, 6.0, 0.0, math.inf)] == [True] * 4
+    assert [has_value(x, at) for at in (-6.0, 2.0, -math.inf, math.nan)] == [False] * 4
+    assert not has_value(neighbour(x, 1), 6.0)
+    assert not has_value(x[:0], 6.0)
+    assert has_value(torch.tensor(6.0, dtype=dtype), 6.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(torch.bfloat16, 0.7), (torch.float16, 0.7), (torch.float32, 0.7), (torch.float16, 1e9)]
+)
+def test_a_value_that_is_not_representable_is_never_equal(dtype: torch.dtype, value: float) -> None:
+    assert not has_value(torch.full((4,), value, dtype=torch.float64).to(dtype), value)
+
+
+@every_dtype
+def test_zero_tests_of_strided_and_lazily_negated_tensors(dtype: torch.dtype) -> None:
+    x = torch.ones(8, 6, dtype=dtype)
+    x[3, 4] = 0.0
+    for view, want in ((x.T, True), (x[:, ::2], True), (x[:, 1::2], False), (x[:1].expand(5, 6), False), (x[3:, 4:], True)):
+        assert has_zero(view) == want
+        assert has_value(view + 6.0, 6.0) == want
+    if dtype == torch.float32:
+        negated = torch.tensor([1 + 0j, 2 - 1j]).conj().imag
+        assert negated.is_neg()
+        assert has_zero(negated)
+        assert has_value(negated, 1.0)
+        assert not has_value(negated, -1.0)
+        assert ordinals(negated).tolist() == ordinals(torch.tensor([0.0, 1.0])).tolist()
+
+
+# ---------------------------------------------------------------------------------------------------- neighbours
+
+
+@SIXTEEN
+def test_all_values(dtype: torch.dtype) -> None:
+    x = all_values(dtype)
+    assert x.shape == (65536,)
+    assert x.dtype == dtype
+    assert len(set(x.view(torch.int16).tolist())) == 65536
+    assert (x == 0).sum() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_values_of_wide_dtypes_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(UnsupportedDtypeError, match=rf"{dtype} has too many values.*only float16 and bfloat16"):
+        all_values(dtype)
+    with pytest.raises(UnsupportedDtypeError, match="not supported"):
+        all_values(torch.int16)
+
+
+@SIXTEEN
+def test_ordinals_are_the_order_of_all_floats(dtype: torch.dtype) -> None:
+    x = all_values(dtype)
+    x = x[~x.isnan()]
+    order = ordinals(x)
+    ranked = x[order.argsort(stable=True)].double()
+    assert (ranked.diff() >= 0).all()
+    assert set(order.sort().values.diff().tolist()) == {0, 1}
+    assert (order.sort().values.diff() == 0).sum() == 1  # the two zeros
+    assert same_bits(from_ordinals(order, dtype), x)
+    assert same_bits(neighbour(x, 0), x)
+
+
+@pytest.mark.parametrize("dtype", list(NUMPY), ids=dtype_name)
+def test_neighbour_is_nextafter(dtype: torch.dtype) -> None:
+    """numpy's nextafter as the independent oracle; float16 exhaustively."""
+    kind = NUMPY[dtype]
+    if dtype == torch.float16:
+        x = all_values(dtype)
+        x = x[x.isfinite()]
+    else:
+        bits = torch.randint(-(2**30), 2**30, (2000,), generator=generator(3))
+        tiny = torch.finfo(dtype).tiny
+        x = torch.cat(
+            [torch.tensor([0.0, -0.0, 1.0, -1.0, 6.0, tiny, -tiny, torch.finfo(dtype).max], dtype=dtype), bits.to(dtype)]
+        )
+    for steps, towards in ((1, np.inf), (-1, -np.inf)):
+        with np.errstate(all="ignore"):
+            want = torch.from_numpy(np.nextafter(x.numpy(), kind(towards)))
+        assert same_bits(neighbour(x, steps), want)
+
+
+@every_dtype
+def test_neighbours_around_zero_and_infinity(dtype: torch.dtype) -> None:
+    zeros = torch.tensor([0.0, -0.0], dtype=dtype)
+    up, down = neighbour(zeros, 1), neighbour(zeros, -1)
+    assert (up > 0).all()
+    assert same_bits(up[0], up[1])
+    assert same_bits(down, -up)
+    assert (up.double() == torch.finfo(dtype).eps * torch.finfo(dtype).smallest_normal).all()
+    assert not neighbour(up, -1).any()
+    assert not neighbour(up, -1).signbit().any()
+    largest = torch.tensor([torch.finfo(dtype).max], dtype=dtype)
+    assert neighbour(largest).isinf().all()
+    assert neighbour(largest, 5).isinf().all()
+    assert neighbour(-largest, -5).item() == -math.inf
+    assert same_bits(neighbour(neighbour(largest), -1), largest)
+
+
+@every_dtype
+def test_neighbour_keeps_shapes(dtype: torch.dtype) -> None:
+    for shape in ((), (0, 2), (2, 3)):
+        assert neighbour(torch.ones(shape, dtype=dtype)).shape == shape
+    x = torch.rand(2, 3, 4, 5).to(dtype).contiguous(memory_format=torch.channels_last)
+    assert same_bits(neighbour(neighbour(x), -1), x)
+
+
+@every_dtype
+def test_ulp_distance(dtype: torch.dtype) -> None:
+    x = torch.tensor([0.0, 1.0, -1.0, 6.0, torch.finfo(dtype).tiny], dtype=dtype)
+    for steps in (-3, -1, 0, 1, 2):
+        assert ulp_distance(x, neighbour(x, steps)).tolist() == [abs(steps)] * 5
+    assert ulp_distance(torch.tensor(0.0, dtype=dtype), torch.tensor(-0.0, dtype=dtype)) == 0
+    assert ulp_distance(-x, x).tolist() == [2 * int(ordinals(v)) if v > 0 and 2 * int(ordinals(v)) < 2**63 else
+                                            int(ulp_distance(-v, v)) for v in x]  # fmt: skip
+
+
+def test_ulp_distance_saturates_where_int64_cannot_count() -> None:
+    big = torch.iinfo(torch.int64).max
+    a = torch.tensor([-2.0, -3.0, -math.inf, 3.0, -1.0, 1.0], dtype=torch.float64)
+    b = torch.tensor([2.0, 3.0, math.inf, -3.0, 1.0, 1.0], dtype=torch.float64)
+    one = int(ordinals(torch.tensor(1.0, dtype=torch.float64)))
+    assert ulp_distance(a, b).tolist() == [big, big, big, big, 2 * one, 0]
+
+
+def test_a_default_device_does_not_matter() -> None:
+    x = torch.tensor([0.0, 6.0])
+    with torch.device("meta"):
+        assert neighbour(x).tolist() == neighbour(x).tolist()
+        assert has_value(x, 6.0)
+        assert has_zero(x)
+
+
+# ---------------------------------------------------------------------------------------------------- comparison
+
+
+@every_dtype
+def test_same_bits(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, 0.0, math.nan, math.inf], dtype=dtype)
+    assert same_bits(x, x.clone(), signed_zero=True)
+    minus = torch.tensor([1.0, -0.0, -math.nan, math.inf], dtype=dtype)
+    assert same_bits(x, minus)
+    assert not same_bits(x, minus, signed_zero=True)
+    assert differs(x, minus, signed_zero=True).tolist() == [False, True, False, False]
+    assert not same_bits(x, neighbour(x))
+    for index, other in itertools.product(range(4), (2.0, math.nan, -math.inf)):
+        y = x.clone()
+        y[index] = other
+        same = math.isnan(other) and index == 2
+        assert same_bits(x, y) == same
+        assert differs(x, y).tolist() == [i == index and not same for i in range(4)]
+    assert not same_bits(x, x[:3])
+    assert not same_bits(x, x.view(2, 2))
+    assert same_bits(x[:0], x[:0])
+    assert same_bits(x[0], x[0])
+    assert same_bits(x.view(2, 2).T, x.view(2, 2).T.contiguous())
+    for wider in DTYPES:
+        assert same_bits(x, x.to(wider)) == (wider == dtype)
+
+
+@SIXTEEN
+def test_same_bits_tells_every_value_from_its_neighbour(dtype: torch.dtype) -> None:
+    x = all_values(dtype)
+    finite = x[x.isfinite()]
+    assert differs(finite, neighbour(finite)).all()
+    bits = x.view(torch.int16)
+    strict = differs(x, (bits ^ 1).view(dtype), signed_zero=True)  # flipping the last bit shows, but inside NaN
+    assert (strict | x.isnan()).all()
+
+
+# ---------------------------------------------------------------------------------------------------- arithmetic
+
+
+@pytest.fixture
+def switches() -> Iterator[Callable[[], tuple[Any, ...]]]:
+    """Reads every switch that Arithmetic touches, and puts torch back to its defaults."""
+    cuda, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    parts: list[Any] = [cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul]
+
+    def read() -> tuple[Any, ...]:
+        return (
+            *[part.fp32_precision for part in parts],
+            cuda.allow_fp16_reduced_precision_reduction,
+            cuda.allow_bf16_reduced_precision_reduction,
+        )
+
+    before = read()
+    yield read
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = True
+    for part, value in zip(parts, before, strict=False):
+        part.fp32_precision = value
+    cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction = before[-2:]
+
+
+def _set_old(precision: str) -> Callable[[], None]:
+    return lambda: torch.set_float32_matmul_precision(precision)
+
+
+def _set_new() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def _set_new_convolutions() -> None:
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def _set_reductions() -> None:
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+STATES = {
+    "default": lambda: None, "highest": _set_old("highest"), "high": _set_old("high"), "medium": _set_old("medium"),
+    "newer switch": _set_new, "newer convolution switch": _set_new_convolutions, "reductions": _set_reductions,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_active_sets_the_switches_and_puts_them_back(state: str, tf32: bool, reduced: bool, switches: Any) -> None:
+    STATES[state]()
+    before, old = switches(), numerics._unless_mixed(torch.get_float32_matmul_precision)
+
+    def run() -> None:
+        with Arithmetic(torch.float32, tf32=tf32, reduced_precision=reduced).active():
+            inside = switches()
+            assert [value == "tf32" for value in inside[:3]] == [tf32] * 3
+            assert inside[3] != "bf16"  # strict float32 on the CPU, too
+            assert inside[4:] == (reduced, reduced)
+            for dtype in DTYPES:
+                assert Arithmetic.current(dtype) == Arithmetic(dtype, tf32=tf32, reduced_precision=reduced)
+            raise KeyError
+
+    with pytest.raises(KeyError):  # put back after an error, too
+        run()
+    assert switches() == before
+    assert numerics._unless_mixed(torch.get_float32_matmul_precision) == old
+
+
+def test_current_reads_what_the_user_set(switches: Any) -> None:
+    assert not Arithmetic.current(torch.float32).tf32
+    torch.set_float32_matmul_precision("high")
+    assert Arithmetic.current(torch.float32).tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    assert not Arithmetic.current(torch.bfloat16).reduced_precision
+    assert Arithmetic.current(torch.float16).reduced_precision
+    _set_new()
+    assert Arithmetic.current(torch.float32).tf32
+
+
+def test_arithmetic_names() -> None:
+    assert Arithmetic("bf16").name == "bfloat16"  # type: ignore[arg-type]
+    assert Arithmetic("bf16").dtype is torch.bfloat16  # type: ignore[arg-type]
+    assert Arithmetic(torch.float32, name="mine").name == "mine"
+    strict = Arithmetic.strict(torch.float16)
+    assert (strict.name, strict.tf32, strict.reduced_precision) == ("float16 strict", False, False)
+    assert Arithmetic(torch.float16) == Arithmetic(torch.float16)
+    for make in (Arithmetic, Arithmetic.strict, Arithmetic.current):
+        with pytest.raises(UnsupportedDtypeError, match=r"torch\.int8.*not supported"):
+            make(torch.int8)
+
+
+# --------------------------------------------------------------------------------------------------- determinism
+
+
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("warn_only", [False, True])
+@pytest.mark.parametrize("benchmark", [False, True])
+def test_deterministic_puts_the_process_back(
+    mode: bool, warn_only: bool, benchmark: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+
+    def state() -> tuple[bool, bool, bool]:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark,
+        )
+
+    def run() -> None:
+        with deterministic():
+            assert state() == (True, False, False)
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # the user's own stays
+            raise KeyError
+
+    torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    try:
+        before = state()
+        with pytest.raises(KeyError):
+            run()
+        assert state() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_fixes_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that monkeypatch puts back what was there
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with deterministic():
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_generators_do_not_depend_on_each_other() -> None:
+    first = torch.rand(4, generator=generator(7))
+    torch.rand(3)
+    assert torch.equal(torch.rand(4, generator=generator(7)), first)
+    assert not torch.equal(torch.rand(4, generator=generator(8)), first)
