@@ -30,7 +30,7 @@ def tally_tables(tally: Tally) -> list[RenderableType]:
     if tally.rows:
         table = Table(title="backprop_s against backprop_t on generated networks")
         table.add_column("dtype")
-        for heading in ("networks", "agree", "bifurcate", "non-finite", "hits per million activations"):
+        for heading in ("networks", "agree", "bifurcate", "non-finite", "hits / million activations"):
             table.add_column(heading, justify="right")
         known = [dtype for dtype in _DTYPES if dtype in tally.rows]
         for dtype in [*known, *sorted(set(tally.rows) - set(known))]:
