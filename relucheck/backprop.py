@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from relucheck.functional import SubgradientError
 from relucheck.interception import Call, Interception, ModelError, OutOfReach, Setting, as_setting
 from relucheck.numerics import Arithmetic, deterministic, differs, generator, same_bits
 
@@ -24,6 +25,7 @@ Outcome = Literal["agree", "bifurcate", "non-finite"]
 Gradients = dict[str, Tensor | None]
 
 
+_INDEPENDENT: Final = "the output does not depend on any parameter, so there is no gradient to compare"
 _SHOWN: Final = 8  # parameters that the text of a comparison lists
 
 
@@ -146,14 +148,26 @@ class Comparison:
 @contextlib.contextmanager
 def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Puts back buffers (running statistics) and random states: a measurement leaves the model as it found it."""
-    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    kept = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, buffer in model.named_buffers():
-                    buffer.copy_(kept[name])
+                for buffers, name, buffer, values in kept:
+                    now = buffers.get(name)
+                    # one that grew is a cache whose size the model knows: only values of the same shape are put back
+                    if now is not None and (now.shape, now.dtype, now.device) == (
+                        buffer.shape,
+                        buffer.dtype,
+                        buffer.device,
+                    ):
+                        buffers[name] = buffer.copy_(values)
 
 
 def backprop(
@@ -186,6 +200,8 @@ def backprop(
         SubgradientError: for a value that cannot be a subgradient.
     """
     settings = tuple(as_setting(setting) for setting in subgradients)
+    if not settings:
+        raise SubgradientError("backprop: subgradients is empty; pass one setting per backward, for example (0.0, 1.0)")
     if sum(choice is not None for choice in (targets, loss, cotangent)) > 1:
         raise ModelError("backprop: targets, loss and cotangent exclude each other; pass one of them")
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -195,7 +211,7 @@ def backprop(
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     interception = Interception(model, first.device)
     gradients: list[Gradients] = []
-    with deterministic(), _untouched(model, first.device), torch.enable_grad(), interception:
+    with torch.inference_mode(False), deterministic(), _untouched(model, first.device), torch.enable_grad(), interception:
         interception.choose(settings[0])
         output = model(*arguments)
         root, upstream = _root(output, targets, loss and functools.partial(interception.call, loss), cotangent)
@@ -203,7 +219,9 @@ def backprop(
         out_of_reach = interception.out_of_reach([root])
         for setting in settings:
             interception.choose(setting)
-            found = torch.autograd.grad(root, list(parameters.values()), upstream, retain_graph=True, allow_unused=True)
+            found = interception.gradients(root, list(parameters.values()), upstream)
+            if all(gradient is None for gradient in found):
+                raise ModelError(_INDEPENDENT)
             gradients.append(dict(zip(parameters, found, strict=True)))
     return Backprops(
         settings,
@@ -231,7 +249,7 @@ def _root(
         value = nn.functional.cross_entropy(output, targets)
     else:
         if cotangent is None:
-            drawn = torch.randn(output.shape, generator=generator(0), dtype=torch.float64)
+            drawn = torch.randn(output.shape, generator=generator(0), dtype=torch.float64, device="cpu")
             cotangent = drawn.to(output.device, output.dtype)
         if cotangent.shape != output.shape:
             raise ModelError(
@@ -239,7 +257,7 @@ def _root(
             )
         value = output
     if value.grad_fn is None:
-        raise ModelError("the output does not depend on any parameter, so there is no gradient to compare")
+        raise ModelError(_INDEPENDENT)
     return value, cotangent
 
 
@@ -260,6 +278,8 @@ def compare(
     Raises:
         ControlError: the control differed, so the run was not deterministic and the comparison is void.
     """
+    if len(subgradients) != 2:
+        raise SubgradientError(f"compare: subgradients={subgradients!r} must be two settings, for example (0.0, 1.0)")
     first, second = subgradients
     run = backprop(model, inputs, targets, subgradients=(first, second, first), loss=loss, cotangent=cotangent)
     one, other, control = run.gradients

@@ -31,6 +31,13 @@ ActivationMaker = Callable[[Rule, float], nn.Module]
 ARCHITECTURES: Final = get_args(Architecture)
 RULES: Final = get_args(Rule)
 AIMS: Final = get_args(Aim)
+_CHOICES: Final = {
+    "architecture": ARCHITECTURES,
+    "rule": RULES,
+    "weights": get_args(Weights),
+    "inputs": get_args(Inputs),
+    "aim": AIMS,
+}
 
 
 def own_activation(rule: Rule, negative_slope: float) -> nn.Module:
@@ -82,6 +89,18 @@ class Example:
     batch: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        as_dtype(self.dtype)
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"Example({name}={value!r}): unknown; pass one of {', '.join(map(repr, known))}")
+        if self.aim == "negated twin" and (self.architecture != "mlp" or min(self.depth, self.width) < 2):
+            raise ValueError(
+                f"Example(aim='negated twin', architecture={self.architecture!r}, depth={self.depth}, width={self.width}): "
+                "needs an mlp of depth and width 2 or more, for the twins and the unit that subtracts them"
+            )
+
     def with_batch(self, batch: int) -> Example:
         """The same with another number of samples."""
         return dataclasses.replace(self, batch=batch)
@@ -98,13 +117,26 @@ class Example:
 
     @property
     def hits_for_certain(self) -> bool:
-        """Whether a pre-activation equals a kink whatever the rounding."""
-        return self.aim != "none"
+        """Whether a pre-activation equals a kink whatever the rounding (at least where the strategies aim)."""
+        if self.aim == "dead unit":
+            return True
+        if self.aim == "saturated unit":
+            return self.rule == "ReLU6"
+        if self.batch_norm or self.aim == "none":
+            return False
+        if self.aim == "dead input":
+            return True
+        exact = self.weights == "integer" and self.inputs == "integer"
+        return exact if self.aim == "negated twin" else exact and self.architecture == "mlp"
 
     @property
     def cannot_hit(self) -> bool:
-        """Whether no pre-activation can equal a kink whatever the rounding."""
-        return self.aim == "none" and self.weights in ("offset", "positive")
+        """Whether no pre-activation can equal a kink whatever the rounding (at least where the strategies mean it)."""
+        if self.aim != "none" or self.batch_norm:
+            return False
+        if self.weights == "offset":
+            return self.inputs == "integer" and self.architecture != "residual" and self.depth <= 2
+        return self.weights == "positive" and self.rule != "ReLU6" and self.inputs in ("positive", "digits", "ink")
 
     @property
     def size(self) -> int:

@@ -8,9 +8,11 @@ autograd Functions) it finds in the autograd graph and names: nothing is silentl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -78,10 +80,10 @@ _KINKED_NODES: Final = frozenset(
         *("Hardswish", "Hardsigmoid", "Softshrink", "Hardshrink", "Abs", "L1Loss", "Clamp", "ClampMin", "ClampMax"),
         *("Maximum", "Minimum", "Fmax", "Fmin", "Max", "Min", "Amax", "Amin", "Aminmax", "Topk", "Sort", "Median"),
         *("MaxPool1DWithIndices", "MaxPool2DWithIndices", "MaxPool3DWithIndices"),
-        *("AdaptiveMaxPool2D", "AdaptiveMaxPool3D"),
+        *("AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D"),
     )
 )
-_OWN_NODES: Final = frozenset({"_EagerBackward", "_TransformedBackward"})
+_OWN_NODES: Final = frozenset({"_EagerBackward", "_TransformedBackward", "Vmapped_TransformedBackward"})
 
 _Parsed = tuple[Rule, Tensor, float, bool]
 _Parser = Callable[..., _Parsed | None]
@@ -115,6 +117,15 @@ _PARSERS: Final[dict[Any, _Parser]] = {
 }
 
 
+class _Serving(threading.local):
+    """Whether an interception is running an activation: another one around it (a comparison in a model) lets it pass."""
+
+    active = False
+
+
+_serving: Final = _Serving()
+
+
 class _Mode(TorchFunctionMode):
     """Hands every torch function call to its owner."""
 
@@ -141,17 +152,22 @@ class Interception:
         recording: set to False to stop recording (before backwards, which may recompute checkpointed forwards).
 
     Raises:
-        ModelError: for a compiled or scripted model, whose calls cannot be seen.
+        ModelError: for a compiled or scripted model, whose calls cannot be seen, and on the meta device.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
-                kind = "scripted" if isinstance(module, torch.jit.ScriptModule) else "compiled"
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            if scripted or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
                 raise ModelError(
-                    f"module {name or '(the model itself)'!r} is {kind}: its activation calls cannot be seen; pass "
-                    "the eager model (model._orig_mod of a compiled one)"
+                    f"module {name or '(the model itself)'!r} is {'scripted' if scripted else 'compiled'}: its activation "
+                    "calls cannot be seen; pass the eager model (model._orig_mod of a compiled one)"
                 )
+        if device.type == "meta":
+            raise ModelError(
+                f"{type(model).__name__} is on the meta device, which holds no values to compare with kinks; move it with "
+                "model.to_empty(device='cpu') and initialise it"
+            )
         self.calls: list[Call] = []
         self.recording = True
         self._model = model
@@ -171,7 +187,8 @@ class Interception:
 
     def __enter__(self) -> Interception:
         for name, module in self._model.named_modules():
-            self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
+            # first of all hooks: one that raises must find the path that _leaving, which always runs, shortens
+            self._hooks.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
             self._hooks.append(module.register_forward_hook(self._named(name)))
             self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
         return self
@@ -180,9 +197,13 @@ class Interception:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._path:  # an interrupt (no Exception) passes by the hooks that always run
+            self._path.clear()
+            self._mode.__exit__(None, None, None)
 
     def _entering(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
+            self._claim(args, self._inner or type(self._model).__name__, self._inner)
             if not self._path:
                 self._mode.__enter__()
             self._path.append(name)
@@ -190,19 +211,53 @@ class Interception:
         return hook
 
     def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._path:
+            return
         self._path.pop()
         if not self._path:
             self._mode.__exit__(None, None, None)
 
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """The mode outside of the model's modules, whose hooks then do not switch it on once more."""
+        self._path.append("")
+        try:
+            with self._mode:
+                yield
+        finally:
+            self._path.clear()
+
     def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Runs a function that is no module of the model (a loss) under the interception."""
-        with self._mode:
+        with self._running():
             return function(argument)
+
+    def gradients(self, root: Tensor, parameters: Sequence[Tensor], upstream: Tensor | None) -> Sequence[Tensor | None]:
+        """``torch.autograd.grad``, with the interception on while it recomputes what a model has checkpointed.
+
+        The function itself would hand over to the mode and so suspend it; the engine that it calls does not.
+        """
+        engine: Any = torch.autograd.Variable._execution_engine
+        upstream = torch.ones_like(root) if upstream is None else upstream
+        with self._running():
+            # retain_graph, not create_graph, allow_unused, and nothing accumulates in .grad
+            return engine.run_backward((root,), (upstream,), True, False, tuple(parameters), True, accumulate_grad=False)
+
+    def _claim(self, values: Any, site: str, module: str) -> None:
+        """Names the nodes that made these tensors, as far back as they have no name yet.
+
+        What a call returned names the nodes inside of it; what it is given, a custom Function that ran since the last one.
+        """
+        waiting = [value.grad_fn for value in values if isinstance(value, Tensor)]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in self._origins:
+                self._origins[node] = (site, module)
+                waiting.extend(following for following, _ in node.next_functions)
 
     def _named(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.grad_fn is not None:
-                self._origins.setdefault(output.grad_fn, (name or type(module).__name__, name))
+            self._claim(tensors_in(output), name or type(module).__name__, name)
 
         return hook
 
@@ -219,32 +274,44 @@ class Interception:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One torch function call: an activation runs with the chosen subgradient, anything else as it is."""
+        if _serving.active:
+            return func(*args, **kwargs)
+        if self.recording:
+            self._claim(args, self._inner or type(self._model).__name__, self._inner)
         parser = _PARSERS.get(func)
         parsed = parser(*args, **kwargs) if parser is not None else None
         if parsed is None or not parsed[1].is_floating_point():
             result = func(*args, **kwargs)
-            if isinstance(result, Tensor) and result.grad_fn is not None:
-                self._origins.setdefault(result.grad_fn, (self._functional(func), self._inner))
+            if self.recording:
+                parts = result if isinstance(result, list | tuple) else [result]
+                self._claim(parts, self._functional(func), self._inner)
             return result
         rule, x, slope, inplace = parsed
         if self.recording:
             self._record(rule, x, func)
-        if rule is RELU6:
-            return functional.relu6(x, self._lower, self._upper, inplace)
-        if rule is LEAKY_RELU:
-            return functional.leaky_relu(x, self._lower, slope, inplace)
-        return functional.relu(x, self._lower, inplace)
+        _serving.active = True
+        try:
+            if rule is RELU6:
+                return functional.relu6(x, self._lower, self._upper, inplace)
+            if rule is LEAKY_RELU:
+                return functional.leaky_relu(x, self._lower, slope, inplace)
+            return functional.relu(x, self._lower, inplace)
+        finally:
+            _serving.active = False
 
     def _record(self, rule: Rule, x: Tensor, func: Any) -> None:
         values = x.detach()
-        none = torch.empty(0, max(x.ndim, 1), dtype=torch.int64, device=x.device)
+        if torch._C._are_functorch_transforms_active():  # in vmap: all members at once, which can be looked at
+            while torch._C._functorch.is_functorch_wrapped_tensor(values):
+                values = torch._C._functorch.get_unwrapped(values)
+        none = torch.empty(0, values.ndim, dtype=torch.int64, device=x.device)
         looked = x.device.type != "cpu"
         hits = tuple((values == at).nonzero() if looked or has_value(values, at) else none for at in rule.kinks)
         module = self._model.get_submodule(self._inner)
         itself = self._path and isinstance(module, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.Hardtanh)
         site = (self._inner or type(self._model).__name__) if itself else self._functional(func)
         differentiated = x.requires_grad and torch.is_grad_enabled()
-        self.calls.append(Call(self._numbered(site), self._inner, rule, tuple(x.shape), hits, differentiated))
+        self.calls.append(Call(self._numbered(site), self._inner, rule, tuple(values.shape), hits, differentiated))
 
     def out_of_reach(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
         """Every node with a kink below ``roots`` in the autograd graph that this interception does not serve."""
@@ -268,6 +335,24 @@ def _graph(roots: Sequence[Tensor]) -> Iterator[Any]:
         seen.add(node)
         yield node
         waiting.extend(following for following, _ in node.next_functions if following is not None)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in what a model returned: a tensor, containers, dataclasses and plain objects of them."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, str | bytes | type | nn.Module) or callable(value):
+        return
+    parts: Any = ()
+    if isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = value
+    elif hasattr(value, "__dict__"):
+        parts = vars(value).values()
+    for part in parts:
+        yield from tensors_in(part)
 
 
 def as_setting(value: Any) -> Setting:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from relucheck.activations import REPLACEMENTS, ChosenSubgradient, ReLU
-from relucheck.functional import Subgradient, as_subgradient
+from relucheck.functional import Subgradient, SubgradientError, as_subgradient
 from relucheck.interception import ModelError
 
 ActivationFactory = Callable[[], nn.Module]
@@ -168,6 +168,10 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
         SubgradientError: for a value that is no subgradient.
         ModelError: if the model has no such module.
     """
+    if isinstance(value, tuple) and len(value) != 2:
+        raise SubgradientError(
+            f"subgradient={value!r}: a tuple holds two values, (at 0, at the upper kink); pass one value or a pair"
+        )
     lower, upper = value if isinstance(value, tuple) else (value, value)
     for number in (lower, upper):
         as_subgradient(number, optional=True)  # before anything is changed

@@ -6,6 +6,7 @@ torch, Hypothesis and rich are imported where they are first used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from typing import Any, Final
 
@@ -23,10 +24,27 @@ _MARKERS: Final = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options of this plugin."""
+    group = parser.getgroup("relucheck", "gradients at the kinks of activations")
+    group.addoption(
+        "--relucheck-data",
+        metavar="ROOT",
+        help="folder of MNIST/ and FashionMNIST/ as torchvision has them (default: $RELUCHECK_DATA, else the user's cache)",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the markers, which --strict-markers asks for, and starts adding up."""
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+    root = config.getoption("--relucheck-data")
+    if root is not None:
+        if os.path.exists(root) and not os.path.isdir(root):
+            raise pytest.UsageError(
+                f"--relucheck-data={root}: is a file, not a data root; pass the folder that holds (or is to hold) MNIST/"
+            )
+        os.environ["RELUCHECK_DATA"] = root  # where relucheck.data looks; workers are given the option, too
     config.stash[_RUN] = Tally()
     if not hasattr(config, "workerinput"):  # xdist's workers report to the controller, which adds up
         config.pluginmanager.register(_Collector(config.stash[_RUN]), "relucheck-collector")

@@ -6,8 +6,8 @@ hardly ever drawn), draws sparse layouts by default, and knows no networks with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ def floats_at(dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, within: in
     """0-dimensional tensors: half of them a kink or one of its ``within`` nearest neighbours, the rest any bit pattern.
 
     Drawn by bit pattern, not by rounding a wider float, so that subnormals and the values next to a kink are all drawn.
-    Infinities, NaN and both zeros occur.
+    Infinities, NaN and both zeros occur, also in the wide dtypes, of whose patterns each is one of very many.
     """
     width = torch.iinfo(bits_dtype(dtype)).bits
     near = st.builds(
@@ -34,9 +34,12 @@ def floats_at(dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, within: in
         st.sampled_from(list(kinks)),
         st.integers(-within, within),
     )
-    anything = st.integers(-(2 ** (width - 1)), 2 ** (width - 1) - 1).map(
-        lambda bits: torch.tensor(bits, dtype=bits_dtype(dtype)).view(dtype)
-    )
+    limits = torch.finfo(dtype)
+    subnormal = limits.smallest_normal * limits.eps
+    special = [0.0, subnormal, limits.smallest_normal - subnormal, limits.smallest_normal, limits.max, math.inf, math.nan]
+    signed = torch.tensor([*special, *(-value for value in special)], dtype=dtype).view(bits_dtype(dtype)).tolist()
+    patterns = st.integers(-(2 ** (width - 1)), 2 ** (width - 1) - 1) | st.sampled_from(signed)
+    anything = patterns.map(lambda bits: torch.tensor(bits, dtype=bits_dtype(dtype)).view(dtype))
     return near | anything
 
 
@@ -85,9 +88,10 @@ def examples(
 
     Args:
         dtype: of parameters and inputs.
-        architectures, rules, weights, inputs, aims: as in :class:`~relucheck.examples.Example`.
+        architectures, rules, weights, inputs, aims: as in :class:`~relucheck.examples.Example`; an aim overrides the
+            others, and weights the inputs, where it could not be kept otherwise.
         batch_norm: None draws it.
-        max_depth, max_width, max_batch: upper limits, at least 1.
+        max_depth, max_width, max_batch: upper limits, at least 1 (2 where an aim or batch normalisation needs two).
     """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
     aim = draw(st.sampled_from(list(aims)))
@@ -102,12 +106,12 @@ def examples(
     possible_rules = ["ReLU6"] if aim == "saturated unit" else list(rules)
     if chosen_weights == "positive" and aim == "none":
         possible_rules = [rule for rule in possible_rules if rule != "ReLU6"] or ["ReLU"]
-    if chosen_weights == "offset" or aim == "shifted bias":
+    if chosen_weights == "offset" or aim in ("negated twin", "shifted bias"):
         possible_inputs: list[Inputs] = ["integer"]
     elif chosen_weights == "positive":
         possible_inputs = ["positive", "digits"]
     else:
-        possible_inputs = [kind for kind in inputs if kind in get_args(Inputs)]
+        possible_inputs = list(inputs)
     depth = draw(st.integers(1, max_depth))
     width = draw(st.integers(1, max_width))
     if chosen_weights == "offset":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from relucheck.activations import REPLACEMENTS, ChosenSubgradient
-from relucheck.interception import Interception, ModelError
+from relucheck.functional import SubgradientError, as_subgradient
+from relucheck.interception import Interception, ModelError, tensors_in
 from relucheck.kinks import CATALOGUE
 from relucheck.networks import set_subgradient
 from relucheck.numerics import generator
@@ -48,15 +49,15 @@ class WiringError(ModelError):
         self.wires = wires
 
 
-# Torch functions that compute a ReLU under another name, as prefixes of autograd nodes.
-_DISGUISES: Final = ("Threshold", "Clamp", "Maximum", "Minimum")
+# Torch functions that compute a ReLU under another name, or out of the interception's sight (nn.RNN), as prefixes of nodes.
+_DISGUISES: Final = ("Threshold", "Clamp", "Maximum", "Minimum", "Relu", "LeakyRelu", "PreluKernel")
 # Where the values of the three rules differ from one another and from anything smoother.
 _PROBES: Final = (-7.0, -1.0, -0.5, 0.0, 0.25, 1.0, 5.75, 6.0, 6.25, 9.0)
 
 
 def probe_wiring(
     build: nn.Module | Callable[[Any], nn.Module],
-    inputs: Tensor,
+    inputs: Tensor | Sequence[Tensor],
     *,
     values: tuple[float, float] = (0.25, 0.75),
 ) -> tuple[Wire, ...]:
@@ -69,77 +70,120 @@ def probe_wiring(
 
     Args:
         build: the model (the setting is then :func:`set_subgradient` on copies of it), or a function that builds the model
-            with a given subgradient: the way to test a model's own parameter.
-        inputs: one mini-batch, from which the shapes are taken.
+            with a given subgradient, a new one each time: the way to test a model's own parameter.
+        inputs: one mini-batch (or the positional arguments of the model), from which the shapes are taken. Only what is
+            called on it is probed.
         values: two different subgradients, neither of them torch's own 0.
 
     Returns:
-        one :class:`Wire` per activation, in the order of their first call.
+        one :class:`Wire` per activation: modules in the order of their first call, then what is out of reach.
 
     Raises:
-        ModelError: if no activation was called at all.
+        ModelError: if no activation was called at all, the mini-batch is empty, or the model cannot be built as needed.
+        SubgradientError: for values that are not two different subgradients.
     """
+    if len(values) != 2 or values[0] == values[1] or 0 in values:
+        raise SubgradientError(f"values={values!r}: must be two different subgradients other than 0; pass (0.25, 0.75)")
+    for value in values:
+        as_subgradient(value, owner="values")
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not all(argument.numel() for argument in arguments):
+        raise ModelError(
+            "the mini-batch is empty, so that activations cannot be driven to their kinks; pass a sample or more"
+        )
+    make = build
     if isinstance(build, nn.Module):
         original = build
 
         def configured(value: float) -> nn.Module:
-            model = copy.deepcopy(original)
+            model = _copied(original, "the model")
             if any(type(module) in REPLACEMENTS or isinstance(module, ChosenSubgradient) for module in model.modules()):
                 set_subgradient(model, value)
             return model
 
-        models = [configured(value) for value in values]
-    else:
-        models = [build(value) for value in values]
+        make = configured
     wires: list[Wire] = []
-    for site, template, function in _called(models[0], inputs):
-        if template is None:
-            wires.append(Wire(site, function or "", "out of reach", "no module whose subgradient could be set"))
-        else:
-            modules = [model.get_submodule(site) for model in models]
-            name = _computes(modules[0], template)
-            assert name is not None
-            wires.append(_answer(site, name, modules, template, values))
+    with torch.inference_mode(False):
+        models = [make(value) for value in (*values, values[0])]  # the third one runs
+        for model in models:
+            if not isinstance(model, nn.Module):
+                raise ModelError(
+                    f"the model was built as {type(model).__name__}; pass an nn.Module or a function that returns one"
+                )
+        if models[0] is models[1] or models[0] is models[2]:
+            raise ModelError(
+                "build returned one model twice, which can hold one setting only; return a new model each time"
+            )
+        for name, template, label in _called(models[2], arguments):
+            if template is None:
+                wires.append(Wire(name, label, "out of reach", "no module whose subgradient could be set"))
+                continue
+            site = name or type(models[2]).__name__
+            try:
+                modules = [model.get_submodule(name) for model in models[:2]]
+            except AttributeError as error:
+                raise ModelError(
+                    f"{site!r} is no module of some model that was built; their modules must not depend on the subgradient"
+                ) from error
+            wires.append(_answer(site, label, modules, template, values))
     if not wires:
-        raise ModelError(f"{type(models[0]).__name__}: no activation was called on this input; nothing to probe")
+        raise ModelError(f"{type(models[2]).__name__}: no activation was called on this input; nothing to probe")
     return tuple(wires)
 
 
-def _called(model: nn.Module, inputs: Tensor) -> Iterator[tuple[str, Tensor | None, str | None]]:
-    """Where one forward may call an activation: (module, its input, None), or (site, None, function) without a module."""
-    model = copy.deepcopy(model)
+def _copied(module: nn.Module, what: str) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise ModelError(
+            f"{what} ({type(module).__name__}) cannot be copied: {error}; pass a function that builds the model, and no "
+            "tensors computed from parameters in its modules"
+        ) from error
+
+
+def _called(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[tuple[str, Tensor | None, str]]:
+    """Where one forward may call an activation: (module, its input, rule), or (site, None, function) without a module.
+
+    The model is used up: it is not as it was before.
+    """
     fed: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if len(args) == 1 and isinstance(args[0], Tensor) and args[0].is_floating_point():
-                fed.setdefault(name, args[0].detach())
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = (*args, *kwargs.values())
+            if len(given) == 1 and isinstance(given[0], Tensor) and given[0].is_floating_point() and given[0].numel():
+                fed.setdefault(name, given[0].detach())
 
         return hook
 
-    for name, module in model.named_modules():
-        if not any(True for _ in module.children()):
-            module.register_forward_pre_hook(keep(name))
-    device = inputs.device
+    for parameter in model.parameters():  # a graph to look for disguised activations in, also of a frozen model
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    hooks = [
+        module.register_forward_pre_hook(keep(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children())
+    ]
+    device = inputs[0].device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         with Interception(model, device) as interception:
-            output = model(inputs)
-        roots = [output] if isinstance(output, Tensor) else []
-        disguised = interception.out_of_reach(roots)
-    activations = {name: x for name, x in fed.items() if _computes(model.get_submodule(name), x) is not None}
-    for name, x in activations.items():
-        yield name, x, None
+            output = model(*inputs)
+        disguised = interception.out_of_reach(list(tensors_in(output)))
+    for hook in hooks:
+        hook.remove()
+    computed = {name: _computes(model.get_submodule(name), x) for name, x in fed.items()}
+    for name, rule in computed.items():
+        if rule is not None:
+            yield name, fed[name], rule
     for call in interception.calls:
-        if call.module not in activations:
+        if computed.get(call.module) is None:
             yield call.site, None, call.rule.name
     for item in disguised:
-        if item.module not in activations and (item.custom or item.node.startswith(_DISGUISES)):
+        if computed.get(item.module) is None and (item.custom or item.node.startswith(_DISGUISES)):
             yield item.site, None, item.node
 
 
 def _computes(module: nn.Module, template: Tensor) -> str | None:
     """Which of the three rules a module computes on the probes, in the shape that the model feeds it with."""
-    module = copy.deepcopy(module)
     probes = torch.tensor(_PROBES, dtype=template.dtype, device=template.device)
     order = torch.arange(template.numel(), device=template.device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -148,7 +192,7 @@ def _computes(module: nn.Module, template: Tensor) -> str | None:
             x = probes[(order + shift) % len(_PROBES)].reshape(template.shape)
             try:
                 y = module(x.clone())
-            except (RuntimeError, TypeError, ValueError, IndexError):
+            except Exception:
                 return None  # it does not take these values: no elementwise activation
             if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
                 return None
@@ -169,22 +213,27 @@ def _computes(module: nn.Module, template: Tensor) -> str | None:
 
 def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, values: tuple[float, float]) -> Wire:
     """Differentiates one activation at its kinks, once with each subgradient."""
-    cotangent = torch.randn(template.shape, generator=generator(0), dtype=torch.float64)
+    cotangent = torch.randn(template.shape, generator=generator(0), dtype=torch.float64, device="cpu")
     cotangent = cotangent.to(template.device, template.dtype)
-    tolerance = 4 * torch.finfo(template.dtype).eps
+    limits = torch.finfo(template.dtype)
     for at in CATALOGUE[name].kinks:
         gradients = []
         for module in modules:
             x = torch.full_like(template, at.at).requires_grad_()
             with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(copy.deepcopy(module)(x + 0), x, cotangent)
+                y = _copied(module, site)(x + 0)
+                if not y.requires_grad:
+                    return Wire(site, name, "out of reach", "no gradient passes through it")
+                (gradient,) = torch.autograd.grad(y, x, cotangent)
             gradients.append(gradient.double())
         if torch.equal(*gradients):
             return Wire(site, name, "ignores", f"at {at.at:g} the gradient is the same for {values[0]} and {values[1]}")
         for value, gradient in zip(values, gradients, strict=True):
             expected = value * cotangent.double()
-            if not bool(((gradient - expected).abs() <= tolerance * expected.abs()).all()):
-                got, upstream = float(gradient.flatten()[0]), float(cotangent.flatten()[0])
+            # a product below the normal numbers is rounded by half a subnormal, whatever its size
+            wrong = ~((gradient - expected).abs() <= 4 * limits.eps * expected.abs() + limits.tiny * limits.eps)
+            if bool(wrong.any()):
+                got, upstream = float(gradient[wrong][0]), float(cotangent[wrong][0])
                 return Wire(
                     site,
                     name,

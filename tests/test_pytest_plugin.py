@@ -161,6 +161,22 @@ def test_a_failing_property_prints_a_program_and_a_reproducer(pytester: pytest.P
     assert "reproduce_failure" in text
 
 
+def test_data_root_option(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from relucheck.data import data_root
+
+        def test_root(tmp_path):
+            assert str(data_root()).endswith("digits here")
+        """
+    )
+    _run(pytester, "--relucheck-data", "digits here").assert_outcomes(passed=1)
+    pytester.makefile(".txt", afile="no folder")
+    result = _run(pytester, "--relucheck-data", "afile.txt")
+    result.stderr.fnmatch_lines(["*--relucheck-data=afile.txt: is a file, not a data root; pass the folder*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
 def test_tally_survives_json_and_addition() -> None:
     one, other = Tally(), Tally()
     one.observe("float16", _Seen("non-finite", hits=2), size=3, text="never shown")

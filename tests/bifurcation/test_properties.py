@@ -21,15 +21,16 @@ SUBJECT = Subject()
 every_dtype = pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 
 
-def check(tally: Tally, example: Example, pair: tuple[float, float], holds: Callable[..., Any], *arguments: Any) -> None:
+def check(
+    tally: Tally, example: Example, pair: tuple[float, float], holds: Callable[..., Any], *arguments: Any, **options: Any
+) -> None:
     """Tries one property on one example: a failure prints a program to paste, a comparison is counted."""
     note(f"paste this:\n\n{example.script(pair)}")
     tally.tried(holds.__name__)
-    result = holds(example, SUBJECT, *arguments)
+    result = holds(example, SUBJECT, *arguments, **options)
     if isinstance(result, Comparison):
-        tally.observe(
-            example.dtype, result, size=example.size, text=f"{example.script(pair)}\n# " + str(result).replace("\n", "\n# ")
-        )
+        text = f"{example.script(pair)}\n# " + str(result).replace("\n", "\n# ")
+        tally.observe(example.dtype, result, size=example.size, text=text)
 
 
 @every_dtype
@@ -123,7 +124,7 @@ def test_8_blocks_cover_the_batch(data: st.DataObject, dtype: str, relucheck_tal
     rows = examples(dtype, architectures=("mlp",), aims=AIMS, batch_norm=False, max_width=16)
     example = data.draw(rows, label="example")
     example = example.with_batch(16 * data.draw(st.integers(2, 4), label="blocks of 16 rows"))
-    pair = data.draw(pairs(), label="subgradients")
+    pair = data.draw(pairs(dyadic=True) | pairs(), label="subgradients")
     check(relucheck_tally, example, pair, properties.blocks_cover_the_batch, pair)
 
 
