@@ -26,6 +26,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Gives each worker its share of the cores: more threads than cores make every worker slower."""
+    # inductor would start a pool of compiling processes, each of which imports torch first
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
