@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from relucheck.numerics import compute_dtype, has_value
+from relucheck.numerics import compute_dtype, find
 
 #: A subgradient as users give it: a real number, or a tensor with one per ensemble member that broadcasts to the input.
 Subgradient = float | Tensor
@@ -115,17 +115,14 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: Rule, slope: float, inplace: bool, *subgradients: Tensor) -> Tensor:
         tracing = torch.compiler.is_compiling()
-        looks = x.device.type == "cpu" and not tracing  # a zero-dimensional tensor has no coordinates, but a mask
+        looks = x.device.type == "cpu" and not tracing and x.ndim > 0  # no coordinates without dimensions, but a mask
         hits: list[tuple[Tensor, ...]] = []
         for at in rule.kinks:
-            if looks and not has_value(x, at):
-                hits.append(())
-                continue
-            mask = x == at
+            hit = find(x, at) if looks else (x == at,)
             # coordinates cost 8 bytes a dimension and hit, a mask one byte an element; the input of a second ReLU in a row
             # is half hits
-            few = looks and 0 < int(mask.count_nonzero()) * 8 * x.ndim < x.numel()
-            hits.append(mask.nonzero(as_tuple=True) if few else (mask,))
+            many = hit is not None and looks and len(hit[0]) * 8 * x.ndim >= x.numel()
+            hits.append((x == at,) if many else hit or ())
         if inplace and not tracing:
             ctx.mark_dirty(x)
             result = rule.forward_(x, slope)
@@ -162,7 +159,8 @@ class _Eager(torch.autograd.Function):
                 gradient = torch.where(hit[0], _corrected(gradient, cotangent, subgradient, own), gradient)
             elif hit:
                 at_hits = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
-                gradient = gradient.index_put(hit, _corrected(gradient[hit], cotangent[hit], at_hits, own))
+                # in place: torch's own backward has just made the tensor, and its own double backward does not need it
+                gradient = gradient.index_put_(hit, _corrected(gradient[hit], cotangent[hit], at_hits, own))
         return (gradient, None, None, None, *[None] * kinks)
 
 

@@ -25,6 +25,7 @@ from relucheck.numerics import (
     deterministic,
     differs,
     dtype_name,
+    find,
     from_ordinals,
     generator,
     has_value,
@@ -155,6 +156,41 @@ def test_zero_tests_of_strided_and_lazily_negated_tensors(dtype: torch.dtype) ->
         assert has_value(negated, 1.0)
         assert not has_value(negated, -1.0)
         assert ordinals(negated).tolist() == ordinals(torch.tensor([0.0, 1.0])).tolist()
+
+
+def check_find(find_: Callable[[Tensor, float], tuple[Tensor, ...] | None], dtype: torch.dtype) -> None:
+    """Coordinates as ``nonzero`` has them, for hits of both zeros, both sixes and none, in every shape and layout."""
+    random = torch.Generator().manual_seed(0)
+    for shape in ((7,), (5, 3), (2, 3, 4), (2, 3, 4, 5), (1, 67), (67, 1), (0, 3), (3, 0)):
+        for count in (0, 1, 3):
+            x = torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
+            x[x == 0] = 1.0
+            places = torch.randperm(max(1, x.numel()), generator=random)[: count if x.numel() else 0]
+            for special in (0.0, -0.0, 6.0, -6.0, math.nan, math.inf):
+                y = x.clone()
+                y.view(-1)[places] = special
+                for view in (y, y.transpose(0, -1), y[..., ::2]):
+                    for at in (0.0, 6.0, 0.7):
+                        expected = (view.double() == at).nonzero(as_tuple=True)
+                        found = find_(view, at)
+                        assert (found is None) == (len(expected[0]) == 0)
+                        if found is not None:
+                            assert torch.equal(torch.stack(found), torch.stack(expected))
+
+
+@every_dtype
+def test_find(dtype: torch.dtype) -> None:
+    check_find(find, dtype)
+    with pytest.raises(ValueError, match=r"0-dimensional tensor.*compare it with =="):
+        find(torch.zeros((), dtype=dtype), 0.0)
+
+
+def test_the_find_check_fails_a_fault() -> None:
+    def first_row_only(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
+        return find(x[:1], value) if len(x) else None
+
+    with pytest.raises(AssertionError):
+        check_find(first_row_only, torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------------- neighbours
