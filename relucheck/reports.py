@@ -27,16 +27,17 @@ def render(*renderables: RenderableType, width: int, color: bool) -> str:
 def tally_tables(tally: Tally) -> list[RenderableType]:
     """The summary of a property run: outcomes per dtype, properties and faults, the smallest bifurcating example."""
     shown: list[RenderableType] = []
-    if tally.rows:
-        table = Table(title="backprop_s against backprop_t on generated networks")
+    for population in sorted(tally.rows):
+        rows = tally.rows[population]
+        table = Table(title=f"backprop_s against backprop_t: {population}")
         table.add_column("dtype")
         for heading in ("networks", "agree", "bifurcate", "non-finite", "hits / million activations"):
             table.add_column(heading, justify="right")
-        known = [dtype for dtype in _DTYPES if dtype in tally.rows]
-        for dtype in [*known, *sorted(set(tally.rows) - set(known))]:
-            row = tally.rows[dtype]
+        known = [dtype for dtype in _DTYPES if dtype in rows]
+        for dtype in [*known, *sorted(set(rows) - set(known))]:
+            row = rows[dtype]
             counts = (row.networks, row.agree, row.bifurcate, row.nonfinite)
-            table.add_row(dtype, *(f"{count:,}" for count in counts), f"{row.hits_per_million:,.1f}")
+            table.add_row(dtype, *(f"{count:,}" for count in counts), f"{row.hits_per_million:,.2f}")
         shown.append(table)
     if tally.examples:
         kills: dict[str, list[str]] = {}

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 OUTCOMES: Final = ("agree", "bifurcate", "non-finite")
 
 
-class _Compared(Protocol):
+class Compared(Protocol):
     """What a tally reads of a :class:`relucheck.backprop.Comparison`."""
 
     @property
@@ -41,26 +41,26 @@ class Tally:
     """What one test, one worker or a whole run saw.
 
     Attributes:
-        rows: counts by dtype name.
+        rows: counts by population (what kind of networks) and dtype name.
         smallest: size and text of the smallest bifurcating example, if any.
         examples: examples tried by property.
         kills: for each seeded fault, the properties that found a counterexample to it.
     """
 
-    rows: dict[str, Row] = dataclasses.field(default_factory=dict)
+    rows: dict[str, dict[str, Row]] = dataclasses.field(default_factory=dict)
     smallest: tuple[int, str] | None = None
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
     kills: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
-    def observe(self, dtype: str, comparison: _Compared, *, size: int, text: str) -> None:
-        """Counts one comparison of a network of some size; ``text`` says which and where, should it bifurcate."""
-        row = self.rows.setdefault(dtype, Row())
+    def observe(self, dtype: str, seen: Compared, *, size: int, text: str, population: str = "generated examples") -> None:
+        """Counts one network of some size and population; ``text`` says which and where, should it bifurcate."""
+        row = self.rows.setdefault(population, {}).setdefault(dtype, Row())
         row.networks += 1
-        row.hits += comparison.hit_count
-        row.activations += comparison.activation_count
-        if comparison.outcome == "agree":
+        row.hits += seen.hit_count
+        row.activations += seen.activation_count
+        if seen.outcome == "agree":
             row.agree += 1
-        elif comparison.outcome == "bifurcate":
+        elif seen.outcome == "bifurcate":
             row.bifurcate += 1
             self._offer((size, text))
         else:
@@ -82,10 +82,11 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Adds another tally's counts to this one's."""
-        for dtype, row in other.rows.items():
-            mine = self.rows.setdefault(dtype, Row())
-            for field in dataclasses.fields(Row):
-                setattr(mine, field.name, getattr(mine, field.name) + getattr(row, field.name))
+        for population, rows in other.rows.items():
+            for dtype, row in rows.items():
+                mine = self.rows.setdefault(population, {}).setdefault(dtype, Row())
+                for field in dataclasses.fields(Row):
+                    setattr(mine, field.name, getattr(mine, field.name) + getattr(row, field.name))
         if other.smallest is not None:
             self._offer(other.smallest)
         for name, count in other.examples.items():
@@ -103,7 +104,7 @@ class Tally:
         """The inverse of :meth:`to_json`."""
         smallest = plain["smallest"]
         return cls(
-            {dtype: Row(**row) for dtype, row in plain["rows"].items()},
+            {population: {dtype: Row(**row) for dtype, row in rows.items()} for population, rows in plain["rows"].items()},
             None if smallest is None else (smallest[0], smallest[1]),
             dict(plain["examples"]),
             {fault: list(killers) for fault, killers in plain["kills"].items()},

@@ -73,8 +73,8 @@ def test_summary_adds_up(pytester: pytest.Pytester, workers: tuple[str, ...]) ->
     result.assert_outcomes(passed=8)
     text = result.stdout.str()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│ ")]
-    assert ["float32", "8", "8", "0", "0", "0.0"] in rows
-    assert ["bfloat16", "8", "0", "8", "0", "3,000.0"] in rows
+    assert ["float32", "8", "8", "0", "0", "0.00"] in rows
+    assert ["bfloat16", "8", "0", "8", "0", "3,000.00"] in rows
     assert ["a_property", "8", "a_fault"] in rows
     assert text.count("smallest bifurcating example") == 1
     assert "network 7" in text, "the smallest one has size 93"
@@ -186,8 +186,9 @@ def test_tally_survives_json_and_addition() -> None:
     other.killed("fault", "property")
     other.killed("fault", "property")
     one.add(Tally.from_json(other.to_json()))
-    assert one.rows["float16"] == Row(networks=3, agree=0, bifurcate=2, nonfinite=1, hits=5, activations=30)
-    assert one.rows["float64"].networks == 1
+    mine = one.rows["generated examples"]
+    assert mine["float16"] == Row(networks=3, agree=0, bifurcate=2, nonfinite=1, hits=5, activations=30)
+    assert mine["float64"].networks == 1
     assert one.smallest == (4, "smaller")
     assert one.kills == {"fault": ["property"]}
     assert Tally.from_json(one.to_json()) == one
@@ -198,7 +199,7 @@ def test_tally_survives_json_and_addition() -> None:
 def test_tables_fit_the_terminal(width: int, color: bool) -> None:
     tally = Tally()
     tally.observe("bfloat16", _Seen("bifurcate", 1), size=1, text="x = 1\n" + "# a long line " * 20)
-    tally.observe("strange", _Seen("agree"), size=1, text="")
+    tally.observe("strange", _Seen("agree"), size=1, text="", population="others")
     tally.tried("a_property_with_a_rather_long_name_to_wrap", 12345)
     text = render(*tally_tables(tally), width=width, color=color)
     assert ("\x1b[" in text) == color

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.backprop import compare
@@ -29,6 +30,15 @@ def digits(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     return list(zip(ink.split(BATCH), train.labels.split(BATCH), strict=True))
 
 
+@dataclasses.dataclass
+class Zone:
+    """One network over the whole data set, as a tally counts it."""
+
+    outcome: str = "agree"
+    hit_count: int = 0
+    activation_count: int = 0
+
+
 def in_zone(draw: int, dtype: torch.dtype, tally: Tally, *, compute: torch.dtype | None = None) -> bool:
     """Whether backprop_0 and backprop_1 differ on some mini-batch for the fresh network number ``draw``.
 
@@ -40,28 +50,29 @@ def in_zone(draw: int, dtype: torch.dtype, tally: Tally, *, compute: torch.dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw)
         model = MLP(784, 128, 3, 10).to(compute or dtype)
-    hit = False
-    handles = [
-        module.register_forward_pre_hook(lambda module, args: found.append(bool((args[0] == 0).any())))
-        for name, module in model.named_modules()
-        if type(module).__name__ == "ReLU"
-    ]
-    batches = digits(compute or dtype)
-    suspects = []
-    with torch.no_grad():
-        for images, labels in batches:
-            found: list[bool] = []
+    zone, hits = Zone(), 0
+
+    def count(module: nn.Module, args: tuple[Tensor]) -> None:
+        nonlocal hits
+        hits += int((args[0] == 0).sum())
+        zone.activation_count += args[0].numel()
+
+    text = ""
+    for images, labels in digits(compute or dtype):
+        hits = 0
+        handles = [module.register_forward_pre_hook(count) for module in model.modules() if isinstance(module, nn.ReLU)]
+        with torch.no_grad():
             model(images)
-            if any(found):
-                suspects.append((images, labels))
-    for handle in handles:
-        handle.remove()
-    for images, labels in suspects or [(batches[0][0][:50], batches[0][1][:50])]:
-        comparison = compare(model, images, labels)
-        where = f"# network: torch.manual_seed({draw}); MLP(784, 128, 3, 10), on shipped digits as ink\n# "
-        tally.observe(str(dtype)[6:], comparison, size=10**6, text=where + str(comparison).replace("\n", "\n# "))
-        hit |= comparison.outcome == "bifurcate"
-    return hit
+        for handle in handles:
+            handle.remove()
+        zone.hit_count += hits
+        if hits and zone.outcome == "agree":
+            comparison = compare(model, images, labels)
+            zone.outcome = comparison.outcome
+            text = f"# torch.manual_seed({draw}); MLP(784, 128, 3, 10) on the shipped digits as ink\n# "
+            text += str(comparison).replace("\n", "\n# ")
+    tally.observe(str(dtype)[6:], zone, size=10**6, text=text, population="fresh networks on real digits")
+    return zone.outcome == "bifurcate"
 
 
 def is_ordered(share: Callable[[str], int], draws: int = DRAWS) -> None:
