@@ -208,6 +208,7 @@ def backprop(
     if not parameters:
         raise ModelError(f"{type(model).__name__}: no parameter requires a gradient, so there is no gradient to compare")
     first = next(iter(parameters.values()))
+    arithmetic = Arithmetic.current(first.dtype)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     interception = Interception(model, first.device)
     gradients: list[Gradients] = []
@@ -229,7 +230,7 @@ def backprop(
         output.detach() if isinstance(output, Tensor) else output,
         tuple(interception.calls),
         out_of_reach,
-        Arithmetic.current(first.dtype),
+        arithmetic,
     )
 
 

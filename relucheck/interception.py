@@ -300,18 +300,18 @@ class Interception:
             _serving.active = False
 
     def _record(self, rule: Rule, x: Tensor, func: Any) -> None:
-        values = x.detach()
         if torch._C._are_functorch_transforms_active():  # in vmap: all members at once, which can be looked at
-            while torch._C._functorch.is_functorch_wrapped_tensor(values):
-                values = torch._C._functorch.get_unwrapped(values)
-        none = torch.empty(0, values.ndim, dtype=torch.int64, device=x.device)
+            while torch._C._functorch.is_functorch_wrapped_tensor(x):
+                x = torch._C._functorch.get_unwrapped(x)
+        values = x.detach()
+        none = torch.empty(0, x.ndim, dtype=torch.int64, device=x.device)
         looked = x.device.type != "cpu"
         hits = tuple((values == at).nonzero() if looked or has_value(values, at) else none for at in rule.kinks)
         module = self._model.get_submodule(self._inner)
         itself = self._path and isinstance(module, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.Hardtanh)
         site = (self._inner or type(self._model).__name__) if itself else self._functional(func)
         differentiated = x.requires_grad and torch.is_grad_enabled()
-        self.calls.append(Call(self._numbered(site), self._inner, rule, tuple(values.shape), hits, differentiated))
+        self.calls.append(Call(self._numbered(site), self._inner, rule, tuple(x.shape), hits, differentiated))
 
     def out_of_reach(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
         """Every node with a kink below ``roots`` in the autograd graph that this interception does not serve."""

@@ -38,8 +38,16 @@ def floats_at(dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, within: in
     subnormal = limits.smallest_normal * limits.eps
     special = [0.0, subnormal, limits.smallest_normal - subnormal, limits.smallest_normal, limits.max, math.inf, math.nan]
     signed = torch.tensor([*special, *(-value for value in special)], dtype=dtype).view(bits_dtype(dtype)).tolist()
-    patterns = st.integers(-(2 ** (width - 1)), 2 ** (width - 1) - 1) | st.sampled_from(signed)
-    anything = patterns.map(lambda bits: torch.tensor(bits, dtype=bits_dtype(dtype)).view(dtype))
+    # sign and exponent apart from the significand: wide integers are mostly drawn small, which would all be subnormals
+    fraction = -round(math.log2(limits.eps))
+    patterns = st.builds(
+        lambda upper, lower: upper * 2**fraction + lower,
+        st.integers(-(2 ** (width - 1 - fraction)), 2 ** (width - 1 - fraction) - 1),
+        st.integers(0, 2**fraction - 1),
+    )
+    anything = (patterns | st.sampled_from(signed)).map(
+        lambda bits: torch.tensor(bits, dtype=bits_dtype(dtype)).view(dtype)
+    )
     return near | anything
 
 

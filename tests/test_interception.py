@@ -1,0 +1,358 @@
+"""Every spelling of the three activations is served and recorded; the rest is named; nothing stays switched on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from relucheck.activations import LeakyReLU, ReLU, ReLU6
+from relucheck.backprop import backprop, compare
+from relucheck.functional import SubgradientError
+from relucheck.interception import Interception, ModelError, as_setting, tensors_in
+
+CPU = torch.device("cpu")
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+DEFAULT = F.relu
+
+
+@pytest.fixture(autouse=True)
+def _mode_is_off_afterwards() -> Iterator[None]:
+    yield
+    assert torch._C._len_torch_function_stack() == 0
+
+
+class Calls(nn.Module):
+    """A layer whose pre-activations all equal one number, and a function of them."""
+
+    def __init__(self, function: Callable[..., Tensor], at: float = 0.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, at)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.linear(x))
+
+
+def captured(x: Tensor, activation: Callable[[Tensor], Tensor] = DEFAULT) -> Tensor:
+    return activation(x)
+
+
+SPELLINGS: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "F.relu": (F.relu, "ReLU"),
+    "F.relu in place": (lambda x: F.relu(x, inplace=True), "ReLU"),
+    "F.relu_": (F.relu_, "ReLU"),
+    "torch.relu": (torch.relu, "ReLU"),
+    "torch.relu_": (torch.relu_, "ReLU"),
+    "Tensor.relu": (lambda x: x.relu(), "ReLU"),
+    "Tensor.relu_": (lambda x: x.relu_(), "ReLU"),
+    "a default argument": (captured, "ReLU"),
+    "nn.ReLU": (nn.ReLU(), "ReLU"),
+    "nn.ReLU in place": (nn.ReLU(inplace=True), "ReLU"),
+    "own": (ReLU(0.125), "ReLU"),
+    "own in place": (ReLU(0.125, inplace=True), "ReLU"),
+    "own members": (ReLU(torch.tensor([[1.0], [2.0], [3.0]])), "ReLU"),
+    "F.relu6": (F.relu6, "ReLU6"),
+    "F.relu6 in place": (lambda x: F.relu6(x, inplace=True), "ReLU6"),
+    "nn.ReLU6": (nn.ReLU6(), "ReLU6"),
+    "own ReLU6": (ReLU6(0.125, 0.125, inplace=True), "ReLU6"),
+    "hardtanh": (lambda x: F.hardtanh(x, 0, 6), "ReLU6"),
+    "hardtanh by keywords": (lambda x: F.hardtanh(x, min_val=0.0, max_val=6.0), "ReLU6"),
+    "hardtanh_": (lambda x: F.hardtanh_(x, 0.0, 6.0), "ReLU6"),
+    "nn.Hardtanh": (nn.Hardtanh(0, 6), "ReLU6"),
+    "F.leaky_relu": (lambda x: F.leaky_relu(x, 0.25), "LeakyReLU"),
+    "F.leaky_relu in place": (lambda x: F.leaky_relu(x, negative_slope=0.25, inplace=True), "LeakyReLU"),
+    "F.leaky_relu_": (lambda x: F.leaky_relu_(x, 0.25), "LeakyReLU"),
+    "nn.LeakyReLU": (nn.LeakyReLU(0.25), "LeakyReLU"),
+    "own LeakyReLU": (LeakyReLU(0.25), "LeakyReLU"),
+    "in a vmap": (lambda x: torch.vmap(F.relu)(x), "ReLU"),
+}
+
+
+def check_served(function: Callable[..., Tensor], rule: str) -> None:
+    """Hits are counted and their gradient is the chosen subgradient times the cotangent, for each backward."""
+    for at, settings in ((0.0, (-0.5, 1.0)), (6.0, ((0.0, -0.5), (0.0, 1.0)))):
+        if at and rule != "ReLU6":
+            continue
+        model = Calls(function, at)
+        cotangent = torch.randn(3, 4)
+        run = backprop(model, X, subgradients=settings, cotangent=cotangent)
+        assert run.hit_count == 12, "hits are not recorded"
+        (call,) = run.calls
+        assert call.rule.name == rule
+        assert call.differentiated
+        assert [len(positions) for positions in call.hits] == [12 if kink == at else 0 for kink in call.rule.kinks]
+        assert call.shape == (3, 4)
+        assert not run.out_of_reach
+        for s, gradients in zip((-0.5, 1.0), run.gradients, strict=True):
+            torch.testing.assert_close(gradients["linear.bias"], s * cotangent.sum(0))
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_every_spelling_is_served(name: str) -> None:
+    check_served(*SPELLINGS[name])
+
+
+@pytest.mark.parametrize("function", [torch.ops.aten.relu, lambda x: x.clamp(min=0)])
+def test_the_check_fails_a_spelling_that_is_not(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(AssertionError, match="hits are not recorded"):
+        check_served(function, "ReLU")
+
+
+def test_slopes_are_kept_and_none_is_torchs_own() -> None:
+    model = Calls(lambda x: F.leaky_relu(x, 0.25), -2.0)
+    run = backprop(model, X, subgradients=(None,), cotangent=torch.ones(3, 4))
+    assert torch.equal(run.output, torch.full((3, 4), -0.5))
+    model = Calls(lambda x: F.leaky_relu(x, 0.25))
+    run = backprop(model, X, subgradients=(None, 0.5), cotangent=torch.ones(3, 4))
+    assert [gradients["linear.bias"].tolist() for gradients in run.gradients] == [[0.75] * 4, [1.5] * 4]
+
+
+class Custom(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, cotangent):  # type: ignore[no-untyped-def]
+        return cotangent
+
+
+OUT_OF_REACH: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "clamp": (lambda x: x.clamp(min=0), "Calls.clamp() (ClampBackward1)"),
+    "maximum": (lambda x: torch.maximum(x, torch.zeros(())), "Calls.maximum() (MaximumBackward0)"),
+    "threshold": (nn.Threshold(0, 0), "function._threshold() (ThresholdBackward0)"),
+    "abs": (torch.abs, "Calls.abs() (AbsBackward0)"),
+    "aten": (torch.ops.aten.relu, "Calls.relu() (ReluBackward0)"),
+    "prelu": (nn.PReLU(), "function.prelu() (PreluKernelBackward0)"),
+    "hardtanh": (nn.Hardtanh(), "function.hardtanh() (HardtanhBackward0)"),
+    "custom": (Custom.apply, "Calls (CustomBackward)"),
+    "custom in a module": (nn.Sequential(Calls(lambda x: Custom.apply(x)), nn.Tanh()), "function.0 (CustomBackward)"),
+    "max pool": (lambda x: F.max_pool2d(x[None], 2), "Calls.max_pool2d() (MaxPool2DWithIndicesBackward0)"),
+    "max pool 1d": (nn.MaxPool1d(2), "function.max_pool1d() (MaxPool2DWithIndicesBackward0)"),
+    "adaptive": (nn.AdaptiveMaxPool1d(2), "function.adaptive_max_pool1d() (AdaptiveMaxPool2DBackward0)"),
+    "fractional": (
+        lambda x: F.fractional_max_pool2d(x[None], 2, output_size=1),
+        "Calls.fractional_max_pool2d() (FractionalMaxPool2DBackward0)",
+    ),
+    "max": (lambda x: x.max(1)[0], "Calls.max() (MaxBackward0)"),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_REACH)
+def test_what_is_out_of_reach_is_named(name: str) -> None:
+    function, expected = OUT_OF_REACH[name]
+    comparison = compare(Calls(function), X)
+    assert [str(item) for item in comparison.out_of_reach] == [expected]
+    assert comparison.out_of_reach[0].custom == ("custom" in name)
+    assert expected.split(" (")[0] in str(comparison)
+
+
+def test_a_smooth_model_has_nothing_out_of_reach() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.LayerNorm(4), nn.SiLU(), nn.Softmax(1))
+    comparison = compare(model, X)
+    assert (comparison.out_of_reach, comparison.calls, comparison.outcome) == ((), (), "agree")
+
+
+class Sites(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.inner = nn.ModuleList([nn.ReLU()])
+        self.plain = [nn.ReLU()]
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.relu(x * self.weight))
+        x = F.relu(torch.relu(self.plain[0](self.inner[0](x))))
+        with torch.no_grad():
+            F.leaky_relu(x)
+        return x
+
+
+def test_sites_and_what_was_differentiated() -> None:
+    comparison = compare(Sites(), X, loss=lambda y: F.relu(y - 1).sum())
+    assert [(call.site, call.module, call.differentiated) for call in comparison.calls] == [
+        ("relu", "relu", True),
+        ("relu#2", "relu", True),
+        ("inner.0", "inner.0", True),
+        ("Sites.relu()", "", True),
+        ("Sites.relu()#2", "", True),
+        ("Sites.relu()#3", "", True),
+        ("Sites.leaky_relu()", "", False),
+        ("Sites.relu()#4", "", True),
+    ]
+
+
+def test_a_lone_activation_and_a_loss_that_calls_the_model() -> None:
+    relu = nn.ReLU()
+    with Interception(relu, CPU) as interception:
+        relu(X)
+    assert [call.site for call in interception.calls] == ["ReLU"]
+    model = Calls(nn.ReLU())
+    comparison = compare(model, X, loss=lambda y: model(y).sum())
+    assert [(call.site, call.hit_count) for call in comparison.calls] == [("function", 12), ("function#2", 12)]
+
+
+def test_recording_can_stop_and_integers_pass() -> None:
+    model = nn.ReLU()
+    with Interception(model, CPU) as interception:
+        interception.recording = False
+        model(X)
+        assert interception.calls == []
+        interception.recording = True
+        assert model(torch.tensor([-1, 2])).tolist() == [0, 2]
+    assert interception.calls == []
+    model(X)
+    assert interception.calls == []
+
+
+def hooks(model: nn.Module) -> list[Any]:
+    return [
+        hook
+        for module in model.modules()
+        for kept in (module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_always_called)
+        for hook in kept
+    ]
+
+
+class Raising(nn.Module):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.inner = Calls(nn.ReLU())
+        self.error: BaseException | None = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        if self.error is not None:
+            raise self.error
+        return x
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt("boom")], ids=lambda error: type(error).__name__)
+def test_nothing_is_left_after_an_error(error: BaseException) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Raising(error)))
+    with pytest.raises(type(error), match="boom"):
+        compare(model, X)
+    assert torch._C._len_torch_function_stack() == 0
+    assert hooks(model) == []
+    model[1][0].error = None
+    assert compare(model, X).hit_count == 12
+
+
+def test_nothing_is_left_after_an_error_of_a_hook_or_a_loss() -> None:
+    def fail(*args: Any) -> Any:
+        raise ValueError("boom")
+
+    for register in ("register_forward_pre_hook", "register_forward_hook"):
+        model = Calls(nn.Sequential(nn.ReLU()))
+        handle = getattr(model.function[0], register)(fail)  # type: ignore[index]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ValueError, match="boom"):
+                compare(model, X)
+        handle.remove()
+        assert hooks(model) == []
+        assert torch._C._len_torch_function_stack() == 0
+        assert compare(model, X).hit_count == 12
+    with pytest.raises(ValueError, match="boom"):
+        compare(model, X, loss=fail)
+    assert hooks(model) == []
+
+
+def test_a_comparison_inside_of_another() -> None:
+    inner = nn.Sequential(Calls(nn.ReLU()), nn.Linear(4, 2))
+    expected = compare(inner, X)
+    assert expected.outcome == "bifurcate"
+    seen = []
+
+    def both(z: Tensor) -> Tensor:
+        seen.append(compare(inner, X))
+        return F.relu(z)
+
+    outer = compare(Calls(both, 1.0), X)
+    assert (seen[0].outcome, seen[0].differences) == ("bifurcate", expected.differences)
+    assert (outer.outcome, outer.activation_count) == ("agree", 12)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner = Calls(nn.Identity())
+        self.function = function
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(lambda x: self.function(self.inner(x)), x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("function", [nn.ReLU(), F.relu, nn.Sequential(nn.ReLU(), nn.Linear(4, 4), nn.ReLU6())], ids=str)
+def test_checkpointed_parts_are_recomputed_alike(function: Callable[[Tensor], Tensor]) -> None:
+    model = Checkpointed(function)
+    kept = Checkpointed(function)
+    kept.load_state_dict(model.state_dict())
+    kept.forward = lambda x: kept.head(kept.function(kept.inner(x)))  # type: ignore[method-assign]
+    one, other = compare(model, X), compare(kept, X)
+    assert one.outcome == other.outcome == "bifurcate"
+    assert one.differences == other.differences
+    assert one.hit_count == other.hit_count
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
+def test_compiled_scripted_and_meta_models_are_refused() -> None:
+    compiled = Calls(nn.ReLU())
+    compiled.compile(backend="eager")
+    inside = nn.Sequential(nn.Linear(4, 4), torch.compile(nn.ReLU(), backend="eager"))
+    scripted = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.ReLU()))
+    for model, where, kind in (
+        (torch.compile(Calls(nn.ReLU()), backend="eager"), r"\(the model itself\)", "compiled"),
+        (compiled, r"\(the model itself\)", "compiled"),
+        (inside, "1", "compiled"),
+        (scripted, "1", "scripted"),
+    ):
+        with pytest.raises(ModelError, match=rf"module '{where}' is {kind}.*pass the eager model"):
+            compare(model, X)
+    with pytest.raises(ModelError, match=r"Calls is on the meta device.*to_empty"):
+        compare(Calls(nn.ReLU()).to("meta"), X.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ((0.0,), "a tuple holds two numbers.*pass one number or a pair"),
+        ((0.0, 0.5, 1.0), "a tuple holds two numbers"),
+        ((None, 0.5), "finite real number"),
+        (float("nan"), "finite real number"),
+        ("1", "finite real number"),
+        (True, "finite real number"),
+        (torch.tensor([0.0, 1.0]), "not one per member; pass a float"),
+    ],
+)
+def test_settings_are_checked(value: Any, message: str) -> None:
+    with pytest.raises(SubgradientError, match=message):
+        as_setting(value)
+    with pytest.raises(SubgradientError, match=message):
+        backprop(Calls(nn.ReLU()), X, subgradients=(0.0, value))
+
+
+def test_settings() -> None:
+    assert as_setting(None) is None
+    assert as_setting((1, torch.tensor(0.5))) == (1.0, 0.5)
+    assert as_setting(1) == 1.0
+
+
+def test_tensors_in_anything_that_a_model_returns() -> None:
+    class Held:
+        def __init__(self) -> None:
+            self.tensor = X
+
+    assert [t is X for t in tensors_in({"a": [X, (X, None)], "b": Held(), "c": 3, "d": "text"})] == [True] * 3
