@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from rich.console import Console, RenderableType
-from rich.panel import Panel
+from rich.rule import Rule
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -15,12 +15,16 @@ _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def render(*renderables: RenderableType, width: int, color: bool) -> str:
-    """Rich renderables as text of at most ``width`` columns, with terminal colours or without."""
+    """Rich renderables as text, with terminal colours or without: tables fit ``width`` columns, code keeps its lines."""
     buffer = io.StringIO()
     # highlight=False: rich would colour numbers inside texts as well
     console = Console(file=buffer, width=width, force_terminal=color, no_color=not color, highlight=False)
     for renderable in renderables:
-        console.print(renderable)
+        if isinstance(renderable, Syntax):  # rich would pad or wrap its lines to the width
+            text = renderable.highlight(renderable.code)
+            console.print(text, soft_wrap=True)
+        else:
+            console.print(renderable)
     return buffer.getvalue()
 
 
@@ -52,6 +56,6 @@ def tally_tables(tally: Tally) -> list[RenderableType]:
             table.add_row(name, f"{tally.examples.get(name, 0):,}", ", ".join(sorted(kills.get(name, []))))
         shown.append(table)
     if tally.smallest is not None:
-        code = Syntax(tally.smallest[1], "python", background_color="default", word_wrap=True)
-        shown.append(Panel(code, title="smallest bifurcating example", title_align="left"))
+        # no frame and no wrapping: it is there to be copied
+        shown += [Rule("smallest bifurcating example"), Syntax(tally.smallest[1], "python", background_color="default")]
     return shown
