@@ -1,0 +1,469 @@
+"""Laws of the chain rule: a vector-Jacobian product is linear in the cotangent, element by element, call by call."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from relucheck.cases import TAIL_LENGTH, Case, Disconnected
+from relucheck.isolation import preserved_state
+from relucheck.law import law
+from relucheck.numerics import differs
+from relucheck.subjects import Subject
+from relucheck.violations import LawViolation, NotApplicable, literal
+
+#: Cotangents with few significant bits, so that sums and products of them are exact in every dtype.
+_DYADIC: Final = (1.0, -1.5, 0.75, 2.0, -0.5, 1.25)
+
+
+def dyadic(like: Tensor) -> Tensor:
+    """Cotangents of the shape of ``like`` that differ from element to element and round nowhere."""
+    pattern = torch.tensor(_DYADIC, dtype=like.dtype, device=like.device)
+    return pattern.repeat(like.numel() // len(_DYADIC) + 1)[: like.numel()].reshape(like.shape)
+
+
+def first(mask: Tensor) -> int:
+    """Index of the first true entry (probe points begin with the kinks)."""
+    return int(mask.nonzero()[0])
+
+
+@law()
+def runs(case: Case) -> None:
+    """Forward returns a tensor and backward reaches the input.
+
+    An output without a graph is right for a function that is constant between its jumps, where autograd says so itself;
+    anywhere else the gradient was lost (``.detach()``, ``torch.no_grad``, ``.data``, a round trip through NumPy).
+    """
+    try:
+        case.reverse(case.x)
+    except Disconnected as error:
+        moderate = torch.linspace(-3, 3, 41, dtype=torch.float64) + 0.01
+        flat = bool((case.exact(moderate + 1e-4) == case.exact(moderate)).all())
+        script = "\n".join(
+            [*case.header(), case.make_x([0.5]), 'assert act(x).requires_grad, "the output carries no graph"']
+        )
+        what = f"no gradient reaches the input: {error}"
+        raise case.fail(what, script=script, level="notice" if flat or case.activation.surrogate else "error") from None
+    except RuntimeError as error:
+        if "not implemented for" in str(error) or "not supported" in str(error).lower():
+            raise case.unsupported(f"dtype {case.dtype}", error) from None
+        raise
+
+
+@law()
+def global_state(case: Case) -> None:
+    """Forward and backward leave the process as they found it: default dtype, grad mode, generators, threads."""
+    with preserved_state() as changes:
+        case.value(case.x)
+        case.reverse(case.x)
+    if changes:
+        script = "\n".join(
+            [
+                *case.header(),
+                "state = lambda: (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed(),",
+                "                 torch.get_rng_state().sum().item(), torch.are_deterministic_algorithms_enabled())",
+                case.make_x([-1.0, 0.5]),
+                "before = state()",
+                "act(x).sum().backward()",
+                "assert state() == before, (before, state())",
+            ]
+        )
+        raise case.fail(f"global state was changed: {'; '.join(changes)}", got="; ".join(changes), script=script)
+
+
+@law()
+def input_unchanged(case: Case) -> None:
+    """Forward does not write to its input, backward not to the cotangent that it is given.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
+    """
+    leaf = case.x.detach().clone().requires_grad_()
+    given = leaf * 1  # a tensor that autograd would let an in-place operation write to
+    kept, cotangent = given.detach().clone(), dyadic(case.x)
+    v = cotangent.clone()
+    y = case.f(given)
+    if bool(differs(given.detach(), kept, signed_zero=True).any()):
+        index = first(differs(given.detach(), kept, signed_zero=True))
+        value = float(kept[index])
+        script = "\n".join(
+            [*case.header(), case.make_x([value]), "z = x * 1", "before = z.tolist()", "act(z)", "assert z.tolist() == before, z"]
+        )
+        raise case.fail("forward overwrites its input", x=value, got=float(given[index]), allowed=repr(value), script=script)
+    torch.autograd.grad(y, leaf, v.to(y.dtype), allow_unused=True)
+    if y.dtype == v.dtype and bool(differs(v, cotangent).any()):
+        index = first(differs(v, cotangent))
+        value = float(case.x[index])
+        script = "\n".join(
+            [*case.header(), case.make_x([value]), "y = act(x)", "v = torch.full_like(y, 2.0)", "y.backward(v)", "assert (v == 2).all(), v"]
+        )
+        raise case.fail("backward overwrites the cotangent", x=value, got=float(v[index]), script=script)
+
+
+@law()
+def determinism(case: Case) -> None:
+    """The same input gives the same bits, in value and gradient."""
+    once = case.value(case.x), case.reverse(case.x)
+    again = case.value(case.x), case.reverse(case.x)
+    for what, a, b in zip(("value", "gradient"), once, again, strict=True):
+        different = differs(a, b, signed_zero=True)
+        if bool(different.any()):
+            index = first(different)
+            value = float(case.x[index])
+            script = "\n".join(
+                [
+                    *case.header(),
+                    case.make_x([value] * 8),
+                    "run = lambda: (act(x).tolist(), torch.autograd.grad(act(x).sum(), x)[0].tolist())",
+                    "assert len({str(run()) for _ in range(8)}) == 1",
+                ]
+            )
+            raise case.fail(
+                f"two calls on one input give different {what}s",
+                x=value,
+                got=f"{float(b[index])!r} after {float(a[index])!r}",
+                script=script,
+            )
+
+
+@law()
+def independent_calls(case: Case) -> None:
+    """Two forwards before one backward: each backward belongs to its own forward.
+
+    Broken by a module that keeps a mask or its input on ``self`` instead of in the autograd context.
+    """
+    a = case.x.detach().clone().requires_grad_()
+    b = (-case.x).detach().clone().requires_grad_()
+    y = case.f(a)
+    case.f(b)
+    (got,) = torch.autograd.grad(y, a, torch.ones_like(y))
+    different = differs(got, case.g)
+    if bool(different.any()):
+        index = first(different)
+        value = float(case.x[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([value]),
+                "alone, = torch.autograd.grad(act(x).sum(), x)",
+                "y = act(x)",
+                "act(-x.detach())",
+                "late, = torch.autograd.grad(y.sum(), x)",
+                "assert torch.equal(late, alone), (late, alone)",
+            ]
+        )
+        raise case.fail(
+            "a second forward changes what backward of the first one returns",
+            x=value,
+            got=float(got[index]),
+            allowed=repr(float(case.g[index])),
+            script=script,
+        )
+
+
+def _judge_product(case: Case, x: Tensor, v: Tensor, got: Tensor, expected: Tensor, slack: Tensor, what: str) -> None:
+    """Raises where two results that should be the same multiple of the cotangent differ by more than ``slack``."""
+    wide_got, wide = got.to(torch.float64), expected.to(torch.float64)
+    bad = (wide_got - wide).abs() > slack
+    # a gradient that is not finite is the business of finite_gradient
+    bad |= wide.isfinite() & (wide.abs() < torch.finfo(case.dtype).max / 4) & ~wide_got.isfinite()
+    bad &= wide.isfinite()
+    if bool(bad.any()):
+        index = first(bad)
+        at, cotangent = float(x[index]), float(v[index])
+        raise case.fail(
+            what,
+            x=at,
+            cotangent=cotangent,
+            got=float(got[index]),
+            allowed=f"{float(wide[index]):.9g} (the cotangent times the gradient for cotangent 1)",
+            script=_product_script(case, at, cotangent),
+        )
+
+
+def _product_script(case: Case, x: float, cotangent: float) -> str:
+    return "\n".join(
+        [
+            *case.header(),
+            case.make_x([x]),
+            "one, = torch.autograd.grad(act(x).sum(), x)",
+            f"got, = torch.autograd.grad(act(x), x, torch.full_like(x, {literal(cotangent)}))",
+            f"expected = {literal(cotangent)} * one.double()",
+            'print("got", got, "expected", expected)',
+            f"assert torch.allclose(got.double(), expected, rtol={4 * case.eps:.3g}, atol={case.tiny:.3g})",
+        ]
+    )
+
+
+def _ordinary(case: Case) -> Tensor:
+    return case.x[case.x.abs() <= 16]
+
+
+@law()
+def cotangent_scaling(case: Case) -> None:
+    """The gradient scales with the cotangent, at kinks and off them: vjp(c v) = c vjp(v).
+
+    Source: reverse mode computes the linear map v -> J^T v (Griewank & Walther 2008, Evaluating Derivatives, section 3.2).
+    Powers of two scale without rounding, so equality holds to a few units of the dtype whatever the function.
+    """
+    x = _ordinary(case)
+    v = torch.ones_like(x)
+    base = case.reverse(x, v).to(torch.float64)
+    for factor in (2.0, -1.0, 0.5, -4.0):
+        expected = factor * base
+        slack = 4 * case.eps * expected.abs() + case.tiny
+        _judge_product(
+            case, x, factor * v, case.reverse(x, factor * v), expected, slack, "the gradient does not scale with the cotangent"
+        )
+
+
+@law()
+def cotangent_additivity(case: Case) -> None:
+    """The gradient is additive in the cotangent: vjp(u + w) = vjp(u) + vjp(w), with a different cotangent per element.
+
+    Source: as for scaling; scaling alone is also true of |v|-like rules on one sign.
+    """
+    x = _ordinary(case)
+    u, w = dyadic(x), dyadic(x).roll(1).neg() * 0.25
+    gu, gw = case.reverse(x, u).to(torch.float64), case.reverse(x, w).to(torch.float64)
+    got = case.reverse(x, u + w)
+    expected = gu + gw
+    slack = 4 * case.eps * (gu.abs() + gw.abs()) + case.tiny
+    bad = ((got.to(torch.float64) - expected).abs() > slack) & expected.isfinite()
+    if bool(bad.any()):
+        index = first(bad)
+        at, a, b = float(x[index]), float(u[index]), float(w[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([at]),
+                "g = lambda v: torch.autograd.grad(act(x), x, torch.full_like(x, v))[0].double()",
+                f"got, expected = g({a!r} + {b!r}), g({a!r}) + g({b!r})",
+                'print("got", got, "expected", expected)',
+                f"assert torch.allclose(got, expected, rtol=0, atol={8 * case.eps * max(1.0, float(gu[index].abs())):.3g})",
+            ]
+        )
+        raise case.fail(
+            "the gradient is not additive in the cotangent",
+            x=at,
+            cotangent=f"{a!r} + {b!r}",
+            got=float(got[index]),
+            allowed=f"{float(expected[index]):.9g}",
+            script=script,
+        )
+
+
+@law()
+def chain_rule(case: Case) -> None:
+    """The cotangent is not dropped, clipped or replaced, also where it is tiny, huge or zero.
+
+    The released ReLU of Bertoin et al. (2021) puts s itself at the kink where the chain rule has s times the cotangent: right
+    for a cotangent of 1, a thousand times too large for the 1e-3 of a mean loss.
+    """
+    x = _ordinary(case)
+    base = case.reverse(x).to(torch.float64)
+    reach = {torch.float16: 8, torch.float64: 400}.get(case.dtype, 60)
+    for v in (math.ldexp(1.0, -reach), -math.ldexp(1.0, -reach // 2), math.ldexp(1.0, reach), 0.0):
+        expected = v * base
+        slack = 4 * case.eps * expected.abs() + min(case.tiny, abs(v) * 1e-3 if v else case.tiny)
+        if case.dtype == torch.float16:
+            slack = slack + case.tiny * case.eps * 4  # products of small numbers are subnormal there
+        _judge_product(case, x, torch.full_like(x, v), case.reverse(x, torch.full_like(x, v)), expected, slack, "the cotangent is not passed on")
+
+
+@law()
+def locality(case: Case) -> None:
+    """The gradient of an element depends on no other element of the input and no other cotangent.
+
+    Source: the Jacobian of an elementwise function is diagonal.
+    """
+    x = case.x[case.x.abs() <= 64]
+    v = dyadic(x)
+    base = case.reverse(x, v)
+    for spoiled, value in (("input", math.inf), ("input", -2.0), ("cotangent", 1024.0), ("cotangent", math.nan)):
+        for index in (0, x.numel() // 2, x.numel() - 1):
+            moved, cotangent = x.clone(), v.clone()
+            (moved if spoiled == "input" else cotangent)[index] = value
+            different = differs(case.reverse(moved, cotangent), base)
+            different[index] = False
+            if bool(different.any()):
+                other = first(different)
+                at = float(x[other])
+                line = f"x.data[..., 0] = {literal(value)}" if spoiled == "input" else f"v[..., 0] = {literal(value)}"
+                script = "\n".join(
+                    [
+                        *case.header(),
+                        case.make_x([0.25, at]),
+                        "v = torch.full_like(x, 1.5)",
+                        "alone, = torch.autograd.grad(act(x), x, v)",
+                        line,
+                        "got, = torch.autograd.grad(act(x), x, v)",
+                        'print("got", got, "alone", alone)',
+                        "assert torch.equal(got[..., 1:], alone[..., 1:])",
+                    ]
+                )
+                raise case.fail(
+                    f"the gradient of one element depends on another element's {spoiled}",
+                    x=at,
+                    cotangent=float(v[other]),
+                    got=f"{float(case.reverse(moved, cotangent)[other])!r} with the other {spoiled} at {value}",
+                    allowed=repr(float(base[other])),
+                    script=script,
+                )
+
+
+@law()
+def position(case: Case) -> None:
+    """One value gives one gradient at every position of a tensor long enough to have a vector body and a scalar tail.
+
+    Vectorised kernels treat the last elements differently: pytorch issue 136345 (hardswish at 3), and NaN in the backward of
+    hardtanh. Smooth functions may differ by a few units of the dtype between the two, special values may not.
+    """
+    info = torch.finfo(case.dtype)
+    special = [0.0, -0.0, 1.0, -1.0, info.tiny / 2, -info.tiny / 2, math.nan, math.inf, -math.inf, 2.5, -2.5]
+    values = torch.cat([case.near_kinks, case.tensor(special)])
+    found = []
+    for number in range(values.numel()):
+        x = values[number].repeat(TAIL_LENGTH)
+        got = case.reverse(x)
+        found.append(got[0])
+        _judge_position(case, float(values[number]), got, got[0].expand_as(got))
+    mixed = values.repeat(TAIL_LENGTH // values.numel() + 2)[: max(TAIL_LENGTH, values.numel())]
+    expected = torch.stack(found).repeat(TAIL_LENGTH // values.numel() + 2)[: mixed.numel()]
+    got = case.reverse(mixed)
+    same = _same(case, got, expected)
+    if not bool(same.all()):
+        index = first(~same)
+        raise case.fail(
+            "the gradient depends on which values lie beside the element",
+            x=float(mixed[index]),
+            got=float(got[index]),
+            allowed=repr(float(expected[index])),
+        )
+
+
+def _same(case: Case, a: Tensor, b: Tensor) -> Tensor:
+    close = (a.to(torch.float64) - b.to(torch.float64)).abs() <= 8 * case.eps * (0.125 + b.to(torch.float64).abs())
+    return close | ~differs(a, b)
+
+
+def _judge_position(case: Case, value: float, got: Tensor, expected: Tensor) -> None:
+    same = _same(case, got, expected)
+    if bool(same.all()):
+        return
+    index = first(~same)
+    script = "\n".join(
+        [
+            *case.header(),
+            case.make_x([0.0]).replace("[0.0]", f"[{literal(value)}] * {TAIL_LENGTH}"),
+            "act(x).sum().backward()",
+            f"g = x.grad{case.pick}",
+            f'print("first", g[0].item(), "position {index}", g[{index}].item())',
+            f"assert str(g[0].item()) == str(g[{index}].item())",
+        ]
+    )
+    raise case.fail(
+        f"one value, two gradients: position {index} of {TAIL_LENGTH} differs from position 0",
+        x=value,
+        cotangent=1.0,
+        got=f"{float(got[index])!r} at position {index}",
+        allowed=f"{float(expected[index])!r}, as at position 0",
+        script=script,
+    )
+
+
+def _learnable(subject: Subject) -> bool:
+    return subject.learnable
+
+
+@law(relevant=_learnable)
+def parameters(case: Case) -> None:
+    """Gradients of learnable parameters are linear in the cotangent, finite, of the parameter's dtype and shape, and right.
+
+    Right: equal to the central difference of the float64 module with respect to each parameter, at inputs off the kinks.
+    """
+    module = case.subject.fresh(case.dtype, case.device)
+    if not isinstance(module, nn.Module):
+        raise NotApplicable("a function has no parameters")
+    inputs = case.tensor([-7.3, -2.9, -1.37, -0.61, -0.23, 0.19, 0.47, 0.83, 1.71, 2.3, 3.9, 8.1])
+    f, v = case.subject.flat(module), dyadic(inputs)
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    tensors = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def gradients(cotangent: Tensor) -> list[Tensor | None]:
+        y = f(inputs)
+        if not y.requires_grad:
+            return [None] * len(tensors)
+        return list(torch.autograd.grad(y, tensors, cotangent.to(y.dtype), allow_unused=True))
+
+    once, doubled = gradients(v), gradients(2 * v)
+    for name, parameter, got, twice in zip(names, tensors, once, doubled, strict=True):
+        expected, error, scale = _difference(case, name, inputs, v)
+        if got is None:
+            if bool((expected.abs() > 1e-6 + 10 * error).any()):
+                raise _parameter_failure(case, name, "no gradient reaches parameter", "None", expected)
+            continue
+        assert twice is not None
+        if got.dtype != parameter.dtype or got.shape != parameter.shape:
+            what = f"its gradient has dtype {got.dtype}, shape {tuple(got.shape)}, not the parameter's, for parameter"
+            raise _parameter_failure(case, name, what, str(got.dtype), expected)
+        if bool(((twice - 2 * got).abs() > 4 * case.eps * twice.abs() + case.tiny).any()):
+            raise _parameter_failure(case, name, "gradient does not scale with the cotangent for parameter", twice / 2, got)
+        wide = got.to(torch.float64).cpu()
+        slack = 1e-6 + 10 * error + 16 * case.eps * scale
+        if not bool(((wide - expected).abs() <= slack).all()):
+            raise _parameter_failure(case, name, "wrong gradient for parameter", wide, expected)
+
+
+def _difference(case: Case, name: str, inputs: Tensor, v: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Central difference of sum(v * f) with respect to one parameter in float64, its error, and the sum of magnitudes."""
+    module = case.subject.fresh(case.dtype).to(torch.float64)
+    f = case.subject.flat(module)
+    parameter = dict(module.named_parameters())[name]
+    x, weights = inputs.to(torch.float64).cpu(), v.to(torch.float64).cpu()
+    flat = parameter.data.view(-1)
+    result = torch.zeros(2, flat.numel(), dtype=torch.float64)
+    scale = 0.0
+    with torch.no_grad():
+        for index in range(flat.numel()):
+            before = float(flat[index])
+            for row, h in enumerate((1e-4, 5e-5)):
+                values = []
+                for sign in (1, -1):
+                    flat[index] = before + sign * h
+                    values.append((weights * f(x).to(torch.float64)))
+                flat[index] = before
+                result[row, index] = (values[0] - values[1]).sum() / (2 * h)
+                scale = max(scale, float(((values[0] - values[1]) / (2 * h)).abs().sum()), float(values[0].abs().max()))
+    shape = parameter.shape
+    return result[1].reshape(shape), (result[0] - result[1]).abs().reshape(shape), scale
+
+
+def _parameter_failure(case: Case, name: str, what: str, got: object, expected: object) -> LawViolation:
+    lines = [
+        *case.header(),
+        "x = torch.tensor([-7.3, -2.9, -1.37, -0.61, -0.23, 0.19, 0.47, 0.83, 1.71, 2.3, 3.9, 8.1], " + case.place + ")",
+    ]
+    if case.subject.shape != (-1,):
+        view = tuple(n if n == -1 else 1 for n in case.subject.shape)
+        lines.append(f"x = x.reshape{view}.expand{case.subject.shape}.clone()")
+    lines += [
+        f'p = dict(act.named_parameters())["{name}"]',
+        "v = torch.linspace(-1, 2, x.numel(), dtype=x.dtype).reshape(x.shape)",
+        "def loss(c=1.0):",
+        "    return (c * v.double() * act(x).double()).sum()",
+        "g = torch.autograd.grad(loss(), p, allow_unused=True)[0]",
+        "twice = torch.autograd.grad(loss(2.0), p, allow_unused=True)[0]",
+        "with torch.no_grad():",
+        f"    h = {'1e-4' if case.dtype == torch.float64 else '0.0625'}",
+        "    p += h; up = loss(); p -= 2 * h; down = loss()",
+        'print("gradient", g, "difference", (up - down) / (2 * h))',
+        'assert g is not None, "no gradient"',
+        "assert torch.allclose(twice, 2 * g, rtol=0.02, atol=1e-3), (twice, g)",
+        f"assert abs(g.double().sum() - (up - down) / (2 * h)) <= {'1e-3' if case.dtype == torch.float64 else '0.1'} * (1 + abs(g.double().sum()))",
+    ]
+    return case.fail(
+        f"{what} {name!r}", cotangent="different per element", got=got, allowed=f"{expected}", script="\n".join(lines)
+    )
