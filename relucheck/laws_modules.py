@@ -88,7 +88,8 @@ def strides(case: Case) -> None:
             results.append((y.detach(), gradient))
         for what, ours, plain in zip(("value", "gradient"), *results, strict=True):
             wide, right = ours.to(torch.float64), plain.to(torch.float64)
-            bad = ((wide - right).abs() > 8 * case.eps * (0.125 + right.abs())) | (wide.isnan() != right.isnan())
+            slack = 16 * case.eps * (1 + right.abs()) * (1 + view.to(torch.float64).abs().clamp(max=16.0) / 4)
+            bad = ((wide - right).abs() > slack) | (wide.isnan() != right.isnan())
             if bool(bad.any()):
                 place = tuple(int(i) for i in bad.nonzero()[0])
                 raise case.fail(
@@ -182,7 +183,8 @@ def inplace(case: Case) -> None:
         raise case.unsupported("the in-place variant", error) from None
     for what, ours, plain in (("value", value, case.y), ("gradient", got, case.g)):
         wide, right = ours.detach().to(torch.float64), plain.to(torch.float64)
-        bad = ((wide - right).abs() > 4 * case.eps * right.abs() + case.tiny) | (wide.isnan() != right.isnan())
+        # variants that save their result recover the derivative from it, with an error of units of 1
+        bad = ((wide - right).abs() > 8 * case.eps * (1 + right.abs())) | (wide.isnan() != right.isnan())
         if bool(bad.any()):
             index = first(bad)
             at = float(case.x[index])
