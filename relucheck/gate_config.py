@@ -36,7 +36,7 @@ class ExpectedFailure:
     issue: str = ""
 
     def matches(self, item: str) -> bool:
-        """Whether an item's id is meant. Only ``*`` and ``?`` are special: names may hold brackets (``GELU[tanh]``)."""
+        """Whether an item's id is meant. Only ``*`` and ``?`` are special: names may hold brackets (``acts[0]``)."""
         pattern = re.escape(self.id).replace(r"\*", ".*").replace(r"\?", ".")
         return re.fullmatch(pattern, item) is not None
 

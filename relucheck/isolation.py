@@ -79,7 +79,10 @@ def memory_limit(extra: int) -> Iterator[None]:
 
 
 def _flushes_denormals() -> bool:
-    return bool(torch.tensor(1e-310, dtype=torch.float64).mul(1.0) == 0)
+    return bool((_SUBNORMAL * 1.0).item() == 0)
+
+
+_SUBNORMAL: Final = torch.full((1,), 1e-310, dtype=torch.float64)
 
 
 #: Switches of the process that a target must leave alone: how to read each one and how to put it back.

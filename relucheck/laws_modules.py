@@ -16,7 +16,7 @@ from relucheck.cases import Case
 from relucheck.law import law
 from relucheck.laws_gradients import dyadic, first
 from relucheck.numerics import differs
-from relucheck.subjects import SEED, Subject
+from relucheck.subjects import SEED, Subject, made
 from relucheck.violations import NotApplicable
 
 
@@ -265,8 +265,7 @@ def copies(case: Case) -> None:
     expected = case.reverse(x, f=case.subject.flat(module))
 
     def reloaded() -> nn.Module:
-        torch.manual_seed(SEED + 1)
-        fresh: Any = case.activation.make()
+        fresh: Any = made(case.activation.make, SEED + 1)
         fresh = fresh.to(device=case.device, dtype=case.dtype)
         fresh.load_state_dict(module.state_dict())
         return fresh.eval() if case.subject.evaluating else fresh

@@ -16,11 +16,11 @@ from relucheck.kinks import Activation
 CONSTRUCTORS: Final[Mapping[str, Mapping[str, Any]]] = {"Threshold": {"threshold": 0.1, "value": 20.0}}
 #: Further variants worth a row of their own: name, class, arguments.
 VARIANTS: Final[tuple[tuple[str, str, Mapping[str, Any]], ...]] = (
-    ("GELU[tanh]", "GELU", {"approximate": "tanh"}),
-    ("Hardtanh[0.7]", "Hardtanh", {"min_val": -0.7, "max_val": 0.7}),
-    ("PReLU[3]", "PReLU", {"num_parameters": 3}),
-    ("ELU[2]", "ELU", {"alpha": 2.0}),
-    ("CELU[2]", "CELU", {"alpha": 2.0}),
+    ("GELU-tanh", "GELU", {"approximate": "tanh"}),
+    ("Hardtanh-0.7", "Hardtanh", {"min_val": -0.7, "max_val": 0.7}),
+    ("PReLU-3", "PReLU", {"num_parameters": 3}),
+    ("ELU-2", "ELU", {"alpha": 2.0}),
+    ("CELU-2", "CELU", {"alpha": 2.0}),
 )
 #: Elementwise activations of ``torch.nn.functional``: name and the arguments beyond the input.
 FUNCTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
