@@ -238,7 +238,7 @@ def _as_activation(name: str, value: Any, module: Any, attribute: str, construct
     if isinstance(value, Activation):
         return value if value.source else dataclasses.replace(value, source=_source_of_declared(value, module, attribute))
     name = name.replace("/", "_")
-    line, expression = _source(value, name, module)
+    line, expression = _source(value, name, module, attribute)
     if isinstance(value, nn.Module):
         return Activation(name, functools.partial(_identity, value), source=(line, expression))
     is_class = inspect.isclass(value)
@@ -273,30 +273,40 @@ def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x
     return function(x, *positional, **named)
 
 
-def _source(value: Any, name: str, module: Any) -> tuple[str, str]:
+def _reach(value: Any, name: str, module: Any, attribute: str) -> str | None:
+    """The expression that reaches a value from its module: a name, or an entry of a list or table; None without one."""
+    names = vars(module) if hasattr(module, "__dict__") else {}
+    if names.get(name) is value:
+        return name
+    for key, item in names.items():
+        if item is value:
+            return str(key)
+    for key in dict.fromkeys([attribute, *names]):
+        item = names.get(key)
+        entries = item.items() if isinstance(item, Mapping) else enumerate(item) if isinstance(item, list | tuple) else ()
+        for place, entry in entries:
+            if entry is value and isinstance(place, str | int):
+                return f"{key}[{place!r}]"
+    return None
+
+
+def _source(value: Any, name: str, module: Any, attribute: str) -> tuple[str, str]:
     """Import line and expression that reach a value from a script."""
     path = getattr(module, "__relucheck_path__", None)
-    exists = isinstance(getattr(module, name, None), object) and hasattr(module, name)
-    if path is not None:
-        return "import runpy", f'runpy.run_path({path!r})["{getattr(value, "__name__", name)}"]'
-    if exists:
-        return f"from {module.__name__} import {name}", name
+    reach = _reach(value, name, module, attribute)
+    if reach is not None:
+        head = reach.partition("[")[0]
+        if path is not None:
+            folder, stem = str(Path(path).parent), Path(path).stem
+            # a file is imported by its name, not run: pickle must find its classes again
+            return f"import sys; sys.path.insert(0, {folder!r}); import {stem}", f"{stem}.{reach}"
+        return f"from {module.__name__} import {head}", reach
     home, qualname = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
-    if home and qualname and "<" not in qualname:
+    if home and qualname and "<" not in qualname and path is None:
         return f"import {home}", f"{home}.{qualname}"
     return "", name
 
 
 def _source_of_declared(value: Activation, module: Any, attribute: str) -> tuple[str, str] | None:
-    path = getattr(module, "__relucheck_path__", None)
-    for name, item in vars(module).items():
-        if item is value:
-            if path is not None:
-                return "import runpy", f'runpy.run_path({path!r})["{name}"].make()'
-            return f"from {module.__name__} import {name}", f"{name}.make()"
-        if isinstance(item, list | tuple) and any(entry is value for entry in item):
-            index = next(i for i, entry in enumerate(item) if entry is value)
-            if path is not None:
-                return "import runpy", f'runpy.run_path({path!r})["{name}"][{index}].make()'
-            return f"from {module.__name__} import {name}", f"{name}[{index}].make()"
-    return None
+    line, expression = _source(value, value.name, module, attribute)
+    return (line, f"{expression}.make()") if line else None

@@ -60,34 +60,56 @@ def forward_mode(case: Case) -> None:
             cotangent=tangent,
             got=f"{float(got[index]) / tangent!r} in forward mode",
             allowed=f"{float(case.g[index])!r}, as in reverse mode",
-            script=_mode_script(case, value, "_, other = torch.func.jvp(act, (x,), (torch.ones_like(x),))"),
+            script=_mode_script(case, value, f"_, other = torch.func.jvp(act, (x,), (torch.full_like(x, {tangent}),)); other = other / {tangent}"),
         )
 
 
 @law()
 def vmap(case: Case) -> None:
-    """``torch.func.grad`` under ``torch.func.vmap`` gives the same gradient as reverse mode. Not supporting it is a notice.
+    """Value and ``torch.func.grad`` under ``torch.func.vmap`` are those of plain calls. Not supporting vmap is a notice.
 
     Source: https://docs.pytorch.org/docs/stable/func.html
     """
     x = case.x
     try:
+        value = torch.func.vmap(lambda t: case.f(t.reshape(1)).reshape(()))(x).detach()
         got = torch.func.vmap(torch.func.grad(lambda t: case.f(t.reshape(1)).sum()))(x).detach()
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
         raise case.unsupported("torch.func.grad under vmap", error) from None
+    same = _agrees(case, value, case.y, x)
+    if not bool(same.all()):
+        index = first(~same)
+        at = float(x[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([at]),
+                f"plain = act(x){case.pick}",
+                f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){case.pick})(x{case.pick}[:, None])",
+                'print("under vmap", mapped, "plain", plain)',
+                f"assert torch.allclose(mapped.flatten(), plain.flatten(), rtol={32 * case.eps:.3g}, atol={16 * case.eps:.3g})",
+            ]
+        )
+        raise case.fail(
+            "the value under vmap differs from a plain call's",
+            x=at,
+            got=float(value[index]),
+            allowed=repr(float(case.y[index])),
+            script=script,
+        )
     same = _agrees(case, got, case.g, x)
     if not bool(same.all()):
         index = first(~same)
-        value = float(x[index])
+        at = float(x[index])
         one = "act(t)" if case.subject.shape == (-1,) else "act(t.expand(x.shape))" + case.pick
         raise case.fail(
             "torch.func.grad under vmap differs from reverse mode",
-            x=value,
+            x=at,
             cotangent=1.0,
             got=float(got[index]),
             allowed=f"{float(case.g[index])!r}, as in reverse mode",
             script=_mode_script(
-                case, value, f"other = torch.func.vmap(torch.func.grad(lambda t: {one}.sum()))(x.flatten()[:, None])[:1]"
+                case, at, f"other = torch.func.vmap(torch.func.grad(lambda t: {one}.sum()))(x.flatten()[:, None])[:1]"
             ).replace("reverse.double().flatten()", "reverse.double().flatten()[:1]"),
         )
 
