@@ -270,7 +270,7 @@ def derivatives(f: Function, x: Tensor, kinks: Sequence[FoundKink]) -> tuple[Ten
     offsets = torch.arange(0, 5, dtype=torch.float64)
     weights = torch.tensor(_FORWARD, dtype=torch.float64)
     # a third, small step for large |x|: an oscillation whose period the relative step skips shows as disagreement
-    small = torch.minimum(h / 3, (2e-11 * x.abs()).clamp(min=1e-3))
+    small = torch.minimum(h / 3, (2e-14 * x.abs()).clamp(min=1e-3))
     results, errors = [], []
     for side, distance in ((-1, below), (1, above)):
         nodes = torch.stack([x[:, None] + side * offsets * step[:, None] for step in (h, h / 2, small)])

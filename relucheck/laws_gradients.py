@@ -56,7 +56,7 @@ def runs(case: Case) -> None:
 @law()
 def global_state(case: Case) -> None:
     """Forward and backward leave the process as they found it: default dtype, grad mode, generators, threads."""
-    x = case.x
+    x = case.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])  # (the probe points come from calls, which would be the first ones)
     with preserved_state() as changes:
         try:
             case.value(x)
@@ -273,8 +273,8 @@ def chain_rule(case: Case) -> None:
     for v in (math.ldexp(1.0, -reach), -math.ldexp(1.0, -reach // 2), math.ldexp(1.0, reach), 0.0):
         expected = v * base
         slack = 4 * case.eps * expected.abs() + min(case.tiny, abs(v) * 1e-3 if v else case.tiny)
-        if case.dtype == torch.float16:
-            slack = slack + case.tiny * case.eps * 4  # products of small numbers are subnormal there
+        # a gradient for cotangent 1 that is subnormal has few digits, and the products behind it fewer
+        slack = slack + 8 * abs(v) * case.tiny * case.eps + case.tiny * case.eps * 4
         _judge_product(case, x, torch.full_like(x, v), case.reverse(x, torch.full_like(x, v)), expected, slack, "the cotangent is not passed on")
 
 

@@ -126,7 +126,8 @@ def derivative(case: Case) -> None:
     (0, +-1, knots) and their neighbours are among the probes.
     """
     case.skip_surrogate()
-    index = _outside(case, ~case.on_kink)
+    # beyond 1e12 an oscillation is finer than float64 resolves: nothing is known there
+    index = _outside(case, ~case.on_kink & (case.x.to(torch.float64).abs().cpu() <= 1e12))
     if index is not None:
         raise _fail_at(case, index, "the gradient is not the derivative")
 

@@ -259,8 +259,10 @@ def copies(case: Case) -> None:
     """
     module = case.subject.fresh(case.dtype, case.device)
     with torch.no_grad():
-        for tensor in (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())):
-            tensor.add_(0.125)
+        # (buffers that are not persistent are constants: no state_dict is to hold them)
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.125)
     x = case.x[case.x.abs() <= 64]
     expected = case.reverse(x, f=case.subject.flat(module))
 
@@ -289,8 +291,7 @@ def copies(case: Case) -> None:
                 [
                     *case.header(),
                     "with torch.no_grad():",
-                    "    for p in [*act.parameters(), *act.buffers()]:",
-                    "        p.add_(0.125)",
+                    "    [p.add_(0.125) for p in act.state_dict().values() if p.is_floating_point()]",
                     case.make_x([value]),
                     line,
                     "g = lambda f: torch.autograd.grad(f(x).sum(), x)[0]",

@@ -28,6 +28,10 @@ class NotAnActivation(Exception):
     """A callable that the laws do not speak about (changes shapes, mixes elements, draws random numbers): skipped."""
 
 
+class _ChangesShape(NotAnActivation):
+    """One of the reasons, which may hold for one layout of the input and not for another."""
+
+
 class TargetError(Exception):
     """An activation that cannot be run at all: raises, returns something else than a tensor, needs arguments."""
 
@@ -121,12 +125,13 @@ class Subject:
             raise NotAnActivation(
                 f"needs more arguments than one tensor ({', '.join(needed)}); register a constructor that fixes them"
             )
-        failures = []
+        failures: list[Exception] = []
         for shape in self._shapes():
             self.shape = shape
             try:
                 self._classify_shape()
-            except TargetError as error:
+            except (TargetError, _ChangesShape) as error:
+                # a parameter per channel broadcasts a plain vector to another shape
                 failures.append(error)
             else:
                 return
@@ -168,7 +173,7 @@ class Subject:
         if not result.is_floating_point():
             raise NotAnActivation(f"returns {dtype_name(result.dtype)}, which has no gradient")
         if result.shape != x.shape:
-            raise NotAnActivation(f"changes the shape: {tuple(x.shape)} to {tuple(result.shape)}")
+            raise _ChangesShape(f"changes the shape: {tuple(x.shape)} to {tuple(result.shape)}")
         return result.detach().clone()
 
     # -- calling it -------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def mish(x: Tensor) -> Tensor:
 
 
 def softplus_stable(x: Tensor) -> Tensor:
-    return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
+    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def gelu_by_erf(x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def signed_square(x: Tensor) -> Tensor:
 
 
 def tanh_exp(x: Tensor) -> Tensor:
-    return x * torch.tanh(torch.exp(x.clamp(max=20)))
+    return x * torch.tanh(torch.exp(x.clamp(max=5)))
 
 
 def log_cosh(x: Tensor) -> Tensor:

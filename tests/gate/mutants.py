@@ -102,6 +102,11 @@ shifted_threshold = relu_with(lambda x, v: v * (x > 0.01).to(x.dtype))
 elu_slope_lost = rule(F.elu, lambda x, v: v * torch.where(x > 0, torch.ones_like(x), 1 - x.clamp(max=0).exp()))
 
 
+def softplus_by_relu(x: Tensor) -> Tensor:
+    # right off 0; at 0 both summands have a kink, autodiff picks 0 for each, and 0.5 is lost
+    return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
+
+
 def _silu_slope(x: Tensor) -> Tensor:
     s = torch.sigmoid(x)
     return s * (1 + x * (1 - s))
@@ -488,6 +493,7 @@ MUTANTS = [
     Mutant("softshrink_wrong_sign", "derivative", "bfloat16"),
     Mutant("wrong_at_one", "derivative", "float16"),
     Mutant("wrong_at_smooth_zero", "derivative"),
+    Mutant("softplus_by_relu", "derivative", "bfloat16"),
     Mutant("shifted_threshold", "derivative"),
     Mutant("elu_slope_lost", "derivative", "float64"),
     Mutant("softplus_where_trap", "finite_gradient"),
