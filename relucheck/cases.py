@@ -20,8 +20,8 @@ from relucheck.numerics import all_values, dtype_name, neighbour
 from relucheck.subjects import Subject
 from relucheck.violations import (
     Counterexample,
-    Level,
     LawViolation,
+    Level,
     NotApplicable,
     hexadecimal,
     literal,
@@ -153,7 +153,9 @@ class Case:
         info = torch.finfo(self.dtype)
         low, high = (-149, 128) if self.dtype == torch.float32 else (-1074, 1024)
         step = 1 if self.dtype == torch.float32 else 4
-        powers = [math.ldexp(m, e) for e in range(low, high, step) for m in (1.0, 1.25, 1.7) if math.ldexp(m, e) <= info.max]
+        powers = [
+            math.ldexp(m, e) for e in range(low, high, step) for m in (1.0, 1.25, 1.7) if math.ldexp(m, e) <= info.max
+        ]
         grid = torch.cat([torch.tensor([0.0, info.max], dtype=torch.float64), torch.tensor(powers, dtype=torch.float64)])
         dense = torch.linspace(-128, 128, 2049, dtype=torch.float64)
         values = torch.cat([grid, -grid, dense]).to(self.dtype)

@@ -65,7 +65,9 @@ def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
         TypeError: for a ``make`` that cannot be called.
     """
     if not callable(make):
-        raise TypeError(f"register_constructor({name!r}, make={make!r}): make must be callable with the class; pass a function")
+        raise TypeError(
+            f"register_constructor({name!r}, make={make!r}): make must be callable with the class; pass a function"
+        )
     key = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
     _CONSTRUCTORS[key] = make
 
@@ -106,7 +108,9 @@ def _load(target: str, root: Path) -> tuple[Any, str]:
     """The module that a target names, and the attribute after the colon (empty for none)."""
     place, _, attribute = target.partition(":") if not target.endswith(".py") else (target, "", "")
     if not place.strip():
-        raise TargetImportError(f"target {target!r} names no module; write package.module, package.module:attribute or file.py")
+        raise TargetImportError(
+            f"target {target!r} names no module; write package.module, package.module:attribute or file.py"
+        )
     if place.endswith(".py"):
         return _load_file(place, root), attribute
     if place in TORCH_TARGETS and not attribute:
@@ -154,7 +158,9 @@ def _collect(
             return container(), []
         names = getattr(container, "__all__", None)
         listed = names is not None
-        candidates = [(name, getattr(container, name)) for name in (names or sorted(vars(container))) if hasattr(container, name)]
+        candidates = [
+            (name, getattr(container, name)) for name in (names or sorted(vars(container))) if hasattr(container, name)
+        ]
         chosen = [(name, value) for name, value in candidates if _is_candidate(name, value, container, listed)]
     else:
         value = container
@@ -189,7 +195,9 @@ def _unpack(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, Activation) or callable(value):
         yield name, value
     else:
-        raise TargetImportError(f"{name!r} is {type(value).__name__!r}: an activation, or a list or table of them, is needed")
+        raise TargetImportError(
+            f"{name!r} is {type(value).__name__!r}: an activation, or a list or table of them, is needed"
+        )
 
 
 def _is_candidate(name: str, value: Any, module: Any, listed: bool) -> bool:
@@ -242,7 +250,9 @@ def _as_activation(name: str, value: Any, module: Any, attribute: str, construct
     if isinstance(value, nn.Module):
         return Activation(name, functools.partial(_identity, value), source=(line, expression))
     is_class = inspect.isclass(value)
-    make = _CONSTRUCTORS.get(f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}") or _CONSTRUCTORS.get(name)
+    make = _CONSTRUCTORS.get(
+        f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}"
+    ) or _CONSTRUCTORS.get(name)
     if make is not None:
         return Activation(name, functools.partial(make, value), source=None)
     arguments = constructors.get(name)

@@ -67,7 +67,9 @@ def resolution(y: Tensor) -> float:
     """
     finite = y[y.isfinite()]
     # few distinct values (a step function, a clamp) fit a coarse dtype by chance
-    if finite.unique().numel() > 0.2 * finite.numel() and bool((finite.to(torch.float32).to(torch.float64) == finite).all()):
+    if finite.unique().numel() > 0.2 * finite.numel() and bool(
+        (finite.to(torch.float32).to(torch.float64) == finite).all()
+    ):
         return float(torch.finfo(torch.float32).eps)
     return float(torch.finfo(torch.float64).eps)
 
@@ -85,7 +87,7 @@ def _grid(low: float, high: float) -> Tensor:
 
 
 def _change(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Change of slope over every run of three cells, and how much of it may be rounding. ``y``: (..., n + 1); out (..., n - 2)."""
+    """Change of slope over every three cells, and how much of it may be rounding; (..., n + 1) in, (..., n - 2) out."""
     slope = y.diff(dim=-1) / h
     size = y.abs().unfold(-1, 4, 1).amax(-1)
     return (slope[..., 2:] - slope[..., :-2]).abs(), size / h[..., : size.shape[-1]]
@@ -146,13 +148,16 @@ def _last_where(predicate: Callable[[Tensor], Tensor], low: float, high: float) 
         order = torch.tensor([*range(p + step, q, step)][:64], dtype=torch.int64)
         true = predicate(from_ordinals(order, torch.float64))
         first_false = int((~true).to(torch.int8).argmax()) if not bool(true.all()) else len(order)
-        p, q = (int(order[first_false - 1]) if first_false else p), (int(order[first_false]) if first_false < len(order) else q)
+        p, q = (
+            (int(order[first_false - 1]) if first_false else p),
+            (int(order[first_false]) if first_false < len(order) else q),
+        )
     left, right = from_ordinals(torch.tensor([p, q]), torch.float64).tolist()
     return left, right
 
 
 def one_sided(f: Function, at: float, side: int, h: float, unit: float) -> tuple[float, float, float]:
-    """One-sided derivative of ``f`` at ``at`` from the left (``side=-1``) or right (+1), its error, and the limit of the value."""
+    """One-sided derivative from the left (``side=-1``) or right (+1), its error, and the limit of the value."""
     points = torch.arange(1, 7, dtype=torch.float64)
     steps = torch.stack([points * h, points * h / 2])
     y = f((at + side * steps).reshape(-1)).reshape(2, 6)

@@ -128,7 +128,9 @@ def as_activation(value: Any) -> Activation:
         reachable = "<" not in getattr(value, "__qualname__", "<")
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}") if reachable else None
         return Activation(name, functools.partial(_given, value), source=source)
-    raise TypeError(f"{value!r} is no activation: pass an Activation, an nn.Module class or instance, or a function of one tensor")
+    raise TypeError(
+        f"{value!r} is no activation: pass an Activation, an nn.Module class or instance, or a function of one tensor"
+    )
 
 
 def _given(value: Any) -> Any:
@@ -166,7 +168,7 @@ class Gate:
                 self._add(activation, finding.target)
             for name, reason in finding.skipped:
                 name = self._unique(name, finding.target)
-                self.entries[name] = Entry(Activation(name, _given), skip=reason)
+                self.entries[name] = Entry(Activation(name, functools.partial(_given, None)), skip=reason)
         self.groups = self._group()
 
     def _unique(self, name: str, target: str) -> str:
@@ -212,7 +214,9 @@ class Gate:
         """For every activation the others that are numerically the same function: of this run, and torch's own."""
         if self.config.laws and "equal_spellings" not in self.config.laws:
             return {}
-        x = torch.cat([torch.linspace(-8, 8, 513, dtype=torch.float64), torch.tensor([-100.0, -20.0, 20.0, 100.0]).double()])
+        x = torch.cat(
+            [torch.linspace(-8, 8, 513, dtype=torch.float64), torch.tensor([-100.0, -20.0, 20.0, 100.0]).double()]
+        )
         values: dict[str, torch.Tensor] = {}
         subjects = {name: entry.subject for name, entry in self.entries.items() if entry.subject is not None}
         known = dict(subjects)
@@ -263,7 +267,9 @@ class Gate:
             items += self._items_of(name, entry.subject)
         if self.entries and not runnable and not any(finding.error for finding in self.findings):
             reasons = "; ".join(f"{name}: {entry.skip}" for name, entry in list(self.entries.items())[:5])
-            items.append(Item("relucheck", "import", problem=f"no activation could be checked, all were skipped: {reasons}"))
+            items.append(
+                Item("relucheck", "import", problem=f"no activation could be checked, all were skipped: {reasons}")
+            )
         return items + self._stale(items)
 
     def _items_of(self, name: str, subject: Subject) -> list[Item]:
@@ -287,7 +293,7 @@ class Gate:
             Item(
                 f"entry {number}",
                 "expected-failures",
-                problem=f"expected failure {entry.id!r} matches no item of this run{suggestion(entry.id, ids)}; correct or remove it",
+                problem=f"expected failure {entry.id!r} matches no item{suggestion(entry.id, ids)}; correct or remove it",
             )
             for number, entry in enumerate(self.config.expected, start=1)
             if not any(entry.matches(name) for name in ids)
@@ -324,8 +330,13 @@ class Gate:
         if item.skip:
             return verdict("skipped", item.skip)
         if item.law not in LAWS:
-            notes = [note for finding in self.findings if finding.target.replace("/", ".") == item.activation for note in finding.notes]
-            return verdict("notice", f"{item.id}: {'; '.join(notes)}") if notes else verdict("passed")
+            said = [
+                note
+                for finding in self.findings
+                if finding.target.replace("/", ".") == item.activation
+                for note in finding.notes
+            ]
+            return verdict("notice", f"{item.id}: {'; '.join(said)}") if said else verdict("passed")
         rows: tuple[dict[str, Any], ...] = ()
         try:
             with self._guarded():
@@ -337,7 +348,10 @@ class Gate:
                 if item.law == "subgradient":
                     rows = tuple(kink_rows(case))
                 if item.law == "reference" and case.activation.reference is None:
-                    raise case.fail("no reference is declared, and the convention is 'reference'", allowed="Activation(..., reference=...)")
+                    raise case.fail(
+                        "no reference is declared, and the convention is 'reference'",
+                        allowed="Activation(..., reference=...)",
+                    )
                 LAWS[item.law].check(case)
         except NotApplicable as error:
             return verdict("skipped", str(error), kinks=rows)
@@ -352,7 +366,9 @@ class Gate:
             return verdict("failed", f"{item.id}: {_short(error)}{_where(error)}", kinks=rows)
         notes = self.entries[item.activation].notes if item.law == "global_state" else ()
         if notes:
-            return verdict("notice", f"{item.id}: constructing it or a first call changed global state (undone): {'; '.join(notes)}")
+            return verdict(
+                "notice", f"{item.id}: constructing it or a first call changed global state (undone): {'; '.join(notes)}"
+            )
         return verdict("passed", kinks=rows)
 
     def _ready(self, case: Case) -> None:
@@ -376,13 +392,15 @@ class Gate:
                     return dataclasses.replace(result, outcome="expected", message=f"{_because(entry)}\n{result.message}")
             patterns = " or ".join(repr(entry.message) for entry in entries)
             return dataclasses.replace(
-                result, message=f"{result.message}\n  (an expected failure names this item, but its message does not match {patterns})"
+                result,
+                message=f"{result.message}\n  (a failure is expected here, but its message does not match {patterns})",
             )
         kind = "passes" if result.outcome == "passed" else "is only a notice"
         return dataclasses.replace(
             result,
             outcome="failed",
-            message=f"{result.id}: expected to fail, and {kind}: {_because(entries[0])}; remove {entries[0].id!r} from the expected failures",
+            message=f"{result.id}: expected to fail, and {kind} ({_because(entries[0])}); "
+            f"remove {entries[0].id!r} from the expected failures",
         )
 
 
@@ -431,7 +449,14 @@ class guarded:
     """
 
     def __init__(self, seconds: float, memory: int) -> None:
-        self._parts = (_single_thread(), preserved_state(), silenced(), _no_warnings(), memory_limit(memory), time_limit(seconds))
+        self._parts = (
+            _single_thread(),
+            preserved_state(),
+            silenced(),
+            _no_warnings(),
+            memory_limit(memory),
+            time_limit(seconds),
+        )
         self._stack: list[Any] = []
 
     def __enter__(self) -> list[str]:
@@ -454,7 +479,9 @@ class GateFailure(AssertionError):
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = tuple(results)
         failed = [result for result in results if result.outcome == "failed"]
-        super().__init__(f"{len(failed)} of {len(results)} checks failed\n" + "\n".join(result.message for result in failed))
+        super().__init__(
+            f"{len(failed)} of {len(results)} checks failed\n" + "\n".join(result.message for result in failed)
+        )
 
 
 def check_activation(
@@ -495,9 +522,13 @@ def check_activation(
 
 
 def parametrize_with_laws(
-    activations: Sequence[Any], *, dtypes: Sequence[torch.dtype | str] | None = None, laws: Sequence[str] = (), **settings: Any
+    activations: Sequence[Any],
+    *,
+    dtypes: Sequence[torch.dtype | str] | None = None,
+    laws: Sequence[str] = (),
+    **settings: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A pytest decorator: one case per activation, law and dtype; in the manner of scikit-learn's ``parametrize_with_checks``.
+    """A pytest decorator: one case per activation, law and dtype, like scikit-learn's ``parametrize_with_checks``.
 
         @relucheck.parametrize_with_laws([MyActivation, relucheck.Activation("HS", HS, reference=torch.nn.Hardswish())])
         def test_activation(activation, check):

@@ -146,7 +146,9 @@ def _range(name: str, value: Any) -> tuple[float, float]:
 
 def _table(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(item, dict | list) for item in value.values()):
-        raise ConfigError(f"[tool.relucheck.{name}]: each entry is a table of keyword arguments or a list, as Name = {{ slope = 0.1 }}")
+        raise ConfigError(
+            f"[tool.relucheck.{name}]: each entry is a table of keyword arguments or a list, as Name = {{ slope = 0.1 }}"
+        )
     return value
 
 

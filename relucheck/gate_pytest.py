@@ -130,8 +130,9 @@ def collect(session: pytest.Session, config: pytest.Config, items: list[pytest.I
 def run_protocol(item: pytest.Item) -> bool | None:
     """Runs a gate item in one phase; None for every other item.
 
-    A gate item has no fixtures and keeps its own output back, so set-up, teardown and their log capturing (which visits each
-    of torch's 57 loggers that do not propagate, three times an item) have nothing to do: thousands of items take half the time.
+    A gate item has no fixtures and keeps its own output back, so set-up, teardown and their log capturing (which visits
+    each of torch's 57 loggers that do not propagate, three times an item) have nothing to do: thousands of items take half
+    the time.
     """
     if not isinstance(item, GateItem):
         return None
@@ -172,7 +173,8 @@ def status(report: pytest.TestReport) -> tuple[str, str, str | tuple[str, dict[s
 
 def results(config: pytest.Config) -> list[dict[str, Any]]:
     """All verdicts of the run, in a fixed order whatever the workers did first."""
-    return sorted(config.stash.get(_RESULTS, []), key=lambda r: (r["activation"], r["law"], r["dtype"], r["device"]))
+    found: list[dict[str, Any]] = config.stash.get(_RESULTS, [])
+    return sorted(found, key=lambda r: (r["activation"], r["law"], r["dtype"], r["device"]))
 
 
 def baseline_drift(config: pytest.Config) -> list[str]:

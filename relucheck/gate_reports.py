@@ -105,7 +105,7 @@ def kink_table(results: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
-    """The report as JSON text: ``schema``, ``schema_version``, ``versions``, ``targets``, ``counts``, ``results``, ``kinks``."""
+    """The report as JSON: ``schema``, ``schema_version``, ``versions``, ``targets``, ``counts``, ``results``, ``kinks``."""
     body = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -134,7 +134,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(body, dict) or body.get("schema") != SCHEMA or not isinstance(body.get("kinks"), list):
         raise ReportError(f"{path}: not a {SCHEMA} report; write one with 'relucheck kinks TARGET --json {path}'")
     if body.get("schema_version", 0) > SCHEMA_VERSION:
-        raise ReportError(f"{path}: schema version {body['schema_version']}, this relucheck reads {SCHEMA_VERSION}; update relucheck")
+        raise ReportError(
+            f"{path}: schema version {body['schema_version']}, this relucheck reads {SCHEMA_VERSION}; update relucheck"
+        )
     return body
 
 
@@ -144,7 +146,9 @@ def drift(old: Sequence[Row], new: Sequence[Row]) -> list[str]:
     A dtype or device that only one of them covers is no difference; a mode that stops or starts to work is.
     """
     lines: list[str] = []
-    olds, news = ({(row["activation"], row["device"], float(f"{row['at']:.3g}")): row for row in rows} for rows in (old, new))
+    olds, news = (
+        {(row["activation"], row["device"], float(f"{row['at']:.3g}")): row for row in rows} for rows in (old, new)
+    )
     devices = {row["device"] for row in old} & {row["device"] for row in new} or {row["device"] for row in (*old, *new)}
     for key in sorted({*olds, *news}):
         if key[1] not in devices:
@@ -214,7 +218,11 @@ def kink_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     header = ["activation", "at", "left", "right", *dtypes]
     body = []
     for row in rows:
-        where = _number(row["at"]) + (f" (jump {_number(row['jump'])})" if row["jump"] else "") + (" singular" if row["singular"] else "")
+        where = (
+            _number(row["at"])
+            + (f" (jump {_number(row['jump'])})" if row["jump"] else "")
+            + (" singular" if row["singular"] else "")
+        )
         cells = []
         for dtype in dtypes:
             text = _modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
@@ -234,7 +242,9 @@ def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False)
     numbers = [f"{number:>2}" for number in range(1, len(laws) + 1)]
     header = Text("\n".join(gap.join(number[row] for number in numbers) for row in (0, 1)))
     table = Table(title="activation x law, worst over dtypes", title_justify="left", box=None, pad_edge=False)
-    table.add_column("activation", no_wrap=True, max_width=max(8, width - 10 - len(gap.join(numbers)) // (1 if spaced else 2)))
+    table.add_column(
+        "activation", no_wrap=True, max_width=max(8, width - 10 - len(gap.join(numbers)) // (1 if spaced else 2))
+    )
     table.add_column("passed", justify="right", no_wrap=True)
     table.add_column(header, no_wrap=True)
     for name in activations:
@@ -254,7 +264,9 @@ def _rendered(parts: Iterable[Any], width: int, color: bool) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
-    console = Console(file=stream, width=width, force_terminal=color, color_system="standard" if color else None, highlight=False)
+    console = Console(
+        file=stream, width=width, force_terminal=color, color_system="standard" if color else None, highlight=False
+    )
     for part in parts:
         console.print(part)
     return stream.getvalue()
@@ -305,7 +317,12 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
         lines += ["## Kinks that differ from the baseline", "", *(f"- {line}" for line in changes), ""]
     activations, laws, cells = matrix(results)
     if activations:
-        lines += ["## Activation x law", "", "The worst outcome over dtypes; an empty cell is a law that does not apply.", ""]
+        lines += [
+            "## Activation x law",
+            "",
+            "The worst outcome over dtypes; an empty cell is a law that does not apply.",
+            "",
+        ]
         body = [[name, *(_MARKS.get(cells.get((name, law), ""), "") for law in laws)] for name in activations]
         lines += [*_markdown_table(["activation", *laws], body), ""]
     for outcome, title in (("expected", "Expected failures"), ("notice", "Notices")):

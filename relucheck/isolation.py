@@ -1,4 +1,4 @@
-"""Running other people's code so that nothing else is affected: time and memory limits, global state put back and reported."""
+"""Running other people's code so that nothing else is affected: limits, global state put back and reported."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class TimeLimitExceeded(BaseException):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raises :class:`TimeLimitExceeded` in the block after ``seconds``, again every half second until the block ends.
 
-    Works in the main thread on POSIX systems (an interval timer and SIGALRM); elsewhere there is no limit. A call that never
-    returns from native code is beyond it: use ``pytest-timeout --timeout-method=thread`` for those.
+    Works in the main thread on POSIX systems (an interval timer and SIGALRM); elsewhere there is no limit. A call that
+    never returns from native code is beyond it: use ``pytest-timeout --timeout-method=thread`` for those.
     """
     usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread() and seconds > 0
     if not usable:
@@ -88,7 +88,10 @@ _SUBNORMAL: Final = torch.full((1,), 1e-310, dtype=torch.float64)
 #: Switches of the process that a target must leave alone: how to read each one and how to put it back.
 _SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "default device": (torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
+    "default device": (
+        torch.get_default_device,
+        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+    ),
     "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "flush-denormal mode": (_flushes_denormals, torch.set_flush_denormal),
     "anomaly mode": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),

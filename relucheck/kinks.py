@@ -94,11 +94,15 @@ class Activation:
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
-            raise ValueError(f"Activation(name={self.name!r}): a name is not empty and has no '/'; ids are Activation/law/dtype")
+            raise ValueError(
+                f"Activation(name={self.name!r}): a name is not empty and has no '/'; ids are Activation/law/dtype"
+            )
         for field in ("make", "reference", "inplace"):
             value = getattr(self, field)
             if not callable(value) and (field == "make" or value is not None):
-                raise TypeError(f"Activation({self.name!r}, {field}={value!r}): must be callable; pass a class or a function")
+                raise TypeError(
+                    f"Activation({self.name!r}, {field}={value!r}): must be callable; pass a class or a function"
+                )
         object.__setattr__(self, "kinks", tuple(sorted(self.kinks, key=lambda kink: kink.at)))
         if len({kink.at for kink in self.kinks}) != len(self.kinks):
             raise ValueError(f"Activation({self.name!r}): two kinks at one position; merge them into one")

@@ -1,4 +1,4 @@
-"""Laws of consistency between the ways in which PyTorch differentiates: forward mode, vmap, double backward, compile, autocast."""
+"""Laws of consistency between PyTorch's ways to differentiate: forward mode, vmap, double backward, compile, autocast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from relucheck.subjects import Subject
 
 
 def _agrees(case: Case, a: Tensor, b: Tensor, x: Tensor, units: float = 16) -> Tensor:
-    """Mask of entries that are equal up to rounding that grows with |x|; entries where ``b`` is not finite count as equal."""
+    """Mask of entries that are equal up to rounding, which grows with |x|; where ``b`` is not finite they count as equal."""
     wide_a, wide_b = a.to(torch.float64), b.to(torch.float64)
     slack = units * case.eps * (0.125 + wide_b.abs()) * (1 + x.to(torch.float64).abs().clamp(max=16.0) / 4)
     return ((wide_a - wide_b).abs() <= slack) | ~wide_b.isfinite()
@@ -31,7 +31,8 @@ def _mode_script(case: Case, x: float, line: str) -> str:
             "x = x.detach()",
             line,
             'print("reverse", reverse, "other", other)',
-            f"assert torch.allclose(other.double().flatten(), reverse.double().flatten(), rtol={32 * case.eps:.3g}, atol={16 * case.eps:.3g})",
+            "other, reverse = other.double().flatten(), reverse.double().flatten()",
+            f"assert torch.allclose(other, reverse, rtol={32 * case.eps:.3g}, atol={16 * case.eps:.3g})",
         ]
     )
 
@@ -51,6 +52,8 @@ def forward_mode(case: Case) -> None:
     expected = case.g.to(torch.float64) * u.to(torch.float64)
     # the largest numbers overflow in the product with the tangent
     same = _agrees(case, got, expected, x) | (expected.abs() > torch.finfo(case.dtype).max / 4)
+    # far out intermediate products overflow in one mode and not in the other (x * x in float16): no fault of the rule
+    same |= ~got.isfinite() & (x.abs() > 64)
     if not bool(same.all()):
         index = first(~same)
         value, tangent = float(x[index]), float(u[index])
@@ -60,7 +63,11 @@ def forward_mode(case: Case) -> None:
             cotangent=tangent,
             got=f"{float(got[index]) / tangent!r} in forward mode",
             allowed=f"{float(case.g[index])!r}, as in reverse mode",
-            script=_mode_script(case, value, f"_, other = torch.func.jvp(act, (x,), (torch.full_like(x, {tangent}),)); other = other / {tangent}"),
+            script=_mode_script(
+                case,
+                value,
+                f"_, other = torch.func.jvp(act, (x,), (torch.full_like(x, {tangent}),)); other = other / {tangent}",
+            ),
         )
 
 
@@ -87,7 +94,8 @@ def vmap(case: Case) -> None:
                 f"plain = act(x){case.pick}",
                 f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){case.pick})(x{case.pick}[:, None])",
                 'print("under vmap", mapped, "plain", plain)',
-                f"assert torch.allclose(mapped.flatten(), plain.flatten(), rtol={32 * case.eps:.3g}, atol={16 * case.eps:.3g})",
+                "mapped, plain = mapped.flatten(), plain.flatten()",
+                f"assert torch.allclose(mapped, plain, rtol={32 * case.eps:.3g}, atol={16 * case.eps:.3g})",
             ]
         )
         raise case.fail(
@@ -144,7 +152,8 @@ def double_backward(case: Case) -> None:
         (gradient,) = torch.autograd.grad(y, leaf, v, create_graph=True)
         second: Tensor | None = None
         if gradient.requires_grad:
-            (second,) = torch.autograd.grad(gradient.sum(), leaf, allow_unused=True)
+            # asking for v too runs the whole graph, as backward() would: once_differentiable raises there, and only there
+            second, _ = torch.autograd.grad(gradient.sum(), (leaf, v), allow_unused=True)
     except (RuntimeError, NotImplementedError) as error:
         raise case.unsupported("double backward", error) from None
     got = torch.zeros_like(x) if second is None else second
@@ -209,8 +218,8 @@ def compile_agreement(case: Case) -> None:
     """``torch.compile`` gives the values and gradients of eager mode, at every kink, rounded bound and neighbour above all.
 
     Opt-in (``compile=True`` or ``--relucheck-compile``), since it takes seconds. Source: pytorch issue 185472, where the
-    compiled hardtanh compared bfloat16 inputs with a rounded bound. Off the kinks, where compiled code fuses roundings away,
-    a few units of the dtype are allowed.
+    compiled hardtanh compared bfloat16 inputs with a rounded bound. Off the kinks, where compiled code fuses roundings
+    away, a few units of the dtype are allowed.
     """
     x = case.x
     torch._dynamo.reset()
@@ -284,12 +293,17 @@ def autocast(case: Case) -> None:
             ]
         )
         raise case.fail(
-            "autocast breaks the gradient", x=value, cotangent=1.0, got=float(got[index]), allowed=repr(right), script=script
+            "autocast breaks the gradient",
+            x=value,
+            cotangent=1.0,
+            got=float(got[index]),
+            allowed=repr(right),
+            script=script,
         )
 
 
 def kink_rows(case: Case) -> list[dict[str, object]]:
-    """The kink table of a case: where, left, right, jump, and the subgradient in every mode that runs (None where none does).
+    """The kink table of a case: where, left, right, jump, and the subgradient in every mode that runs (None elsewhere).
 
     A kink that the dtype cannot represent shows the gradient at its rounded position (``rounded`` says which).
     """
@@ -313,8 +327,9 @@ def kink_rows(case: Case) -> list[dict[str, object]]:
                 "jump": kink.jump,
                 "singular": kink.singular,
                 "rounded": None if is_representable(case, kink) else case.rounded(kink.at),
-                "subgradient": {name: (value if value is None or math.isfinite(value) else str(value)) for name, value in modes.items()},
+                "subgradient": {
+                    name: (value if value is None or math.isfinite(value) else str(value)) for name, value in modes.items()
+                },
             }
         )
     return rows
-

@@ -163,7 +163,7 @@ def _inplace_line(case: Case) -> str:
 
 @law(relevant=lambda subject: inplace_variant(subject) is not None)
 def inplace(case: Case) -> None:
-    """The in-place variant gives the same value and gradient, and never silently spoils a value saved by another operation.
+    """The in-place variant gives the same value and gradient, and never silently spoils a value that was saved.
 
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html, "In-place correctness checks": a write bumps the version
     counter, and backward of whoever saved the old value must refuse. Writing through ``.data`` goes round that check.
@@ -254,8 +254,8 @@ def _is_module(subject: Subject) -> bool:
 def copies(case: Case) -> None:
     """A deep copy, an unpickled copy and a fresh module that loads the state_dict have the same gradients, bit for bit.
 
-    Parameters are moved away from their initial values first, so that state kept outside the state_dict shows. A module that
-    cannot be copied or pickled is a notice.
+    Parameters are moved away from their initial values first, so that state kept outside the state_dict shows. A module
+    that cannot be copied or pickled is a notice.
     """
     module = case.subject.fresh(case.dtype, case.device)
     with torch.no_grad():
@@ -275,7 +275,10 @@ def copies(case: Case) -> None:
     ways: dict[str, tuple[Callable[[], Any], str]] = {
         "deepcopy": (lambda: copy.deepcopy(module), "import copy; other = copy.deepcopy(act)"),
         "pickle": (lambda: pickle.loads(pickle.dumps(module)), "import pickle; other = pickle.loads(pickle.dumps(act))"),
-        "state_dict": (reloaded, f"other = {(case.activation.source or ('', 'act'))[1]}.to(x.dtype); other.load_state_dict(act.state_dict())"),
+        "state_dict": (
+            reloaded,
+            f"other = {(case.activation.source or ('', 'act'))[1]}.to(x.dtype); other.load_state_dict(act.state_dict())",
+        ),
     }
     for name, (copied, line) in ways.items():
         try:

@@ -79,7 +79,11 @@ def finite_gradient(case: Case) -> None:
         order = torch.where(error, wide.abs(), torch.full_like(wide, math.inf))
         index = int(order.argmin())
         value = float(wide[index])
-        what = "the value overflows and the gradient is" if bool(overflows[index]) else "the value is finite and the gradient is"
+        what = (
+            "the value overflows and the gradient is"
+            if bool(overflows[index])
+            else "the value is finite and the gradient is"
+        )
         kind = "nan" if bool(gradients[index].isnan()) else "infinite"
         raise case.fail(
             f"{what} {kind} ({int(error.sum())} of {x.numel()} inputs tried)",
@@ -137,7 +141,12 @@ def signed_zero(case: Case) -> None:
                 ]
             )
             raise case.fail(
-                f"the {what} tells +0 from -0", x=-0.0, cotangent=1.0, got=minus, allowed=f"{plus!r}, as at +0", script=script
+                f"the {what} tells +0 from -0",
+                x=-0.0,
+                cotangent=1.0,
+                got=minus,
+                allowed=f"{plus!r}, as at +0",
+                script=script,
             )
 
 
@@ -161,7 +170,9 @@ def subnormals(case: Case) -> None:
                 cotangent=1.0,
                 got=g[1],
                 allowed=f"{g[0]!r}, as at {normal!r}",
-                script=case.gradient_script(subnormal, 1.0, f"{low:.9g} <= got <= {high:.9g}", f"at {normal!r} it is {g[0]!r}"),
+                script=case.gradient_script(
+                    subnormal, 1.0, f"{low:.9g} <= got <= {high:.9g}", f"at {normal!r} it is {g[0]!r}"
+                ),
             )
         y = case.value(x).to(torch.float64).tolist()
         zero = float(case.value(case.tensor([0.0])))

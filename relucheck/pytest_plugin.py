@@ -32,12 +32,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="allowed subgradients: clarke (default), minimum-norm, declared or reference",
     )
     group.addoption(
-        "--relucheck-fail-on", dest="relucheck_fail_on", metavar="LEVEL", help="error (default), or notice to fail on notices too"
+        "--relucheck-fail-on",
+        dest="relucheck_fail_on",
+        metavar="LEVEL",
+        help="error (default), or notice to fail on notices too",
     )
     group.addoption(
-        "--relucheck-compile", action="store_true", dest="relucheck_compile", help="check torch.compile of every activation (slow)"
+        "--relucheck-compile",
+        action="store_true",
+        dest="relucheck_compile",
+        help="check torch.compile of every activation (slow)",
     )
-    group.addoption("--relucheck-baseline", dest="relucheck_baseline", metavar="FILE", help="kink table that must not change")
+    group.addoption(
+        "--relucheck-baseline", dest="relucheck_baseline", metavar="FILE", help="kink table that must not change"
+    )
     group.addoption(
         "--relucheck-time-limit", dest="relucheck_time_limit", type=float, metavar="SECONDS", help="time limit of an item"
     )
@@ -80,7 +88,9 @@ class _Gate:
     """The hooks of a run that has gate targets."""
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(
+        self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
         from relucheck import gate_pytest
 
         gate_pytest.collect(session, config, items)

@@ -69,8 +69,8 @@ class Subject:
         activation: what is declared about it.
         learnable: whether it has trainable parameters.
         evaluating: whether it is checked in eval mode, because it draws random numbers in training mode.
-        shape: shape that a vector is expanded to before the call; -1 stands for the vector. ``(-1,)`` mostly, ``(1, 3, -1)``
-            for a module with a parameter per channel, of which the first channel is looked at.
+        shape: shape that a vector is expanded to before the call; -1 stands for the vector. ``(-1,)`` mostly, ``(1, 3,
+            -1)`` for a module with a parameter per channel, of which the first channel is looked at.
         notes: what a user should know about how it is checked.
 
     Raises:

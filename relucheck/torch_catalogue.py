@@ -1,4 +1,4 @@
-"""torch's own activations, with constructors for those that need arguments: as targets, and as peers of others' spellings."""
+"""torch's own activations, with arguments for those that need some: targets, and peers of other people's spellings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from relucheck.kinks import Activation
 
-#: Arguments for activations of ``torch.nn`` that need some; the values put kinks where 16-bit dtypes cannot represent them too.
+#: Arguments for activations of ``torch.nn`` that need some; 0.1 is a kink that no dtype represents.
 CONSTRUCTORS: Final[Mapping[str, Mapping[str, Any]]] = {"Threshold": {"threshold": 0.1, "value": 20.0}}
 #: Further variants worth a row of their own: name, class, arguments.
 VARIANTS: Final[tuple[tuple[str, str, Mapping[str, Any]], ...]] = (
@@ -36,7 +36,7 @@ def _text(arguments: Mapping[str, Any]) -> str:
 
 
 def modules() -> list[Activation]:
-    """Every activation class of ``torch.nn.modules.activation`` but the attention, and the variants; multi-dimensional ones too."""
+    """Every activation class of ``torch.nn.modules.activation`` but the attention, and the variants."""
     found = []
     for name, cls in sorted(vars(nn.modules.activation).items()):
         if not (inspect.isclass(cls) and issubclass(cls, nn.Module)) or cls.__module__ != nn.modules.activation.__name__:

@@ -116,7 +116,7 @@ def hexadecimal(value: float) -> str:
 
 
 def ulps_between(a: float, b: float, dtype: torch.dtype) -> int | None:
-    """Representable values of ``dtype`` between two numbers rounded to it; None where one is not finite or they are far apart."""
+    """Representable values of ``dtype`` between two numbers rounded to it; None where one is not finite."""
     if not (math.isfinite(a) and math.isfinite(b)):
         return None
     pair = torch.tensor([a, b], dtype=torch.float64).to(dtype)

@@ -74,11 +74,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def elu_by_where(x: Tensor) -> Tensor:
-    return torch.where(x > 0, x, torch.expm1(x.clamp(max=0)))
+    # clamp(max=0) in place of the inner where would lose the slope 1 at 0: its subgradient there is 0 since torch 2.14
+    return torch.where(x > 0, x, torch.expm1(torch.where(x > 0, torch.zeros_like(x), x)))
 
 
 def selu_by_hand(x: Tensor) -> Tensor:
-    return 1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * torch.expm1(x.clamp(max=0)))
+    return 1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * elu_by_where(x))
 
 
 def snake(x: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def gaussian(x: Tensor) -> Tensor:
 
 
 def bent_identity(x: Tensor) -> Tensor:
-    return (torch.sqrt(x * x + 1) - 1) / 2 + x
+    return (torch.hypot(x, torch.ones_like(x)) - 1) / 2 + x
 
 
 def softsign_by_hand(x: Tensor) -> Tensor:

@@ -86,14 +86,18 @@ saturation_leaks = rule(
 )
 rounded_bound_doubles = rule(
     lambda x: F.hardtanh(x, -0.7, 0.7),
-    lambda x, v: v
-    * torch.where(x == torch.tensor(0.7, dtype=x.dtype), torch.full_like(x, 2.0), ((x > -0.7) & (x < 0.7)).to(x.dtype)),
+    lambda x, v: (
+        v
+        * torch.where(x == torch.tensor(0.7, dtype=x.dtype), torch.full_like(x, 2.0), ((x > -0.7) & (x < 0.7)).to(x.dtype))
+    ),
 )
 other_in_bfloat16 = relu_with(lambda x, v: v * (x >= 0 if x.dtype == torch.bfloat16 else x > 0).to(x.dtype))
 
 # -- the derivative ------------------------------------------------------------------------------------------------------
 silu_without_second_term = rule(F.silu, lambda x, v: v * torch.sigmoid(x))
-softshrink_wrong_sign = rule(F.softshrink, lambda x, v: v * torch.where(x < -0.5, torch.full_like(x, -1.0), (x > 0.5).to(x.dtype)))
+softshrink_wrong_sign = rule(
+    F.softshrink, lambda x, v: v * torch.where(x < -0.5, torch.full_like(x, -1.0), (x > 0.5).to(x.dtype))
+)
 wrong_at_one = rule(torch.tanh, lambda x, v: v * torch.where(x == 1, torch.zeros_like(x), 1 - torch.tanh(x) ** 2))
 wrong_at_smooth_zero = rule(
     lambda x: x * torch.sigmoid(x), lambda x, v: v * torch.where(x == 0, torch.zeros_like(x), _silu_slope(x))
@@ -105,6 +109,11 @@ elu_slope_lost = rule(F.elu, lambda x, v: v * torch.where(x > 0, torch.ones_like
 def softplus_by_relu(x: Tensor) -> Tensor:
     # right off 0; at 0 both summands have a kink, autodiff picks 0 for each, and 0.5 is lost
     return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
+
+
+def elu_by_minimum(x: Tensor) -> Tensor:
+    # the branches of where meet at 0 with slope 1; minimum halves the gradient of a tie
+    return torch.where(x > 0, x, torch.expm1(torch.minimum(x, torch.zeros_like(x))))
 
 
 def _silu_slope(x: Tensor) -> Tensor:
@@ -127,7 +136,9 @@ def mish_overflows(x: Tensor) -> Tensor:
 
 
 nan_at_zero = rule(lambda x: x.clamp(min=0) ** 2, lambda x, v: v * 2 * x.clamp(min=0) * (x / x))
-infinite_at_one = rule(torch.tanh, lambda x, v: v * (1 - torch.tanh(x) ** 2) * torch.where(x == 1, 1 / (x - 1), torch.ones_like(x)))
+infinite_at_one = rule(
+    torch.tanh, lambda x, v: v * (1 - torch.tanh(x) ** 2) * torch.where(x == 1, 1 / (x - 1), torch.ones_like(x))
+)
 
 
 def nan_swallowed(x: Tensor) -> Tensor:
@@ -229,9 +240,7 @@ def vmap_differs(x: Tensor) -> Tensor:
 
 second_derivative_lost = rule(torch.tanh, lambda x, v: v * (1 - torch.tanh(x.detach()) ** 2))
 second_derivative_nan = rule(lambda x: x * x.abs() / 2, lambda x, v: v * torch.sqrt(x * x))
-second_derivative_wrong = rule(
-    torch.sigmoid, lambda x, v: v * torch.sigmoid(x) * (1 - torch.sigmoid(x).detach())
-)
+second_derivative_wrong = rule(torch.sigmoid, lambda x, v: v * torch.sigmoid(x) * (1 - torch.sigmoid(x).detach()))
 
 
 def compiled_differs(x: Tensor) -> Tensor:
@@ -494,6 +503,7 @@ MUTANTS = [
     Mutant("wrong_at_one", "derivative", "float16"),
     Mutant("wrong_at_smooth_zero", "derivative"),
     Mutant("softplus_by_relu", "derivative", "bfloat16"),
+    Mutant("elu_by_minimum", "derivative", "float16"),
     Mutant("shifted_threshold", "derivative"),
     Mutant("elu_slope_lost", "derivative", "float64"),
     Mutant("softplus_where_trap", "finite_gradient"),

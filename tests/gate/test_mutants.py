@@ -50,9 +50,8 @@ def test_law_fails_mutant_and_script_reproduces(mutant):
         return  # a kink that does not exist has no line to run
     assert script, result.message
     assert len(script.split("\n")) <= 22
-    with pytest.raises((AssertionError, RuntimeError)):
-        with preserved_state():
-            exec(compile(script, "<script>", "exec"), {"__name__": "script"})
+    with pytest.raises((AssertionError, RuntimeError)), preserved_state():
+        exec(compile(script, "<script>", "exec"), {"__name__": "script"})
 
 
 def test_scripts_pass_once_the_fault_is_gone():
