@@ -29,7 +29,8 @@ def allowed_at(case: Case, kink: FoundKink) -> tuple[float, float, str]:
     """Lowest and highest subgradient that the convention in force allows at a kink, and why.
 
     Sources: Clarke (1983), Optimization and Nonsmooth Analysis, for the interval;
-    https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions", for minimum-norm.
+    https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions", for the
+    minimum-norm rule.
     """
     declared = declared_at(case, kink)
     low, high = kink.hull

@@ -15,7 +15,7 @@ from relucheck.subjects import Subject
 
 
 def _agrees(case: Case, a: Tensor, b: Tensor, x: Tensor, units: float = 16) -> Tensor:
-    """Mask of entries that are equal up to rounding, which grows with |x|; where ``b`` is not finite they count as equal."""
+    """Mask of entries equal up to rounding, which grows with |x|; where ``b`` is not finite they count as equal."""
     wide_a, wide_b = a.to(torch.float64), b.to(torch.float64)
     slack = units * case.eps * (0.125 + wide_b.abs()) * (1 + x.to(torch.float64).abs().clamp(max=16.0) / 4)
     return ((wide_a - wide_b).abs() <= slack) | ~wide_b.isfinite()
@@ -152,8 +152,10 @@ def double_backward(case: Case) -> None:
         (gradient,) = torch.autograd.grad(y, leaf, v, create_graph=True)
         second: Tensor | None = None
         if gradient.requires_grad:
-            # asking for v too runs the whole graph, as backward() would: once_differentiable raises there, and only there
-            second, _ = torch.autograd.grad(gradient.sum(), (leaf, v), allow_unused=True)
+            (second,) = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True)
+            if second is None:
+                # backward() visits what grad() prunes: once_differentiable raises there, as it would for a user
+                gradient.sum().backward()
     except (RuntimeError, NotImplementedError) as error:
         raise case.unsupported("double backward", error) from None
     got = torch.zeros_like(x) if second is None else second

@@ -54,8 +54,8 @@ def finite_gradient(case: Case) -> None:
     """Every finite input of the dtype's whole range whose value is finite has a finite gradient.
 
     The ``where`` trap: a branch that is not taken overflows, its gradient is infinity, and 0 * infinity is NaN
-    (https://docs.pytorch.org/docs/stable/notes/faq.html and JAX's FAQ, "gradients contain NaN where using where"). All values
-    of the 16-bit dtypes are tried. An infinite gradient is right where the derivative itself is beyond the dtype.
+    (https://docs.pytorch.org/docs/stable/notes/faq.html and JAX's FAQ, "gradients contain NaN where using where"). All
+    values of the 16-bit dtypes are tried. An infinite gradient is right where the derivative itself is beyond the dtype.
     """
     x = case.finite_values
     y, g = case.value(x), case.reverse(x)
