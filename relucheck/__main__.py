@@ -1,4 +1,4 @@
-"""``relucheck kinks TARGET`` and ``relucheck check TARGET``: the gate without pytest. Thin; the work is :mod:`relucheck.gate`'s.
+"""``relucheck kinks TARGET`` and ``relucheck check TARGET``: the gate without pytest; the work is :mod:`relucheck.gate`'s.
 
 Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, or the kink table drifted; 2 the command line or
 the configuration cannot be used; 3 a target does not import or holds no activations.
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="relucheck",
         description="What autodiff does at the kinks of activations.",
-        epilog="exit codes: 0 nothing failed; 1 a law failed or kinks drifted; 2 usage or configuration; 3 target does not import",
+        epilog="exit codes: 0 nothing failed; 1 a law failed or kinks drifted; 2 usage; 3 a target does not import",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
@@ -30,9 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         ("kinks", "print the kink table of TARGET alone"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            "targets", nargs="*", metavar="TARGET", help="module, module:attribute or .py file; default: pyproject's"
-        )
+        command.add_argument("targets", nargs="*", metavar="TARGET", help="module, module:attribute or .py file")
         command.add_argument("--dtypes", metavar="NAMES", help="separated by commas; default: all four")
         command.add_argument("--devices", metavar="NAMES", help="separated by commas; default: cpu")
         command.add_argument("--time-limit", type=float, metavar="SECONDS", help="per item; default 60")

@@ -277,6 +277,8 @@ def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> 
     from rich.table import Table
     from rich.text import Text
 
+    if not rows:
+        return "no kinks in the scanned range\n"
     header, body = kink_lines(rows)
     table = Table(
         title="kinks: one-sided derivatives, and the subgradient per dtype (per mode where modes differ)",

@@ -122,6 +122,12 @@ def vmap(case: Case) -> None:
         )
 
 
+def _unless_pruned(gradient: Tensor, leaf: Tensor) -> Tensor | None:
+    """Derivative of the sum of a gradient, None where the graph does not reach the input."""
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True)
+    return found[0]
+
+
 def _double_script(case: Case, x: float, condition: str) -> str:
     return "\n".join(
         [
@@ -152,7 +158,7 @@ def double_backward(case: Case) -> None:
         (gradient,) = torch.autograd.grad(y, leaf, v, create_graph=True)
         second: Tensor | None = None
         if gradient.requires_grad:
-            (second,) = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True)
+            second = _unless_pruned(gradient, leaf)
             if second is None:
                 # backward() visits what grad() prunes: once_differentiable raises there, as it would for a user
                 gradient.sum().backward()

@@ -166,7 +166,7 @@ def inplace(case: Case) -> None:
     """The in-place variant gives the same value and gradient, and never silently spoils a value that was saved.
 
     Source: https://docs.pytorch.org/docs/stable/notes/autograd.html, "In-place correctness checks": a write bumps the
-    version counter, and backward of whoever saved the old value must refuse. Writing through ``.data`` goes round that check.
+    version counter, and backward of whoever saved the old value must refuse. Writing through ``.data`` goes round it.
     """
     make = inplace_variant(case.subject)
     assert make is not None
