@@ -116,8 +116,10 @@ class Subject:
     # -- what kind of function it is --------------------------------------------------------------------------------
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        channels = {p.numel() for p in self.parameters(self.original) if p.numel() > 1}
-        return [(-1,), *((1, c, -1) for c in sorted(channels)), (1, -1), (1, 4, -1, 1), (1, 1, -1, 1)]
+        return [(-1,), *self._channel_shapes(), (1, -1), (1, 4, -1, 1), (1, 1, -1, 1)]
+
+    def _channel_shapes(self) -> list[tuple[int, ...]]:
+        return [(1, c, -1) for c in sorted({p.numel() for p in self.parameters(self.original) if p.numel() > 1})]
 
     def _classify(self) -> None:
         needed = _required_tensors(self.original)
@@ -126,7 +128,10 @@ class Subject:
                 f"needs more arguments than one tensor ({', '.join(needed)}); register a constructor that fixes them"
             )
         failures: list[Exception] = []
+        channels = self._channel_shapes()
         for shape in self._shapes():
+            if any(isinstance(failure, _ChangesShape) for failure in failures) and shape not in channels:
+                continue  # only a layout with channels can mend that
             self.shape = shape
             try:
                 self._classify_shape()

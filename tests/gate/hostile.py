@@ -15,15 +15,15 @@ def raises(x: Tensor) -> Tensor:
 def raises_in_backward(x: Tensor) -> Tensor:
     class Broken(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
+        def forward(ctx: Any, x: Tensor, slope: float, more: float) -> Tensor:
             return x.clamp(min=0)
 
         @staticmethod
         def backward(ctx: Any, v: Tensor) -> Any:
-            # the published LeakyReLU of the 2022 report: one gradient too many
-            return v, None, None
+            # the published LeakyReLU of the 2022 report returns fewer gradients than it has inputs
+            return v, None
 
-    return Broken.apply(x)
+    return Broken.apply(x, 0.1, 0.2)
 
 
 def prints(x: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ def test_unknown_law_gets_a_suggestion():
 
 
 def run(expected, law="chain_rule", activation=mutants.injected_relu, **settings):
-    activation = Activation("act", lambda: activation)
-    gate = Gate(GateConfig(dtypes=("float32",), laws=(law,), expected=tuple(expected), **settings), [activation])
+    act = Activation("act", lambda: activation)
+    gate = Gate(GateConfig(dtypes=("float32",), laws=(law,), expected=tuple(expected), **settings), [act])
     return {item.id: gate.run(item) for item in gate.items()}
 
 

@@ -20,7 +20,7 @@ from . import hostile
 
 def outcomes(*functions, **settings):
     config = GateConfig(
-        **({"dtypes": ("float32",), "laws": ("runs", "chain_rule"), "time_limit": 1.0, "memory_limit": 512} | settings)
+        **({"dtypes": ("float32",), "laws": ("runs", "chain_rule"), "time_limit": 10.0, "memory_limit": 1024} | settings)
     )
     gate = Gate(config, functions)
     return {item.id: gate.run(item) for item in gate.items()}
@@ -47,7 +47,8 @@ def outcomes(*functions, **settings):
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_one_clear_outcome(function, outcome, says):
-    found = outcomes(function, hostile.good)
+    endless = function in (hostile.loops_for_ever, hostile.swallows_everything)
+    found = outcomes(function, hostile.good, **({"time_limit": 1.0} if endless else {}))
     name = function.__name__
     mine = {key: result for key, result in found.items() if key.startswith(f"{name}/")}
     assert list(mine) == [f"{name}/runs/float32"]
@@ -61,7 +62,7 @@ def test_one_clear_outcome(function, outcome, says):
 def test_backward_that_raises_fails_once_and_skips_the_rest():
     found = outcomes(hostile.raises_in_backward, laws=())
     failed = [result for result in found.values() if result.outcome == "failed"]
-    assert {result.law for result in failed} == {"runs", "input_unchanged"} or [r.law for r in failed] == ["runs"]
+    assert [result.law for result in failed] == ["runs"]
     assert "incorrect number of gradients" in failed[0].message
 
 
@@ -128,11 +129,10 @@ def test_a_module_that_changes_the_process(tmp_path, capsys):
     (tmp_path / "loud.py").write_text(
         "import torch\nprint('HELLO')\ntorch.set_default_dtype(torch.float64)\ndef act(x): return torch.relu(x)\n"
     )
-    finding = find("loud.py", root=tmp_path)
-    assert [activation.name for activation in finding.activations] == ["act"]
+    gate = Gate(GateConfig(targets=("loud.py",), root=tmp_path, laws=("runs",)))
+    assert list(gate.entries) == ["act"]
     assert torch.get_default_dtype() == torch.float32
     assert "HELLO" not in capsys.readouterr().out
-    gate = Gate(GateConfig(targets=("loud.py",), root=tmp_path, laws=("runs",)))
     result = gate.run(gate.items()[0])
     assert result.outcome == "notice"
     assert "default dtype" in result.message
@@ -185,9 +185,8 @@ def test_lists_and_tables_of_activations(tmp_path):
 def test_check_activation_says_everything_at_once():
     from relucheck.gate import GateFailure
 
-    assert all(
-        result.outcome in ("passed", "skipped", "notice") for result in check_activation(torch.nn.ReLU, dtypes=["float32"])
-    )
+    results = check_activation(torch.nn.ReLU, dtypes=["float32"])
+    assert {result.outcome for result in results} <= {"passed", "skipped", "notice"}
     from . import mutants
 
     with pytest.raises(GateFailure, match="chain_rule") as caught:
