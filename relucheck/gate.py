@@ -137,6 +137,13 @@ def _given(value: Any) -> Any:
     return value
 
 
+def check_laws(names: Iterable[str]) -> None:
+    """Raises :class:`ConfigError` for the name of a law that does not exist."""
+    for name in names:
+        if name not in LAWS:
+            raise ConfigError(f"law {name!r} does not exist{suggestion(name, LAWS)}; there are {', '.join(LAWS)}")
+
+
 class Gate:
     """A run of the laws over targets or a list of activations.
 
@@ -150,9 +157,7 @@ class Gate:
 
     def __init__(self, config: GateConfig, activations: Iterable[Any] = ()) -> None:
         self.config = config
-        for name in config.laws:
-            if name not in LAWS:
-                raise ConfigError(f"law {name!r} does not exist{suggestion(name, LAWS)}; there are {', '.join(LAWS)}")
+        check_laws(config.laws)
         assert config.convention in CONVENTIONS
         self.settings = Settings(config.convention, config.scan, config.compile)
         self.findings: list[Finding] = [

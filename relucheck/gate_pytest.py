@@ -54,6 +54,10 @@ def configuration(config: pytest.Config) -> GateConfig:
         if config.getoption("relucheck_compile"):
             settings["compile"] = True
         found = GateConfig(**settings)
+        if found.laws:
+            from relucheck.gate import check_laws
+
+            check_laws(found.laws)
         for name in config.getoption("relucheck_report"):
             if Path(name).suffix not in (".json", ".md"):
                 raise ConfigError(f"--relucheck-report {name}: a report is .json or .md; choose one of these suffixes")
@@ -105,10 +109,7 @@ class GateCollector(pytest.Collector):
         if os.environ.get("PYTEST_XDIST_WORKER"):
             # workers share the cores: threads inside them only get in each other's way
             torch.set_num_threads(1)
-        try:
-            gate = Gate(configuration(self.config))
-        except ConfigError as error:
-            raise pytest.UsageError(f"relucheck: {error}") from None
+        gate = Gate(configuration(self.config))
         for item in gate.items():
             yield GateItem.from_parent(self, name=item.id, gate=gate, item=item)
 
