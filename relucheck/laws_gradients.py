@@ -220,7 +220,8 @@ def _product_script(case: Case, x: float, cotangent: float) -> str:
 
 
 def _ordinary(case: Case) -> Tensor:
-    return case.x[case.x.abs() <= 16]
+    """Every kink and its neighbours, and probe points of ordinary size: far out polynomials cancel and 16 bits overflow."""
+    return torch.cat([case.near_kinks, case.x[case.x.abs() <= 4]])
 
 
 @law()
@@ -259,7 +260,7 @@ def cotangent_additivity(case: Case) -> None:
     got = case.reverse(x, u + w)
     expected = gu + gw
     # derivatives are computed to units of 1, not of themselves (1 - tanh^2), and round once per cotangent
-    slack = 4 * case.eps * (gu.abs() + gw.abs() + u.abs() + w.abs()).to(torch.float64) + case.tiny
+    slack = 8 * case.eps * (gu.abs() + gw.abs() + u.abs() + w.abs()).to(torch.float64) + case.tiny
     bad = ((got.to(torch.float64) - expected).abs() > slack) & expected.isfinite()
     if bool(bad.any()):
         index = first(bad)

@@ -154,7 +154,8 @@ class Subject:
                 raise NotAnActivation("random: two calls on one input differ, in eval mode too")
             self.notes.append("random in training mode: checked in eval mode")
             first = self._try(x)
-        for index, value in ((0, 0.3), (x.numel() - 3, -3.0)):
+        # (a value that dwarfs the others shows what only looks at the largest: sparsemax, entmax)
+        for index, value in ((0, 0.3), (x.numel() - 3, -3.0), (x.numel() // 2, 50.0), (1, -50.0), (x.numel() - 1, 1.35)):
             moved = x.clone()
             moved.view(-1)[index] = value
             other = self._try(moved)
