@@ -240,8 +240,8 @@ class Case:
         """Lowest and highest derivative at every probe point and the tolerance, float64 (n,) each; NaN where unknown.
 
         At a kink the two bounds are its Clarke interval; elsewhere they are the two one-sided derivatives of the exact
-        function, which agree but for an unknown kink. The tolerance is 8 units of the dtype, more for larger |x|, where
-        sound implementations in 16 bits lose digits, and 10 times the error of the finite differences.
+        function, which agree but for an unknown kink. The tolerance is 8 units of a 16-bit dtype and 64 of a wider one,
+        more for larger |x|, where sound implementations lose digits, and 10 times the error of the finite differences.
         """
         x = self.x.to(torch.float64).cpu()
         left, right, error = derivatives(self.exact, x, self.kinks)
@@ -252,8 +252,27 @@ class Case:
             low = torch.where(here, torch.minimum(low, low.new_tensor(kink.hull[0])), low)
             high = torch.where(here, torch.maximum(high, high.new_tensor(kink.hull[1])), high)
         size = torch.maximum(low.abs(), high.abs())
-        tolerance = (8 * self.eps * (1 + x.abs().clamp(max=8.0) / 4) + 1e-7) * (1 + size) + 10 * error
+        units = 8 if self.eps > 1e-4 else 64
+        tolerance = (units * self.eps * (1 + x.abs().clamp(max=8.0) / 4) + 1e-7) * (1 + size) + 10 * error
         return low, high, tolerance
+
+    @functools.cached_property
+    def inaccuracy(self) -> Tensor:
+        """How far gradients for cotangent 1 lie outside their bounds, at each probe point or the worst of eight beside it.
+
+        Polynomials and quotients that cancel lose digits, and lose others for other cotangents or in other modes: laws that
+        compare two gradients allow for it, and the law ``derivative`` says how much is too much. 0 for surrogates.
+        """
+        low, high, _ = self.allowed
+        g = self.g.to(torch.float64).cpu()
+        outside = torch.maximum(low - g, g - high).clamp(min=0.0)
+        outside = torch.nan_to_num(outside, nan=0.0, posinf=0.0)
+        if self.activation.surrogate:
+            return torch.zeros_like(outside)
+        # at a kink the bounds are an interval and say nothing about rounding: only its neighbours do
+        order = self.x.to(torch.float64).cpu().argsort()
+        smooth = torch.nn.functional.max_pool1d(outside[order][None, None], 9, stride=1, padding=4)[0, 0]
+        return torch.empty_like(outside).scatter(0, order, smooth).clamp(max=0.25)
 
     @functools.cached_property
     def on_kink(self) -> Tensor:

@@ -130,8 +130,8 @@ def derivative(case: Case) -> None:
     (0, +-1, knots) and their neighbours are among the probes.
     """
     case.skip_surrogate()
-    # beyond 1e12 an oscillation is finer than float64 resolves: nothing is known there
-    index = _outside(case, ~case.on_kink & (case.x.to(torch.float64).abs().cpu() <= 1e12))
+    # far out a difference of values cannot tell an oscillation from rounding: nothing is known there
+    index = _outside(case, ~case.on_kink & (case.x.to(torch.float64).abs().cpu() <= 1e6))
     if index is not None:
         raise _fail_at(case, index, "the gradient is not the derivative")
 
@@ -305,7 +305,8 @@ def _compare(
         strict = torch.where((case.nearest[0] == number) & case.on_kink, 2 * case.tolerance(kink), strict)
     scale = torch.minimum(scale, strict)
     different = ((ours - theirs).abs() > scale) & theirs.isfinite() & ours.isfinite()
-    different |= theirs.isfinite() & ~ours.isfinite()
+    if at_kinks == "error":  # (a gradient that is not finite is said once, by finite_gradient)
+        different |= theirs.isfinite() & ~ours.isfinite()
     kinks = different & case.on_kink
     index = first(kinks) if bool(kinks.any()) else first(different) if bool(different.any()) else None
     if index is None:

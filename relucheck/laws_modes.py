@@ -51,7 +51,9 @@ def forward_mode(case: Case) -> None:
         raise case.unsupported("forward-mode AD", error) from None
     expected = case.g.to(torch.float64) * u.to(torch.float64)
     # the largest numbers overflow in the product with the tangent
-    same = _agrees(case, got, expected, x) | (expected.abs() > torch.finfo(case.dtype).max / 4)
+    same = _agrees(case, got, expected, x)
+    same |= (got.to(torch.float64) - expected).abs() <= 8 * case.inaccuracy.to(x.device) * u.abs()
+    same |= expected.abs() > torch.finfo(case.dtype).max / 4
     # far out intermediate products overflow in one mode and not in the other (x * x in float16): no fault of the rule
     same |= ~got.isfinite() & (x.abs() > 64)
     if not bool(same.all()):
@@ -106,6 +108,7 @@ def vmap(case: Case) -> None:
             script=script,
         )
     same = _agrees(case, got, case.g, x)
+    same |= (got.to(torch.float64) - case.g.to(torch.float64)).abs() <= 8 * case.inaccuracy.to(x.device)
     if not bool(same.all()):
         index = first(~same)
         at = float(x[index])
