@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from relucheck.activations import LeakyReLU, ReLU, ReLU6
+    from relucheck.checks import check_activation, parametrize_with_laws
     from relucheck.discovery import register_constructor
-    from relucheck.gate import check_activation, parametrize_with_laws
     from relucheck.kinks import Activation, Kink
 
 __version__ = "0.1.0"
@@ -23,8 +23,8 @@ _HOME: Final = {
     "LeakyReLU": "activations",
     "ReLU": "activations",
     "ReLU6": "activations",
-    "check_activation": "gate",
-    "parametrize_with_laws": "gate",
+    "check_activation": "checks",
+    "parametrize_with_laws": "checks",
     "register_constructor": "discovery",
 }
 

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
@@ -155,3 +156,56 @@ def silenced() -> Iterator[io.StringIO]:
     buffer = io.StringIO()
     with contextlib.redirect_stdout(buffer), contextlib.redirect_stderr(buffer):
         yield buffer
+
+
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    """One thread for vectors of a few hundred elements: more only wait for each other, and for other workers."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """A target's warnings are not what is tested; under ``-W error`` they would be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class guarded:
+    """Time and memory limits, global state put back, output kept back: what runs inside affects nothing else.
+
+    Entering gives a list; after the block it says which global state had been changed.
+    """
+
+    def __init__(self, seconds: float, memory: int) -> None:
+        self._parts = (
+            _single_thread(),
+            preserved_state(),
+            silenced(),
+            _no_warnings(),
+            memory_limit(memory),
+            time_limit(seconds),
+        )
+        self._stack: list[Any] = []
+
+    def __enter__(self) -> list[str]:
+        changes: list[str] = []
+        for part in self._parts:
+            entered = part.__enter__()
+            self._stack.append(part)
+            if isinstance(entered, list):
+                changes = entered
+        return changes
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        while self._stack:
+            self._stack.pop().__exit__(kind, error, trace)

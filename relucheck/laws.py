@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 # imported for the laws that they register, in the order in which reports show them
-from relucheck import laws_gradients, laws_kinks, laws_modes, laws_modules, laws_values
+from relucheck import laws_gradients, laws_kinks, laws_modes, laws_modules, laws_parameters, laws_values
 from relucheck.law import REGISTRY, Law
 from relucheck.violations import Counterexample, LawViolation, NotApplicable
 
@@ -23,13 +23,14 @@ __all__ = [
     "laws_kinks",
     "laws_modes",
     "laws_modules",
+    "laws_parameters",
     "laws_values",
 ]
 
 #: Every law by name.
 LAWS: Final[dict[str, Law]] = {
     name: REGISTRY[name]
-    for module in (laws_gradients, laws_kinks, laws_values, laws_modes, laws_modules)
+    for module in (laws_gradients, laws_parameters, laws_kinks, laws_values, laws_modes, laws_modules)
     for name in REGISTRY
     if REGISTRY[name].check.__module__ == module.__name__
 }

@@ -183,7 +183,7 @@ def test_lists_and_tables_of_activations(tmp_path):
 
 
 def test_check_activation_says_everything_at_once():
-    from relucheck.gate import GateFailure
+    from relucheck.checks import GateFailure
 
     results = check_activation(torch.nn.ReLU, dtypes=["float32"])
     assert {result.outcome for result in results} <= {"passed", "skipped", "notice"}
