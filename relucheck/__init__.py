@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from relucheck.activations import LeakyReLU, ReLU, ReLU6
+    from relucheck.checks import check_activation, parametrize_with_laws
+    from relucheck.discovery import register_constructor
     from relucheck.kinks import Activation, Kink
 
 __version__ = "0.1.0"
@@ -21,9 +23,21 @@ _HOME: Final = {
     "LeakyReLU": "activations",
     "ReLU": "activations",
     "ReLU6": "activations",
+    "check_activation": "checks",
+    "parametrize_with_laws": "checks",
+    "register_constructor": "discovery",
 }
 
-__all__ = ["Activation", "Kink", "LeakyReLU", "ReLU", "ReLU6"]
+__all__ = [
+    "Activation",
+    "Kink",
+    "LeakyReLU",
+    "ReLU",
+    "ReLU6",
+    "check_activation",
+    "parametrize_with_laws",
+    "register_constructor",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Kinks, activations, and the catalogue of torch's own piecewise linear ones."""
+"""Kinks, activations (with what their authors declare about them), and torch's own piecewise linear ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from torch import Tensor, nn
@@ -73,14 +73,42 @@ class Activation:
     Attributes:
         name: how reports call it.
         make: returns a fresh callable (an ``nn.Module`` or a function) that maps a tensor to a tensor of its shape.
-        kinks: its kinks by increasing position.
+        kinks: its kinks by increasing position; empty: the gate finds them.
+        reference: another implementation that it must equal at and around every kink (an ``nn.Module`` or a function).
+        inplace: returns a fresh callable of the in-place variant, where there is one that the gate cannot find itself.
+        surrogate: its gradient is wrong on purpose (straight-through, surrogate): the derivative laws are off.
+        continuous: the value has no jump; a jump is then an error, without the claim it is a notice.
+        same_as: name of an activation of the same run whose gradients must agree with this one's.
+        compile: whether ``torch.compile`` of it is checked too (it takes seconds).
+        source: an expression that makes it, for scripts that reproduce a failure, and the import that it needs.
+
+    Raises:
+        TypeError: for a ``make``, ``reference`` or ``inplace`` that cannot be called.
+        ValueError: for an empty name, a name with a slash (ids are ``Activation/law/dtype``) or two kinks at one position.
     """
 
     name: str
     make: Callable[[], _Forward]
-    kinks: tuple[Kink, ...] = ()
+    kinks: Sequence[Kink] = ()
+    reference: _Forward | None = None
+    inplace: Callable[[], _Forward] | None = None
+    surrogate: bool = False
+    continuous: bool = False
+    same_as: str | None = None
+    compile: bool = False
+    source: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(
+                f"Activation(name={self.name!r}): a name is not empty and has no '/'; ids are Activation/law/dtype"
+            )
+        for field in ("make", "reference", "inplace"):
+            value = getattr(self, field)
+            if not callable(value) and (field == "make" or value is not None):
+                raise TypeError(
+                    f"Activation({self.name!r}, {field}={value!r}): must be callable; pass a class or a function"
+                )
         object.__setattr__(self, "kinks", tuple(sorted(self.kinks, key=lambda kink: kink.at)))
         if len({kink.at for kink in self.kinks}) != len(self.kinks):
             raise ValueError(f"Activation({self.name!r}): two kinks at one position; merge them into one")

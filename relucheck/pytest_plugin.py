@@ -1,4 +1,4 @@
-"""The pytest plugin: markers, the tally of property runs, and its summary, with and without xdist.
+"""The pytest plugin: options and markers, the tally of property runs and its summary, and the way into the gate.
 
 pytest loads this module in every run of every user who has relucheck installed, so nothing heavy is imported at load:
 torch, Hypothesis and rich are imported where they are first used.
@@ -18,6 +18,7 @@ _RUN: Final = pytest.StashKey[Tally]()
 _TEST: Final = pytest.StashKey[Tally]()
 
 _MARKERS: Final = (
+    "relucheck: items of the gate, one per activation, law and dtype",
     "bifurcation: properties of backprop_s on generated networks and real digits, per dtype",
     "gpu_training: full-scale training comparisons; they need a CUDA device",
     "benchmark: measurements; ratios against a peer in one run",
@@ -32,6 +33,65 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="ROOT",
         help="folder of MNIST/ and FashionMNIST/ as torchvision has them (default: $RELUCHECK_DATA, else the user's cache)",
     )
+    group.addoption(
+        "--relucheck",
+        action="append",
+        default=[],
+        dest="relucheck_targets",
+        metavar="TARGET",
+        help="check the activations of TARGET: a module, module:attribute or a .py file (repeatable)",
+    )
+    group.addoption("--relucheck-dtypes", dest="relucheck_dtypes", metavar="NAMES", help="dtypes, separated by commas")
+    group.addoption("--relucheck-laws", dest="relucheck_laws", metavar="NAMES", help="laws, separated by commas")
+    group.addoption("--relucheck-devices", dest="relucheck_devices", metavar="NAMES", help="devices, separated by commas")
+    group.addoption(
+        "--relucheck-convention",
+        dest="relucheck_convention",
+        metavar="NAME",
+        help="allowed subgradients: clarke (default), minimum-norm, declared or reference",
+    )
+    group.addoption(
+        "--relucheck-fail-on",
+        dest="relucheck_fail_on",
+        metavar="LEVEL",
+        help="error (default), or notice to fail on notices too",
+    )
+    group.addoption(
+        "--relucheck-compile",
+        action="store_true",
+        dest="relucheck_compile",
+        help="check torch.compile of every activation (slow)",
+    )
+    group.addoption(
+        "--relucheck-baseline", dest="relucheck_baseline", metavar="FILE", help="kink table that must not change"
+    )
+    group.addoption(
+        "--relucheck-time-limit", dest="relucheck_time_limit", type=float, metavar="SECONDS", help="time limit of an item"
+    )
+    group.addoption(
+        "--relucheck-report",
+        action="append",
+        default=[],
+        dest="relucheck_report",
+        metavar="FILE",
+        help="write the verdicts to FILE.json or FILE.md (repeatable)",
+    )
+
+
+def _uses_gate(config: pytest.Config) -> bool:
+    """Whether targets are given, on the command line or in pyproject.toml; cheap where they are not."""
+    if config.getoption("relucheck_targets", default=[]):
+        return True
+    path = os.path.join(config.rootpath, "pyproject.toml")
+    try:
+        with open(path, "rb") as file:
+            if b"tool.relucheck" not in file.read():
+                return False
+    except OSError:
+        return False
+    from relucheck import gate_pytest
+
+    return gate_pytest.is_wanted(config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +108,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RUN] = Tally()
     if not hasattr(config, "workerinput"):  # xdist's workers report to the controller, which adds up
         config.pluginmanager.register(_Collector(config.stash[_RUN]), "relucheck-collector")
+    if _uses_gate(config):
+        from relucheck import gate_hooks, gate_pytest
+
+        gate_pytest.configuration(config)  # a setting that cannot be used stops the run here
+        config.pluginmanager.register(gate_hooks.GateHooks(), "relucheck-gate")
 
 
 @pytest.fixture

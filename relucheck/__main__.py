@@ -1,0 +1,150 @@
+"""``relucheck kinks TARGET`` and ``relucheck check TARGET``: the gate without pytest; the work is :mod:`relucheck.gate`'s.
+
+Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, or the kink table drifted; 2 the command line or
+the configuration cannot be used; 3 a target does not import or holds no activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+NO_TARGET: Final = 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="relucheck",
+        description="What autodiff does at the kinks of activations.",
+        epilog="exit codes: 0 nothing failed; 1 a law failed or kinks drifted; 2 usage; 3 a target does not import",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("check", "run the laws on the activations of TARGET"),
+        ("kinks", "print the kink table of TARGET alone"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("targets", nargs="*", metavar="TARGET", help="module, module:attribute or .py file")
+        command.add_argument("--dtypes", metavar="NAMES", help="separated by commas; default: all four")
+        command.add_argument("--devices", metavar="NAMES", help="separated by commas; default: cpu")
+        command.add_argument("--time-limit", type=float, metavar="SECONDS", help="per item; default 60")
+    check, kinks = (commands.choices[name] for name in ("check", "kinks"))
+    check.add_argument("--laws", metavar="NAMES", help="separated by commas; default: all")
+    check.add_argument("--convention", help="clarke (default), minimum-norm, declared or reference")
+    check.add_argument("--fail-on", help="error (default), or notice to fail on notices too")
+    check.add_argument("--compile", action="store_true", help="check torch.compile of every activation (slow)")
+    check.add_argument(
+        "--report", action="append", default=[], metavar="FILE", help="write the verdicts to FILE.json or FILE.md"
+    )
+    check.add_argument("--quiet", action="store_true", help="print failures only")
+    kinks.add_argument(
+        "--against", metavar="OLD.json", help="list what differs from an older table; exit 1 where something does"
+    )
+    kinks.add_argument("--json", metavar="FILE", help="write the table to FILE.json, to compare against later")
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    from relucheck import gate_config
+
+    settings = dict(vars(gate_config.read(Path.cwd())))
+    if arguments.targets:
+        settings["targets"] = tuple(arguments.targets)
+    for name in ("dtypes", "devices", "laws"):
+        value = getattr(arguments, name, None)
+        if value:
+            settings[name] = tuple(part.strip() for part in value.split(","))
+    for name in ("convention", "fail_on", "time_limit"):
+        value = getattr(arguments, name, None)
+        if value is not None:
+            settings[name] = value
+    if getattr(arguments, "compile", False):
+        settings["compile"] = True
+    if arguments.command == "kinks":
+        # the table comes with the subgradient law; what is expected to fail is the gate's business
+        settings.update(laws=("subgradient",), expected=(), convention="clarke")
+    config = gate_config.GateConfig(**settings)
+    if not config.targets:
+        raise gate_config.ConfigError("no target: name one, or set targets under [tool.relucheck] in pyproject.toml")
+    return config
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from relucheck import gate_reports
+
+    config = _config(arguments)
+    for name in getattr(arguments, "report", []):
+        if Path(name).suffix not in (".json", ".md"):
+            raise gate_reports.ReportError(f"--report {name}: a report is .json or .md; choose one of these suffixes")
+    against = getattr(arguments, "against", None)
+    old = gate_reports.read_json(Path(against)) if against else None
+    baseline = gate_reports.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
+
+    from relucheck.gate import Gate
+
+    gate = Gate(config)
+    results = [gate.run(item).as_dict() for item in gate.items()]
+    imports = [result for result in results if result["law"] == "import" and result["outcome"] == "failed"]
+    rows = gate_reports.kink_table(results)
+    terminal = sys.stdout.isatty()
+    width = _width()
+    if arguments.command == "kinks":
+        for result in imports:
+            print(result["message"], file=sys.stderr)
+        sys.stdout.write(gate_reports.render_kinks(rows, width, terminal))
+        if arguments.json:
+            gate_reports.write_atomically(Path(arguments.json), gate_reports.as_json(results, config.targets))
+    else:
+        for result in results:
+            if result["outcome"] == "failed":
+                print(result["message"], end="\n\n")
+        if not arguments.quiet:
+            sys.stdout.write(gate_reports.render_matrix(results, width, terminal))
+            if rows:
+                sys.stdout.write(gate_reports.render_kinks(rows, width, terminal))
+        found = gate_reports.counts(results)
+        print(", ".join(f"{number} {outcome}" for outcome, number in found.items() if number))
+    changes: list[str] = []
+    for body, name in ((old, against), (baseline, config.baseline)):
+        if body is not None:
+            changes = gate_reports.drift(body["kinks"], rows)
+            was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
+            print(f"{len(changes)} differences from {name} ({was})")
+            print("\n".join(f"  {line}" for line in changes), end="\n" if changes else "")
+    for name in getattr(arguments, "report", []):
+        gate_reports.write_report(Path(name), results, config.targets, changes)
+    if imports:
+        return NO_TARGET
+    failed = arguments.command == "check" and any(result["outcome"] == "failed" for result in results)
+    return FAILED if failed or changes else OK
+
+
+def _width() -> int:
+    import shutil
+
+    return max(80, shutil.get_terminal_size((120, 24)).columns)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    from relucheck.gate_config import ConfigError
+    from relucheck.gate_reports import ReportError
+
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except (ConfigError, ReportError) as error:
+        print(f"relucheck: {error}", file=sys.stderr)
+        return USAGE
+    except BrokenPipeError:
+        return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""Finds the activations of a target: a module, ``module:attribute``, or a .py file.
+
+A target is other people's code. It is imported with its output kept back, its changes to global state undone and reported,
+and a time limit; whatever it does there becomes one :class:`Finding`, never a crash of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from relucheck.isolation import TIME_LIMIT, TimeLimitExceeded, preserved_state, silenced, time_limit
+from relucheck.kinks import Activation
+from relucheck.torch_catalogue import TORCH_TARGETS
+
+#: First parameters by which a function without annotations is taken for an activation.
+_INPUT_NAMES: Final = frozenset({"x", "input", "inputs", "z", "t", "tensor", "hidden_states", "a", "pre_activation", "u"})
+#: Constructors of classes that need arguments: by ``module:Name`` or ``Name``.
+_CONSTRUCTORS: Final[dict[str, Callable[..., Any]]] = {}
+
+
+class TargetImportError(Exception):
+    """A target that cannot be imported, does not exist, or holds no activations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a target holds.
+
+    Attributes:
+        target: as the user wrote it.
+        activations: the activations, by name.
+        skipped: what looks like one and cannot be constructed: name and reason.
+        notes: what the import printed or changed.
+        error: why there is nothing to run, empty otherwise.
+    """
+
+    target: str
+    activations: tuple[Activation, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+
+def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
+    """Says how to construct a class that needs arguments (or fixes a function's further arguments).
+
+    Args:
+        name: the class or function itself, its name, or ``"module:Name"``.
+        make: called with the class or function; returns a callable of one tensor. ``lambda cls: cls(slope=0.1)``.
+
+    Raises:
+        TypeError: for a ``make`` that cannot be called.
+    """
+    if not callable(make):
+        raise TypeError(
+            f"register_constructor({name!r}, make={make!r}): make must be callable with the class; pass a function"
+        )
+    key = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
+    _CONSTRUCTORS[key] = make
+
+
+def find(
+    target: str, *, constructors: Mapping[str, Any] | None = None, root: Path | None = None, seconds: float = TIME_LIMIT
+) -> Finding:
+    """The activations of one target; failures are in the result's ``error``.
+
+    Args:
+        target: ``package.module``, ``package.module:attribute`` or ``path/to/file.py`` (with ``:attribute`` too).
+        constructors: keyword arguments (a table) or positional ones (a list) by class name, from the configuration.
+        root: folder from which modules are imported and files are read; the working directory unless given.
+        seconds: time limit of the import.
+    """
+    root = root or Path.cwd()
+    notes: list[str] = []
+    try:
+        with silenced() as printed, preserved_state() as changes, time_limit(seconds):
+            container, attribute = _load(target, root)
+            activations, skipped = _collect(target, container, attribute, constructors or {})
+    except (Exception, SystemExit, TimeLimitExceeded) as error:
+        text = " ".join(str(error).split())[:300]
+        if isinstance(error, TargetImportError):
+            return Finding(target, error=text)
+        return Finding(target, error=f"target {target!r} does not import: {type(error).__name__}: {text}")
+    if changes:
+        notes.append(f"importing it changed global state (undone): {'; '.join(changes)}")
+    if printed.getvalue():
+        notes.append(f"importing it printed {len(printed.getvalue())} characters (kept back)")
+    if not activations and not skipped:
+        hint = "give a module that defines nn.Module classes or functions of one tensor, or MODULE:ATTRIBUTE"
+        return Finding(target, notes=tuple(notes), error=f"target {target!r} holds no activations: {hint}")
+    return Finding(target, tuple(activations), tuple(skipped), tuple(notes))
+
+
+def _load(target: str, root: Path) -> tuple[Any, str]:
+    """The module that a target names, and the attribute after the colon (empty for none)."""
+    place, _, attribute = target.partition(":") if not target.endswith(".py") else (target, "", "")
+    if not place.strip():
+        raise TargetImportError(
+            f"target {target!r} names no module; write package.module, package.module:attribute or file.py"
+        )
+    if place.endswith(".py"):
+        return _load_file(place, root), attribute
+    if place in TORCH_TARGETS and not attribute:
+        return TORCH_TARGETS[place], ""
+    for folder in (str(root / "src"), str(root)):
+        if os.path.isdir(folder) and folder not in sys.path:
+            sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(place), attribute
+    except ModuleNotFoundError as error:
+        if error.name and (place == error.name or place.startswith(error.name + ".")):
+            raise TargetImportError(
+                f"target {target!r}: no module named {error.name!r}; install it, or run from the folder that holds it"
+            ) from error
+        raise
+
+
+def _load_file(place: str, root: Path) -> Any:
+    path = (root / place).resolve()
+    if not path.is_file():
+        raise TargetImportError(f"target {place!r}: no such file in {root}")
+    # a name of its own, so that two files called activations.py do not meet; stable, so that pickle finds it again
+    name = f"relucheck_target_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TargetImportError(f"target {place!r} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    module.__relucheck_path__ = str(path)  # type: ignore[attr-defined]  # read back by _source
+    return module
+
+
+def _collect(
+    target: str, container: Any, attribute: str, constructors: Mapping[str, Any]
+) -> tuple[list[Activation], list[tuple[str, str]]]:
+    if not attribute:
+        if container in TORCH_TARGETS.values():
+            return container(), []
+        names = getattr(container, "__all__", None)
+        listed = names is not None
+        candidates = [
+            (name, getattr(container, name)) for name in (names or sorted(vars(container))) if hasattr(container, name)
+        ]
+        chosen = [(name, value) for name, value in candidates if _is_candidate(name, value, container, listed)]
+    else:
+        value = container
+        for part in attribute.split("."):
+            if not hasattr(value, part):
+                near = difflib.get_close_matches(part, dir(value), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TargetImportError(f"target {target!r}: {part!r} does not exist{hint}")
+            value = getattr(value, part)
+        chosen = list(_unpack(attribute.split(".")[-1], value))
+    found: list[Activation] = []
+    skipped: list[tuple[str, str]] = []
+    seen: dict[int, str] = {}
+    for name, value in chosen:
+        if id(value) in seen:
+            continue  # an alias of one that is there
+        seen[id(value)] = name
+        try:
+            found.append(_as_activation(name, value, container, attribute, constructors))
+        except _NeedsArguments as error:
+            skipped.append((name, str(error)))
+    return found, skipped
+
+
+def _unpack(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Lists and tables of activations give one entry each."""
+    if isinstance(value, Mapping):
+        yield from ((str(key).replace("/", "_"), item) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield getattr(item, "name", None) or getattr(item, "__name__", None) or f"{name}[{index}]", item
+    elif isinstance(value, Activation) or callable(value):
+        yield name, value
+    else:
+        raise TargetImportError(
+            f"{name!r} is {type(value).__name__!r}: an activation, or a list or table of them, is needed"
+        )
+
+
+def _is_candidate(name: str, value: Any, module: Any, listed: bool) -> bool:
+    """Whether an attribute of a module looks like an activation that the module defines."""
+    if name.startswith("_"):
+        return False
+    if isinstance(value, Activation):
+        return True
+    home = getattr(value, "__module__", None) or ""
+    package = module.__name__.split(".")[0]
+    own = listed or home == module.__name__ or home.split(".")[0] == package
+    if inspect.isclass(value):
+        return own and issubclass(value, nn.Module) and value is not nn.Module
+    if isinstance(value, nn.Module):
+        return True
+    return own and inspect.isroutine(value) and _takes_a_tensor(value)
+
+
+def _takes_a_tensor(function: Any) -> bool:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    if not parameters or parameters[0].kind not in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
+        return False
+    annotation = parameters[0].annotation
+    if annotation is not parameters[0].empty:
+        return annotation is Tensor or "Tensor" in str(annotation)
+    return parameters[0].name in _INPUT_NAMES
+
+
+class _NeedsArguments(Exception):
+    pass
+
+
+def _required(callable_: Any, skip: int) -> list[str]:
+    try:
+        parameters = list(inspect.signature(callable_).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters[skip:] if p.kind in kinds and p.default is p.empty]
+
+
+def _as_activation(name: str, value: Any, module: Any, attribute: str, constructors: Mapping[str, Any]) -> Activation:
+    if isinstance(value, Activation):
+        return value if value.source else dataclasses.replace(value, source=_source_of_declared(value, module, attribute))
+    name = name.replace("/", "_")
+    line, expression = _source(value, name, module, attribute)
+    if isinstance(value, nn.Module):
+        return Activation(name, functools.partial(_identity, value), source=(line, expression))
+    is_class = inspect.isclass(value)
+    make = _CONSTRUCTORS.get(
+        f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}"
+    ) or _CONSTRUCTORS.get(name)
+    if make is not None:
+        return Activation(name, functools.partial(make, value), source=None)
+    arguments = constructors.get(name)
+    if arguments is not None:
+        positional = list(arguments) if isinstance(arguments, list) else []
+        named = dict(arguments) if isinstance(arguments, Mapping) else {}
+        text = ", ".join([*map(repr, positional), *(f"{key}={item!r}" for key, item in named.items())])
+        if is_class:
+            return Activation(name, functools.partial(value, *positional, **named), source=(line, f"{expression}({text})"))
+        fixed = functools.partial(_call_with, value, positional, named)
+        return Activation(name, functools.partial(_identity, fixed), source=(line, f"lambda x: {expression}(x, {text})"))
+    needed = _required(value, 0 if is_class else 1)
+    if needed:
+        raise _NeedsArguments(
+            f"needs arguments nobody gave: {', '.join(needed)}; give them under [tool.relucheck.constructors] as {name} = "
+            f"{{ {needed[0]} = ... }}, or call relucheck.register_constructor"
+        )
+    if is_class:
+        return Activation(name, value, source=(line, f"{expression}()"))
+    return Activation(name, functools.partial(_identity, value), source=(line, expression))
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x: Tensor) -> Any:
+    return function(x, *positional, **named)
+
+
+def _reach(value: Any, name: str, module: Any, attribute: str) -> str | None:
+    """The expression that reaches a value from its module: a name, or an entry of a list or table; None without one."""
+    names = vars(module) if hasattr(module, "__dict__") else {}
+    if names.get(name) is value:
+        return name
+    for key, item in names.items():
+        if item is value:
+            return str(key)
+    for key in dict.fromkeys([attribute, *names]):
+        item = names.get(key)
+        entries = item.items() if isinstance(item, Mapping) else enumerate(item) if isinstance(item, list | tuple) else ()
+        for place, entry in entries:
+            if entry is value and isinstance(place, str | int):
+                return f"{key}[{place!r}]"
+    return None
+
+
+def _source(value: Any, name: str, module: Any, attribute: str) -> tuple[str, str]:
+    """Import line and expression that reach a value from a script."""
+    path = getattr(module, "__relucheck_path__", None)
+    reach = _reach(value, name, module, attribute)
+    if reach is not None:
+        head = reach.partition("[")[0]
+        if path is not None:
+            folder, stem = str(Path(path).parent), Path(path).stem
+            # a file is imported by its name, not run: pickle must find its classes again
+            return f"import sys; sys.path.insert(0, {folder!r}); import {stem}", f"{stem}.{reach}"
+        return f"from {module.__name__} import {head}", reach
+    home, qualname = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
+    if home and qualname and "<" not in qualname and path is None:
+        return f"import {home}", f"{home}.{qualname}"
+    return "", name
+
+
+def _source_of_declared(value: Activation, module: Any, attribute: str) -> tuple[str, str] | None:
+    line, expression = _source(value, value.name, module, attribute)
+    return (line, f"{expression}.make()") if line else None

@@ -1,0 +1,229 @@
+"""The gate as pytest items: ``pytest --relucheck mylib.activations``. Imported only where the gate is used.
+
+Items are collected beside the run's other tests, carry the marker ``relucheck`` (``-m relucheck`` runs the gate alone) and
+the id ``Activation/law/dtype`` (``-k`` selects). Verdicts travel on the report, so that workers of pytest-xdist need no
+shared state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from relucheck import gate_config, gate_reports
+from relucheck.gate_config import ConfigError, GateConfig
+
+if TYPE_CHECKING:
+    from relucheck.gate import Gate, Item
+
+_RESULTS: Final = pytest.StashKey[list[dict[str, Any]]]()
+_CONFIG: Final = pytest.StashKey[GateConfig]()
+
+
+def configuration(config: pytest.Config) -> GateConfig:
+    """What pyproject.toml and the command line say; the command line wins.
+
+    Raises:
+        pytest.UsageError: for a setting that cannot be used.
+    """
+    if _CONFIG in config.stash:
+        return config.stash[_CONFIG]
+    try:
+        settings = dict(vars(gate_config.read(config.rootpath)))
+        targets = config.getoption("relucheck_targets")
+        if targets:
+            settings["targets"] = tuple(targets)
+            settings["root"] = config.invocation_params.dir
+        for option, field in (("relucheck_dtypes", "dtypes"), ("relucheck_laws", "laws"), ("relucheck_devices", "devices")):
+            value = config.getoption(option)
+            if value:
+                settings[field] = tuple(part.strip() for part in value.split(","))
+        for option, field in (
+            ("relucheck_convention", "convention"),
+            ("relucheck_fail_on", "fail_on"),
+            ("relucheck_baseline", "baseline"),
+            ("relucheck_time_limit", "time_limit"),
+        ):
+            value = config.getoption(option)
+            if value is not None:
+                settings[field] = value
+        if config.getoption("relucheck_compile"):
+            settings["compile"] = True
+        found = GateConfig(**settings)
+        if found.laws:
+            from relucheck.gate import check_laws
+
+            check_laws(found.laws)
+        for name in config.getoption("relucheck_report"):
+            if Path(name).suffix not in (".json", ".md"):
+                raise ConfigError(f"--relucheck-report {name}: a report is .json or .md; choose one of these suffixes")
+    except ConfigError as error:
+        raise pytest.UsageError(f"relucheck: {error}") from None
+    config.stash[_CONFIG] = found
+    return found
+
+
+class GateItem(pytest.Item):
+    """One activation under one law in one dtype."""
+
+    def __init__(self, *, gate: Gate, item: Item, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gate, self.item = gate, item
+        self.add_marker("relucheck")
+
+    def runtest(self) -> None:
+        from relucheck.gate import Result
+
+        result: Result = self.gate.run(self.item)
+        self.relucheck_result = result.as_dict()
+        if result.outcome == "failed":
+            raise GateVerdict(result.message)
+        if result.outcome == "skipped":
+            pytest.skip(result.message)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        if isinstance(excinfo.value, GateVerdict):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        return self.path, None, f"relucheck {self.item.id}"
+
+
+class GateVerdict(AssertionError):
+    """A failed item; its text is the whole message."""
+
+
+class GateCollector(pytest.Collector):
+    """All items of the gate; the parent of each."""
+
+    def collect(self) -> Iterator[GateItem]:
+        import torch
+
+        from relucheck.gate import Gate
+
+        if os.environ.get("PYTEST_XDIST_WORKER"):
+            # workers share the cores: threads inside them only get in each other's way
+            torch.set_num_threads(1)
+        gate = Gate(configuration(self.config))
+        for item in gate.items():
+            yield GateItem.from_parent(self, name=item.id, gate=gate, item=item)
+
+
+def is_wanted(config: pytest.Config) -> bool:
+    """Whether this run has gate targets."""
+    return bool(configuration(config).targets)
+
+
+def collect(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Adds the gate's items to what was collected."""
+    if not is_wanted(config):
+        return
+    collector: GateCollector = GateCollector.from_parent(session, name="relucheck", nodeid="relucheck")
+    found = list(session.genitems(collector))
+    items[:0] = found
+
+
+def run_protocol(item: pytest.Item) -> bool | None:
+    """Runs a gate item in one phase; None for every other item.
+
+    A gate item has no fixtures and keeps its own output back, so set-up, teardown and their log capturing (which visits
+    each of torch's 57 loggers that do not propagate, three times an item) have nothing to do: thousands of items take half
+    the time.
+    """
+    if not isinstance(item, GateItem):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    stop = (KeyboardInterrupt, pytest.exit.Exception)
+    call: pytest.CallInfo[None] = pytest.CallInfo.from_call(item.runtest, when="call", reraise=stop)
+    report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+    item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def attach(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Puts a verdict on the report of its item, as plain data that survives the way from a worker."""
+    result = getattr(item, "relucheck_result", None)
+    if report.when == "call" and isinstance(item, GateItem) and result is not None:
+        report.relucheck = result  # type: ignore[attr-defined]  # reports carry extra attributes over xdist
+
+
+def receive(config: pytest.Config, report: pytest.TestReport) -> None:
+    """Collects a verdict, in the controller of a distributed run as in a plain one."""
+    result = getattr(report, "relucheck", None)
+    if result is not None:
+        config.stash.setdefault(_RESULTS, []).append(result)
+
+
+def status(report: pytest.TestReport) -> tuple[str, str, str | tuple[str, dict[str, bool]]] | None:
+    """How the terminal shows notices and expected failures; None leaves it to pytest."""
+    result = getattr(report, "relucheck", None)
+    if result is None or report.when != "call":
+        return None
+    if result["outcome"] == "notice":
+        return "notice", "n", ("NOTICE", {"yellow": True})
+    if result["outcome"] == "expected":
+        return "xfailed", "x", ("XFAIL", {"yellow": True})
+    return None
+
+
+def results(config: pytest.Config) -> list[dict[str, Any]]:
+    """All verdicts of the run, in a fixed order whatever the workers did first."""
+    found: list[dict[str, Any]] = config.stash.get(_RESULTS, [])
+    return sorted(found, key=lambda r: (r["activation"], r["law"], r["dtype"], r["device"]))
+
+
+def baseline_drift(config: pytest.Config) -> list[str]:
+    """What the kink table changed against the baseline; a line that says why where the baseline cannot be read."""
+    settings = configuration(config)
+    if not settings.baseline:
+        return []
+    try:
+        old = gate_reports.read_json(Path(config.rootpath) / settings.baseline)
+    except gate_reports.ReportError as error:
+        return [str(error)]
+    return gate_reports.drift(old["kinks"], gate_reports.kink_table(results(config)))
+
+
+def finish(session: pytest.Session, exitstatus: int) -> None:
+    """Writes the reports, and turns a green run whose kink table drifted from the baseline into a failed one."""
+    config = session.config
+    if hasattr(config, "workerinput") or not config.stash.get(_RESULTS, []):
+        return
+    found, targets = results(config), configuration(config).targets
+    changes = baseline_drift(config)
+    for name in config.getoption("relucheck_report"):
+        gate_reports.write_report(Path(config.invocation_params.dir) / name, found, targets, changes)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(gate_reports.as_markdown(found, targets, changes))
+    if changes and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def summarise(terminal: pytest.TerminalReporter) -> None:
+    """The matrix and the kink table at the end of the run."""
+    config = terminal.config
+    found = results(config)
+    if not found:
+        return
+    settings = configuration(config)
+    width, color = max(80, terminal._tw.fullwidth), terminal._tw.hasmarkup
+    terminal.section("relucheck")
+    about = ", ".join(f"{name} {value}" for name, value in gate_reports.versions().items())
+    terminal.write_line(f"targets: {', '.join(settings.targets)}; convention: {settings.convention}; {about}")
+    terminal.write(gate_reports.render_matrix(found, width, color))
+    rows = gate_reports.kink_table(found)
+    if rows:
+        terminal.write(gate_reports.render_kinks(rows, width, color))
+    changes = baseline_drift(config)
+    for line in changes:
+        terminal.write_line(f"differs from the baseline {settings.baseline}: {line}", red=True)
+    for name in config.getoption("relucheck_report"):
+        terminal.write_line(f"report: {name}")

@@ -1,0 +1,357 @@
+"""The gate's results as a terminal table, JSON, Markdown and a kink table that two versions can be compared by.
+
+Reads and writes plain data only (:class:`~relucheck.gate.Result` dictionaries), so that the controller of a distributed
+run needs neither torch nor the target.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+#: Version of the JSON layout; a reader refuses a newer one.
+SCHEMA: Final = "relucheck-gate"
+SCHEMA_VERSION: Final = 1
+_MARKS: Final = {"failed": "FAIL", "notice": "note", "expected": "xfail", "passed": "pass", "skipped": "skip"}
+_STYLES: Final = {"failed": "bold red", "notice": "yellow", "expected": "cyan", "passed": "green", "skipped": "dim"}
+_SIGNS: Final = {"passed": ".", "failed": "F", "expected": "x", "notice": "n", "skipped": "s"}
+_WORDS: Final = {
+    "passed": "pass",
+    "failed": "fail",
+    "expected": "expected failure",
+    "notice": "notice",
+    "skipped": "nothing to say in any dtype",
+}
+_ORDER: Final = ("failed", "notice", "expected", "passed", "skipped")
+Row = Mapping[str, Any]
+
+
+class ReportError(ValueError):
+    """A report that cannot be read."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that readers see the old or the new one, never half of it; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes files that only their owner reads
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on: relucheck, torch, Python, the system and the processor."""
+    from relucheck import __version__
+
+    return {
+        "relucheck": __version__,
+        "torch": _version("torch"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def counts(results: Iterable[Row]) -> dict[str, int]:
+    """How many results have each outcome, worst first."""
+    found = dict.fromkeys(_ORDER, 0)
+    for result in results:
+        found[result["outcome"]] += 1
+    return found
+
+
+def kink_table(results: Iterable[Row]) -> list[dict[str, Any]]:
+    """One row per activation, device and kink: at, left, right, jump, and ``subgradient[dtype][mode]``."""
+    rows: dict[tuple[str, str, float], dict[str, Any]] = {}
+    for result in results:
+        for kink in result["kinks"]:
+            # a parameter rounded to a dtype moves a kink: rows meet where positions agree to 3 digits
+            key = (result["activation"], result["device"], float(f"{kink['at']:.3g}"))
+            row = rows.setdefault(
+                key,
+                {
+                    "activation": result["activation"],
+                    "device": result["device"],
+                    **{name: kink[name] for name in ("at", "left", "right", "jump", "singular")},
+                    "rounded": {},
+                    "subgradient": {},
+                },
+            )
+            row["subgradient"][result["dtype"]] = kink["subgradient"]
+            if kink["rounded"] is not None:
+                row["rounded"][result["dtype"]] = kink["rounded"]
+    return [rows[key] for key in sorted(rows)]
+
+
+def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
+    """The report as JSON: ``schema``, ``schema_version``, ``versions``, ``targets``, ``counts``, ``results``, ``kinks``."""
+    body = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "versions": versions(),
+        "targets": list(targets),
+        "counts": counts(results),
+        **more,
+        "results": [{key: value for key, value in result.items() if key not in ("kinks", "seconds")} for result in results],
+        "kinks": kink_table(results),
+    }
+    return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A report written by :func:`as_json`.
+
+    Raises:
+        ReportError: for a file that is missing, no report, or of a newer schema.
+    """
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReportError(f"{path}: no such file; write one with 'relucheck kinks TARGET --json {path}'") from None
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: {error}") from None
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA or not isinstance(body.get("kinks"), list):
+        raise ReportError(f"{path}: not a {SCHEMA} report; write one with 'relucheck kinks TARGET --json {path}'")
+    if body.get("schema_version", 0) > SCHEMA_VERSION:
+        raise ReportError(
+            f"{path}: schema version {body['schema_version']}, this relucheck reads {SCHEMA_VERSION}; update relucheck"
+        )
+    return body
+
+
+def drift(old: Sequence[Row], new: Sequence[Row]) -> list[str]:
+    """What differs between two kink tables, one line each; empty where they agree.
+
+    A dtype or device that only one of them covers is no difference; a mode that stops or starts to work is.
+    """
+    lines: list[str] = []
+    olds, news = (
+        {(row["activation"], row["device"], float(f"{row['at']:.3g}")): row for row in rows} for rows in (old, new)
+    )
+    devices = {row["device"] for row in old} & {row["device"] for row in new} or {row["device"] for row in (*old, *new)}
+    for key in sorted({*olds, *news}):
+        if key[1] not in devices:
+            continue
+        label = f"{key[0]} at {(olds.get(key) or news[key])['at']:g}" + ("" if key[1] == "cpu" else f" on {key[1]}")
+        if key not in news:
+            lines.append(f"{label}: the kink is gone")
+            continue
+        if key not in olds:
+            lines.append(f"{label}: a new kink, left {news[key]['left']}, right {news[key]['right']}")
+            continue
+        before, after = olds[key], news[key]
+        for name in ("left", "right", "jump"):
+            if not _close(before[name], after[name], 1e-6):
+                lines.append(f"{label}: {name} {before[name]} became {after[name]}")
+        for dtype in sorted({*before["subgradient"]} & {*after["subgradient"]}):
+            was, now = before["subgradient"][dtype], after["subgradient"][dtype]
+            lines += [
+                f"{label}: {dtype} {mode}: {was.get(mode)} became {now.get(mode)}"
+                for mode in sorted({*was, *now})
+                if not _close(was.get(mode), now.get(mode), 1e-2 if "16" in dtype else 1e-6)
+            ]
+    return lines
+
+
+def _close(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return abs(a - b) <= tolerance * (1 + abs(a))
+    return bool(a == b)
+
+
+# -- text ---------------------------------------------------------------------------------------------------------------
+
+
+def worst(outcomes: Iterable[str]) -> str:
+    """The outcome that a cell of several dtypes shows: the worst, passed over skipped."""
+    found = set(outcomes)
+    return next((outcome for outcome in _ORDER if outcome in found), "")
+
+
+def matrix(results: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], str]]:
+    """Activations, laws, and the worst outcome over dtypes and devices for each pair."""
+    real = [result for result in results if result["dtype"] != "-"]
+    activations = list(dict.fromkeys(result["activation"] for result in real))
+    laws = list(dict.fromkeys(result["law"] for result in real))
+    cells: dict[tuple[str, str], list[str]] = {}
+    for result in real:
+        cells.setdefault((result["activation"], result["law"]), []).append(result["outcome"])
+    return activations, laws, {key: worst(outcomes) for key, outcomes in cells.items()}
+
+
+def _modes(subgradient: Mapping[str, Any]) -> str:
+    """One number where all modes agree, else each mode with its own."""
+    values = {mode: value for mode, value in subgradient.items() if value is not None}
+    reverse = _number(subgradient.get("reverse"))
+    others = [f"{mode} {_number(value)}" for mode, value in values.items() if _number(value) != reverse]
+    return f"{reverse} ({', '.join(others)})" if others else reverse
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value + 0.0:.4g}"
+
+
+def kink_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the kink table, one column per dtype."""
+    dtypes = list(dict.fromkeys(dtype for row in rows for dtype in row["subgradient"]))
+    header = ["activation", "at", "left", "right", *dtypes]
+    body = []
+    for row in rows:
+        where = (
+            _number(row["at"])
+            + (f" (jump {_number(row['jump'])})" if row["jump"] else "")
+            + (" singular" if row["singular"] else "")
+        )
+        cells = []
+        for dtype in dtypes:
+            text = _modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
+            cells.append(text + (f" at {_number(row['rounded'][dtype])}" if dtype in row["rounded"] else ""))
+        body.append([row["activation"], where, _number(row["left"]), _number(row["right"]), *cells])
+    return header, body
+
+
+def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False) -> str:
+    """The matrix activation x law as terminal text: one character per cell, numbered columns, a legend below."""
+    from rich.table import Table
+    from rich.text import Text
+
+    activations, laws, cells = matrix(results)
+    spaced = width >= 26 + 2 * len(laws)
+    gap = " " if spaced else ""
+    numbers = [f"{number:>2}" for number in range(1, len(laws) + 1)]
+    header = Text("\n".join(gap.join(number[row] for number in numbers) for row in (0, 1)))
+    table = Table(title="activation x law, worst over dtypes", title_justify="left", box=None, pad_edge=False)
+    table.add_column(
+        "activation", no_wrap=True, max_width=max(8, width - 10 - len(gap.join(numbers)) // (1 if spaced else 2))
+    )
+    table.add_column("passed", justify="right", no_wrap=True)
+    table.add_column(header, no_wrap=True)
+    for name in activations:
+        ran = [result["outcome"] for result in results if result["activation"] == name and result["outcome"] != "skipped"]
+        marks = Text()
+        for number, law in enumerate(laws):
+            outcome = cells.get((name, law), "")
+            marks.append(_SIGNS.get(outcome, " "), style=_STYLES.get(outcome, ""))
+            marks.append(gap if number + 1 < len(laws) else "")
+        table.add_row(Text(name), f"{ran.count('passed')}/{len(ran)}" if ran else "skipped", marks)
+    legend = Text(", ".join(f"{number} {law}" for number, law in enumerate(laws, start=1)), style="dim")
+    signs = Text(", ".join(f"{sign} {_WORDS[outcome]}" for outcome, sign in _SIGNS.items()), style="dim")
+    return _rendered([table, legend, signs], width, color)
+
+
+def _rendered(parts: Iterable[Any], width: int, color: bool) -> str:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=color, color_system="standard" if color else None, highlight=False
+    )
+    for part in parts:
+        console.print(part)
+    return stream.getvalue()
+
+
+def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> str:
+    """The kink table as terminal text."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return "no kinks in the scanned range\n"
+    header, body = kink_lines(rows)
+    table = Table(
+        title="kinks: one-sided derivatives, and the subgradient per dtype (per mode where modes differ)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name in header:
+        table.add_column(name, justify="left" if name in ("activation", "at") else "right", no_wrap=name == "activation")
+    for line in body:
+        table.add_row(*map(Text, line))
+    return _rendered([table], width, color)
+
+
+def _markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), line("---" for _ in header), *map(line, body)]
+
+
+def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
+    """The report as Markdown: counts, failures with their scripts, notices by law, the matrix and the kink table."""
+    found = counts(results)
+    about = ", ".join(f"{name} {value}" for name, value in versions().items())
+    lines = [
+        f"# relucheck: {', '.join(targets) or 'activations'}",
+        "",
+        f"{', '.join(f'{number} {outcome}' for outcome, number in found.items() if number)}. {about}.",
+        "",
+    ]
+    failed = [result for result in results if result["outcome"] == "failed"]
+    if failed:
+        lines += ["## Failures", ""]
+        for result in failed:
+            lines += ["```", result["message"], "```", ""]
+    if changes:
+        lines += ["## Kinks that differ from the baseline", "", *(f"- {line}" for line in changes), ""]
+    activations, laws, cells = matrix(results)
+    if activations:
+        lines += [
+            "## Activation x law",
+            "",
+            "The worst outcome over dtypes; an empty cell is a law that does not apply.",
+            "",
+        ]
+        body = [[name, *(_MARKS.get(cells.get((name, law), ""), "") for law in laws)] for name in activations]
+        lines += [*_markdown_table(["activation", *laws], body), ""]
+    for outcome, title in (("expected", "Expected failures"), ("notice", "Notices")):
+        chosen = [result for result in results if result["outcome"] == outcome]
+        if chosen:
+            lines += [f"## {title}", ""]
+            for result in chosen:
+                text = result["message"].split("\n")
+                detail = text[0] if outcome == "notice" else f"{text[0]}: {text[1] if len(text) > 1 else ''}"
+                lines.append(f"- {detail}")
+            lines.append("")
+    rows = kink_table(results)
+    if rows:
+        header, table = kink_lines(rows)
+        lines += ["## Kinks", "", *_markdown_table(header, table), ""]
+    return "\n".join(lines)
+
+
+def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:
+    """Writes a report; the suffix chooses JSON (``.json``) or Markdown (``.md``).
+
+    Raises:
+        ReportError: for another suffix.
+    """
+    if path.suffix == ".json":
+        write_atomically(path, as_json(results, targets, **({"drift": list(changes)} if changes else {})))
+    elif path.suffix == ".md":
+        write_atomically(path, as_markdown(results, targets, changes))
+    else:
+        raise ReportError(f"{path}: a report is .json or .md; choose one of these suffixes")

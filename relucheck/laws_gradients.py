@@ -1,0 +1,424 @@
+"""Laws of the chain rule: a vector-Jacobian product is linear in the cotangent, element by element, call by call."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from relucheck.cases import TAIL_LENGTH, Case, Disconnected
+from relucheck.isolation import preserved_state
+from relucheck.law import law
+from relucheck.numerics import differs
+from relucheck.violations import literal
+
+#: Cotangents with few significant bits, so that sums and products of them are exact in every dtype.
+_DYADIC: Final = (1.0, -1.5, 0.75, 2.0, -0.5, 1.25)
+
+
+def dyadic(like: Tensor) -> Tensor:
+    """Cotangents of the shape of ``like`` that differ from element to element and round nowhere."""
+    pattern = torch.tensor(_DYADIC, dtype=like.dtype, device=like.device)
+    return pattern.repeat(like.numel() // len(_DYADIC) + 1)[: like.numel()].reshape(like.shape)
+
+
+def first(mask: Tensor) -> int:
+    """Index of the first true entry (probe points begin with the kinks)."""
+    return int(mask.nonzero()[0])
+
+
+@law()
+def runs(case: Case) -> None:
+    """Forward returns a tensor and backward reaches the input.
+
+    An output without a graph is right for a function that is constant between its jumps, where autograd says so itself;
+    anywhere else the gradient was lost (``.detach()``, ``torch.no_grad``, ``.data``, a round trip through NumPy).
+    """
+    try:
+        case.reverse(case.x)
+    except Disconnected as error:
+        moderate = torch.linspace(-3, 3, 41, dtype=torch.float64) + 0.01
+        flat = bool((case.exact(moderate + 1e-4) == case.exact(moderate)).all())
+        script = "\n".join(
+            [*case.header(), case.make_x([0.5]), 'assert act(x).requires_grad, "the output carries no graph"']
+        )
+        what = f"no gradient reaches the input: {error}"
+        raise case.fail(what, script=script, level="notice" if flat or case.activation.surrogate else "error") from None
+    except RuntimeError as error:
+        if "not implemented for" in str(error) or "not supported" in str(error).lower():
+            raise case.unsupported(f"dtype {case.dtype}", error) from None
+        raise
+
+
+@law()
+def global_state(case: Case) -> None:
+    """Forward and backward leave the process as they found it: default dtype, grad mode, generators, threads."""
+    x = case.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])  # (the probe points come from calls, which would be the first ones)
+    with preserved_state() as changes:
+        # (called bare: a context manager around it would put the grad mode back)
+        try:
+            y = case.f(x.requires_grad_())
+            torch.autograd.grad(y, x, torch.ones_like(y), allow_unused=True)
+        except (TypeError, ValueError, RuntimeError):
+            pass  # the law runs says so
+    if changes:
+        script = "\n".join(
+            [
+                *case.header(),
+                "def state():",
+                "    modes = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()",
+                "    return *modes, torch.initial_seed(), torch.get_rng_state().sum().item()",
+                case.make_x([-1.0, 0.5]),
+                "before = state()",
+                "act(x).sum().backward()",
+                "assert state() == before, (before, state())",
+            ]
+        )
+        raise case.fail(f"global state was changed: {'; '.join(changes)}", got="; ".join(changes), script=script)
+
+
+@law()
+def input_unchanged(case: Case) -> None:
+    """Forward does not write to its input, backward not to the cotangent that it is given.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
+    """
+    leaf = case.x.detach().clone().requires_grad_()
+    given = leaf * 1  # a tensor that autograd would let an in-place operation write to
+    kept, cotangent = given.detach().clone(), dyadic(case.x)
+    v = cotangent.clone()
+    y = case.f(given)
+    if bool(differs(given.detach(), kept, signed_zero=True).any()):
+        index = first(differs(given.detach(), kept, signed_zero=True))
+        value = float(kept[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([value]),
+                "z = x * 1",
+                "before = z.tolist()",
+                "act(z)",
+                "assert z.tolist() == before, z",
+            ]
+        )
+        raise case.fail(
+            "forward overwrites its input", x=value, got=float(given[index]), allowed=repr(value), script=script
+        )
+    torch.autograd.grad(y, leaf, v.to(y.dtype), allow_unused=True)
+    if y.dtype == v.dtype and bool(differs(v, cotangent).any()):
+        index = first(differs(v, cotangent))
+        value = float(case.x[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([value]),
+                "y = act(x)",
+                "v = torch.full_like(y, 2.0)",
+                "y.backward(v)",
+                "assert (v == 2).all(), v",
+            ]
+        )
+        raise case.fail("backward overwrites the cotangent", x=value, got=float(v[index]), script=script)
+
+
+@law()
+def determinism(case: Case) -> None:
+    """The same input gives the same bits, in value and gradient."""
+    once = case.value(case.x), case.reverse(case.x)
+    again = case.value(case.x), case.reverse(case.x)
+    for what, a, b in zip(("value", "gradient"), once, again, strict=True):
+        different = differs(a, b, signed_zero=True)
+        if bool(different.any()):
+            index = first(different)
+            value = float(case.x[index])
+            script = "\n".join(
+                [
+                    *case.header(),
+                    case.make_x([value] * 8),
+                    "run = lambda: (act(x).tolist(), torch.autograd.grad(act(x).sum(), x)[0].tolist())",
+                    "assert len({str(run()) for _ in range(8)}) == 1",
+                ]
+            )
+            raise case.fail(
+                f"two calls on one input give different {what}s",
+                x=value,
+                got=f"{float(b[index])!r} after {float(a[index])!r}",
+                script=script,
+            )
+
+
+@law()
+def independent_calls(case: Case) -> None:
+    """Two forwards before one backward: each backward belongs to its own forward.
+
+    Broken by a module that keeps a mask or its input on ``self`` instead of in the autograd context.
+    """
+    a = case.x.detach().clone().requires_grad_()
+    b = (-case.x).detach().clone().requires_grad_()
+    y = case.f(a)
+    case.f(b)
+    (got,) = torch.autograd.grad(y, a, torch.ones_like(y))
+    different = differs(got, case.g)
+    if bool(different.any()):
+        index = first(different)
+        value = float(case.x[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([value]),
+                "alone, = torch.autograd.grad(act(x).sum(), x)",
+                "y = act(x)",
+                "act(-x.detach())",
+                "late, = torch.autograd.grad(y.sum(), x)",
+                "assert torch.equal(late, alone), (late, alone)",
+            ]
+        )
+        raise case.fail(
+            "a second forward changes what backward of the first one returns",
+            x=value,
+            got=float(got[index]),
+            allowed=repr(float(case.g[index])),
+            script=script,
+        )
+
+
+def _judge_product(case: Case, x: Tensor, v: Tensor, got: Tensor, expected: Tensor, slack: Tensor, what: str) -> None:
+    """Raises where two results that should be the same multiple of the cotangent differ by more than ``slack``."""
+    wide_got, wide = got.to(torch.float64), expected.to(torch.float64)
+    # products near the largest number overflow; in float16 so do factors of them
+    in_range = wide.abs() < torch.finfo(case.dtype).max / 4
+    if case.dtype == torch.float16:
+        in_range &= wide_got.isfinite() | (v.abs() <= 1)
+    bad = ((wide_got - wide).abs() > slack) & in_range
+    # a gradient that is not finite is the business of finite_gradient
+    bad |= in_range & ~wide_got.isfinite()
+    bad &= wide.isfinite()
+    if bool(bad.any()):
+        index = first(bad)
+        at, cotangent = float(x[index]), float(v[index])
+        raise case.fail(
+            what,
+            x=at,
+            cotangent=cotangent,
+            got=float(got[index]),
+            allowed=f"{float(wide[index]):.9g} (the cotangent times the gradient for cotangent 1)",
+            script=_product_script(case, at, cotangent),
+        )
+
+
+def _product_script(case: Case, x: float, cotangent: float) -> str:
+    return "\n".join(
+        [
+            *case.header(),
+            case.make_x([x]),
+            "one, = torch.autograd.grad(act(x).sum(), x)",
+            f"got, = torch.autograd.grad(act(x), x, torch.full_like(x, {literal(cotangent)}))",
+            f"expected = {literal(cotangent)} * one.double()",
+            'print("got", got, "expected", expected)',
+            f"assert torch.allclose(got.double(), expected, rtol={4 * case.eps:.3g}, atol={case.tiny:.3g})",
+        ]
+    )
+
+
+def _ordinary(case: Case) -> tuple[Tensor, Tensor]:
+    """Every kink and its neighbours, and probe points of ordinary size, with the inaccuracy of the gradient at each.
+
+    Far out polynomials cancel and 16 bits overflow.
+    """
+    chosen = case.x.abs() <= 4
+    chosen[: case.near_kinks.numel()] = True
+    return case.x[chosen], 8 * case.inaccuracy.to(case.x.device)[chosen]
+
+
+@law()
+def cotangent_scaling(case: Case) -> None:
+    """The gradient scales with the cotangent, at kinks and off them: vjp(c v) = c vjp(v).
+
+    Source: reverse mode computes the linear map v -> J^T v (Griewank & Walther 2008, Evaluating Derivatives, section 3.2).
+    Powers of two scale without rounding, so equality holds to a few units of the dtype whatever the function.
+    """
+    x, noise = _ordinary(case)
+    v = torch.ones_like(x)
+    base = case.reverse(x, v).to(torch.float64)
+    for factor in (2.0, -1.0, 0.5, -4.0):
+        expected = factor * base
+        slack = 4 * case.eps * expected.abs() + case.tiny + abs(factor) * noise
+        _judge_product(
+            case,
+            x,
+            factor * v,
+            case.reverse(x, factor * v),
+            expected,
+            slack,
+            "the gradient does not scale with the cotangent",
+        )
+
+
+@law()
+def cotangent_additivity(case: Case) -> None:
+    """The gradient is additive in the cotangent: vjp(u + w) = vjp(u) + vjp(w), with a different cotangent per element.
+
+    Source: as for scaling; scaling alone is also true of |v|-like rules on one sign.
+    """
+    x, noise = _ordinary(case)
+    u, w = dyadic(x), dyadic(x).roll(1).neg() * 0.25
+    gu, gw = case.reverse(x, u).to(torch.float64), case.reverse(x, w).to(torch.float64)
+    got = case.reverse(x, u + w)
+    expected = gu + gw
+    # derivatives are computed to units of 1, not of themselves (1 - tanh^2), and round once per cotangent
+    slack = 8 * case.eps * (gu.abs() + gw.abs() + u.abs() + w.abs()).to(torch.float64) + case.tiny
+    slack = slack + noise
+    bad = ((got.to(torch.float64) - expected).abs() > slack) & expected.isfinite()
+    if bool(bad.any()):
+        index = first(bad)
+        at, a, b = float(x[index]), float(u[index]), float(w[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([at]),
+                "g = lambda v: torch.autograd.grad(act(x), x, torch.full_like(x, v))[0].double()",
+                f"got, expected = g({a!r} + {b!r}), g({a!r}) + g({b!r})",
+                'print("got", got, "expected", expected)',
+                f"assert torch.allclose(got, expected, rtol=0, atol={float(slack[index]):.3g})",
+            ]
+        )
+        raise case.fail(
+            "the gradient is not additive in the cotangent",
+            x=at,
+            cotangent=f"{a!r} + {b!r}",
+            got=float(got[index]),
+            allowed=f"{float(expected[index]):.9g}",
+            script=script,
+        )
+
+
+@law()
+def chain_rule(case: Case) -> None:
+    """The cotangent is not dropped, clipped or replaced, also where it is tiny, huge or zero.
+
+    The released ReLU of Bertoin et al. (2021) puts s itself at the kink where the chain rule has s times the cotangent:
+    right for a cotangent of 1, a thousand times too large for the 1e-3 of a mean loss.
+    """
+    x, noise = _ordinary(case)
+    base = case.reverse(x).to(torch.float64)
+    reach = {torch.float16: 8, torch.float64: 400}.get(case.dtype, 60)
+    for v in (math.ldexp(1.0, -reach), -math.ldexp(1.0, -reach // 2), math.ldexp(1.0, reach), 0.0):
+        expected = v * base
+        slack = 4 * case.eps * expected.abs() + min(case.tiny, abs(v) * 1e-3 if v else case.tiny)
+        # a gradient for cotangent 1 that is subnormal has few digits, and the products behind it fewer
+        slack = slack + 8 * abs(v) * case.tiny * case.eps + case.tiny * case.eps * 4 + abs(v) * noise
+        _judge_product(
+            case,
+            x,
+            torch.full_like(x, v),
+            case.reverse(x, torch.full_like(x, v)),
+            expected,
+            slack,
+            "the cotangent is not passed on",
+        )
+
+
+@law()
+def locality(case: Case) -> None:
+    """The gradient of an element depends on no other element of the input and no other cotangent.
+
+    Source: the Jacobian of an elementwise function is diagonal.
+    """
+    x = case.x[case.x.abs() <= 64]
+    v = dyadic(x)
+    base = case.reverse(x, v)
+    for spoiled, value in (("input", math.inf), ("input", -2.0), ("cotangent", 1024.0), ("cotangent", math.nan)):
+        for index in (0, x.numel() // 2, x.numel() - 1):
+            moved, cotangent = x.clone(), v.clone()
+            (moved if spoiled == "input" else cotangent)[index] = value
+            different = differs(case.reverse(moved, cotangent), base)
+            different[index] = False
+            if bool(different.any()):
+                other = first(different)
+                at = float(x[other])
+                line = f"x.data[..., 0] = {literal(value)}" if spoiled == "input" else f"v[..., 0] = {literal(value)}"
+                script = "\n".join(
+                    [
+                        *case.header(),
+                        case.make_x([-0.25 if value > 0 else 0.25, at]),
+                        "v = torch.full_like(x, 1.5)",
+                        "alone, = torch.autograd.grad(act(x), x, v)",
+                        line,
+                        "got, = torch.autograd.grad(act(x), x, v)",
+                        'print("got", got, "alone", alone)',
+                        "assert torch.equal(got[..., 1:], alone[..., 1:])",
+                    ]
+                )
+                raise case.fail(
+                    f"the gradient of one element depends on another element's {spoiled}",
+                    x=at,
+                    cotangent=float(v[other]),
+                    got=f"{float(case.reverse(moved, cotangent)[other])!r} with the other {spoiled} at {value}",
+                    allowed=repr(float(base[other])),
+                    script=script,
+                )
+
+
+@law()
+def position(case: Case) -> None:
+    """One value gives one gradient at every position of a tensor long enough to have a vector body and a scalar tail.
+
+    Vectorised kernels treat the last elements differently: pytorch issue 136345 (hardswish at 3), and NaN in the backward
+    of hardtanh. Smooth functions may differ by a few units of the dtype between the two, special values may not. At NaN and
+    infinities mathematics names no gradient: two answers there are a notice.
+    """
+    info = torch.finfo(case.dtype)
+    special = [0.0, -0.0, 1.0, -1.0, info.tiny / 2, -info.tiny / 2, math.nan, math.inf, -math.inf, 2.5, -2.5]
+    values = torch.cat([case.near_kinks, case.tensor(special)])
+    values = torch.cat([values[values.isfinite()], values[~values.isfinite()]])  # errors before notices
+    found = []
+    for number in range(values.numel()):
+        x = values[number].repeat(TAIL_LENGTH)
+        got = case.reverse(x)
+        found.append(got[0])
+        _judge_position(case, float(values[number]), got, got[0].expand_as(got))
+    mixed = values.repeat(TAIL_LENGTH // values.numel() + 2)[: max(TAIL_LENGTH, values.numel())]
+    expected = torch.stack(found).repeat(TAIL_LENGTH // values.numel() + 2)[: mixed.numel()]
+    got = case.reverse(mixed)
+    same = _same(case, got, expected) | ~mixed.isfinite()
+    if not bool(same.all()):
+        index = first(~same)
+        raise case.fail(
+            "the gradient depends on which values lie beside the element",
+            x=float(mixed[index]),
+            got=float(got[index]),
+            allowed=repr(float(expected[index])),
+        )
+
+
+def _same(case: Case, a: Tensor, b: Tensor) -> Tensor:
+    close = (a.to(torch.float64) - b.to(torch.float64)).abs() <= 8 * case.eps * (0.125 + b.to(torch.float64).abs())
+    return close | ~differs(a, b)
+
+
+def _judge_position(case: Case, value: float, got: Tensor, expected: Tensor) -> None:
+    same = _same(case, got, expected)
+    if bool(same.all()):
+        return
+    index = first(~same)
+    script = "\n".join(
+        [
+            *case.header(),
+            case.make_x([0.0]).replace("[0.0]", f"[{literal(value)}] * {TAIL_LENGTH}"),
+            "act(x).sum().backward()",
+            f"g = x.grad{case.pick}",
+            f'print("first", g[0].item(), "position {index}", g[{index}].item())',
+            f"assert str(g[0].item()) == str(g[{index}].item())",
+        ]
+    )
+    raise case.fail(
+        f"one value ({value!r}), two gradients: position {index} of {TAIL_LENGTH} differs from position 0",
+        x=value,
+        cotangent=1.0,
+        got=f"{float(got[index])!r} at position {index}",
+        allowed=f"{float(expected[index])!r}, as at position 0",
+        level="error" if math.isfinite(value) else "notice",
+        script=script,
+    )

@@ -1,0 +1,395 @@
+"""Laws of the derivative: which values are right at a kink, beside it and away from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from relucheck.cases import Case
+from relucheck.finding import FoundKink
+from relucheck.kinks import Kink
+from relucheck.law import law
+from relucheck.laws_gradients import first
+from relucheck.subjects import Subject
+from relucheck.violations import LawViolation, NotApplicable, literal
+
+
+def declared_at(case: Case, kink: FoundKink) -> Kink | None:
+    """What the activation's author declared for a kink that was found."""
+    for declared in case.activation.kinks:
+        if abs(declared.at - kink.at) <= 1e-6 * (1 + abs(kink.at)) or case.rounded(declared.at) == case.rounded(kink.at):
+            return declared
+    return None
+
+
+def allowed_at(case: Case, kink: FoundKink) -> tuple[float, float, str]:
+    """Lowest and highest subgradient that the convention in force allows at a kink, and why.
+
+    Sources: Clarke (1983), Optimization and Nonsmooth Analysis, for the interval;
+    https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions", for the
+    minimum-norm rule.
+    """
+    declared = declared_at(case, kink)
+    low, high = kink.hull
+    if declared is not None and declared.subgradient is not None:
+        return declared.subgradient, declared.subgradient, "declared"
+    if case.settings.convention == "declared":
+        raise case.fail(
+            f"the kink at {kink.at:g} has no declared subgradient, and the convention is 'declared'",
+            x=kink.at,
+            allowed="declare it: Activation(..., kinks=[Kink(at, left, right, subgradient)])",
+        )
+    if case.settings.convention == "minimum-norm":
+        nearest = min(max(0.0, low), high)
+        return nearest, nearest, "minimum-norm element of the Clarke interval"
+    return low, high, "Clarke interval"
+
+
+def is_representable(case: Case, kink: FoundKink) -> bool:
+    """Whether the kink's position is a value of the dtype under test."""
+    return case.rounded(kink.at) == kink.at
+
+
+def _beyond(got: float, low: float, high: float, tolerance: float) -> bool:
+    return not (low - tolerance <= got <= high + tolerance)
+
+
+@law()
+def subgradient(case: Case) -> None:
+    """At every kink that the dtype represents the gradient lies in the allowed set, whatever the cotangent.
+
+    The allowed set is the convention's (see :func:`allowed_at`). BVLC/caffe issue 1334 asks for this check since 2014.
+    """
+    case.skip_surrogate()
+    corners = [kink for kink in case.corners if is_representable(case, kink)]
+    if not corners:
+        raise NotApplicable("no kink in the scanned range that the dtype represents")
+    x = case.tensor([kink.at for kink in corners])
+    for v in (1.0, -2.0, 0.0625):
+        got = (case.reverse(x, torch.full_like(x, v)).to(torch.float64) / v).tolist()
+        for kink, value in zip(corners, got, strict=True):
+            low, high, why = allowed_at(case, kink)
+            tolerance = case.tolerance(kink)
+            if _beyond(value, low, high, tolerance):
+                raise case.fail(
+                    f"the subgradient at the kink is not in the allowed set ({why})",
+                    x=kink.at,
+                    cotangent=v,
+                    got=f"{value!r} times the cotangent",
+                    allowed=_interval(low, high),
+                    script=case.gradient_script(
+                        kink.at,
+                        v,
+                        _within(f"got / {literal(v)}", low, high, tolerance),
+                        f"allowed: {_interval(low, high)} times {v}",
+                    ),
+                )
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low!r}" if low == high else f"[{low!r}, {high!r}]"
+
+
+def _within(expression: str, low: float, high: float, tolerance: float) -> str:
+    return f"{low - tolerance:.9g} <= {expression} <= {high + tolerance:.9g}"
+
+
+def _outside(case: Case, mask: Tensor, at_most: float = math.inf) -> int | None:
+    """Index of the first masked probe point whose gradient lies outside its bounds, None where all are inside."""
+    low, high, tolerance = case.allowed
+    tolerance = tolerance.clamp(max=at_most)
+    g = case.g.to(torch.float64).cpu()
+    bad = mask & g.isfinite() & case.y.isfinite().cpu() & ~low.isnan() & ((g < low - tolerance) | (g > high + tolerance))
+    # the derivative is known no better than the tolerance: where that is everything, nothing can be said
+    bad &= tolerance.isfinite()
+    return first(bad) if bool(bad.any()) else None
+
+
+def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> LawViolation:
+    low, high, tolerance = (float(bound[index]) for bound in case.allowed)
+    tolerance = min(tolerance, at_most)
+    x = float(case.x[index])
+    return case.fail(
+        what,
+        x=x,
+        cotangent=1.0,
+        got=float(case.g[index]),
+        allowed=f"{_interval(low, high)} within {tolerance:.3g}",
+        script=case.gradient_script(x, 1.0, _within("got", low, high, tolerance), f"derivative: {_interval(low, high)}"),
+    )
+
+
+@law()
+def derivative(case: Case) -> None:
+    """Off its kinks the gradient is the derivative, and where both one-sided derivatives agree it takes their value.
+
+    The derivative is taken from forward values alone (see :mod:`relucheck.finding`). Points that implementations single out
+    (0, +-1, knots) and their neighbours are among the probes.
+    """
+    case.skip_surrogate()
+    # far out a difference of values cannot tell an oscillation from rounding: nothing is known there
+    index = _outside(case, ~case.on_kink & (case.x.to(torch.float64).abs().cpu() <= 1e6))
+    if index is not None:
+        raise _fail_at(case, index, "the gradient is not the derivative")
+
+
+@law()
+def hit_on_input(case: Case) -> None:
+    """A hit is decided on the input, not on the output: an input that shares only its value with a kink keeps its slope.
+
+    Broken by a backward that compares its *result* with the bound: all of ReLU6's saturated region then gets the
+    subgradient of the kink at 6, where it must pass 0.
+    """
+    case.skip_surrogate()
+    if not case.corners:
+        raise NotApplicable("no kink in the scanned range")
+    x = case.x
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    for kink in case.corners:
+        at = float(case.value(case.tensor([kink.at])))
+        mask |= (case.y == at).cpu()
+    mask &= ~case.on_kink
+    if not bool(mask.any()):
+        raise NotApplicable("no probe point shares its value with a kink")
+    # where the value is that of a flat or linear piece, nothing is lost to rounding as in the bend of a smooth function
+    tight = max(2 * case.tolerance(kink) for kink in case.corners)
+    index = _outside(case, mask, tight)
+    if index is not None:
+        raise _fail_at(case, index, "an input that only shares its value with a kink is treated as the kink", tight)
+
+
+@law()
+def rounded_kinks(case: Case) -> None:
+    """At a kink that the dtype cannot represent the rounded bound gets a value of the interval, its neighbours their slope.
+
+    Source: pytorch issue 185472 (hardtanh at bfloat16(0.7)); which side the rounded bound falls on is for the forward to
+    decide, what lies outside both sides is wrong in any case.
+    """
+    case.skip_surrogate()
+    corners = [kink for kink in case.corners if not is_representable(case, kink)]
+    if not corners:
+        raise NotApplicable("the dtype represents every kink")
+    index = _outside(case, _among(case, corners))
+    if index is not None:
+        raise _fail_at(case, index, "the gradient at or beside a kink that the dtype cannot represent fits neither side")
+
+
+def _among(case: Case, corners: list[FoundKink]) -> Tensor:
+    numbers = torch.tensor([number for number, kink in enumerate(case.kinks) if kink in corners])
+    index, distance = case.nearest
+    near = (
+        distance
+        <= 4 * case.eps * torch.tensor([max(1e-3, abs(kink.at)) for kink in case.kinks], dtype=torch.float64)[index]
+    )
+    return torch.isin(index, numbers) & near
+
+
+@law()
+def dtype_agreement(case: Case) -> None:
+    """The subgradient is the same in every dtype: equal to float64's at every kink that both represent."""
+    if case.dtype == torch.float64:
+        raise NotApplicable("float64 is what the other dtypes are compared with")
+    corners = [kink for kink in case.corners if is_representable(case, kink)]
+    if not corners:
+        raise NotApplicable("no kink in the scanned range that the dtype represents")
+    wide = Case(case.subject, torch.float64, case.device, case.settings)
+    if case.subject.has_state():
+        module = case.subject.fresh(case.dtype, case.device)
+        assert isinstance(module, nn.Module)
+        wide.f = case.subject.flat(module.to(torch.float64))
+    at = [kink.at for kink in corners]
+    try:
+        expected = wide.reverse(wide.tensor(at)).tolist()
+    except RuntimeError as error:
+        raise NotApplicable(f"no float64 to compare with: {error}") from None
+    got = case.reverse(case.tensor(at)).tolist()
+    for kink, value, right in zip(corners, got, expected, strict=True):
+        if _beyond(value, right, right, case.tolerance(kink)):
+            raise case.fail(
+                "the subgradient differs between dtypes",
+                x=kink.at,
+                cotangent=1.0,
+                got=value,
+                allowed=f"{right!r}, as in float64",
+                script=case.gradient_script(
+                    kink.at, 1.0, _within("got", right, right, case.tolerance(kink)), f"float64 gives {right!r}"
+                ),
+            )
+
+
+@law()
+def continuity(case: Case) -> None:
+    """The value does not jump, where that is claimed; an unclaimed jump is a notice (hardshrink, threshold)."""
+    jumps = [kink for kink in case.kinks if kink.jump != 0.0 and math.isfinite(kink.jump)]
+    if not jumps:
+        return
+    kink = jumps[0]
+    claimed = case.activation.continuous
+    script = "\n".join(
+        [
+            *case.header(),
+            case.make_x([kink.at - 1e-2, kink.at + 1e-2]),
+            f"low, high = act(x){case.pick}.tolist()",
+            'print("values", low, high)',
+            f"assert abs(high - low) < {abs(kink.jump) / 2 + 0.02 * max(abs(kink.left), abs(kink.right)):.6g}",
+        ]
+    )
+    raise case.fail(
+        f"the value jumps by {kink.jump:g} at {kink.at:g}"
+        + (f", and at {len(jumps) - 1} more points" if jumps[1:] else ""),
+        x=kink.at,
+        got=kink.jump,
+        allowed="0, claimed by continuous=True" if claimed else "",
+        level="error" if claimed else "notice",
+        script=script,
+    )
+
+
+@law(relevant=lambda subject: bool(subject.activation.kinks))
+def declared_kinks(case: Case) -> None:
+    """The declared kinks are those that the function has: same positions, left and right derivatives, none missing."""
+    low, high = case.settings.scan
+    slack = 1e-5 if not case.subject.has_state() else max(1e-5, 2 * case.eps)
+    for kink in case.activation.kinks:
+        if not low <= kink.at <= high:
+            continue
+        found = next((other for other in case.kinks if declared_at(case, other) is kink), None)
+        if found is None:
+            raise case.fail(f"declared kink at {kink.at:g} does not exist", got="no kink there", allowed=str(kink))
+        if abs(found.left - kink.left) > slack * (1 + abs(kink.left)) or abs(found.right - kink.right) > slack * (
+            1 + abs(kink.right)
+        ):
+            raise case.fail(
+                f"the kink at {kink.at:g} has other one-sided derivatives than declared",
+                x=kink.at,
+                got=f"left {found.left:g}, right {found.right:g}",
+                allowed=f"left {kink.left:g}, right {kink.right:g}",
+                script=_slopes_script(case, kink),
+            )
+    for other in case.kinks:
+        if declared_at(case, other) is None:
+            raise case.fail(
+                f"there is a kink at {other.at:g} that is not declared",
+                x=other.at,
+                got=f"left {other.left:g}, right {other.right:g}",
+                allowed="one of " + ", ".join(f"{kink.at:g}" for kink in case.activation.kinks),
+            )
+
+
+def _slopes_script(case: Case, kink: Kink) -> str:
+    return "\n".join(
+        [
+            *case.header(),
+            case.make_x([kink.at - 0.25, kink.at - 0.125, kink.at + 0.125, kink.at + 0.25]),
+            f"a, b, c, d = act(x){case.pick}.tolist()",
+            'print("slopes", (b - a) / 0.125, (d - c) / 0.125)',
+            f"assert abs((b - a) / 0.125 - {kink.left!r}) < 0.05 and abs((d - c) / 0.125 - {kink.right!r}) < 0.05",
+        ]
+    )
+
+
+def _compare(
+    case: Case, other: Callable[[Tensor], Tensor], label: str, *, at_kinks: str = "error", source: str = ""
+) -> None:
+    """Raises where value or gradient differ from another implementation's, at the kinks first."""
+    x = case.x
+    theirs = case.reverse(x, f=other).to(torch.float64).cpu()
+    ours = case.g.to(torch.float64).cpu()
+    low, high, tolerance = case.allowed
+    scale = torch.minimum(2 * tolerance, 0.25 * (1 + theirs.abs()))
+    strict = torch.full_like(scale, math.inf)
+    for number, kink in enumerate(case.kinks):
+        strict = torch.where((case.nearest[0] == number) & case.on_kink, 2 * case.tolerance(kink), strict)
+    scale = torch.minimum(scale, strict)
+    different = ((ours - theirs).abs() > scale) & theirs.isfinite() & ours.isfinite()
+    if at_kinks == "error":  # (a gradient that is not finite is said once, by finite_gradient)
+        different |= theirs.isfinite() & ~ours.isfinite()
+    kinks = different & case.on_kink
+    index = first(kinks) if bool(kinks.any()) else first(different) if bool(different.any()) else None
+    if index is None:
+        return
+    value = float(x[index])
+    on_kink = bool(case.on_kink[index])
+    inside = not (
+        float(ours[index]) < float(low[index] - tolerance[index])
+        or float(ours[index]) > float(high[index] + tolerance[index])
+    )
+    right = float(theirs[index])
+    raise case.fail(
+        f"the gradient differs from {label}'s " + ("at the kink" if on_kink else "off the kinks"),
+        x=value,
+        cotangent=1.0,
+        got=float(ours[index]),
+        allowed=f"{right!r}, as {label}",
+        level="notice" if on_kink and inside and at_kinks == "notice" else "error",
+        script=case.gradient_script(
+            value, 1.0, _within("got", right, right, float(scale[index])), f"{label} gives {right!r}{source}"
+        ),
+    )
+
+
+@law(relevant=lambda subject: subject.activation.reference is not None)
+def reference(case: Case) -> None:
+    """The activation equals its declared reference, in value and gradient, at and around every kink."""
+    other = case.activation.reference
+    assert other is not None
+    if isinstance(other, nn.Module):
+        other = case.subject.copied(other).to(device=case.device, dtype=case.dtype)
+    other = case.subject.flat(other)
+    name = type(case.activation.reference).__name__
+    label = "the reference" if name == "function" else f"the reference {name}"
+    with torch.no_grad():
+        theirs = other(case.x.clone()).to(torch.float64)
+    ours = case.y.to(torch.float64)
+    wide = 16 * case.eps * (1 + theirs.abs()) * (1 + case.x.to(torch.float64).abs().clamp(max=8.0) / 4)
+    bad = ((ours - theirs).abs() > wide) & theirs.isfinite()
+    if bool(bad.any()):
+        index = first(bad)
+        value, right = float(case.x[index]), float(theirs[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([value]),
+                f"got = act(x){case.pick}.item()",
+                f'print("value", got)  # {label} gives {right!r}',
+                f"assert abs(got - {literal(right)}) <= {float(wide[index]):.3g}",
+            ]
+        )
+        raise case.fail(
+            f"the value differs from {label}'s", x=value, got=float(ours[index]), allowed=repr(right), script=script
+        )
+    _compare(case, other, label)
+
+
+@law()
+def equal_spellings(case: Case) -> None:
+    """Activations that are numerically the same function have the same gradient, at and around the kinks.
+
+    Groups are declared (``same_as``: a difference is an error) or found among a target's activations and torch's own (a
+    difference inside the Clarke interval is a notice). Source: pytorch issues 184572 and 184574, clamp against relu6.
+    """
+    peers = dict(case.peers)
+    if not peers:
+        raise NotApplicable("no other activation of the run is the same function")
+    for name, peer in sorted(peers.items()):
+        declared = name == case.activation.same_as
+        try:
+            other = peer.function(case.dtype, case.device)
+            other(case.x[:4].clone())
+        except Exception as error:
+            if declared:
+                raise case.unsupported(f"{name} in {case.dtype}", error) from None
+            continue
+        _compare(case, other, name, at_kinks="error" if declared else "notice")
+
+
+def is_same_function(one: Subject, other: Subject) -> bool:
+    """Whether two activations have the same forward values, to 1e-9, on 513 points of [-8, 8] and beyond."""
+    x = torch.cat(
+        [torch.linspace(-8, 8, 513, dtype=torch.float64), torch.tensor([-100.0, -20.0, 20.0, 100.0], dtype=torch.float64)]
+    )
+    a, b = (subject.exact(torch.float64)(x) for subject in (one, other))
+    return a.shape == b.shape and bool(((a - b).abs() <= 1e-9 * (1 + a.abs())).all())

@@ -1,0 +1,346 @@
+"""Laws of consistency between PyTorch's ways to differentiate: forward mode, vmap, double backward, compile, autocast."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from relucheck.cases import Case
+from relucheck.law import law
+from relucheck.laws_gradients import dyadic, first
+from relucheck.laws_kinks import is_representable
+from relucheck.subjects import Subject
+
+
+def _agrees(case: Case, a: Tensor, b: Tensor, x: Tensor, units: float = 16) -> Tensor:
+    """Mask of entries equal up to rounding, which grows with |x|; where ``b`` is not finite they count as equal."""
+    wide_a, wide_b = a.to(torch.float64), b.to(torch.float64)
+    slack = units * case.eps * (0.125 + wide_b.abs()) * (1 + x.to(torch.float64).abs().clamp(max=16.0) / 4)
+    return ((wide_a - wide_b).abs() <= slack) | ~wide_b.isfinite()
+
+
+def _mode_script(case: Case, x: float, line: str) -> str:
+    """A script that compares ``other`` (computed by ``line``) with reverse mode at one input."""
+    return "\n".join(
+        [
+            *case.header(),
+            case.make_x([x]),
+            "reverse, = torch.autograd.grad(act(x).sum(), x)",
+            "x = x.detach()",
+            line,
+            'print("reverse", reverse, "other", other)',
+            "other, reverse = other.double().flatten(), reverse.double().flatten()",
+            f"assert torch.allclose(other, reverse, rtol={32 * case.eps:.3g}, atol={16 * case.eps:.3g})",
+        ]
+    )
+
+
+@law()
+def forward_mode(case: Case) -> None:
+    """Forward-mode AD gives the same derivative as reverse mode, at kinks and off them.
+
+    Source: jvp(u) = J u and vjp(v) = J^T v share one J (Griewank & Walther 2008). Not supporting forward mode is a notice.
+    """
+    x = case.x
+    u = dyadic(x)
+    try:
+        got = torch.func.jvp(case.f, (x,), (u,))[1].detach()
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+        raise case.unsupported("forward-mode AD", error) from None
+    expected = case.g.to(torch.float64) * u.to(torch.float64)
+    # the largest numbers overflow in the product with the tangent
+    same = _agrees(case, got, expected, x)
+    same |= (got.to(torch.float64) - expected).abs() <= 8 * case.inaccuracy.to(x.device) * u.abs()
+    same |= expected.abs() > torch.finfo(case.dtype).max / 4
+    # far out intermediate products overflow in one mode and not in the other (x * x in float16): no fault of the rule
+    same |= ~got.isfinite() & (x.abs() > 64)
+    if not bool(same.all()):
+        index = first(~same)
+        value, tangent = float(x[index]), float(u[index])
+        raise case.fail(
+            "forward mode and reverse mode differ",
+            x=value,
+            cotangent=tangent,
+            got=f"{float(got[index]) / tangent!r} in forward mode",
+            allowed=f"{float(case.g[index])!r}, as in reverse mode",
+            script=_mode_script(
+                case,
+                value,
+                f"_, other = torch.func.jvp(act, (x,), (torch.full_like(x, {tangent}),)); other = other / {tangent}",
+            ),
+        )
+
+
+@law()
+def vmap(case: Case) -> None:
+    """Value and ``torch.func.grad`` under ``torch.func.vmap`` are those of plain calls. Not supporting vmap is a notice.
+
+    Source: https://docs.pytorch.org/docs/stable/func.html
+    """
+    x = case.x
+    try:
+        value = torch.func.vmap(lambda t: case.f(t.reshape(1)).reshape(()))(x).detach()
+        got = torch.func.vmap(torch.func.grad(lambda t: case.f(t.reshape(1)).sum()))(x).detach()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        raise case.unsupported("torch.func.grad under vmap", error) from None
+    same = _agrees(case, value, case.y, x)
+    if not bool(same.all()):
+        index = first(~same)
+        at = float(x[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([at]),
+                f"plain = act(x){case.pick}",
+                f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){case.pick})(x{case.pick}[:, None])",
+                'print("under vmap", mapped, "plain", plain)',
+                "mapped, plain = mapped.flatten(), plain.flatten()",
+                f"assert torch.allclose(mapped, plain, rtol={32 * case.eps:.3g}, atol={16 * case.eps:.3g})",
+            ]
+        )
+        raise case.fail(
+            "the value under vmap differs from a plain call's",
+            x=at,
+            got=float(value[index]),
+            allowed=repr(float(case.y[index])),
+            script=script,
+        )
+    same = _agrees(case, got, case.g, x)
+    same |= (got.to(torch.float64) - case.g.to(torch.float64)).abs() <= 8 * case.inaccuracy.to(x.device)
+    if not bool(same.all()):
+        index = first(~same)
+        at = float(x[index])
+        one = "act(t)" if case.subject.shape == (-1,) else "act(t.expand(x.shape))" + case.pick
+        raise case.fail(
+            "torch.func.grad under vmap differs from reverse mode",
+            x=at,
+            cotangent=1.0,
+            got=float(got[index]),
+            allowed=f"{float(case.g[index])!r}, as in reverse mode",
+            script=_mode_script(
+                case, at, f"other = torch.func.vmap(torch.func.grad(lambda t: {one}.sum()))(x.flatten()[:, None])[:1]"
+            ).replace("reverse.double().flatten()", "reverse.double().flatten()[:1]"),
+        )
+
+
+def _unless_pruned(gradient: Tensor, leaf: Tensor) -> Tensor | None:
+    """Derivative of the sum of a gradient, None where the graph does not reach the input."""
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True)
+    return found[0]
+
+
+def _double_script(case: Case, x: float, condition: str) -> str:
+    return "\n".join(
+        [
+            *case.header(),
+            case.make_x([x]),
+            "v = torch.ones_like(x).requires_grad_()",
+            "g, = torch.autograd.grad(act(x), x, v, create_graph=True)",
+            f"second, = torch.autograd.grad(g{case.pick}.sum(), x, allow_unused=True)",
+            f"got = 0.0 if second is None else second{case.pick}.item()",
+            'print("second derivative", got)',
+            f"assert {condition}, got",
+        ]
+    )
+
+
+@law()
+def double_backward(case: Case) -> None:
+    """The second derivative is finite and right (in float64), or backward of backward is refused with a clear error.
+
+    Right: the derivative of the first gradient by central differences, away from kinks. A custom Function that detaches in
+    backward loses the second derivative silently, which ``torch.autograd.function.once_differentiable`` would say aloud.
+    """
+    x = case.x[case.x.abs() <= 1e4]
+    leaf = x.detach().clone().requires_grad_()
+    y = case.f(leaf)
+    v = torch.ones_like(y).requires_grad_()
+    try:
+        (gradient,) = torch.autograd.grad(y, leaf, v, create_graph=True)
+        second: Tensor | None = None
+        if gradient.requires_grad:
+            second = _unless_pruned(gradient, leaf)
+            if second is None:
+                # backward() visits what grad() prunes: once_differentiable raises there, as it would for a user
+                gradient.sum().backward()
+    except (RuntimeError, NotImplementedError) as error:
+        raise case.unsupported("double backward", error) from None
+    got = torch.zeros_like(x) if second is None else second
+    bad = ~got.isfinite() & gradient.detach().isfinite() & ~_near_singular(case, x)
+    if bool(bad.any()):
+        near = bad & (x.abs() <= 10)
+        index = first(near if bool(near.any()) else bad)
+        value = float(x[index])
+        raise case.fail(
+            "the second derivative is not finite",
+            x=value,
+            cotangent=1.0,
+            got=float(got[index]),
+            allowed="a finite number, or a clear error",
+            level="error" if bool(near.any()) else "notice",
+            script=_double_script(case, value, "abs(got) < float('inf')"),
+        )
+    if case.dtype != torch.float64 or case.activation.surrogate:
+        return
+    x = torch.linspace(-6, 6, 49, dtype=torch.float64) + 0.0137
+    away = torch.ones_like(x, dtype=torch.bool)
+    for kink in case.kinks:
+        away &= (x - kink.at).abs() > 0.02
+    h = 1e-4
+    difference = (case.reverse(x + h) - case.reverse(x - h)) / (2 * h)
+    halved = (case.reverse(x + h / 2) - case.reverse(x - h / 2)) / h
+    leaf = x.clone().requires_grad_()
+    y = case.f(leaf)
+    (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y).requires_grad_(), create_graph=True)
+    second = torch.autograd.grad(gradient.sum(), leaf, allow_unused=True)[0] if gradient.requires_grad else None
+    got = torch.zeros_like(x) if second is None else second
+    slack = 1e-4 * (1 + difference.abs()) + 10 * (difference - halved).abs()
+    bad = away & ((got - difference).abs() > slack)
+    if bool(bad.any()):
+        index = first(bad)
+        value, right = float(x[index]), float(difference[index])
+        lost = second is None or not bool(got.any())
+        raise case.fail(
+            "the second derivative is lost silently" if lost else "the second derivative is wrong",
+            x=value,
+            cotangent=1.0,
+            got=float(got[index]),
+            allowed=f"{right:.9g} within {float(slack[index]):.3g}, or a clear error",
+            script=_double_script(case, value, f"abs(got - {right!r}) <= {float(slack[index]):.6g}"),
+        )
+
+
+def _near_singular(case: Case, x: Tensor) -> Tensor:
+    result = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+    for kink in case.kinks:
+        if kink.singular:
+            result |= (x.to(torch.float64) - kink.at).abs() < 0.05 * max(1.0, abs(kink.at))
+    return result
+
+
+def _wants_compile(subject: Subject) -> bool:
+    return subject.activation.compile
+
+
+@law(relevant=_wants_compile)
+def compile_agreement(case: Case) -> None:
+    """``torch.compile`` gives the values and gradients of eager mode, at every kink, rounded bound and neighbour above all.
+
+    Opt-in (``compile=True`` or ``--relucheck-compile``), since it takes seconds. Source: pytorch issue 185472, where the
+    compiled hardtanh compared bfloat16 inputs with a rounded bound. Off the kinks, where compiled code fuses roundings
+    away, a few units of the dtype are allowed.
+    """
+    x = case.x
+    torch._dynamo.reset()
+    try:
+        compiled = torch.compile(case.f, dynamic=False, fullgraph=False)
+        got = case.reverse(x, f=compiled)
+    except Exception as error:
+        raise case.unsupported("torch.compile", error) from None
+    same = _agrees(case, got, case.g, x, units=32)
+    for number, kink in enumerate(case.kinks):
+        here = case.on_kink & (case.nearest[0] == number)
+        exact = (got.to(torch.float64) - case.g.to(torch.float64)).abs().cpu() <= case.tolerance(kink)
+        same = torch.where(here.to(same.device), (exact | ~case.g.isfinite().cpu()).to(same.device), same)
+    if not bool(same.all()):
+        index = first(~same)
+        value = float(x[index])
+        raise case.fail(
+            "torch.compile and eager mode differ",
+            x=value,
+            cotangent=1.0,
+            got=f"{float(got[index])!r} compiled",
+            allowed=f"{float(case.g[index])!r}, as in eager mode",
+            script=_mode_script(
+                case, value, "x.requires_grad_(); other, = torch.autograd.grad(torch.compile(act)(x).sum(), x)"
+            ),
+        )
+
+
+@law(dtypes=(torch.float32,))
+def autocast(case: Case) -> None:
+    """Under autocast a float32 input gets a finite float32 gradient, and the subgradient at a kink stays in the interval.
+
+    Source: https://docs.pytorch.org/docs/stable/amp.html; elementwise functions run in the dtype of their input there.
+    """
+    device = torch.device(case.device).type
+    low_precision = torch.float16 if device == "cuda" else torch.bfloat16
+    x = case.x[case.x.abs() <= 64]
+    try:
+        with torch.autocast(device, dtype=low_precision):
+            got = case.reverse(x)
+    except RuntimeError as error:
+        raise case.unsupported("autocast", error) from None
+    plain = case.reverse(x)
+    context = f'torch.autocast("{device}", dtype=torch.{str(low_precision).removeprefix("torch.")})'
+    bad = ~got.isfinite() & plain.isfinite()
+    eps = float(torch.finfo(low_precision).eps)
+    wrong = (got - plain).abs() > 32 * eps * (1 + plain.abs()) * (1 + x.abs().clamp(max=8.0) / 4)
+    at_kink = torch.zeros_like(bad)
+    for kink in case.corners:
+        # within the rounding of the lower precision either side's derivative is right
+        here = (x.to(torch.float64) - kink.at).abs() <= 4 * eps * max(1.0, abs(kink.at))
+        at_kink |= here
+        low, high = kink.hull
+        bad |= here & ((got < low - 8 * eps * (1 + abs(low))) | (got > high + 8 * eps * (1 + abs(high))))
+    if case.activation.surrogate:
+        bad = ~got.isfinite() & plain.isfinite()
+    bad |= wrong & ~at_kink
+    if got.dtype != x.dtype or bool(bad.any()):
+        index = first(bad) if bool(bad.any()) else 0
+        value = float(x[index])
+        right = float(plain[index])
+        script = "\n".join(
+            [
+                *case.header(),
+                case.make_x([value]),
+                f"with {context}:",
+                "    got, = torch.autograd.grad(act(x).sum(), x)",
+                "plain, = torch.autograd.grad(act(x).sum(), x)",
+                'print("autocast", got, "without", plain)',
+                f"assert torch.allclose(got, plain, rtol={32 * eps:.3g}, atol={32 * eps:.3g})",
+            ]
+        )
+        raise case.fail(
+            "autocast breaks the gradient",
+            x=value,
+            cotangent=1.0,
+            got=float(got[index]),
+            allowed=repr(right),
+            script=script,
+        )
+
+
+def kink_rows(case: Case) -> list[dict[str, object]]:
+    """The kink table of a case: where, left, right, jump, and the subgradient in every mode that runs (None elsewhere).
+
+    A kink that the dtype cannot represent shows the gradient at its rounded position (``rounded`` says which).
+    """
+    rows: list[dict[str, object]] = []
+    for kink in case.kinks:
+        x = case.tensor([kink.at])
+        modes: dict[str, float | None] = {"reverse": float(case.reverse(x)[0])}
+        try:
+            modes["forward"] = float(torch.func.jvp(case.f, (x,), (torch.ones_like(x),))[1][0])
+        except Exception:
+            modes["forward"] = None
+        try:
+            modes["vmap"] = float(torch.func.vmap(torch.func.grad(lambda t: case.f(t.reshape(1)).sum()))(x)[0])
+        except Exception:
+            modes["vmap"] = None
+        rows.append(
+            {
+                "at": kink.at,
+                "left": kink.left if math.isfinite(kink.left) else None,
+                "right": kink.right if math.isfinite(kink.right) else None,
+                "jump": kink.jump,
+                "singular": kink.singular,
+                "rounded": None if is_representable(case, kink) else case.rounded(kink.at),
+                "subgradient": {
+                    name: (value if value is None or math.isfinite(value) else str(value)) for name, value in modes.items()
+                },
+            }
+        )
+    return rows

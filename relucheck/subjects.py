@@ -1,0 +1,288 @@
+"""An activation as something that can be called on a vector in any dtype, and what kind of function it turns out to be.
+
+Activations come as modules and functions, with or without parameters, per element or per channel. A :class:`Subject` makes
+one of them a function from shape (n,) to shape (n,); what cannot be made that says why.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from relucheck.finding import SCAN_RANGE, FoundKink, find_kinks
+from relucheck.kinks import Activation
+from relucheck.numerics import dtype_name
+
+#: Seeds the parameters of modules, so that every dtype, worker and reproducing script sees the same ones.
+SEED: Final = 0
+_PROBE: Final = (-2.5, -1.25, -0.625, -0.1, 0.15, 0.7, 1.3, 2.75)
+
+
+class NotAnActivation(Exception):
+    """A callable that the laws do not speak about (changes shapes, mixes elements, draws random numbers): skipped."""
+
+
+class _ChangesShape(NotAnActivation):
+    """One of the reasons, which may hold for one layout of the input and not for another."""
+
+
+class TargetError(Exception):
+    """An activation that cannot be run at all: raises, returns something else than a tensor, needs arguments."""
+
+
+def _describe(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _required_tensors(module: Any) -> list[str]:
+    """Names of the arguments after the first that ``forward`` (or the function) needs."""
+    try:
+        parameters = inspect.signature(module.forward if isinstance(module, nn.Module) else module).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    keyword = [p for p in parameters if p.kind == p.KEYWORD_ONLY]
+    return [p.name for p in (*positional[1:], *keyword) if p.default is p.empty]
+
+
+def made(make: Callable[[], Any], seed: int = SEED) -> Any:
+    """What ``make`` returns, its parameters drawn from one seed; torch's generator goes on where it was."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        return make()
+    finally:
+        torch.set_rng_state(state)
+
+
+class Subject:
+    """One activation under test.
+
+    Attributes:
+        activation: what is declared about it.
+        learnable: whether it has trainable parameters.
+        evaluating: whether it is checked in eval mode, because it draws random numbers in training mode.
+        shape: shape that a vector is expanded to before the call; -1 stands for the vector. ``(-1,)`` mostly, ``(1, 3,
+            -1)`` for a module with a parameter per channel, of which the first channel is looked at.
+        notes: what a user should know about how it is checked.
+
+    Raises:
+        NotAnActivation: for a function that the laws do not speak about.
+        TargetError: for one that cannot be run.
+    """
+
+    def __init__(self, activation: Activation, scan: tuple[float, float] = SCAN_RANGE) -> None:
+        self.activation = activation
+        self.scan = scan
+        self.evaluating = False
+        self.shape: tuple[int, ...] = (-1,)
+        self.notes: list[str] = []
+        self._callables: dict[tuple[torch.dtype, str], Any] = {}
+        self._kinks: dict[str, list[FoundKink]] = {}
+        try:
+            self.original = made(activation.make)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except Exception as error:
+            raise TargetError(f"could not be constructed: {_describe(error)}") from error
+        if not callable(self.original):
+            raise TargetError(f"making it gave {type(self.original).__name__!r}, which cannot be called")
+        self._classify()
+
+    @property
+    def name(self) -> str:
+        return self.activation.name
+
+    @property
+    def learnable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters(self.original))
+
+    @staticmethod
+    def parameters(target: Any) -> Iterator[nn.Parameter]:
+        """Parameters of a module; none of a function."""
+        return target.parameters() if isinstance(target, nn.Module) else iter(())
+
+    def has_state(self) -> bool:
+        """Whether its values depend on parameters or buffers, which a dtype rounds."""
+        return isinstance(self.original, nn.Module) and bool(self.original.state_dict())
+
+    # -- what kind of function it is --------------------------------------------------------------------------------
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [(-1,), *self._channel_shapes(), (1, -1), (1, 4, -1, 1), (1, 1, -1, 1)]
+
+    def _channel_shapes(self) -> list[tuple[int, ...]]:
+        return [(1, c, -1) for c in sorted({p.numel() for p in self.parameters(self.original) if p.numel() > 1})]
+
+    def _classify(self) -> None:
+        needed = _required_tensors(self.original)
+        if needed:
+            raise NotAnActivation(
+                f"needs more arguments than one tensor ({', '.join(needed)}); register a constructor that fixes them"
+            )
+        failures: list[Exception] = []
+        channels = self._channel_shapes()
+        for shape in self._shapes():
+            if any(isinstance(failure, _ChangesShape) for failure in failures) and shape not in channels:
+                continue  # only a layout with channels can mend that
+            self.shape = shape
+            try:
+                self._classify_shape()
+            except (TargetError, _ChangesShape) as error:
+                # a parameter per channel broadcasts a plain vector to another shape
+                failures.append(error)
+            else:
+                return
+        # the first attempt is the plain vector: its message is the one a user understands
+        raise failures[0]
+
+    def _classify_shape(self) -> None:
+        x = self._spread(torch.tensor(_PROBE))
+        first = self._try(x)
+        if not torch.equal(first, self._try(x)):
+            if isinstance(self.original, nn.Module):
+                self.original.eval()
+                self.evaluating = True
+            if not torch.equal(self._try(x), self._try(x)):
+                raise NotAnActivation("random: two calls on one input differ, in eval mode too")
+            self.notes.append("random in training mode: checked in eval mode")
+            first = self._try(x)
+        # (a value that dwarfs the others shows what only looks at the largest: sparsemax, entmax)
+        for index, value in ((0, 0.3), (x.numel() - 3, -3.0), (x.numel() // 2, 50.0), (1, -50.0), (x.numel() - 1, 1.35)):
+            moved = x.clone()
+            moved.view(-1)[index] = value
+            other = self._try(moved)
+            different = ~((other == first) | (other.isnan() & first.isnan()))
+            different.view(-1)[index] = False
+            if bool(different.any()):
+                raise NotAnActivation("not elementwise: an output depends on other inputs than its own (softmax, norms)")
+
+    def _try(self, x: Tensor) -> Tensor:
+        """One call on a fresh copy, with every way of being no activation told apart."""
+        given = x.clone()
+        try:
+            with torch.no_grad():
+                result = self.original(given)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except Exception as error:
+            raise TargetError(f"raised on an input of shape {tuple(x.shape)}: {_describe(error)}") from error
+        if not isinstance(result, Tensor):
+            raise TargetError(f"returned {type(result).__name__!r} for a tensor; an activation returns a tensor")
+        if not result.is_floating_point():
+            raise NotAnActivation(f"returns {dtype_name(result.dtype)}, which has no gradient")
+        if result.shape != x.shape:
+            raise _ChangesShape(f"changes the shape: {tuple(x.shape)} to {tuple(result.shape)}")
+        return result.detach().clone()
+
+    # -- calling it -------------------------------------------------------------------------------------------------
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """The vector in the layout that the activation wants."""
+        if self.shape == (-1,):
+            return x.clone()
+        view = x.reshape([x.numel() if n == -1 else 1 for n in self.shape])
+        return view.expand([x.numel() if n == -1 else n for n in self.shape]).clone()
+
+    def _pick(self, y: Tensor) -> Tensor:
+        return y if self.shape == (-1,) else y[tuple(slice(None) if n == -1 else 0 for n in self.shape)]
+
+    def callable_for(self, dtype: torch.dtype, device: str = "cpu") -> Any:
+        """The activation itself, moved to a dtype and a device; a module is a copy of its own, kept for the next call."""
+        key = (dtype, device)
+        if key not in self._callables:
+            self._callables[key] = self.fresh(dtype, device)
+        return self._callables[key]
+
+    def fresh(self, dtype: torch.dtype, device: str = "cpu") -> Any:
+        """A new copy of the activation in a dtype and on a device (a function is itself)."""
+        if not isinstance(self.original, nn.Module):
+            return self.original
+        return self.copied(self.original).to(device=device, dtype=dtype)
+
+    def copied(self, module: nn.Module) -> nn.Module:
+        """A deep copy; where the module cannot be copied, one made anew with the same seed."""
+        try:
+            return copy.deepcopy(module)
+        except Exception:
+            fresh: Any = made(self.activation.make)
+            return fresh.eval() if self.evaluating else fresh
+
+    def flat(self, target: Any) -> Callable[[Tensor], Tensor]:
+        """``target`` as a function from shape (n,) to shape (n,) that autograd can differentiate."""
+        if self.shape == (-1,):
+            return target
+        return lambda x: self._pick(target(self._spread(x)))
+
+    def function(self, dtype: torch.dtype, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+        """The activation in a dtype as a function from shape (n,) to shape (n,)."""
+        return self.flat(self.callable_for(dtype, device))
+
+    # -- the truth it is judged by ----------------------------------------------------------------------------------
+
+    def exact(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The function over the reals that the activation in ``dtype`` approximates: float64 (n,) in and out, no graph.
+
+        Parameters are rounded to ``dtype`` first, because a bfloat16 slope of 0.3 is the slope 0.30078125. A module that
+        takes no float64 is called in float32, which :func:`relucheck.finding.resolution` notices.
+        """
+        target = self.original
+        if isinstance(target, nn.Module):
+            target = self.copied(target).to(dtype).to(torch.float64)
+        wide = self.flat(target)
+
+        def call(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return wide(x).to(torch.float64)
+
+        try:
+            if call(torch.tensor(_PROBE, dtype=torch.float64)).shape == (len(_PROBE),):
+                return call
+        except (RuntimeError, TypeError, ValueError, AssertionError):
+            pass
+        narrow = self.function(torch.float32)
+
+        def call_float32(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return narrow(x.to(torch.float32)).to(torch.float64)
+
+        return call_float32
+
+    @functools.cached_property
+    def _shared_exact(self) -> Callable[[Tensor], Tensor]:
+        return self.exact(torch.float64)
+
+    def truth(self, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], list[FoundKink]]:
+        """The exact function for a dtype and its kinks, found once per dtype (once in all without parameters)."""
+        shared = not self.has_state()
+        f = self._shared_exact if shared else self.exact(dtype)
+        key = "" if shared else dtype_name(dtype)
+        if key not in self._kinks:
+            self._kinks[key] = find_kinks(f, self._gradient64(dtype), self.scan)
+        return f, self._kinks[key]
+
+    def _gradient64(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """The activation's own float64 gradient, None where it has none; tells neighbouring floats at a kink apart."""
+        target = self.original
+        if isinstance(target, nn.Module):
+            target = self.copied(target).to(dtype).to(torch.float64)
+        f = self.flat(target)
+
+        def gradient(x: Tensor) -> Tensor:
+            x = x.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                y = f(x)
+            return torch.autograd.grad(y, x, torch.ones_like(y))[0].detach()
+
+        try:
+            gradient(torch.tensor(_PROBE, dtype=torch.float64))
+        except Exception:
+            return None
+        return gradient

@@ -1,0 +1,78 @@
+"""torch's own activations, with arguments for those that need some: targets, and peers of other people's spellings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch.nn.functional as F
+from torch import nn
+
+from relucheck.kinks import Activation
+
+#: Arguments for activations of ``torch.nn`` that need some; 0.1 is a kink that no dtype represents.
+CONSTRUCTORS: Final[Mapping[str, Mapping[str, Any]]] = {"Threshold": {"threshold": 0.1, "value": 20.0}}
+#: Further variants worth a row of their own: name, class, arguments.
+VARIANTS: Final[tuple[tuple[str, str, Mapping[str, Any]], ...]] = (
+    ("GELU-tanh", "GELU", {"approximate": "tanh"}),
+    ("Hardtanh-0.7", "Hardtanh", {"min_val": -0.7, "max_val": 0.7}),
+    ("PReLU-3", "PReLU", {"num_parameters": 3}),
+    ("ELU-2", "ELU", {"alpha": 2.0}),
+    ("CELU-2", "CELU", {"alpha": 2.0}),
+)
+#: Elementwise activations of ``torch.nn.functional``: name and the arguments beyond the input.
+FUNCTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "relu": {}, "relu6": {}, "leaky_relu": {}, "elu": {}, "selu": {}, "celu": {}, "gelu": {}, "silu": {}, "mish": {},
+    "softplus": {}, "softsign": {}, "tanhshrink": {}, "tanh": {}, "sigmoid": {}, "logsigmoid": {}, "hardtanh": {},
+    "hardsigmoid": {}, "hardswish": {}, "hardshrink": {}, "softshrink": {}, "rrelu": {},
+    "threshold": {"threshold": 0.1, "value": 20.0},
+}  # fmt: skip
+
+
+def _text(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def modules() -> list[Activation]:
+    """Every activation class of ``torch.nn.modules.activation`` but the attention, and the variants."""
+    found = []
+    for name, cls in sorted(vars(nn.modules.activation).items()):
+        if not (inspect.isclass(cls) and issubclass(cls, nn.Module)) or cls.__module__ != nn.modules.activation.__name__:
+            continue
+        if name.startswith("_") or name == "MultiheadAttention":
+            continue
+        arguments = CONSTRUCTORS.get(name, {})
+        source = ("from torch import nn", f"nn.{name}({_text(arguments)})")
+        found.append(Activation(name, functools.partial(cls, **arguments), source=source))
+    for name, cls_name, arguments in VARIANTS:
+        source = ("from torch import nn", f"nn.{cls_name}({_text(arguments)})")
+        found.append(Activation(name, functools.partial(getattr(nn, cls_name), **arguments), source=source))
+    return found
+
+
+def functions() -> list[Activation]:
+    """The elementwise activations of ``torch.nn.functional``."""
+    found = []
+    for name, arguments in FUNCTIONS.items():
+        function = getattr(F, name)
+        expression = f"F.{name}"
+        if arguments:
+            function = functools.partial(function, **arguments)
+            expression = f"lambda x, **more: F.{name}(x, {_text(arguments)}, **more)"
+        made = functools.partial(_same, function)
+        found.append(Activation(name, made, source=("import torch.nn.functional as F", expression)))
+    return found
+
+
+def _same(function: Any) -> Any:
+    return function
+
+
+#: What a target that is one of torch's own namespaces stands for.
+TORCH_TARGETS: Final = {
+    "torch.nn": modules,
+    "torch.nn.modules.activation": modules,
+    "torch.nn.functional": functions,
+}

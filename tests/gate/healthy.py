@@ -1,0 +1,245 @@
+"""Activations without a fault, smooth and not, from torch, from relucheck, and as people write them. No law may fail one.
+
+``KNOWN`` holds torch's own defects, each verified by hand (``reports/gate/findings.md``): expected failures, strictly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relucheck import Activation, LeakyReLU, ReLU, ReLU6
+from relucheck.gate_config import ExpectedFailure
+from relucheck.torch_catalogue import modules
+
+
+def hardswish_by_relu6(x: Tensor) -> Tensor:
+    return x * F.relu6(x + 3) / 6
+
+
+def hardsigmoid_by_clamp(x: Tensor) -> Tensor:
+    return torch.clamp(x / 6 + 0.5, 0, 1)
+
+
+def relu_by_clamp(x: Tensor) -> Tensor:
+    return x.clamp(min=0)
+
+
+def relu_by_maximum(x: Tensor) -> Tensor:
+    return torch.maximum(x, torch.zeros_like(x))
+
+
+def relu_by_absolute(x: Tensor) -> Tensor:
+    return (x + x.abs()) / 2
+
+
+def relu_by_mask(x: Tensor) -> Tensor:
+    return torch.where(x <= 0, torch.zeros_like(x), x)
+
+
+def leaky_by_maximum(x: Tensor) -> Tensor:
+    return torch.maximum(x, 0.1 * x)
+
+
+def leaky_by_where(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, x, 0.3 * x)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    return F.relu(x) ** 2
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def mish(x: Tensor) -> Tensor:
+    return x * torch.tanh(F.softplus(x))
+
+
+def softplus_stable(x: Tensor) -> Tensor:
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def gelu_by_erf(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def elu_by_where(x: Tensor) -> Tensor:
+    # clamp(max=0) in place of the inner where would lose the slope 1 at 0: its subgradient there is 0 since torch 2.14
+    return torch.where(x > 0, x, torch.expm1(torch.where(x > 0, torch.zeros_like(x), x)))
+
+
+def selu_by_hand(x: Tensor) -> Tensor:
+    return 1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * elu_by_where(x))
+
+
+def snake(x: Tensor) -> Tensor:
+    return x + torch.sin(x) ** 2
+
+
+def growing_cosine(x: Tensor) -> Tensor:
+    return x * torch.cos(x)
+
+
+def sine(x: Tensor) -> Tensor:
+    return torch.sin(x)
+
+
+def gaussian(x: Tensor) -> Tensor:
+    return torch.exp(-x * x)
+
+
+def bent_identity(x: Tensor) -> Tensor:
+    return (torch.hypot(x, torch.ones_like(x)) - 1) / 2 + x
+
+
+def softsign_by_hand(x: Tensor) -> Tensor:
+    return x / (1 + x.abs())
+
+
+def arctangent(x: Tensor) -> Tensor:
+    return torch.atan(x)
+
+
+def signed_square(x: Tensor) -> Tensor:
+    return x * x.abs()
+
+
+def tanh_exp(x: Tensor) -> Tensor:
+    return x * torch.tanh(torch.exp(x.clamp(max=5)))
+
+
+def log_cosh(x: Tensor) -> Tensor:
+    return x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - math.log(2)
+
+
+def hard_elish(x: Tensor) -> Tensor:
+    gate = torch.clamp((x + 1) / 2, 0, 1)
+    return torch.where(x >= 0, x * gate, torch.expm1(x.clamp(max=0)) * gate)
+
+
+def three_kinks(x: Tensor) -> Tensor:
+    return F.relu(x + 1) - 2 * F.relu(x) + F.relu(x - 1)
+
+
+def odd_bounds(x: Tensor) -> Tensor:
+    return F.hardtanh(x, -0.3, 1.1)
+
+
+def soft_threshold(x: Tensor) -> Tensor:
+    return torch.sign(x) * F.relu(x.abs() - 0.1)
+
+
+def absolute(x: Tensor) -> Tensor:
+    return x.abs()
+
+
+def identity(x: Tensor) -> Tensor:
+    return x * 1
+
+
+def straight_through_round(x: Tensor) -> Tensor:
+    return x + (x.round() - x).detach()
+
+
+class _Swish(torch.autograd.Function):
+    """Saves the input only; no forward mode, no vmap rule."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return v * s * (1 + x * (1 - s))
+
+
+def swish_custom_function(x: Tensor) -> Tensor:
+    return _Swish.apply(x)
+
+
+class LearnableSwish(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x)
+
+
+class LearnableThreshold(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x - self.threshold)
+
+
+class ChannelScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.5, 1.5, 2.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x) * self.scale.reshape(1, -1, 1)
+
+
+class MaxOfLines(nn.Module):
+    """Learnable, two pieces, kink where the lines meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.tensor([0.25, 1.25]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(self.slopes[0] * x, self.slopes[1] * x)
+
+
+HAND_WRITTEN = [
+    hardswish_by_relu6, hardsigmoid_by_clamp, relu_by_clamp, relu_by_maximum, relu_by_absolute, relu_by_mask,
+    leaky_by_maximum, leaky_by_where, squared_relu, swish, mish, softplus_stable, gelu_by_erf, quick_gelu, elu_by_where,
+    selu_by_hand, snake, growing_cosine, sine, gaussian, bent_identity, softsign_by_hand, arctangent, signed_square,
+    tanh_exp, log_cosh, hard_elish, three_kinks, odd_bounds, soft_threshold, absolute, identity, swish_custom_function,
+    LearnableSwish, LearnableThreshold, ChannelScale, MaxOfLines,
+]  # fmt: skip
+OURS = [
+    Activation("ours_relu", ReLU),
+    Activation("ours_relu_one", lambda: ReLU(1.0)),
+    Activation("ours_relu6", lambda: ReLU6(0.5, 0.25)),
+    Activation("ours_leaky", lambda: LeakyReLU(0.1, 0.7)),
+    Activation("ours_relu_as_torch", ReLU, reference=nn.ReLU()),
+    Activation("straight_through", lambda: straight_through_round, surrogate=True),
+]
+HEALTHY: list[Any] = [*modules(), *HAND_WRITTEN, *OURS]
+
+KNOWN = (
+    ExpectedFailure(
+        "PReLU*/forward_mode/*",
+        "torch: forward-mode AD of prelu takes the right slope at 0, reverse mode the left one",
+        message="forward mode and reverse mode differ[^/]*on the kink at 0",
+    ),
+    ExpectedFailure(
+        "GELU-tanh/finite_gradient/*",
+        "torch: gelu(approximate='tanh') has a NaN gradient at finite inputs beyond the cube root of the largest number",
+        message="the value is finite and the gradient is nan",
+    ),
+    ExpectedFailure(
+        "GELU/subnormals/bfloat16",
+        "torch: gelu flushes bfloat16 subnormals to zero",
+        message="forward flushes a subnormal input to zero",
+    ),
+)

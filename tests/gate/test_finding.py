@@ -1,0 +1,80 @@
+"""Kinks are found where they are, with their one-sided derivatives, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from relucheck.finding import derivatives, find_kinks
+
+
+def gradient(f):
+    def g(x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(f(x).sum(), x)[0]
+
+    return g
+
+
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (F.relu, [(0.0, 0.0, 1.0, 0.0)]),
+        (F.relu6, [(0.0, 0.0, 1.0, 0.0), (6.0, 1.0, 0.0, 0.0)]),
+        (F.hardswish, [(-3.0, 0.0, -0.5, 0.0), (3.0, 1.5, 1.0, 0.0)]),
+        (lambda x: F.hardtanh(x, -0.7, 0.7), [(-0.7, 0.0, 1.0, 0.0), (0.7, 1.0, 0.0, 0.0)]),
+        (lambda x: F.elu(x, 2.0), [(0.0, 2.0, 1.0, 0.0)]),
+        (F.hardshrink, [(-0.5, 1.0, 0.0, 0.5), (0.5, 0.0, 1.0, 0.5)]),
+        (lambda x: F.threshold(x, 0.1, 20.0), [(0.1, 0.0, 1.0, -19.9)]),
+        (lambda x: x * F.relu6(x + 3) / 6, [(-3.0, 0.0, -0.5, 0.0), (3.0, 1.5, 1.0, 0.0)]),
+        (lambda x: F.relu(x) + F.relu(x - 0.02), [(0.0, 0.0, 1.0, 0.0), (0.02, 1.0, 2.0, 0.0)]),
+        (lambda x: x + (F.relu(x) - x).detach(), [(0.0, 0.0, 1.0, 0.0)]),  # the gradient shows nothing
+        (lambda x: F.relu(x.float()).double(), [(0.0, 0.0, 1.0, 0.0)]),  # float64 in name only
+    ],
+)
+def test_kinks(f, expected):
+    found = find_kinks(f, gradient(f))
+    assert [kink.at for kink in found] == [at for at, *_ in expected]
+    for kink, (_, left, right, jump) in zip(found, expected, strict=True):
+        assert (kink.left, kink.right, kink.jump) == pytest.approx((left, right, jump), abs=1e-4)
+        assert not kink.singular
+
+
+@pytest.mark.parametrize(
+    "f",
+    [F.gelu, F.silu, F.mish, F.softplus, F.elu, torch.tanh, lambda x: torch.sigmoid(100 * x), lambda x: torch.sin(10 * x),
+     lambda x: x * x.abs(), lambda x: x.abs() ** 1.5, lambda x: F.gelu(x.float()).double()],
+)  # fmt: skip
+def test_no_kinks_in_smooth_functions(f):
+    assert find_kinks(f, gradient(f)) == []
+
+
+def test_every_step_of_a_staircase():
+    assert [kink.at for kink in find_kinks(torch.floor)] == list(range(-31, 33))
+
+
+def test_a_pole_of_the_derivative_is_singular():
+    (kink,) = find_kinks(lambda x: x.abs().sqrt())
+    assert kink.singular
+    assert kink.at == 0.0
+
+
+def test_range_is_obeyed_and_checked():
+    assert find_kinks(F.relu, scan=(1.0, 5.0)) == []
+    assert [kink.at for kink in find_kinks(lambda x: F.relu(x - 40), scan=(30.0, 50.0))] == [40.0]
+    with pytest.raises(ValueError, match="a range"):
+        find_kinks(F.relu, scan=(1.0, 1.0))
+
+
+def test_derivatives_do_not_reach_across_kinks():
+    x = torch.tensor([-1e-9, 0.0, 1e-9, 5.9999, 6.0, 64.0], dtype=torch.float64)
+    left, right, error = derivatives(F.relu6, x, find_kinks(F.relu6))
+    assert left.tolist() == pytest.approx([0, 0, 1, 1, 1, 0], abs=1e-8)
+    assert right.tolist() == pytest.approx([0, 1, 1, 1, 0, 0], abs=1e-8)
+    assert bool((error < 1e-6).all())
+
+
+def test_an_unknown_kink_gives_both_derivatives():
+    left, right, _ = derivatives(lambda x: F.relu(x - 64), torch.tensor([64.0], dtype=torch.float64), [])
+    assert (float(left), float(right)) == pytest.approx((0.0, 1.0), abs=1e-9)

@@ -1,0 +1,210 @@
+"""Targets that misbehave get one clear outcome each; the run goes on and nothing else is affected."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+
+import pytest
+import torch
+
+from relucheck import check_activation, register_constructor
+from relucheck.discovery import find
+from relucheck.gate import Gate, Item
+from relucheck.gate_config import GateConfig
+from relucheck.isolation import TimeLimitExceeded, memory_limit, preserved_state, time_limit
+
+from . import hostile
+
+
+def outcomes(*functions, **settings):
+    config = GateConfig(
+        **({"dtypes": ("float32",), "laws": ("runs", "chain_rule"), "time_limit": 10.0, "memory_limit": 1024} | settings)
+    )
+    gate = Gate(config, functions)
+    return {item.id: gate.run(item) for item in gate.items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "outcome", "says"),
+    [
+        (hostile.raises, "failed", "the weights are gone"),
+        (hostile.loops_for_ever, "failed", "ran past its time limit of 1 s"),
+        (hostile.swallows_everything, "failed", "ran past its time limit of 1 s"),
+        (hostile.returns_a_number, "failed", "returned 'float' for a tensor"),
+        (hostile.returns_a_tuple, "failed", "returned 'tuple' for a tensor"),
+        (hostile.returns_integers, "skipped", "returns int64"),
+        (hostile.exits, "failed", "SystemExit"),
+        (hostile.random_everywhere, "skipped", "random"),
+        (hostile.mixes, "skipped", "not elementwise"),
+        (hostile.halves, "skipped", "changes the shape"),
+        (hostile.needs_more, "skipped", "slope"),
+        (hostile.NeedsArguments, "failed", "could not be constructed"),
+        (hostile.TwoInputs, "skipped", "gate"),
+        (hostile.FailsToConstruct, "failed", "no configuration"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_one_clear_outcome(function, outcome, says):
+    endless = function in (hostile.loops_for_ever, hostile.swallows_everything)
+    found = outcomes(function, hostile.good, **({"time_limit": 1.0} if endless else {}))
+    name = function.__name__
+    mine = {key: result for key, result in found.items() if key.startswith(f"{name}/")}
+    assert list(mine) == [f"{name}/runs/float32"]
+    (result,) = mine.values()
+    assert result.outcome == outcome
+    assert says in result.message
+    # the run went on
+    assert [found[f"good/{law}/float32"].outcome for law in ("runs", "chain_rule")] == ["passed", "passed"]
+
+
+def test_backward_that_raises_fails_once_and_skips_the_rest():
+    found = outcomes(hostile.raises_in_backward, laws=())
+    failed = [result for result in found.values() if result.outcome == "failed"]
+    assert [result.law for result in failed] == ["runs"]
+    assert "incorrect number of gradients" in failed[0].message
+
+
+def test_prints_nothing(capsys):
+    found = outcomes(hostile.prints)
+    assert all(result.outcome == "passed" for result in found.values())
+    assert "NOISE" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory limit reads /proc")
+def test_unbounded_allocation_stops_at_the_limit():
+    start = time.perf_counter()
+    (result,) = outcomes(hostile.allocates, time_limit=20.0, memory_limit=256).values()
+    assert result.outcome == "failed"
+    assert "memory limit" in result.message or "allocate" in result.message
+    assert time.perf_counter() - start < 20
+    with memory_limit(2**40):
+        torch.ones(2**20)  # the limit is lifted again
+
+
+def test_time_limit_cannot_be_swallowed():
+    def stubborn() -> None:
+        while True:
+            try:
+                time.sleep(10)
+            except Exception:
+                continue
+
+    with pytest.raises(TimeLimitExceeded, match=r"0\.2 s"), time_limit(0.2):
+        stubborn()
+
+
+def test_global_state_is_put_back_and_reported():
+    with preserved_state() as changes:
+        torch.set_default_dtype(torch.float64)
+        torch.manual_seed(99)
+        random.seed(1)
+        torch.set_grad_enabled(False)
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+    text = "; ".join(changes)
+    for part in ("default dtype: torch.float32 became torch.float64", "grad mode", "torch's random", "Python's random"):
+        assert part in text
+
+
+def test_a_module_that_does_not_exist(tmp_path):
+    assert "no module named 'nowhere'" in find("nowhere.activations", root=tmp_path).error
+
+
+def test_a_module_that_raises(tmp_path):
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    assert "ZeroDivisionError" in find("broken.py", root=tmp_path).error
+    assert "no such file" in find("missing.py", root=tmp_path).error
+
+
+def test_a_module_that_loops_prints_and_exits(tmp_path):
+    (tmp_path / "loops.py").write_text("while True: pass\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit('bye')\n")
+    assert "time limit" in find("loops.py", root=tmp_path, seconds=0.5).error
+    assert "bye" in find("leaves.py", root=tmp_path).error
+
+
+def test_a_module_that_changes_the_process(tmp_path, capsys):
+    (tmp_path / "loud.py").write_text(
+        "import torch\nprint('HELLO')\ntorch.set_default_dtype(torch.float64)\ndef act(x): return torch.relu(x)\n"
+    )
+    gate = Gate(GateConfig(targets=("loud.py",), root=tmp_path, laws=("runs",)))
+    assert list(gate.entries) == ["act"]
+    assert torch.get_default_dtype() == torch.float32
+    assert "HELLO" not in capsys.readouterr().out
+    result = gate.run(gate.items()[0])
+    assert result.outcome == "notice"
+    assert "default dtype" in result.message
+
+
+def test_a_target_without_activations_is_an_error(tmp_path):
+    (tmp_path / "empty.py").write_text("VALUE = 3\n")
+    gate = Gate(GateConfig(targets=("empty.py",), root=tmp_path))
+    (item,) = gate.items()
+    result = gate.run(item)
+    assert result.outcome == "failed"
+    assert "holds no activations" in result.message
+
+
+def test_an_attribute_that_does_not_exist_gets_a_suggestion(tmp_path):
+    (tmp_path / "acts.py").write_text("import torch\ndef swish(x): return x * torch.sigmoid(x)\n")
+    assert "did you mean 'swish'" in find("acts.py:swich", root=tmp_path).error
+
+
+def test_constructors_from_the_configuration_and_from_code(tmp_path):
+    (tmp_path / "scaled.py").write_text(
+        "import torch\nclass Scaled(torch.nn.Module):\n"
+        "    def __init__(self, slope): super().__init__(); self.slope = slope\n"
+        "    def forward(self, x): return torch.where(x > 0, x, self.slope * x)\n"
+    )
+    finding = find("scaled.py", root=tmp_path)
+    assert finding.skipped[0][0] == "Scaled"
+    assert "needs arguments nobody gave: slope" in finding.skipped[0][1]
+    finding = find("scaled.py", root=tmp_path, constructors={"Scaled": {"slope": 0.1}})
+    assert finding.activations[0].source[1].endswith("Scaled(slope=0.1)")
+    register_constructor("Scaled", lambda cls: cls(0.2))
+    try:
+        assert find("scaled.py", root=tmp_path).activations[0].make().slope == 0.2
+    finally:
+        from relucheck import discovery
+
+        discovery._CONSTRUCTORS.pop("Scaled")
+    with pytest.raises(TypeError, match="make must be callable"):
+        register_constructor("Scaled", 3)
+
+
+def test_lists_and_tables_of_activations(tmp_path):
+    (tmp_path / "table.py").write_text(
+        "import torch\nACTS = {'a': torch.nn.ReLU, 'b': torch.tanh}\nLIST = [torch.nn.SiLU]\n"
+    )
+    assert [a.name for a in find("table.py:ACTS", root=tmp_path).activations] == ["a", "b"]
+    assert [a.name for a in find("table.py:LIST", root=tmp_path).activations] == ["SiLU"]
+
+
+def test_check_activation_says_everything_at_once():
+    from relucheck.checks import GateFailure
+
+    results = check_activation(torch.nn.ReLU, dtypes=["float32"])
+    assert {result.outcome for result in results} <= {"passed", "skipped", "notice"}
+    from . import mutants
+
+    with pytest.raises(GateFailure, match="chain_rule") as caught:
+        check_activation(mutants.injected_relu, dtypes=[torch.float32], laws=["chain_rule", "runs"])
+    assert len(caught.value.results) == 2
+    with pytest.raises(TypeError, match="no activation"):
+        check_activation(3)
+
+
+def test_item_of_an_unsupported_dtype_is_a_notice_and_the_laws_skip():
+    def no_half(x):
+        if x.dtype == torch.float16:
+            raise RuntimeError("\"act\" not implemented for 'Half'")
+        return torch.relu(x)
+
+    gate = Gate(GateConfig(dtypes=("float32", "float16"), laws=("runs", "chain_rule")), [no_half])
+    assert gate.run(Item("no_half", "runs", "float16")).outcome == "notice"
+    skipped = gate.run(Item("no_half", "chain_rule", "float16"))
+    assert skipped.outcome == "skipped"
+    assert "see no_half/runs/float16" in skipped.message
+    assert gate.run(Item("no_half", "chain_rule", "float32")).outcome == "passed"

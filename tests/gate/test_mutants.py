@@ -1,0 +1,92 @@
+"""Every mutant is failed by the law that it targets, and the script in the failure shows it too."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from relucheck.discovery import find
+from relucheck.gate import Gate, Item
+from relucheck.gate_config import GateConfig
+from relucheck.isolation import preserved_state
+from relucheck.kinks import Activation
+from relucheck.laws import LAWS
+
+from . import mutants
+
+FILE = Path(mutants.__file__)
+FAST = [mutant for mutant in mutants.MUTANTS if not mutant.slow]
+
+
+def activation(name: str) -> Activation:
+    """The mutant as the gate finds it in its file, so that scripts can reach it."""
+    attribute = "DECLARED" if any(declared.name == name for declared in mutants.DECLARED) else name
+    finding = find(f"{FILE.name}:{attribute}", root=FILE.parent)
+    assert not finding.error, finding.error
+    (found,) = (found for found in finding.activations if found.name == name)
+    return found
+
+
+def verdict(mutant: mutants.Mutant):
+    gate = Gate(
+        GateConfig(dtypes=(mutant.dtype,), laws=(mutant.law,), convention=mutant.convention), [activation(mutant.name)]
+    )
+    return gate.run(Item(mutant.name, mutant.law, mutant.dtype))
+
+
+def ids(chosen: list[mutants.Mutant]) -> list[str]:
+    return [f"{mutant.name}-{mutant.law}-{mutant.dtype}" for mutant in chosen]
+
+
+@pytest.mark.parametrize("mutant", FAST, ids=ids(FAST))
+def test_law_fails_mutant_and_script_reproduces(mutant):
+    result = verdict(mutant)
+    assert result.outcome == "failed", result
+    assert f"{mutant.name}/{mutant.law}/{mutant.dtype}" in result.message
+    script = (result.counterexample or {}).get("script", "")
+    if mutant.law == "declared_kinks" and not script:
+        return  # a kink that does not exist has no line to run
+    assert script, result.message
+    assert len(script.split("\n")) <= 22
+    with pytest.raises((AssertionError, RuntimeError)), preserved_state():
+        exec(compile(script, "<script>", "exec"), {"__name__": "script"})
+
+
+def test_scripts_pass_once_the_fault_is_gone():
+    # the same script with torch's own ReLU in the mutant's place must not raise: scripts can tell the two apart
+    for name, law in (("injected_relu", "chain_rule"), ("subgradient_two", "subgradient"), ("tail_closed", "position")):
+        result = verdict(mutants.Mutant(name, law))
+        lines = [
+            "act = torch.nn.ReLU()" if line.startswith("act = ") else line
+            for line in result.counterexample["script"].split("\n")
+        ]
+        exec("\n".join(lines), {})
+
+
+def test_compile_law_fails_its_mutant():
+    (mutant,) = (mutant for mutant in mutants.MUTANTS if mutant.slow)
+    result = verdict(mutant)
+    assert result.outcome == "failed", result
+
+
+def test_every_law_has_a_mutant():
+    # infinities never fail anything: they are reported
+    assert {mutant.law for mutant in mutants.MUTANTS} == set(LAWS) - {"infinities"}
+
+
+def test_there_are_forty_of_different_kinds():
+    assert len({mutant.name for mutant in mutants.MUTANTS}) >= 40
+
+
+def test_surrogate_turns_the_derivative_laws_off_and_no_other():
+    for name, law, outcome in (
+        ("silu_without_second_term", "derivative", "skipped"),
+        ("subgradient_two", "subgradient", "skipped"),
+        ("injected_relu", "chain_rule", "failed"),
+        ("mean_of_gradient", "locality", "failed"),
+    ):
+        surrogate = dataclasses.replace(activation(name), surrogate=True)
+        gate = Gate(GateConfig(dtypes=("float32",), laws=(law,)), [surrogate])
+        assert gate.run(Item(name, law, "float32")).outcome == outcome
