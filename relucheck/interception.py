@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -22,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from relucheck import functional
 from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule, as_subgradient
-from relucheck.numerics import has_value
+from relucheck.numerics import find
 
 #: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.
 Setting = float | tuple[float, float] | None
@@ -304,9 +303,7 @@ class Interception:
             while torch._C._functorch.is_functorch_wrapped_tensor(x):
                 x = torch._C._functorch.get_unwrapped(x)
         values = x.detach()
-        none = torch.empty(0, x.ndim, dtype=torch.int64, device=x.device)
-        looked = x.device.type != "cpu"
-        hits = tuple((values == at).nonzero() if looked or has_value(values, at) else none for at in rule.kinks)
+        hits = tuple(_positions(values, at) for at in rule.kinks)
         module = self._model.get_submodule(self._inner)
         itself = self._path and isinstance(module, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.Hardtanh)
         site = (self._inner or type(self._model).__name__) if itself else self._functional(func)
@@ -325,6 +322,14 @@ class Interception:
         return tuple(sorted(found, key=lambda item: (item.site, item.node)))
 
 
+def _positions(x: Tensor, at: float) -> Tensor:
+    """Where ``x`` equals ``at``: int64 [hits, dimensions]."""
+    if x.device.type != "cpu" or x.ndim == 0:
+        return (x == at).nonzero()
+    found = find(x, at)
+    return torch.empty(0, x.ndim, dtype=torch.int64) if found is None else torch.stack(found, 1)
+
+
 def _graph(roots: Sequence[Tensor]) -> Iterator[Any]:
     seen: set[Any] = set()
     waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
@@ -337,13 +342,13 @@ def _graph(roots: Sequence[Tensor]) -> Iterator[Any]:
         waiting.extend(following for following, _ in node.next_functions if following is not None)
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any, _within: frozenset[int] = frozenset()) -> Iterator[Tensor]:
     """The tensors in what a model returned: a tensor, containers, dataclasses and plain objects of them."""
     if isinstance(value, Tensor):
         yield value
         return
-    if isinstance(value, str | bytes | type | nn.Module) or callable(value):
-        return
+    if isinstance(value, str | bytes | type | nn.Module) or callable(value) or id(value) in _within:
+        return  # the last: an object that leads back to itself
     parts: Any = ()
     if isinstance(value, Mapping):
         parts = value.values()
@@ -352,7 +357,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif hasattr(value, "__dict__"):
         parts = vars(value).values()
     for part in parts:
-        yield from tensors_in(part)
+        yield from tensors_in(part, _within | {id(value)})
 
 
 def as_setting(value: Any) -> Setting:
@@ -378,5 +383,4 @@ def _number(value: Any) -> float:
         raise functional.SubgradientError(
             f"subgradient={value!r}: one number is needed here, not one per member; pass a float"
         )
-    number = float(tensor)
-    return number if math.isfinite(number) else 0.0
+    return float(tensor)

@@ -356,3 +356,12 @@ def test_tensors_in_anything_that_a_model_returns() -> None:
             self.tensor = X
 
     assert [t is X for t in tensors_in({"a": [X, (X, None)], "b": Held(), "c": 3, "d": "text"})] == [True] * 3
+
+
+def test_tensors_in_an_object_that_leads_back_to_itself() -> None:
+    class Output:
+        pass
+
+    output, tensor = Output(), torch.ones(2)
+    output.logits, output.owner, output.parts = tensor, output, [output, {"again": tensor}]  # type: ignore[attr-defined]
+    assert list(tensors_in(output)) == [tensor, tensor]
