@@ -29,7 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # inductor would start a pool of compiling processes, each of which imports torch first
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # never more than the user allows (OMP_NUM_THREADS)
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // workers)))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

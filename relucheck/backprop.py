@@ -283,6 +283,12 @@ def compare(
         raise SubgradientError(f"compare: subgradients={subgradients!r} must be two settings, for example (0.0, 1.0)")
     first, second = subgradients
     run = backprop(model, inputs, targets, subgradients=(first, second, first), loss=loss, cotangent=cotangent)
+    if not run.calls:
+        unserved = "; out of reach: " + ", ".join(map(str, run.out_of_reach)) if run.out_of_reach else ""
+        raise ModelError(
+            f"{type(model).__name__}: no ReLU, ReLU6 or LeakyReLU was called on this input, so there is nothing to "
+            f"compare; use one of them, or relucheck's modules{unserved}"
+        )
     one, other, control = run.gradients
     for name in one:
         if not _same(one[name], control[name]):

@@ -138,11 +138,6 @@ class Example:
             return self.inputs == "integer" and self.architecture != "residual" and self.depth <= 2
         return self.weights == "positive" and self.rule != "ReLU6" and self.inputs in ("positive", "digits", "ink")
 
-    @property
-    def size(self) -> int:
-        """What shrinking makes small: the scalars of one forward, about."""
-        return self.batch * self.width * self.depth * (784 if self.inputs in ("digits", "ink") else 1)
-
     def build(self, make: ActivationMaker = own_activation) -> tuple[nn.Module, Tensor, Tensor]:
         """The network (training mode), its inputs and int64 class targets [batch], all on the CPU.
 

@@ -151,6 +151,7 @@ class _Eager(torch.autograd.Function):
             parts, subgradients = parts[:-kinks], parts[-kinks:]
         else:
             subgradients = ctx.subgradients
+            _refuse_misfit(ctx.rule, subgradients, cotangent.shape)  # a setter may have changed the shape since
         gradient = ctx.rule.backward(cotangent, saved, ctx.slope, ctx.saved_is_result)
         own = ctx.slope if ctx.rule.leaky else 0.0
         for subgradient, length in zip(subgradients, ctx.lengths, strict=True):
@@ -206,6 +207,15 @@ def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
     )
 
 
+def _refuse_misfit(rule: Rule, subgradients: Sequence[Tensor], shape: Sequence[int]) -> None:
+    for subgradient in subgradients:
+        if not _fits(subgradient.shape, shape):
+            raise SubgradientError(
+                f"{rule.name}: a subgradient of shape {tuple(subgradient.shape)} does not broadcast to an input of shape "
+                f"{tuple(shape)}; give a number, or one value per member shaped (members, 1, ..., 1)"
+            )
+
+
 def _composed(rule: Rule, x: Tensor, slope: float, subgradients: Sequence[Tensor]) -> Tensor:
     """The rule by differentiable operations: at a hit, torch's own value minus a +0 whose derivative is ``-subgradient``.
 
@@ -233,12 +243,7 @@ def _apply(rule: Rule, x: Tensor, slope: float, inplace: bool, subgradients: Seq
     differentiated = functional or (x.requires_grad and torch.is_grad_enabled())
     if not (differentiated and x.is_floating_point()):
         return rule.forward_(x, slope) if inplace else rule.forward(x, slope)
-    for subgradient in subgradients:
-        if not _fits(subgradient.shape, x.shape):
-            raise SubgradientError(
-                f"{rule.name}: a subgradient of shape {tuple(subgradient.shape)} does not broadcast to an input of shape "
-                f"{tuple(x.shape)}; give a number, or one value per member shaped (members, 1, ..., 1)"
-            )
+    _refuse_misfit(rule, subgradients, x.shape)
     if inplace and rule.leaky and slope < 0:
         raise SubgradientError(
             f"LeakyReLU(negative_slope={slope}, inplace=True): in-place backward tells the sides apart by the sign of the "

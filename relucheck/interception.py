@@ -3,7 +3,8 @@
 While an :class:`Interception` is active, calls of ``F.relu``, ``torch.relu``, ``Tensor.relu_``, ``F.relu6``,
 ``F.leaky_relu``, ``F.hardtanh(x, 0, 6)`` and of relucheck's own functions, from wherever in the model they come, run as
 relucheck's functions with the subgradient of the interception. What it cannot reach (other functions with kinks, custom
-autograd Functions) it finds in the autograd graph and names: nothing is silently ignored.
+autograd Functions) it finds in the autograd graph and names; activations written out with a comparison (``x * (x > 0)``,
+``torch.where(x > 0, x, 0)``) leave no such node, and are named by the comparison with 0 or 6 that they make.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class OutOfReach:
 
     site: str
     module: str
-    node: str
+    node: str  # of autograd, or "comparison with 0" for an activation that is written out
     custom: bool  # a torch.autograd.Function of somebody's
 
     def __str__(self) -> str:
@@ -75,10 +76,10 @@ class OutOfReach:
 _KINKED_NODES: Final = frozenset(
     f"{name}Backward"
     for name in (
-        *("Relu", "Threshold", "Hardtanh", "LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Selu"),
-        *("Hardswish", "Hardsigmoid", "Softshrink", "Hardshrink", "Abs", "L1Loss", "Clamp", "ClampMin", "ClampMax"),
+        *("Relu", "Threshold", "Hardtanh", "LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu"),
+        *("Hardswish", "Hardsigmoid", "Softshrink", "Hardshrink", "Abs", "Clamp", "ClampMin", "ClampMax"),
         *("Maximum", "Minimum", "Fmax", "Fmin", "Max", "Min", "Amax", "Amin", "Aminmax", "Topk", "Sort", "Median"),
-        *("MaxPool1DWithIndices", "MaxPool2DWithIndices", "MaxPool3DWithIndices"),
+        *("MaxPool2DWithIndices", "MaxPool3DWithIndices"),
         *("AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D"),
     )
 )
@@ -114,6 +115,13 @@ _PARSERS: Final[dict[Any, _Parser]] = {
     torch._C._nn.leaky_relu: lambda input, negative_slope=0.01: (LEAKY_RELU, input, negative_slope, False),
     torch._C._nn.leaky_relu_: lambda input, negative_slope=0.01: (LEAKY_RELU, input, negative_slope, True),
 }
+
+
+_COMPARISONS: Final = frozenset(
+    getattr(owner, name)
+    for owner in (torch, Tensor)
+    for name in ("gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal")
+) | {Tensor.__gt__, Tensor.__ge__, Tensor.__lt__, Tensor.__le__}
 
 
 class _Serving(threading.local):
@@ -172,6 +180,7 @@ class Interception:
         self._model = model
         self._path: list[str] = []
         self._counts: dict[str, int] = {}
+        self._compared: list[OutOfReach] = []
         self._origins: dict[Any, tuple[str, str]] = {}  # node: (site, module)
         self._hooks: list[Any] = []
         self._mode = _Mode(self)
@@ -279,6 +288,8 @@ class Interception:
             self._claim(args, self._inner or type(self._model).__name__, self._inner)
         parser = _PARSERS.get(func)
         parsed = parser(*args, **kwargs) if parser is not None else None
+        if self.recording and func in _COMPARISONS:
+            self._record_comparison(func, args)
         if parsed is None or not parsed[1].is_floating_point():
             result = func(*args, **kwargs)
             if self.recording:
@@ -298,6 +309,15 @@ class Interception:
         finally:
             _serving.active = False
 
+    def _record_comparison(self, func: Any, args: Any) -> None:
+        """Notes a comparison of something differentiable with a kink: an activation written out leaves no other trace."""
+        x, *other = args
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and other:
+            number = other[0].item() if isinstance(other[0], Tensor) and other[0].ndim == 0 else other[0]
+            if isinstance(number, int | float) and number in (0, 6):
+                node = f"comparison with {number:g}"
+                self._compared.append(OutOfReach(self._functional(func), self._inner, node, custom=False))
+
     def _record(self, rule: Rule, x: Tensor, func: Any) -> None:
         if torch._C._are_functorch_transforms_active():  # in vmap: all members at once, which can be looked at
             while torch._C._functorch.is_functorch_wrapped_tensor(x):
@@ -312,7 +332,7 @@ class Interception:
 
     def out_of_reach(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
         """Every node with a kink below ``roots`` in the autograd graph that this interception does not serve."""
-        found = []
+        found = list(self._compared)
         for node in _graph(roots):
             name = type(node).__name__
             custom = isinstance(node, torch.autograd.function.BackwardCFunction)

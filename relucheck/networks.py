@@ -140,10 +140,14 @@ def _at_least_one(**sizes: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """What :func:`set_subgradient` reached: names of modules made into relucheck's, and of ones that were already."""
+    """What :func:`set_subgradient` reached: names of modules made into relucheck's, and of ones that were already.
+
+    ``left_out`` names subclasses of the three torch modules, whose own forward may do anything: they keep what they do.
+    """
 
     replaced: tuple[str, ...]
     retargeted: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.replaced) + len(self.retargeted)
@@ -175,7 +179,7 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
     lower, upper = value if isinstance(value, tuple) else (value, value)
     for number in (lower, upper):
         as_subgradient(number, optional=True)  # before anything is changed
-    replaced, retargeted = [], []
+    replaced, retargeted, left_out = [], [], []
     for name, module in model.named_modules():
         replacement = REPLACEMENTS.get(type(module))
         if replacement is not None:
@@ -187,6 +191,8 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
         elif isinstance(module, ChosenSubgradient):
             retargeted.append(name)
         else:
+            if isinstance(module, tuple(REPLACEMENTS)):
+                left_out.append(name)
             continue
         assert isinstance(module, ChosenSubgradient)
         for subgradient, wanted in zip(module.rule.names, (lower, upper), strict=False):
@@ -197,7 +203,7 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
             f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU (nor relucheck's): nothing to set; "
             "functional activations (F.relu) take no setting: use modules, or relucheck.backprop, which serves both"
         )
-    return Reached(tuple(replaced), tuple(retargeted))
+    return Reached(tuple(replaced), tuple(retargeted), tuple(left_out))
 
 
 def _move_like_model(module: ChosenSubgradient, model: nn.Module) -> None:

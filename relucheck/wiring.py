@@ -1,4 +1,4 @@
-"""The wiring probe: proves that a model's subgradient setting arrives at every activation, and names the ones it misses."""
+"""The wiring probe: whether a subgradient setting arrives at every activation of a model, and which ones it misses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WiringError(ModelError):
 
 
 # Torch functions that compute a ReLU under another name, or out of the interception's sight (nn.RNN), as prefixes of nodes.
-_DISGUISES: Final = ("Threshold", "Clamp", "Maximum", "Minimum", "Relu", "LeakyRelu", "PreluKernel")
+_DISGUISES: Final = ("Threshold", "Clamp", "Maximum", "Minimum", "Relu", "LeakyRelu", "PreluKernel", "comparison")
 # Where the values of the three rules differ from one another and from anything smoother.
 _PROBES: Final = (-7.0, -1.0, -0.5, 0.0, 0.25, 1.0, 5.75, 6.0, 6.25, 9.0)
 

@@ -810,3 +810,16 @@ def test_unsupported_input_dtype() -> None:
     x = torch.zeros(2).to(torch.float8_e4m3fn).requires_grad_()
     with pytest.raises((RuntimeError, UnsupportedDtypeError)):
         ReLU(0.5)(x)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (4,), (2, 3, 1)])
+def test_a_shape_set_between_forward_and_backward_that_does_not_fit(shape: tuple[int, ...]) -> None:
+    act = ReLU(0.5)
+    x = torch.zeros(2, 3, requires_grad=True)
+    y = act(x)
+    act.subgradient = torch.ones(shape)
+    with pytest.raises(SubgradientError, match=r"does not broadcast to an input of shape \(2, 3\)"):
+        torch.autograd.grad(y.sum(), x, retain_graph=True)
+    act.subgradient = torch.tensor([[0.25], [0.75]])
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.tolist() == [[0.25] * 3, [0.75] * 3]

@@ -171,7 +171,7 @@ class Applies(nn.Module):
 
 def test_a_control_that_differs_voids_the_comparison() -> None:
     with pytest.raises(ControlError, match=r"subgradient 0.0 differ in '0.weight'.*not deterministic.*look for atomics"):
-        compare(nn.Sequential(nn.Linear(4, 4), Applies()), X)
+        compare(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Applies()), X)
 
 
 class Everything(nn.Module):
@@ -347,3 +347,62 @@ def test_no_settings_are_refused() -> None:
 def test_complex_models_are_refused() -> None:
     with pytest.raises(UnsupportedDtypeError, match=r"torch.complex64 is not supported.*pass one of these"):
         compare(nn.Linear(4, 4).to(torch.complex64), X.to(torch.complex64))
+
+
+def test_backwards_run_deterministically() -> None:
+    seen: list[bool] = []
+
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.register_hook(lambda gradient: seen.append(torch.are_deterministic_algorithms_enabled()))
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return x
+
+    compare(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), Looks()), torch.randn(2, 3))
+    assert seen == [True] * 4, "one forward and three backwards"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_non_finite_in_the_second_gradient() -> None:
+    run = Backprops((0.0, 1.0), (), None, (), (), Arithmetic.current(torch.float32))
+    for bad in (math.inf, math.nan):
+        assert judge({"p": torch.tensor([1.0])}, {"p": torch.tensor([bad])}, run, (0.0, 1.0)).outcome == "non-finite"
+
+
+class Written(nn.Module):
+    """An activation written out, in a model that has none of torch's."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear, self.kind = nn.Linear(3, 3), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.linear(x)
+        return {
+            "where": lambda: torch.where(z > 0, z, 0.0),
+            "mask": lambda: z * z.gt(0),
+            "clamp": lambda: z.clamp(min=0),
+            "upper": lambda: torch.where(torch.ge(z, torch.tensor(6.0)), 6.0, z),
+        }[self.kind]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("where", "comparison with 0"),
+        ("mask", "comparison with 0"),
+        ("clamp", "ClampBackward"),
+        ("upper", "comparison with 6"),
+    ],
+)
+def test_a_written_out_activation_is_named(kind: str, named: str) -> None:
+    with pytest.raises(ModelError, match=rf"no ReLU, ReLU6 or LeakyReLU was called.*out of reach: .*{named}"):
+        compare(Written(kind), torch.randn(2, 3))
+    beside = compare(nn.Sequential(Written(kind), nn.ReLU()), torch.randn(2, 3))
+    assert [item.module for item in beside.out_of_reach] == ["0"]
+    assert named in str(beside)
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(ModelError, match=r"Linear: no ReLU, ReLU6 or LeakyReLU was called on this input"):
+        compare(nn.Linear(3, 2), torch.randn(2, 3))

@@ -179,3 +179,12 @@ def test_a_meta_model_keeps_values() -> None:
     assert model[1].subgradient == 0.5
     assert isinstance(model[1], ChosenSubgradient)
     assert isinstance(model(torch.empty(1, 2, device="meta")), Tensor)
+
+
+def test_subclasses_are_left_out_and_named() -> None:
+    class Shifted(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input - 1)
+
+    reached = set_subgradient(nn.Sequential(nn.ReLU(), nn.Sequential(Shifted())), 0.5)
+    assert (reached.replaced, reached.left_out) == (("0",), ("1.0",))

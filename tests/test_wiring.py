@@ -319,3 +319,36 @@ def test_bad_models_are_refused(build: Any, inputs: Tensor, message: str) -> Non
 def test_bad_values_are_refused(values: Any, message: str) -> None:
     with pytest.raises(SubgradientError, match=message):
         probe_wiring(nn.Sequential(linear(), nn.ReLU()), X, values=values)
+
+
+class NearlyRight(nn.Module):
+    """The subgradient times the cotangent, 1 % too large."""
+
+    def __init__(self, s: float) -> None:
+        super().__init__()
+        self.inner = s
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.relu(x)
+        return torch.where(x == 0, (x - x.detach()) * self.inner * 1.01 + y.detach(), y)
+
+
+def test_a_rule_that_is_wrong_by_one_per_cent_is_wrong() -> None:
+    (wire,) = probe_wiring(lambda s: nn.Sequential(nn.Linear(3, 4), NearlyRight(s)), torch.randn(2, 3))
+    assert wire.verdict == "wrong rule"
+
+
+def test_a_written_out_activation_is_out_of_reach() -> None:
+    class Mixed(nn.Module):
+        def __init__(self, s: float) -> None:
+            super().__init__()
+            self.linear, self.act = nn.Linear(3, 3), ReLU(s)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.act(self.linear(x)) - 0.5
+            return torch.where(z > 0, z, 0.0)
+
+    with pytest.raises(WiringError, match="comparison with 0") as error:
+        check_wiring(Mixed, torch.randn(2, 3))
+    (wire,) = error.value.wires
+    assert wire.verdict == "out of reach"

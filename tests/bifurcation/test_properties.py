@@ -30,7 +30,7 @@ def check(
     result = holds(example, SUBJECT, *arguments, **options)
     if isinstance(result, Comparison):
         text = f"{example.script(pair)}\n# " + str(result).replace("\n", "\n# ")
-        tally.observe(example.dtype, result, size=example.size, text=text)
+        tally.observe(example.dtype, result, size=result.activation_count, text=text)
 
 
 @every_dtype

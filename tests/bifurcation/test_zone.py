@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from scipy import stats
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from relucheck.backprop import compare
 from relucheck.networks import MLP
 from relucheck.tally import Tally
 
-DRAWS = 80
+DRAWS = 80 * max(1, settings().max_examples // 25)  # the thorough profile tries 20 times as many
 BATCH = 250
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIGNIFICANCE = 0.01
@@ -71,7 +72,7 @@ def in_zone(draw: int, dtype: torch.dtype, tally: Tally, *, compute: torch.dtype
             zone.outcome = comparison.outcome
             text = f"# torch.manual_seed({draw}); MLP(784, 128, 3, 10) on the shipped digits as ink\n# "
             text += str(comparison).replace("\n", "\n# ")
-    tally.observe(str(dtype)[6:], zone, size=10**6, text=text, population="fresh networks on real digits")
+    tally.observe(str(dtype)[6:], zone, size=zone.activation_count, text=text, population="fresh networks on real digits")
     return zone.outcome == "bifurcate"
 
 
