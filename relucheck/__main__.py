@@ -7,6 +7,7 @@ the configuration cannot be used; 3 a target does not import or holds no activat
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,6 +120,10 @@ def _run(arguments: argparse.Namespace) -> int:
             print("\n".join(f"  {line}" for line in changes), end="\n" if changes else "")
     for name in getattr(arguments, "report", []):
         gate_reports.write_report(Path(name), results, config.targets, changes)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and arguments.command == "check":
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(gate_reports.as_markdown(results, config.targets, changes))
     if imports:
         return NO_TARGET
     failed = arguments.command == "check" and any(result["outcome"] == "failed" for result in results)

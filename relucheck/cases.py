@@ -133,7 +133,8 @@ class Case:
         """
         leaf = x.detach().clone().requires_grad_()
         with torch.enable_grad():
-            y = (f or self.f)(leaf)
+            # (not `f or self.f`: asking a compiled module whether it is true asks it for its length)
+            y = (self.f if f is None else f)(leaf)
         if not y.requires_grad:
             raise Disconnected("the output carries no graph")
         v = torch.ones_like(y) if cotangent is None else cotangent.to(y.dtype)
@@ -176,6 +177,9 @@ class Case:
         """The probe points: kinks, their neighbours, isolated points, an ordinary grid and powers of two; finite, (n,)."""
         isolated = torch.tensor([*ISOLATED, *(-value for value in ISOLATED)], dtype=torch.float64)
         ordinary = torch.linspace(-12, 12, 97, dtype=torch.float64) + 0.0137
+        # powers of two of the dtype's range are far apart: what saturates at 100 needs points of its own
+        beyond = 12.71 * 1.6 ** torch.arange(0, 16, dtype=torch.float64)
+        ordinary = torch.cat([ordinary, beyond, -beyond])
         info = torch.finfo(self.dtype)
         lowest, highest = math.frexp(info.tiny)[1] - 1, math.frexp(info.max)[1] - 1
         exponents = range(lowest, highest + 1, max(1, (highest - lowest) // 48))
@@ -302,7 +306,12 @@ class Case:
             act = f"{act}.to({self.place})" if self.activation.source else act
             if self.subject.evaluating:
                 act += ".eval()"
-        return [*lines, act]
+        lines.append(act)
+        if self.subject.channel:
+            count = self.subject.channels
+            lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # channels get different ones")
+            lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
+        return lines
 
     @property
     def place(self) -> str:
@@ -325,7 +334,9 @@ class Case:
     def pick(self) -> str:
         """What selects the looked-at elements of a result in a script: an index, empty for plain vectors."""
         shape = self.subject.shape
-        return "" if shape == (-1,) else "[" + ", ".join(":" if n == -1 else "0" for n in shape) + "]"
+        if shape == (-1,):
+            return ""
+        return "[" + ", ".join(":" if n == -1 else str(min(self.subject.channel, n - 1)) for n in shape) + "]"
 
     def gradient_script(self, x: float, cotangent: float, condition: str, comment: str) -> str:
         """A script that computes one gradient and asserts ``condition`` about the number ``got``."""

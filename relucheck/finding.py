@@ -197,6 +197,8 @@ def _locate(f: Function, gradient: Function | None, a: float, b: float, left: fl
             # a gradient that holds a third value over a stretch of floats says nothing about one point
             if last_left < first_right and int(_ordinal(first_right) - _ordinal(last_left)) <= 4:
                 return simplest(last_left, first_right)
+    if left == right or not math.isfinite(right - left):
+        return simplest(a, b)
     # the gradient shows nothing: where the two branches, extended as lines, meet
     ya, yb = f(torch.tensor([a, b], dtype=torch.float64)).tolist()
     meet = (ya - yb + right * b - left * a) / (right - left)

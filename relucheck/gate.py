@@ -40,11 +40,13 @@ class Item:
 
     Attributes:
         activation: name of the activation, or of the target.
-        law: name of the law; ``import`` for what a target's import said, ``expected-failures`` for a stale entry.
+        law: name of the law; ``import`` for what a target's import said, ``expected-failures`` for a stale entry,
+            ``configuration`` for a name that nothing has.
         dtype: name of the dtype, ``-`` where none applies.
         device: the device.
         problem: what is wrong already, without running anything.
         skip: why there is nothing to run.
+        notice: what is odd about the configuration.
     """
 
     activation: str
@@ -53,6 +55,7 @@ class Item:
     device: str = "cpu"
     problem: str = ""
     skip: str = ""
+    notice: str = ""
 
     @property
     def id(self) -> str:
@@ -273,7 +276,23 @@ class Gate:
             items.append(
                 Item("relucheck", "import", problem=f"no activation could be checked, all were skipped: {reasons}")
             )
-        return items + self._stale(items)
+        return items + self._stale(items) + self._unused()
+
+    def _unused(self) -> list[Item]:
+        """A notice for every surrogate and constructor whose name no activation of the run has."""
+        known = {name for key, entry in self.entries.items() for name in (key, entry.activation.name)}
+        # (a class is skipped under the name of its target where two share one)
+        known |= {name.rpartition(":")[2] for name in known}
+        return [
+            Item(
+                name.replace("/", "."),
+                "configuration",
+                notice=f"{setting} names {name!r}, which no activation of this run has{suggestion(name, sorted(known))}",
+            )
+            for setting, names in (("surrogates", self.config.surrogates), ("constructors", self.config.constructors))
+            for name in names
+            if name not in known
+        ]
 
     def _items_of(self, name: str, subject: Subject) -> list[Item]:
         found = []
@@ -332,6 +351,8 @@ class Gate:
             return verdict("failed", f"{item.id}: {item.problem}")
         if item.skip:
             return verdict("skipped", item.skip)
+        if item.notice:
+            return verdict("notice", f"{item.id}: {item.notice}")
         if item.law not in LAWS:
             said = [
                 note

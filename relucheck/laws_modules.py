@@ -22,7 +22,7 @@ from relucheck.violations import NotApplicable
 
 @law()
 def dtype_and_shape(case: Case) -> None:
-    """Value and gradient have the dtype, device and shape of the input, for scalars, empty tensors and several dimensions.
+    """Value and gradient have the input's dtype, device and shape; several dimensions get the gradients of a vector.
 
     Lost dtypes are the commonest defect of hand-written activations: a float32 constant tensor promotes a bfloat16 model.
     """
@@ -59,8 +59,53 @@ def dtype_and_shape(case: Case) -> None:
                     f"the {what} of an input of shape {shape} has another dtype, device or shape",
                     got=got,
                     allowed=expected,
+                    level="notice" if _broadcasts_scalars(case, leaf, result) else "error",
                     script=script,
                 )
+        _judge_numbers(case, leaf, gradient)
+
+
+def _broadcasts_scalars(case: Case, x: Tensor, result: Tensor) -> bool:
+    """Whether a scalar became a vector of one element because a parameter is one: broadcasting, not a lost shape."""
+    original = case.subject.original
+    state = original.state_dict().values() if isinstance(original, nn.Module) else ()
+    return (
+        x.shape == ()
+        and (result.dtype, result.device, result.shape) == (x.dtype, x.device, (1,))
+        and any(isinstance(value, Tensor) and value.shape == (1,) for value in state)
+    )
+
+
+def _judge_numbers(case: Case, x: Tensor, gradient: Tensor) -> None:
+    """The gradients of a tensor of several dimensions are those of its elements in a vector."""
+    flat = x.detach().reshape(-1)
+    if not flat.numel():
+        return
+    ours, plain = gradient.reshape(-1).to(torch.float64), case.reverse(flat).to(torch.float64)
+    slack = 16 * case.eps * (1 + plain.abs()) * (1 + flat.to(torch.float64).abs() / 4)
+    bad = (ours - plain).abs() > slack
+    if bool(bad.any()):
+        index = first(bad)
+        shape = tuple(x.shape)
+        values = ", ".join(repr(value) for value in flat.tolist())
+        script = "\n".join(
+            [
+                *case.header(),
+                f"x = torch.tensor([{values}], {case.place})",
+                f"z = x.reshape({shape}).requires_grad_()",
+                "plain, = torch.autograd.grad(act(x.requires_grad_()).sum(), x)",
+                "got, = torch.autograd.grad(act(z).sum(), z)",
+                f"assert (got.flatten() - plain).abs().max() <= {float(slack.max()):.3g}, (got, plain)",
+            ]
+        )
+        raise case.fail(
+            f"the gradient of an input of shape {shape} differs from that of the same numbers in a vector",
+            x=float(flat[index]),
+            cotangent=1.0,
+            got=float(ours[index]),
+            allowed=repr(float(plain[index])),
+            script=script,
+        )
 
 
 @law(relevant=lambda subject: subject.shape == (-1,))

@@ -1,15 +1,21 @@
-"""The law of learnable slopes: gradients of parameters obey what gradients of inputs obey."""
+"""Laws of learnable slopes: gradients of parameters obey what gradients of inputs obey, in every channel."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from relucheck.cases import Case
 from relucheck.law import law
-from relucheck.laws_gradients import dyadic
+from relucheck.laws_gradients import cotangent_scaling, dyadic
+from relucheck.laws_kinks import derivative, dtype_agreement, subgradient
 from relucheck.subjects import Subject
 from relucheck.violations import LawViolation, NotApplicable
+
+#: Channels beyond the first that are looked at: the last ones, so that a mix-up of first and last shows.
+_MOST_CHANNELS: Final = 3
 
 
 def _learnable(subject: Subject) -> bool:
@@ -89,6 +95,7 @@ def _difference(case: Case, name: str, inputs: Tensor, v: Tensor) -> tuple[Tenso
 
 
 def _parameter_failure(case: Case, name: str, what: str, got: object, expected: object) -> LawViolation:
+    step, slack = ("1e-4", "1e-3") if case.dtype == torch.float64 else ("0.0625", "0.1")
     lines = [
         *case.header(),
         "x = torch.tensor([-7.3, -2.9, -1.37, -0.61, -0.23, 0.19, 0.47, 0.83, 1.71, 2.3, 3.9, 8.1], " + case.place + ")",
@@ -98,20 +105,45 @@ def _parameter_failure(case: Case, name: str, what: str, got: object, expected: 
         lines.append(f"x = x.reshape{view}.expand{case.subject.shape}.clone()")
     lines += [
         f'p = dict(act.named_parameters())["{name}"]',
-        "v = torch.linspace(-1, 2, x.numel(), dtype=x.dtype).reshape(x.shape)",
-        "def loss(c=1.0):",
-        "    return (c * v.double() * act(x).double()).sum()",
-        "g = torch.autograd.grad(loss(), p, allow_unused=True)[0]",
-        "twice = torch.autograd.grad(loss(2.0), p, allow_unused=True)[0]",
-        "with torch.no_grad():",
-        f"    h = {'1e-4' if case.dtype == torch.float64 else '0.0625'}",
-        "    p += h; up = loss(); p -= 2 * h; down = loss()",
-        'print("gradient", g, "difference", (up - down) / (2 * h))',
-        'assert g is not None, "no gradient"',
-        "assert torch.allclose(twice, 2 * g, rtol=0.02, atol=1e-3), (twice, g)",
-        "off = abs(g.double().sum() - (up - down) / (2 * h))",
-        f"assert off <= {'1e-3' if case.dtype == torch.float64 else '0.1'} * (1 + abs(g.double().sum())), off",
+        "loss = lambda c=1.0: (c * torch.linspace(-1, 2, x.numel()).reshape(x.shape).to(x) * act(x)).double().sum()",
+        "g, twice = (torch.autograd.grad(loss(c), p, allow_unused=True)[0] for c in (1.0, 2.0))",
+        f"h = {step}; p.data += h; up = loss(); p.data -= 2 * h; difference = ((up - loss()) / (2 * h)).item()",
+        "assert g is not None and torch.allclose(twice, 2 * g, rtol=0.02, atol=1e-3), (g, twice)",
+        f"assert abs(g.double().sum() - difference) <= {slack} * (1 + abs(g.double().sum())), (g, difference)",
     ]
     return case.fail(
         f"{what} {name!r}", cotangent="different per element", got=got, allowed=f"{expected}", script="\n".join(lines)
     )
+
+
+def _channelwise(subject: Subject) -> bool:
+    return subject.channels > 1
+
+
+@law(relevant=_channelwise)
+def channels(case: Case) -> None:
+    """What holds in the first channel holds in the others: linearity, derivative, subgradient, the same in all dtypes.
+
+    A module with parameters per channel is looked at in its first channel by the other laws; this one looks at up to three
+    more, after parameters that are the same in all channels have been made different ones.
+    """
+    count = case.subject.channels
+    for channel in range(max(1, count - _MOST_CHANNELS), count):
+        other = Case(case.subject.of_channel(channel), case.dtype, case.device, case.settings)
+        other.law = case.law
+        for check in (cotangent_scaling, derivative, subgradient, dtype_agreement):
+            try:
+                check(other)
+            except NotApplicable:
+                continue
+            except LawViolation as error:
+                what = f"in channel {channel} of {count}: {error.what}"
+                raise LawViolation(
+                    error.activation,
+                    case.law,
+                    error.dtype,
+                    what,
+                    device=error.device,
+                    level=error.level,
+                    counterexample=error.counterexample,
+                ) from None

@@ -70,7 +70,8 @@ class Subject:
         learnable: whether it has trainable parameters.
         evaluating: whether it is checked in eval mode, because it draws random numbers in training mode.
         shape: shape that a vector is expanded to before the call; -1 stands for the vector. ``(-1,)`` mostly, ``(1, 3,
-            -1)`` for a module with a parameter per channel, of which the first channel is looked at.
+            -1)`` for a module with a parameter per channel.
+        channel: the channel that is looked at, where there are several; the law ``channels`` looks at the others.
         notes: what a user should know about how it is checked.
 
     Raises:
@@ -83,6 +84,7 @@ class Subject:
         self.scan = scan
         self.evaluating = False
         self.shape: tuple[int, ...] = (-1,)
+        self.channel = 0
         self.notes: list[str] = []
         self._callables: dict[tuple[torch.dtype, str], Any] = {}
         self._kinks: dict[str, list[FoundKink]] = {}
@@ -151,7 +153,7 @@ class Subject:
                 self.original.eval()
                 self.evaluating = True
             if not torch.equal(self._try(x), self._try(x)):
-                raise NotAnActivation("random: two calls on one input differ, in eval mode too")
+                raise NotAnActivation("random, or changed by being called: two calls on one input differ, in eval mode too")
             self.notes.append("random in training mode: checked in eval mode")
             first = self._try(x)
         # (a value that dwarfs the others shows what only looks at the largest: sparsemax, entmax)
@@ -192,7 +194,27 @@ class Subject:
         return view.expand([x.numel() if n == -1 else n for n in self.shape]).clone()
 
     def _pick(self, y: Tensor) -> Tensor:
-        return y if self.shape == (-1,) else y[tuple(slice(None) if n == -1 else 0 for n in self.shape)]
+        return (
+            y if self.shape == (-1,) else y[tuple(slice(None) if n == -1 else min(self.channel, n - 1) for n in self.shape)]
+        )
+
+    @property
+    def channels(self) -> int:
+        """How many channels have parameters of their own; 1 without such parameters."""
+        return self.shape[1] if self.shape in self._channel_shapes() else 1
+
+    def of_channel(self, channel: int) -> Subject:
+        """The same activation looked at in another channel, where no two channels have the same parameters."""
+        other = copy.copy(self)
+        # what was computed for this channel is not the other's
+        other.channel, other._kinks, other._callables = channel, {}, {}
+        other.__dict__.pop("_shared_exact", None)
+        other.original = self.copied(self.original)
+        with torch.no_grad():
+            for parameter in self.parameters(other.original):
+                if parameter.numel() == self.channels:
+                    parameter.add_(torch.linspace(0, 0.25, parameter.numel()).to(parameter).reshape(parameter.shape))
+        return other
 
     def callable_for(self, dtype: torch.dtype, device: str = "cpu") -> Any:
         """The activation itself, moved to a dtype and a device; a module is a copy of its own, kept for the next call."""

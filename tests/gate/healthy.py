@@ -209,12 +209,119 @@ class MaxOfLines(nn.Module):
         return torch.maximum(self.slopes[0] * x, self.slopes[1] * x)
 
 
+def quintic_step(x: Tensor) -> Tensor:
+    t = torch.clamp(x, -1, 1)
+    return t * (15 - 10 * t * t + 3 * t**4) / 8
+
+
+def indexed(x: Tensor) -> Tensor:
+    y, negative = x.clone(), x < 0
+    y[negative] = 0.2 * x[negative]
+    return y
+
+
+def masked(x: Tensor) -> Tensor:
+    return x.masked_fill(x < 0, 0.0)
+
+
+def with_keywords(x: Tensor, *, slope: float = 0.1, bound: float = 2.0) -> Tensor:
+    return F.leaky_relu(x, slope).clamp(max=bound)
+
+
+class _EluByOutput(torch.autograd.Function):
+    """Saves its output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.elu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.where(y > 0, v, v * (y + 1))
+
+
+def elu_by_output(x: Tensor) -> Tensor:
+    return _EluByOutput.apply(x)
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """Every mode by hand."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(min=0).square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        return v * 2 * ctx.saved_tensors[0].clamp(min=0)
+
+    @staticmethod
+    def jvp(ctx: Any, u: Tensor) -> Tensor:
+        return u * 2 * ctx.saved_tensors[0].clamp(min=0)
+
+
+def squared_relu_custom_function(x: Tensor) -> Tensor:
+    return _SquaredReLU.apply(x)
+
+
+class Buffered(nn.Module):
+    """Bounds in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bounds", torch.tensor([-0.75, 1.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(x, self.bounds[0]), self.bounds[1])
+
+
+class InFloat32(nn.Module):
+    """16-bit inputs are computed in float32; a loop of pieces."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        for k in range(1, 4):
+            y = y + F.relu(wide - k) / k
+        return y.to(x.dtype)
+
+
+class ScaleOfOne(nn.Module):
+    """A parameter of shape (1,), which makes a vector of a scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * torch.tanh(x)
+
+
+class InPlaceByHand(nn.Module):
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(0.5).clamp_(min=-1.0) if self.inplace else (x * 0.5).clamp(min=-1.0)
+
+
 HAND_WRITTEN = [
     hardswish_by_relu6, hardsigmoid_by_clamp, relu_by_clamp, relu_by_maximum, relu_by_absolute, relu_by_mask,
     leaky_by_maximum, leaky_by_where, squared_relu, swish, mish, softplus_stable, gelu_by_erf, quick_gelu, elu_by_where,
     selu_by_hand, snake, growing_cosine, sine, gaussian, bent_identity, softsign_by_hand, arctangent, signed_square,
     tanh_exp, log_cosh, hard_elish, three_kinks, odd_bounds, soft_threshold, absolute, identity, swish_custom_function,
-    LearnableSwish, LearnableThreshold, ChannelScale, MaxOfLines,
+    LearnableSwish, LearnableThreshold, ChannelScale, MaxOfLines, quintic_step, indexed, masked, with_keywords,
+    elu_by_output, squared_relu_custom_function, Buffered, InFloat32, ScaleOfOne, InPlaceByHand,
 ]  # fmt: skip
 OURS = [
     Activation("ours_relu", ReLU),

@@ -77,6 +77,16 @@ attorch_hardswish = rule(
 )
 # pytorch issues 184572, 184574: gradient 1 at the bounds, where relu6 and hardtanh give 0
 clamp_closed = rule(lambda x: x.clamp(0, 6), lambda x, v: v * ((x >= 0) & (x <= 6)).to(x.dtype))
+# intel/torch-xpu-ops issue 2014: the band of hardswish closed at both bounds, 1.5 at 3 and -0.5 at -3
+xpu_hardswish = rule(
+    F.hardswish, lambda x, v: v * torch.where(x > 3, torch.ones_like(x), (x / 3 + 0.5) * (x >= -3).to(x.dtype))
+)
+# pytorch issue 120258 asks for it: hardtanh passes the gradient at its bounds
+hardtanh_passes_at_bounds = rule(F.hardtanh, lambda x, v: v * ((x >= -1) & (x <= 1)).to(x.dtype))
+# jax issue 37821: maximum(x, 0) shares the gradient of a tie, and takes every subnormal for one
+jax_maximum = rule(
+    torch.relu, lambda x, v: v * torch.where(x.abs() < torch.finfo(x.dtype).tiny, torch.full_like(x, 0.5), step(x))
+)
 relu_from_maximum = rule(torch.relu, lambda x, v: v * torch.where(x == 0, torch.full_like(x, 0.5), step(x)))
 relu6_hit_on_output = rule(
     F.relu6, lambda x, v: v * torch.where(F.relu6(x) == 6, torch.full_like(x, 0.5), ((x > 0) & (x < 6)).to(x.dtype))
@@ -176,6 +186,8 @@ def _tail_closed(x: Tensor, v: Tensor) -> Tensor:
     return gradient.reshape(x.shape)
 
 
+three_dimensions_closed = relu_with(lambda x, v: v * (x >= 0 if x.ndim > 2 else x > 0).to(x.dtype))
+saturates_at_100 = relu_with(lambda x, v: v * ((x > 0) & (x < 100)).to(x.dtype))
 tail_dropped = relu_with(_tail_dropped)
 tail_closed = relu_with(_tail_closed)
 
@@ -245,6 +257,20 @@ second_derivative_wrong = rule(torch.sigmoid, lambda x, v: v * torch.sigmoid(x) 
 
 def compiled_differs(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.5) if torch.compiler.is_compiling() else F.leaky_relu(x, 0.25)
+
+
+def hardtanh_rounded_when_compiled(x: Tensor) -> Tensor:
+    # pytorch issue 185472: compiled code compared with bfloat16(0.7), eager code with 0.7
+    bound = torch.tensor(0.7, dtype=torch.float64)
+    if torch.compiler.is_compiling():
+        bound = bound.to(x.dtype).to(torch.float64)
+    inside = x.detach().to(torch.float64).abs() < bound
+    return torch.where(inside, x, x.detach().clamp(-0.7, 0.7))
+
+
+class HardtanhRoundedWhenCompiled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return hardtanh_rounded_when_compiled(x)
 
 
 def autocast_scales(x: Tensor) -> Tensor:
@@ -403,6 +429,30 @@ class SlopeWrongSign(Slope):
         return _SlopeRule.apply(x, self.slope, "sign")
 
 
+class _FirstChannelRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        return F.prelu(x, slope)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        x, slope = ctx.saved_tensors
+        part = torch.where(x > 0, torch.zeros_like(x), v * x).transpose(0, 1).reshape(slope.numel(), -1).sum(1)
+        return v * torch.where(x > 0, torch.ones_like(x), slope[0]), part
+
+
+class FirstChannelForAll(nn.Module):
+    """A slope per channel, of which backward takes the first for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((3,), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _FirstChannelRule.apply(x, self.slope)
+
+
 class SlopeAveraged(Slope):
     def forward(self, x: Tensor) -> Tensor:
         return _SlopeRule.apply(x, self.slope, "mean")
@@ -461,6 +511,11 @@ DECLARED = [
     Activation("reference_subgradient", lambda: clamp_closed, reference=nn.ReLU6()),
     Activation("spelled_otherwise", lambda: relu_from_maximum, same_as="torch.nn.functional.relu"),
     Activation("compiled_differently", lambda: compiled_differs, compile=True),
+    Activation("compiled_hardtanh", lambda: hardtanh_rounded_when_compiled, compile=True),
+    Activation("compiled_hardtanh_module", HardtanhRoundedWhenCompiled, compile=True),
+    Activation("xpu_hardswish_reference", lambda: xpu_hardswish, reference=nn.Hardswish()),
+    Activation("hardtanh_passes_reference", lambda: hardtanh_passes_at_bounds, reference=nn.Hardtanh()),
+    Activation("jax_maximum_spelled", lambda: jax_maximum, same_as="torch.nn.functional.relu"),
 ]
 
 
@@ -529,7 +584,19 @@ MUTANTS = [
     Mutant("second_derivative_nan", "double_backward"),
     Mutant("second_derivative_wrong", "double_backward", "float64"),
     Mutant("compiled_differently", "compile_agreement", slow=True),
+    Mutant("compiled_hardtanh", "compile_agreement", "bfloat16", slow=True),
+    Mutant("compiled_hardtanh_module", "compile_agreement", "bfloat16", slow=True),
     Mutant("autocast_scales", "autocast"),
+    Mutant("three_dimensions_closed", "dtype_and_shape"),
+    Mutant("saturates_at_100", "derivative", "float64"),
+    Mutant("FirstChannelForAll", "channels"),
+    Mutant("xpu_hardswish", "subgradient", "bfloat16", convention="minimum-norm"),
+    Mutant("xpu_hardswish_reference", "reference", "float16"),
+    Mutant("hardtanh_passes_at_bounds", "subgradient", convention="minimum-norm"),
+    Mutant("hardtanh_passes_reference", "reference"),
+    Mutant("jax_maximum", "subnormals"),
+    Mutant("jax_maximum", "subgradient", convention="minimum-norm"),
+    Mutant("jax_maximum_spelled", "equal_spellings"),
     Mutant("promotes", "dtype_and_shape", "bfloat16"),
     Mutant("scalars_gain_a_dimension", "dtype_and_shape"),
     Mutant("reads_memory_order", "strides"),

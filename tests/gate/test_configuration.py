@@ -131,3 +131,13 @@ def test_activation_declarations_are_checked():
         Activation("a/b", torch.nn.ReLU)
     with pytest.raises(TypeError, match="must be callable"):
         Activation("a", torch.nn.ReLU, reference=3)
+
+
+def test_names_that_nothing_has_are_noticed():
+    gate = Gate(
+        GateConfig(dtypes=("float32",), laws=("runs",), surrogates=("ReLUU", "ReLU"), constructors={"Scaled": [1.0]}),
+        [torch.nn.ReLU],
+    )
+    noticed = {result.id: result for result in map(gate.run, gate.items()) if result.outcome == "notice"}
+    assert list(noticed) == ["ReLUU/configuration/-", "Scaled/configuration/-"]
+    assert "did you mean 'ReLU'" in noticed["ReLUU/configuration/-"].message

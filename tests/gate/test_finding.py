@@ -78,3 +78,8 @@ def test_derivatives_do_not_reach_across_kinks():
 def test_an_unknown_kink_gives_both_derivatives():
     left, right, _ = derivatives(lambda x: F.relu(x - 64), torch.tensor([64.0], dtype=torch.float64), [])
     assert (float(left), float(right)) == pytest.approx((0.0, 1.0), abs=1e-9)
+
+
+def test_staircases_do_not_stop_the_search():
+    # rounding to float16 and back: a jump at every value of float16, some of them with equal slopes on both sides
+    find_kinks(lambda x: x.clamp(min=0).to(torch.float16).to(torch.float64), None)

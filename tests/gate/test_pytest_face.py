@@ -121,7 +121,7 @@ def test_settings_in_pyproject_and_strict_expected_failures(project):
     ("arguments", "code", "says"),
     [
         (["--relucheck", "nowhere"], 1, "no module named 'nowhere'"),
-        (["--relucheck", "mylib", "--relucheck-laws", "chains"], 4, "did you mean 'chain_rule'"),
+        (["--relucheck", "mylib", "--relucheck-laws", "chain_rul"], 4, "did you mean 'chain_rule'"),
         (["--relucheck", "mylib", "--relucheck-report", "x.txt"], 4, "a report is .json or .md"),
     ],
 )
