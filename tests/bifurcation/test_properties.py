@@ -88,8 +88,7 @@ def test_5_linear_in_the_cotangent(data: st.DataObject, dtype: str, relucheck_ta
 
 @given(data=st.data())
 def test_6_polynomial_in_the_subgradient(data: st.DataObject, relucheck_tally: Tally) -> None:
-    exact = examples("float64", weights=("integer",), inputs=("integer",), aims=AIMS, batch_norm=False)
-    example = data.draw(exact, label="example")
+    example = data.draw(properties.exact_networks(), label="example")
     check(relucheck_tally, example, (0.0, 1.0), properties.polynomial_in_the_subgradient)
 
 
