@@ -33,8 +33,24 @@ class ControlError(RuntimeError):
     """Two backwards with the same subgradient differed: the comparison is void."""
 
 
+class _Counted:
+    """Counts over the activation calls of a forward."""
+
+    calls: tuple[Call, ...]
+
+    @property
+    def hit_count(self) -> int:
+        """Hits of the whole forward."""
+        return sum(call.hit_count for call in self.calls)
+
+    @property
+    def activation_count(self) -> int:
+        """Scalar activations evaluated in the forward."""
+        return sum(torch.Size(call.shape).numel() for call in self.calls)
+
+
 @dataclasses.dataclass(frozen=True)
-class Backprops:
+class Backprops(_Counted):
     """One forward and several backwards of it.
 
     Attributes:
@@ -54,16 +70,6 @@ class Backprops:
     out_of_reach: tuple[OutOfReach, ...]
     arithmetic: Arithmetic
 
-    @property
-    def hit_count(self) -> int:
-        """Hits of the whole forward."""
-        return sum(call.hit_count for call in self.calls)
-
-    @property
-    def activation_count(self) -> int:
-        """Scalar activations evaluated in the forward."""
-        return sum(torch.Size(call.shape).numel() for call in self.calls)
-
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -76,7 +82,7 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(_Counted):
     """Whether two backprops of one forward agree.
 
     Attributes:
@@ -98,16 +104,6 @@ class Comparison:
     def hits(self) -> tuple[Call, ...]:
         """The activation calls that have hits."""
         return tuple(call for call in self.calls if call.hit_count)
-
-    @property
-    def hit_count(self) -> int:
-        """Hits of the whole forward."""
-        return sum(call.hit_count for call in self.calls)
-
-    @property
-    def activation_count(self) -> int:
-        """Scalar activations evaluated in the forward."""
-        return sum(torch.Size(call.shape).numel() for call in self.calls)
 
     @property
     def first_difference(self) -> str | None:
