@@ -142,7 +142,7 @@ class Comparison(_Counted):
 
 
 @contextlib.contextmanager
-def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Puts back buffers (running statistics) and random states: a measurement leaves the model as it found it."""
     kept = [
         (module._buffers, name, buffer, buffer.detach().clone())
@@ -208,7 +208,7 @@ def backprop(
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     interception = Interception(model, first.device)
     gradients: list[Gradients] = []
-    with torch.inference_mode(False), deterministic(), _untouched(model, first.device), torch.enable_grad(), interception:
+    with torch.inference_mode(False), deterministic(), untouched(model, first.device), torch.enable_grad(), interception:
         interception.choose(settings[0])
         output = model(*arguments)
         root, upstream = _root(output, targets, loss and functools.partial(interception.call, loss), cotangent)

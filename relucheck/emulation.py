@@ -105,6 +105,8 @@ class Emulation:
             transposed = weight.to(wide).transpose(-1, -2)
             if x.ndim == weight.ndim == 2:
                 return torch.addmm(bias.to(wide), x.to(wide), transposed).to(self.dtype)
+            if x.ndim == weight.ndim == 3:
+                return torch.baddbmm(bias.to(wide).unsqueeze(1), x.to(wide), transposed).to(self.dtype)
             return (torch.matmul(x.to(wide), transposed) + bias.to(wide).unsqueeze(-2)).to(self.dtype)
         product = self.matmul(x, weight.transpose(-1, -2))
         return product if bias is None else product.add_(bias.unsqueeze(-2))

@@ -1,0 +1,136 @@
+"""The zone decision of one model: the first mini-batch of a data set at which backprop_s and backprop_t differ.
+
+Two backwards that share a forward can differ only where a pre-activation is exactly at a kink, so a forward decides: no
+graph, no second network, and only a mini-batch with a hit runs the exact pair of backwards. :mod:`relucheck.zone` does the
+same for many fully connected networks at once, at the speed of their products.
+
+Source: the bifurcation zone is that of Bertoin, Bolte, Gerchinovitz, Pauwels 2021 ("Numerical influence of ReLU'(0) on
+backpropagation", section 3.1), where a network counts as soon as one mini-batch gives different gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from relucheck.backprop import compare, untouched
+from relucheck.interception import Interception, ModelError, Setting, as_setting
+from relucheck.numerics import deterministic
+
+Outcome = Literal["agree", "bifurcate", "non-finite"]
+#: Which gradients count: of every parameter, or of the first layer alone (as in the published tables).
+Watch = Literal["all", "first layer"]
+
+
+class ZoneDataError(ValueError):
+    """Inputs and targets that make no mini-batches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """Where the gradients of one network first differ.
+
+    Attributes:
+        seed: of the draw, None for a given network.
+        outcome: ``agree`` on every mini-batch; ``bifurcate``; ``non-finite``: a logit, or a gradient of a mini-batch with
+            hits, is NaN or infinite, which is never agreement. A gradient that overflows in a mini-batch without hits is
+            not looked at: its two backwards are one computation.
+        batch: the first mini-batch (from 0) with that outcome, None for ``agree``.
+        hits: over the mini-batches up to and with ``batch``.
+        activations: evaluated for these, at hidden units.
+    """
+
+    seed: int | None
+    outcome: Outcome
+    batch: int | None
+    hits: int
+    activations: int
+
+
+def checked_pair(pair: Any) -> tuple[Setting, Setting]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ModelError(f"pair={pair!r}: must be two subgradients, for example (0.0, 1.0)")
+    return as_setting(pair[0]), as_setting(pair[1])
+
+
+def checked_watch(watch: Any) -> Watch:
+    if watch not in get_args(Watch):
+        raise ModelError(f"watch={watch!r}: must be 'all' or 'first layer'")
+    return watch
+
+
+def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
+    if len(inputs) == 0:
+        raise ZoneDataError("the data set is empty: there is no mini-batch to decide; pass at least one sample")
+    if len(targets) != len(inputs):
+        raise ZoneDataError(f"{len(inputs)} inputs but {len(targets)} targets; pass one class index per input")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ZoneDataError(f"batch_size={batch_size!r}: must be a whole number of at least 1")
+    return min(batch_size, len(inputs))
+
+
+def decide(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int = 256,
+    pair: tuple[Setting, Setting] = (0.0, 1.0),
+    watch: Watch = "all",
+) -> Decision:
+    """The decision for any eager model with ReLU, ReLU6 or LeakyReLU, modules or functions (:mod:`relucheck.interception`).
+
+    A forward without a graph looks for hits; a mini-batch that has some is handed to :func:`relucheck.backprop.compare`.
+    The model, its buffers and the random state stay as they are, so every mini-batch meets the same dropout masks.
+
+    Args:
+        model: takes [batch, ...] and returns logits [batch, classes].
+        inputs: [n, ...], of the model's dtype and on its device; targets: class indices, int64 [n].
+        batch_size, pair: as for :class:`Engine`.
+        watch: "first layer" counts the parameters of the first module that has any.
+
+    Raises:
+        ModelError: the model calls no such activation, or has no parameter that requires a gradient.
+        ZoneDataError: as :class:`Engine`.
+    """
+    first_setting, second_setting = checked_pair(pair)
+    watch = checked_watch(watch)
+    batch_size = checked_data(inputs, targets, batch_size)
+    watched = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not watched:
+        raise ModelError(f"{type(model).__name__}: no parameter requires a gradient, so there is no gradient to compare")
+    if watch == "first layer":
+        owner = next(name for name, _ in model.named_parameters()).rpartition(".")[0]
+        watched = {name for name in watched if name.rpartition(".")[0] == owner}
+    device = next(model.parameters()).device
+    hits = activations = 0
+    for batch, (x, y) in enumerate(zip(inputs.split(batch_size), targets.split(batch_size), strict=True)):
+        interception = Interception(model, device)
+        with contextlib.ExitStack() as stack:
+            for context in (torch.inference_mode(False), deterministic(), untouched(model, device), torch.no_grad()):
+                stack.enter_context(context)
+            with interception:
+                interception.choose(first_setting)
+                logits = model(x)
+        if not interception.calls:
+            raise ModelError(
+                f"{type(model).__name__}: no ReLU, ReLU6 or LeakyReLU was called on this input, so there is nothing to "
+                "decide; use one of them, or relucheck's modules"
+            )
+        here = sum(call.hit_count for call in interception.calls)
+        hits += here
+        activations += sum(torch.Size(call.shape).numel() for call in interception.calls)
+        outcome: Outcome = "agree"
+        if not bool(logits.isfinite().all()):
+            outcome = "non-finite"
+        elif here:
+            found = compare(model, x, y, subgradients=(first_setting, second_setting))
+            differs = any(difference.parameter in watched for difference in found.differences)
+            outcome = "non-finite" if found.outcome == "non-finite" else "bifurcate" if differs else "agree"
+        if outcome != "agree":
+            return Decision(None, outcome, batch, hits, activations)
+    return Decision(None, "agree", None, hits, activations)

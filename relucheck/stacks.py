@@ -1,0 +1,333 @@
+"""Forward passes of many networks at once, and the proof that they are bitwise the separate ones.
+
+A stack holds the parameters of n networks of one architecture. It can run them one by one (*separate*: what
+``F.linear`` does for one network and one mini-batch), as batched products (*batched*), or with the first layers joined to
+one product, as all networks share its input (*joined*); and several mini-batches as one block of rows. Whether a fused
+way rounds as the separate one does depends on the device, the dtype and the shape, so every shape is proved where it is
+first used: all pre-activations of both ways, bit for bit, on dense random rows. Where the proof fails the next less
+fused way is tried; the last one is the separate one itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
+from relucheck.emulation import Emulation, emulate
+from relucheck.interception import ModelError
+from relucheck.networks import MLP
+from relucheck.numerics import compute_dtype, dtype_name, generator, has_value, same_bits
+
+ActivationName = Literal["relu", "relu6", "leaky_relu"]
+ACTIVATIONS: Final[dict[str, type[ReLU] | type[ReLU6] | type[LeakyReLU]]] = {
+    "relu": ReLU,
+    "relu6": ReLU6,
+    "leaky_relu": LeakyReLU,
+}
+#: What the linear layers compute in: a dtype in the device's own arithmetic, or an emulated one.
+LinearArithmetic = torch.dtype | Emulation
+Way = Literal["joined", "batched", "separate"]
+
+# Row blocks of any other height change which rows a kernel treats as its tail (measured on x86; DESIGN, "Speed").
+_FUSIBLE_ROWS: Final = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A fully connected network: ``inputs`` - ``depth`` x ``width`` - ``outputs``, as :class:`relucheck.networks.MLP`.
+
+    Source: the networks of the volume tables of Bertoin et al. 2021 (784 - 256 x 3 - 10 in the middle of every sweep).
+    """
+
+    inputs: int = 784
+    width: int = 256
+    depth: int = 3
+    outputs: int = 10
+    activation: ActivationName = "relu"
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "width", "depth", "outputs"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ModelError(f"architecture: {name}={size!r} must be a whole number of at least 1")
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(f"architecture: activation={self.activation!r} must be one of {', '.join(ACTIVATIONS)}")
+
+    def __str__(self) -> str:
+        name = "" if self.activation == "relu" else f" {self.activation}"
+        return f"{self.inputs}-{self.depth}x{self.width}-{self.outputs}{name}"
+
+
+def parameter_dtype(arithmetic: LinearArithmetic) -> torch.dtype:
+    """The dtype of parameters and activations in an arithmetic."""
+    return arithmetic.dtype if isinstance(arithmetic, Emulation) else arithmetic
+
+
+def arithmetic_name(arithmetic: LinearArithmetic) -> str:
+    """How tables label an arithmetic."""
+    return arithmetic.name if isinstance(arithmetic, Emulation) else dtype_name(arithmetic)
+
+
+def draw(architecture: Architecture, seed: int, arithmetic: LinearArithmetic, device: torch.device | str = "cpu") -> MLP:
+    """One network with PyTorch's default initialisation, which depends on ``seed`` alone.
+
+    Drawn on the CPU, in float32 and cast for the 16-bit dtypes, in float64 for float64 (as ``torch.set_default_dtype``
+    would), then moved. The process's random state stays as it was.
+
+    Raises:
+        ModelError: for a seed that is not a whole number of at least 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ModelError(f"draw: seed={seed!r} must be a whole number of at least 0")
+    dtype = parameter_dtype(arithmetic)
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # not torch.manual_seed, which would seed every device
+        torch.default_generator.manual_seed(seed)
+        torch.set_default_dtype(torch.float64 if dtype == torch.float64 else torch.float32)
+        try:
+            model = MLP(
+                architecture.inputs,
+                architecture.width,
+                architecture.depth,
+                architecture.outputs,
+                ACTIVATIONS[architecture.activation],
+            )
+        finally:
+            torch.set_default_dtype(before)
+    model = model.to(device=device, dtype=dtype)
+    if isinstance(arithmetic, Emulation):
+        emulate(model, arithmetic)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How much a stack runs at once: networks, mini-batches and rows of a mini-batch."""
+
+    networks: int
+    batches: int
+    batch_size: int
+
+
+class Stack:
+    """The parameters of n networks of one architecture, and their forward passes.
+
+    Args:
+        models: as :func:`draw` makes them.
+        arithmetic: what the linear layers compute in.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], arithmetic: LinearArithmetic) -> None:
+        self.arithmetic = arithmetic
+        dtype = parameter_dtype(arithmetic)
+        # an emulation widens its factors for every product: widen parameters once
+        wide = compute_dtype(dtype) if isinstance(arithmetic, Emulation) else dtype
+        linear = [[module for module in model.modules() if isinstance(module, nn.Linear)] for model in models]
+        with torch.no_grad():
+            self.weights = [
+                torch.stack([layer.weight for layer in layers]).to(wide) for layers in zip(*linear, strict=True)
+            ]
+            self.biases = [torch.stack([layer.bias for layer in layers]).to(wide) for layers in zip(*linear, strict=True)]
+        self.activation = next(module for module in models[0].modules() if isinstance(module, ChosenSubgradient))
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Of the activation."""
+        return self.activation.rule.kinks
+
+    @property
+    def _slope(self) -> float:
+        return float(self.activation.negative_slope) if isinstance(self.activation, LeakyReLU) else 0.0
+
+    @functools.cached_property
+    def _single(self) -> list[tuple[Tensor, Tensor]]:
+        """The hidden layers of the first network."""
+        return [(weight[0], bias[0]) for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.weights[0])
+
+    def part(self, chosen: Sequence[int]) -> Stack:
+        """A stack of some of the networks; consecutive ones share memory with this one."""
+        other = object.__new__(Stack)
+        other.arithmetic, other.activation = self.arithmetic, self.activation
+        first, last = chosen[0], chosen[-1]
+        index = slice(first, last + 1) if list(chosen) == list(range(first, last + 1)) else torch.tensor(chosen)
+        other.weights = [weight[index] for weight in self.weights]
+        other.biases = [bias[index] for bias in self.biases]
+        return other
+
+    def bounded(self, largest: float, steepest: float) -> bool:
+        """Whether no value of a forward and no gradient can overflow, for a mean cross-entropy loss.
+
+        Layer by layer |z| <= |W|_inf |x| + |b|. Backwards, the absolute cotangents of the logits add up to at most 2 over
+        the mini-batch, those of a layer to at most ``steepest`` |W|_1 times the next one's, and a weight's gradient
+        to at most that sum times the largest input of its layer.
+
+        Args:
+            largest: absolute value of an input.
+            steepest: absolute slope or subgradient of the activation, at least 1.
+        """
+        limit = torch.finfo(parameter_dtype(self.arithmetic)).max
+        wide = torch.promote_types(self.weights[0].dtype, torch.float32)
+        slack = 1.1  # for the rounding of these sums and of the computation itself
+        inputs = [torch.full((len(self),), largest, dtype=torch.float64)]
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            rows = weight.abs().sum(-1, dtype=wide).amax(-1).double().cpu()
+            inputs.append(slack * (rows * inputs[-1] + bias.abs().amax(-1).double().cpu()))
+        bounds, cotangents = inputs[1:], torch.full((len(self),), 2.0, dtype=torch.float64)
+        for weight, at in zip(reversed(self.weights), reversed(inputs[:-1]), strict=True):
+            bounds += [cotangents, cotangents * at * slack]
+            cotangents = cotangents * slack * steepest * weight.abs().sum(-2, dtype=wide).amax(-1).double().cpu()
+        return bool((torch.stack(bounds) < limit).all())  # a NaN is not below the limit
+
+    def _affine(self, layer: int, x: Tensor, way: Way) -> Tensor:
+        """Pre-activations [n, rows, units] of one layer for x [rows, inputs] or [n, rows, inputs]."""
+        weight, bias = self.weights[layer], self.biases[layer]
+        emulation = self.arithmetic if isinstance(self.arithmetic, Emulation) else None
+        if len(self) == 1:
+            rows = x if x.ndim == 2 else x[0]
+            one = F.linear(rows, weight[0], bias[0]) if emulation is None else emulation.forward(rows, weight[0], bias[0])
+            return one.unsqueeze(0)
+        if way == "joined" and x.ndim == 2:
+            flat, ends = weight.flatten(0, 1), bias.flatten()
+            joined = F.linear(x, flat, ends) if emulation is None else emulation.forward(x, flat, ends)
+            return joined.view(len(x), len(self), -1).transpose(0, 1)
+        x = x.expand(len(self), -1, -1) if x.ndim == 2 else x
+        if emulation is not None:
+            return emulation.forward(x, weight, bias)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    def pre_activations(self, x: Tensor, way: Way, *, logits: bool = False) -> Iterator[Tensor]:
+        """The pre-activations [n, rows, units] of each hidden layer in turn (then the logits), for rows x [rows, inputs].
+
+        A yielded tensor is overwritten when the next one is asked for.
+        """
+        last, rule = len(self.weights) - 1, self.activation.rule
+        h = x
+        for layer in range(last + logits):
+            z = self._affine(layer, h, way)
+            yield z
+            if layer < last:
+                h = rule.forward_(z, self._slope)
+
+    def _hit(self, x: Tensor) -> bool:
+        """Whether the one network of this stack has a hit, or may have one (not looked at: that would synchronise).
+
+        The common case on a CPU, a large network without a hit, in as few calls as it takes.
+        """
+        if x.device.type != "cpu":
+            return True
+        emulation = self.arithmetic if isinstance(self.arithmetic, Emulation) else None
+        affine = F.linear if emulation is None else emulation.forward
+        forward, slope, kinks = self.activation.rule.forward_, self._slope, self.kinks
+        for weight, bias in self._single:
+            x = affine(x, weight, bias)
+            for kink in kinks:
+                if has_value(x, kink):
+                    return True
+            x = forward(x, slope)
+        return False
+
+    def scan(self, x: Tensor, batch_size: int, way: Way, *, logits: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Hits of a block of mini-batches x [r * batch_size, inputs], in one pass and without a graph.
+
+        Returns:
+            the number of hits, int64 [n, r] (on the CPU for CPU stacks, else on the device: nothing synchronises), and
+            with ``logits`` which mini-batches have finite logits, bool [n, r].
+        """
+        if len(self) == 1 and not logits and not self._hit(x):
+            return torch.zeros(1, len(x) // batch_size, dtype=torch.int64), None
+        batches = len(x) // batch_size
+        counts = torch.zeros(len(self), batches, dtype=torch.int64, device=x.device)
+        finite = None
+        for index, z in enumerate(self.pre_activations(x, way, logits=logits)):
+            if index == len(self.weights) - 1:
+                finite = z.isfinite().all(-1).unflatten(1, (batches, -1)).all(-1)
+                break
+            for kink in self.kinks:
+                _count(z, kink, batches, batch_size, counts)
+        return counts, finite
+
+
+def _count(z: Tensor, kink: float, batches: int, batch_size: int, counts: Tensor) -> None:
+    """Adds the hits of z [n, batches * batch_size, units] at one kink to counts [n, batches]."""
+    if z.device.type != "cpu":  # looking at values would synchronise
+        counts += (z == kink).sum(-1).unflatten(1, (batches, -1)).sum(-1)
+    elif has_value(z, kink):
+        network, row, _ = (z == kink).nonzero(as_tuple=True)
+        counts.index_put_((network, row // batch_size), torch.ones((), dtype=torch.int64), accumulate=True)
+
+
+class Prover:
+    """Which way of running a stack is bitwise the separate one, by shape; proved where a shape is first used.
+
+    Attributes:
+        proved: for each shape met, the way in use and whether mini-batches run as one block of rows.
+        refuted: ways that were tried and differ.
+    """
+
+    def __init__(self) -> None:
+        self.proved: dict[Shape, tuple[Way, bool]] = {}
+        self.refuted: dict[Shape, list[tuple[Way, bool]]] = {}
+        self.distrusted = False
+
+    def way(self, stack: Stack, shape: Shape) -> tuple[Way, bool]:
+        """The most fused way proved for a shape, and whether its mini-batches may run as one block of rows."""
+        if self.distrusted:
+            return "separate", False
+        if shape not in self.proved:
+            self.proved[shape] = self._prove(stack, shape)
+        return self.proved[shape]
+
+    def distrust(self) -> None:
+        """Everything is separate from now on: a proved way was seen to differ after all."""
+        self.distrusted = True
+        self.proved = dict.fromkeys(self.proved, ("separate", False))
+
+    def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool]:
+        stacked: tuple[Way, ...] = ("joined", "batched", "separate") if shape.networks > 1 else ("separate",)
+        whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0
+        for blocks in (True, False) if whole else (False,):
+            for way in stacked:
+                if (way == "separate" and not blocks) or _holds(stack, shape, way, blocks):
+                    return way, blocks
+                self.refuted.setdefault(shape, []).append((way, blocks))
+        raise AssertionError("the separate way needs no proof")
+
+    def __str__(self) -> str:
+        lines = []
+        for shape, (way, blocks) in self.proved.items():
+            text = f"{shape.networks} network(s) x {shape.batches} mini-batch(es) of {shape.batch_size}: {way}"
+            lines.append(text + (", rows in one block" if blocks else ""))
+            for refuted, rows in self.refuted.get(shape, []):
+                lines[-1] += f"; {refuted}{' with rows in one block' if rows else ''} is not bitwise the separate one"
+        return "\n".join(lines)
+
+
+def _holds(stack: Stack, shape: Shape, way: Way, blocks: bool) -> bool:
+    """Whether a way gives the pre-activations and logits of the separate one, bit for bit, on dense random rows."""
+    weight = stack.weights[0]
+    dtype = parameter_dtype(stack.arithmetic)
+    rows = shape.batches * shape.batch_size if blocks else shape.batch_size
+    x = torch.rand(rows, weight.shape[-1], generator=generator(0), dtype=torch.float64).to(weight.device, dtype)
+    networks = [[index] for index in range(len(stack))] if way == "separate" else [list(range(len(stack)))]
+    for group in networks:
+        fused = stack.part(group).pre_activations(x, way, logits=True)
+        plain = [
+            [stack.part([index]).pre_activations(part, "separate", logits=True) for part in x.split(shape.batch_size)]
+            for index in group
+        ]
+        for z in fused:
+            for block, network in zip(z, plain, strict=True):
+                if not same_bits(block, torch.cat([next(part)[0] for part in network]), signed_zero=True):
+                    return False
+    return True

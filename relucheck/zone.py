@@ -1,0 +1,396 @@
+"""The zone decision for many fully connected networks, at the speed of their forward products.
+
+The decision is that of :mod:`relucheck.decision`: the one that two networks, two forwards and two backwards per mini-batch
+would reach, at the same mini-batch, bit for bit. Networks run in stacks and mini-batches in blocks where that is proved to
+change no bit (:mod:`relucheck.stacks`); every mini-batch with a hit is computed once more separately, which also
+watches the proof.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from relucheck.activations import ChosenSubgradient
+from relucheck.backprop import ControlError
+from relucheck.decision import Decision, Outcome, Watch, ZoneDataError, checked_data, checked_pair, checked_watch
+from relucheck.emulation import Emulation
+from relucheck.interception import ModelError, Setting
+from relucheck.networks import MLP, set_subgradient
+from relucheck.numerics import deterministic, find, same_bits
+from relucheck.stacks import (
+    ACTIVATIONS,
+    Architecture,
+    LinearArithmetic,
+    Prover,
+    Shape,
+    Stack,
+    arithmetic_name,
+    draw,
+    parameter_dtype,
+)
+
+# Rows of a block and values of a stack at which CPU products stop gaining (measured: bfloat16 alone gains from more rows).
+_CPU_ROWS: Final = 256
+_CPU_ROWS_BFLOAT16: Final = 1024
+_CPU_UNITS: Final = 512
+_CPU_WIDEST: Final = 64
+_DEVICE_ROWS: Final = 8192
+_DEVICE_NETWORKS: Final = 1024
+_CPU_MEMORY: Final = 2**30
+
+
+class ZoneMemoryError(MemoryError):
+    """Not even one network and one mini-batch fit into the device's memory."""
+
+
+class _Unproved(Exception):
+    """A fused forward missed or invented hits of the separate one."""
+
+
+@dataclasses.dataclass
+class _Network:
+    """A network whose decision is pending."""
+
+    model: nn.Module
+    seed: int | None
+    hits: int = 0
+    rows: int = 0
+    outcome: Outcome | None = None
+    batch: int | None = None
+
+
+class Engine:
+    """Decides fully connected networks of one architecture on one data set.
+
+    Args:
+        architecture: of every network.
+        arithmetic: a dtype, in the device's own arithmetic under the switches that are set, or an emulation.
+        inputs: [n, features], any floating dtype; converted once.
+        targets: class indices, int64 [n].
+        batch_size: mini-batches are taken in file order; the last one holds what is left.
+        pair: the two subgradients; for ReLU6 also pairs (at 0, at 6).
+        watch: which gradients count: of every parameter, or of the first layer alone (as in the published tables).
+        device: where it runs; the inputs' by default.
+        memory: bytes that a stack may take; by default 1 GiB on a CPU and half of what is free on an accelerator.
+        note: is told, in one line, of what a user should know: a stack that shrank, a proof that did not hold.
+
+    Raises:
+        ModelError: for an unknown ``watch`` or a pair that is none.
+        ZoneDataError: for an empty data set, targets of another length, inputs of another width, a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        arithmetic: LinearArithmetic,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int = 256,
+        pair: tuple[Setting, Setting] = (0.0, 1.0),
+        watch: Watch = "all",
+        device: torch.device | str | None = None,
+        memory: int | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.architecture, self.arithmetic = architecture, arithmetic
+        self.pair, self.watch = checked_pair(pair), checked_watch(watch)
+        self.batch_size = checked_data(inputs, targets, batch_size)
+        if inputs.ndim != 2 or inputs.shape[1] != architecture.inputs:
+            raise ZoneDataError(
+                f"inputs of shape {tuple(inputs.shape)}: {architecture} takes [n, {architecture.inputs}]; flatten or "
+                "reshape them"
+            )
+        self.device = torch.device(device) if device is not None else inputs.device
+        self.inputs = inputs.to(self.device, parameter_dtype(arithmetic)).contiguous()
+        self.targets = targets.to(self.device)
+        self.notes: list[str] = []
+        self._note = note
+        self._prover = Prover()
+        self._memory = memory
+        self._networks = self._stack_size()
+        self._most_batches = self._block_size()
+        self._largest = float(self.inputs.abs().max())
+
+    @property
+    def plan(self) -> str:
+        """What runs at once, shape by shape, as far as it was needed; and what the proofs refused."""
+        return "\n".join(part for part in (str(self._prover), *self.notes) if part)
+
+    def decide(self, seeds: Iterable[int]) -> Iterator[Decision]:
+        """The decisions of the networks that :func:`relucheck.stacks.draw` makes from the seeds, in their order."""
+        group: list[int] = []
+        for seed in seeds:
+            group.append(seed)
+            if len(group) >= self._networks:
+                yield from self._decide_seeds(group)
+                group = []
+        if group:
+            yield from self._decide_seeds(group)
+
+    def examine(self, models: Sequence[MLP]) -> list[Decision]:
+        """The decisions of given networks of the engine's architecture and dtype (trained ones, for example)."""
+        for model in models:
+            self._refuse_other(model)
+        decisions: list[Decision] = []
+        while len(decisions) < len(models):
+            group = models[len(decisions) : len(decisions) + self._networks]
+            decisions += self._run([_Network(model, None) for model in group])
+        return decisions
+
+    def _refuse_other(self, model: nn.Module) -> None:
+        a = self.architecture
+        wanted = [(a.width, a.inputs), *[(a.width, a.width)] * (a.depth - 1), (a.outputs, a.width)]
+        kinds = [module for module in model.modules() if not list(module.children())]
+        linear = [module for module in kinds if isinstance(module, nn.Linear)]
+        own = [module for module in kinds if isinstance(module, ACTIVATIONS[a.activation])]
+        right = (
+            isinstance(model, MLP)
+            and [tuple(layer.weight.shape) for layer in linear] == wanted
+            and all(layer.bias is not None for layer in linear)
+            and len(own) == a.depth
+            and len(kinds) == len(linear) + len(own) + 1  # and nn.Flatten
+            and all(parameter.dtype == parameter_dtype(self.arithmetic) for parameter in model.parameters())
+        )
+        if not right:
+            raise ModelError(
+                f"{type(model).__name__} is no {a} in {arithmetic_name(self.arithmetic)} with biases and relucheck's "
+                "activations; relucheck.decision.decide takes any model"
+            )
+
+    def _decide_seeds(self, seeds: Sequence[int]) -> list[Decision]:
+        return self._run([_Network(draw(self.architecture, seed, self.arithmetic, self.device), seed) for seed in seeds])
+
+    def _run(self, networks: list[_Network]) -> list[Decision]:
+        """Decides a group, in smaller stacks where memory does not suffice and separately where a proof does not hold."""
+        pending, size = networks, len(networks)
+        while pending:
+            group = pending[:size]
+            try:
+                with deterministic(), torch.inference_mode(False):
+                    self._decide_stack(group)
+            except _Unproved as error:
+                if self._prover.distrusted:
+                    raise AssertionError(
+                        f"{error}, though nothing was fused: two separate forwards never differ"
+                    ) from error
+                self._prover.distrust()
+                self._say(f"{error}; every network and mini-batch runs separately from here on")
+                self._reset(group)
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if size == 1 and self._most_batches == 1:
+                    raise ZoneMemoryError(
+                        f"{self.architecture} in {arithmetic_name(self.arithmetic)}, mini-batches of {self.batch_size}: "
+                        f"one network and one mini-batch do not fit into the memory of {self.device}; use smaller "
+                        "mini-batches or another device"
+                    ) from error
+                size, self._most_batches = max(1, size // 2), max(1, self._most_batches // 2)
+                self._networks = min(self._networks, size)
+                self._say(
+                    f"out of memory on {self.device}: stacks of {size} network(s) and blocks of {self._most_batches} "
+                    "mini-batch(es) from here on"
+                )
+                self._reset(group)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            pending = pending[len(group) :]
+        units = self.architecture.width * self.architecture.depth
+        return [
+            Decision(network.seed, network.outcome or "agree", network.batch, network.hits, network.rows * units)
+            for network in networks
+        ]
+
+    @staticmethod
+    def _reset(networks: Sequence[_Network]) -> None:
+        for network in networks:
+            network.hits, network.rows, network.outcome, network.batch = 0, 0, None, None
+
+    def _say(self, text: str) -> None:
+        self.notes.append(text)
+        if self._note is not None:
+            self._note(text)
+
+    def _decide_stack(self, networks: list[_Network]) -> None:
+        stack = Stack([network.model for network in networks], self.arithmetic)
+        steepest = max(1.0, *(abs(value) for setting in self.pair for value in _values(setting)))
+        careful = not stack.bounded(self._largest, steepest)
+        active = list(networks)
+        full, first, batches = len(self.inputs) // self.batch_size, 0, 1
+        while first < full and active:
+            batches = min(batches, full - first)
+            active, stack = self._block(active, stack, first, batches, self.batch_size, careful)
+            first += batches
+            # hits mostly come early or not at all
+            batches = min(2 * batches, self._most_batches)
+        rest = len(self.inputs) - full * self.batch_size
+        if rest and active:
+            self._block(active, stack, full, 1, rest, careful)
+
+    def _block(
+        self, active: list[_Network], stack: Stack, first: int, batches: int, rows: int, careful: bool
+    ) -> tuple[list[_Network], Stack]:
+        """Runs a block of mini-batches; returns the networks that are still undecided, and their stack."""
+        start = first * self.batch_size
+        with torch.no_grad():
+            counts, finite = self._scan(stack, self.inputs[start : start + batches * rows], batches, rows, careful)
+        looked_at = counts > 0 if finite is None else (counts > 0) | ~finite
+        interesting = looked_at.any(1).tolist()
+        for index, network in enumerate(active):
+            if network.outcome is not None:
+                continue  # it rides along until the stack is made anew
+            if not interesting[index]:
+                network.rows += batches * rows
+                continue
+            for batch in range(batches):
+                network.rows += rows
+                hits = int(counts[index, batch])
+                network.hits += hits
+                if finite is not None and not finite[index, batch]:
+                    network.outcome = "non-finite"
+                elif hits:
+                    at = start + batch * rows
+                    network.outcome = self._pair(network.model, slice(at, at + rows), hits, careful)
+                if network.outcome is not None:
+                    network.batch = first + batch
+                    break
+        left = [index for index, network in enumerate(active) if network.outcome is None]
+        if not left:
+            return [], stack
+        # halve only: every new number of networks is a shape to be proved
+        if len(left) <= len(active) // 2:
+            return [active[index] for index in left], stack.part(left)
+        return active, stack
+
+    def _scan(self, stack: Stack, x: Tensor, batches: int, rows: int, careful: bool) -> tuple[Tensor, Tensor | None]:
+        """Hits [n, batches] and, for a careful scan, finiteness [n, batches], in the most fused way that is proved."""
+        way, blocks = self._prover.way(stack, Shape(len(stack), batches, rows))
+        if way == "separate" and len(stack) > 1:
+            parts = [self._scan_rows(stack.part([index]), x, rows, way, blocks, careful) for index in range(len(stack))]
+            counts, finite = torch.cat([part[0] for part in parts]), [part[1] for part in parts if part[1] is not None]
+            both = counts, torch.cat(finite) if finite else None
+        else:
+            both = self._scan_rows(stack, x, rows, way, blocks, careful)
+        return both[0].cpu(), None if both[1] is None else both[1].cpu()
+
+    @staticmethod
+    def _scan_rows(
+        stack: Stack, x: Tensor, rows: int, way: Any, blocks: bool, careful: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if blocks or len(x) == rows:
+            return stack.scan(x, rows, way, logits=careful)
+        parts = [stack.scan(part, rows, way, logits=careful) for part in x.split(rows)]
+        finite = [part[1] for part in parts if part[1] is not None]
+        return torch.cat([part[0] for part in parts], 1), torch.cat(finite, 1) if finite else None
+
+    def _pair(self, model: nn.Module, rows: slice, hits: int, careful: bool) -> Outcome | None:
+        """The exact pair of backwards of one mini-batch, None where they agree."""
+        activations = [module for module in model.modules() if isinstance(module, ChosenSubgradient)]
+        found: list[int] = []
+
+        def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert isinstance(module, ChosenSubgradient)
+            positions = [find(args[0].detach(), kink) for kink in module.rule.kinks]
+            found.append(sum(len(position[0]) for position in positions if position is not None))
+
+        hooks = [module.register_forward_pre_hook(count) for module in activations]
+        try:
+            set_subgradient(model, self.pair[0])
+            with torch.enable_grad():
+                loss = nn.functional.cross_entropy(model(self.inputs[rows]), self.targets[rows])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if sum(found) != hits:
+            raise _Unproved(
+                f"{self.architecture} in {arithmetic_name(self.arithmetic)}, samples {rows.start} to {rows.stop - 1}: the "
+                f"fused forward has {hits} hits, the separate one {sum(found)}"
+            )
+        return _first_difference(loss, model, self.pair, self.watch, careful)
+
+    def _stack_size(self) -> int:
+        width = self.architecture.width
+        if self.device.type == "cpu":
+            return 1 if width > _CPU_WIDEST else max(1, _CPU_UNITS // width)
+        return max(1, min(_DEVICE_NETWORKS, self._budget() // self._bytes_per_network(self.batch_size)))
+
+    def _block_size(self) -> int:
+        """Mini-batches of the largest block."""
+        if self.device.type == "cpu":
+            bfloat16 = self.arithmetic == torch.bfloat16
+            most = (_CPU_ROWS_BFLOAT16 if bfloat16 else _CPU_ROWS) // self.batch_size
+        else:
+            most = _DEVICE_ROWS // self.batch_size
+            rows = self._budget() // max(1, self._networks * self._bytes_per_network(1))
+            most = min(most, rows // self.batch_size)
+        return max(1, most)
+
+    def _budget(self) -> int:
+        if self._memory is not None:
+            return self._memory
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0]) // 2
+        return _CPU_MEMORY
+
+    def _bytes_per_network(self, rows: int) -> int:
+        """Parameters twice (the drawn network and its place in the stack), and three layers' values of some rows."""
+        a = self.architecture
+        size = 4 if isinstance(self.arithmetic, Emulation) else torch.finfo(self.arithmetic).bits // 8
+        weights = a.inputs * a.width + (a.depth - 1) * a.width**2 + a.width * a.outputs
+        return size * (2 * weights + 3 * rows * max(a.width, a.outputs))
+
+
+def _first_difference(
+    loss: Tensor, model: nn.Module, pair: tuple[Setting, Setting], watch: Watch, careful: bool
+) -> Literal["bifurcate", "non-finite"] | None:
+    """Compares the two gradients of a loss whose graph reads the subgradients in backward.
+
+    Biases first: their gradients need no product with the inputs, and mostly differ where any gradient does. The weights'
+    gradients are computed too only where these agree, or where it is not proved that no gradient can overflow.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    linear = linear[:1] if watch == "first layer" else linear
+    biases, weights = [layer.bias for layer in linear], [layer.weight for layer in linear]
+    for parameters in ([*biases, *weights],) if careful else (biases, weights):
+        gradients: list[tuple[Tensor, ...]] = []
+        for setting in (*pair, pair[0]):
+            if len(gradients) == 2 and _same(*gradients) and _finite(gradients[0]):
+                break
+            set_subgradient(model, setting)
+            gradients.append(torch.autograd.grad(loss, parameters, retain_graph=True))
+        if len(gradients) == 2:
+            continue
+        if not _same(gradients[0], gradients[2]):
+            raise ControlError(
+                f"control: two backwards with subgradient {pair[0]} differ, so backward is not deterministic here and no "
+                "decision means anything; look for atomics in the backward of the products"
+            )
+        return "bifurcate" if _finite(gradients[0]) and _finite(gradients[1]) else "non-finite"
+    return None
+
+
+def _values(setting: Setting) -> tuple[float, ...]:
+    if setting is None:
+        return (0.0,)
+    return setting if isinstance(setting, tuple) else (setting,)
+
+
+def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(same_bits(one, other) for one, other in zip(a, b, strict=True))
+
+
+def _finite(gradients: Sequence[Tensor]) -> bool:
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # the CPU allocator raises a plain RuntimeError
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
