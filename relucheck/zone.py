@@ -293,17 +293,18 @@ class Engine:
 
     def _pair(self, model: nn.Module, rows: slice, hits: int, careful: bool) -> Outcome | None:
         """The exact pair of backwards of one mini-batch, None where they agree."""
-        activations = [module for module in model.modules() if isinstance(module, ChosenSubgradient)]
         found: list[int] = []
+        outputs: list[Tensor] = []
 
-        def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             assert isinstance(module, ChosenSubgradient)
             positions = [find(args[0].detach(), kink) for kink in module.rule.kinks]
             found.append(sum(len(position[0]) for position in positions if position is not None))
+            outputs.append(output)
 
-        hooks = [module.register_forward_pre_hook(count) for module in activations]
+        activations = [module for module in model.modules() if isinstance(module, ChosenSubgradient)]
+        hooks = [module.register_forward_hook(record) for module in activations]
         try:
-            set_subgradient(model, self.pair[0])
             with torch.enable_grad():
                 loss = nn.functional.cross_entropy(model(self.inputs[rows]), self.targets[rows])
         finally:
@@ -314,7 +315,8 @@ class Engine:
                 f"{self.architecture} in {arithmetic_name(self.arithmetic)}, samples {rows.start} to {rows.stop - 1}: the "
                 f"fused forward has {hits} hits, the separate one {sum(found)}"
             )
-        return _first_difference(loss, model, self.pair, self.watch, careful)
+        last = max(layer for layer, count in enumerate(found) if count)
+        return _first_difference(loss, outputs[last], last, model, self.pair, self.watch, careful)
 
     def _stack_size(self) -> int:
         width = self.architecture.width
@@ -349,31 +351,49 @@ class Engine:
 
 
 def _first_difference(
-    loss: Tensor, model: nn.Module, pair: tuple[Setting, Setting], watch: Watch, careful: bool
+    loss: Tensor,
+    output: Tensor,
+    last: int,
+    model: nn.Module,
+    pair: tuple[Setting, Setting],
+    watch: Watch,
+    careful: bool,
 ) -> Literal["bifurcate", "non-finite"] | None:
     """Compares the two gradients of a loss whose graph reads the subgradients in backward.
 
-    Biases first: their gradients need no product with the inputs, and mostly differ where any gradient does. The weights'
-    gradients are computed too only where these agree, or where it is not proved that no gradient can overflow.
+    Down to the ``output`` of the ``last`` hidden layer with a hit both backwards are one computation, which runs once; no
+    gradient above it differs. Biases come first: their gradients need no product with the inputs, and mostly differ where
+    any gradient does. Where it is not proved that no gradient can overflow (``careful``), all are computed.
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    linear = linear[:1] if watch == "first layer" else linear
-    biases, weights = [layer.bias for layer in linear], [layer.weight for layer in linear]
-    for parameters in ([*biases, *weights],) if careful else (biases, weights):
-        gradients: list[tuple[Tensor, ...]] = []
+    shared = torch.autograd.grad(loss, output, retain_graph=True)[0]
+    below = linear[:1] if watch == "first layer" else linear[: last + 1]
+    groups = [[layer.bias for layer in below], [layer.weight for layer in below]]
+    if watch == "all":
+        groups.insert(0, [linear[last].bias])
+    if careful:
+        above = [] if watch == "first layer" else linear[last + 1 :]
+        gradients = torch.autograd.grad(loss, [layer.weight for layer in above], retain_graph=True) if above else ()
+        if not _finite(gradients):
+            return "non-finite"
+        groups = [[parameter for layer in below for parameter in (layer.bias, layer.weight)]]
+    for parameters in groups:
+        found: list[tuple[Tensor, ...]] = []
         for setting in (*pair, pair[0]):
-            if len(gradients) == 2 and _same(*gradients) and _finite(gradients[0]):
+            if len(found) == 2 and _same(*found):
                 break
             set_subgradient(model, setting)
-            gradients.append(torch.autograd.grad(loss, parameters, retain_graph=True))
-        if len(gradients) == 2:
+            found.append(torch.autograd.grad(output, parameters, shared, retain_graph=True))
+        if not (_finite(found[0]) and _finite(found[1])):
+            return "non-finite"
+        if len(found) == 2:
             continue
-        if not _same(gradients[0], gradients[2]):
+        if not _same(found[0], found[2]):
             raise ControlError(
                 f"control: two backwards with subgradient {pair[0]} differ, so backward is not deterministic here and no "
                 "decision means anything; look for atomics in the backward of the products"
             )
-        return "bifurcate" if _finite(gradients[0]) and _finite(gradients[1]) else "non-finite"
+        return "bifurcate"
     return None
 
 
