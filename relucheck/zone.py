@@ -294,12 +294,14 @@ class Engine:
     def _pair(self, model: nn.Module, rows: slice, hits: int, careful: bool) -> Outcome | None:
         """The exact pair of backwards of one mini-batch, None where they agree."""
         found: list[int] = []
+        inputs: list[Tensor] = []
         outputs: list[Tensor] = []
 
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             assert isinstance(module, ChosenSubgradient)
             positions = [find(args[0].detach(), kink) for kink in module.rule.kinks]
             found.append(sum(len(position[0]) for position in positions if position is not None))
+            inputs.append(args[0])
             outputs.append(output)
 
         activations = [module for module in model.modules() if isinstance(module, ChosenSubgradient)]
@@ -316,7 +318,7 @@ class Engine:
                 f"fused forward has {hits} hits, the separate one {sum(found)}"
             )
         last = max(layer for layer, count in enumerate(found) if count)
-        return _first_difference(loss, outputs[last], last, model, self.pair, self.watch, careful)
+        return _first_difference(loss, inputs[: last + 1], outputs[last], model, self.pair, self.watch, careful)
 
     def _stack_size(self) -> int:
         width = self.architecture.width
@@ -352,8 +354,8 @@ class Engine:
 
 def _first_difference(
     loss: Tensor,
+    pre_activations: list[Tensor],
     output: Tensor,
-    last: int,
     model: nn.Module,
     pair: tuple[Setting, Setting],
     watch: Watch,
@@ -361,40 +363,59 @@ def _first_difference(
 ) -> Literal["bifurcate", "non-finite"] | None:
     """Compares the two gradients of a loss whose graph reads the subgradients in backward.
 
-    Down to the ``output`` of the ``last`` hidden layer with a hit both backwards are one computation, which runs once; no
-    gradient above it differs. Biases come first: their gradients need no product with the inputs, and mostly differ where
-    any gradient does. Where it is not proved that no gradient can overflow (``careful``), all are computed.
+    Args:
+        pre_activations: of the hidden layers, up to and with the last one that has a hit.
+        output: of that layer's activation. Down to it both backwards are one computation, which runs once, and no gradient
+            above it differs.
+        careful: whether it is not proved that no gradient can overflow; then all are computed.
+
+    Otherwise as little as decides: where no pre-activation's gradient differs, no parameter's does; a bias's gradient, the
+    sum of its pre-activation's, needs no product with the inputs and mostly differs where any gradient does.
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    below, above = linear[: len(pre_activations)], linear[len(pre_activations) :]
     shared = torch.autograd.grad(loss, output, retain_graph=True)[0]
-    below = linear[:1] if watch == "first layer" else linear[: last + 1]
-    groups = [[layer.bias for layer in below], [layer.weight for layer in below]]
-    if watch == "all":
-        groups.insert(0, [linear[last].bias])
+    if watch == "first layer":
+        below, above, pre_activations = below[:1], [], pre_activations[:1]
+    biases: list[Tensor] = [layer.bias for layer in below]
+    weights: list[Tensor] = [layer.weight for layer in below]
+    groups: list[tuple[list[Tensor], list[Tensor]]] = [(pre_activations, biases), ([], weights)]
     if careful:
-        above = [] if watch == "first layer" else linear[last + 1 :]
-        gradients = torch.autograd.grad(loss, [layer.weight for layer in above], retain_graph=True) if above else ()
-        if not _finite(gradients):
+        if above and not _finite(torch.autograd.grad(loss, [layer.weight for layer in above], retain_graph=True)):
             return "non-finite"
-        groups = [[parameter for layer in below for parameter in (layer.bias, layer.weight)]]
-    for parameters in groups:
+        groups = [([], [*biases, *weights])]
+    elif watch == "all":  # the last layer with a hit needs no product at all
+        groups.insert(0, ([], biases[-1:]))
+    for values, parameters in groups:
         found: list[tuple[Tensor, ...]] = []
-        for setting in (*pair, pair[0]):
-            if len(found) == 2 and _same(*found):
-                break
+        for setting in pair:
             set_subgradient(model, setting)
-            found.append(torch.autograd.grad(output, parameters, shared, retain_graph=True))
-        if not (_finite(found[0]) and _finite(found[1])):
+            found.append(torch.autograd.grad(output, [*values, *parameters], shared, retain_graph=True))
+        if not all(_finite(gradients) for gradients in found):
             return "non-finite"
-        if len(found) == 2:
-            continue
-        if not _same(found[0], found[2]):
-            raise ControlError(
-                f"control: two backwards with subgradient {pair[0]} differ, so backward is not deterministic here and no "
-                "decision means anything; look for atomics in the backward of the products"
-            )
-        return "bifurcate"
+        if values and _same(found[0][: len(values)], found[1][: len(values)]):
+            return None
+        if not _same(found[0][len(values) :], found[1][len(values) :]):
+            _refuse_uncontrolled(model, pair[0], output, parameters, shared, found[0][len(values) :])
+            return "bifurcate"
     return None
+
+
+def _refuse_uncontrolled(
+    model: nn.Module,
+    setting: Setting,
+    output: Tensor,
+    parameters: Sequence[Tensor],
+    shared: Tensor,
+    first: Sequence[Tensor],
+) -> None:
+    """The control: one more backward with the first subgradient."""
+    set_subgradient(model, setting)
+    if not _same(first, torch.autograd.grad(output, parameters, shared, retain_graph=True)):
+        raise ControlError(
+            f"control: two backwards with subgradient {setting} differ, so backward is not deterministic here and no "
+            "decision means anything; look for atomics in the backward of the products"
+        )
 
 
 def _values(setting: Setting) -> tuple[float, ...]:
