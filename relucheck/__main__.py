@@ -1,7 +1,10 @@
-"""``relucheck kinks TARGET`` and ``relucheck check TARGET``: the gate without pytest; the work is :mod:`relucheck.gate`'s.
+"""``relucheck kinks TARGET`` and ``relucheck check TARGET``: the gate without pytest; ``relucheck reproduce SCENARIO``: the
+published experiments. The work is :mod:`relucheck.gate`'s and :mod:`relucheck.reproduce`'s.
 
-Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, or the kink table drifted; 2 the command line or
-the configuration cannot be used; 3 a target does not import or holds no activations.
+Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, the kink table drifted, or a comparison is void,
+as its control differed; 2 the command line, the configuration or a results folder cannot be used; 3 a target does not
+import or holds no activations; data or a device is missing, or has too little memory; 4 a file cannot be written, or a
+checkpoint belongs to something else; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,13 +20,16 @@ OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 NO_TARGET: Final = 3
+STOPPED: Final = 4
+INTERRUPTED: Final = 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="relucheck",
         description="What autodiff does at the kinks of activations.",
-        epilog="exit codes: 0 nothing failed; 1 a law failed or kinks drifted; 2 usage; 3 a target does not import",
+        epilog="exit codes: 0 nothing failed; 1 a law failed, kinks drifted or a control differed; 2 usage; 3 a target "
+        "does not import, data, device or memory is missing; 4 a file cannot be written or does not fit; 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
@@ -48,6 +54,27 @@ def _parser() -> argparse.ArgumentParser:
         "--against", metavar="OLD.json", help="list what differs from an older table; exit 1 where something does"
     )
     kinks.add_argument("--json", metavar="FILE", help="write the table to FILE.json, to compare against later")
+    text = "run a published experiment into a folder and report on it; finished parts are not run again"
+    reproduce = commands.add_parser("reproduce", help=text, description=text)
+    reproduce.add_argument("scenario", metavar="SCENARIO", help="E1, E2 or E3")
+    reproduce.add_argument(
+        "--scale",
+        metavar="NAME",
+        help="full (for CUDA), cpu (E1 half an hour, E2 a few hours) or smoke (seconds); default: full on CUDA, else cpu",
+    )
+    reproduce.add_argument(
+        "--data-root", metavar="ROOT", help="folder of MNIST/ and FashionMNIST/; default: $RELUCHECK_DATA"
+    )
+    reproduce.add_argument("--out", metavar="FOLDER", help="default: relucheck-results/SCENARIO-SCALE")
+    reproduce.add_argument("--device", metavar="NAME", help="cpu or cuda; default: cuda where there is one")
+    reproduce.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run these comparisons alone: a name, a glob or a precision (repeatable)",
+    )
+    reproduce.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 
@@ -130,6 +157,57 @@ def _run(arguments: argparse.Namespace) -> int:
     return FAILED if failed or changes else OK
 
 
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from relucheck.checkpoints import CheckpointError
+    from relucheck.data import DataError
+    from relucheck.reproduce import ReproductionError, reproduce
+    from relucheck.scenarios import Scenario, ScenarioError
+    from relucheck.training import DeviceError
+
+    def say(line: str) -> None:
+        if not arguments.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def error(problem: BaseException, code: int) -> int:
+        print(f"relucheck: {problem}", file=sys.stderr)
+        return code
+
+    try:
+        made = reproduce(
+            arguments.scenario,
+            arguments.scale,
+            Path(arguments.out) if arguments.out else None,
+            root=arguments.data_root,
+            device=arguments.device,
+            only=arguments.only,
+            progress=not arguments.quiet,
+            say=say,
+        )
+    except (DataError, DeviceError) as problem:
+        return error(problem, NO_TARGET)
+    except (ScenarioError, ReproductionError) as problem:
+        return error(problem, USAGE)
+    except CheckpointError as problem:
+        return error(problem, STOPPED)
+    except KeyboardInterrupt as problem:
+        return error(RuntimeError(str(problem) or "interrupted; the same command goes on from the last epoch"), INTERRUPTED)
+    if made.text is not None:
+        print(made.text)
+        return OK
+    from relucheck.reports import render
+    from relucheck.training_tables import LEGEND, rich_stated, rich_tables
+
+    assert isinstance(made.scenario, Scenario)
+    width = _width()
+    shown = [*rich_tables(made.scenario.name, made.cells, made.scenario.published.get(made.scale, {}), width), LEGEND]
+    shown += [rich_stated(made.checked)] if made.checked else []
+    sys.stdout.write(render(*shown, width=width, color=sys.stdout.isatty()))
+    print(f"report: {made.folder / 'report.md'}")
+    if made.missing:
+        print(f"not run (yet): {', '.join(made.missing)}")
+    return FAILED if made.void else OK
+
+
 def _width() -> int:
     import shutil
 
@@ -143,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = _parser().parse_args(argv)
     try:
-        return _run(arguments)
+        return _reproduce(arguments) if arguments.command == "reproduce" else _run(arguments)
     except (ConfigError, ReportError) as error:
         print(f"relucheck: {error}", file=sys.stderr)
         return USAGE

@@ -1,0 +1,130 @@
+"""Checkpoints of a training comparison: written whole or not at all, and refused where they do not belong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from relucheck.training_settings import SCHEMA, Result, Settings, SettingsError
+
+CHECKPOINT: Final = "checkpoint.pt"
+RESULT: Final = "result.json"
+
+
+class CheckpointError(OSError):
+    """A checkpoint or result that cannot be written, or belongs to something else."""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file by way of a temporary one beside it; what was there before stays unless all is written.
+
+    Raises:
+        CheckpointError: where the file system refuses (a full disk, no permission); names the path and the fix.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write {path} ({len(content):,} bytes): {error}; what was there before is kept: make room or choose "
+            "another folder, and run the same again to resume"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def save(folder: Path, settings: Settings, origin: dict[str, str], state: dict[str, Any]) -> None:
+    """Writes the checkpoint of a run; ``origin`` says where its numbers come from (device, executor, versions)."""
+    buffer = io.BytesIO()
+    head = {"schema": SCHEMA, "digest": settings.digest, "settings": json.dumps(settings.to_json()), "origin": origin}
+    torch.save({**head, "state": state}, buffer)
+    write(folder / CHECKPOINT, buffer.getvalue())
+
+
+def load(folder: Path, settings: Settings, origin: dict[str, str]) -> dict[str, Any] | None:
+    """The state in a folder's checkpoint, tensors on the CPU; None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: if it is damaged, or of another schema, other settings, device, executor or versions; names both.
+    """
+    path = folder / CHECKPOINT
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = {"schema": content["schema"], "digest": content["digest"]}
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # unpickling nonsense raises what it likes
+        raise CheckpointError(f"checkpoint {path} is unreadable or damaged: {error}; delete it to start anew") from error
+    _refuse(path, "schema", found["schema"], SCHEMA)
+    if found["digest"] != settings.digest:
+        _refuse_settings(path, json.loads(content["settings"]), settings)
+    for name, value in origin.items():
+        _refuse(path, name, content["origin"].get(name), value)
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def save_result(folder: Path, result: Result) -> None:
+    """Writes the result of a finished run and removes its checkpoint, which is no longer needed."""
+    write(folder / RESULT, json.dumps(result.to_json(), allow_nan=False).encode())
+    with contextlib.suppress(FileNotFoundError):
+        (folder / CHECKPOINT).unlink()
+
+
+def load_result(folder: Path, settings: Settings) -> Result | None:
+    """The result in a folder; None where there is none.
+
+    Raises:
+        CheckpointError: if it is damaged, or of another schema or other settings; names both.
+    """
+    path = folder / RESULT
+    try:
+        content = json.loads(path.read_bytes())
+        _refuse(path, "schema", content.get("schema"), SCHEMA)
+        if content.get("digest") != settings.digest:
+            _refuse_settings(path, content["settings"], settings)
+        return Result.from_json(content)
+    except FileNotFoundError:
+        return None
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, SettingsError) as error:
+        raise CheckpointError(f"result {path} is unreadable or damaged: {error}; delete it to start anew") from error
+
+
+def _refuse(path: Path, what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise CheckpointError(
+            f"{path} is of {what} {found!r}, this run has {wanted!r}, and would not go on bit for bit: use another folder, "
+            "or delete the file to start anew"
+        )
+
+
+def _refuse_settings(path: Path, found: dict[str, Any], settings: Settings) -> None:
+    wanted = settings.to_json()
+    names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    told = "; ".join(f"{name} {_short(found.get(name))} there, {_short(wanted.get(name))} here" for name in names)
+    raise CheckpointError(
+        f"{path} is of other settings ({told or 'another digest'}): use another folder, or delete the file to start anew"
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

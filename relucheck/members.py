@@ -1,0 +1,175 @@
+"""Models of the members of a comparison: one initialisation, activations that follow a rule, shared dropout masks.
+
+A member's activation is torch's own forward, and torch's own backward corrected at the hits, by the chain rule or by the
+injected one (:mod:`relucheck.injected`). It finds the hits once, in forward, where they are also counted, and reads rule
+and subgradient when backward runs, so that several backwards can share one forward (DESIGN, semantics 4).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from relucheck import functional
+from relucheck.emulation import emulate
+from relucheck.injected import injected
+from relucheck.numerics import compute_dtype, find, generator, has_value
+from relucheck.training_settings import Settings
+
+_RULES: Final = {"relu": functional.RELU, "relu6": functional.RELU6, "leaky_relu": functional.LEAKY_RELU}
+_SLOPE: Final = 0.01
+_SMALL: Final = 2**17  # elements up to which comparing all is faster than picking rows
+CLASSES: Final = 10
+INPUTS: Final = 784
+
+#: What a backward does at hits: subgradients at the kinks, and the rule's name.
+Choice = tuple[tuple[float, float], str]
+
+
+@dataclasses.dataclass
+class Switch:
+    """What backward does at hits, for all activations of one model; read when backward runs."""
+
+    choice: Choice = ((0.0, 0.0), "chain")
+
+
+class Clock:
+    """Seed and step, from which dropout masks are drawn; one object for all models of an ensemble, copies included."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.step = seed, 0
+        self._masks: dict[Any, Tensor] = {}
+
+    def tick(self, step: int) -> None:
+        """Goes to a step, and forgets the masks of the last one."""
+        self.step = step
+        self._masks.clear()
+
+    def mask(self, layer: int, keep: float, like: Tensor) -> Tensor:
+        """0 or 1 / keep, of the shape, dtype and device of ``like``; the same for everyone who asks in this step."""
+        key = (layer, like.shape, like.dtype)
+        if key not in self._masks:
+            random = generator(stream(self.seed, "dropout", self.step, layer), like.device)
+            drawn = torch.rand(like.shape, generator=random, device=like.device) < keep
+            self._masks[key] = drawn.to(like.dtype).div_(keep)
+        return self._masks[key]
+
+    def __deepcopy__(self, memo: Any) -> Clock:
+        return self
+
+
+def stream(seed: int, *names: object) -> int:
+    """A seed for one purpose: equal for equal arguments, else unrelated. 63 bits."""
+    text = ",".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose masks come from a :class:`Clock`."""
+
+    def __init__(self, probability: float, layer: int, clock: Clock) -> None:
+        super().__init__()
+        self.keep, self.layer, self.clock = 1 - probability, layer, clock
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.clock.mask(self.layer, self.keep, x) if self.training else x
+
+
+class Kinked(nn.Module):
+    """ReLU, ReLU6 or LeakyReLU with what backward does at hits taken from a :class:`Switch`.
+
+    Attributes:
+        hits: of the last training forward, by kink.
+        elements: how many pre-activations that forward had.
+    """
+
+    def __init__(self, rule: functional.Rule, switch: Switch, slope: float = _SLOPE) -> None:
+        super().__init__()
+        self.rule, self.switch, self.slope = rule, switch, slope
+        self.hits = [0] * len(rule.kinks)
+        self.elements = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            return _Kinked.apply(x, self)
+        return self.rule.forward(x, self.slope)
+
+
+class _Kinked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: Kinked) -> Tensor:
+        # coordinates, not a mask: hits are rare; on accelerators this waits for the device, see the stacked executor
+        ctx.hits = [_hits(x, at) for at in module.rule.kinks]
+        module.hits = [0 if hit is None else len(hit[0]) for hit in ctx.hits]
+        module.elements = x.numel()
+        result = module.rule.forward(x, module.slope)
+        ctx.save_for_backward(result if module.rule.saves_result else x)
+        ctx.module = module
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (cotangent,) = grad_outputs
+        (saved,) = ctx.saved_tensors
+        rule, slope = ctx.module.rule, ctx.module.slope
+        subgradients, name = ctx.module.switch.choice
+        gradient = rule.backward(cotangent, saved, slope, rule.saves_result)
+        for hit, subgradient in zip(ctx.hits, subgradients, strict=False):
+            if hit is None:
+                continue
+            at_hits = cotangent[hit]
+            if name == "injected":
+                gradient.index_put_(hit, injected(at_hits, subgradient))
+            elif subgradient != (slope if rule.leaky else 0.0):  # torch's own result stays where s is torch's own
+                # the product is taken in the compute dtype and rounded once, as in relucheck.functional
+                wide = at_hits.to(compute_dtype(at_hits.dtype))
+                gradient.index_put_(hit, (wide * subgradient).to(at_hits.dtype))
+        return gradient, None
+
+
+def _hits(x: Tensor, at: float) -> tuple[Tensor, ...] | None:
+    """Where ``x`` equals ``at``, or None."""
+    if x.device.type == "cpu":
+        if x.numel() > _SMALL:
+            return find(x, at)
+        if not has_value(x, at):
+            return None
+    found = (x == at).nonzero(as_tuple=True)
+    return found if len(found[0]) else None
+
+
+def layers(model: nn.Module) -> list[Kinked]:
+    """The activations of a model in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, Kinked)]
+
+
+def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Module:
+    """The fully connected model of a comparison, on the CPU, in the dtype of its precision.
+
+    PyTorch's default initialisation, drawn in float32 after ``torch.manual_seed(seed)`` and then cast: one seed is one
+    initialisation in every arithmetic, but for rounding.
+    """
+    parts: collections.OrderedDict[str, nn.Module] = collections.OrderedDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inputs = INPUTS
+        for index, width in enumerate(settings.widths, 1):
+            parts[f"linear{index}"] = nn.Linear(inputs, width, dtype=torch.float32, device="cpu")
+            if settings.batch_norm:
+                parts[f"norm{index}"] = nn.BatchNorm1d(width, dtype=torch.float32, device="cpu")
+            parts[f"activation{index}"] = Kinked(_RULES[settings.activation], switch)
+            if settings.dropout:
+                parts[f"dropout{index}"] = SharedDropout(settings.dropout, index, clock)
+            inputs = width
+        parts["output"] = nn.Linear(inputs, CLASSES, dtype=torch.float32, device="cpu")
+    model = nn.Sequential(parts).to(settings.precision.torch_dtype)
+    emulation = settings.precision.emulated()
+    if emulation is not None:
+        emulate(model, emulation)
+    return model

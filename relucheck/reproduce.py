@@ -1,0 +1,273 @@
+"""Runs a scenario into a folder, one result file per comparison, and writes its tables, figures and report there.
+
+A folder belongs to one scenario, scale and device. What is finished in it is never run again; a comparison that was broken
+off goes on from its last epoch, as the engine's checkpoints have it. Two processes may share a folder if each is given
+other comparisons (``only``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from relucheck import checkpoints, training
+from relucheck.gate_reports import write_atomically
+from relucheck.scenarios import VERSION, Comparison, External, Scenario, find
+from relucheck.training_report import report, summary
+from relucheck.training_settings import SCHEMA, Result
+from relucheck.training_summary import Reproduction, analyse, check
+
+#: What the folder's own description is called, and its layout's name and version.
+MARK: Final = "scenario.json"
+LAYOUT: Final = "relucheck-reproduction"
+LAYOUT_VERSION: Final = 1
+#: Where results go unless told otherwise; the folder is ignored by git.
+RESULTS: Final = Path("relucheck-results")
+Trainer = Callable[..., Result]
+
+
+class ReproductionError(ValueError):
+    """A folder that holds something else, or that cannot be read."""
+
+
+def best_device() -> str:
+    """``"cuda"`` where there is one, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_scale(device: str) -> str:
+    """Full scale on an accelerator, else the one for a CPU."""
+    return "cpu" if device.startswith("cpu") else "full"
+
+
+def reproduce(
+    name: str,
+    scale: str | None = None,
+    folder: Path | None = None,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    only: Sequence[str] = (),
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+    trainer: Trainer = training.train,
+) -> Reproduction:
+    """Runs what is not finished of a scenario, and writes the report about all that is.
+
+    Args:
+        name: of a scenario, see :data:`relucheck.scenarios.SCENARIOS`.
+        scale: "full", "cpu" or "smoke"; None: full on CUDA, else cpu.
+        folder: for everything written; None: ``relucheck-results/NAME-SCALE``.
+        root: data root, see :func:`relucheck.data.data_root`.
+        device: None: CUDA where there is one.
+        only: names, globs or precisions of the comparisons to run; none: all.
+        progress: whether the engine shows its progress.
+        say: takes a line for each comparison.
+        trainer: the engine, called as :func:`relucheck.training.train` is.
+
+    Raises:
+        ScenarioError: unknown scenario, scale or comparison.
+        ReproductionError: for a folder that holds something else, or that cannot be read.
+        relucheck.training.DeviceError: for a device that is not there or has too little memory.
+        relucheck.data.DataError: for a data root without the data, before anything is run.
+        relucheck.checkpoints.CheckpointError: for a full disk, or a checkpoint of something else.
+    """
+    scenario = find(name)
+    device = best_device() if device is None else device
+    scale = default_scale(device) if scale is None else scale
+    chosen = scenario.comparisons(scale, only) if isinstance(scenario, Scenario) else ()
+    folder = RESULTS / f"{scenario.name}-{scale}" if folder is None else Path(folder)
+    _check_device(device)
+    if isinstance(scenario, External):
+        return _external(scenario, scale, folder, root, device, only, progress)
+    _check_data(chosen, root)
+    claim(folder, scenario.name, scale, device)
+    say(f"{scenario.name} ({scenario.title}) at scale {scale} on {device}: {len(chosen)} to do, in {folder}")
+    for number, comparison in enumerate(chosen, start=1):
+        start = time.monotonic()
+        how = _finish(scenario, scale, folder, comparison, root, device, progress, trainer)
+        how = how or f"run in {time.monotonic() - start:.1f} s"
+        say(f"[{number}/{len(chosen)}] {comparison.name}: {how}")
+    return write(scenario, scale, folder)
+
+
+def write(scenario: Scenario, scale: str, folder: Path) -> Reproduction:
+    """Reads every finished comparison of a folder and writes ``summary.json``, ``figures/`` and ``report.md``."""
+    every = scenario.comparisons(scale)
+    found = [(comparison, read(folder, comparison)) for comparison in every]
+    runs = tuple((comparison, result) for comparison, result in found if result is not None)
+    missing = tuple(comparison.name for comparison, result in found if result is None)
+    stated = scenario.stated.get(scale, ())
+    made = Reproduction(
+        scenario,
+        scale,
+        folder,
+        runs,
+        missing,
+        tuple(analyse(runs)),
+        tuple(check(stated, {comparison.name: result for comparison, result in runs})),
+        tuple(_figures(scenario, scale, runs, folder)),
+    )
+    _written(folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
+    _written(folder / "report.md", report(made))
+    return made
+
+
+def _figures(scenario: Scenario, scale: str, runs: Sequence[tuple[Comparison, Result]], folder: Path) -> list[Path]:
+    """The figures, or none where matplotlib is not installed (the report then says so)."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return []
+    from relucheck.training_figures import draw
+
+    return draw(scenario, scale, runs, folder / "figures")
+
+
+def _external(
+    scenario: External, scale: str, folder: Path, root: Any, device: str, only: Sequence[str], progress: bool
+) -> Reproduction:
+    import importlib
+
+    from relucheck.scenarios import SCALES, ScenarioError
+
+    if only:
+        raise ScenarioError(f"{scenario.name} runs as a whole; leave --only out")
+    if scale not in SCALES:
+        raise ScenarioError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
+    claim(folder, scenario.name, scale, device)
+    run = importlib.import_module(scenario.module).run
+    return Reproduction(scenario, scale, folder, text=run(scale, folder, root, device, progress))
+
+
+# ---------------------------------------------------------------- what can be wrong before anything runs
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise training.DeviceError(
+            f"device {device!r} is not to be had here: {reason}; --device cpu runs the scale cpu or smoke"
+        ) from error
+    if place.type not in ("cpu", "cuda"):
+        raise training.DeviceError(f"device {device!r}: relucheck trains on cpu and cuda; use one of these")
+
+
+def _check_data(comparisons: Sequence[Comparison], root: Any) -> None:
+    """Fails before hours of training where a later comparison's data is missing."""
+    from relucheck import data
+
+    for name in dict.fromkeys(comparison.settings.data for comparison in comparisons):
+        for split in data.SPLITS:
+            data.load(name, split, root)
+
+
+def claim(folder: Path, scenario: str, scale: str, device: str) -> None:
+    """Makes a folder this scenario's, or checks that it is.
+
+    Raises:
+        ReproductionError: if it belongs to another scenario, scale, kind of device or version, or holds anything else.
+        relucheck.checkpoints.CheckpointError: if it cannot be written.
+    """
+    wanted = {
+        "layout": LAYOUT,
+        "layout_version": LAYOUT_VERSION,
+        "results_schema": SCHEMA,
+        "scenario": scenario,
+        "scenario_version": VERSION,
+        "scale": scale,
+        "device": device.partition(":")[0],
+    }
+    mark = folder / MARK
+    fix = "choose another --out folder, or delete this one"
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ReproductionError(f"{folder} holds other files and no {MARK}; {fix} if nothing in it is needed") from None
+        _written(mark, json.dumps(wanted, indent=1) + "\n")
+        return
+    except NotADirectoryError:
+        raise ReproductionError(f"{folder} is a file, or lies in one; choose another --out folder") from None
+    except (OSError, ValueError) as error:
+        raise ReproductionError(f"{mark} cannot be read ({error}); {fix}") from error
+    different = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if _of(found, key) != value]
+    if different:
+        raise ReproductionError(f"{folder} was made for {', '.join(different)}; {fix}")
+
+
+def _of(found: Any, key: str) -> Any:
+    return found.get(key) if isinstance(found, dict) else None
+
+
+def _written(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise checkpoints.CheckpointError(
+            f"cannot write {path} ({error.strerror or error}); free space or choose another --out folder: what is finished "
+            "is kept, and the same command goes on from there"
+        ) from error
+
+
+# ---------------------------------------------------------------- one comparison
+
+
+def _place(folder: Path, comparison: Comparison) -> Path:
+    """Where the engine keeps a comparison's checkpoint and result."""
+    return folder / "runs" / comparison.name
+
+
+def read(folder: Path, comparison: Comparison) -> Result | None:
+    """The finished result of a comparison in a folder, or None.
+
+    Raises:
+        ReproductionError: for a file that cannot be read, or that holds other settings or another schema.
+    """
+    try:
+        return checkpoints.load_result(_place(folder, comparison), comparison.settings)
+    except checkpoints.CheckpointError as error:
+        raise ReproductionError(str(error)) from error
+
+
+def _finish(
+    scenario: Scenario,
+    scale: str,
+    folder: Path,
+    comparison: Comparison,
+    root: Any,
+    device: str,
+    progress: bool,
+    trainer: Trainer,
+) -> str | None:
+    """Sees to it that a comparison's result is in the folder; how, where it did not have to be run."""
+    if read(folder, comparison) is not None:
+        return "finished before, not run again"
+    place = _place(folder, comparison)
+    for name in scenario.shares:
+        other = folder.parent / f"{name}-{scale}"
+        if _of(_read_mark(other), "device") == device.partition(":")[0]:
+            shared = read(other, comparison)
+            if shared is not None:
+                checkpoints.save_result(place, shared)
+                return f"taken from {other}"
+    trainer(comparison.settings, root=root, device=device, folder=place, progress=progress)
+    return None
+
+
+def _read_mark(folder: Path) -> Any:
+    try:
+        return json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,393 @@
+"""The published training experiments as frozen data, each with a full, a cpu and a smoke scale.
+
+Scale *full* is for a CUDA device, *cpu* for a machine without one (E1 complete, E2 with fewer seeds and the emulated
+arithmetics that bring a GPU's exact zeros to a CPU), *smoke* for CI: the shipped digits and networks of a few units, the
+same members, rules and reports.
+
+Settings and figures of the publications are quoted from their text and released result files:
+[B21] Bertoin, Bolte, Gerchinovitz, Pauwels, Numerical influence of ReLU'(0) on backpropagation, NeurIPS 2021.
+[R22] Martorella, Ramirez Contreras, Cerezo Garcia, Reproducibility Challenge, EPFL CS-433, 2022.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+
+#: Version of the scenarios: raise it when a scenario's settings change, so that old folders are not mixed with new runs.
+VERSION: Final = 1
+SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
+#: E2's non-zero subgradients; the reference s = 0 and its control come with every seed.
+SUBGRADIENTS: Final[tuple[float, ...]] = (-0.5, 0.5, 0.8, 1.0)
+SEEDS: Final[tuple[int, ...]] = tuple(range(10))
+
+
+class ScenarioError(ValueError):
+    """A scenario, scale or comparison that does not exist; names the nearest that does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One run of the engine: ``name`` is unique in its scenario (files, ``--only``), ``part`` names the table it is in."""
+
+    name: str
+    part: str
+    settings: Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Stated:
+    """A figure that was stated before, to be confirmed or refuted.
+
+    Attributes:
+        source: who stated it.
+        comparison: name of the comparison that measures it.
+        quantity: "accuracy" (test accuracy, %), "difference" (to s = 0 on the same seed, points) or "hits" (per epoch).
+        rule, subgradient: of the members it is about.
+        value, spread: as stated; a range is its middle and half-width.
+        epoch: after which epoch (from 1); None means the last one.
+    """
+
+    source: str
+    comparison: str
+    quantity: str
+    rule: str
+    subgradient: float
+    value: float
+    spread: float
+    epoch: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """A published experiment.
+
+    Attributes:
+        name, title, source: for reports.
+        scales: comparisons per scale, in the order in which they run.
+        figures: of ("distance", "loss", "error", "boxes").
+        published: per scale that can be compared with it: final test error in % by comparison and s, read off the published
+            figure; the code that made it used the injected rule.
+        stated: figures to check, per scale.
+        shares: scenarios of which finished runs with equal settings are taken over.
+    """
+
+    name: str
+    title: str
+    source: str
+    scales: Mapping[str, tuple[Comparison, ...]]
+    figures: tuple[str, ...]
+    published: Mapping[str, Mapping[str, Mapping[float, float]]] = dataclasses.field(default_factory=dict)
+    stated: Mapping[str, tuple[Stated, ...]] = dataclasses.field(default_factory=dict)
+    shares: tuple[str, ...] = ()
+
+    def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
+        """The comparisons of a scale, or those of them that a name, a glob or a precision in ``only`` selects.
+
+        Raises:
+            ScenarioError: for an unknown scale, and for a selection that selects nothing.
+        """
+        if scale not in SCALES:
+            raise ScenarioError(f"unknown scale {scale!r}; {_nearest(scale, SCALES)}known: {', '.join(SCALES)}")
+        every = self.scales[scale]
+        chosen: set[str] = set()
+        for wanted in only:
+            found = {
+                comparison.name
+                for comparison in every
+                if fnmatch.fnmatchcase(comparison.name, wanted) or comparison.settings.precision.name == wanted
+            }
+            if not found:
+                names = [comparison.name for comparison in every]
+                labels = list(dict.fromkeys(comparison.settings.precision.name for comparison in every))
+                raise ScenarioError(
+                    f"{self.name} at scale {scale} has no comparison or precision {wanted!r}; "
+                    f"{_nearest(wanted, [*names, *labels])}comparisons: {', '.join(names)}; precisions: {', '.join(labels)}"
+                )
+            chosen |= found
+        return tuple(comparison for comparison in every if not only or comparison.name in chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class External:
+    """A scenario that no training comparison can describe, and that runs itself.
+
+    ``module`` has ``run(scale, folder, root, device, progress)``: scale as in :data:`SCALES`, folder a ``Path`` for
+    everything it writes (it resumes what it finds there), root a data root or None, device a name, progress whether to show
+    any. It returns text to print, or None, and raises this package's own errors for bad input.
+    """
+
+    name: str
+    title: str
+    module: str
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    lower = {option.lower(): option for option in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f"did you mean {lower[near[0]]!r}? " if near else ""
+
+
+# ---------------------------------------------------------------- arithmetics
+
+#: Adam for float16 parameters, where 1e-8 rounds to 0 and a gradient of 0 gives 0 / 0.
+_ADAM_FLOAT16: Final = Optimiser("adam", 1e-3, eps=1e-4)
+_ADAM: Final = Optimiser("adam", 1e-3)
+
+#: (name in files, arithmetic, optimiser): what PyTorch computes on the device at hand, by its defaults.
+_Row = tuple[str, Precision, Optimiser]
+_NATIVE: Final[tuple[_Row, ...]] = (
+    ("float64", Precision("float64"), _ADAM),
+    ("float32", Precision("float32"), _ADAM),
+    ("bfloat16", Precision("bfloat16"), _ADAM),
+    ("float16", Precision("float16"), _ADAM),
+    ("float16-eps1e-4", Precision("float16"), _ADAM_FLOAT16),
+    ("mixed-bfloat16", Precision("float32", mixed="bfloat16"), _ADAM),
+    ("mixed-float16", Precision("float32", mixed="float16"), _ADAM),
+)
+#: The other side of the switches; no switch changes a CPU's products, so these are for CUDA.
+_SWITCHED: Final[tuple[_Row, ...]] = (
+    ("float32-tf32", Precision("float32", tf32=True), _ADAM),
+    ("float32-strict", Precision("float32", strict=True), _ADAM),
+    ("bfloat16-strict", Precision("bfloat16", strict=True), _ADAM),
+    ("float16-eps1e-4-strict", Precision("float16", strict=True), _ADAM_FLOAT16),
+    ("mixed-bfloat16-strict", Precision("float32", mixed="bfloat16", strict=True), _ADAM),
+    ("mixed-float16-strict", Precision("float32", mixed="float16", strict=True), _ADAM),
+)
+_EMULATED: Final[tuple[_Row, ...]] = (
+    ("bfloat16-product", Precision("bfloat16", emulation="product"), _ADAM),
+    ("bfloat16-split-k-4", Precision("bfloat16", emulation="split-k 4"), _ADAM),
+)
+
+
+def _rows(*names: str) -> tuple[_Row, ...]:
+    every = {row[0]: row for row in (*_NATIVE, *_SWITCHED, *_EMULATED)}
+    return tuple(every[name] for name in names)
+
+
+def _made(part: str, rows: Sequence[_Row], base: Settings, prefix: str = "", suffix: str = "") -> tuple[Comparison, ...]:
+    """One comparison per arithmetic; SGD keeps its optimiser, Adam takes the arithmetic's eps."""
+    return tuple(
+        Comparison(
+            f"{prefix}{name}{suffix}",
+            part,
+            dataclasses.replace(
+                base, precision=precision, optimiser=optimiser if base.optimiser.name == "adam" else base.optimiser
+            ),
+        )
+        for name, precision, optimiser in rows
+    )
+
+
+def _small(settings: Settings, widths: tuple[int, ...]) -> Settings:
+    """The same experiment on the shipped digits, in seconds."""
+    return dataclasses.replace(
+        settings,
+        data="digits",
+        widths=widths,
+        train_samples=500,
+        test_samples=200,
+        batch_size=50,
+        epochs=min(2, settings.epochs),
+        members=_with_seeds(settings, (0, 1)),
+        every=1,
+    )
+
+
+def _with_seeds(settings: Settings, seeds: Sequence[int]) -> tuple[Any, ...]:
+    first = settings.seeds[0]
+    return tuple(
+        dataclasses.replace(member, seed=seed) for seed in seeds for member in settings.members if member.seed == first
+    )
+
+
+# ---------------------------------------------------------------- E1
+
+_E1_SEED: Final = 42069
+_E1: Final = Settings(data="mnist", widths=(2000,), members=members_of((_E1_SEED,), (1.0,)), optimiser=_ADAM, epochs=2)
+#: [B21]'s introduction: one pass, plain SGD; its notebook draws lr = 0.01 (1 + u / 5) with NumPy's generator seeded 12345,
+#: whose first u is 0.92961609.
+_E1_B21: Final = dataclasses.replace(
+    _E1,
+    widths=(2000, 128),
+    optimiser=Optimiser("sgd", 0.01 * (1 + 0.92961609 / 5)),
+    epochs=1,
+    members=members_of((123,), (1.0,)),
+)
+_E1_PARTS: Final = ("784-2000-10, Adam [R22]", "784-2000-128-10, SGD [B21]")
+
+
+def _e1() -> Scenario:
+    cpu = (
+        *_made(_E1_PARTS[0], (*_NATIVE, *_EMULATED), _E1),
+        *_made(_E1_PARTS[1], _rows("float32", "float64"), _E1_B21, "b21-"),
+    )
+    many = dataclasses.replace(_E1, members=_with_seeds(_E1, (_E1_SEED, *SEEDS[1:])))
+    many_b21 = dataclasses.replace(_E1_B21, members=_with_seeds(_E1_B21, (123, *SEEDS[1:])))
+    full = (
+        *_made(_E1_PARTS[0], (*_NATIVE, *_SWITCHED, *_EMULATED), many),
+        *_made(_E1_PARTS[1], _rows("float32", "float64"), many_b21, "b21-"),
+        *_made(_E1_PARTS[1], _rows("float32-tf32"), many_b21, "b21-"),
+    )
+    smoke = (
+        *_made(_E1_PARTS[0], _rows("float32", "bfloat16", "bfloat16-product", "float16"), _small(_E1, (64,))),
+        *_made(_E1_PARTS[1], _rows("float32", "float64"), _small(_E1_B21, (64, 16)), "b21-"),
+    )
+    return Scenario(
+        "E1",
+        "Initial experiment: two runs of s = 0 and one of s = 1 from one initialisation",
+        "[R22] Fig. 1; [B21] Fig. 1",
+        {"full": full, "cpu": cpu, "smoke": smoke},
+        ("distance",),
+    )
+
+
+# ---------------------------------------------------------------- E2 and E3
+
+_E2: Final = Settings(
+    data="mnist", widths=(200, 200, 200), members=members_of(SEEDS, SUBGRADIENTS), optimiser=_ADAM, epochs=50, every=67
+)
+_PUBLISHED: Final = "MNIST, Adam, ReLU [R22]"
+_SHORT: Final = "MNIST, Adam, ReLU, 3 epochs"
+
+
+def _variations(base: Settings) -> tuple[tuple[str, str, Settings], ...]:
+    """(prefix, part, settings) of the variations that [R22] names: each changes one thing."""
+    change = dataclasses.replace
+    # ReLU6 as [R22] has it: the subgradient at 0 varies, the one at 6 stays 0
+    relu6 = members_of(base.seeds, SUBGRADIENTS, second=0.0)
+    return (
+        ("fashionmnist-", "FashionMNIST, Adam, ReLU", change(base, data="fashionmnist")),
+        ("sgd-", "MNIST, SGD, ReLU", change(base, optimiser=Optimiser("sgd", 0.1))),
+        ("batchnorm-", "MNIST, Adam, ReLU, batch norm", change(base, batch_norm=True)),
+        ("relu6-", "MNIST, Adam, ReLU6", change(base, activation="relu6", members=relu6)),
+        ("leaky-", "MNIST, Adam, LeakyReLU", change(base, activation="leaky_relu")),
+    )
+
+
+#: Measured for this project by a throw-away script (7 seeds at 3 epochs, else one run), to be confirmed or refuted. What
+#: was given as "about" has a spread of a tenth.
+_NOTE: Final = "project's note"
+_OFFSETS: Final = {
+    "chain": {-0.5: (-0.16, 0.30), 0.5: (-0.23, 0.19), 0.8: (-0.13, 0.32), 1.0: (-0.27, 0.22)},
+    "injected": {-0.5: (-5.1, 1.8), 0.5: (-4.9, 0.7), 0.8: (-7.0, 1.2), 1.0: (-9.7, 1.1)},
+}
+_STATED: Final[tuple[Stated, ...]] = (
+    Stated(_NOTE, "bfloat16-product-3-epochs", "accuracy", "chain", 0.0, 96.17, 0.0),
+    *(
+        Stated(_NOTE, "bfloat16-product-3-epochs", "difference", rule, s, value, spread)
+        for rule, offsets in _OFFSETS.items()
+        for s, (value, spread) in offsets.items()
+    ),
+    Stated(_NOTE, "bfloat16-product-3-epochs", "hits", "chain", 0.0, 2500.0, 250.0),
+    Stated(_NOTE, "bfloat16-split-k-4-3-epochs", "hits", "chain", 0.0, 2600.0, 260.0),
+    *(Stated(_NOTE, "bfloat16-split-k-4", "accuracy", "chain", s, 97.8, 0.1, 15) for s in (0.0, *SUBGRADIENTS)),
+    *(
+        Stated(_NOTE, "bfloat16-split-k-4", "accuracy", "injected", s, value, 0.0, 15)
+        for s, value in ((1.0, 90.5), (0.5, 93.2), (-0.5, 94.5))
+    ),
+    *(Stated(_NOTE, "bfloat16", "accuracy", "chain", s, 98.05, 0.05) for s in (0.0, *SUBGRADIENTS)),
+    *(
+        Stated(_NOTE, name, "difference", rule, s, 0.0, 0.4, 3)
+        for name in ("float32", "bfloat16")
+        for rule in ("chain", "injected")
+        for s in SUBGRADIENTS
+    ),
+    *(Stated(_NOTE, name, "hits", "chain", 0.0, 0.5, 0.5) for name in ("float32", "bfloat16")),
+)
+#: Final test error in %, read off [R22]'s Figure 3 (50 epochs, one run each, injected rule).
+_ERRORS: Final = {
+    "float32": dict.fromkeys((0.0, *SUBGRADIENTS), 2.0),
+    "bfloat16": {0.0: 2.0, -0.5: 4.0, 0.5: 7.0, 0.8: 9.0, 1.0: 11.0},
+}
+
+
+def _e2() -> Scenario:
+    pair = _rows("float32", "bfloat16")
+    switched = _rows("float32-tf32", "float32-strict", "bfloat16-strict")
+    few = dataclasses.replace(_E2, members=_with_seeds(_E2, SEEDS[:3]))
+    one = dataclasses.replace(_E2, members=_with_seeds(_E2, SEEDS[:1]))
+    short = dataclasses.replace(_E2, epochs=3)
+    cpu = (
+        *_made(_PUBLISHED, _rows("float32", "bfloat16", "float16"), few),
+        *_made(_SHORT, _EMULATED, short, suffix="-3-epochs"),
+        *_made(_PUBLISHED, _EMULATED, one),
+    )
+    full = [*_made(_PUBLISHED, (*_NATIVE, *_SWITCHED, *_EMULATED), _E2)]
+    full += _made(_SHORT, _EMULATED, short, suffix="-3-epochs")
+    small = _small(_E2, (64, 64, 64))
+    smoke = [*_made("digits, Adam, ReLU", (*pair, *_rows("float16", "bfloat16-product")), small)]
+    for prefix, part, settings in _variations(_E2):
+        full += _made(part, (*pair, *switched, *_rows("bfloat16-product")), settings, prefix)
+    quick = dataclasses.replace(small, epochs=1, members=_with_seeds(small, (0,)))
+    for prefix, _, settings in _variations(quick):
+        if settings.data == "digits":
+            smoke += _made("digits, variations", _rows("bfloat16-product"), settings, prefix)
+    return Scenario(
+        "E2",
+        "Training an MLP with several subgradients at 0",
+        "[R22] Figs. 2 and 3",
+        {"full": tuple(full), "cpu": cpu, "smoke": tuple(smoke)},
+        ("distance", "loss", "error", "boxes"),
+        {"full": _ERRORS, "cpu": _ERRORS},
+        {"full": _STATED, "cpu": _STATED},
+    )
+
+
+def _e3(e2: Scenario) -> Scenario:
+    """Its runs are E2's in the published setting, which come first there."""
+    scales = {
+        scale: tuple(comparison for comparison in every if comparison.part == every[0].part)
+        for scale, every in e2.scales.items()
+    }
+    return Scenario(
+        "E3",
+        "Spread of the test accuracy by subgradient: over seeds, and pooled as published",
+        "[R22] Fig. 4",
+        scales,
+        ("boxes",),
+        {"full": _ERRORS, "cpu": _ERRORS},
+        shares=("E2",),
+    )
+
+
+def _all() -> dict[str, Scenario]:
+    e2 = _e2()
+    return {scenario.name: scenario for scenario in (_e1(), e2, _e3(e2))}
+
+
+#: The training scenarios by name.
+SCENARIOS: Final[Mapping[str, Scenario]] = _all()
+#: Scenarios that run themselves, by name; see :func:`register`.
+EXTERNAL: Final[dict[str, External]] = {}
+
+
+def register(external: External) -> External:
+    """Adds a scenario that runs itself to the ones that ``relucheck reproduce`` knows.
+
+    Raises:
+        ScenarioError: if the name is taken.
+    """
+    if external.name in SCENARIOS or EXTERNAL.get(external.name, external) != external:
+        raise ScenarioError(f"scenario {external.name!r} exists already; choose another name")
+    EXTERNAL[external.name] = external
+    return external
+
+
+def find(name: str) -> Scenario | External:
+    """The scenario of a name, in any case.
+
+    Raises:
+        ScenarioError: for an unknown name; names the nearest.
+    """
+    known: dict[str, Scenario | External] = {**SCENARIOS, **EXTERNAL}
+    found = {key.lower(): value for key, value in known.items()}.get(name.strip().lower())
+    if found is None:
+        listed = ", ".join(f"{key} ({value.title})" for key, value in sorted(known.items()))
+        raise ScenarioError(f"unknown scenario {name!r}; {_nearest(name, list(known))}known: {listed}")
+    return found

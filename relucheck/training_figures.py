@@ -1,0 +1,325 @@
+"""The report's figures: weight difference per step, train loss, test error per epoch, box plots of the test accuracy.
+
+Axes as in [R22] (Martorella et al. 2022, Figs. 1 to 4), one column per arithmetic, 16 and 32 bits side by side, one row per
+rule. Lines are means over seeds with the range over seeds shaded. matplotlib's Agg, no display needed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from relucheck.scenarios import Comparison, Scenario
+from relucheck.training_settings import MemberResult, Result
+from relucheck.training_summary import final_accuracy, group, label
+
+#: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).
+_STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
+    0.0: ("#000000", "solid", "o"),
+    -0.5: ("#0072B2", (0, (5, 1.5)), "s"),
+    0.5: ("#E69F00", (0, (3, 1, 1, 1)), "^"),
+    0.8: ("#009E73", (0, (1, 1)), "D"),
+    1.0: ("#D55E00", (0, (7, 2, 1, 2)), "v"),
+}
+_CONTROL: Final = "#999999"
+_COLUMNS: Final = 4  # arithmetics in one figure
+_TITLES: Final = {
+    "distance": "weight difference to s = 0 (lines: mean over seeds; bands: range)",
+    "loss": "train loss (lines: mean over seeds; bands: range)",
+    "error": "test error (lines: mean over seeds; bands: range)",
+    "boxes": "test accuracy after the last epoch\n"
+    "(published pooling: test mini-batches of all epochs of one run, which are no repetitions)",
+}
+_Runs = Sequence[tuple[Comparison, Result]]
+
+
+def draw(scenario: Scenario, scale: str, runs: _Runs, folder: Path) -> list[Path]:
+    """Writes the scenario's figures for each part of its results as PNG files; their paths.
+
+    A part with more arithmetics than fit goes on in further files. Void comparisons are drawn and say so.
+
+    Raises:
+        ImportError: without matplotlib; says how to install it.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("figures need matplotlib; install it with: pip install 'relucheck[plot]'") from error
+    matplotlib.use("Agg")
+    written: list[Path] = []
+    for part in dict.fromkeys(comparison.part for comparison, _ in runs):
+        own = [run for run in runs if run[0].part == part]
+        pages = [own[start : start + _COLUMNS] for start in range(0, len(own), _COLUMNS)]
+        for kind in scenario.figures:
+            for number, page in enumerate(pages, start=1):
+                page_name = f"-{number}" if len(pages) > 1 else ""
+                path = folder / f"{_slug(part)}-{kind}{page_name}.png"
+                _save(_FIGURES[kind](scenario, scale, part, page), path)
+                written.append(path)
+    return written
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(sign if sign.isalnum() else " " for sign in text.lower()).split())
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, metadata={"Software": "relucheck"})
+    pyplot.close(figure)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(stream.getvalue())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _style(subgradient: float) -> tuple[str, Any, str]:
+    return _STYLES.get(subgradient, ("#CC79A7", "solid", "x"))
+
+
+def _grid(scenario: Scenario, part: str, kind: str, runs: _Runs, rows: Sequence[str], **options: Any) -> tuple[Any, Any]:
+    """A figure with one column per run and one row per name in ``rows``; axes [rows, columns]."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(rows),
+        len(runs),
+        figsize=(3.6 * max(2, len(runs)), 2.9 * len(rows) + 1.3),
+        squeeze=False,
+        layout="constrained",
+        **options,
+    )
+    figure.suptitle(f"{scenario.name}, {part}\n{_TITLES[kind]}", fontsize=11)
+    for column, (_, result) in enumerate(runs):
+        seeds = len(result.settings.seeds)
+        void = " – VOID" if result.void else ""
+        for row, name in enumerate(rows):
+            axes[row][column].set_title(f"{label(result.settings)}{void}\n{name} ({_counted(seeds, 'seed')})", fontsize=9)
+            axes[row][column].grid(alpha=0.3)
+            if all(member.diverged and not member.epochs for member in result.members):
+                middle = {"ha": "center", "va": "center", "transform": axes[row][column].transAxes}
+                axes[row][column].text(0.5, 0.5, result.members[0].outcome.replace(": ", ":\n"), **middle)
+                axes[row][column].set_xticks([])
+    return figure, axes
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _rules(runs: _Runs) -> list[str]:
+    return list(dict.fromkeys(member.rule for _, result in runs for member in result.settings.members))
+
+
+def _members(result: Result, rule: str) -> dict[float, list[MemberResult]]:
+    """Members by s under a rule; s = 0 is the same run under both."""
+    groups = group(result)
+    return {s: members for (s, own, control), members in groups.items() if not control and (own == rule or s == 0)}
+
+
+def _band(
+    axes: Any, series: Sequence[tuple[Sequence[float], Sequence[float]]], name: str, style: Any, marker: bool
+) -> None:
+    """Mean over seeds as a line, their range as a band, over the points that all seeds have.
+
+    A run that diverged ends early and leaves a shorter mean; a cross marks its end.
+    """
+    import numpy as np
+
+    color, dashes, sign = style
+    longest = max((len(x) for x, _ in series), default=0)
+    if not longest:
+        return
+    x = max((x for x, _ in series), key=len)
+    table = np.full((len(series), longest), np.nan)
+    for index, (_, y) in enumerate(series):
+        table[index, : len(y)] = y
+    mean, low, high = (np.nan_to_num(f(table, axis=0), nan=np.nan) for f in (np.nanmean, np.nanmin, np.nanmax))
+    points = {"marker": sign, "markersize": 4, "markevery": max(1, longest // 8)} if marker else {}
+    axes.plot(x, mean, color=color, linestyle=dashes, linewidth=1.4, label=name, **points)
+    if len(series) > 1:
+        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+    for own_x, own_y in series:
+        if 0 < len(own_x) < longest:
+            axes.plot(own_x[-1], own_y[-1], color=color, marker="x", linestyle="none")
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    columns = 2 * max(2, axes.shape[1])
+    found: dict[str, Any] = {}
+    for panel in axes.flat:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(columns, len(found)), fontsize=9)
+
+
+def _distance(scenario: Scenario, scale: str, part: str, runs: _Runs) -> Any:
+    """L1 distance per step (true, filled lines) and the report's |sum - sum| (thin); symmetric log, so that 0 is there."""
+    rules = _rules(runs)
+    figure, axes = _grid(scenario, part, "distance", runs, rules, sharey=True)
+    smallest = math.inf
+    for column, (_, result) in enumerate(runs):
+        control = group(result)[0.0, "chain", True]
+        for row, rule in enumerate(rules):
+            panel = axes[row][column]
+            for s, members in _members(result, rule).items():
+                if s == 0:
+                    continue
+                series = [(member.steps.step, member.steps.l1) for member in members]
+                smallest = min([smallest, *(y for _, own in series for y in own if y > 0)])
+                _band(panel, series, f"s = {s:g}", _style(s), marker=True)
+                for index, member in enumerate(members):
+                    name = "thin: |sum − sum|, the report's “L1”" if index == 0 else None
+                    color = _style(s)[0]
+                    panel.plot(member.steps.step, member.steps.sum_difference, color=color, lw=0.5, alpha=0.5, label=name)
+            # drawn last and wide: it must be seen to lie on 0
+            series = [(member.steps.step, member.steps.l1) for member in control]
+            _band(panel, series, "control: s = 0 again", (_CONTROL, "solid", ""), marker=False)
+            panel.set_xlabel("step")
+            if column == 0:
+                panel.set_ylabel("L1 distance of all parameters")
+    threshold = 10.0 ** math.floor(math.log10(smallest)) if 0 < smallest < math.inf else 1e-6
+    for panel in axes.flat:
+        panel.set_yscale("symlog", linthresh=threshold)
+        panel.set_ylim(bottom=-threshold / 2)  # so that a line on 0 is seen
+        ticks = [tick for tick in panel.get_yticks() if tick >= 0]
+        panel.set_yticks(ticks[:: max(1, -(-len(ticks) // 8))])
+    _legend(figure, axes)
+    return figure
+
+
+def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Callable[[Scenario, str, str, _Runs], Any]:
+    def figure_of(scenario: Scenario, scale: str, part: str, runs: _Runs) -> Any:
+        rules = _rules(runs)
+        figure, axes = _grid(scenario, part, kind, runs, rules, sharey=True)
+        for column, (comparison, result) in enumerate(runs):
+            for row, rule in enumerate(rules):
+                panel = axes[row][column]
+                for s, members in _members(result, rule).items():
+                    series = [_curve(member, value) for member in members]
+                    _band(panel, series, f"s = {s:g}", _style(s), marker=True)
+                    if kind == "error" and rule == "injected":
+                        _published_point(
+                            panel, scenario.published.get(scale, {}).get(comparison.name, {}).get(s), result, s
+                        )
+                panel.set_xlabel("epoch")
+                if panel.get_lines():
+                    panel.xaxis.get_major_locator().set_params(integer=True)
+                if column == 0:
+                    panel.set_ylabel(unit)
+        smallest, largest = _range(axes)
+        if smallest > 0 and largest > 20 * smallest:
+            for panel in axes.flat:
+                panel.set_yscale("log")
+        _legend(figure, axes)
+        return figure
+
+    return figure_of
+
+
+def _curve(member: MemberResult, value: Callable[[Any], float | None]) -> tuple[list[float], list[float]]:
+    values = [value(epoch) for epoch in member.epochs]
+    known = [(index, found) for index, found in enumerate(values, start=1) if found is not None]
+    return [float(index) for index, _ in known], [found for _, found in known]
+
+
+def _range(axes: Any) -> tuple[float, float]:
+    values = [float(y) for panel in axes.flat for line in panel.get_lines() for y in line.get_ydata() if y == y]
+    return (min(values), max(values)) if values else (0.0, 0.0)
+
+
+def _published_point(panel: Any, error: float | None, result: Result, s: float) -> None:
+    """The published final test error, at the right edge: read off a figure, one run, injected rule."""
+    if error is not None:
+        color, _, sign = _style(s)
+        panel.plot(
+            [result.settings.epochs * 1.03],
+            [error],
+            color="white",
+            marker=sign,
+            markeredgecolor=color,
+            markersize=8,
+            markeredgewidth=1.6,
+            linestyle="none",
+            clip_on=False,
+            label="hollow: published [R22], read off" if s == 0 else None,
+        )
+
+
+def _boxes(scenario: Scenario, scale: str, part: str, runs: _Runs) -> Any:
+    """Over seeds (the unit that repeats), and below pooled over test mini-batches of all epochs, as published."""
+    rules = _rules(runs)
+    rows = [name for rule in rules for name in (f"{rule}: over seeds", f"{rule}: published pooling")]
+    figure, axes = _grid(scenario, part, "boxes", runs, rows, sharey="row")
+    for column, (_, result) in enumerate(runs):
+        for index, rule in enumerate(rules):
+            groups = _members(result, rule)
+            seeds = {s: [a for m in members if (a := final_accuracy(m)) is not None] for s, members in groups.items()}
+            pooled = {
+                s: [100 * value for epoch in members[0].epochs for value in epoch.test_batch_accuracies]
+                for s, members in groups.items()
+            }
+            _box(axes[2 * index][column], seeds, points=True)
+            _box(axes[2 * index + 1][column], pooled, points=False)
+            if column == 0:
+                axes[2 * index][0].set_ylabel("test accuracy, %")
+                axes[2 * index + 1][0].set_ylabel("accuracy of one test\nmini-batch, %")
+            first = result.settings.seeds[0]
+            axes[2 * index + 1][column].set_title(
+                f"{label(result.settings)}\n{rule}: published pooling (of seed {first})", fontsize=9
+            )
+    return figure
+
+
+def _box(panel: Any, values: Mapping[float, Sequence[float]], points: bool) -> None:
+    order = sorted(values)
+    for place, s in enumerate(order):
+        color, _, sign = _style(s)
+        if not values[s]:
+            if any(values.values()):  # else the panel says so
+                middle = {"ha": "center", "va": "center", "transform": panel.get_xaxis_transform()}
+                panel.text(place, 0.5, "diverged", rotation=90, **middle)
+            continue
+        if len(values[s]) > 1:
+            panel.boxplot(
+                [values[s]],
+                positions=[place],
+                widths=0.6,
+                patch_artist=True,
+                manage_ticks=False,
+                boxprops={"facecolor": color, "alpha": 0.35, "edgecolor": color},
+                medianprops={"color": "black"},
+                whiskerprops={"color": color},
+                capprops={"color": color},
+                flierprops={"marker": ".", "markersize": 2, "markeredgecolor": color, "alpha": 0.4},
+                showfliers=not points,
+            )
+        if points:
+            panel.plot([place] * len(values[s]), values[s], color=color, marker=sign, markersize=4, linestyle="none")
+    if not any(values.values()):
+        return
+    panel.set_xticks(range(len(order)), [f"{s:g}" for s in order])
+    panel.set_xlim(-0.7, len(order) - 0.3)
+    panel.set_xlabel("s")
+
+
+_FIGURES: Final[Mapping[str, Callable[[Scenario, str, str, _Runs], Any]]] = {
+    "distance": _distance,
+    "loss": _per_epoch("loss", "train loss (cross-entropy)", lambda epoch: epoch.train_loss),
+    "error": _per_epoch("error", "test error, %", lambda epoch: 100 * (1 - epoch.test_accuracy)),
+    "boxes": _boxes,
+}

@@ -1,0 +1,149 @@
+"""The report of a training scenario: Markdown to read, JSON to compute with."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from relucheck.gate_reports import _markdown_table as markdown_table
+from relucheck.scenarios import Comparison, Scenario
+from relucheck.training_settings import Result, Settings
+from relucheck.training_summary import Reproduction, group, label
+from relucheck.training_tables import LEGEND, markdown, stated_lines
+
+#: Version of ``summary.json``.
+SUMMARY_VERSION: Final = 1
+
+
+def summary(made: Reproduction) -> dict[str, Any]:
+    """What ``summary.json`` holds: scenario, scale, runs (settings, device, versions, wall time), cells, stated figures."""
+    return {
+        "schema": "relucheck-reproduction-summary",
+        "schema_version": SUMMARY_VERSION,
+        "scenario": made.scenario.name,
+        "scale": made.scale,
+        "missing": list(made.missing),
+        "runs": [
+            {
+                "comparison": comparison.name,
+                "part": comparison.part,
+                "digest": result.settings.digest,
+                "settings": result.settings.to_json(),
+                **{name: getattr(result, name) for name in ("device", "executor", "versions", "wall_s", "void")},
+            }
+            for comparison, result in made.runs
+        ],
+        "cells": [cell.as_dict() for cell in made.cells],
+        "stated": [checked.as_dict() for checked in made.checked],
+    }
+
+
+def report(made: Reproduction) -> str:
+    """The report as Markdown; figures are linked by their paths below the folder."""
+    scenario = made.scenario
+    assert isinstance(scenario, Scenario)
+    wall = sum(result.wall_s for _, result in made.runs)
+    lines = [
+        f"# {scenario.name}: {scenario.title}",
+        "",
+        f"Published: {scenario.source}. Scale {made.scale}; {_counted(len(made.runs))}, {_duration(wall)} of training.",
+        "",
+    ]
+    if made.missing:
+        lines += [f"Not run (yet): {', '.join(made.missing)}.", ""]
+    if made.void:
+        lines += [f"**Void, as a control differed: {', '.join(made.void)}.**", ""]
+    lines += ["## Results", "", _sentence(LEGEND), "", *markdown(made.cells, scenario.published.get(made.scale, {}))]
+    if made.checked:
+        text = (
+            "Stated for this project from a throw-away script before the engine existed. agrees: the stated range and the "
+            "measured 95 % interval meet; disagrees: they do not; one run: nothing to test with."
+        )
+        lines += ["## Figures that were stated before", "", text, "", *markdown_table(*stated_lines(made.checked)), ""]
+    lines += ["## Figures", ""]
+    if made.figures:
+        for path in made.figures:
+            relative = os.path.relpath(path, made.folder).replace(os.sep, "/")
+            lines += [f"![{path.stem}]({relative})", ""]
+    else:
+        lines += ["None: figures need matplotlib (`pip install 'relucheck[plot]'`), then run the same command again.", ""]
+    header, body = _controls(made.runs)
+    lines += ["## Controls", "", "A second run of s = 0 for every seed, really computed.", ""]
+    lines += [*markdown_table(header, body), "", "## How it was run", "", *markdown_table(*_how(made.runs)), ""]
+    lines += [*markdown_table(*_settings(made.runs)), ""]
+    return "\n".join(lines)
+
+
+def _counted(number: int) -> str:
+    return f"{number} comparison{'s' * (number != 1)}"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+_Runs = tuple[tuple[Comparison, Result], ...]
+_Table = tuple[list[str], list[list[str]]]
+
+
+def _controls(runs: _Runs) -> _Table:
+    body = []
+    for comparison, result in runs:
+        controls = group(result)[0.0, "chain", True]
+        distances = [value for member in controls for value in member.steps.l1]
+        largest = f"{max(distances):g}" if distances else "no step recorded"
+        body.append([comparison.name, str(len(controls)), f"{len(distances):,}", largest, result.void or "identical"])
+    return ["comparison", "controls", "recorded steps", "largest L1 distance", "outcome"], body
+
+
+def _how(runs: _Runs) -> _Table:
+    body = [
+        [
+            comparison.name,
+            label(result.settings),
+            result.device,
+            result.executor,
+            ", ".join(f"{name} {version}" for name, version in result.versions.items()),
+            _duration(result.wall_s),
+        ]
+        for comparison, result in runs
+    ]
+    return ["comparison", "arithmetic", "device", "executor", "versions", "wall time"], body
+
+
+def _settings(runs: _Runs) -> _Table:
+    body = []
+    for comparison, result in runs:
+        settings = result.settings
+        body.append(
+            [
+                comparison.name,
+                network(settings),
+                settings.data + (f" ({settings.train_samples} samples)" if settings.train_samples else ""),
+                optimiser(settings),
+                f"{settings.epochs} of {settings.batch_size} a batch, {'shuffled' if settings.shuffle else 'file order'}",
+                ", ".join(map(str, settings.seeds)),
+                settings.digest[:12],
+            ]
+        )
+    return ["comparison", "network", "data", "optimiser", "epochs", "seeds", "digest"], body
+
+
+def network(settings: Settings) -> str:
+    """The architecture in words, for example "784-200-200-200-10, relu"."""
+    parts = ["-".join(map(str, (784, *settings.widths, 10))), settings.activation]
+    parts += ["batch norm"] * settings.batch_norm + [f"dropout {settings.dropout:g}"] * bool(settings.dropout)
+    return ", ".join(parts)
+
+
+def optimiser(settings: Settings) -> str:
+    """The optimiser in words, for example "adam, lr 0.001, eps 1e-08"."""
+    found = settings.optimiser
+    eps = f", eps {found.eps:g}" if found.name == "adam" else ""
+    momentum = f", momentum {found.momentum:g}" if found.momentum else ""
+    return f"{found.name}, lr {found.lr:.6g}{eps}{momentum}"

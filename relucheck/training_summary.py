@@ -1,0 +1,229 @@
+"""From results of the engine to what tables say: one cell per comparison, rule and subgradient, judged over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from relucheck.scenarios import Comparison, External, Scenario, Stated
+from relucheck.statistics import Paired, Summary, judge, paired, summarise
+from relucheck.training_settings import MemberResult, Result, Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The members of one comparison that share subgradient and rule, over its seeds.
+
+    Attributes:
+        comparison, part: names; label: arithmetic, as tables show it.
+        rule, subgradient, control: which members.
+        accuracies: final test accuracy in % per seed, None for a diverged run.
+        summary: of the finite ones.
+        l1, sum_difference: mean over seeds of the last recorded distance to s = 0; None where there is none.
+        first: earliest step at which a seed's parameters differ from s = 0; None if in no seed.
+        differing: number of seeds in which they differ.
+        hits: per epoch, all layers and kinks, mean over seeds and epochs; None where no epoch ended.
+        diverged: number of diverged seeds, and what the first of them says.
+        paired: against s = 0; None for s = 0 itself and in a void comparison.
+        void: why the whole comparison is void, or None.
+    """
+
+    comparison: str
+    part: str
+    label: str
+    rule: str
+    subgradient: float
+    control: bool
+    accuracies: tuple[float | None, ...]
+    summary: Summary
+    l1: float | None
+    sum_difference: float | None
+    first: int | None
+    differing: int
+    hits: float | None
+    diverged: int
+    divergence: str
+    paired: Paired | None
+    void: str | None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is s = 0, with which the others are compared."""
+        return self.subgradient == 0 and not self.control
+
+    @property
+    def row(self) -> tuple[float, bool]:
+        """Rows of a table: s, with the control behind s = 0."""
+        return self.subgradient, self.control
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
+
+
+def label(settings: Settings) -> str:
+    """The arithmetic, and what else is not as in E2: Adam's eps, the optimiser, batch norm, the activation."""
+    optimiser = settings.optimiser
+    parts = [settings.precision.name]
+    parts += [f"eps {optimiser.eps:g}"] * (optimiser.name == "adam" and optimiser.eps != 1e-8)
+    parts += ["SGD"] * (optimiser.name == "sgd") + ["batch norm"] * settings.batch_norm
+    return ", ".join([*parts, *_ACTIVATIONS[settings.activation]])
+
+
+_ACTIVATIONS: Final = {"relu": (), "relu6": ("ReLU6",), "leaky_relu": ("LeakyReLU",)}
+
+
+def final_accuracy(member: MemberResult, epoch: int | None = None) -> float | None:
+    """Test accuracy in % after an epoch (from 1; None: the last), or None if the run diverged before it."""
+    if epoch is None:
+        return None if member.diverged or not member.epochs else 100 * member.epochs[-1].test_accuracy
+    return 100 * member.epochs[epoch - 1].test_accuracy if 0 < epoch <= len(member.epochs) else None
+
+
+def hits_per_epoch(member: MemberResult) -> float | None:
+    """Mean over the finished epochs of the hits of all layers and kinks."""
+    counts = [sum(map(sum, layers)) for layers in member.hits[: len(member.epochs)]]
+    return sum(counts) / len(counts) if counts else None
+
+
+def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
+    """Members by (s, rule, control), each list in the order of the seeds."""
+    found: dict[tuple[float, str, bool], list[MemberResult]] = {}
+    for member in result.members:
+        which = member.member
+        found.setdefault((which.subgradient, which.rule, which.control), []).append(member)
+    order = {seed: index for index, seed in enumerate(result.settings.seeds)}
+    return {key: sorted(members, key=lambda member: order[member.member.seed]) for key, members in found.items()}
+
+
+def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[Cell]:
+    """The cells of all comparisons, judged as one family of tests."""
+    cells: list[Cell] = []
+    for comparison, result in results:
+        groups = group(result)
+        reference = [final_accuracy(member) for member in groups[0.0, "chain", False]]
+        cells += [_cell(comparison, result, key, members, reference) for key, members in groups.items()]
+    # a control must be identical, which needs no test
+    family = {index: cell.paired for index, cell in enumerate(cells) if cell.paired and not cell.control}
+    judged = judge({index: result for index, result in family.items() if result is not None})
+    return [
+        dataclasses.replace(cell, paired=judged[index]) if index in judged else cell for index, cell in enumerate(cells)
+    ]
+
+
+def _cell(
+    comparison: Comparison,
+    result: Result,
+    key: tuple[float, str, bool],
+    members: Sequence[MemberResult],
+    reference: Sequence[float | None],
+) -> Cell:
+    subgradient, rule, control = key
+    accuracies = tuple(final_accuracy(member) for member in members)
+    firsts = [member.first_difference for member in members if member.first_difference is not None]
+    diverged = [member for member in members if member.diverged]
+    is_reference = subgradient == 0 and not control
+    return Cell(
+        comparison=comparison.name,
+        part=comparison.part,
+        label=label(result.settings),
+        rule=rule,
+        subgradient=subgradient,
+        control=control,
+        accuracies=accuracies,
+        summary=summarise([value for value in accuracies if value is not None]),
+        l1=_mean([member.steps.l1[-1] for member in members if member.steps.l1]),
+        sum_difference=_mean([member.steps.sum_difference[-1] for member in members if member.steps.sum_difference]),
+        first=min(firsts, default=None),
+        differing=len(firsts),
+        hits=_mean([hits for member in members if (hits := hits_per_epoch(member)) is not None]),
+        diverged=len(diverged),
+        divergence=diverged[0].outcome if diverged else "",
+        paired=None if result.void or is_reference else paired(accuracies, reference, same_run=not firsts),
+        void=result.void,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A stated figure beside the measured one.
+
+    ``verdict``: "agrees" (stated range and measured 95 % interval meet), "disagrees" (they do not), "one run" (fewer than 2
+    seeds, nothing to test with), or "not measured".
+    """
+
+    stated: Stated
+    measured: Summary
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
+
+
+def check(stated: Sequence[Stated], results: Mapping[str, Result]) -> list[Checked]:
+    """Every stated figure with what the comparisons of that name measured."""
+    return [_checked(figure, results.get(figure.comparison)) for figure in stated]
+
+
+def _checked(stated: Stated, result: Result | None) -> Checked:
+    nothing = Checked(stated, summarise([]), "not measured")
+    if result is None or result.void:
+        return nothing
+    groups = group(result)
+    members = groups.get((stated.subgradient, stated.rule, False))
+    if members is None:
+        return nothing
+
+    def accuracy(member: MemberResult) -> float | None:
+        return final_accuracy(member, stated.epoch)
+
+    measure: Callable[[MemberResult], float | None] = hits_per_epoch if stated.quantity == "hits" else accuracy
+    values = [measure(member) for member in members]
+    if stated.quantity == "difference":
+        before = [accuracy(member) for member in groups[0.0, "chain", False]]
+        values = [None if a is None or b is None else a - b for a, b in zip(values, before, strict=True)]
+    measured = summarise([value for value in values if value is not None])
+    if measured.n < 2:
+        return Checked(stated, measured, "one run" if measured.n else "not measured")
+    assert measured.low is not None
+    assert measured.high is not None
+    meets = measured.low <= stated.value + stated.spread and stated.value - stated.spread <= measured.high
+    return Checked(stated, measured, "agrees" if meets else "disagrees")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """What a folder holds after a run.
+
+    Attributes:
+        scenario, scale, folder: which.
+        runs: every finished comparison of the folder, in the scenario's order.
+        missing: names of the comparisons that are not there (``only`` left them out).
+        cells, checked: what the tables say.
+        figures: paths of the figures.
+        text: what an external scenario had to say.
+    """
+
+    scenario: Scenario | External
+    scale: str
+    folder: Path
+    runs: tuple[tuple[Comparison, Result], ...] = ()
+    missing: tuple[str, ...] = ()
+    cells: tuple[Cell, ...] = ()
+    checked: tuple[Checked, ...] = ()
+    figures: tuple[Path, ...] = ()
+    text: str | None = None
+
+    @property
+    def void(self) -> tuple[str, ...]:
+        """Names of the comparisons whose control differed."""
+        return tuple(comparison.name for comparison, result in self.runs if result.void)

@@ -1,0 +1,257 @@
+"""The tables of a training scenario: for the terminal (rich) and for reports (Markdown).
+
+Rows are subgradients; for each arithmetic and rule: test accuracy (mean and standard deviation over seeds), its 95 %
+interval, the difference to s = 0 on the same seed, L1 distance of the parameters, first differing step, hits per epoch,
+verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from relucheck.gate_reports import _markdown_table as markdown_table
+from relucheck.training_summary import Cell, Checked
+
+_STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}
+_LINES: Final = ("accuracy %", "95 % interval", "to s = 0", "L1 distance", "first step", "hits / epoch", "verdict")
+#: What the words and signs of the tables mean.
+LEGEND: Final = (
+    "accuracy: on the test set after the last epoch, mean ± standard deviation over seeds; interval: Student's t, 95 %; "
+    "to s = 0: mean difference on the same seed ± half its 95 % interval; L1 distance: of all parameters to s = 0 at the "
+    "last recorded step; first step: the earliest at which parameters differ (in how many seeds). Verdict: paired t-test "
+    "and TOST (within 0.2 points), each corrected by Holm for all tests of this report, at 5 %; fewer than 2 seeds or a "
+    "diverged run: undecided. Rule chain: the subgradient times the cotangent; injected: the subgradient itself, whatever "
+    "the cotangent, which is the published code's fault."
+)
+_Published = Mapping[str, Mapping[float, float]]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for a table: "-" for none, an exact 0 as "0", few digits otherwise."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    return f"{value:,.{digits}f}" if abs(value) >= 0.5 * 10**-digits else f"{value:.1e}"
+
+
+def row_name(row: tuple[float, bool]) -> str:
+    """ "0.5", or "0 (control)"."""
+    return f"{row[0]:g}{' (control)' if row[1] else ''}"
+
+
+def verdict(cell: Cell) -> str:
+    """The verdict, "reference" for s = 0, and for a control whether it is one."""
+    if cell.void:
+        return "void"
+    if cell.is_reference:
+        return "reference"
+    if cell.control:
+        return "identical" if cell.first is None and not cell.l1 else "void"
+    return cell.paired.verdict if cell.paired else "undecided"
+
+
+def lines(cell: Cell) -> list[str]:
+    """The values of a cell, one for each of the table's lines."""
+    summary, seeds = cell.summary, len(cell.accuracies)
+    if cell.void:  # whatever was measured, nothing follows from it
+        return ["-"] * (len(_LINES) - 1) + [verdict(cell)]
+    if cell.diverged == seeds:
+        accuracy = "diverged"
+    else:
+        lost = f" ({cell.diverged} lost)" if cell.diverged else ""
+        spread = f" ± {summary.sd:.2f}" if summary.sd is not None else ""
+        accuracy = f"{number(summary.mean)}{spread}{lost}"
+    interval = f"{summary.low:.2f} – {summary.high:.2f}" if summary.low is not None else "-"
+    first = "never" if cell.first is None else f"{cell.first:,} ({cell.differing}/{seeds})"
+    if cell.is_reference:
+        first = "-"
+    if cell.control:  # the same run again: nothing but that
+        return [*["-"] * 3, number(cell.l1, 1), first, "-", verdict(cell)]
+    return [
+        accuracy,
+        interval,
+        _difference(cell),
+        "-" if cell.is_reference else number(cell.l1, 1),
+        first,
+        number(cell.hits, 1),
+        verdict(cell),
+    ]
+
+
+def _difference(cell: Cell) -> str:
+    if cell.paired is None or cell.paired.difference.mean is None or cell.control:
+        return "-"
+    difference = cell.paired.difference
+    if cell.paired.identical:
+        return "0 exactly"
+    half = f" ± {(difference.high - difference.low) / 2:.2f}" if None not in (difference.high, difference.low) else ""  # type: ignore[operator]
+    return f"{difference.mean:+.2f}{half}"
+
+
+def published_accuracy(cell: Cell, published: _Published) -> str:
+    """The published final test accuracy of this cell in %, read off a figure, or ""."""
+    error = published.get(cell.comparison, {}).get(cell.subgradient)
+    return "" if error is None or cell.control else f"about {100 - error:g}"
+
+
+def parts(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Cells by the table they belong to, in order."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.part, []).append(cell)
+    return found
+
+
+def rich_tables(scenario: str, cells: Sequence[Cell], published: _Published, width: int = 120) -> list[Any]:
+    """One rich table per part and as many columns as fit: rows s, columns arithmetic and rule."""
+    shown: list[Any] = []
+    for part, own in parts(cells).items():
+        columns = list(dict.fromkeys((cell.comparison, cell.rule) for cell in own))
+        widths = [max(len(text) for cell in own if _in(cell, column) for text in lines(cell)) + 3 for column in columns]
+        for chosen in _fitting(columns, widths, max(40, width - 34)):
+            shown.append(_rich_table(f"{scenario}: {part}", own, chosen, published))
+    voids = dict.fromkeys(f"void: {cell.comparison}: {cell.void}" for cell in cells if cell.void)
+    from rich.text import Text
+
+    return [*shown, *(Text(line, style="bold red") for line in voids), *map(Text, divergences(cells))]
+
+
+def divergences(cells: Sequence[Cell]) -> list[str]:
+    """One line for each comparison and way of diverging: which members, and where."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        if cell.divergence:
+            found.setdefault((cell.comparison, cell.divergence), []).append(f"s = {row_name(cell.row)} {cell.rule}")
+    return [
+        f"{name}: {'every member' if len(who) == sum(c.comparison == name for c in cells) else ', '.join(who)} {what}"
+        for (name, what), who in found.items()
+    ]
+
+
+_Column = tuple[str, str]
+
+
+def _in(cell: Cell, column: _Column) -> bool:
+    return (cell.comparison, cell.rule) == column
+
+
+def _fitting(columns: Sequence[_Column], widths: Sequence[int], room: int) -> list[list[_Column]]:
+    """Columns in portions that fit, both rules of a comparison in one portion."""
+    names = list(dict.fromkeys(name for name, _ in columns))
+    portions: list[list[_Column]] = [[]]
+    used = 0
+    for name in names:
+        own = [index for index, column in enumerate(columns) if column[0] == name]
+        wanted = sum(widths[index] for index in own)
+        if portions[-1] and used + wanted > room:
+            portions.append([])
+            used = 0
+        portions[-1] += [columns[index] for index in own]
+        used += wanted
+    return portions
+
+
+def _rich_table(title: str, cells: Sequence[Cell], columns: Sequence[_Column], published: _Published) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("s", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for name, rule in columns:
+        caption = next(cell.label for cell in cells if cell.comparison == name)
+        table.add_column(f"{caption}\n{rule}", justify="right")
+    found = {(cell.comparison, cell.rule, *cell.row): cell for cell in cells}
+    for row in dict.fromkeys(cell.row for cell in cells):
+        first = True
+        chosen = [found.get((*column, *row)) for column in columns]
+        if not any(chosen):
+            continue
+        values = [lines(cell) if cell else [""] * len(_LINES) for cell in chosen]
+        extra = [published_accuracy(cell, published) if cell and _faulty(cell) else "" for cell in chosen]
+        labels = [*_LINES, "published %"] if any(extra) else list(_LINES)
+        if any(extra):
+            values = [[*own, more] for own, more in zip(values, extra, strict=True)]
+        told = [i for i in range(len(labels)) if any(own[i] not in ("", "-") for own in values)]
+        for index in told:
+            texts = [Text(own[index], style=_STYLES.get(own[index], "")) for own in values]
+            table.add_row(row_name(row) if first else "", labels[index], *texts, end_section=index == told[-1])
+            first = False
+    return table
+
+
+def _faulty(cell: Cell) -> bool:
+    """Whether the published code computed this cell: the injected rule, which for s = 0 is the chain rule."""
+    return cell.rule == "injected" or cell.subgradient == 0
+
+
+def markdown(cells: Sequence[Cell], published: _Published) -> list[str]:
+    """One Markdown table per comparison; rows s and rule."""
+    text: list[str] = []
+    for part, own in parts(cells).items():
+        text += [f"### {part}", ""]
+        for name in dict.fromkeys(cell.comparison for cell in own):
+            mine = [cell for cell in own if cell.comparison == name]
+            seeds = len(mine[0].accuracies)
+            text += [f"**{mine[0].label}** (`{name}`, {seeds} seed{'s' * (seeds != 1)})", ""]
+            if mine[0].void:
+                text += [f"Void: {mine[0].void}. Nothing may be concluded from it.", ""]
+            header = ["s", "rule", *_LINES[:-1], "p differs", "p equivalent", "verdict"]
+            body = []
+            for cell in mine:
+                *values, word = lines(cell)
+                body.append([row_name(cell.row), cell.rule, *values, *_p_values(cell), word])
+            if name in published:
+                header.append("published %")
+                for line, cell in zip(body, mine, strict=True):
+                    line.append(published_accuracy(cell, published) if _faulty(cell) else "")
+            text += [*markdown_table(header, body), ""]
+            lost = [f"- {line}" for line in divergences(mine)]
+            text += [*lost, ""] if lost else []
+    return text
+
+
+def _p_values(cell: Cell) -> list[str]:
+    if cell.paired is None or cell.control:
+        return ["-", "-"]
+    return ["-" if p is None else f"{p:.2g}" for p in (cell.paired.adjusted_difference, cell.paired.adjusted_equivalence)]
+
+
+def stated_lines(checked: Sequence[Checked]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of figures that were stated before."""
+    header = ["comparison", "what", "s", "rule", "stated", "measured", "seeds", "outcome"]
+    body = []
+    for found in checked:
+        stated, measured = found.stated, found.measured
+        when = f" after epoch {stated.epoch}" if stated.epoch else ""
+        what = {"accuracy": "test accuracy %", "difference": "points to s = 0", "hits": "hits per epoch"}[stated.quantity]
+        spread = f" ± {stated.spread:g}" if stated.spread else ""
+        interval = f" [{number(measured.low)}, {number(measured.high)}]" if measured.low is not None else ""
+        body.append(
+            [
+                stated.comparison,
+                what + when,
+                f"{stated.subgradient:g}",
+                stated.rule,
+                f"{stated.value:g}{spread}",
+                f"{number(measured.mean)}{interval}",
+                str(measured.n),
+                found.verdict,
+            ]
+        )
+    return header, body
+
+
+def rich_stated(checked: Sequence[Checked]) -> Any:
+    """The figures that were stated before, as a rich table."""
+    from rich.table import Table
+
+    header, body = stated_lines(checked)
+    table = Table(title="figures stated before, and measured here", title_justify="left")
+    for name in header:
+        table.add_column(name, justify="right" if name in ("s", "stated", "measured", "seeds") else "left")
+    for line in body:
+        table.add_row(*line)
+    return table

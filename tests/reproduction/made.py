@@ -1,0 +1,56 @@
+"""Results made up by formula, for what reads results: no training, every outcome at will."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from relucheck.training_settings import Distances, Epoch, Member, MemberResult, Result, Settings
+
+VERSIONS = {"relucheck": "0", "torch": "0", "python": "0"}
+
+
+def accuracy(member: Member, noise: float = 0.001) -> float:
+    """Test accuracy as the published picture has it: the injected rule costs a few points, the chain rule none."""
+    jitter = random.Random(f"{member.seed} {member.subgradient} {member.rule}").gauss(0, noise)
+    cost = 0.08 * abs(member.subgradient) if member.rule == "injected" else 0.0
+    return min(1.0, 0.975 - cost + jitter)
+
+
+def result(
+    settings: Settings,
+    accuracy: Callable[[Member], float] = accuracy,
+    diverged: Callable[[Member], bool] = lambda member: False,
+    void: str | None = None,
+    identical: bool = False,
+    hits: Mapping[str, int] | None = None,
+) -> Result:
+    """A result of ``settings``; ``identical`` gives every member the reference's run."""
+    members = []
+    for member in settings.members:
+        same = identical or member.is_reference or member.control
+        source = Member(member.seed, 0.0) if same else member
+        final = accuracy(source)
+        lost = diverged(member)
+        steps = list(range(settings.every, settings.epochs * 20 + 1, settings.every)) or [1]
+        scale = 0.0 if same else 0.01 if member.rule == "chain" else 300.0
+        distances = Distances(
+            steps, [scale * step for step in steps], [scale / 9 * step for step in steps], [scale / 7 for _ in steps]
+        )
+        epochs = [
+            Epoch(2.0 / epoch, 2.2 / epoch, final - 0.1 / epoch + 0.1 / settings.epochs, [final, max(0.0, final - 0.02)])
+            for epoch in range(1, settings.epochs + 1)
+        ]
+        count = (hits or {}).get(member.rule, 7)
+        members.append(
+            MemberResult(
+                member,
+                "diverged: non-finite at step 1" if lost else "finished",
+                None if same else 3 + member.seed % 5,
+                steps=Distances([], [], [], []) if lost else distances,
+                hits=[[[count] for _ in settings.widths] for _ in epochs],
+                activations=[[1000 for _ in settings.widths] for _ in epochs],
+                epochs=[] if lost else epochs,
+            )
+        )
+    return Result(settings, "made up", "none", dict(VERSIONS), 1.5, void, members)

@@ -1,0 +1,260 @@
+"""``relucheck reproduce``: exit codes, messages, and that bad input is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from relucheck import checkpoints, reproduce, scenarios, training
+from relucheck.__main__ import FAILED, INTERRUPTED, NO_TARGET, OK, STOPPED, USAGE, main
+from relucheck.training_settings import Result, Settings
+from tests.reproduction import made
+
+Trainer = Callable[..., Result]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces the engine by made-up results; the names of what it was asked to train."""
+    calls: list[str] = []
+
+    def train(settings: Settings, *, folder: Path, **options: Any) -> Result:
+        calls.append(folder.name)
+        result = made.result(settings)
+        checkpoints.save_result(folder, result)
+        return result
+
+    _use(monkeypatch, train)
+    return calls
+
+
+def _use(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> None:
+    options = dict(reproduce.reproduce.__kwdefaults__ or {})
+    monkeypatch.setattr(reproduce.reproduce, "__kwdefaults__", {**options, "trainer": trainer})
+    monkeypatch.setattr(reproduce, "_figures", lambda *arguments: [])
+
+
+def _run(*arguments: str) -> int:
+    return main(["reproduce", *arguments, "--device", "cpu"])
+
+
+def test_a_run(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out"
+    assert _run("e1", "--scale", "smoke", "--out", str(folder)) == OK
+    shown = capsys.readouterr()
+    assert "[1/6] float32: run in" in shown.err
+    assert "E1: 784-2000-10, Adam [R22]" in shown.out
+    assert f"report: {folder / 'report.md'}" in shown.out
+    assert len(trained) == 6
+    assert json.loads((folder / "scenario.json").read_text())["scenario"] == "E1"
+    assert _run("E1", "--scale", "smoke", "--out", str(folder), "--quiet") == OK
+    assert len(trained) == 6, "finished comparisons are not run again"
+    assert capsys.readouterr().err == ""
+
+
+def test_only(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "b21-*", "--only", "float32")
+    assert _run("E1", *arguments) == OK
+    assert trained == ["float32", "b21-float32", "b21-float64"]
+    assert "not run (yet): bfloat16, bfloat16-product, float16" in capsys.readouterr().out
+
+
+def test_default_folder_and_scale(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _run("E3", "--scale", "smoke") == OK
+    assert (tmp_path / "relucheck-results" / "E3-smoke" / "report.md").is_file()
+    assert reproduce.default_scale("cpu") == "cpu"
+    assert reproduce.default_scale("cuda:1") == "full"
+
+
+def test_a_void_comparison_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(settings: Settings, *, folder: Path, **options: Any) -> Result:
+        result = made.result(settings, void="control differed at step 3 in parameter p (seed 0)")
+        checkpoints.save_result(folder, result)
+        return result
+
+    _use(monkeypatch, train)
+    assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "float32") == FAILED
+    assert "void: float32: control differed at step 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["E22"], "unknown scenario 'E22'; did you mean 'E2'?"),
+        (["E2", "--scale", "smok"], "unknown scale 'smok'; did you mean 'smoke'?"),
+        (["E2", "--scale", "smoke", "--only", "flot32"], "no comparison or precision 'flot32'; did you mean 'float32'?"),
+    ],
+    ids=["scenario", "scale", "comparison"],
+)
+def test_unknown_names(
+    arguments: list[str], message: str, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert _run(*arguments, "--out", str(folder)) == USAGE
+    shown = capsys.readouterr().err
+    assert shown.startswith("relucheck: ")
+    assert message in shown
+    assert not trained
+    assert not folder.exists(), "nothing is written for a command that cannot be run"
+
+
+def test_no_data_root(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    arguments = ("--scale", "cpu", "--data-root", str(file), "--out", str(tmp_path / "out"))
+    assert _run("E2", *arguments) == NO_TARGET
+    assert f"data root {file} (given as the root) is not a directory" in capsys.readouterr().err
+    assert not trained
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])
+def test_no_such_device(device: str, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "E1", "--scale", "smoke", "--device", device, "--out", str(tmp_path / "out")]) == NO_TARGET
+    assert f"device '{device}'" in capsys.readouterr().err
+    assert not trained
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_folder_of_another_scenario(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ("--scale", "smoke", "--out", str(tmp_path / "out"))
+    assert _run("E1", *out) == OK
+    before = len(trained)
+    assert _run("E2", *out) == USAGE
+    shown = capsys.readouterr().err
+    assert "was made for scenario 'E1', not 'E2'; choose another --out folder" in shown
+    assert len(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("results_schema", 0), ("scenario_version", 0), ("layout_version", 99), ("scale", "cpu"), ("device", "cuda")],
+)
+def test_a_folder_of_another_version(
+    key: str, value: object, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == OK
+    mark = folder / reproduce.MARK
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), key: value}))
+    assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == USAGE
+    assert f"was made for {key} {value!r}, not " in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert _run("E1", "--scale", "smoke", "--out", str(tmp_path)) == USAGE
+    assert "holds other files and no scenario.json; choose another --out folder" in capsys.readouterr().err
+    assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "thesis.tex")) == USAGE
+    assert "is a file, or lies in one" in capsys.readouterr().err
+    mark = tmp_path / "marked" / reproduce.MARK
+    mark.parent.mkdir()
+    mark.write_text("{broken")
+    assert _run("E1", "--scale", "smoke", "--out", str(mark.parent)) == USAGE
+    assert "scenario.json cannot be read" in capsys.readouterr().err
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["marked", "thesis.tex"]
+    assert not trained
+
+
+# ---------------------------------------------------------------- runs that stop
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            training.Interrupted("interrupted in epoch 2 of 3; run the same again to resume there"),
+            INTERRUPTED,
+            "epoch 2 of 3",
+        ),
+        (KeyboardInterrupt(), INTERRUPTED, "the same command goes on from the last epoch"),
+        (training.DeviceError("no memory left on cuda for 100 members"), NO_TARGET, "no memory left on cuda"),
+        (checkpoints.CheckpointError("could not write x (3 bytes): no space left"), STOPPED, "no space left"),
+    ],
+    ids=["interrupted", "control-c", "memory", "disk"],
+)
+def test_a_run_that_stops_says_why_and_keeps_what_is_finished(
+    error: BaseException,
+    code: int,
+    message: str,
+    trained: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = ("E1", "--scale", "smoke", "--out", str(tmp_path / "out"))
+    assert _run(*out, "--only", "float32") == OK
+
+    def train(settings: Settings, **options: Any) -> Result:
+        raise error
+
+    with monkeypatch.context() as patch:
+        _use(patch, train)
+        assert _run(*out) == code
+    assert message in capsys.readouterr().err
+    assert _run(*out) == OK
+    assert trained.count("float32") == 1
+    assert len(trained) == 6
+
+
+def test_a_report_that_cannot_be_written(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "out"
+    assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == OK
+    monkeypatch.setattr(reproduce, "write_atomically", full)
+    assert _run("E1", "--scale", "smoke", "--out", str(folder)) == STOPPED
+    assert "summary.json (No space left on device); free space" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- scenarios that run themselves
+
+
+def test_an_external_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def run(scale: str, folder: Path, root: Any, device: str, progress: bool) -> str:
+        asked.append((scale, folder, root, device, progress))
+        return "volumes: 3"
+
+    module = types.ModuleType("relucheck_test_external")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(scenarios, "EXTERNAL", {})
+    scenarios.register(scenarios.External("E4", "volumes", module.__name__))
+    folder = tmp_path / "out"
+    assert _run("E4", "--scale", "smoke", "--out", str(folder), "--data-root", "somewhere") == OK
+    assert asked == [("smoke", folder, "somewhere", "cpu", True)]
+    assert capsys.readouterr().out == "volumes: 3\n"
+    assert _run("E2", "--scale", "smoke", "--out", str(folder)) == USAGE, "the folder is E4's"
+    assert _run("E4", "--scale", "smoke", "--out", str(folder), "--only", "x") == USAGE
+    assert _run("E4", "--scale", "smo", "--out", str(folder)) == USAGE
+    assert len(asked) == 1
+
+
+def test_help_names_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["reproduce", "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    for needed in ("E1, E2 or E3", "--scale", "--data-root", "--out", "--only", "--device"):
+        assert needed in shown
+
+
+def test_default_device() -> None:
+    assert reproduce.best_device() == ("cuda" if torch.cuda.is_available() else "cpu")

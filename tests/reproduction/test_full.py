@@ -1,0 +1,28 @@
+"""The scenarios at full scale, on a CUDA device (``pytest -m gpu_training``).
+
+Results go to ``relucheck-results/``, where a second run finds them; ``relucheck reproduce`` writes the same.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from relucheck.reproduce import reproduce
+from relucheck.scenarios import SCENARIOS
+from tests.reproduction import invariants
+
+pytestmark = [
+    pytest.mark.gpu_training,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(),
+        reason="full-scale training needs a CUDA device, and torch finds none; rehearse on a CPU: "
+        "relucheck reproduce E1 --scale cpu (half an hour) or --scale smoke (seconds)",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_full_scale(name: str) -> None:
+    made = reproduce(name, "full", device="cuda")
+    invariants.everything(made)

@@ -1,0 +1,188 @@
+"""Emulated arithmetics against products that are summed one by one, in Python, and against seeded mutants of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from relucheck import emulation
+from relucheck.emulation import Emulation, EmulationError, emulate
+from relucheck.numerics import same_bits
+
+KINDS: dict[str, Emulation] = {
+    "rounded": Emulation(torch.bfloat16, "rounded"),
+    "product": Emulation(torch.bfloat16, "product"),
+    "product float16": Emulation(torch.float16, "product"),
+    "split-k 4": Emulation(torch.bfloat16, "split-k", 4),
+    "split-k 3": Emulation(torch.float16, "split-k", 3),
+    "tf32": Emulation(torch.float32, "tf32"),
+}
+
+
+def _integers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Values k / 32: their products and float32 sums are exact, so that nothing but the emulated rounding rounds."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(-60, 61, shape, generator=generator) / 32).to(dtype)
+
+
+def _product(chosen: Emulation, a: Tensor, b: Tensor) -> Tensor:
+    """The stated rounding, by float64 sums that are exact here."""
+    length = a.shape[-1]
+    size = -(-length // chosen.parts)
+    a, b = a.double(), b.double()
+    parts = [(a[:, i : i + size] @ b[i : i + size]).to(chosen.dtype) for i in range(0, length, size)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = (total.double() + part.double()).to(chosen.dtype)  # exact in float64, rounded once
+    return total
+
+
+def _linear(chosen: Emulation, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if chosen.kind == "rounded":
+        return (x.double() @ weight.double().T + bias.double()).to(chosen.dtype)
+    return (_product(chosen, x, weight.T).double() + bias.double()).to(chosen.dtype)
+
+
+def _broken_by(chosen: Emulation) -> list[str]:
+    """The properties that an emulation breaks: of forward, and of each gradient."""
+    x, weight, bias = (_integers(shape, chosen.dtype, i) for i, shape in enumerate([(24, 40), (16, 40), (16,)]))
+    cotangent = _integers((24, 16), chosen.dtype, 3)
+    for tensor in (x, weight, bias):
+        tensor.requires_grad_()
+    y = chosen.linear(x, weight, bias)
+    grads = torch.autograd.grad(y, (x, weight, bias), cotangent)
+    wanted = (
+        _linear(chosen, x.detach(), weight.detach(), bias.detach()),
+        _product(chosen, cotangent, weight.detach()),
+        _product(chosen, cotangent.T, x.detach()),
+        cotangent.sum(0),
+    )
+    names = ("forward", "gradient of x", "gradient of the weight", "gradient of the bias")
+    found = (y.detach(), *grads)
+    return [name for name, a, b in zip(names, found, wanted, strict=True) if not same_bits(a, b)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounds_where_it_says_forward_and_backward(kind: str) -> None:
+    assert _broken_by(KINDS[kind]) == []
+
+
+def _late_bias(self: Emulation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The bias is added before rounding, where the product is to be rounded first."""
+    return torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double()).to(self.dtype)
+
+
+def _unrounded(self: Emulation, a: Tensor, b: Tensor) -> Tensor:
+    """One rounding of the whole sum, where partial sums are to be rounded."""
+    return (a.double() @ b.double()).to(self.dtype)
+
+
+def _wide_partials(self: Emulation, a: Tensor, b: Tensor) -> Tensor:
+    """Partial sums are rounded, but added in float64."""
+    length = a.shape[-1]
+    step = -(-length // self.parts)
+    parts = [(a[:, i : i + step].double() @ b[i : i + step].double()).to(self.dtype) for i in range(0, length, step)]
+    return torch.stack([part.double() for part in parts]).sum(0).to(self.dtype)
+
+
+def _native_backward(ctx: Any, *grad_outputs: Any) -> Any:
+    """Backward in the device's own arithmetic."""
+    (cotangent,) = grad_outputs
+    x, weight = ctx.saved_tensors
+    wide = cotangent.double()
+    return (wide @ weight.double()).to(x.dtype), (wide.T @ x.double()).to(x.dtype), cotangent.sum(-2), None
+
+
+_MUTANTS: dict[str, tuple[str, Any, str, Callable[..., Any], str]] = {
+    "bias before rounding": ("product", Emulation, "forward", _late_bias, "forward"),
+    "split-k as one sum": ("split-k 4", Emulation, "matmul", _unrounded, "gradient of x"),
+    "partials added wide": ("split-k 4", Emulation, "matmul", _wide_partials, "forward"),
+    "native backward": (
+        "split-k 4",
+        emulation._Linear,
+        "backward",
+        staticmethod(_native_backward),
+        "gradient of the weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", _MUTANTS)
+def test_seeded_mutants_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, owner, name, replacement, expected = _MUTANTS[mutant]
+    monkeypatch.setattr(owner, name, replacement)
+    assert expected in _broken_by(KINDS[kind])
+
+
+def test_tf32_rounds_factors_to_ten_bits_ties_to_even() -> None:
+    one = 1.0
+    cases = {
+        one + 2**-10: one + 2**-10,  # representable
+        one + 2**-11: one,  # a tie, to even: down
+        one + 3 * 2**-11: one + 2 * 2**-10,  # a tie, to even: up
+        one + 2**-11 + 2**-23: one + 2**-10,
+        2 - 2**-23: 2.0,  # carries into the exponent
+        -(one + 2**-11 + 2**-23): -(one + 2**-10),
+        float("inf"): float("inf"),
+        0.0: 0.0,
+    }
+    x = torch.tensor(list(cases)).unsqueeze(1)
+    identity = torch.ones(1, 1)
+    assert Emulation(torch.float32, "tf32").matmul(x, identity).squeeze(1).tolist() == list(cases.values())
+    assert bool(Emulation(torch.float32, "tf32").matmul(torch.tensor([[float("nan")]]), identity).isnan().all())
+
+
+def test_members_stacked_are_each_one() -> None:
+    chosen = KINDS["split-k 4"]
+    x, weight, bias = (_integers(shape, chosen.dtype, i) for i, shape in enumerate([(2, 24, 40), (2, 16, 40), (2, 16)]))
+    together = chosen.linear(x, weight, bias)
+    for member in range(2):
+        assert same_bits(together[member], chosen.linear(x[member], weight[member], bias[member]))
+
+
+def test_emulations_make_the_hits_that_they_are_for() -> None:
+    """Products rounded before the bias cancel it exactly far more often than sums that are rounded once."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator).to(torch.bfloat16) for s in [(512, 64), (64, 64), (64,)])
+    zeros = {name: int((KINDS[name].linear(x, weight, bias) == 0).sum()) for name in ("rounded", "product", "split-k 4")}
+    assert zeros["product"] > 5 * max(1, zeros["rounded"])
+    assert zeros["split-k 4"] > 5 * max(1, zeros["rounded"])
+
+
+def test_emulate_turns_linear_layers_and_refuses_the_rest() -> None:
+    chosen = KINDS["product"]
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).bfloat16()
+    assert emulate(model, chosen) == ("0", "2")
+    assert "product" in repr(model)
+    x = torch.ones(1, 3, dtype=torch.bfloat16)
+    hidden = torch.relu(chosen.linear(x, model[0].weight, model[0].bias))
+    assert same_bits(model(x).detach(), chosen.linear(hidden, model[2].weight, model[2].bias).detach())
+    with pytest.raises(EmulationError, match=r"'0' is no nn.Linear"):
+        emulate(nn.Sequential(nn.Conv2d(1, 1, 3)).bfloat16(), chosen)
+    with pytest.raises(EmulationError, match=r"'0.weight' is not bfloat16; convert the model"):
+        emulate(nn.Sequential(nn.Linear(1, 1)), chosen)
+    with pytest.raises(EmulationError, match=r"has no nn\.Linear"):
+        emulate(nn.Sequential(nn.ReLU()), chosen)
+    with pytest.raises(EmulationError, match="got a tensor of float32; convert"):
+        chosen.linear(torch.ones(1, 3), model[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.bfloat16, "exact"), "kind 'exact': must be one of"),
+        ((torch.bfloat16, "tf32"), "use float32"),
+        ((torch.bfloat16, "split-k", 1), "at least 2 parts"),
+        ((torch.bfloat16, "product", 2), "the other kinds take 1"),
+        ((torch.bfloat16, "split-k", True), "at least 2 parts"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_emulations_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(EmulationError) as caught:
+        Emulation(*arguments)
+    assert message in str(caught.value)

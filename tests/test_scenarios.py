@@ -1,0 +1,198 @@
+"""The scenarios are what was published, at every scale, and bad names are refused with the nearest good one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from relucheck import scenarios
+from relucheck.scenarios import SCALES, SCENARIOS, External, Scenario, ScenarioError, find
+from relucheck.training_settings import Optimiser, Settings
+
+ALL = [(name, scale) for name in SCENARIOS for scale in SCALES]
+
+
+def _by_name(name: str, scale: str) -> dict[str, Settings]:
+    return {comparison.name: comparison.settings for comparison in SCENARIOS[name].comparisons(scale)}
+
+
+@pytest.mark.parametrize(("name", "scale"), ALL)
+def test_comparisons_are_well_formed(name: str, scale: str) -> None:
+    comparisons = SCENARIOS[name].comparisons(scale)
+    names = [comparison.name for comparison in comparisons]
+    assert len(set(names)) == len(names)
+    assert len({comparison.settings.digest for comparison in comparisons}) == len(names)
+    for comparison in comparisons:
+        assert re.fullmatch(r"[a-z0-9-]+", comparison.name), "it is a file name"
+        assert {member.rule for member in comparison.settings.members} == {"chain", "injected"}
+        again = Settings.from_json(json.loads(json.dumps(comparison.settings.to_json())))
+        assert again == comparison.settings
+
+
+@pytest.mark.parametrize("scale", ["full", "cpu"])
+def test_e1_is_the_published_one(scale: str) -> None:
+    found = _by_name("E1", scale)
+    for name, settings in found.items():
+        assert {member.subgradient for member in settings.members} == {0.0, 1.0}
+        assert (settings.data, settings.batch_size, settings.shuffle, settings.every) == ("mnist", 128, False, 1)
+        if name.startswith("b21-"):
+            assert settings.widths == (2000, 128)
+            assert settings.optimiser == Optimiser("sgd", settings.optimiser.lr)
+            assert settings.optimiser.lr == pytest.approx(0.0118592, abs=1e-7)
+            assert settings.epochs == 1
+        else:
+            assert (settings.widths, settings.epochs, settings.optimiser.lr) == ((2000,), 2, 0.001)
+            assert settings.seeds[0] == 42069
+    assert {settings.precision.dtype for settings in found.values()} >= {"float64", "float32", "bfloat16", "float16"}
+    assert {"b21-float32", "b21-float64"} <= set(found)
+
+
+def test_b21s_learning_rate_is_its_notebooks() -> None:
+    import numpy as np
+
+    drawn = np.random.RandomState(12345).random_sample()
+    assert SCENARIOS["E1"].comparisons("cpu", ["b21-float32"])[0].settings.optimiser.lr == pytest.approx(
+        0.01 * (drawn / 5 + 1), rel=1e-9
+    )
+
+
+def test_e2_full_is_the_published_one_over_ten_seeds() -> None:
+    for name, settings in _by_name("E2", "full").items():
+        assert settings.widths == (200, 200, 200)
+        assert settings.epochs == (3 if name.endswith("-3-epochs") else 50)
+        assert len(settings.seeds) >= 10
+        assert {member.subgradient for member in settings.members} == {-0.5, 0.0, 0.5, 0.8, 1.0}
+        assert (settings.batch_size, settings.shuffle) == (128, False)
+        assert settings.optimiser.lr == (0.1 if name.startswith("sgd-") else 0.001)
+
+
+def test_e2_full_has_every_arithmetic_and_variation() -> None:
+    found = _by_name("E2", "full")
+    published = [settings for name, settings in found.items() if settings.widths and _plain(settings)]
+    labels = {settings.precision.name for settings in published}
+    for label in ("float32", "bfloat16", "float16", "mixed bfloat16", "mixed float16"):
+        assert {label, f"{label} strict"} <= labels
+    assert {"float64", "float32 tf32", "bfloat16 emulated (product)", "bfloat16 emulated (split-k 4)"} <= labels
+    assert {settings.data for settings in found.values()} == {"mnist", "fashionmnist"}
+    assert {settings.activation for settings in found.values()} == {"relu", "relu6", "leaky_relu"}
+    assert {settings.optimiser.name for settings in found.values()} == {"adam", "sgd"}
+    assert {settings.batch_norm for settings in found.values()} == {False, True}
+    # Adam in float16 is run as it is, and with a stated eps
+    assert {s.optimiser.eps for s in published if s.precision.name == "float16"} == {1e-8, 1e-4}
+
+
+def _plain(settings: Settings) -> bool:
+    return (
+        settings.data == "mnist"
+        and settings.activation == "relu"
+        and settings.optimiser.name == "adam"
+        and not settings.batch_norm
+    )
+
+
+def test_e2_on_a_cpu() -> None:
+    found = _by_name("E2", "cpu")
+    for name in ("float32", "bfloat16"):
+        assert (len(found[name].seeds), found[name].epochs) == (3, 50)
+    for kind in ("product", "split-k-4"):
+        assert (len(found[f"bfloat16-{kind}"].seeds), found[f"bfloat16-{kind}"].epochs) == (1, 50)
+        assert (len(found[f"bfloat16-{kind}-3-epochs"].seeds), found[f"bfloat16-{kind}-3-epochs"].epochs) == (10, 3)
+    assert not any(settings.precision.strict or settings.precision.tf32 for settings in found.values())
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_smoke_needs_no_data_root_and_little_time(name: str) -> None:
+    for settings in _by_name(name, "smoke").values():
+        assert settings.data == "digits"
+        assert settings.epochs <= 2
+        assert max(settings.widths) <= 64
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_e3_reads_e2s_runs(scale: str) -> None:
+    e2 = {settings.digest for settings in _by_name("E2", scale).values()}
+    e3 = {settings.digest for settings in _by_name("E3", scale).values()}
+    assert e3
+    assert e3 <= e2
+    labels = {settings.precision.name for settings in _by_name("E3", scale).values()}
+    assert {"float32", "bfloat16"} <= labels, "16 and 32 bits side by side"
+
+
+@pytest.mark.parametrize("scale", ["full", "cpu"])
+def test_what_is_stated_is_measured_by_a_comparison_of_that_scale(scale: str) -> None:
+    found = _by_name("E2", scale)
+    for stated in SCENARIOS["E2"].stated[scale]:
+        settings = found[stated.comparison]
+        assert any((m.subgradient, m.rule) == (stated.subgradient, stated.rule) for m in settings.members), stated
+        assert stated.epoch is None or stated.epoch <= settings.epochs
+    assert set(SCENARIOS["E2"].published[scale]) <= set(found)
+
+
+def test_scenarios_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SCENARIOS["E1"].title = "another"  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", ["E2", "e2", " E2 "])
+def test_find(name: str) -> None:
+    found = find(name)
+    assert isinstance(found, Scenario)
+    assert found.name == "E2"
+
+
+@pytest.mark.parametrize("name", ["E22", "2", "", "float32"])
+def test_unknown_scenario(name: str) -> None:
+    with pytest.raises(ScenarioError, match=rf"unknown scenario '{name}'; .*known: E1 \(.*E2 \(.*E3 \("):
+        find(name)
+
+
+def test_nearest_scenario_is_named() -> None:
+    with pytest.raises(ScenarioError, match="did you mean 'E2'"):
+        find("E22")
+
+
+def test_unknown_scale() -> None:
+    with pytest.raises(ScenarioError, match=r"unknown scale 'smoek'; did you mean 'smoke'\? known: full, cpu, smoke"):
+        SCENARIOS["E2"].comparisons("smoek")
+
+
+@pytest.mark.parametrize(
+    ("only", "chosen"),
+    [
+        (["float32"], ["float32"]),
+        (["bfloat16 emulated (product)"], ["bfloat16-product-3-epochs", "bfloat16-product"]),
+        (["*-3-epochs"], ["bfloat16-product-3-epochs", "bfloat16-split-k-4-3-epochs"]),
+        (["bfloat16-product", "float32"], ["float32", "bfloat16-product"]),
+    ],
+    ids=["name", "precision", "glob", "two"],
+)
+def test_only(only: list[str], chosen: list[str]) -> None:
+    assert [comparison.name for comparison in SCENARIOS["E2"].comparisons("cpu", only)] == chosen
+
+
+def test_only_of_something_unknown() -> None:
+    with pytest.raises(
+        ScenarioError, match="E2 at scale cpu has no comparison or precision 'bfloat61'; did you mean 'bfloat16'"
+    ):
+        SCENARIOS["E2"].comparisons("cpu", ["float32", "bfloat61"])
+
+
+# ---------------------------------------------------------------- scenarios that run themselves
+
+
+def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "EXTERNAL", {})
+    external = External("E4", "volumes", "nowhere")
+    assert scenarios.register(external) is external
+    assert scenarios.register(external) is external  # a module may be imported twice
+    assert find("e4") is external
+    with pytest.raises(ScenarioError, match="'E4' exists already"):
+        scenarios.register(External("E4", "something else", "nowhere"))
+    with pytest.raises(ScenarioError, match="'E2' exists already"):
+        scenarios.register(External("E2", "something else", "nowhere"))

@@ -1,0 +1,377 @@
+"""Running a comparison: resuming, the control, divergence, bad input, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from relucheck import checkpoints, training
+from relucheck.checkpoints import CheckpointError
+from relucheck.data import DataFileError
+from relucheck.executors import Branch, ForkingExecutor
+from relucheck.progress import Progress
+from relucheck.training import DeviceError, Interrupted, train
+from relucheck.training_settings import Member, Optimiser, Precision, Result, Settings, SettingsError, members_of
+
+SETTINGS = Settings(
+    "digits",
+    (16, 12),
+    members_of([3, 4], [0.0, 1.0]),
+    precision=Precision("bfloat16", emulation="product"),
+    epochs=3,
+    batch_size=32,
+    train_samples=256,
+    test_samples=100,
+    dropout=0.1,
+    shuffle=True,
+)
+
+
+def _numbers(result: Result) -> str:
+    """Everything that must not depend on how a run was interrupted."""
+    content = result.to_json()
+    del content["wall_s"]
+    return json.dumps(content, sort_keys=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken() -> Result:
+    return train(SETTINGS, progress=False)
+
+
+def test_control_is_exactly_zero_and_members_differ(unbroken: Result) -> None:
+    assert unbroken.void is None
+    for seed in (3, 4):
+        control, reference = unbroken.find(seed, 0.0, control=True), unbroken.find(seed, 0.0)
+        steps = 3 * 8
+        assert control.steps.step == list(range(1, steps + 1))
+        assert control.steps.l1 == control.steps.l2 == control.steps.sum_difference == [0.0] * steps
+        assert control.epochs == reference.epochs
+        assert control.hits == reference.hits
+        for rule in ("chain", "injected"):
+            other = unbroken.find(seed, 1.0, rule)
+            assert other.first_difference is not None
+            at = other.steps.step.index(other.first_difference)
+            assert other.steps.l1[at] > 0
+            assert other.steps.l1[:at] == [0.0] * at
+            assert all(one >= two for one, two in zip(other.steps.l1, other.steps.l2, strict=True))
+            assert all(one >= two for one, two in zip(other.steps.l1, other.steps.sum_difference, strict=True))
+
+
+def test_result_survives_json(unbroken: Result) -> None:
+    assert Result.from_json(json.loads(json.dumps(unbroken.to_json()))) == unbroken
+
+
+_CHILD = """
+import json, os, signal, sys
+from relucheck import executors
+from relucheck.training import train
+from relucheck.training_settings import Settings
+settings = Settings.from_json(json.loads(sys.argv[1]))
+step, count = executors.ForkingExecutor.step, 0
+def counted(self, *rest):
+    global count
+    count += 1
+    if count == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self, *rest)
+executors.ForkingExecutor.step = counted
+train(settings, folder=sys.argv[2], progress=False)
+"""
+
+
+def _killed(folder: Path, at: int) -> None:
+    settings = json.dumps(SETTINGS.to_json())
+    done = subprocess.run([sys.executable, "-c", _CHILD, settings, str(folder), str(at)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_path: Path) -> None:
+    _killed(tmp_path, 8 * 2 + 3)  # in epoch 3 of the first seed
+    assert (tmp_path / checkpoints.CHECKPOINT).exists()
+    _killed(tmp_path, 8 + 8 + 5)  # resumed at epoch 3: then in epoch 2 of the second seed
+    steps: list[int] = []
+    original = ForkingExecutor.step
+
+    def counted(self: ForkingExecutor, start: int, stop: int, number: int) -> None:
+        steps.append(number)
+        original(self, start, stop, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ForkingExecutor, "step", counted)
+        resumed = train(SETTINGS, folder=tmp_path, progress=False)
+    assert steps == list(range(9, 25))  # epochs 2 and 3 of the second seed, and nothing twice
+    assert _numbers(resumed) == _numbers(unbroken)
+    assert not (tmp_path / checkpoints.CHECKPOINT).exists()
+    assert train(SETTINGS, folder=tmp_path, progress=False) == resumed  # read, not run
+
+
+def test_settings_survive_json_and_have_a_digest() -> None:
+    assert Settings.from_json(json.loads(json.dumps(SETTINGS.to_json()))) == SETTINGS
+    other = dataclasses.replace(SETTINGS, optimiser=Optimiser(eps=1e-4))
+    assert other.digest != SETTINGS.digest
+    assert dataclasses.replace(other, optimiser=Optimiser()).digest == SETTINGS.digest
+
+
+@pytest.mark.parametrize("bit", ["value", "sign of zero"])
+def test_control_that_differs_makes_the_comparison_void(bit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seeded fault: the control's run is not deterministic, in one bit of one parameter at one step."""
+    original, steps = Branch.update, 0
+
+    def faulty(self: Branch, gradients: Any) -> None:
+        nonlocal steps
+        original(self, gradients)
+        if SETTINGS.members[self.members[0]].control:
+            steps += 1
+            if steps == 11:
+                with torch.no_grad():
+                    bias = dict(self.model.named_parameters())["linear2.bias"]
+                    bias[5] = -0.0 if bit == "sign of zero" else bias[5] * (1 + 2**-7)
+                    if bit == "sign of zero":
+                        reference[0].parameters[3][5] = 0.0
+
+    reference: list[Branch] = []
+    begin = ForkingExecutor.begin
+
+    def remembering(self: ForkingExecutor, epoch: int) -> None:
+        reference[:] = [branch for branch in self.branches if self._reference_index in branch.members]
+        begin(self, epoch)
+
+    monkeypatch.setattr(Branch, "update", faulty)
+    monkeypatch.setattr(ForkingExecutor, "begin", remembering)
+    result = train(SETTINGS, progress=False)
+    # the second fault needs the reference to have been updated in the same step, which it was: it goes first
+    assert result.void == "control differed at step 11 in parameter linear2.bias (seed 3)"
+    assert [member.outcome for member in result.members] == ["stopped: the comparison is void"] * len(result.members)
+    assert len(result.find(3, 0.0).epochs) == 1  # of three: the fault is in the second
+    assert result.find(4, 0.0).epochs == []
+
+
+def test_plain_adam_in_float16_diverges_and_says_when() -> None:
+    """eps = 1e-8 is 0 in float16, and where a gradient is 0 the first step is 0 / 0."""
+    plain = Optimiser(fused=False)
+    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=plain, epochs=1)
+    result = train(settings, progress=False)
+    assert result.void is None
+    for member in result.members:
+        assert member.outcome == "diverged: non-finite at step 1"
+        assert member.epochs == []
+        assert member.steps.step == []
+    stated = train(dataclasses.replace(settings, optimiser=dataclasses.replace(plain, eps=1e-4)), progress=False)
+    assert {member.outcome for member in stated.members} == {"finished"}
+
+
+def test_one_member_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Branch.update
+
+    def exploding(self: Branch, gradients: Any) -> None:
+        original(self, gradients)
+        if SETTINGS.members[self.members[0]].rule == "injected" and self.flat.values[0] != 7:
+            self.flat.values[3] = float("inf")
+
+    monkeypatch.setattr(Branch, "update", exploding)
+    result = train(SETTINGS, progress=False)
+    assert result.void is None
+    for member in result.members:
+        if member.member.rule == "injected":
+            assert member.outcome == f"diverged: non-finite at step {member.forked_at}"
+            assert member.first_difference == member.forked_at
+        else:
+            assert member.outcome == "finished"
+            assert len(member.epochs) == 3
+
+
+def test_interrupt_keeps_finished_epochs_and_says_how_to_go_on(
+    unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, count = ForkingExecutor.step, 0
+
+    def interrupted(self: ForkingExecutor, *rest: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, *rest)
+
+    monkeypatch.setattr(ForkingExecutor, "step", interrupted)
+    with pytest.raises(Interrupted, match=r"interrupted in epoch 2 of 3, seed 3; finished epochs are kept in .*resume"):
+        train(SETTINGS, folder=tmp_path, progress=False)
+    resumed = train(SETTINGS, folder=tmp_path, progress=False)
+    assert _numbers(resumed) == _numbers(unbroken)
+    count = 0
+    with pytest.raises(Interrupted, match="nothing is kept, as no folder was given"):
+        train(SETTINGS, progress=False)
+
+
+def test_full_disk_keeps_the_previous_checkpoint(unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, count = os.fsync, 0
+
+    def full(handle: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"could not write .*No space left.*make room.*to resume"):
+            train(SETTINGS, folder=tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoints.CHECKPOINT]  # and no temporary file
+    assert _numbers(train(SETTINGS, folder=tmp_path, progress=False)) == _numbers(unbroken)
+
+
+def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: ForkingExecutor, epoch: int) -> None:
+        if epoch == 1:
+            raise RuntimeError("broken off")
+        begin(self, epoch)
+
+    begin = ForkingExecutor.begin
+    with monkeypatch.context() as patch:
+        patch.setattr(ForkingExecutor, "begin", broken)
+        with pytest.raises(RuntimeError, match="broken off"):
+            train(SETTINGS, folder=tmp_path, progress=False)
+    others = {
+        "optimiser": dataclasses.replace(SETTINGS, optimiser=Optimiser(lr=0.01)),
+        "epochs 3 there, 4 here": dataclasses.replace(SETTINGS, epochs=4),
+    }
+    for named, settings in others.items():
+        with pytest.raises(CheckpointError, match=f"is of other settings .*{named}.*another folder"):
+            train(settings, folder=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="is of executor 'forking', this run has 'stacked'"):
+        train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "versions", lambda: {"torch": "1.0"})
+        with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
+            train(SETTINGS, folder=tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SCHEMA", 99)
+        with pytest.raises(CheckpointError, match="is of schema 1, this run has 99"):
+            train(SETTINGS, folder=tmp_path, progress=False)
+    path = tmp_path / checkpoints.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"unreadable or damaged.*delete it to start anew"):
+        train(SETTINGS, folder=tmp_path, progress=False)
+
+
+def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path) -> None:
+    checkpoints.save_result(tmp_path, unbroken)
+    with pytest.raises(CheckpointError, match=r"is of other settings .*batch_size 32 there, 16 here"):
+        train(dataclasses.replace(SETTINGS, batch_size=16), folder=tmp_path, progress=False)
+    (tmp_path / checkpoints.RESULT).write_text("{")
+    with pytest.raises(CheckpointError, match="unreadable or damaged"):
+        train(SETTINGS, folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": -1}, "epochs=-1: must be a whole number of at least 1"),
+        ({"epochs": True}, "epochs=True"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"data": "cifar"}, "data='cifar': must be one of digits, mnist, fashionmnist"),
+        ({"activation": "gelu"}, "activation='gelu': must be one of relu, relu6, leaky_relu"),
+        ({"widths": ()}, "at least one hidden layer"),
+        ({"widths": (0,)}, "widths=0"),
+        ({"dropout": 1.0}, "dropout=1.0: must be less than 1"),
+        ({"dropout": float("nan")}, "dropout=nan"),
+        ({"members": ()}, "members_of"),
+        ({"members": (Member(0, 0.0),)}, "seed 0 has 0 members that are its control"),
+        ({"members": (Member(0, 0.0, control=True), Member(0, 1.0))}, "seed 0 has 0 members that are its reference"),
+        ({"members": (*members_of([0], [1]), Member(0, 1.0))}, "s = 1, chain, seed 0 is there twice"),
+        ({"train_samples": 0}, "train_samples=0"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_fix(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        dataclasses.replace(SETTINGS, **change)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Member(-1, 0.0), "seed=-1"),
+        (lambda: Member(0, float("inf")), "subgradient=inf"),
+        (lambda: Member(0, 0.0, "clarke"), "rule='clarke': must be one of chain, injected"),
+        (lambda: Member(0, 1.0, control=True), "a control repeats the run of s = 0"),
+        (lambda: Optimiser("lion"), "optimiser='lion'"),
+        (lambda: Optimiser(lr=0), "lr=0: must be a finite number above 0"),
+        (lambda: Optimiser(momentum=0.9), "Adam has none"),
+        (lambda: Precision("float8"), "dtype 'float8' is not supported"),
+        (lambda: Precision("bfloat16", mixed="float16"), "weights are float32"),
+        (lambda: Precision("float32", mixed="float64"), "mixed='float64'"),
+        (lambda: Precision("bfloat16", emulation="exact"), "emulation='exact'"),
+        (lambda: Precision("bfloat16", emulation="split-k"), "at least 2 parts"),
+        (lambda: Precision("bfloat16", emulation="tf32"), "use float32"),
+        (lambda: Precision("float32", strict=True, tf32=True), "strict means no TF32"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_parts_are_refused_with_the_fix(make: Any, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert message in str(caught.value)
+
+
+def test_bad_runs_are_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="train_samples=5000: digits train has 2000 images"):
+        train(dataclasses.replace(SETTINGS, train_samples=5000), progress=False)
+    with pytest.raises(SettingsError, match="executor='serial': must be one of forking, stacked"):
+        train(SETTINGS, progress=False, executor="serial")
+    with pytest.raises(DeviceError, match=r"device 'cuda:99' is not to be had here.*use device 'cpu'"):
+        train(SETTINGS, progress=False, device="cuda:99")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataFileError, match="data root"):
+        train(dataclasses.replace(SETTINGS, data="mnist"), root=tmp_path / "file", progress=False)
+
+    def greedy(self: ForkingExecutor, *rest: Any) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(ForkingExecutor, "step", greedy)
+    with pytest.raises(DeviceError, match=r"no memory left on cpu for 8 members of widths \(16, 12\).*fewer seeds"):
+        train(SETTINGS, progress=False)
+
+
+def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    train(dataclasses.replace(SETTINGS, members=members_of([3], [1.0])))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # one an epoch
+    assert lines[0].startswith("digits bfloat16 emulated (product): seed 3 epoch 1/3 ")
+    assert "8/24 steps" in lines[0]
+    assert lines[2].endswith("0:00:00 left]")
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    with Progress(10, "work", "items", done=4, stream=stream) as progress:
+        assert progress.live
+        progress.advance(3, "a note")
+        progress.line("a line")
+    shown = stream.getvalue()
+    assert "a line" in shown
+    assert "7/10" in shown
+    assert "a note" in shown
+    silent = Terminal()
+    with Progress(10, "work", stream=silent, enabled=False) as progress:
+        progress.advance()
+        progress.line("a line")
+    assert silent.getvalue() == ""

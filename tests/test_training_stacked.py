@@ -1,0 +1,130 @@
+"""The stacked executor, on the CPU: its control, and its agreement with the forking one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from relucheck import executors, members, stacking
+from relucheck.stacking import StackedExecutor
+from relucheck.training import train
+from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+
+SETTINGS = Settings(
+    "digits",
+    (16, 12),
+    members_of([3, 4], [-0.5, 1.0]),
+    precision=Precision("float64"),
+    optimiser=Optimiser(eps=1e-4),
+    epochs=2,
+    batch_size=32,
+    train_samples=144,
+    test_samples=60,
+)
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "float64": {},
+    "sgd": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
+    "batch norm": {"batch_norm": True},
+    "dropout, shuffle": {"dropout": 0.2, "shuffle": True},
+    "relu6": {"activation": "relu6", "members": members_of([3, 4], [-0.5, 1.0], second=0.5)},
+    "leaky_relu": {"activation": "leaky_relu"},
+    "float32": {"precision": Precision("float32")},
+    "tf32": {"precision": Precision("float32", emulation="tf32")},
+    "mixed float16": {"precision": Precision("float32", mixed="float16")},
+    "mixed float16 sgd": {"precision": Precision("float32", mixed="float16"), "optimiser": Optimiser("sgd", lr=0.1)},
+}
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_stacked_is_the_forking_run_but_for_rounding(variation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(SETTINGS, **VARIATIONS[variation])
+    _dead_units(monkeypatch)
+    stacked, forked = (train(settings, progress=False, executor=name) for name in ("stacked", "forking"))
+    assert stacked.void is forked.void is None
+    wide = settings.precision.dtype == "float64"
+    for ours, theirs in zip(stacked.members, forked.members, strict=True):
+        assert ours.activations == theirs.activations
+        assert ours.first_difference == theirs.first_difference
+        assert ours.steps.step == theirs.steps.step
+        if wide:
+            assert ours.hits == theirs.hits
+            assert ours.steps.l1 == pytest.approx(theirs.steps.l1, rel=1e-6, abs=1e-9)
+            assert ours.steps.l2 == pytest.approx(theirs.steps.l2, rel=1e-6, abs=1e-9)
+            assert ours.steps.sum_difference == pytest.approx(theirs.steps.sum_difference, rel=1e-6, abs=1e-9)
+        for one, other in zip(ours.epochs, theirs.epochs, strict=True):
+            assert one.train_loss == pytest.approx(other.train_loss, rel=1e-9 if wide else 0.02)
+            assert one.test_loss == pytest.approx(other.test_loss, rel=1e-9 if wide else 0.02)
+            assert not wide or one.test_batch_accuracies == other.test_batch_accuracies
+    assert any(member.first_difference is not None for member in stacked.members)
+
+
+def _dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = members.build
+
+    def build(settings: Settings, *rest: Any) -> Any:
+        model: Any = original(settings, *rest)
+        with torch.no_grad():
+            model[0].weight[2:4].zero_()
+            model[0].bias[2] = 6.0 if settings.activation == "relu6" else 0.0
+            model[0].bias[3] = 0.0
+        return model
+
+    monkeypatch.setattr(executors, "build", build)
+    monkeypatch.setattr(stacking, "build", build)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_control_is_zero_and_a_broken_run_resumes(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(SETTINGS, precision=Precision(dtype, emulation="product"), dropout=0.1, shuffle=True)
+    _dead_units(monkeypatch)
+    unbroken = train(settings, progress=False, executor="stacked")
+    assert unbroken.void is None
+    for seed in (3, 4):
+        assert set(unbroken.find(seed, 0.0, control=True).steps.l1) == {0.0}
+        assert unbroken.find(seed, 1.0).first_difference is not None
+    original, count = StackedExecutor.step, 0
+
+    def broken(self: StackedExecutor, start: int, stop: int, number: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise RuntimeError("broken off")
+        original(self, start, stop, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StackedExecutor, "step", broken)
+        with pytest.raises(RuntimeError, match="broken off"):
+            train(settings, folder=tmp_path, progress=False, executor="stacked")
+    resumed = train(settings, folder=tmp_path, progress=False, executor="stacked")
+    assert dataclasses.replace(resumed, wall_s=0.0) == dataclasses.replace(unbroken, wall_s=0.0)
+
+
+def test_fault_in_the_control_makes_the_comparison_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = StackedExecutor._compare
+
+    def faulty(self: StackedExecutor, number: int) -> None:
+        if number == 7:
+            control = int(self.controls[1])  # of seed 4
+            self.parameters["linear2.bias"].data[control, 5] *= 1 + 2**-52
+        original(self, number)
+
+    monkeypatch.setattr(StackedExecutor, "_compare", faulty)
+    result = train(SETTINGS, progress=False, executor="stacked")
+    assert result.void == "control differed at step 7 in parameter linear2.bias (seed 4)"
+    assert all(member.outcome == "stopped: the comparison is void" for member in result.members)
+
+
+def test_divergence_is_recorded_and_ends_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=Optimiser(fused=False))
+    stacked, forked = (train(settings, progress=False, executor=name) for name in ("stacked", "forking"))
+    assert stacked.void is forked.void is None
+    for result in (stacked, forked):
+        for member in result.members:
+            assert member.outcome == "diverged: non-finite at step 1"
+            assert member.epochs == []
+            assert member.steps.step == []
+            assert member.first_difference is None
