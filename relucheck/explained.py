@@ -1,0 +1,123 @@
+"""One explained network per dtype, as Markdown: the first bifurcating mini-batch of a fresh draw on MNIST.
+
+RELUCHECK_DATA=ROOT python -m relucheck.explained reports/volume/explained.md
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from relucheck import data
+from relucheck.decision import decide
+from relucheck.explain import explain
+from relucheck.explanation import Explanation
+from relucheck.networks import MLP
+from relucheck.numerics import DTYPES, dtype_name
+from relucheck.stacks import Architecture, draw
+from relucheck.zone import Engine
+
+_BATCH: Final = 256
+_SEEDS: Final = 200  # draws to try
+
+
+def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
+    """The draw of a seed with one bias moved: a unit of the first layer cancels for one sample, but for rounding.
+
+    float64 draws hardly ever bifurcate by themselves. The bias is minus the product of weights and sample as a forward
+    computes it; the unit and the sample are the first of 256 for which the sum of the two is 0 as a forward computes that.
+
+    Raises:
+        ValueError: on this machine no such bias makes a hit.
+    """
+    model = draw(Architecture(), seed, dtype)
+    layer = model.layers[1]
+    assert isinstance(layer, torch.nn.Linear)
+    x = inputs[:_BATCH]
+    with torch.no_grad():
+        biases = -F.linear(x, layer.weight, torch.zeros_like(layer.bias)).diagonal()
+        units = (F.linear(x, layer.weight, biases).diagonal() == 0).nonzero().squeeze(1)
+        if not len(units):
+            raise ValueError("shifted: no bias gives a hit in this arithmetic; try another seed")
+        layer.bias[units[0]] = biases[units[0]]
+    return model
+
+
+def _found(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
+    """The command that explains a dtype's network, and what it prints."""
+    inputs, targets = images.scaled(dtype), images.labels
+    if dtype == torch.float64:
+        model, batch = shifted(dtype, inputs), 0
+        making = "model = shifted(torch.float64, x)  # relucheck.explained"
+    else:
+        decisions = Engine(Architecture(), dtype, inputs, targets, batch_size=_BATCH).decide(range(_SEEDS))
+        decision = next(decision for decision in decisions if decision.outcome == "bifurcate")
+        assert decision.seed is not None
+        assert decision.batch is not None
+        model, batch = draw(Architecture(), decision.seed, dtype), decision.batch
+        making = f"model = draw(Architecture(), {decision.seed}, torch.{dtype_name(dtype)})"
+    part = slice(batch * _BATCH, (batch + 1) * _BATCH)
+    x, y = inputs[part], targets[part]
+    command = (
+        f'mnist = data.load("mnist")\nx, y = mnist.scaled("{dtype_name(dtype)}")[{part.start}:{part.stop}], '
+        f"mnist.labels[{part.start}:{part.stop}]\n{making}\nprint(explain(model, x, y))"
+    )
+    assert decide(model, x, y).outcome == "bifurcate"
+    return command, explain(model, x, y)
+
+
+def _lines() -> Iterator[str]:
+    yield "# Why a network bifurcates: one explained network per dtype"
+    yield ""
+    yield "784-256-256-256-10, ReLU, mini-batches of 256 of MNIST's training file in file order, backprop_0 against"
+    yield "backprop_1. bfloat16, float16 and float32: the lowest seed whose draw bifurcates, at its first bifurcating"
+    yield "mini-batch. float64 draws hardly ever do, so there one bias of draw 0 is minus the rest of its pre-activation"
+    yield "for one sample (`relucheck.explained.shifted`)."
+    yield ""
+    machine, threads = f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()})", torch.get_num_threads()
+    yield f"torch {torch.__version__} on {machine}; {threads} thread(s)."
+    yield "Another machine rounds otherwise and may find other mini-batches."
+    yield ""
+    yield "    RELUCHECK_DATA=ROOT OMP_NUM_THREADS=1 python -m relucheck.explained reports/volume/explained.md"
+    yield ""
+    yield "Each program below starts with"
+    yield ""
+    yield "```python"
+    yield "import torch"
+    yield "from relucheck import data"
+    yield "from relucheck.explain import explain"
+    yield "from relucheck.explained import shifted"
+    yield "from relucheck.stacks import Architecture, draw"
+    yield "```"
+    images = data.load("mnist")
+    for dtype in reversed(DTYPES):
+        command, explanation = _found(dtype, images)
+        yield from ("", f"## {dtype_name(dtype)}", "", "```python", command, "```", "", "```text")
+        yield from (line.rstrip() for line in str(explanation).splitlines())
+        yield "```"
+
+
+def write(path: Path | str) -> None:
+    """Writes the report, through a temporary file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("\n".join(_lines()) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m relucheck.explained PATH")
+    write(sys.argv[1])
