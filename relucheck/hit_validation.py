@@ -1,0 +1,253 @@
+"""Predicted hit rates against counted ones, over arithmetics, widths and depths."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from relucheck.emulation import Emulation, emulate
+from relucheck.hit_plans import resnet50_kinds
+from relucheck.hit_rates import (
+    RateError,
+    measure,
+    poisson_interval,
+    predict,
+)
+from relucheck.networks import MLP
+from relucheck.numerics import dtype_name, find
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One layer of one architecture in one arithmetic, pooled over draws: hits predicted and counted.
+
+    ``expected`` is the predicted number of hits in the same ``activations`` in which ``hits`` were counted.
+    """
+
+    arithmetic: str
+    data: str
+    width: int
+    depth: int
+    layer: int
+    draws: int
+    expected: float
+    hits: int
+    activations: int
+
+    @property
+    def ratio(self) -> float | None:
+        """Predicted / measured, None without a hit."""
+        return self.expected / self.hits if self.hits else None
+
+    @property
+    def probability(self) -> float:
+        """Two-sided p-value of the count, were the prediction the Poisson mean (twice the smaller tail)."""
+        return _probability(self.hits, self.expected)
+
+
+def _probability(hits: int, expected: float) -> float:
+    from scipy.stats import poisson
+
+    tail = min(float(poisson.cdf(hits, expected)), float(poisson.sf(hits - 1, expected)))
+    return min(1.0, 2 * tail)
+
+
+def draw(arithmetic: torch.dtype | Emulation, width: int, depth: int, seed: int, inputs: int = 784) -> nn.Module:
+    """The ReLU network that PyTorch's default initialisation makes from ``seed`` alone, in an arithmetic."""
+    dtype = arithmetic.dtype if isinstance(arithmetic, Emulation) else arithmetic
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MLP(inputs, width, depth, activation=nn.ReLU).to(dtype)
+    if isinstance(arithmetic, Emulation):
+        emulate(model, arithmetic)
+    return model
+
+
+def validate(
+    arithmetic: torch.dtype | Emulation,
+    width: int,
+    depth: int,
+    inputs: Tensor,
+    seeds: Iterable[int],
+    *,
+    planned: int = 2000,
+    pairs: int = 1000,
+    data: str = "",
+) -> tuple[Cell, ...]:
+    """Predicts and counts the hits of networks drawn from ``seeds``, layer by layer.
+
+    Args:
+        arithmetic: a dtype for the device's own kernels, or an emulation.
+        inputs: [n, features], any float dtype; all of them are counted on.
+        planned: how many of them, evenly spread, the prediction sees.
+        pairs: as for :func:`relucheck.hit_rates.predict`.
+        data: how tables label the inputs.
+    """
+    x = inputs.to(arithmetic.dtype if isinstance(arithmetic, Emulation) else arithmetic)
+    few = x[:: max(1, len(x) // planned)]
+    expected, hits, seen, draws = [0.0] * depth, [0] * depth, [0] * depth, 0
+    for seed in seeds:
+        model = draw(arithmetic, width, depth, seed, x.shape[1])
+        draws += 1
+        for layer, (told, counted) in enumerate(
+            zip(predict(model, few, pairs=pairs, seed=seed), measure(model, x), strict=True)
+        ):
+            expected[layer] += told.per_million * counted.activations / 1e6
+            hits[layer] += counted.hits
+            seen[layer] += counted.activations
+    if not draws:
+        raise RateError("validate: no seeds, so no network was drawn; give at least one")
+    name = arithmetic.name if isinstance(arithmetic, Emulation) else dtype_name(arithmetic)
+    return tuple(
+        Cell(name, data, width, depth, layer + 1, draws, expected[layer], hits[layer], seen[layer])
+        for layer in range(depth)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Predicted / measured over many cells.
+
+    Attributes:
+        cells, hits, expected: how many cells, and their sums.
+        low, high: 95 % interval of expected / hits, from the exact Poisson interval of the hits.
+        median, tenth, ninetieth: of the ratio over the cells with at least ``least`` hits; None without any.
+        informative: how many cells have that many.
+        surprising: cells whose count has a p-value below 0.05 under the prediction; 5 % of them are expected.
+        activations: how many were looked at.
+    """
+
+    cells: int
+    hits: int
+    expected: float
+    activations: int
+    low: float
+    high: float
+    median: float | None
+    tenth: float | None
+    ninetieth: float | None
+    informative: int
+    surprising: int
+
+    @property
+    def ratio(self) -> float | None:
+        """Predicted / measured of the sums, None without a hit."""
+        return self.expected / self.hits if self.hits else None
+
+
+def agreement(cells: Sequence[Cell], least: int = 10) -> Agreement:
+    """How predictions and counts agree over cells."""
+    hits, expected = sum(cell.hits for cell in cells), sum(cell.expected for cell in cells)
+    low, high = poisson_interval(hits)
+    ratios = [cell.expected / cell.hits for cell in cells if cell.hits >= least]
+    spread = torch.tensor(ratios, dtype=torch.float64).quantile(torch.tensor([0.1, 0.5, 0.9]).double()) if ratios else None
+    tenth, median, ninetieth = spread.tolist() if spread is not None else (None, None, None)
+    return Agreement(
+        cells=len(cells),
+        hits=hits,
+        expected=expected,
+        activations=sum(cell.activations for cell in cells),
+        low=expected / high,
+        high=expected / low if low else math.inf,
+        median=median,
+        tenth=tenth,
+        ninetieth=ninetieth,
+        informative=len(ratios),
+        surprising=sum(cell.probability < 0.05 for cell in cells),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One architecture in one arithmetic: how many draws, on how many MNIST training images, grey or thresholded at 1/2."""
+
+    arithmetic: torch.dtype | Emulation
+    width: int
+    depth: int
+    draws: int
+    samples: int = 60_000
+    thresholded: bool = False
+
+
+WIDTHS: Final = (16, 64, 256)
+DEPTHS: Final = (1, 3, 6)
+
+
+def runs() -> tuple[Run, ...]:
+    """The validation: every arithmetic over widths and depths on grey digits, the rarest also on thresholded ones.
+
+    Draws are set so that all takes about ten minutes on one core; hits are rare where the device's own kernel rounds once.
+    float64 is predicted; no count can be hoped for.
+    """
+    bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
+    coarse = [(Emulation(dtype, kind, parts), n) for dtype, n in ((bf16, 1), (f16, 4)) for kind, parts in _COARSE]
+    table: list[tuple[torch.dtype | Emulation, int, tuple[int, int, int]]] = [
+        *((arithmetic, 10_000, (16 * n, 8 * n, 4 * n)) for arithmetic, n in coarse),
+        (bf16, 60_000, (100, 60, 30)),
+        (Emulation(bf16, "rounded"), 60_000, (16, 10, 4)),
+        (f16, 60_000, (30, 16, 4)),
+        (Emulation(f16, "rounded"), 60_000, (24, 12, 4)),
+        (f32, 60_000, (100, 60, 20)),
+        (Emulation(f32, "tf32"), 60_000, (8, 6, 2)),
+        (torch.float64, 2_000, (2, 2, 2)),
+    ]
+    grey = [
+        Run(a, width, depth, n, samples)
+        for a, samples, d in table
+        for width, n in zip(WIDTHS, d, strict=True)
+        for depth in DEPTHS
+    ]
+    rare: list[tuple[torch.dtype | Emulation, tuple[int, int, int]]] = [
+        (bf16, (20, 10, 5)),
+        (f16, (20, 8, 2)),
+        (f32, (20, 12, 6)),
+        (Emulation(f32, "tf32"), (16, 8, 3)),
+    ]
+    binary = [Run(a, width, 3, n, thresholded=True) for a, d in rare for width, n in zip(WIDTHS, d, strict=True)]
+    return (*grey, *binary)
+
+
+def carry_out(run: Run, images: Tensor) -> tuple[Cell, ...]:
+    """One run on float32 images [n, 784] in [0, 1]."""
+    inputs = images[: run.samples]
+    if run.thresholded:
+        inputs = (inputs > 0.5).float()
+    label = "thresholded" if run.thresholded else "grey"
+    pairs = 300 if run.draws > 8 else 1000  # the noise of a prediction averages out over draws
+    return validate(run.arithmetic, run.width, run.depth, inputs, range(run.draws), pairs=pairs, data=label)
+
+
+def resnet50_hits(dtype: torch.dtype, *, mixed: bool, batch: int = 4, seed: int = 0) -> dict[str, tuple[int, int]]:
+    """Hits and activations of a ResNet-50 at initialisation on noise, by kind of :func:`~relucheck.hit_plans.resnet50`.
+
+    Args:
+        dtype: of convolutions and activations.
+        mixed: whether batch norm keeps float32 parameters and statistics, as under autocast.
+    """
+    from torchvision.models import resnet50
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = resnet50().to(dtype).train()
+        images = torch.randn(batch, 3, 224, 224).to(dtype)
+    if mixed:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.float()
+    counts: dict[str, tuple[int, int]] = {}
+
+    def count(kind: str, z: Tensor) -> None:
+        at, (hits, seen) = find(z, 0.0), counts.get(kind, (0, 0))
+        counts[kind] = hits + (0 if at is None else len(at[0])), seen + z.numel()
+
+    with torch.no_grad(), resnet50_kinds(model, count):
+        model(images)
+    return counts
+
+
+_COARSE: Final[tuple[tuple[Literal["product", "split-k"], int], ...]] = (("product", 1), ("split-k", 4))
