@@ -364,7 +364,9 @@ def _all() -> dict[str, Scenario]:
 #: The training scenarios by name.
 SCENARIOS: Final[Mapping[str, Scenario]] = _all()
 #: Scenarios that run themselves, by name; see :func:`register`.
-EXTERNAL: Final[dict[str, External]] = {}
+EXTERNAL: Final[dict[str, External]] = {
+    "E4": External("E4", "volume of the bifurcation zone", "relucheck.volume_scenario"),
+}
 
 
 def register(external: External) -> External:

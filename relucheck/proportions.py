@@ -1,0 +1,144 @@
+"""Shares of draws: exact intervals, how many draws a wanted interval needs, and tests of one count against another.
+
+Everything here is exact for the binomial distribution; the quantiles and the test are scipy's, imported when first needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Final
+
+#: The confidence of every interval and the level of every verdict, unless told otherwise.
+CONFIDENCE: Final = 0.95
+LEVEL: Final = 0.05
+DIFFERS: Final = "differs"
+NOT_DISTINGUISHED: Final = "not distinguished"
+
+_SMALLEST: Final = 5e-4  # half-width that some four million draws reach
+_BLOCK: Final = 4096
+
+
+class ProportionError(ValueError):
+    """Counts, a share or a half-width that cannot be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A confidence interval of a share: 0 <= low <= high <= 1."""
+
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of its length; the interval is not symmetric about the share."""
+        return (self.high - self.low) / 2
+
+
+def interval(count: int, draws: int, confidence: float = CONFIDENCE) -> Interval:
+    """The Clopper-Pearson interval of ``count`` in ``draws``: it covers the true share with at least ``confidence``.
+
+    Source: C. J. Clopper, E. S. Pearson (1934), Biometrika 26; the bounds are quantiles of beta distributions.
+
+    Raises:
+        ProportionError: unless 0 <= count <= draws, draws >= 1 and 0 < confidence < 1.
+    """
+    from scipy.special import betaincinv
+
+    _check_counts(count, draws)
+    tail = _tail(confidence)
+    low = float(betaincinv(count, draws - count + 1, tail)) if count else 0.0
+    high = float(betaincinv(count + 1, draws - count, 1 - tail)) if count < draws else 1.0
+    return Interval(low, high)
+
+
+def draws_for(half_width: float, share: float | None = None, confidence: float = CONFIDENCE) -> int:
+    """The smallest number of draws whose Clopper-Pearson interval has at most the wanted half-width.
+
+    Args:
+        half_width: half of the interval's length, at least 0.0005 and less than 0.5.
+        share: the anticipated share. A number of draws n counts when both whole counts nearest to ``n * share`` give an
+            interval that is short enough. None is the worst case: every count does (the widest is the one in the middle).
+        confidence: of the interval.
+
+    Raises:
+        ProportionError: for a half-width, share or confidence out of range.
+    """
+    import numpy as np
+    from scipy.special import betaincinv
+
+    if not _SMALLEST <= half_width < 0.5:
+        raise ProportionError(f"half-width {half_width!r}: must be at least {_SMALLEST} and less than 0.5")
+    if share is not None and not 0 <= share <= 1:
+        raise ProportionError(f"share {share!r}: must be from 0 to 1, or None for the worst case")
+    tail = _tail(confidence)
+    anticipated = 0.5 if share is None else share
+    start = 1
+    while True:  # the half-width is not monotone in n, as counts are whole: so every n is looked at, a block at a time
+        n = np.arange(start, start + _BLOCK, dtype=np.float64)
+        fits = np.ones(len(n), dtype=bool)
+        for count in (np.floor(n * anticipated), np.ceil(n * anticipated)):
+            # the quantiles are undefined where a bound is 0 or 1 by definition
+            low = np.where(count > 0, betaincinv(np.maximum(count, 1), n - count + 1, tail), 0.0)
+            high = np.where(count < n, betaincinv(count + 1, np.maximum(n - count, 1), 1 - tail), 1.0)
+            fits &= (high - low) / 2 <= half_width
+        if fits.any():
+            return start + int(np.argmax(fits))
+        start += _BLOCK
+
+
+def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> float:
+    """The two-sided p-value of Fisher's exact test that two independent counts have one share.
+
+    Fisher's and not Boschloo's, which has more power: Fisher's p-value is a finite sum, the same on every machine, and
+    its level holds whatever the common share is; scipy finds Boschloo's as a maximum over the unknown share by sampling,
+    and takes seconds for a thousand draws a side. Fisher's errs towards "not distinguished".
+
+    Raises:
+        ProportionError: for counts that cannot be.
+    """
+    from scipy.stats import fisher_exact
+
+    _check_counts(count, draws)
+    _check_counts(other_count, other_draws)
+    table = [[count, draws - count], [other_count, other_draws - other_count]]
+    return min(1.0, float(fisher_exact(table).pvalue))
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """p-values adjusted for being several, in the order given: with each at most a, the chance of any false one is <= a.
+
+    Valid however the tests depend on each other. Source: S. Holm (1979), Scandinavian Journal of Statistics 6.
+
+    Raises:
+        ProportionError: for a value that is no p-value.
+    """
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise ProportionError(f"p-value {p!r}: must be from 0 to 1")
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda position: p_values[position])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return tuple(adjusted)
+
+
+def verdict(adjusted: float, level: float = LEVEL) -> str:
+    """What an adjusted p-value allows to say: that two shares differ, or that these draws do not distinguish them."""
+    return DIFFERS if adjusted <= level else NOT_DISTINGUISHED
+
+
+def _check_counts(count: int, draws: int) -> None:
+    for name, value in (("count", count), ("draws", draws)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ProportionError(f"{name} {value!r}: must be a whole number")
+    if draws < 1 or not 0 <= count <= draws:
+        raise ProportionError(f"{count} of {draws} draws: draws must be at least 1, and the count from 0 to draws")
+
+
+def _tail(confidence: float) -> float:
+    if not 0 < confidence < 1 or math.isnan(confidence):
+        raise ProportionError(f"confidence {confidence!r}: must lie between 0 and 1, for example {CONFIDENCE}")
+    return (1 - confidence) / 2

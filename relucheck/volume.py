@@ -1,0 +1,232 @@
+"""Volumes: the share of random networks in the bifurcation zone, one cell at a time, with exact intervals.
+
+A *cell* says everything that decides an estimate: architecture, arithmetic, data, mini-batches, draws and their seeds. An
+*estimate* keeps the outcome of every draw, so that any single network can be rebuilt from its seed and looked at.
+Source: Bertoin et al. 2021, section 3.1, where the volume of the zone is estimated in the same way, by 1,000 draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from relucheck import data, zone
+from relucheck.numerics import Arithmetic, as_dtype, generator
+from relucheck.stacks import Architecture
+from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
+from relucheck.volume_store import Json, Store, StoreError
+
+__all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate"]
+
+_CHUNK: Final = 50  # draws between two writes to disk
+_SECONDS: Final = 10.0  # or this long
+
+
+class Decided(Protocol):
+    """What an engine says of one network, as :class:`relucheck.zone.Decision`."""
+
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def batch(self) -> int | None: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def activations(self) -> int: ...
+
+
+class Decider(Protocol):
+    """What :func:`estimate` needs of :class:`relucheck.zone.Engine`."""
+
+    @property
+    def plan(self) -> str: ...
+    def decide(self, seeds: Iterable[int], /) -> Iterator[Decided]: ...
+
+
+EngineFactory = Callable[[Cell, Tensor, Tensor, torch.device], Decider]
+
+
+def estimate(
+    cell: Cell,
+    *,
+    root: data.Root = None,
+    dataset: data.DataSet | None = None,
+    device: torch.device | str = "cpu",
+    store: Store | None = None,
+    progress: Callable[[int], None] | None = None,
+    engine: EngineFactory | None = None,
+    chunk: int = _CHUNK,
+) -> Estimate:
+    """Decides every draw of a cell. With a store, a finished cell is read and an interrupted one goes on where it was.
+
+    Args:
+        cell: what to estimate.
+        root: data root, see :func:`relucheck.data.data_root`; nothing is downloaded.
+        dataset: the training set, where it is loaded already.
+        device: where to compute.
+        store: where results are kept; the draws of an interrupted cell (also by SIGINT) but for the last chunk, too.
+        progress: called with the number of draws that were decided since the last call (also of those found in the store).
+        engine: makes the engine; None is :class:`relucheck.zone.Engine`.
+        chunk: draws between two writes to the store (it is written every ten seconds as well).
+
+    Raises:
+        VolumeError: the data set is empty, smaller than the sample asked for, or not the cell's.
+        StoreError: the store holds something else under the cell's name, or cannot be written.
+        relucheck.data.DataError: the data are not there.
+    """
+    device = torch.device(device)
+    if dataset is None:
+        dataset = data.load(cell.data, "train", root, download=False)
+    if dataset.name != cell.data:
+        raise VolumeError(f"cell: data={cell.data!r}, but the data set handed over is {dataset.name!r}")
+    rows = sample(cell, len(dataset))
+    where = describe(device)
+    identity = {"cell": cell.deciding, "data": dataset.checksum, "device": where, "torch": str(torch.__version__)}
+    draws: list[Draw] = []
+    hits = activations = 0
+    wall_s, plan = 0.0, ""
+    if store is not None:
+        if (found := store.finished(cell.name, identity)) is not None:
+            try:
+                finished = Estimate.from_json(found, cell.varied)
+            except VolumeError as error:
+                raise StoreError(
+                    f"{store.finished_path(cell.name)}: {error}; move it away, or name another folder (it is left as it is)"
+                ) from error
+            if progress is not None:
+                progress(finished.draws)
+            return finished
+        for part in store.chunks(cell.name, identity):
+            draws += draws_of(part, cell.first_seed + len(draws))
+            hits, activations, wall_s = hits + part["hits"], activations + part["activations"], wall_s + part["wall_s"]
+            plan = part["plan"]
+    if progress is not None and draws:
+        progress(len(draws))
+    if len(draws) < cell.draws:
+        inputs, targets = scaled(cell, dataset, rows)
+        with _switches(cell):
+            decider = (engine or _engine)(cell, inputs, targets, device)
+            seeds = range(cell.first_seed + len(draws), cell.first_seed + cell.draws)
+            for part in _chunks(decider, seeds, chunk, progress):
+                draws += draws_of(part, cell.first_seed + len(draws))
+                hits, activations, wall_s = hits + part["hits"], activations + part["activations"], wall_s + part["wall_s"]
+                plan = part["plan"]
+                if store is not None:
+                    store.append(cell.name, identity, part)
+    result = Estimate(cell, tuple(draws), hits, activations, wall_s, dataset.checksum, where, versions(), plan)
+    if store is not None:
+        store.finish(cell.name, identity, result.to_json())
+    return result
+
+
+def sample(cell: Cell, size: int) -> Tensor | None:
+    """Which images of a training set of ``size`` the cell uses: int64 indices, or None for all.
+
+    Raises:
+        VolumeError: there are none, or fewer than the cell asks for.
+    """
+    if size < 1:
+        raise VolumeError(f"the training set of {cell.data!r} is empty, so there is nothing to decide on; pass images")
+    if cell.sample_size is None:
+        return None
+    if cell.sample_size > size:
+        raise VolumeError(
+            f"sample_size {cell.sample_size}: the training set of {cell.data!r} has {size} images; ask for at most {size}, "
+            "or for None, which is all"
+        )
+    if cell.sample == REPLACED:
+        return torch.randint(size, (cell.sample_size,), generator=generator(cell.sample_seed), device="cpu")
+    return torch.arange(cell.sample_size, device="cpu") if cell.sample_size < size else None
+
+
+def scaled(cell: Cell, dataset: data.DataSet, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Inputs [n, 784] in the cell's dtype and classes, int64 [n], of the chosen rows."""
+    images, labels = (dataset.images, dataset.labels) if rows is None else (dataset.images[rows], dataset.labels[rows])
+    return data.scale(images, cell.dtype), labels
+
+
+def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device) -> Decider:
+    architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
+    arithmetic = cell.linear_arithmetic()
+    return zone.Engine(
+        *(architecture, arithmetic, inputs, targets),
+        batch_size=cell.batch_size,
+        pair=cell.pair,
+        watch=cell.watch,
+        device=device,
+    )
+
+
+@contextlib.contextmanager
+def _switches(cell: Cell) -> Iterator[None]:
+    """PyTorch's own defaults, whatever the process is set to, but for what the cell asks for."""
+    with Arithmetic(as_dtype(cell.dtype), tf32=cell.tf32, reduced_precision=not cell.strict).active():
+        yield
+
+
+def _chunks(decider: Decider, seeds: range, size: int, progress: Callable[[int], None] | None) -> Iterator[Json]:
+    """Decides the seeds, a chunk at a time."""
+    pending: list[Draw] = []
+    hits = activations = 0
+    started = time.perf_counter()
+
+    def part() -> Json:
+        nonlocal pending, hits, activations, started
+        now = time.perf_counter()
+        whole = {
+            **columns(pending),
+            "hits": hits,
+            "activations": activations,
+            "wall_s": now - started,
+            "plan": decider.plan,
+        }
+        pending, hits, activations, started = [], 0, 0, now
+        return whole
+
+    for seed, decision in zip(seeds, decider.decide(seeds), strict=True):
+        pending.append(Draw(seed, decision.outcome, decision.batch))
+        hits, activations = hits + decision.hits, activations + decision.activations
+        if progress is not None:
+            progress(1)
+        if len(pending) >= size or time.perf_counter() - started > _SECONDS:
+            yield part()
+    if pending:
+        yield part()
+
+
+def describe(device: torch.device) -> str:
+    """The device with what else decides bits: a GPU's name, or a CPU's instruction set and the number of threads."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def versions() -> dict[str, str]:
+    """Of torch, relucheck and Python, and the machine's processor."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("relucheck")
+    except PackageNotFoundError:  # a source tree that is not installed
+        own = "not installed"
+    return {
+        "torch": str(torch.__version__),
+        "relucheck": own,
+        "python": platform.python_version(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

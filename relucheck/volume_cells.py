@@ -1,0 +1,260 @@
+"""Cells and estimates of volume tables, as plain data: what decides a number, and the number with its decisions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+
+from relucheck import data
+from relucheck.emulation import Emulation, EmulationError
+from relucheck.numerics import as_dtype, dtype_name
+from relucheck.proportions import CONFIDENCE, Interval, interval
+from relucheck.published import SWEEPS
+from relucheck.volume_store import Json
+
+Outcome = Literal["agree", "bifurcate", "non-finite"]
+_LETTERS: Final[dict[Outcome, str]] = {"agree": "a", "bifurcate": "b", "non-finite": "n"}
+_OUTCOMES: Final[dict[str, Outcome]] = {letter: outcome for outcome, letter in _LETTERS.items()}
+IN_ORDER: Final = "file order"
+REPLACED: Final = "with replacement"
+
+
+class VolumeError(ValueError):
+    """A cell that cannot be estimated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One cell of a volume table: everything that decides its numbers.
+
+    Attributes:
+        hidden_layers, neurons: of a fully connected network, inputs - neurons x hidden_layers - classes, with ReLU and
+            PyTorch's default initialisation.
+        batch_size: of mini-batches in file order; the last one may be smaller, and one that is larger than the data makes
+            one mini-batch of them all.
+        sample_size: training images used, or None for all.
+        sample: "file order" (the first ones) or "with replacement" (indices drawn uniformly by a generator seeded with
+            ``sample_seed``, as in the published sample-size sweep; a smaller sample is the beginning of a larger one).
+        sample_seed: see ``sample``.
+        dtype: name of the dtype of parameters and activations.
+        emulation: None for the device's own arithmetic, or a :mod:`relucheck.emulation` kind: "rounded", "product",
+            "split-k 4", "tf32".
+        strict: CUDA: no reduced-precision reductions in 16-bit products (PyTorch's default allows them).
+        tf32: CUDA: float32 products may use TensorFloat-32 (PyTorch's default since 1.12 does not).
+        draws: number of random networks.
+        first_seed: the networks' seeds are ``first_seed``, ``first_seed + 1``, ...
+        data: "mnist", "fashionmnist" or "digits", its training split.
+        watch: "all" compares the gradients of every parameter, "first layer" those of the first (as published).
+        pair: the two subgradients compared.
+        varied: the sweep for whose sake the cell is computed, or "" (a label: it decides nothing).
+    """
+
+    hidden_layers: int = 3
+    neurons: int = 256
+    batch_size: int = 256
+    sample_size: int | None = None
+    sample: Literal["file order", "with replacement"] = "file order"
+    sample_seed: int = 0
+    dtype: str = "float32"
+    emulation: str | None = None
+    strict: bool = False
+    tf32: bool = False
+    draws: int = 1000
+    first_seed: int = 0
+    data: str = "mnist"
+    watch: Literal["all", "first layer"] = "first layer"
+    pair: tuple[float, float] = (0.0, 1.0)
+    varied: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_layers", "neurons", "batch_size", "draws"):
+            _whole(name, getattr(self, name), 1)
+        for name in ("first_seed", "sample_seed"):
+            _whole(name, getattr(self, name), 0)
+        if self.sample_size is not None:
+            _whole("sample_size", self.sample_size, 1)
+        _one_of("sample", self.sample, (IN_ORDER, REPLACED))
+        _one_of("watch", self.watch, ("all", "first layer"))
+        _one_of("varied", self.varied, ("", *SWEEPS))
+        _one_of("data", self.data, data.NAMES)
+        if self.sample == REPLACED and self.sample_size is None:
+            raise VolumeError("cell: sample='with replacement' needs a sample_size, the number of images to draw")
+        object.__setattr__(self, "dtype", dtype_name(as_dtype(self.dtype)))
+        object.__setattr__(self, "pair", tuple(float(value) for value in self.pair))
+        if len(self.pair) != 2:
+            raise VolumeError(f"cell: pair={self.pair!r} must be two subgradients, for example (0.0, 1.0)")
+        if self.tf32 and self.dtype != "float32":
+            raise VolumeError(f"cell: tf32 with {self.dtype}: TF32 is a way to multiply float32; use dtype='float32'")
+        if sum((self.strict, self.tf32, self.emulation is not None)) > 1:
+            raise VolumeError("cell: strict, tf32 and emulation exclude each other: each is an arithmetic of its own")
+        self.linear_arithmetic()  # an unknown emulation is an error here and now
+
+    def linear_arithmetic(self) -> torch.dtype | Emulation:
+        """What the linear layers compute in."""
+        dtype = as_dtype(self.dtype)
+        if self.emulation is None:
+            return dtype
+        kind, _, parts = self.emulation.partition(" ")
+        try:
+            return Emulation(dtype, kind, int(parts) if parts else 1)  # type: ignore[arg-type]
+        except EmulationError as error:
+            raise VolumeError(f"cell: {error}") from error
+        except ValueError:
+            raise VolumeError(f"cell: emulation={self.emulation!r}: parts must be a number, as in 'split-k 4'") from None
+
+    @property
+    def arithmetic(self) -> str:
+        """How tables label the arithmetic, for example "float16 strict" or "float16 emulated (rounded)"."""
+        linear = self.linear_arithmetic()
+        if isinstance(linear, Emulation):
+            return linear.name
+        return self.dtype + (" strict" if self.strict else " TF32" if self.tf32 else "")
+
+    @property
+    def deciding(self) -> Json:
+        """What decides the numbers, as plain JSON: every field but the label ``varied``."""
+        content = dataclasses.asdict(self)
+        del content["varied"]
+        return {**content, "pair": list(self.pair)}
+
+    @property
+    def name(self) -> str:
+        """A file name without an ending: readable, and unique by a digest of what decides the numbers."""
+        digest = hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()[:8]
+        size = "all" if self.sample_size is None else f"{self.sample_size}{'r' if self.sample == REPLACED else ''}"
+        words = "".join(letter if letter.isalnum() else "-" for letter in self.arithmetic.replace("(", "").replace(")", ""))
+        return f"{self.data}-{self.hidden_layers}x{self.neurons}-b{self.batch_size}-n{size}-{words}-d{self.draws}-{digest}"
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], varied: str = "") -> Cell:
+        """The cell that :attr:`deciding` describes."""
+        return cls(**{**content, "pair": tuple(content["pair"])}, varied=varied)
+
+
+class Draw(NamedTuple):
+    """What one random network did: ``batch`` is the first mini-batch (0-based) with the outcome, None for agree."""
+
+    seed: int
+    outcome: Outcome
+    batch: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A finished cell.
+
+    Attributes:
+        cell: what was estimated.
+        decisions: one per draw, by seed.
+        hits, activations: summed over the mini-batches that were looked at (up to the deciding one of each draw).
+        wall_s: seconds of computing, over all runs that contributed.
+        checksum: of the data set (SHA-256 in hex).
+        device: with what else decides bits, for example "cpu AVX512, 1 thread".
+        versions: of torch, relucheck and Python, and the processor's name.
+        plan: which fusions the engine proved bitwise equal.
+    """
+
+    cell: Cell
+    decisions: tuple[Draw, ...]
+    hits: int
+    activations: int
+    wall_s: float
+    checksum: str
+    device: str
+    versions: Mapping[str, str]
+    plan: str
+
+    def _count(self, outcome: Outcome) -> int:
+        return sum(draw.outcome == outcome for draw in self.decisions)
+
+    @property
+    def draws(self) -> int:
+        return len(self.decisions)
+
+    @property
+    def bifurcated(self) -> int:
+        return self._count("bifurcate")
+
+    @property
+    def agree(self) -> int:
+        return self._count("agree")
+
+    @property
+    def non_finite(self) -> int:
+        """Draws with a NaN or an infinity in a gradient: neither agreement nor bifurcation."""
+        return self._count("non-finite")
+
+    @property
+    def share(self) -> float:
+        """The estimated volume: bifurcated draws, of all draws."""
+        return self.bifurcated / self.draws
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """The Clopper-Pearson interval of the share."""
+        return interval(self.bifurcated, self.draws, confidence)
+
+    @property
+    def hits_per_million(self) -> float:
+        """Hits per million activations of the mini-batches that were looked at."""
+        return 1e6 * self.hits / self.activations if self.activations else 0.0
+
+    def to_json(self) -> Json:
+        """Plain JSON: decisions as one letter each (a, b, n) and their mini-batches, in the order of the seeds."""
+        return {
+            "cell": self.cell.deciding,
+            "counts": {"bifurcated": self.bifurcated, "agree": self.agree, "non_finite": self.non_finite},
+            **columns(self.decisions),
+            "hits": self.hits,
+            "activations": self.activations,
+            "wall_s": round(self.wall_s, 3),
+            "checksum": self.checksum,
+            "device": self.device,
+            "versions": dict(self.versions),
+            "plan": self.plan,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], varied: str = "") -> Estimate:
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            VolumeError: something is missing, or the counts contradict the decisions.
+        """
+        try:
+            cell = Cell.from_json(content["cell"], varied)
+            draws = tuple(draws_of(content, cell.first_seed))
+            names = ("hits", "activations", "wall_s", "checksum", "device", "versions", "plan")
+            found = cls(cell, draws, **{name: content[name] for name in names})
+            counts = {"bifurcated": found.bifurcated, "agree": found.agree, "non_finite": found.non_finite}
+            if counts != content["counts"] or found.draws != cell.draws:
+                raise ValueError(f"its counts {content['counts']} are not those of its {found.draws} decisions")
+        except (KeyError, TypeError, ValueError) as error:
+            raise VolumeError(f"this is no estimate: {type(error).__name__}: {error}") from error
+        return found
+
+
+def columns(draws: Iterable[Draw]) -> Json:
+    """Decisions as plain JSON: one letter each (a, b, n), and their mini-batches."""
+    draws = tuple(draws)
+    return {"outcomes": "".join(_LETTERS[draw.outcome] for draw in draws), "batches": [draw.batch for draw in draws]}
+
+
+def draws_of(content: Mapping[str, Any], first_seed: int) -> Iterator[Draw]:
+    """What :func:`columns` wrote; the seeds count up from ``first_seed``."""
+    pairs = zip(content["outcomes"], content["batches"], strict=True)
+    return (Draw(first_seed + index, _OUTCOMES[letter], batch) for index, (letter, batch) in enumerate(pairs))
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise VolumeError(f"cell: {name}={value!r} must be a whole number of at least {least}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise VolumeError(f"cell: {name}={value!r} must be one of {', '.join(map(repr, known))}")

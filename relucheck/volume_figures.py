@@ -1,0 +1,131 @@
+"""Figures of E4: one for each sweep, ours and the published with intervals, a panel for each dtype and source."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from relucheck.proportions import Interval, interval
+from relucheck.published import SWEEPS
+from relucheck.volume_scenario import Line, Report
+from relucheck.volume_store import write_atomically
+from relucheck.volume_tables import SWEEP_TITLES
+
+_DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
+# M. Okabe, K. Ito, "Color universal design" (2008): told apart with every kind of colour vision; markers differ too.
+_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_MARKERS: Final = ("o", "s", "^", "v", "P")
+#: One colour and marker for each way to round, in every panel.
+_STYLES: Final[dict[str, int]] = {
+    "ours": 0,
+    "ours, strict": 1,
+    "ours, TF32": 1,
+    "ours, emulated (rounded)": 2,
+    "ours, emulated (tf32)": 2,
+    "ours, emulated (product)": 3,
+    "ours, emulated (split-k 4)": 4,
+}
+_PUBLISHED: Final = "#000000"
+_SPREAD: Final = 0.6  # of the distance between two values, over which the series of a panel are spread
+
+
+def draw(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Draws ``volume_by_SWEEP.png`` for every sweep of the report into a folder; returns their paths.
+
+    Raises:
+        relucheck.volume_store.StoreError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for varied in SWEEPS:
+        lines = [line for line in report.lines if line.entry.varied == varied]
+        if lines:
+            path = folder / f"volume_by_{varied}.png"
+            write_atomically(path, _png(report, varied, lines))
+            paths.append(path)
+    return tuple(paths)
+
+
+def _png(report: Report, varied: str, lines: Sequence[Line]) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sources = list(dict.fromkeys(line.entry.source for line in lines))
+    dtypes = [name for name in _DTYPES if any(line.entry.cell.dtype == name for line in lines)]
+    figure = Figure(figsize=(1.2 + 6.4 * len(sources), 1.2 + 2.3 * len(dtypes)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(dtypes), len(sources), sharey=True, squeeze=False)
+    for row, dtype in enumerate(dtypes):
+        for column, source in enumerate(sources):
+            axes = panels[row][column]
+            here = [line for line in lines if line.entry.source == source and line.entry.cell.dtype == dtype]
+            _panel(axes, here)
+            axes.set_title(f"{dtype}, networks of [{source}]", fontsize=10, loc="left")
+            if column == 0:
+                axes.set_ylabel("share in the zone")
+            if row == len(dtypes) - 1:
+                axes.set_xlabel(SWEEP_TITLES[varied])
+    figure.suptitle(
+        f"Volume of the bifurcation zone by {SWEEP_TITLES[varied]}; 95 % intervals; {report.device}", fontsize=11
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _panel(axes: Any, lines: Sequence[Line]) -> None:
+    """Points over evenly spaced values, the published ones first, each series a little aside of the others."""
+    values = sorted({line.entry.x for line in lines})
+    at = {value: position for position, value in enumerate(values)}
+    series: dict[str, list[tuple[float, float, Interval]]] = {}
+    for line in lines:
+        theirs = line.entry.published
+        if theirs is not None:
+            share = theirs.bifurcated / theirs.runs
+            bounds = interval(theirs.bifurcated, theirs.runs) if theirs.computed else Interval(share, share)
+            where = "" if line.estimate.cell.data == "mnist" else ", MNIST"
+            name = f"[{line.entry.source}]{where}" + ("" if theirs.computed else "\n(not computed)")
+            point = (at[line.entry.x], share, bounds)
+            if point not in series.setdefault(name, []):
+                series[name].append(point)
+    published = len(series)
+    for line in lines:
+        ours = line.estimate
+        series.setdefault(_label(line), []).append((at[line.entry.x], ours.share, ours.interval()))
+    for index, (name, points) in enumerate(series.items()):
+        aside = _SPREAD * ((index + 0.5) / len(series) - 0.5)
+        style = _STYLES.get(name, index - published) % len(_COLOURS)
+        theirs_too = index < published
+        colour = _PUBLISHED if theirs_too else _COLOURS[style]
+        axes.errorbar(
+            [x + aside for x, _, _ in points],
+            [share for _, share, _ in points],
+            yerr=[
+                [max(0.0, share - bounds.low) for _, share, bounds in points],
+                [max(0.0, bounds.high - share) for _, share, bounds in points],
+            ],
+            fmt="D" if theirs_too else _MARKERS[style],
+            color=colour,
+            markerfacecolor="white" if theirs_too else colour,
+            markersize=5,
+            capsize=2,
+            elinewidth=1.1,
+            linestyle="none",
+            label=name,
+        )
+    axes.set_xticks(range(len(values)), [f"{value:,}" for value in values])
+    axes.set_xlim(-0.6, len(values) - 0.4)
+    axes.set_ylim(-0.04, 1.04)
+    axes.grid(axis="y", alpha=0.3, linewidth=0.6)
+    for boundary in range(len(values) - 1):
+        axes.axvline(boundary + 0.5, color="0.9", linewidth=0.6, zorder=0)
+    if series:  # beside the panel: points can be anywhere in it
+        axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False, handletextpad=0.2)
+
+
+def _label(line: Line) -> str:
+    """The arithmetic without its dtype, which the panel names."""
+    rest = line.entry.cell.arithmetic.removeprefix(line.entry.cell.dtype).strip()
+    return f"ours, {rest}" if rest else "ours"

@@ -1,0 +1,269 @@
+"""Tables of E4: our shares beside the published ones, both with exact intervals, and what a test allows to say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from relucheck import volume_split
+from relucheck.proportions import CONFIDENCE, LEVEL, Interval, exact_test, holm, interval, verdict
+from relucheck.published import SOURCES
+from relucheck.volume_scenario import NAME, TITLE, Entry, Line, Report
+from relucheck.volume_split import Split
+from relucheck.volume_store import SCHEMA, write_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOT_COMPUTED: Final = "not computed by the release"
+NOT_PUBLISHED: Final = "no published figure"
+OTHER_DATA: Final = "other data"
+SWEEP_TITLES: Final[dict[str, str]] = {
+    "hidden_layers": "hidden layers",
+    "neurons": "neurons",
+    "batch_size": "batch size",
+    "sample_size": "sample size",
+}
+_HEADINGS: Final = (
+    "arithmetic",
+    "ours",
+    "share, 95 %",
+    "±",
+    "hits / M",
+    "published",
+    "share, 95 %",
+    "p",
+    "Holm p",
+    "",
+)
+_WIDTH: Final = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A line with its test.
+
+    Attributes:
+        line: entry and estimate.
+        p: of Fisher's exact test against the published count, or None where there is nothing to test.
+        adjusted: ``p`` after Holm's correction over every test of the report.
+        text: "differs", "not distinguished", or why there is no test.
+    """
+
+    line: Line
+    p: float | None
+    adjusted: float | None
+    text: str
+
+
+def judge(report: Report) -> tuple[Judged, ...]:
+    """Every line with its test, in order; the correction is over the whole report."""
+    tests: dict[int, float] = {}
+    for index, line in enumerate(report.lines):
+        entry, ours = line.entry, line.estimate
+        if entry.comparable and entry.published is not None:
+            tests[index] = exact_test(ours.bifurcated, ours.draws, entry.published.bifurcated, entry.published.runs)
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+    return tuple(
+        Judged(line, tests[index], adjusted[index], verdict(adjusted[index]))
+        if index in tests
+        else Judged(line, None, None, _why_not(line.entry))
+        for index, line in enumerate(report.lines)
+    )
+
+
+def _why_not(entry: Entry) -> str:
+    if entry.published is None:
+        return NOT_PUBLISHED
+    return OTHER_DATA if entry.published.computed else NOT_COMPUTED
+
+
+def groups(judged: Iterable[Judged]) -> dict[tuple[str, str], list[Judged]]:
+    """Lines by source and sweep, in order: a table each."""
+    found: dict[tuple[str, str], list[Judged]] = {}
+    for one in judged:
+        found.setdefault((one.line.entry.source, one.line.entry.varied), []).append(one)
+    return found
+
+
+def _title(source: str, varied: str) -> str:
+    return f"{NAME}, [{source}], by {SWEEP_TITLES[varied]}: share of random networks in the bifurcation zone"
+
+
+def _cells(one: Judged) -> tuple[str, ...]:
+    entry, ours = one.line.entry, one.line.estimate
+    bounds = ours.interval()
+    counted = f"{ours.bifurcated}/{ours.draws}" + (f" ({ours.non_finite} non-finite)" if ours.non_finite else "")
+    published = ("", "")
+    if entry.published is not None:
+        runs = entry.published.runs
+        published = (
+            f"{entry.published.bifurcated}/{runs}",
+            _share(entry.published.bifurcated / runs, interval(entry.published.bifurcated, runs)),
+        )
+        if not entry.published.computed:
+            published = published[0], ""
+    return (
+        *(str(entry.x), ours.cell.arithmetic, counted, _share(ours.share, bounds)),
+        *(f"{bounds.half_width:.3f}", f"{ours.hits_per_million:.3g}", *published, _p(one.p), _p(one.adjusted), one.text),
+    )
+
+
+def _share(share: float, bounds: Interval) -> str:
+    return f"{share:.3f} [{bounds.low:.3f}, {bounds.high:.3f}]"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "<1e-6" if value < 1e-6 else f"{value:.2g}"
+
+
+def tables(judged: Iterable[Judged]) -> list[Table]:
+    """One rich table for each source and sweep."""
+    from rich.table import Table
+
+    shown = []
+    for (source, varied), lines in groups(judged).items():
+        table = Table(title=_title(source, varied))
+        for index, heading in enumerate((SWEEP_TITLES[varied], *_HEADINGS)):
+            table.add_column(heading, justify="left" if index in (1, 10) else "right", no_wrap=True)
+        before = None
+        for one in lines:
+            if before is not None and one.line.entry.x != before:
+                table.add_section()
+            before = one.line.entry.x
+            table.add_row(*_cells(one))
+        shown.append(table)
+    return shown
+
+
+def markdown(report: Report, judged: Iterable[Judged]) -> str:
+    """The report as a Markdown page: where and how it was computed, what to know, a table for each source and sweep."""
+    judged = tuple(judged)
+    lines = [f"# {NAME}: {TITLE} ({report.scale} scale)", "", *notes(report, judged)]
+    for (source, varied), rows in groups(judged).items():
+        headings = (SWEEP_TITLES[varied], *_HEADINGS[:-1], "verdict")
+        lines += ["", f"## {_title(source, varied)}", "", f"| {' | '.join(headings)} |"]
+        lines += ["|" + " ---: | --- |" + " ---: |" * 8 + " --- |"]
+        lines += [f"| {' | '.join(_cells(one))} |" for one in rows]
+    return "\n".join(lines) + "\n"
+
+
+def notes(report: Report, judged: Iterable[Judged]) -> list[str]:
+    """What a reader has to know, in Markdown."""
+    judged = tuple(judged)
+    estimates = report.estimates
+    tested = [one for one in judged if one.p is not None]
+    computing = sum(estimate.wall_s for estimate in estimates)
+    versions = estimates[0].versions
+    widths = sorted(estimate.interval().half_width for estimate in estimates)
+    data = ", ".join(sorted({estimate.cell.data for estimate in estimates}))
+    said = f"{sum(one.text == 'differs' for one in tested)} differ" if tested else "none"
+    drawn = sum(estimate.draws for estimate in estimates)
+    facts = [
+        f"- Device: {report.device} ({versions['processor']}); torch {versions['torch']}.",
+        f"- {len(estimates)} cells, {drawn:,} random networks on {data}, {computing:,.0f} s of computing. Half-widths (±): "
+        f"{widths[0]:.3f} to {widths[-1]:.3f}, median {widths[len(widths) // 2]:.3f}.",
+        "- A network counts as soon as one mini-batch of a pass gives first-layer gradients that differ between backprop_0 "
+        f"and backprop_1. Intervals are Clopper-Pearson, {CONFIDENCE:.0%}. Hits per million activations (hits / M) are "
+        "over the mini-batches looked at.",
+        "- Tests are Fisher's exact test of our count against the published one, two-sided, with Holm's correction over "
+        f"all {len(tested)} tests here, at level {LEVEL}: {said}. *Not distinguished* says that these draws do not tell "
+        "them apart, not that they are equal.",
+        "- The same seeds are drawn in every cell, so cells of one shape and different arithmetics share their networks.",
+        "- *Emulated* arithmetics are not the device's own (relucheck.emulation); published 16 bits are float16, on GPUs.",
+        "- Published float64 figures of both depth sweeps were not computed by the releases, which leave that loop early.",
+        "- Sample-size cells draw their images with replacement, as [R22] did, once a cell by a seeded generator.",
+    ]
+    sources = [
+        f"- [{name}] {text}." for name, text in SOURCES.items() if any(one.line.entry.source == name for one in judged)
+    ]
+    return [*facts, *sources]
+
+
+def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
+    """The report as plain JSON: one row for each line, without the decisions (these are in the cells' files)."""
+    rows = []
+    for one in judged:
+        entry, ours = one.line.entry, one.line.estimate
+        bounds, published = ours.interval(), entry.published
+        rows.append(
+            {
+                "source": entry.source,
+                "varied": entry.varied,
+                "x": entry.x,
+                "cell": ours.cell.deciding,
+                "file": f"cells/{ours.cell.name}.json",
+                "arithmetic": ours.cell.arithmetic,
+                "bifurcated": ours.bifurcated,
+                "agree": ours.agree,
+                "non_finite": ours.non_finite,
+                "draws": ours.draws,
+                "share": ours.share,
+                "low": bounds.low,
+                "high": bounds.high,
+                "hits_per_million": ours.hits_per_million,
+                "published": None
+                if published is None
+                else {**dataclasses.asdict(published), "computed": published.computed},
+                "p": one.p,
+                "holm_p": one.adjusted,
+                "verdict": one.text,
+            }
+        )
+    versions = dict(report.estimates[0].versions)
+    head = {"schema": SCHEMA, "scenario": NAME, "scale": report.scale, "device": report.device, "versions": versions}
+    return {**head, "wall_s": round(report.wall_s, 1), "computing_s": sum(e.wall_s for e in report.estimates), "rows": rows}
+
+
+def split_table(sums: Mapping[str, Split]) -> Table:
+    """Bifurcation against compensation, as a rich table: a row for each arithmetic."""
+    from rich.table import Table
+
+    table = Table(title=f"{NAME}: do the deciding mini-batches' gradients differ over the reals too?")
+    for index, heading in enumerate(volume_split.HEADINGS):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    for row in volume_split.rows(sums):
+        table.add_row(*row)
+    return table
+
+
+def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None, *, figures: bool = True) -> str:
+    """Writes E4.json, E4.md and figures/ into a folder, and returns the tables as text.
+
+    Args:
+        report: all lines of a scale.
+        folder: made if need be.
+        found: bifurcation against compensation by cell name, where it was looked at.
+        figures: whether to draw them.
+
+    Raises:
+        relucheck.volume_store.StoreError: a file cannot be written.
+    """
+    from relucheck.reports import render
+
+    judged = judge(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = None if found is None else volume_split.by_arithmetic(report.estimates, found)
+    content, page, shown = summary(report, judged), markdown(report, judged), tables(judged)
+    if sums is not None:
+        content["split"] = volume_split.as_json(sums)
+        page += "\n" + "\n".join(volume_split.markdown(sums)) + "\n"
+        shown.append(split_table(sums))
+    write_atomically(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / f"{NAME}.md", page)
+    text = render(*shown, width=_WIDTH, color=False) + "\n".join(notes(report, judged)) + "\n"
+    if not figures:
+        return text
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return text + "- No figures: matplotlib is not installed (pip install 'relucheck[plot]').\n"
+    from relucheck.volume_figures import draw
+
+    paths = draw(report, folder / "figures")
+    return text + f"- Figures: {', '.join(str(path) for path in paths)}\n"
