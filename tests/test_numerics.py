@@ -474,3 +474,22 @@ def test_generators_do_not_depend_on_each_other() -> None:
     torch.rand(3)
     assert torch.equal(torch.rand(4, generator=generator(7)), first)
     assert not torch.equal(torch.rand(4, generator=generator(8)), first)
+
+
+@pytest.mark.parametrize("value", [0.0, 6.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_find_in_several_blocks(dtype: torch.dtype, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors larger than a block: hits at the borders of blocks and rows, in the tail, of both signs, beside NaN."""
+    monkeypatch.setattr(numerics, "_BLOCK", 64)
+    monkeypatch.setattr(numerics, "_ROW", 8)
+    for rest in (0, 1, 7, 9):
+        x = torch.arange(1, 3 * 64 + rest + 1).div(1024).to(dtype)
+        for positions in ([0], [7, 8], [63, 64], [191], [len(x) - 1], list(range(0, len(x), 5)), []):
+            hit = x.clone()
+            hit[positions] = value
+            hit[[3, 70]] = torch.tensor([math.nan, -value], dtype=dtype)  # -0 is a zero, -6 is not 6
+            expected = (hit == value).nonzero(as_tuple=True)
+            found = find(hit, value)
+            assert (found is None) == (len(expected[0]) == 0)
+            assert found is None or torch.equal(found[0], expected[0])
+            assert has_value(hit, value) == (found is not None)
