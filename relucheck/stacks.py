@@ -260,11 +260,16 @@ class Stack:
 
 def _count(z: Tensor, kink: float, batches: int, batch_size: int, counts: Tensor) -> None:
     """Adds the hits of z [n, batches * batch_size, units] at one kink to counts [n, batches]."""
-    if z.device.type != "cpu":  # looking at values would synchronise
-        counts += (z == kink).sum(-1).unflatten(1, (batches, -1)).sum(-1)
+    if z.device.type != "cpu":
+        _count_unseen(z, kink, batches, counts)
     elif has_value(z, kink):
         network, row, _ = (z == kink).nonzero(as_tuple=True)
         counts.index_put_((network, row // batch_size), torch.ones((), dtype=torch.int64), accumulate=True)
+
+
+def _count_unseen(z: Tensor, kink: float, batches: int, counts: Tensor) -> None:
+    """:func:`_count` for accelerators, where looking at values would synchronise."""
+    counts += (z == kink).sum(-1).unflatten(1, (batches, -1)).sum(-1)
 
 
 class Prover:

@@ -146,6 +146,24 @@ def test_fresh_networks_on_digits() -> None:
     assert {outcome for outcome, _ in plain} == {"agree", "bifurcate"}
 
 
+@pytest.mark.parametrize("arithmetic", [torch.float32, torch.bfloat16, EMULATIONS[1]], ids=stacks.arithmetic_name)
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_as_an_accelerator_runs(
+    arithmetic: stacks.LinearArithmetic, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large stacks, large blocks and counting without looking decide alike; here on the CPU."""
+    for name in ("_CPU_ROWS", "_CPU_ROWS_BFLOAT16", "_CPU_UNITS", "_CPU_WIDEST"):
+        monkeypatch.setattr(zone, name, 10**6)
+    monkeypatch.setattr(
+        stacks, "_count", lambda z, kink, batches, rows, counts: stacks._count_unseen(z, kink, batches, counts)
+    )
+    monkeypatch.setattr(Stack, "_hit", lambda self, x: True)
+    architecture = Architecture(20, 16, 2, 10, activation)
+    ours, plain = _decisions(_fixed(arithmetic=arithmetic, architecture=architecture, rows=500, grid=64, networks=9))
+    assert ours == plain
+    assert len({batch for _, batch in ours}) > 3
+
+
 class TestSeededFaults:
     """What the comparison with two networks would catch."""
 
