@@ -104,7 +104,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from relucheck import gate_reports
+    from relucheck import files, gate_reports
 
     config = _config(arguments)
     for name in getattr(arguments, "report", []):
@@ -127,7 +127,7 @@ def _run(arguments: argparse.Namespace) -> int:
             print(result["message"], file=sys.stderr)
         sys.stdout.write(gate_reports.render_kinks(rows, width, terminal))
         if arguments.json:
-            gate_reports.write_atomically(Path(arguments.json), gate_reports.as_json(results, config.targets))
+            files.write_atomically(Path(arguments.json), gate_reports.as_json(results, config.targets))
     else:
         for result in results:
             if result["outcome"] == "failed":

@@ -211,7 +211,7 @@ def backprop(
     with torch.inference_mode(False), deterministic(), untouched(model, first.device), torch.enable_grad(), interception:
         interception.choose(settings[0])
         output = model(*arguments)
-        root, upstream = _root(output, targets, loss and functools.partial(interception.call, loss), cotangent)
+        root, upstream = root_of(output, targets, loss and functools.partial(interception.call, loss), cotangent)
         interception.recording = False
         out_of_reach = interception.out_of_reach([root])
         for setting in settings:
@@ -230,7 +230,7 @@ def backprop(
     )
 
 
-def _root(
+def root_of(
     output: Any, targets: Tensor | None, loss: Callable[[Any], Tensor] | None, cotangent: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """What is differentiated, and with which upstream gradient (None for a scalar)."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from relucheck.files import write_atomically
 from relucheck.training_settings import SCHEMA, Result, Settings, SettingsError
 
 CHECKPOINT: Final = "checkpoint.pt"
@@ -28,25 +27,13 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         CheckpointError: where the file system refuses (a full disk, no permission); names the path and the fix.
     """
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        temporary = None
+        write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(
             f"could not write {path} ({len(content):,} bytes): {error}; what was there before is kept: make room or choose "
             "another folder, and run the same again to resume"
         ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
 
 
 def save(folder: Path, settings: Settings, origin: dict[str, str], state: dict[str, Any]) -> None:

@@ -27,9 +27,9 @@ from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule
 from relucheck.interception import ModelError
 from relucheck.networks import MLP
 
-_UNIT: Final = 2.0**-53
-_TINY: Final = 2.0**-1022  # one underflow, gradual or flushed
-_OUTWARD: Final = 1 + 2.0**-20  # more than the relative rounding of a bound, for less than 2**31 terms
+UNIT: Final = 2.0**-53
+TINY: Final = 2.0**-1022  # one underflow, gradual or flushed
+OUTWARD: Final = 1 + 2.0**-20  # more than the relative rounding of a bound, for less than 2**31 terms
 
 
 class ExactError(ModelError):
@@ -172,16 +172,16 @@ class ExactRows:
 
 
 def _gamma(terms: int) -> float:
-    return (terms + 2) * _UNIT / (1 - (terms + 2) * _UNIT)
+    return (terms + 2) * UNIT / (1 - (terms + 2) * UNIT)
 
 
-def _linear_bound(x: Tensor, error: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+def linear_bound(x: Tensor, error: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """Bound of the error of ``x @ matrix + bias`` in float64 where ``x`` errs by at most ``error``; see the module."""
     terms = len(matrix)
     bound = (x.abs() * _gamma(terms) + error) @ matrix.abs()
     if bias is not None:
         bound += _gamma(terms) * bias.abs()
-    return (bound + (terms + 2) * _TINY) * _OUTWARD
+    return (bound + (terms + 2) * TINY) * OUTWARD
 
 
 def forward(layers: tuple[Layer, ...], inputs: Tensor) -> tuple[RealLayer, ...]:
@@ -193,7 +193,7 @@ def forward(layers: tuple[Layer, ...], inputs: Tensor) -> tuple[RealLayer, ...]:
         z = value @ layer.weight.T
         if layer.bias is not None:
             z = z + layer.bias
-        bound = _linear_bound(value, error, layer.weight.T, layer.bias)
+        bound = linear_bound(value, error, layer.weight.T, layer.bias)
         region, decided = _regions(layer, z, bound, exact, depth)
         value, error = _activated(layer, region, z, bound)
         found.append(RealLayer(region, value, error, decided))
@@ -207,7 +207,7 @@ def _regions(layer: Layer, z: Tensor, bound: Tensor, exact: ExactRows, depth: in
     open_ = torch.zeros(z.shape, dtype=torch.bool)
     for kink in layer.rule.kinks:
         region += 2 * (z > kink).to(torch.int8)
-        open_ |= ~((z - kink).abs() > bound * _OUTWARD)  # a NaN or an infinite bound leaves it open
+        open_ |= ~((z - kink).abs() > bound * OUTWARD)  # a NaN or an infinite bound leaves it open
     rows = open_.any(1).nonzero().squeeze(1)
     if len(rows):
         before = exact.before(depth, rows)
@@ -228,7 +228,7 @@ def _activated(layer: Layer, region: Tensor, z: Tensor, bound: Tensor) -> tuple[
         value, error = torch.where(region >= 3, 6.0, value), torch.where(region >= 3, zero, error)
     if layer.slope:
         left = layer.slope * z
-        spread = (abs(layer.slope) * bound + 2 * _UNIT * left.abs() + _TINY) * _OUTWARD
+        spread = (abs(layer.slope) * bound + 2 * UNIT * left.abs() + TINY) * OUTWARD
         value, error = torch.where(region == 0, left, value), torch.where(region == 0, spread, error)
     return value, error
 

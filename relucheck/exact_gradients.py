@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from relucheck.decision import Watch, checked_pair, checked_watch
 from relucheck.exact import (
-    _OUTWARD,
-    _TINY,
-    _UNIT,
+    OUTWARD,
+    TINY,
+    UNIT,
     ExactError,
     Layer,
     RealLayer,
     Reals,
-    _linear_bound,
     forward,
     layers_of,
+    linear_bound,
     real_inputs,
 )
 from relucheck.interception import Setting
@@ -40,11 +40,11 @@ class _Bounded:
     error: Tensor
 
     def times(self, matrix: Tensor) -> _Bounded:
-        return _Bounded(self.value @ matrix, _linear_bound(self.value, self.error, matrix, None))
+        return _Bounded(self.value @ matrix, linear_bound(self.value, self.error, matrix, None))
 
     def scaled(self, factor: Tensor) -> _Bounded:
         value = self.value * factor
-        return _Bounded(value, (self.error * factor.abs() + 2 * _UNIT * value.abs() + _TINY * (factor != 0)) * _OUTWARD)
+        return _Bounded(value, (self.error * factor.abs() + 2 * UNIT * value.abs() + TINY * (factor != 0)) * OUTWARD)
 
 
 def over_the_reals(
@@ -137,12 +137,12 @@ def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> 
     if targets.shape != (n,) or targets.is_floating_point() or not bool(((targets >= 0) & (targets < classes)).all()):
         raise ExactError(f"over the reals: targets must be {n} class indices from 0 to {classes - 1}")
     logits = last.value
-    exponent = 2 * last.error.amax(1, keepdim=True) + _UNIT * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
-    relative = 4 * (exponent + (_EXPONENTIAL + classes) * _UNIT)
+    exponent = 2 * last.error.amax(1, keepdim=True) + UNIT * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
+    relative = 4 * (exponent + (_EXPONENTIAL + classes) * UNIT)
     relative = torch.where(relative < 0.5, relative, torch.inf)  # the linear bound of the exponential holds below
     probability = logits.softmax(1)
     wrong = probability - torch.nn.functional.one_hot(targets.long(), classes)
-    error = (probability * relative + 2 * _UNIT * wrong.abs() + 8 * _TINY) / n * _OUTWARD + _UNIT * wrong.abs() / n
+    error = (probability * relative + 2 * UNIT * wrong.abs() + 8 * TINY) / n * OUTWARD + UNIT * wrong.abs() / n
     return _Bounded(wrong / n, error)
 
 
@@ -167,13 +167,13 @@ def _gradients(
         delta = cotangent.scaled(_slopes(layer, states[depth].region, setting))
         h, spread = (states[depth - 1].value, states[depth - 1].error) if depth else (x, zeros)
         error = (
-            _linear_bound(delta.value.T, delta.error.T, h, None)
-            + ((delta.value.abs() + delta.error).T @ spread * _OUTWARD) * _OUTWARD
+            linear_bound(delta.value.T, delta.error.T, h, None)
+            + ((delta.value.abs() + delta.error).T @ spread * OUTWARD) * OUTWARD
         )
-        found[f"{layer.name}.weight"] = _Bounded(delta.value.T @ h, error * _OUTWARD)
+        found[f"{layer.name}.weight"] = _Bounded(delta.value.T @ h, error * OUTWARD)
         if layer.bias is not None:
             ones = torch.ones(1, len(x), dtype=torch.float64)
-            bound = _linear_bound(delta.value.T, delta.error.T, ones.T, None)
+            bound = linear_bound(delta.value.T, delta.error.T, ones.T, None)
             found[f"{layer.name}.bias"] = _Bounded(delta.value.sum(0), bound.squeeze(1))
         cotangent = delta.times(layer.weight)
     return found
@@ -181,7 +181,7 @@ def _gradients(
 
 def _differ(a: _Bounded, b: _Bounded) -> bool:
     """Whether two gradients are proved to differ (NaN and infinite bounds prove nothing)."""
-    return bool(((a.value - b.value).abs() > (a.error + b.error) * _OUTWARD * _OUTWARD).any())
+    return bool(((a.value - b.value).abs() > (a.error + b.error) * OUTWARD * OUTWARD).any())
 
 
 def _reachable(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import dyadic
-from relucheck.backprop import Comparison, ControlError, Difference, _root, compare, untouched
+from relucheck.backprop import Comparison, ControlError, Difference, compare, root_of, untouched
 from relucheck.emulation import EmulatedLinear
 from relucheck.exact import ExactError, ExactRows, Reals, real_inputs
 from relucheck.exact_gradients import over_the_reals
@@ -90,7 +90,7 @@ def explain(
     interception = _PerHit(model, device, first)
     with torch.inference_mode(False), deterministic(), untouched(model, device), torch.enable_grad(), interception:
         output = model(*arguments)
-        root, upstream = _root(output, targets, None, None)
+        root, upstream = root_of(output, targets, None, None)
         interception.recording = False
         if not _same_hits(comparison.calls, interception.calls):
             raise ControlError(

@@ -5,7 +5,6 @@ RELUCHECK_DATA=ROOT python -m relucheck.explained reports/volume/explained.md
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from relucheck import data
 from relucheck.decision import decide
 from relucheck.explain import explain
 from relucheck.explanation import Explanation
+from relucheck.files import write_atomically
 from relucheck.networks import MLP
 from relucheck.numerics import DTYPES, dtype_name
 from relucheck.stacks import Architecture, draw
@@ -107,14 +107,7 @@ def _lines() -> Iterator[str]:
 
 def write(path: Path | str) -> None:
     """Writes the report, through a temporary file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("\n".join(_lines()) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(Path(path), "\n".join(_lines()) + "\n")
 
 
 if __name__ == "__main__":

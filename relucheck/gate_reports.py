@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
+
+from relucheck.files import write_atomically
+from relucheck.markdown import markdown_table
 
 #: Version of the JSON layout; a reader refuses a newer one.
 SCHEMA: Final = "relucheck-gate"
@@ -35,23 +36,6 @@ Row = Mapping[str, Any]
 
 class ReportError(ValueError):
     """A report that cannot be read."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old or the new one, never half of it; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner reads
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _version(package: str) -> str:
@@ -293,13 +277,6 @@ def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> 
     return _rendered([table], width, color)
 
 
-def _markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(header), line("---" for _ in header), *map(line, body)]
-
-
 def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
     """The report as Markdown: counts, failures with their scripts, notices by law, the matrix and the kink table."""
     found = counts(results)
@@ -326,7 +303,7 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
             "",
         ]
         body = [[name, *(_MARKS.get(cells.get((name, law), ""), "") for law in laws)] for name in activations]
-        lines += [*_markdown_table(["activation", *laws], body), ""]
+        lines += [*markdown_table(["activation", *laws], body), ""]
     for outcome, title in (("expected", "Expected failures"), ("notice", "Notices")):
         chosen = [result for result in results if result["outcome"] == outcome]
         if chosen:
@@ -339,7 +316,7 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
     rows = kink_table(results)
     if rows:
         header, table = kink_lines(rows)
-        lines += ["## Kinks", "", *_markdown_table(header, table), ""]
+        lines += ["## Kinks", "", *markdown_table(header, table), ""]
     return "\n".join(lines)
 
 

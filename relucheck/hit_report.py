@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from relucheck import hit_plans
 from relucheck.data import load
+from relucheck.files import write_atomically
 from relucheck.hit_plans import Network, Planned
 from relucheck.hit_rates import poisson_interval, probe
 from relucheck.hit_validation import DEPTHS, WIDTHS, Agreement, Cell, agreement, carry_out, resnet50_hits, runs
@@ -166,17 +166,6 @@ def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[Cell
 
 
 # ---------------------------------------------------------------- files
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_cells(path: Path) -> tuple[list[Cell], float]:
@@ -333,9 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         cells, seconds = validation(given.root, lambda line: print(line, file=sys.stderr, flush=True))
     result = {"schema": SCHEMA, "cpu_seconds": seconds, "cells": [dataclasses.asdict(cell) for cell in cells]}
-    write(given.out / "hit_rates.json", json.dumps(result, indent=1) + "\n")
-    write(given.out / "hit_rates.png", figure(cells))
-    write(given.out / "hit_rates.md", report(cells, seconds, plans(), resnet_rows()))
+    write_atomically(given.out / "hit_rates.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(given.out / "hit_rates.png", figure(cells))
+    write_atomically(given.out / "hit_rates.md", report(cells, seconds, plans(), resnet_rows()))
     return 0
 
 

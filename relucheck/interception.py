@@ -347,7 +347,7 @@ def _positions(x: Tensor, at: float) -> Tensor:
     if x.device.type != "cpu" or x.ndim == 0:
         return (x == at).nonzero()
     found = find(x, at)
-    return torch.empty(0, x.ndim, dtype=torch.int64) if found is None else torch.stack(found, 1)
+    return torch.empty(0, x.ndim, dtype=torch.int64, device="cpu") if found is None else torch.stack(found, 1)
 
 
 def _graph(roots: Sequence[Tensor]) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck import checkpoints, training
-from relucheck.gate_reports import write_atomically
+from relucheck.files import write_atomically
 from relucheck.scenarios import VERSION, Comparison, External, Scenario, find
 from relucheck.training_report import report, summary
 from relucheck.training_settings import SCHEMA, Result

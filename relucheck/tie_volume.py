@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from relucheck import data
 from relucheck.decision import ZoneDataError
+from relucheck.files import write_atomically
 from relucheck.numerics import dtype_name
 from relucheck.proportions import interval
 from relucheck.ties import ORDERS, THRESHOLDS, Order, decide, draw, equal_in_float64
@@ -141,9 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.out is None:
         print(text, end="")
         return 0
-    with tempfile.NamedTemporaryFile("w", dir=chosen.out.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, chosen.out)
+    write_atomically(chosen.out, text)
     return 0
 
 

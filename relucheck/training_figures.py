@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.files import write_atomically
 from relucheck.scenarios import Comparison, Scenario
 from relucheck.training_settings import MemberResult, Result
 from relucheck.training_summary import final_accuracy, group, label
@@ -75,15 +74,7 @@ def _save(figure: Any, path: Path) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": "relucheck"})
     pyplot.close(figure)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(stream.getvalue())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, stream.getvalue())
 
 
 def _style(subgradient: float) -> tuple[str, Any, str]:

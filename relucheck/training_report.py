@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from relucheck.gate_reports import _markdown_table as markdown_table
+from relucheck.markdown import markdown_table
 from relucheck.scenarios import Comparison, Scenario
 from relucheck.training_settings import Result, Settings
 from relucheck.training_summary import Reproduction, group, label

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.gate_reports import _markdown_table as markdown_table
+from relucheck.markdown import markdown_table
 from relucheck.training_summary import Cell, Checked
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}

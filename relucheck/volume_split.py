@@ -153,7 +153,7 @@ def markdown(sums: Mapping[str, Split], limit: int = LIMIT) -> list[str]:
         "## Bifurcation against compensation",
         "",
         f"Up to {limit} draws in the zone of each cell: do the gradients of the deciding mini-batch differ over the reals "
-        "too (bifurcation), or by rounding only (compensation)? The interval is Clopper-Pearson's, of the bifurcating share.",
+        "too (bifurcation), or by rounding only (compensation)? Intervals are Clopper-Pearson's, of the bifurcating share.",
         "",
         f"| {' | '.join(HEADINGS)} |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

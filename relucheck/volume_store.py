@@ -12,9 +12,11 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from relucheck import files
 
 #: Version of the files' layout.
 SCHEMA: Final = 1
@@ -133,23 +135,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         StoreError: it cannot be written; what was there before stays.
     """
     try:
-        with _temporary(path) as temporary:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(temporary, path)
+        files.write_atomically(path, content)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written ({error.strerror or error}); what was there before is kept: make room or name "
             "another folder, and run again"
         ) from error
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _line(content: Json) -> str:

@@ -146,7 +146,7 @@ def test_twins_are_exactly_equal_over_the_reals(dtype: torch.dtype) -> None:
 
 
 def unpropagated(x: Tensor, error: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    return exact._OUTWARD * (x.abs() * exact._gamma(len(matrix))) @ matrix.abs()
+    return exact.OUTWARD * (x.abs() * exact._gamma(len(matrix))) @ matrix.abs()
 
 
 FAULTS: dict[str, Callable[..., Tensor]] = {
@@ -168,7 +168,7 @@ def test_a_wrong_bound_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     networks = [permuted_twins(torch.float64, seed) for seed in range(10)]
     for model, inputs in networks:
         check_forward(model, inputs)
-    monkeypatch.setattr(exact, "_linear_bound", FAULTS[fault])
+    monkeypatch.setattr(exact, "linear_bound", FAULTS[fault])
     with pytest.raises(AssertionError):
         check_regions(networks)
 
