@@ -11,7 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, Final, Literal
 
 import torch
@@ -285,12 +285,29 @@ def compare(
             f"{type(model).__name__}: no ReLU, ReLU6 or LeakyReLU was called on this input, so there is nothing to "
             f"compare; use one of them, or relucheck's modules{unserved}"
         )
-    one, other, control = run.gradients
+    return judge_controlled(run)
+
+
+def judge_controlled(run: Backprops, parameters: Container[str] | None = None) -> Comparison:
+    """The :class:`Comparison` of the first two of a run's three gradients; the third one repeats the first, as the control.
+
+    Args:
+        run: of :func:`backprop`, with ``subgradients=(s, t, s)``.
+        parameters: whose gradients count; None means all.
+
+    Raises:
+        ControlError: the control differed.
+    """
+    one, other, control = (
+        {name: gradient for name, gradient in found.items() if parameters is None or name in parameters}
+        for found in run.gradients
+    )
     for name in one:
         if not _same(one[name], control[name]):
             raise ControlError(
-                f"control: two backwards with subgradient {first} differ in {name!r}, so this model is not deterministic "
-                "here and no comparison of it means anything; look for atomics or unseeded randomness in its backward"
+                f"control: two backwards with subgradient {run.settings[0]} differ in {name!r}, so this model is not "
+                "deterministic here and no comparison of it means anything; look for atomics or unseeded randomness in its "
+                "backward"
             )
     return judge(one, other, run, (run.settings[0], run.settings[1]))
 

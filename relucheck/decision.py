@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from relucheck.backprop import compare, untouched
+from relucheck.backprop import backprop, judge_controlled, untouched
 from relucheck.interception import Interception, ModelError, Setting, as_setting
 from relucheck.numerics import deterministic
 
@@ -36,9 +36,9 @@ class Decision:
 
     Attributes:
         seed: of the draw, None for a given network.
-        outcome: ``agree`` on every mini-batch; ``bifurcate``; ``non-finite``: a logit, or a gradient of a mini-batch with
-            hits, is NaN or infinite, which is never agreement. A gradient that overflows in a mini-batch without hits is
-            not looked at: its two backwards are one computation.
+        outcome: ``agree`` on every mini-batch; ``bifurcate``; ``non-finite``: a logit, or a watched gradient of a
+            mini-batch with hits, is NaN or infinite, which is never agreement. A gradient that overflows in a mini-batch
+            without hits is not looked at: its two backwards are one computation.
         batch: the first mini-batch (from 0) with that outcome, None for ``agree``.
         hits: over the mini-batches up to and with ``batch``.
         activations: evaluated for these, at hidden units.
@@ -71,6 +71,19 @@ def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ZoneDataError(f"batch_size={batch_size!r}: must be a whole number of at least 1")
     return min(batch_size, len(inputs))
+
+
+def checked_targets(targets: Tensor, classes: int) -> None:
+    """Raises :class:`ZoneDataError` unless targets are int64 class indices below ``classes``."""
+    if targets.dtype != torch.int64 or targets.ndim != 1:
+        raise ZoneDataError(
+            f"targets of {targets.dtype} and shape {tuple(targets.shape)}: must be class indices, int64 [n]; convert them"
+        )
+    low, high = (int(value) for value in targets.aminmax())
+    if low < 0 or high >= classes:
+        raise ZoneDataError(
+            f"targets from {low} to {high}: the network has {classes} outputs, so they are 0 to {classes - 1}; check them"
+        )
 
 
 def decide(
@@ -106,6 +119,11 @@ def decide(
     if watch == "first layer":
         owner = next(name for name, _ in model.named_parameters()).rpartition(".")[0]
         watched = {name for name in watched if name.rpartition(".")[0] == owner}
+        if not watched:
+            raise ModelError(
+                f"{type(model).__name__}: watch='first layer', but no parameter of the first layer ({owner!r}) requires a "
+                "gradient; thaw it, or watch 'all'"
+            )
     device = next(model.parameters()).device
     hits = activations = 0
     for batch, (x, y) in enumerate(zip(inputs.split(batch_size), targets.split(batch_size), strict=True)):
@@ -121,6 +139,7 @@ def decide(
                 f"{type(model).__name__}: no ReLU, ReLU6 or LeakyReLU was called on this input, so there is nothing to "
                 "decide; use one of them, or relucheck's modules"
             )
+        checked_targets(targets if batch == 0 else y, logits.shape[-1])
         here = sum(call.hit_count for call in interception.calls)
         hits += here
         activations += sum(torch.Size(call.shape).numel() for call in interception.calls)
@@ -128,9 +147,8 @@ def decide(
         if not bool(logits.isfinite().all()):
             outcome = "non-finite"
         elif here:
-            found = compare(model, x, y, subgradients=(first_setting, second_setting))
-            differs = any(difference.parameter in watched for difference in found.differences)
-            outcome = "non-finite" if found.outcome == "non-finite" else "bifurcate" if differs else "agree"
+            run = backprop(model, x, y, subgradients=(first_setting, second_setting, first_setting))
+            outcome = judge_controlled(run, watched).outcome
         if outcome != "agree":
             return Decision(None, outcome, batch, hits, activations)
     return Decision(None, "agree", None, hits, activations)

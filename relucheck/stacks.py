@@ -37,6 +37,7 @@ Way = Literal["joined", "batched", "separate"]
 
 # Row blocks of any other height change which rows a kernel treats as its tail (measured on x86; DESIGN, "Speed").
 _FUSIBLE_ROWS: Final = 16
+_ALIGNMENT: Final = 64  # bytes of a cache line, which is what CPU kernels align to and what torch's allocators guarantee
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +111,18 @@ def draw(architecture: Architecture, seed: int, arithmetic: LinearArithmetic, de
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """How much a stack runs at once: networks, mini-batches and rows of a mini-batch."""
+    """How much a stack runs at once, as far as it can decide which kernels run.
+
+    Attributes:
+        networks, batches: of the stack and the block.
+        batch_size: rows of a mini-batch.
+        offset: where the rows begin in memory, in bytes modulo 64: kernels for few rows depend on it.
+    """
 
     networks: int
     batches: int
     batch_size: int
+    offset: int = 0
 
 
 class Stack:
@@ -126,17 +134,30 @@ class Stack:
     """
 
     def __init__(self, models: Sequence[nn.Module], arithmetic: LinearArithmetic) -> None:
-        self.arithmetic = arithmetic
         dtype = parameter_dtype(arithmetic)
         # an emulation widens its factors for every product: widen parameters once
         wide = compute_dtype(dtype) if isinstance(arithmetic, Emulation) else dtype
-        linear = [[module for module in model.modules() if isinstance(module, nn.Linear)] for model in models]
-        with torch.no_grad():
-            self.weights = [
-                torch.stack([layer.weight for layer in layers]).to(wide) for layers in zip(*linear, strict=True)
+        # Each network's own tensors, not slices of the stacked ones: kernels for few rows depend on the alignment.
+        self.own = [
+            [
+                (module.weight.detach().to(wide), module.bias.detach().to(wide))
+                for module in model.modules()
+                if isinstance(module, nn.Linear)
             ]
-            self.biases = [torch.stack([layer.bias for layer in layers]).to(wide) for layers in zip(*linear, strict=True)]
+            for model in models
+        ]
+        self.arithmetic = arithmetic
         self.activation = next(module for module in models[0].modules() if isinstance(module, ChosenSubgradient))
+
+    @functools.cached_property
+    def weights(self) -> list[Tensor]:
+        """Of each layer, [n, outputs, inputs]."""
+        return [torch.stack([weight for weight, _ in layers]) for layers in zip(*self.own, strict=True)]
+
+    @functools.cached_property
+    def biases(self) -> list[Tensor]:
+        """Of each layer, [n, outputs]."""
+        return [torch.stack([bias for _, bias in layers]) for layers in zip(*self.own, strict=True)]
 
     @property
     def kinks(self) -> tuple[float, ...]:
@@ -147,37 +168,29 @@ class Stack:
     def _slope(self) -> float:
         return float(self.activation.negative_slope) if isinstance(self.activation, LeakyReLU) else 0.0
 
-    @functools.cached_property
-    def _single(self) -> list[tuple[Tensor, Tensor]]:
-        """The hidden layers of the first network."""
-        return [(weight[0], bias[0]) for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True)]
-
     def __len__(self) -> int:
-        return len(self.weights[0])
+        return len(self.own)
 
     def part(self, chosen: Sequence[int]) -> Stack:
-        """A stack of some of the networks; consecutive ones share memory with this one."""
+        """A stack of some of the networks."""
         other = object.__new__(Stack)
         other.arithmetic, other.activation = self.arithmetic, self.activation
-        first, last = chosen[0], chosen[-1]
-        index = slice(first, last + 1) if list(chosen) == list(range(first, last + 1)) else torch.tensor(chosen)
-        other.weights = [weight[index] for weight in self.weights]
-        other.biases = [bias[index] for bias in self.biases]
+        other.own = [self.own[index] for index in chosen]
         return other
 
     def bounded(self, largest: float, steepest: float) -> bool:
         """Whether no value of a forward and no gradient can overflow, for a mean cross-entropy loss.
 
-        Layer by layer |z| <= |W|_inf |x| + |b|. Backwards, the absolute cotangents of the logits add up to at most 2 over
-        the mini-batch, those of a layer to at most ``steepest`` |W|_1 times the next one's, and a weight's gradient
-        to at most that sum times the largest input of its layer.
+        Layer by layer |z| <= |W|_inf |x| + |b|. Backwards, the absolute cotangents of any one logit add up to at most 2
+        over the mini-batch, and so do all of a sample's; those of a unit to at most ``steepest`` |W|_1 times
+        the next layer's; and a weight's gradient to at most that times the largest input of its layer.
 
         Args:
             largest: absolute value of an input.
             steepest: absolute slope or subgradient of the activation, at least 1.
         """
         limit = torch.finfo(parameter_dtype(self.arithmetic)).max
-        wide = torch.promote_types(self.weights[0].dtype, torch.float32)
+        wide = torch.promote_types(self.own[0][0][0].dtype, torch.float32)
         slack = 1.1  # for the rounding of these sums and of the computation itself
         inputs = [torch.full((len(self),), largest, dtype=torch.float64)]
         for weight, bias in zip(self.weights, self.biases, strict=True):
@@ -191,12 +204,13 @@ class Stack:
 
     def _affine(self, layer: int, x: Tensor, way: Way) -> Tensor:
         """Pre-activations [n, rows, units] of one layer for x [rows, inputs] or [n, rows, inputs]."""
-        weight, bias = self.weights[layer], self.biases[layer]
         emulation = self.arithmetic if isinstance(self.arithmetic, Emulation) else None
         if len(self) == 1:
+            weight, bias = self.own[0][layer]
             rows = x if x.ndim == 2 else x[0]
-            one = F.linear(rows, weight[0], bias[0]) if emulation is None else emulation.forward(rows, weight[0], bias[0])
+            one = F.linear(rows, weight, bias) if emulation is None else emulation.forward(rows, weight, bias)
             return one.unsqueeze(0)
+        weight, bias = self.weights[layer], self.biases[layer]
         if way == "joined" and x.ndim == 2:
             flat, ends = weight.flatten(0, 1), bias.flatten()
             joined = F.linear(x, flat, ends) if emulation is None else emulation.forward(x, flat, ends)
@@ -211,7 +225,7 @@ class Stack:
 
         A yielded tensor is overwritten when the next one is asked for.
         """
-        last, rule = len(self.weights) - 1, self.activation.rule
+        last, rule = len(self.own[0]) - 1, self.activation.rule
         h = x
         for layer in range(last + logits):
             z = self._affine(layer, h, way)
@@ -229,7 +243,7 @@ class Stack:
         emulation = self.arithmetic if isinstance(self.arithmetic, Emulation) else None
         affine = F.linear if emulation is None else emulation.forward
         forward, slope, kinks = self.activation.rule.forward_, self._slope, self.kinks
-        for weight, bias in self._single:
+        for weight, bias in self.own[0][:-1]:
             x = affine(x, weight, bias)
             for kink in kinks:
                 if has_value(x, kink):
@@ -250,7 +264,7 @@ class Stack:
         counts = torch.zeros(len(self), batches, dtype=torch.int64, device=x.device)
         finite = None
         for index, z in enumerate(self.pre_activations(x, way, logits=logits)):
-            if index == len(self.weights) - 1:
+            if index == len(self.own[0]) - 1:
                 finite = z.isfinite().all(-1).unflatten(1, (batches, -1)).all(-1)
                 break
             for kink in self.kinks:
@@ -290,7 +304,10 @@ class Prover:
         if self.distrusted:
             return "separate", False
         if shape not in self.proved:
-            self.proved[shape] = self._prove(stack, shape)
+            found = self._prove(stack, shape)
+            if found is None:
+                return "separate", False
+            self.proved[shape] = found
         return self.proved[shape]
 
     def distrust(self) -> None:
@@ -298,12 +315,20 @@ class Prover:
         self.distrusted = True
         self.proved = dict.fromkeys(self.proved, ("separate", False))
 
-    def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool]:
+    def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool] | None:
+        """The first way that holds; None where these networks prove nothing."""
         stacked: tuple[Way, ...] = ("joined", "batched", "separate") if shape.networks > 1 else ("separate",)
-        whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0
+        size = stack.own[0][0][0].shape[1] * torch.finfo(parameter_dtype(stack.arithmetic)).bits // 8
+        # so that every mini-batch of a block begins where a block can begin
+        whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0 and shape.batch_size * size % _ALIGNMENT == 0
         for blocks in (True, False) if whole else (False,):
             for way in stacked:
-                if (way == "separate" and not blocks) or _holds(stack, shape, way, blocks):
+                if way == "separate" and not blocks:
+                    return way, blocks
+                holds = _holds(stack, shape, way, blocks)
+                if holds is None:
+                    return None
+                if holds:
                     return way, blocks
                 self.refuted.setdefault(shape, []).append((way, blocks))
         raise AssertionError("the separate way needs no proof")
@@ -318,12 +343,16 @@ class Prover:
         return "\n".join(lines)
 
 
-def _holds(stack: Stack, shape: Shape, way: Way, blocks: bool) -> bool:
-    """Whether a way gives the pre-activations and logits of the separate one, bit for bit, on dense random rows."""
-    weight = stack.weights[0]
+def _holds(stack: Stack, shape: Shape, way: Way, blocks: bool) -> bool | None:
+    """Whether a way gives the pre-activations and logits of the separate one, bit for bit, on dense random rows.
+
+    None where these networks overflow on them or hold a NaN: infinities and NaN hide how a sum was made.
+    """
+    weight = stack.own[0][0][0]
     dtype = parameter_dtype(stack.arithmetic)
     rows = shape.batches * shape.batch_size if blocks else shape.batch_size
-    x = torch.rand(rows, weight.shape[-1], generator=generator(0), dtype=torch.float64).to(weight.device, dtype)
+    drawn = torch.rand(rows, weight.shape[-1], generator=generator(0), dtype=torch.float64).to(weight.device, dtype)
+    x = _at_offset(drawn, shape.offset)
     networks = [[index] for index in range(len(stack))] if way == "separate" else [list(range(len(stack)))]
     for group in networks:
         fused = stack.part(group).pre_activations(x, way, logits=True)
@@ -333,6 +362,21 @@ def _holds(stack: Stack, shape: Shape, way: Way, blocks: bool) -> bool:
         ]
         for z in fused:
             for block, network in zip(z, plain, strict=True):
-                if not same_bits(block, torch.cat([next(part)[0] for part in network]), signed_zero=True):
+                separate = torch.cat([next(part)[0] for part in network])
+                if not bool(separate.isfinite().all()):
+                    return None
+                if not same_bits(block, separate, signed_zero=True):
                     return False
     return True
+
+
+def _at_offset(x: Tensor, offset: int) -> Tensor:
+    """A copy of x that begins ``offset`` bytes behind a multiple of 64."""
+    room = torch.empty(x.numel() + _ALIGNMENT, dtype=x.dtype, device=x.device)
+    first = (offset - room.data_ptr()) % _ALIGNMENT // x.element_size()
+    return room[first : first + x.numel()].view(x.shape).copy_(x)
+
+
+def offset_of(x: Tensor) -> int:
+    """Where x begins in memory, in bytes modulo 64."""
+    return x.data_ptr() % _ALIGNMENT

@@ -15,9 +15,18 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations import ChosenSubgradient
+from relucheck.activations import ChosenSubgradient, LeakyReLU
 from relucheck.backprop import ControlError
-from relucheck.decision import Decision, Outcome, Watch, ZoneDataError, checked_data, checked_pair, checked_watch
+from relucheck.decision import (
+    Decision,
+    Outcome,
+    Watch,
+    ZoneDataError,
+    checked_data,
+    checked_pair,
+    checked_targets,
+    checked_watch,
+)
 from relucheck.emulation import Emulation
 from relucheck.interception import ModelError, Setting
 from relucheck.networks import MLP, set_subgradient
@@ -31,6 +40,7 @@ from relucheck.stacks import (
     Stack,
     arithmetic_name,
     draw,
+    offset_of,
     parameter_dtype,
 )
 
@@ -42,6 +52,7 @@ _CPU_WIDEST: Final = 64
 _DEVICE_ROWS: Final = 8192
 _DEVICE_NETWORKS: Final = 1024
 _CPU_MEMORY: Final = 2**30
+_SLOPE: Final = LeakyReLU().negative_slope
 
 
 class ZoneMemoryError(MemoryError):
@@ -56,8 +67,8 @@ class _Unproved(Exception):
 class _Network:
     """A network whose decision is pending."""
 
-    model: nn.Module
     seed: int | None
+    model: nn.Module | None = None  # made when its turn comes, and dropped again
     hits: int = 0
     rows: int = 0
     outcome: Outcome | None = None
@@ -108,6 +119,7 @@ class Engine:
             )
         self.device = torch.device(device) if device is not None else inputs.device
         self.inputs = inputs.to(self.device, parameter_dtype(arithmetic)).contiguous()
+        checked_targets(targets, architecture.outputs)
         self.targets = targets.to(self.device)
         self.notes: list[str] = []
         self._note = note
@@ -137,10 +149,21 @@ class Engine:
         """The decisions of given networks of the engine's architecture and dtype (trained ones, for example)."""
         for model in models:
             self._refuse_other(model)
+        before = [
+            (module, name, getattr(module, name))
+            for model in models
+            for module in model.modules()
+            if isinstance(module, ChosenSubgradient)
+            for name in module.rule.names
+        ]
         decisions: list[Decision] = []
-        while len(decisions) < len(models):
-            group = models[len(decisions) : len(decisions) + self._networks]
-            decisions += self._run([_Network(model, None) for model in group])
+        try:
+            while len(decisions) < len(models):
+                group = models[len(decisions) : len(decisions) + self._networks]
+                decisions += self._run([_Network(None, model) for model in group])
+        finally:
+            for module, name, value in before:
+                setattr(module, name, value)
         return decisions
 
     def _refuse_other(self, model: nn.Module) -> None:
@@ -155,16 +178,22 @@ class Engine:
             and all(layer.bias is not None for layer in linear)
             and len(own) == a.depth
             and len(kinds) == len(linear) + len(own) + 1  # and nn.Flatten
-            and all(parameter.dtype == parameter_dtype(self.arithmetic) for parameter in model.parameters())
+            and all(
+                parameter.dtype == parameter_dtype(self.arithmetic) and parameter.requires_grad
+                for parameter in model.parameters()
+            )
+            and not any(module.inplace for module in own)
+            and all(getattr(module, "negative_slope", _SLOPE) == _SLOPE for module in own)
         )
         if not right:
             raise ModelError(
-                f"{type(model).__name__} is no {a} in {arithmetic_name(self.arithmetic)} with biases and relucheck's "
-                "activations; relucheck.decision.decide takes any model"
+                f"{type(model).__name__} is no {a} in {arithmetic_name(self.arithmetic)} as stacks.draw makes them "
+                f"(biases, no frozen parameter, relucheck's activations, not in place, slope {_SLOPE}); "
+                "relucheck.decision.decide takes any model"
             )
 
     def _decide_seeds(self, seeds: Sequence[int]) -> list[Decision]:
-        return self._run([_Network(draw(self.architecture, seed, self.arithmetic, self.device), seed) for seed in seeds])
+        return self._run([_Network(seed) for seed in seeds])
 
     def _run(self, networks: list[_Network]) -> list[Decision]:
         """Decides a group, in smaller stacks where memory does not suffice and separately where a proof does not hold."""
@@ -186,6 +215,7 @@ class Engine:
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
+                self._release(group)
                 if size == 1 and self._most_batches == 1:
                     raise ZoneMemoryError(
                         f"{self.architecture} in {arithmetic_name(self.arithmetic)}, mini-batches of {self.batch_size}: "
@@ -199,10 +229,13 @@ class Engine:
                     "mini-batch(es) from here on"
                 )
                 self._reset(group)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                continue
-            pending = pending[len(group) :]
+                short_of_memory = True
+            else:
+                self._release(group)
+                pending = pending[len(group) :]
+                short_of_memory = False
+            if short_of_memory and self.device.type == "cuda":
+                torch.cuda.empty_cache()  # not before the exception and the tensors of its frames are gone
         units = self.architecture.width * self.architecture.depth
         return [
             Decision(network.seed, network.outcome or "agree", network.batch, network.hits, network.rows * units)
@@ -214,13 +247,23 @@ class Engine:
         for network in networks:
             network.hits, network.rows, network.outcome, network.batch = 0, 0, None, None
 
+    @staticmethod
+    def _release(networks: Sequence[_Network]) -> None:
+        for network in networks:
+            if network.seed is not None:
+                network.model = None
+
     def _say(self, text: str) -> None:
         self.notes.append(text)
         if self._note is not None:
             self._note(text)
 
     def _decide_stack(self, networks: list[_Network]) -> None:
-        stack = Stack([network.model for network in networks], self.arithmetic)
+        for network in networks:
+            if network.model is None:
+                assert network.seed is not None
+                network.model = draw(self.architecture, network.seed, self.arithmetic, self.device)
+        stack = Stack([network.model for network in networks if network.model is not None], self.arithmetic)
         steepest = max(1.0, *(abs(value) for setting in self.pair for value in _values(setting)))
         careful = not stack.bounded(self._largest, steepest)
         active = list(networks)
@@ -258,6 +301,7 @@ class Engine:
                     network.outcome = "non-finite"
                 elif hits:
                     at = start + batch * rows
+                    assert network.model is not None
                     network.outcome = self._pair(network.model, slice(at, at + rows), hits, careful)
                 if network.outcome is not None:
                     network.batch = first + batch
@@ -272,7 +316,7 @@ class Engine:
 
     def _scan(self, stack: Stack, x: Tensor, batches: int, rows: int, careful: bool) -> tuple[Tensor, Tensor | None]:
         """Hits [n, batches] and, for a careful scan, finiteness [n, batches], in the most fused way that is proved."""
-        way, blocks = self._prover.way(stack, Shape(len(stack), batches, rows))
+        way, blocks = self._prover.way(stack, Shape(len(stack), batches, rows, offset_of(x)))
         if way == "separate" and len(stack) > 1:
             parts = [self._scan_rows(stack.part([index]), x, rows, way, blocks, careful) for index in range(len(stack))]
             counts, finite = torch.cat([part[0] for part in parts]), [part[1] for part in parts if part[1] is not None]
@@ -323,33 +367,42 @@ class Engine:
     def _stack_size(self) -> int:
         width = self.architecture.width
         if self.device.type == "cpu":
-            return 1 if width > _CPU_WIDEST else max(1, _CPU_UNITS // width)
-        return max(1, min(_DEVICE_NETWORKS, self._budget() // self._bytes_per_network(self.batch_size)))
+            most = 1 if width > _CPU_WIDEST else max(1, _CPU_UNITS // width)
+        else:
+            most = _DEVICE_NETWORKS
+        return max(1, min(most, self._budget() // (self._parameter_bytes + self._row_bytes * self.batch_size)))
 
     def _block_size(self) -> int:
         """Mini-batches of the largest block."""
         if self.device.type == "cpu":
-            bfloat16 = self.arithmetic == torch.bfloat16
-            most = (_CPU_ROWS_BFLOAT16 if bfloat16 else _CPU_ROWS) // self.batch_size
+            most = (_CPU_ROWS_BFLOAT16 if self.arithmetic == torch.bfloat16 else _CPU_ROWS) // self.batch_size
         else:
             most = _DEVICE_ROWS // self.batch_size
-            rows = self._budget() // max(1, self._networks * self._bytes_per_network(1))
-            most = min(most, rows // self.batch_size)
-        return max(1, most)
+        left = self._budget() - self._networks * self._parameter_bytes
+        return max(1, min(most, left // (self._networks * self._row_bytes * self.batch_size)))
 
     def _budget(self) -> int:
         if self._memory is not None:
             return self._memory
         if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0]) // 2
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return (int(torch.cuda.mem_get_info(self.device)[0]) + unused) // 2
         return _CPU_MEMORY
 
-    def _bytes_per_network(self, rows: int) -> int:
-        """Parameters twice (the drawn network and its place in the stack), and three layers' values of some rows."""
+    @property
+    def _bytes(self) -> int:
+        return 4 if isinstance(self.arithmetic, Emulation) else torch.finfo(self.arithmetic).bits // 8
+
+    @property
+    def _parameter_bytes(self) -> int:
+        """Of one network: the drawn one's, their wide copies and their places in the stack."""
         a = self.architecture
-        size = 4 if isinstance(self.arithmetic, Emulation) else torch.finfo(self.arithmetic).bits // 8
-        weights = a.inputs * a.width + (a.depth - 1) * a.width**2 + a.width * a.outputs
-        return size * (2 * weights + 3 * rows * max(a.width, a.outputs))
+        return 3 * self._bytes * (a.inputs * a.width + (a.depth - 1) * a.width**2 + a.width * a.outputs)
+
+    @property
+    def _row_bytes(self) -> int:
+        """Of one row through one network: three layers' values."""
+        return 3 * self._bytes * max(self.architecture.width, self.architecture.outputs)
 
 
 def _first_difference(

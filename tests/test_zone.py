@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from relucheck import backprop, data, decision, stacks, zone
-from relucheck.activations import ChosenSubgradient
+from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU
 from relucheck.decision import ZoneDataError, decide
 from relucheck.emulation import Emulation
 from relucheck.interception import ModelError
-from relucheck.networks import MLP, ConvNet
+from relucheck.networks import MLP, ConvNet, set_subgradient
 from relucheck.numerics import DTYPES, generator
 from relucheck.stacks import Architecture, Prover, Shape, Stack, draw
 from relucheck.zone import Engine, ZoneMemoryError
@@ -44,7 +44,7 @@ def _data(rows: int, features: int, seed: int, grid: int) -> tuple[Tensor, Tenso
     numbers = generator(seed)
     x = torch.rand(rows, features, generator=numbers, dtype=torch.float64)
     x = x * (torch.rand(rows, features, generator=numbers) < 0.3)
-    x = (x * grid).round() / grid if grid else x
+    x = (x * grid).round() / grid if grid else x  # grid 10 has no exact sums: the order of summation decides
     return x, torch.randint(0, 10, (rows,), generator=numbers)
 
 
@@ -58,7 +58,7 @@ def _coarsen(model: MLP, grid: int, scale: float) -> MLP:
 @st.composite
 def cases(draw_: st.DrawFn) -> dict[str, object]:
     arithmetic = draw_(st.sampled_from([*DTYPES, *EMULATIONS]))
-    rows, grid = draw_(st.one_of(st.integers(1, 70), st.just(400))), draw_(st.sampled_from([0, 4, 8, 64, 256]))
+    rows, grid = draw_(st.one_of(st.integers(1, 70), st.just(400))), draw_(st.sampled_from([0, 4, 8, 10, 64, 256]))
     return {
         "arithmetic": arithmetic,
         "architecture": Architecture(
@@ -108,6 +108,32 @@ def _decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], l
 def test_decides_as_two_networks_do(case: dict[str, object]) -> None:
     ours, plain = _decisions(case)
     assert ours == plain
+
+
+@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=stacks.arithmetic_name)
+@pytest.mark.parametrize("width", [7, 15])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_few_rows_of_odd_widths(arithmetic: stacks.LinearArithmetic, width: int, rows: int) -> None:
+    """Kernels for few rows depend on alignment; sums of tenths show every change of order. 0/1 inputs, many trials."""
+    architecture = Architecture(7, width, 2)
+    for trial in range(6):
+        models = []
+        for seed in range(4):
+            model, numbers = draw(architecture, seed, arithmetic), generator(100 * trial + seed)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(torch.randint(-9, 10, parameter.shape, generator=numbers).double() / 10)
+            models.append(model)
+        numbers = generator(trial)
+        x, y = torch.randint(0, 2, (41, 7), generator=numbers).float(), torch.randint(0, 10, (41,), generator=numbers)
+        engine = Engine(architecture, arithmetic, x, y, batch_size=rows)
+        ours = [(found.outcome, found.batch) for found in engine.examine(models)]
+        emulation = arithmetic if isinstance(arithmetic, Emulation) else None
+        assert ours == [plain_decision(model, engine.inputs, y, rows, emulation=emulation) for model in models]
+
+
+def _misaligned(x: Tensor) -> Tensor:
+    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
 
 
 def _fixed(**changed: object) -> dict[str, object]:
@@ -198,6 +224,25 @@ class TestSeededFaults:
         ours, plain = _decisions(_fixed(arithmetic=torch.bfloat16, rows=512, grid=64))
         assert ours != plain
 
+    def test_slices_instead_of_own_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The separate way on weights that are not aligned as the network's own: the proof or the pair has to see it."""
+        own = Stack.part
+
+        def shifted(self: Stack, chosen: list[int]) -> Stack:
+            part = own(self, chosen)
+            if len(chosen) == 1:
+                part.own = [[(_misaligned(weight), _misaligned(bias)) for weight, bias in part.own[0]]]
+            return part
+
+        monkeypatch.setattr(Stack, "part", shifted)
+        seen = 0
+        for dtype in (torch.float32, torch.float64):
+            try:
+                test_few_rows_of_odd_widths(dtype, 15, 1)
+            except AssertionError:
+                seen += 1
+        assert seen
+
     def test_gradients_of_the_last_layer_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(zone, "_first_difference", lambda *args: None)
         ours, plain = _decisions(_fixed())
@@ -230,6 +275,40 @@ class TestProof:
             stacks.F, "linear", lambda x, w, b: linear(x, w, b) * (1 + 2**-23) if len(x) > 16 else linear(x, w, b)
         )
         assert self._ways(stack, Shape(1, 2, 16)) == ("separate", False)
+
+    def test_zeros_of_another_sign_are_refused(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+        product = torch.baddbmm
+        monkeypatch.setattr(torch, "baddbmm", lambda b, x, w: -product(-b, -x, w))
+        with torch.no_grad():
+            for layers in stack.own:
+                for weight, bias in layers:
+                    weight.zero_()
+                    bias.zero_()
+        prover = Prover()
+        assert prover.way(stack, Shape(4, 1, 16))[0] == "separate"
+        assert ("batched", False) in prover.refuted[Shape(4, 1, 16)]
+
+    def test_other_logits_are_refused(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+        product = torch.baddbmm
+        monkeypatch.setattr(torch, "baddbmm", lambda b, x, w: product(b, x, w) * (1 + 2**-23 if b.shape[-1] == 10 else 1))
+        assert self._ways(stack, Shape(4, 1, 16))[0] == "separate"
+
+    def test_networks_of_nan_prove_nothing(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+        product = torch.baddbmm
+        monkeypatch.setattr(torch, "baddbmm", lambda b, x, w: product(b, x, w) * (1 + 2**-23))
+        sound, prover = stack.own, Prover()
+        stack.own = [[(weight * float("nan"), bias) for weight, bias in layers] for layers in sound]
+        assert prover.way(stack, Shape(4, 1, 16)) == ("separate", False)
+        assert prover.proved == {}
+        stack.own = sound
+        prover.way(stack, Shape(4, 1, 16))
+        assert ("batched", False) in prover.refuted[Shape(4, 1, 16)]
+
+    @pytest.mark.parametrize("offset", [0, 4, 32])
+    def test_offsets(self, offset: int) -> None:
+        x = stacks._at_offset(torch.rand(5, 7), offset)
+        assert stacks.offset_of(x) == offset
+        assert x.shape == (5, 7)
 
     def test_blocks_of_ragged_mini_batches_are_not_tried(self, stack: Stack) -> None:
         assert self._ways(stack, Shape(4, 2, 17))[1] is False
@@ -277,6 +356,14 @@ class TestOutcomes:
             model = draw(engine.architecture, found.seed, torch.bfloat16)
             (again,) = engine.examine([model])
             assert dataclasses.replace(again, seed=found.seed) == found
+
+    def test_given_networks_keep_their_subgradients(self) -> None:
+        x, y = _data(64, 20, 3, 8)
+        architecture = Architecture(20, 16, 2)
+        model = _coarsen(draw(architecture, 3, torch.float32), 8, 1.0)
+        set_subgradient(model, 0.5)
+        Engine(architecture, torch.float32, x, y, batch_size=16).examine([model])
+        assert [module.subgradient for module in model.modules() if isinstance(module, ReLU)] == [0.5, 0.5]
 
     def test_draw_depends_on_the_seed_alone(self) -> None:
         architecture = Architecture(20, 16, 2)
@@ -332,6 +419,75 @@ class TestOutcomes:
             _decisions(_fixed())
 
 
+def _made(architecture: Architecture, dtype: torch.dtype, entries: dict[tuple[int, str, tuple[int, ...]], float]) -> MLP:
+    """A network of zeros but for the given entries: (layer, "weight" or "bias", index)."""
+    model = draw(architecture, 0, dtype)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for (layer, name, index), value in entries.items():
+            getattr(linear[layer], name)[index] = value
+    return model
+
+
+W, B = "weight", "bias"
+#: Networks made by hand whose outcome depends on one detail each: architecture, entries, inputs, pair, watch, outcome.
+BY_HAND = {
+    # logits of infinity in a mini-batch whose only hit has no way out
+    "equal infinities beside an idle hit": (
+        *(Architecture(1, 2, 2, 2), torch.float16),
+        {(0, W, (0, 0)): 1, (1, W, (0, 0)): 1000, (1, B, (0,)): -0.97, (1, B, (1,)): -1, (2, W, (0, 0)): 60000},
+        *([[2.0**3]], (0.0, 1.0), "all", "non-finite"),
+    ),
+    # the gradient of the last weight overflows, those of the first layer do not
+    "an overflow above the watched layer": (
+        *(Architecture(2, 3, 2, 2), torch.float16),
+        {
+            (0, W, (0, 0)): 60000,
+            (0, B, (2,)): -1,
+            (1, W, (0, 0)): 2.0**-10,
+            (1, W, (0, 1)): 1,
+            (1, B, (1,)): -1,
+            (1, B, (2,)): -1,
+            (1, B, (0,)): -57,
+            (2, W, (0, 0)): 2,
+        },
+        *([[1.0, 1.0]], (0.0, 1.0), "first layer", "bifurcate"),
+    ),
+    # unit 0 of the first layer hits and leads nowhere, unit 0 of the second layer hits and counts
+    "an idle hit below a live one": (
+        *(Architecture(1, 2, 2, 2), torch.float32),
+        {(0, B, (1,)): 1, (1, W, (0, 1)): 1, (1, B, (0,)): -1, (1, B, (1,)): 1, (2, W, (0, 0)): 1},
+        *([[1.0]], (0.0, 1.0), "all", "bifurcate"),
+    ),
+    # the bias's gradient is finite, the weight's is not: only a subgradient that is counted in the bound shows it
+    "a steep subgradient and a large input": (
+        *(Architecture(2, 2, 1, 2), torch.float16),
+        {(0, W, (0, 0)): 1, (0, W, (0, 1)): -1, (1, W, (0, 0)): 1},
+        *([[200.0, 200.0]], (0.0, 1000.0), "all", "non-finite"),
+    ),
+    # the same by the weights above, with a subgradient of 1
+    "steep weights above and a large input": (
+        *(Architecture(2, 2, 1, 2), torch.float16),
+        {(0, W, (0, 0)): 1, (0, W, (0, 1)): -1, (1, W, (0, 0)): 1000},
+        *([[200.0, 200.0]], (0.0, 1.0), "all", "non-finite"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_networks_made_by_hand(name: str) -> None:
+    """Engine, any-model decision and two networks agree, and on what was meant."""
+    architecture, dtype, entries, rows, pair, watch, outcome = BY_HAND[name]
+    model = _made(architecture, dtype, entries)
+    x, y = torch.tensor(rows, dtype=dtype), torch.ones(len(rows), dtype=torch.int64)
+    (found,) = Engine(architecture, dtype, x, y, batch_size=1, pair=pair, watch=watch).examine([model])
+    plain = plain_decision(model, x, y, 1, pair=(_kinks(pair[0]), _kinks(pair[1])), first_layer=watch == "first layer")
+    other = decide(model, x, y, batch_size=1, pair=pair, watch=watch)
+    assert (found.outcome, found.batch) == plain == (other.outcome, other.batch) == (outcome, 0)
+
+
 class TestMemory:
     """The first attempts fail as the allocator fails; the engine shrinks, says so, and decides the same."""
 
@@ -368,6 +524,25 @@ class TestMemory:
         assert list(engine.decide(range(8))) == plain
         assert "stacks of 2 network(s)" in told[-1]
         assert told[-1] in engine.plan
+
+    def test_drawing_that_does_not_fit_shrinks_too(
+        self, plain: list[decision.Decision], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn: list[int] = []
+
+        def scarce(architecture: Architecture, seed: int, *rest: object) -> MLP:
+            drawn.append(seed)
+            if len(drawn) == 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return draw(architecture, seed, *rest)
+
+        monkeypatch.setattr(zone, "draw", scarce)
+        assert list(self._engine().decide(range(8))) == plain
+
+    def test_a_limit_is_kept(self, plain: list[decision.Decision]) -> None:
+        engine = self._engine(memory=1)
+        assert list(engine.decide(range(8))) == plain
+        assert all(shape.networks == 1 for shape in engine._prover.proved)
 
     def test_nothing_fits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def never(*args: object) -> None:
@@ -432,13 +607,37 @@ class TestBadInput:
             MLP(20, 16, 2, bias=False),
             MLP(20, 16, 2).double(),
             MLP(20, 16, 2, activation=nn.ReLU),
+            MLP(20, 16, 2, activation=lambda: ReLU(inplace=True)),
+            MLP(20, 16, 2).requires_grad_(False),
         ],
-        ids=["depth", "batch_norm", "no_bias", "dtype", "torch_relu"],
+        ids=["depth", "batch_norm", "no_bias", "dtype", "torch_relu", "in_place", "frozen"],
     )
     def test_another_model(self, model: nn.Module) -> None:
         engine = self._engine(torch.zeros(3, 20), torch.zeros(3, dtype=torch.int64))
         with pytest.raises(ModelError, match=r"is no 20-2x16-10 in float32"):
             engine.examine([model])
+
+    def test_another_slope(self) -> None:
+        x, y = torch.zeros(3, 20), torch.zeros(3, dtype=torch.int64)
+        engine = Engine(Architecture(20, 16, 2, 10, "leaky_relu"), torch.float32, x, y)
+        engine.examine([MLP(20, 16, 2, activation=LeakyReLU)])
+        with pytest.raises(ModelError, match=r"slope 0\.01"):
+            engine.examine([MLP(20, 16, 2, activation=lambda: LeakyReLU(0.25))])
+
+    @pytest.mark.parametrize(
+        ("targets", "told"),
+        [
+            (torch.tensor([0, 1, 10]), "targets from 0 to 10"),
+            (torch.tensor([0, -1, 1]), "targets from -1 to 1"),
+            (torch.zeros(3), "float32"),
+            (torch.zeros(3, 10, dtype=torch.int64), "shape"),
+        ],
+        ids=["too_large", "negative", "floats", "one_hot"],
+    )
+    def test_targets(self, targets: Tensor, told: str) -> None:
+        for run in (lambda x: self._engine(x, targets), lambda x: decide(MLP(20, 16, 2), x, targets)):
+            with pytest.raises(ZoneDataError, match=told):
+                run(torch.zeros(3, 20))
 
 
 class TestAnyModel:
@@ -478,6 +677,13 @@ class TestAnyModel:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert torch.equal(torch.get_rng_state(), state)
         assert not any(isinstance(module, ChosenSubgradient) for module in model.modules())
+
+    def test_a_frozen_first_layer(self, batches: tuple[Tensor, Tensor]) -> None:
+        model = MLP(20, 16, 2)
+        model.layers[1].requires_grad_(False)
+        decide(model, *batches)
+        with pytest.raises(ModelError, match="no parameter of the first layer"):
+            decide(model, *batches, watch="first layer")
 
     def test_no_activation(self, batches: tuple[Tensor, Tensor]) -> None:
         with pytest.raises(ModelError, match="nothing to decide"):

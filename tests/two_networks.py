@@ -47,10 +47,13 @@ class PlainNetwork(nn.Module):
         self.weights = nn.ParameterList([layer.weight.detach().clone() for layer in linear])
         self.biases = nn.ParameterList([layer.bias.detach().clone() for layer in linear])
         self.activation, self.kinks, self.emulation = activation, kinks, emulation
+        self.hit = False
 
     def forward(self, x: Tensor) -> Tensor:
+        self.hit = False
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
+                self.hit |= any(bool((x == kink).any()) for kink in self.kinks)
                 x = PlainActivation.apply(x, self.activation, self.kinks)
             linear = nn.functional.linear if self.emulation is None else self.emulation.linear
             x = linear(x, weight, bias)
@@ -81,7 +84,9 @@ def plain_decision(
         gradients = [
             [parameter.grad for parameter in [*network.weights[:count], *network.biases[:count]]] for network in networks
         ]
-        if any(not torch.equal(a, b) for a, b in zip(*gradients, strict=True)):
-            finite = all(bool(gradient.isfinite().all()) for found in gradients for gradient in found)
-            return "bifurcate" if finite else "non-finite", batch
+        if network.hit and not all(bool(gradient.isfinite().all()) for found in gradients for gradient in found):
+            return "non-finite", batch
+        # two NaN in one place are one computation's, where there is no hit
+        if any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*gradients, strict=True)):
+            return "bifurcate", batch
     return "agree", None
