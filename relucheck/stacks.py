@@ -34,6 +34,7 @@ ACTIVATIONS: Final[dict[str, type[ReLU] | type[ReLU6] | type[LeakyReLU]]] = {
 #: What the linear layers compute in: a dtype in the device's own arithmetic, or an emulated one.
 LinearArithmetic = torch.dtype | Emulation
 Way = Literal["joined", "batched", "separate"]
+_ORDER: Final[tuple[Way, ...]] = ("joined", "batched", "separate")  # from the most to the least fused
 
 # Row blocks of any other height change which rows a kernel treats as its tail (measured on x86; DESIGN, "Speed").
 _FUSIBLE_ROWS: Final = 16
@@ -317,7 +318,7 @@ class Prover:
 
     def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool] | None:
         """The first way that holds; None where these networks prove nothing."""
-        stacked: tuple[Way, ...] = ("joined", "batched", "separate") if shape.networks > 1 else ("separate",)
+        stacked: tuple[Way, ...] = _ORDER if shape.networks > 1 else ("separate",)
         size = stack.own[0][0][0].shape[1] * torch.finfo(parameter_dtype(stack.arithmetic)).bits // 8
         # so that every mini-batch of a block begins where a block can begin
         whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0 and shape.batch_size * size % _ALIGNMENT == 0

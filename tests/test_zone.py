@@ -310,6 +310,17 @@ class TestProof:
         assert stacks.offset_of(x) == offset
         assert x.shape == (5, 7)
 
+    def test_an_offset_that_changes_bits_is_refused(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+        product = torch.baddbmm
+        monkeypatch.setattr(
+            torch,
+            "baddbmm",
+            lambda b, x, w: product(b, x, w) * (1 + 2**-23 if x.data_ptr() % 64 == 32 and x.shape[-1] == 20 else 1),
+        )
+        monkeypatch.setattr(stacks, "_ORDER", ("batched", "separate"))
+        assert self._ways(stack, Shape(4, 1, 16, 0))[0] == "batched"
+        assert self._ways(stack, Shape(4, 1, 16, 32))[0] == "separate"
+
     def test_blocks_of_ragged_mini_batches_are_not_tried(self, stack: Stack) -> None:
         assert self._ways(stack, Shape(4, 2, 17))[1] is False
 
@@ -474,6 +485,10 @@ BY_HAND = {
         *([[200.0, 200.0]], (0.0, 1.0), "all", "non-finite"),
     ),
 }
+
+
+_ABOVE = BY_HAND["an overflow above the watched layer"]
+BY_HAND["the same overflow, watched"] = (*_ABOVE[:-2], "all", "non-finite")
 
 
 @pytest.mark.parametrize("name", BY_HAND)
