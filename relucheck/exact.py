@@ -8,8 +8,9 @@ n = K + 2 leaves room for the bias. The error of x itself adds ``sum |w| error(x
 number per operation. Bounds are computed in float64 as well and inflated by 2**-20, more than their own rounding. What the
 bound leaves open, the second rung decides in exact arithmetic back to the inputs (:mod:`relucheck.dyadic`).
 
-A mini-batch whose gradients differ is in the *bifurcation* zone if they differ over the reals too, else in the
-*compensation* zone: Boustany 2024, "On the numerical reliability of nonsmooth autodiff" (https://arxiv.org/abs/2401.02736).
+A mini-batch whose gradients differ is in the *bifurcation* zone if they differ over the reals too, in the *compensation*
+zone if they are equal there: Boustany 2024, "On the numerical reliability of nonsmooth autodiff"
+(https://arxiv.org/abs/2401.02736). Where neither is proved it is *undecided*.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from relucheck.networks import MLP
 UNIT: Final = 2.0**-53
 TINY: Final = 2.0**-1022  # one underflow, gradual or flushed
 OUTWARD: Final = 1 + 2.0**-20  # more than the relative rounding of a bound, for less than 2**31 terms
+
+
+Verdict = Literal["differs", "equal", "undecided"]
+Zone = Literal["bifurcation", "compensation", "undecided"]
+_ZONES: Final[dict[Verdict, Zone]] = {"differs": "bifurcation", "equal": "compensation", "undecided": "undecided"}
 
 
 class ExactError(ModelError):
@@ -250,7 +256,7 @@ class Reals:
     layers: tuple[Layer, ...]
     states: tuple[RealLayer, ...]
     hits: tuple[tuple[Tensor, ...], ...]
-    verdict: Literal["differs", "equal", "undecided"]
+    verdict: Verdict
     parameters: tuple[str, ...]
     exact: int
     activations: int
@@ -259,3 +265,8 @@ class Reals:
     def hit_count(self) -> int:
         """Exact hits over all activations and kinks."""
         return sum(len(positions) for call in self.hits for positions in call)
+
+    @property
+    def zone(self) -> Zone:
+        """The zone of the mini-batch, given that its gradients differ in floating point."""
+        return _ZONES[self.verdict]

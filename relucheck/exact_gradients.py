@@ -8,7 +8,7 @@ exponential of the library errs by at most 8 units in the last place.
 from __future__ import annotations
 
 import dataclasses
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from relucheck.exact import (
     Layer,
     RealLayer,
     Reals,
+    Verdict,
+    Zone,
     forward,
     layers_of,
     linear_bound,
@@ -87,7 +89,7 @@ def _over_the_reals(
         for layer, state in zip(layers, states, strict=True)
         if layer.rule is not None
     )
-    verdict: Literal["differs", "equal", "undecided"] = "equal"
+    verdict: Verdict = "equal"
     parameters: tuple[str, ...] = ()
     if any(len(positions) for call in hits for positions in call):
         root = _root(states[-1], targets, cotangent)
@@ -111,15 +113,14 @@ def split(
     *,
     pair: tuple[Setting, Setting] = (0.0, 1.0),
     watch: Watch = "all",
-) -> Literal["bifurcation", "compensation"]:
+) -> Zone:
     """The zone of a mini-batch whose gradients differ in floating point (see :mod:`relucheck.exact`).
 
     Inputs are taken as the model holds them, rounded to its dtype. Costs about two float64 forwards where no unit is near a
-    kink. ``undecided`` over the reals counts as compensation: nothing shows that the gradients differ there.
+    kink. ``undecided`` is neither: a path leads from an exact hit to a gradient, but no difference beyond the bound does.
     """
     inputs = inputs.to(next(model.parameters()).dtype)
-    reals = over_the_reals(model, inputs, targets, pair, watch=watch)
-    return "bifurcation" if reals.verdict == "differs" else "compensation"
+    return over_the_reals(model, inputs, targets, pair, watch=watch).zone
 
 
 def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> _Bounded:

@@ -12,13 +12,12 @@ from typing import Any, Final, Literal
 from rich.table import Table
 
 from relucheck.backprop import Comparison, Difference
-from relucheck.exact import Reals
+from relucheck.exact import Reals, Zone
 from relucheck.reports import render
 
 SCHEMA: Final = 1  # of the JSON
 _SHOWN: Final = 12
 
-Zone = Literal["bifurcation", "compensation"]
 Reason = Literal[
     "zero input",  # all features of the sample are 0, and the bias is the kink
     "dead previous layer",  # all activations of the layer before are 0, and the bias is the kink
@@ -121,10 +120,10 @@ class Explanation:
 
     @property
     def zone(self) -> Zone | None:
-        """Bifurcation or compensation (Boustany 2024); None where the gradients agree or the reals are not served."""
+        """Bifurcation, compensation (Boustany 2024) or undecided; None: the gradients agree, or no reals are served."""
         if self.comparison.outcome != "bifurcate" or self.reals is None:
             return None
-        return "bifurcation" if self.reals.verdict == "differs" else "compensation"
+        return self.reals.zone
 
     @property
     def reasons(self) -> dict[tuple[str, Reason], int]:

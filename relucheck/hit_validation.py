@@ -10,16 +10,11 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.emulation import Emulation, emulate
+from relucheck.emulation import Emulation
 from relucheck.hit_plans import resnet50_kinds
-from relucheck.hit_rates import (
-    RateError,
-    measure,
-    poisson_interval,
-    predict,
-)
-from relucheck.networks import MLP
+from relucheck.hit_rates import RateError, measure, poisson_interval, predict
 from relucheck.numerics import dtype_name, find
+from relucheck.stacks import Architecture, draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +52,6 @@ def _probability(hits: int, expected: float) -> float:
     return min(1.0, 2 * tail)
 
 
-def draw(arithmetic: torch.dtype | Emulation, width: int, depth: int, seed: int, inputs: int = 784) -> nn.Module:
-    """The ReLU network that PyTorch's default initialisation makes from ``seed`` alone, in an arithmetic."""
-    dtype = arithmetic.dtype if isinstance(arithmetic, Emulation) else arithmetic
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MLP(inputs, width, depth, activation=nn.ReLU).to(dtype)
-    if isinstance(arithmetic, Emulation):
-        emulate(model, arithmetic)
-    return model
-
-
 def validate(
     arithmetic: torch.dtype | Emulation,
     width: int,
@@ -92,7 +76,7 @@ def validate(
     few = x[:: max(1, len(x) // planned)]
     expected, hits, seen, draws = [0.0] * depth, [0] * depth, [0] * depth, 0
     for seed in seeds:
-        model = draw(arithmetic, width, depth, seed, x.shape[1])
+        model = draw(Architecture(x.shape[1], width, depth), seed, arithmetic)
         draws += 1
         for layer, (told, counted) in enumerate(
             zip(predict(model, few, pairs=pairs, seed=seed), measure(model, x), strict=True)
@@ -116,9 +100,13 @@ class Agreement:
     Attributes:
         cells, hits, expected: how many cells, and their sums.
         low, high: 95 % interval of expected / hits, from the exact Poisson interval of the hits.
-        median, tenth, ninetieth: of the ratio over the cells with at least ``least`` hits; None without any.
-        informative: how many cells have that many.
-        surprising: cells whose count has a p-value below 0.05 under the prediction; 5 % of them are expected.
+        median, tenth, ninetieth: of the ratio over the cells where at least ``least`` hits are expected; None without any.
+            Cells are chosen by what is predicted: a choice by what is counted would favour high counts.
+        informative: how many cells there are of that kind.
+        testable: cells where at least ``enough`` hits are expected, so that a Poisson count's tails are nearly continuous.
+        surprising: those among them whose count has a p-value below 0.05 under the prediction. Were counts Poisson and the
+            prediction exact, a little under 5 % of ``testable`` would be; counts cluster (a unit near 0 hits for many
+            samples), so there are more.
         activations: how many were looked at.
     """
 
@@ -132,6 +120,7 @@ class Agreement:
     tenth: float | None
     ninetieth: float | None
     informative: int
+    testable: int
     surprising: int
 
     @property
@@ -140,13 +129,13 @@ class Agreement:
         return self.expected / self.hits if self.hits else None
 
 
-def agreement(cells: Sequence[Cell], least: int = 10) -> Agreement:
+def agreement(cells: Sequence[Cell], least: float = 10, enough: float = 20) -> Agreement:
     """How predictions and counts agree over cells."""
     hits, expected = sum(cell.hits for cell in cells), sum(cell.expected for cell in cells)
     low, high = poisson_interval(hits)
-    ratios = [cell.expected / cell.hits for cell in cells if cell.hits >= least]
-    spread = torch.tensor(ratios, dtype=torch.float64).quantile(torch.tensor([0.1, 0.5, 0.9]).double()) if ratios else None
-    tenth, median, ninetieth = spread.tolist() if spread is not None else (None, None, None)
+    chosen = [cell for cell in cells if cell.expected >= least]
+    testable = [cell for cell in cells if cell.expected >= enough]
+    tenth, median, ninetieth = _quantiles([cell.ratio or math.inf for cell in chosen]) if chosen else (None,) * 3
     return Agreement(
         cells=len(cells),
         hits=hits,
@@ -157,9 +146,21 @@ def agreement(cells: Sequence[Cell], least: int = 10) -> Agreement:
         median=median,
         tenth=tenth,
         ninetieth=ninetieth,
-        informative=len(ratios),
-        surprising=sum(cell.probability < 0.05 for cell in cells),
+        informative=len(chosen),
+        testable=len(testable),
+        surprising=sum(cell.probability < 0.05 for cell in testable),
     )
+
+
+def _quantiles(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The 10, 50 and 90 % quantiles; a ratio is infinite where hits were expected and none counted."""
+    ordered = sorted(ratios)
+    found = []
+    for share in (0.1, 0.5, 0.9):
+        place, rest = divmod(share * (len(ordered) - 1), 1)
+        below, above = ordered[int(place)], ordered[math.ceil(place + rest)]
+        found.append(below + rest * (above - below) if above < math.inf else above if rest else below)
+    return found[0], found[1], found[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from relucheck.stacks import Architecture
 from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
 from relucheck.volume_store import Json, Store, StoreError
 
-__all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate"]
+__all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "kept"]
 
 _CHUNK: Final = 50  # draws between two writes to disk
 _SECONDS: Final = 10.0  # or this long
@@ -49,7 +49,8 @@ class Decider(Protocol):
     def decide(self, seeds: Iterable[int], /) -> Iterator[Decided]: ...
 
 
-EngineFactory = Callable[[Cell, Tensor, Tensor, torch.device], Decider]
+Note = Callable[[str], None]
+EngineFactory = Callable[[Cell, Tensor, Tensor, torch.device, Note | None], Decider]
 
 
 def estimate(
@@ -60,6 +61,7 @@ def estimate(
     device: torch.device | str = "cpu",
     store: Store | None = None,
     progress: Callable[[int], None] | None = None,
+    note: Note | None = None,
     engine: EngineFactory | None = None,
     chunk: int = _CHUNK,
 ) -> Estimate:
@@ -71,7 +73,9 @@ def estimate(
         dataset: the training set, where it is loaded already.
         device: where to compute.
         store: where results are kept; the draws of an interrupted cell (also by SIGINT) but for the last chunk, too.
-        progress: called with the number of draws that were decided since the last call (also of those found in the store).
+        progress: called with the number of draws that were decided since the last call; :func:`kept` counts those that the
+            store held before, which are not told again.
+        note: is told, in one line, of what a user should know: a stack that shrank for want of memory, for example.
         engine: makes the engine; None is :class:`relucheck.zone.Engine`.
         chunk: draws between two writes to the store (it is written every ten seconds as well).
 
@@ -87,7 +91,14 @@ def estimate(
         raise VolumeError(f"cell: data={cell.data!r}, but the data set handed over is {dataset.name!r}")
     rows = sample(cell, len(dataset))
     where = describe(device)
-    identity = {"cell": cell.deciding, "data": dataset.checksum, "device": where, "torch": str(torch.__version__)}
+    machine = versions()
+    identity = {
+        "cell": cell.deciding,
+        "data": dataset.checksum,
+        "device": where,
+        "processor": machine["processor"],
+        "torch": machine["torch"],
+    }
     draws: list[Draw] = []
     hits = activations = 0
     wall_s, plan = 0.0, ""
@@ -99,19 +110,15 @@ def estimate(
                 raise StoreError(
                     f"{store.finished_path(cell.name)}: {error}; move it away, or name another folder (it is left as it is)"
                 ) from error
-            if progress is not None:
-                progress(finished.draws)
             return finished
         for part in store.chunks(cell.name, identity):
             draws += draws_of(part, cell.first_seed + len(draws))
             hits, activations, wall_s = hits + part["hits"], activations + part["activations"], wall_s + part["wall_s"]
             plan = part["plan"]
-    if progress is not None and draws:
-        progress(len(draws))
     if len(draws) < cell.draws:
         inputs, targets = scaled(cell, dataset, rows)
         with _switches(cell):
-            decider = (engine or _engine)(cell, inputs, targets, device)
+            decider = (engine or _engine)(cell, inputs, targets, device, note)
             seeds = range(cell.first_seed + len(draws), cell.first_seed + cell.draws)
             for part in _chunks(decider, seeds, chunk, progress):
                 draws += draws_of(part, cell.first_seed + len(draws))
@@ -119,10 +126,17 @@ def estimate(
                 plan = part["plan"]
                 if store is not None:
                     store.append(cell.name, identity, part)
-    result = Estimate(cell, tuple(draws), hits, activations, wall_s, dataset.checksum, where, versions(), plan)
+    result = Estimate(cell, tuple(draws), hits, activations, wall_s, dataset.checksum, where, machine, plan)
     if store is not None:
         store.finish(cell.name, identity, result.to_json())
     return result
+
+
+def kept(cell: Cell, store: Store) -> int:
+    """How many draws of a cell the store holds, for a progress bar: whose they are is left to :func:`estimate` to check."""
+    if store.finished_path(cell.name).exists():
+        return cell.draws
+    return min(cell.draws, sum(len(found) for found in store.peek(cell.name, "outcomes") if isinstance(found, str)))
 
 
 def sample(cell: Cell, size: int) -> Tensor | None:
@@ -151,7 +165,7 @@ def scaled(cell: Cell, dataset: data.DataSet, rows: Tensor | None) -> tuple[Tens
     return data.scale(images, cell.dtype), labels
 
 
-def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device) -> Decider:
+def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device, note: Note | None) -> Decider:
     architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
     arithmetic = cell.linear_arithmetic()
     return zone.Engine(
@@ -160,6 +174,7 @@ def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device) -
         pair=cell.pair,
         watch=cell.watch,
         device=device,
+        note=note,
     )
 
 
@@ -201,7 +216,10 @@ def _chunks(decider: Decider, seeds: range, size: int, progress: Callable[[int],
 
 
 def describe(device: torch.device) -> str:
-    """The device with what else decides bits: a GPU's name, or a CPU's instruction set and the number of threads."""
+    """The device: a GPU's name, or a CPU's instruction set and the number of threads.
+
+    Which kernels run, and so the bits, depends on the processor's model as well: stores keep it apart (:func:`versions`).
+    """
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 from relucheck.proportions import Interval, interval
 from relucheck.published import SWEEPS
-from relucheck.volume_scenario import Line, Report
+from relucheck.volume_report import SWEEP_TITLES, Line, Report
 from relucheck.volume_store import write_atomically
-from relucheck.volume_tables import SWEEP_TITLES
 
 _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
 # M. Okabe, K. Ito, "Color universal design" (2008): told apart with every kind of colour vision; markers differ too.

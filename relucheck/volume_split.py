@@ -8,6 +8,8 @@ zone, the deciding mini-batch is evaluated over the reals (:mod:`relucheck.exact
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -16,42 +18,61 @@ import torch
 from torch import Tensor
 
 from relucheck import data
+from relucheck.exact import Zone
 from relucheck.exact_gradients import over_the_reals
-from relucheck.proportions import Interval, interval
 from relucheck.stacks import Architecture, draw
 from relucheck.volume import sample, scaled
-from relucheck.volume_cells import Cell, Estimate
+from relucheck.volume_cells import Cell, Estimate, columns
 from relucheck.volume_store import Json, Store
 
 #: Draws of a cell that are looked at, the first ones in the zone; an evaluation takes about a twentieth of a second.
 LIMIT: Final = 10
-_ZONES: Final = {"differs": "bifurcation", "equal": "compensation", "undecided": "undecided"}
+_LETTERS: Final[dict[Zone, str]] = {"bifurcation": "b", "compensation": "c", "undecided": "u"}
+_ZONES: Final[dict[str, Zone]] = {letter: zone for zone, letter in _LETTERS.items()}
+#: Which zone a network counts in that was looked at in several cells: the first of these that was found in any.
+_RANK: Final[tuple[Zone, ...]] = ("bifurcation", "undecided", "compensation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How many deciding mini-batches differ over the reals, and how many by rounding only.
+    """The zones of the draws of a cell: seed, and the zone of its deciding mini-batch.
 
-    Attributes:
-        bifurcation: gradients that are proved to differ over the reals.
-        compensation: gradients that are proved equal over the reals.
-        undecided: neither is proved.
+    *bifurcation*: gradients that are proved to differ over the reals; *compensation*: proved equal there; *undecided*:
+    neither is proved.
     """
 
-    bifurcation: int = 0
-    compensation: int = 0
-    undecided: int = 0
+    zones: tuple[tuple[int, Zone], ...] = ()
+
+    def to_json(self) -> Json:
+        """Plain JSON: seeds, and a letter each (b, c, u)."""
+        return {"seeds": [seed for seed, _ in self.zones], "zones": "".join(_LETTERS[zone] for _, zone in self.zones)}
+
+    @classmethod
+    def from_json(cls, content: Json) -> Split:
+        """What :meth:`to_json` wrote."""
+        letters = zip(content["seeds"], content["zones"], strict=True)
+        return cls(tuple((seed, _ZONES[letter]) for seed, letter in letters))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """The zones of an arithmetic's different networks, over all its cells.
+
+    Attributes:
+        draws: mini-batches that were looked at; cells share seeds, so several can be of one network.
+        bifurcation, compensation, undecided: networks, each once. One that was looked at in several cells counts as
+            bifurcation if any of them says so, else as undecided if any does.
+    """
+
+    draws: int
+    bifurcation: int
+    compensation: int
+    undecided: int
 
     @property
-    def draws(self) -> int:
+    def networks(self) -> int:
+        """Different ones: of another shape or another seed."""
         return self.bifurcation + self.compensation + self.undecided
-
-    def __add__(self, other: Split) -> Split:
-        return Split(*(getattr(self, name) + getattr(other, name) for name in ("bifurcation", "compensation", "undecided")))
-
-    def interval(self) -> Interval:
-        """The Clopper-Pearson interval of the share that is proved to bifurcate over the reals; there must be draws."""
-        return interval(self.bifurcation, self.draws)
 
 
 def split(
@@ -77,12 +98,19 @@ def split(
         relucheck.data.DataError: the data are not there.
     """
     cell = estimate.cell
-    identity = {"cell": cell.deciding, "data": estimate.checksum, "device": estimate.device, "limit": limit}
+    identity = {
+        "cell": cell.deciding,
+        "data": estimate.checksum,
+        "device": estimate.device,
+        "decisions": _digest(estimate),
+        "torch": str(torch.__version__),  # it rebuilds the networks
+        "limit": limit,
+    }
     name = f"split-{cell.name}"
     if store is not None and (found := store.finished(name, identity)) is not None:
-        return Split(**found)
+        return Split.from_json(found)
     inside = [one for one in estimate.decisions if one.outcome == "bifurcate"][:limit]
-    zones: Counter[str] = Counter()
+    zones: list[tuple[int, Zone]] = []
     if inside:
         if dataset is None:
             dataset = data.load(cell.data, "train", root, download=False)
@@ -90,19 +118,24 @@ def split(
         for one in inside:
             assert one.batch is not None
             rows = torch.arange(one.batch * cell.batch_size, (one.batch + 1) * cell.batch_size)
-            rows = rows[rows < (len(dataset) if order is None else len(order))]
-            zones[_zone(cell, one.seed, *scaled(cell, dataset, rows if order is None else order[rows]))] += 1
-    result = Split(zones["bifurcation"], zones["compensation"], zones["undecided"])
+            rows = rows[rows < (len(dataset) if order is None else len(order))]  # the last mini-batch can be smaller
+            inputs, targets = scaled(cell, dataset, rows if order is None else order[rows])
+            zones.append((one.seed, _zone(cell, one.seed, inputs, targets)))
+    result = Split(tuple(zones))
     if store is not None:
-        store.finish(name, identity, dataclasses.asdict(result))
+        store.finish(name, identity, result.to_json())
     return result
 
 
-def _zone(cell: Cell, seed: int, inputs: Tensor, targets: Tensor) -> str:
+def _digest(estimate: Estimate) -> str:
+    """Of the decisions, which say which mini-batch of which network is looked at."""
+    return hashlib.sha256(json.dumps(columns(estimate.decisions), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _zone(cell: Cell, seed: int, inputs: Tensor, targets: Tensor) -> Zone:
     architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
     model = draw(architecture, seed, cell.linear_arithmetic())
-    reals = over_the_reals(model, inputs, targets, cell.pair, watch=cell.watch)
-    return _ZONES[reals.verdict]
+    return over_the_reals(model, inputs, targets, cell.pair, watch=cell.watch).zone
 
 
 def splits(
@@ -122,45 +155,51 @@ def splits(
     return found
 
 
-def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, Split]) -> dict[str, Split]:
-    """The sums over all cells of an arithmetic, in the order met."""
-    sums: dict[str, Split] = {}
+def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, Split]) -> dict[str, Sum]:
+    """The different networks of each arithmetic over all its cells, in the order met."""
+    draws: Counter[str] = Counter()
+    networks: dict[str, dict[tuple[int, int, int], Zone]] = {}
     for estimate in estimates:
-        name = estimate.cell.arithmetic
-        sums[name] = sums.get(name, Split()) + found[estimate.cell.name]
+        cell = estimate.cell
+        mine = networks.setdefault(cell.arithmetic, {})
+        for seed, zone in found[cell.name].zones:
+            draws[cell.arithmetic] += 1
+            key = cell.hidden_layers, cell.neurons, seed
+            mine[key] = min(zone, mine.get(key, zone), key=_RANK.index)
+    sums = {}
+    for name, mine in networks.items():
+        counts = Counter(mine.values())
+        sums[name] = Sum(draws[name], counts["bifurcation"], counts["compensation"], counts["undecided"])
     return sums
 
 
-HEADINGS: Final = ("arithmetic", "draws", "bifurcation", "compensation", "undecided", "bifurcating share, 95 %")
+HEADINGS: Final = ("arithmetic", "draws", "networks", "bifurcation", "compensation", "undecided")
 
 
-def rows(sums: Mapping[str, Split]) -> list[tuple[str, ...]]:
+def rows(sums: Mapping[str, Sum]) -> list[tuple[str, ...]]:
     """A row of text for each arithmetic, under :data:`HEADINGS`."""
-    made = []
-    for name, found in sums.items():
-        share = ""
-        if found.draws:
-            bounds = found.interval()
-            share = f"{found.bifurcation / found.draws:.3f} [{bounds.low:.3f}, {bounds.high:.3f}]"
-        numbers = (found.draws, found.bifurcation, found.compensation, found.undecided)
-        made.append((name, *map(str, numbers), share))
-    return made
+    return [
+        (name, *map(str, (found.draws, found.networks, found.bifurcation, found.compensation, found.undecided)))
+        for name, found in sums.items()
+    ]
 
 
-def markdown(sums: Mapping[str, Split], limit: int = LIMIT) -> list[str]:
+def markdown(sums: Mapping[str, Sum], limit: int = LIMIT) -> list[str]:
     """The split as lines of Markdown."""
     return [
         "## Bifurcation against compensation",
         "",
         f"Up to {limit} draws in the zone of each cell: do the gradients of the deciding mini-batch differ over the reals "
-        "too (bifurcation), or by rounding only (compensation)? Intervals are Clopper-Pearson's, of the bifurcating share.",
+        "too (bifurcation), or by rounding only (compensation)? Cells share seeds, so one network can be drawn in several: "
+        "each is counted once, as bifurcation if it is that in any cell. There is no interval: different networks of one "
+        "seed and width begin with the same layers, so they are not independent either.",
         "",
         f"| {' | '.join(HEADINGS)} |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| --- |" + " ---: |" * (len(HEADINGS) - 1),
         *(f"| {' | '.join(row)} |" for row in rows(sums)),
     ]
 
 
-def as_json(sums: Mapping[str, Split]) -> Json:
+def as_json(sums: Mapping[str, Sum]) -> Json:
     """The split as plain JSON, by arithmetic."""
-    return {name: dataclasses.asdict(found) for name, found in sums.items()}
+    return {name: {**dataclasses.asdict(found), "networks": found.networks} for name, found in sums.items()}

@@ -2,8 +2,8 @@
 
 A cell's file is written whole, under a temporary name, and renamed into place. While a cell is computed its chunks are
 appended to ``NAME.partial.jsonl``, one line each behind a header; a line cut short by a kill is dropped on resuming.
-Every file says what it belongs to (its *identity*: schema, cell, data, device, torch), and a file of another identity is
-neither used nor overwritten. This room knows nothing of what the results mean.
+Every file says what it belongs to (its *identity*: schema, cell, data, device, processor, torch), and a file of another
+identity is neither used nor overwritten. This room knows nothing of what the results mean.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,6 +101,15 @@ class Store:
         header, *lines = whole.splitlines()
         _check_identity(path, _parse(path, header), identity)
         return tuple(_parse(path, line) for line in lines)
+
+    def peek(self, name: str, key: str) -> Iterator[Any]:
+        """What the whole chunks of an unfinished cell hold under a key, unchecked; nothing of an unreadable one."""
+        with contextlib.suppress(OSError, ValueError):
+            text = self.partial_path(name).read_text(encoding="utf-8")
+            for line in text[: text.rfind("\n") + 1].splitlines()[1:]:
+                content = json.loads(line)
+                if isinstance(content, dict) and key in content:
+                    yield content[key]
 
     def append(self, name: str, identity: Mapping[str, Any], chunk: Json) -> None:
         """Adds one chunk to an unfinished cell, behind what :meth:`chunks` returned or the last append wrote.

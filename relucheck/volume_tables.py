@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from relucheck import volume_split
-from relucheck.proportions import CONFIDENCE, LEVEL, Interval, exact_test, holm, interval, verdict
+from relucheck.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, holm, interval, verdict
 from relucheck.published import SOURCES
-from relucheck.volume_scenario import NAME, TITLE, Entry, Line, Report
-from relucheck.volume_split import Split
+from relucheck.volume_cells import Estimate
+from relucheck.volume_figures import draw
+from relucheck.volume_report import NAME, SWEEP_TITLES, TITLE, Entry, Line, Report
+from relucheck.volume_split import Split, Sum
 from relucheck.volume_store import SCHEMA, write_atomically
 
 if TYPE_CHECKING:
@@ -21,12 +23,6 @@ if TYPE_CHECKING:
 NOT_COMPUTED: Final = "not computed by the release"
 NOT_PUBLISHED: Final = "no published figure"
 OTHER_DATA: Final = "other data"
-SWEEP_TITLES: Final[dict[str, str]] = {
-    "hidden_layers": "hidden layers",
-    "neurons": "neurons",
-    "batch_size": "batch size",
-    "sample_size": "sample size",
-}
 _HEADINGS: Final = (
     "arithmetic",
     "ours",
@@ -40,6 +36,7 @@ _HEADINGS: Final = (
     "",
 )
 _WIDTH: Final = 200
+_WANTED: Final = 0.05  # the half-width that the notes plan for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +171,9 @@ def notes(report: Report, judged: Iterable[Judged]) -> list[str]:
         "- Tests are Fisher's exact test of our count against the published one, two-sided, with Holm's correction over "
         f"all {len(tested)} tests here, at level {LEVEL}: {said}. *Not distinguished* says that these draws do not tell "
         "them apart, not that they are equal.",
-        "- The same seeds are drawn in every cell, so cells of one shape and different arithmetics share their networks.",
+        f"- Draws that a half-width of {_WANTED} needs at the shares found (the worst cell's): {_needed(estimates)}.",
+        "- The same seeds are drawn in every cell: cells of one shape share their networks, whatever the arithmetic, and "
+        "networks of one seed and width begin with the same layers, so cells are not independent of each other.",
         "- *Emulated* arithmetics are not the device's own (relucheck.emulation); published 16 bits are float16, on GPUs.",
         "- Published float64 figures of both depth sweeps were not computed by the releases, which leave that loop early.",
         "- Sample-size cells draw their images with replacement, as [R22] did, once a cell by a seeded generator.",
@@ -183,6 +182,15 @@ def notes(report: Report, judged: Iterable[Judged]) -> list[str]:
         f"- [{name}] {text}." for name, text in SOURCES.items() if any(one.line.entry.source == name for one in judged)
     ]
     return [*facts, *sources]
+
+
+def _needed(estimates: Iterable[Estimate]) -> str:
+    """Planned draws by arithmetic, each for the cell whose share is nearest to one half."""
+    shares: dict[str, float] = {}
+    for estimate in estimates:
+        name = estimate.cell.arithmetic
+        shares[name] = min(shares.get(name, estimate.share), estimate.share, key=lambda share: abs(share - 0.5))
+    return "; ".join(f"{name} {draws_for(_WANTED, share):,}" for name, share in shares.items())
 
 
 def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
@@ -220,7 +228,7 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
     return {**head, "wall_s": round(report.wall_s, 1), "computing_s": sum(e.wall_s for e in report.estimates), "rows": rows}
 
 
-def split_table(sums: Mapping[str, Split]) -> Table:
+def split_table(sums: Mapping[str, Sum]) -> Table:
     """Bifurcation against compensation, as a rich table: a row for each arithmetic."""
     from rich.table import Table
 
@@ -263,7 +271,5 @@ def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None
         import matplotlib  # noqa: F401
     except ImportError:
         return text + "- No figures: matplotlib is not installed (pip install 'relucheck[plot]').\n"
-    from relucheck.volume_figures import draw
-
     paths = draw(report, folder / "figures")
     return text + f"- Figures: {', '.join(str(path) for path in paths)}\n"

@@ -25,11 +25,12 @@ _POLL: Final = 0.5  # seconds between two looks at whether the workers live
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What happened: ``draws`` more were decided in a cell (also found in the store), or the cell is finished."""
+    """What happened: ``draws`` more were decided in a cell, the cell is finished, or a ``note`` for the user."""
 
     cell: Cell
     draws: int = 0
     finished: bool = False
+    note: str = ""
 
 
 Listener = Callable[[Step], None]
@@ -69,12 +70,12 @@ def compute(
     context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads
     todo: Any = context.Queue()
     news: Any = context.Queue()
-    for cell in cells:
-        todo.put(cell)
     workers = [
         context.Process(target=_work, args=(todo, news, folder, root, device, os.getpid()), daemon=True)
         for _ in range(min(processes, len(cells)))
     ]
+    for item in (*cells, *(None for _ in workers)):  # a None for each worker: there is no more
+        todo.put(item)
     try:
         for worker in workers:
             worker.start()
@@ -106,8 +107,9 @@ def compute(
 
 
 def _one(cell: Cell, store: Store, root: data.Root, device: str, listen: Listener | None) -> None:
-    heard = None if listen is None else (lambda draws: listen(Step(cell, draws)))
-    estimate(cell, root=root, dataset=_load(cell.data, root), device=device, store=store, progress=heard)
+    decided = None if listen is None else (lambda draws: listen(Step(cell, draws)))
+    noted = None if listen is None else (lambda text: listen(Step(cell, note=text)))
+    estimate(cell, root=root, dataset=_load(cell.data, root), device=device, store=store, progress=decided, note=noted)
     if listen is not None:
         listen(Step(cell, finished=True))
 
@@ -120,8 +122,10 @@ def _work(todo: Any, news: Any, folder: Path, root: data.Root, device: str, pare
             store = Store(folder)
             while os.getppid() == parent:
                 try:
-                    cell = todo.get_nowait()
-                except queue.Empty:
+                    cell = todo.get(timeout=_POLL)
+                except queue.Empty:  # also while another worker reads; only a None says that nothing is left
+                    continue
+                if cell is None:
                     return
                 _one(cell, store, root, device, news.put)
     except Exception as error:

@@ -240,7 +240,8 @@ def test_verdict_is_that_of_fractions(dtype: torch.dtype, data: st.DataObject) -
     check_verdict(model, inputs, example.cotangent(exact=True), data.draw(st.sampled_from([(0.0, 1.0), (0.5, -0.5)])))
 
 
-def test_every_verdict_occurs() -> None:
+def undecided() -> tuple[MLP, Tensor, Tensor]:
+    """Equal columns: the cotangent of the dead unit is 1/3 sum(p - y), which is 0 but for rounding."""
     model = MLP(2, 2, 1, 7)
     linear_one, _, last = list(model.layers)[1:]
     with torch.no_grad():
@@ -249,8 +250,13 @@ def test_every_verdict_occurs() -> None:
         last.weight.fill_(1 / 3)
         last.bias.copy_(torch.randn(7, generator=generator(1)))
     x = torch.tensor([[1.0, 2.0], [3.0, 1.0], [2.0, 2.0], [0.5, 1.0]])
-    targets = torch.tensor([0, 3, 6, 2])
-    # equal columns: the cotangent of the dead unit is 1/3 sum(p - y), which is 0 but for rounding
+    return model, x, torch.tensor([0, 3, 6, 2])
+
+
+def test_every_verdict_occurs() -> None:
+    model, x, targets = undecided()
+    last = list(model.layers)[-1]
+    assert isinstance(last, nn.Linear)
     assert over_the_reals(model, x, targets).verdict == "undecided"
     with torch.no_grad():
         last.weight[0, 0] = 0.5
@@ -301,6 +307,62 @@ def test_first_layer_alone() -> None:
     x, y = torch.ones(1, 1), torch.tensor([1])
     assert split(model, x, y) == "bifurcation"  # the second layer's bias
     assert split(model, x, y, watch="first layer") == "compensation"
+
+
+def test_split_keeps_undecided_apart() -> None:
+    """No difference beyond the bound is no proof of equality."""
+    model, x, targets = undecided()
+    assert split(model, x, targets) == over_the_reals(model, x, targets).zone == "undecided"
+
+
+def ulps_off(factors: list[int]) -> Callable[..., Tensor]:
+    """A softmax of two classes, correctly rounded but for exponentials that are some units of 2**-53 off."""
+
+    def softmax(logits: Tensor, dim: int) -> Tensor:
+        with mpmath.workdps(50):
+            rows = [
+                [mpmath.exp(mpmath.mpf(z)) * (1 + f * mpmath.mpf(2) ** -53) for z, f in zip(row, factors, strict=True)]
+                for row in logits.tolist()
+            ]
+            values = [[float(power / sum(row)) for power in row] for row in rows]
+        return torch.tensor(values, dtype=torch.float64)
+
+    return softmax
+
+
+@pytest.mark.parametrize("factors", [[16, -16], [-16, 16]])
+def test_the_bound_holds_for_the_worst_exponential_that_is_trusted(
+    factors: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 units in the last place are up to 16 times 2**-53; logits that are exact and equal leave no other error."""
+    zeros = torch.zeros(1, 2, dtype=torch.float64)
+    state = RealLayer(torch.zeros(1, 2, dtype=torch.int8), zeros, zeros, 0)
+    monkeypatch.setattr(Tensor, "softmax", ulps_off(factors))
+
+    def holds() -> bool:
+        root = exact_gradients._root(state, torch.tensor([1]), None)
+        distance = (root.value - torch.tensor([[0.5, -0.5]])).abs()
+        assert float(distance.max()) >= 2.0**-50  # the exponentials really are off
+        return bool((distance <= root.error).all())
+
+    assert holds()
+    monkeypatch.setattr(exact_gradients, "_EXPONENTIAL", 0)
+    assert not holds()
+
+
+def test_what_enters_a_layer_can_err_and_its_weights_gradient_with_it() -> None:
+    """An activation of 3 that may be 2.5 or 3.5: the gradient of the next weight errs by half the cotangent."""
+    one, eye = torch.ones(1, 1, dtype=torch.float64), torch.eye(1, dtype=torch.float64)
+    layers = (Layer("1", eye, None, "2", LEAKY_RELU, 0.0), Layer("3", eye, None))
+    states = (
+        RealLayer(torch.full((1, 1), 2, dtype=torch.int8), 3 * one, 0.5 * one, 0),
+        RealLayer(torch.full((1, 1), 2, dtype=torch.int8), 3 * one, 0.5 * one, 0),
+    )
+    root = exact_gradients._Bounded(-2 * one, 0.25 * one)
+    found = exact_gradients._gradients(layers, states, 3 * one, root, 0.0)["3.weight"]
+    assert found.value.item() == -6
+    corners = [(-2 + c) * (3 + h) for c in (-0.25, 0.25) for h in (-0.5, 0.5)]
+    assert max(abs(corner - -6) for corner in corners) <= found.error.item() < 1.9
 
 
 def test_the_bound_of_softmax_holds() -> None:

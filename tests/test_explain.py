@@ -26,7 +26,7 @@ from relucheck.explain import explain
 from relucheck.explanation import Explanation, Hit, Reason
 from relucheck.interception import ModelError
 from relucheck.networks import MLP, ConvNet
-from relucheck.numerics import DTYPES, deterministic, differs, dtype_name
+from relucheck.numerics import DTYPES, deterministic, differs, dtype_name, generator
 from relucheck.strategies import examples
 
 Y = torch.tensor([1])
@@ -326,6 +326,29 @@ def test_other_models_have_hits_and_effects_but_no_reasons() -> None:
         assert "over the reals: not told" in str(explanation)
         assert any(hit.changed for hit in explanation.hits)
         assert all(len(hit.unit) == 3 for hit in explanation.hits)
+
+
+def test_what_nothing_proves_is_undecided() -> None:
+    """Equal columns: over the reals the dead unit's cotangent is 0, which no bound proves; as floats it is not 0."""
+    outcomes = []
+    for seed in range(8):
+        model = MLP(2, 2, 1, 7)
+        one, _, last = list(model.layers)[1:]
+        assert isinstance(one, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            one.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+            one.bias.zero_()
+            last.weight.fill_(1 / 3)
+            last.bias.copy_(torch.randn(7, generator=generator(seed)))
+        explanation = explain(model, torch.tensor([[1.0, 2.0], [3.0, 1.0]]), torch.tensor([0, 3]))
+        outcomes.append(explanation.comparison.outcome)
+        if outcomes[-1] == "bifurcate":
+            assert explanation.zone == explanation.data()["zone"] == "undecided"
+            assert "zone: undecided: 2 exact hits, but no difference of gradients beyond" in str(explanation)
+        else:
+            assert explanation.zone is None
+    assert "bifurcate" in outcomes
 
 
 def test_emulated_arithmetic_is_labelled_and_explained() -> None:

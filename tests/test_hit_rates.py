@@ -31,6 +31,7 @@ from relucheck.hit_widths import FORMATS, Accumulation, Format, widths
 from relucheck.interception import ModelError
 from relucheck.networks import ConvNet, ResidualNet
 from relucheck.numerics import generator
+from relucheck.stacks import Architecture, draw
 
 TORCH = {
     "bfloat16": torch.bfloat16,
@@ -259,7 +260,7 @@ def test_another_accumulation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
-    model = hit_validation.draw(COARSE[0], 32, 2, 3)
+    model = draw(Architecture(width=32, depth=2), 3, COARSE[0])
     x = data.load("digits").scaled(torch.bfloat16)[:300]
     first = predict(model, x)
     assert first == predict(model, x)
@@ -270,12 +271,21 @@ def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
     assert sum(t.per_million for t in first) / sum(t.per_million for t in other) == pytest.approx(8, rel=0.1)
 
 
-def test_draws_are_rebuilt_from_their_seed() -> None:
-    state = torch.random.get_rng_state()
-    a, b, other = (hit_validation.draw(torch.float16, 8, 1, seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert not torch.equal(a["layers.1.weight"], other["layers.1.weight"])
-    assert torch.equal(state, torch.random.get_rng_state())
+def test_the_networks_are_those_of_the_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rebuilt from their seeds by the one room that does it, which leaves the state of every device alone."""
+    seen: list[tuple[Architecture, int, Any]] = []
+
+    def watched(architecture: Architecture, seed: int, arithmetic: Any) -> nn.Module:
+        seen.append((architecture, seed, arithmetic))
+        return draw(architecture, seed, arithmetic)
+
+    def refuse(seed: int) -> None:
+        raise AssertionError("every device was seeded")
+
+    monkeypatch.setattr(hit_validation, "draw", watched)
+    monkeypatch.setattr(torch, "manual_seed", refuse)
+    validate(COARSE[0], 8, 2, torch.rand(20, 6, generator=generator(0)), [3, 5])
+    assert seen == [(Architecture(6, 8, 2), seed, COARSE[0]) for seed in (3, 5)]
 
 
 # ----------------------------------------------------------------------------------------------------- counting
@@ -307,23 +317,44 @@ def test_poisson_intervals(count: int, low: float, high: float) -> None:
     assert Measured("", count, 10).interval() == pytest.approx((1e5 * low, 1e5 * high), abs=10)
 
 
+def cell_of(expected: float, hits: int) -> Cell:
+    return Cell("a", "grey", 16, 1, 1, 1, expected, hits, 1000)
+
+
 def test_agreement() -> None:
-    cells = [Cell("a", "grey", 16, 1, layer, 1, expected, hits, 1000) for layer, expected, hits in
-             [(1, 100.0, 100), (2, 30.0, 20), (3, 5.0, 0)]]  # fmt: skip
+    cells = [cell_of(100.0, 100), cell_of(30.0, 20), cell_of(5.0, 0)]
     told = agreement(cells)
     assert (told.hits, told.expected, told.informative, told.median, told.activations) == (120, 135.0, 2, 1.25, 3000)
     assert told.low < told.ratio < told.high  # type: ignore[operator]
-    assert told.surprising == 1  # no hit where 5 are expected has a probability of 0.7 %
+    assert (told.testable, told.surprising) == (2, 0)
     assert (cells[0].ratio, cells[2].ratio) == (1.0, None)
     nothing = agreement(cells[2:])
-    assert (nothing.ratio, nothing.median, nothing.high) == (None, None, math.inf)
+    assert (nothing.ratio, nothing.median, nothing.high, nothing.testable) == (None, None, math.inf, 0)
+
+
+def test_cells_are_chosen_by_what_is_predicted() -> None:
+    """A choice by counts would keep the lucky ones: the cell with 14 of 10 expected hits, and not that with 6."""
+    told = agreement([cell_of(10.0, 14), cell_of(10.0, 6), cell_of(9.9, 30)])
+    assert told.informative == 2
+    assert told.median == pytest.approx((10 / 14 + 10 / 6) / 2)
+    assert (told.tenth, told.ninetieth) == pytest.approx((10 / 14 + 0.1 * 20 / 21, 10 / 6 - 0.1 * 20 / 21))
+    none = agreement([cell_of(10.0, 10), cell_of(12.0, 0), cell_of(11.0, 11)])
+    assert (none.tenth, none.median, none.ninetieth) == (1.0, 1.0, math.inf)
+
+
+def test_only_cells_with_enough_expected_can_surprise() -> None:
+    """No hit where 5 are expected has a p-value of 1.3 %, but so few counts have too few p-values to reckon with."""
+    rare, off, right = cell_of(5.0, 0), cell_of(30.0, 12), cell_of(20.0, 20)
+    assert rare.probability < 0.05 > off.probability
+    told = agreement([rare, off, right])
+    assert (told.testable, told.surprising) == (2, 1)
 
 
 # ----------------------------------------------------------------------------------------------------- bad input
 
 
 def test_bad_input() -> None:
-    model = hit_validation.draw(torch.float32, 8, 1, 0, inputs=4)
+    model = draw(Architecture(4, 8, 1), 0, torch.float32)
     with pytest.raises(RateError, match=r"shape \(0, 4\)"):
         predict(model, torch.zeros(0, 4))
     with pytest.raises(RateError, match="inputs are float16, the model float32"):
@@ -348,7 +379,7 @@ def test_bad_input() -> None:
 
 
 def test_a_bias_alone_is_no_hit() -> None:
-    model = hit_validation.draw(torch.float32, 8, 1, 0, inputs=4)
+    model = draw(Architecture(4, 8, 1), 0, torch.float32)
     assert predict(model, torch.zeros(5, 4))[0].per_million == 0
 
 
@@ -472,18 +503,44 @@ def test_tables() -> None:
     assert hit_report.rich_table("t", rows).row_count == 2
 
 
-def test_results_are_written_whole_and_read_again(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "hit_rates.json"
-    cells = [dataclasses.asdict(cell) for cell in few_cells()]
-    hit_report.write(path, json.dumps({"schema": hit_report.SCHEMA, "cpu_seconds": 3.0, "cells": cells}))
-    assert hit_report.read_cells(path) == (few_cells(), 3.0)
-    assert [file.name for file in path.parent.iterdir()] == ["hit_rates.json"]
-    path.write_text(json.dumps({"schema": 99, "cpu_seconds": 3.0, "cells": cells}))
+@pytest.mark.parametrize("remark", ["", "Two runs, put together: so it is."])
+def test_results_are_written_whole_and_read_again(tmp_path: Path, remark: str) -> None:
+    path = tmp_path / "hit_rates.json"
+    results = hit_report.Results(few_cells(), 3.0, remark)
+    path.write_text(results.json())
+    assert hit_report.read_results(path) == results
+    content = json.loads(results.json())
+    del content["remark"]  # as earlier versions wrote it
+    path.write_text(json.dumps(content))
+    assert hit_report.read_results(path) == dataclasses.replace(results, remark="")
+    path.write_text(json.dumps({**content, "schema": 99}))
     with pytest.raises(hit_report.ReportError, match="schema 99, this version reads 1"):
-        hit_report.read_cells(path)
+        hit_report.read_results(path)
+    path.write_text(json.dumps({**content, "remark": 3}))
+    with pytest.raises(hit_report.ReportError, match="remark 3 is no text"):
+        hit_report.read_results(path)
     path.write_text("{")
     with pytest.raises(hit_report.ReportError, match="holds no results"):
-        hit_report.read_cells(path)
+        hit_report.read_results(path)
+
+
+COMMITTED = Path(__file__).parents[1] / "reports" / "volume"
+
+
+@pytest.mark.skipif(not (COMMITTED / "hit_rates.json").exists(), reason="the reports are not part of this source tree")
+def test_the_committed_report_is_the_templates() -> None:
+    """Written by the command and not by hand: what does not depend on this machine is as the command writes it."""
+    found = hit_report.read_results(COMMITTED / "hit_rates.json")
+    heading = [("heading",)]
+    written = hit_report.report(found, [], heading)  # type: ignore[arg-type]
+    page = (COMMITTED / "hit_rates.md").read_text()
+    begin, end = "## Validation", "### What this CPU's linear layers do"
+    assert found.remark
+    theirs, ours = (text[text.index(begin) : text.index(end)].splitlines() for text in (page, written))
+    assert [one for one, other in zip(theirs, ours, strict=False) if one != other] == []
+    assert len(theirs) == len(ours)
+    for part in (hit_report._NOTES.strip(), f"took {found.seconds:,.0f} s of CPU time", "writes this file"):
+        assert part in page
 
 
 def test_the_figure_is_a_png() -> None:
@@ -493,7 +550,7 @@ def test_the_figure_is_a_png() -> None:
 
 def test_emulated_networks_keep_their_hits_out_of_the_prediction() -> None:
     """No hit is looked at: with the hits taken out of the count, the prediction is the same."""
-    model = hit_validation.draw(torch.bfloat16, 16, 1, 0)
+    model = draw(Architecture(width=16, depth=1), 0, torch.bfloat16)
     emulate(model, COARSE[0])
     x = data.load("digits").scaled(torch.bfloat16)[:200]
     before = predict(model, x)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import data, decision, numerics, stacks, volume, volume_workers
+from relucheck import data, decision, numerics, stacks, volume, volume_workers, zone
 from relucheck.decision import Decision
 from relucheck.volume import Cell, Estimate, Store, StoreError, VolumeError, estimate
 from relucheck.volume_cells import Outcome
@@ -39,7 +41,7 @@ class Fake:
         self.stop_at = stop_at
         self.asked: list[int] = []
 
-    def __call__(self, cell: Cell, inputs: torch.Tensor, targets: torch.Tensor, device: torch.device) -> Fake:
+    def __call__(self, cell: Cell, inputs: torch.Tensor, targets: torch.Tensor, device: torch.device, note: object) -> Fake:
         return self
 
     def decide(self, seeds: Iterable[int], /) -> Iterator[Decision]:
@@ -201,10 +203,43 @@ def test_progress_counts_every_draw_once(tmp_path: Path) -> None:
     assert sum(seen) == SMALL.draws
     with pytest.raises(KeyboardInterrupt):
         estimate(SMALL, engine=Fake(stop_at=4), store=Store(tmp_path), chunk=2)
-    for _ in range(2):  # resumed, and then finished
+    for before in (4, SMALL.draws):  # resumed, and then finished: what the store holds is not told again
         seen.clear()
+        assert volume.kept(SMALL, Store(tmp_path)) == before
         estimate(SMALL, engine=Fake(), progress=seen.append, store=Store(tmp_path))
-        assert sum(seen) == SMALL.draws
+        assert sum(seen) == SMALL.draws - before
+
+
+@pytest.mark.parametrize(
+    "damage", [b"{", b"\xff\xfe", b'{"a":1}\n[1]\n{"outcomes":3}\n{"outcomes":"ab"}\n{\n{"outcomes":"ab"}\n']
+)
+def test_a_damaged_file_does_not_stop_the_counting(tmp_path: Path, damage: bytes) -> None:
+    """It is for a progress bar; the estimate says what is wrong with the file."""
+    store = Store(tmp_path)
+    assert volume.kept(SMALL, store) == 0
+    store.partial_path(SMALL.name).write_bytes(damage)
+    assert volume.kept(SMALL, store) == (2 if b"outcomes" in damage else 0)
+
+
+def test_a_stack_that_shrank_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine notes reaches the caller, and stays in the plan."""
+    decide_stack = zone.Engine._decide_stack
+    full: list[int] = []
+
+    def crowded(engine: zone.Engine, group: list[Any]) -> None:
+        if len(group) > 2:
+            full.append(len(group))
+            raise MemoryError("no room")
+        decide_stack(engine, group)
+
+    monkeypatch.setattr(zone.Engine, "_decide_stack", crowded)
+    notes: list[str] = []
+    found = estimate(SMALL, note=notes.append)
+    assert full
+    assert any("out of memory" in text for text in notes)
+    assert all(text in found.plan for text in notes)
+    monkeypatch.undo()
+    assert found.decisions == estimate(SMALL).decisions
 
 
 @pytest.mark.parametrize(("strict", "tf32"), [(False, False), (True, False), (False, True)])
@@ -293,6 +328,27 @@ def test_an_interrupted_cell_loses_at_most_a_chunk(tmp_path: Path, stop_at: int)
     assert not list(tmp_path.glob("*.partial*"))
 
 
+def test_slow_draws_are_written_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws of 4 s: three a chunk, though a chunk may hold fifty."""
+    now = 100.0
+
+    class Slow(Fake):
+        def decide(self, seeds: Iterable[int], /) -> Iterator[Decision]:
+            nonlocal now
+            for decided in super().decide(seeds):
+                now += 4.0
+                yield decided
+
+    monkeypatch.setattr(volume.time, "perf_counter", lambda: now)
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        estimate(SMALL, store=store, engine=Slow(stop_at=5))
+    assert volume.kept(SMALL, store) == 3
+    rest = Fake()
+    assert estimate(SMALL, store=Store(tmp_path), engine=rest).wall_s == pytest.approx(12)
+    assert rest.asked == [3, 4, 5]
+
+
 def test_half_a_line_is_dropped_wherever_it_ends(tmp_path: Path) -> None:
     """A kill can cut the file of a running cell at any byte."""
     store = Store(tmp_path)
@@ -350,10 +406,11 @@ def _set(*keys: str, to: object) -> Callable[[dict[str, Any]], None]:
         (_set("identity", "data", to="0" * 64), r"belongs to another run: its data is '0000"),
         (_set("identity", "cell", "neurons", to=9), r"its cell neurons is 9, this run's is 8"),
         (_set("identity", "device", to="cuda NVIDIA H200"), r"its device is 'cuda NVIDIA H200', this run's is 'cpu"),
+        (_set("identity", "processor", to="another"), r"its processor is 'another'"),
         (_set("identity", "torch", to="1.8"), r"its torch is '1\.8'"),
         (_set("identity", to=None), r"belongs to another run"),
     ],
-    ids=["schema", "data", "cell", "device", "torch", "none"],
+    ids=["schema", "data", "cell", "device", "processor", "torch", "none"],
 )
 def test_a_file_of_something_else_is_left_alone(
     tmp_path: Path, finished: bool, change: Callable[[dict[str, Any]], None], message: str
@@ -370,6 +427,15 @@ def test_a_file_of_something_else_is_left_alone(
         estimate(SMALL, store=Store(tmp_path), engine=refuse)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
+
+
+def test_another_processor_may_round_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are chosen by the processor's model, so its draws are not mixed with another's."""
+    with pytest.raises(KeyboardInterrupt):
+        estimate(SMALL, store=Store(tmp_path), engine=Fake(stop_at=4), chunk=2)
+    monkeypatch.setattr(volume, "_processor", lambda: "one of another make")
+    with pytest.raises(StoreError, match=r"its processor is .*, this run's is 'one of another make'"):
+        estimate(SMALL, store=Store(tmp_path), engine=refuse)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00\x01", '{"schema": 1}'])
@@ -505,6 +571,47 @@ def test_what_a_process_raises_is_raised_here(tmp_path: Path) -> None:
     cells = [dataclasses.replace(SMALL, data="mnist", neurons=width) for width in (4, 6)]
     with pytest.raises(data.DataFileError, match=r"lacks MNIST/raw/train-images-idx3-ubyte"):
         volume_workers.compute(cells, tmp_path / "cells", root=tmp_path, processes=2)
+
+
+def test_the_death_of_a_worker_is_told_and_its_draws_stay(tmp_path: Path) -> None:
+    """As the kernel ends a process for want of memory; these are our own children."""
+    cells = [dataclasses.replace(SMALL, draws=100_000, neurons=width, sample_size=64) for width in (4, 6)]
+
+    def kill(step: volume_workers.Step) -> None:
+        if any(tmp_path.glob("*.partial.jsonl")):
+            for worker in multiprocessing.active_children():
+                worker.kill()
+
+    with pytest.raises(VolumeError, match=r"a worker process ended with exit code -9, mostly for want of memory; finished"):
+        volume_workers.compute(cells, tmp_path, processes=2, listen=kill)
+    assert not multiprocessing.active_children()
+    assert any(volume.kept(cell, Store(tmp_path)) for cell in cells)
+
+
+def test_a_worker_waits_while_another_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that looks empty for a moment ends no worker; the None at its end does."""
+
+    class Contended:
+        items: list[Cell | type[Exception] | None]
+
+        def __init__(self) -> None:
+            self.items = [queue.Empty, SMALL, queue.Empty, dataclasses.replace(SMALL, neurons=4), None, SMALL]
+
+        def get(self, block: bool = True, timeout: float | None = None) -> Cell | None:
+            item = self.items.pop(0)
+            if isinstance(item, type):
+                raise item
+            return item
+
+        def get_nowait(self) -> Cell | None:
+            return self.get(block=False)
+
+    monkeypatch.setattr(volume_workers.signal, "signal", lambda *_: None)
+    todo, news = Contended(), queue.Queue[volume_workers.Step]()
+    volume_workers._work(todo, news, tmp_path, None, "cpu", os.getppid())
+    steps = [news.get_nowait() for _ in range(news.qsize())]
+    assert [step.cell.neurons for step in steps if step.finished] == [8, 4]
+    assert todo.items == [SMALL]
 
 
 def test_the_number_of_threads_is_put_back() -> None:

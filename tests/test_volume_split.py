@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from relucheck import data, volume_split
 from relucheck.backprop import compare
+from relucheck.exact import Reals
 from relucheck.networks import set_subgradient
-from relucheck.volume import estimate
+from relucheck.stacks import Architecture, draw
+from relucheck.volume import estimate, sample, scaled
 from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate
-from relucheck.volume_split import Split, by_arithmetic, markdown, split
+from relucheck.volume_split import Split, Sum, as_json, by_arithmetic, markdown, split
 from relucheck.volume_store import Store, StoreError
 
 CELL = Cell(2, 16, 128, dtype="bfloat16", emulation="product", draws=4, data="digits", watch="all")
@@ -48,7 +51,7 @@ def test_every_draw_is_looked_at_where_it_bifurcates(
     monkeypatch.setattr(volume_split, "over_the_reals", watching)
     result = split(found, dataset=digits)
     assert seen == ["bifurcate"] * found.bifurcated
-    assert result == Split(compensation=found.bifurcated)
+    assert result.zones == tuple((one.seed, "compensation") for one in found.decisions if one.outcome == "bifurcate")
 
 
 def test_a_shifted_mini_batch_is_seen(found: Estimate, digits: data.DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +72,6 @@ def test_a_shifted_mini_batch_is_seen(found: Estimate, digits: data.DataSet, mon
 
 
 def compare_at(found: Estimate, digits: data.DataSet, one: Draw) -> Any:
-    from relucheck.stacks import Architecture, draw
-    from relucheck.volume import sample, scaled
-
     cell = found.cell
     assert one.batch is not None
     inputs, targets = scaled(cell, digits, sample(cell, len(digits)))
@@ -80,18 +80,77 @@ def compare_at(found: Estimate, digits: data.DataSet, one: Draw) -> Any:
     return compare(model, inputs[rows], targets[rows])
 
 
+@pytest.mark.parametrize(("cell", "smaller"), [({}, False), ({"sample": REPLACED, "sample_size": 700}, True)], ids=str)
+def test_the_ragged_last_mini_batch_is_cut(
+    cell: dict[str, Any], smaller: bool, digits: data.DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the deciding mini-batch is the last one it holds what is left, of the data or of the sample."""
+    ragged = dataclasses.replace(CELL, draws=1, batch_size=300, **cell)
+    size = 700 if smaller else len(digits)
+    last = (size - 1) // 300
+    assert size % 300
+    found = Estimate(ragged, (Draw(0, "bifurcate", last),), 1, 1, 1.0, digits.checksum, "cpu", {}, "")
+    seen: list[tuple[Tensor, Tensor]] = []
+    real = volume_split.over_the_reals
+
+    def watching(model: nn.Module, inputs: Tensor, targets: Tensor, *rest: Any, **options: Any) -> Any:
+        seen.append((inputs, targets))
+        return real(model, inputs, targets, *rest, **options)
+
+    monkeypatch.setattr(volume_split, "over_the_reals", watching)
+    split(found, dataset=digits)
+    inputs, targets = scaled(ragged, digits, sample(ragged, len(digits)))
+    ((rows, classes),) = seen
+    assert len(rows) == size - 300 * last
+    assert torch.equal(rows, inputs[300 * last :])
+    assert torch.equal(classes, targets[300 * last :])
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({}, "equal"),
+        ({"watch": "all"}, "differs"),
+        ({"watch": "all", "pair": (0.5, 0.5)}, "equal"),
+        ({"watch": "all", "pair": (0.5, -0.5)}, "differs"),
+    ],
+    ids=str,
+)
+def test_watch_and_pair_are_the_cells(
+    fields: dict[str, Any], verdict: str, digits: data.DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network whose second layer alone hits over the reals: its bias moves, the first layer does not."""
+
+    def dead(architecture: Architecture, seed: int, arithmetic: Any) -> nn.Module:
+        model = draw(architecture, seed, arithmetic)
+        with torch.no_grad():
+            first, second = (module for module in list(model.layers)[1:4] if isinstance(module, nn.Linear))
+            first.weight.zero_()
+            first.bias.fill_(-1.0)
+            second.bias.zero_()
+        return model
+
+    monkeypatch.setattr(volume_split, "draw", dead)
+    cell = dataclasses.replace(CELL, emulation=None, draws=1, **{"watch": "first layer", **fields})
+    found = Estimate(cell, (Draw(3, "bifurcate", 0),), 1, 1, 1.0, digits.checksum, "cpu", {}, "")
+    zone = {"equal": "compensation", "differs": "bifurcation"}[verdict]
+    assert split(found, dataset=digits) == Split(((3, zone),))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("verdict", ["differs", "equal", "undecided"])
 def test_verdicts_are_counted_apart(
     verdict: str, found: Estimate, digits: data.DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @dataclasses.dataclass
-    class Told:
-        verdict: str
+    def told(*_: Any, **options: Any) -> Reals:
+        return Reals((), (), (), verdict, (), 0, 0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(volume_split, "over_the_reals", lambda *args, **options: Told(verdict))
+    monkeypatch.setattr(volume_split, "over_the_reals", told)
     result = split(found, dataset=digits, limit=2)
     name = {"differs": "bifurcation", "equal": "compensation", "undecided": "undecided"}[verdict]
-    assert dataclasses.asdict(result) == {"bifurcation": 0, "compensation": 0, "undecided": 0} | {name: 2}
+    inside = [one.seed for one in found.decisions if one.outcome == "bifurcate"]
+    assert result.zones == tuple((seed, name) for seed in inside[:2])
+    (total,) = by_arithmetic([found], {found.cell.name: result}).values()
+    assert dataclasses.asdict(total) == {"draws": 2, "bifurcation": 0, "compensation": 0, "undecided": 0} | {name: 2}
 
 
 def test_a_finished_split_is_not_computed_again(
@@ -102,12 +161,42 @@ def test_a_finished_split_is_not_computed_again(
     assert split(found, dataset=digits, store=Store(tmp_path)) == first
     with pytest.raises(StoreError, match="limit"):
         split(found, dataset=digits, store=Store(tmp_path), limit=1)
+    other = (dataclasses.replace(found, decisions=(*found.decisions[:-1], Draw(3, "agree", None))),)
+    with pytest.raises(StoreError, match="its decisions is"):
+        split(*other, dataset=digits, store=Store(tmp_path))
+    monkeypatch.setattr(torch, "__version__", "1.8")
+    with pytest.raises(StoreError, match="its torch is"):
+        split(found, dataset=digits, store=Store(tmp_path))
 
 
-def test_tables(found: Estimate) -> None:
-    none = dataclasses.replace(found, cell=dataclasses.replace(CELL, emulation=None))
-    sums = by_arithmetic([found, found, none], {found.cell.name: Split(1, 3, 0), none.cell.name: Split()})
-    assert sums == {found.cell.arithmetic: Split(2, 6, 0), "bfloat16": Split()}
+def test_each_network_counts_once(found: Estimate) -> None:
+    """Cells share seeds: a network is its shape, its arithmetic and its seed, whatever data or mini-batches it met."""
+
+    def cell(**fields: Any) -> Estimate:
+        return dataclasses.replace(found, cell=dataclasses.replace(CELL, **fields))
+
+    one, batches, deep = cell(), cell(batch_size=64), cell(hidden_layers=3)
+    wide, plain, none = cell(neurons=32), cell(emulation=None), cell(dtype="float64", emulation=None)
+    zones: dict[str, Split] = {
+        one.cell.name: Split(((0, "compensation"), (1, "compensation"), (2, "bifurcation"), (4, "undecided"))),
+        batches.cell.name: Split(((0, "compensation"), (1, "undecided"), (2, "compensation"), (4, "bifurcation"))),
+        deep.cell.name: Split(((0, "compensation"),)),
+        wide.cell.name: Split(((0, "compensation"),)),
+        plain.cell.name: Split(((0, "compensation"),)),
+        none.cell.name: Split(),
+    }
+    sums = by_arithmetic([one, batches, deep, wide, plain, none], zones)
+    assert sums == {found.cell.arithmetic: Sum(10, 2, 3, 1), "bfloat16": Sum(1, 0, 1, 0), "float64": Sum(0, 0, 0, 0)}
+    assert sums[found.cell.arithmetic].networks == 6
+    # in any order of the cells
+    assert by_arithmetic([deep, batches, one, wide, plain, none], zones) == sums
     text = "\n".join(markdown(sums))
-    assert "| bfloat16 emulated (product) | 8 | 2 | 6 | 0 | 0.250 [0.032, 0.651] |" in text
-    assert "| bfloat16 | 0 | 0 | 0 | 0 |  |" in text
+    assert "| bfloat16 emulated (product) | 10 | 6 | 2 | 3 | 1 |" in text
+    assert "| float64 | 0 | 0 | 0 | 0 | 0 |" in text
+    assert as_json(sums)["bfloat16"] == {"draws": 1, "networks": 1, "bifurcation": 0, "compensation": 1, "undecided": 0}
+
+
+def test_networks_of_a_seed_share_layers() -> None:
+    """Why the split has no interval: more hidden layers are drawn behind the same first ones."""
+    shallow, deep = (draw(Architecture(width=16, depth=depth), 5, torch.float32) for depth in (1, 3))
+    assert torch.equal(shallow.layers[1].weight, deep.layers[1].weight)  # type: ignore[arg-type]

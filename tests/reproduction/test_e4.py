@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(
         not torch.cuda.is_available(),
         reason="E4 at full scale needs a CUDA device, and torch finds none; rehearse on a CPU: relucheck reproduce E4 "
-        "--scale cpu (about 10 minutes on 2 cores, needs MNIST) or --scale smoke (seconds)",
+        "--scale cpu (13 minutes on 2 cores, needs MNIST) or --scale smoke (seconds)",
     ),
 ]
 

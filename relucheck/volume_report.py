@@ -1,0 +1,70 @@
+"""What E4 reports, as plain data: the lines of its tables. Scales make it; tables and figures show it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from relucheck.published import PublishedCell
+from relucheck.volume_cells import Cell, Estimate
+
+NAME: Final = "E4"
+TITLE: Final = "volume of the bifurcation zone"
+SWEEP_TITLES: Final[dict[str, str]] = {
+    "hidden_layers": "hidden layers",
+    "neurons": "neurons",
+    "batch_size": "batch size",
+    "sample_size": "sample size",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of a table: our cell, beside the published one where there is one.
+
+    Attributes:
+        source: whose table it is, "B21" or "R22".
+        varied: the sweep.
+        x: the value of what the sweep varies.
+        cell: ours.
+        published: the published cell of this architecture and precision, or None.
+        comparable: whether both estimate the same thing (data, sizes, precision), so that a test between them means
+            something, and the release computed its figure.
+    """
+
+    source: str
+    varied: str
+    x: int
+    cell: Cell
+    published: PublishedCell | None
+    comparable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """An entry and its estimate."""
+
+    entry: Entry
+    estimate: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All lines of a scale.
+
+    Attributes:
+        scale: its name.
+        lines: one per entry, in the order of the tables.
+        wall_s: seconds of the run that computed the last of the cells (those that were finished before cost nothing).
+        device: where it was computed.
+    """
+
+    scale: str
+    lines: tuple[Line, ...]
+    wall_s: float
+    device: str
+
+    @property
+    def estimates(self) -> tuple[Estimate, ...]:
+        """Of the different cells."""
+        return tuple({line.estimate.cell.name: line.estimate for line in self.lines}.values())
