@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -109,3 +109,39 @@ def test_emulated_float16_against_native(digits: tuple[Tensor, Tensor, str], cap
     with capsys.disabled():
         print(f"\nfloat16 emulated by rounding: {ratio:.2f} x the native engine, per mini-batch")
     assert ratio >= 2.5
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device: many small networks stacked, against the peer there"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_stacked_networks_on_cuda(
+    dtype: torch.dtype, digits: tuple[Tensor, Tensor, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wall time with synchronisation: 1,000 networks of 3 x 32 for the engine, 3 of the same for the peer. Goal: 50."""
+    inputs, targets = digits[0].to("cuda", dtype), digits[1].cuda()
+    architecture, draws = Architecture(width=32), 1000
+
+    def seconds(run: Callable[[], object]) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    engine = Engine(architecture, dtype, inputs, targets, batch_size=BATCH, watch="first layer")
+    list(engine.decide(range(draws)))
+    found = []
+    ours = seconds(lambda: found.extend(engine.decide(range(draws)))) / draws
+    models = [draw(architecture, seed, dtype, "cuda") for seed in range(3)]
+    plain = []
+    peer = seconds(
+        lambda: plain.extend(plain_decision(model, inputs, targets, BATCH, first_layer=True) for model in models)
+    )
+    assert [(decision.outcome, decision.batch) for decision in found[:3]] == plain
+    with capsys.disabled():
+        print(
+            f"\ncuda 3 x 32, {dtype}: {peer / 3 / ours:.0f} x the two-network method, "
+            f"{ours * draws:.1f} s for {draws} draws"
+        )
+        print(engine.plan)
