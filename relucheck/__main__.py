@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +24,36 @@ STOPPED: Final = 4
 INTERRUPTED: Final = 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose epilog is made when help is asked for, as it takes an import of torch."""
+
+    more: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.more is not None:
+            self.epilog = self.more()
+        return super().format_help()
+
+
+def _scenarios() -> str:
+    from relucheck.scenarios import EXTERNAL, SCENARIOS
+    from relucheck.training_cost import lines
+
+    titles = {**{name: found.title for name, found in SCENARIOS.items()}, **{n: e.title for n, e in EXTERNAL.items()}}
+    return "\n".join(
+        [
+            "scenarios:",
+            *(f"  {name}  {title}" for name, title in sorted(titles.items())),
+            "",
+            "comparisons of scale cpu in the order in which they run, and what each takes on one CPU thread (from measured",
+            "steps, good to a factor of two); two processes with other --only share the work on two cores:",
+            *lines(),
+        ]
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="relucheck",
         description="What autodiff does at the kinks of activations.",
         epilog="exit codes: 0 nothing failed; 1 a law failed, kinks drifted or a control differed; 2 usage; 3 a target "
@@ -56,11 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     kinks.add_argument("--json", metavar="FILE", help="write the table to FILE.json, to compare against later")
     text = "run a published experiment into a folder and report on it; finished parts are not run again"
     reproduce = commands.add_parser("reproduce", help=text, description=text)
-    reproduce.add_argument("scenario", metavar="SCENARIO", help="E1, E2 or E3")
+    reproduce.formatter_class = argparse.RawDescriptionHelpFormatter
+    reproduce.more = _scenarios
+    reproduce.add_argument("scenario", metavar="SCENARIO", help="one of those listed below")
     reproduce.add_argument(
         "--scale",
         metavar="NAME",
-        help="full (for CUDA), cpu (E1 half an hour, E2 a few hours) or smoke (seconds); default: full on CUDA, else cpu",
+        help="full (for CUDA), cpu (times below) or smoke (seconds); default: full on CUDA, else cpu",
     )
     reproduce.add_argument(
         "--data-root", metavar="ROOT", help="folder of MNIST/ and FashionMNIST/; default: $RELUCHECK_DATA"
@@ -73,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="run these comparisons alone: a name, a glob or a precision (repeatable)",
+    )
+    reproduce.add_argument(
+        "--executor",
+        metavar="NAME",
+        help="forking (each member by itself, nn.Linear's own kernels) or stacked (all members in one baddbmm, quick on "
+        "CUDA); exact zeros depend on it; default: forking on the CPU, else stacked",
     )
     reproduce.add_argument("--quiet", action="store_true", help="no progress")
     return parser
@@ -180,6 +216,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
             root=arguments.data_root,
             device=arguments.device,
             only=arguments.only,
+            executor=arguments.executor,
             progress=not arguments.quiet,
             say=say,
         )
@@ -189,18 +226,22 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         return error(problem, USAGE)
     except CheckpointError as problem:
         return error(problem, STOPPED)
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        return error(RuntimeError(f"a file cannot be read or written: {problem}; what is finished is kept"), STOPPED)
     except KeyboardInterrupt as problem:
         return error(RuntimeError(str(problem) or "interrupted; the same command goes on from the last epoch"), INTERRUPTED)
     if made.text is not None:
         print(made.text)
         return OK
     from relucheck.reports import render
-    from relucheck.training_tables import LEGEND, rich_stated, rich_tables
+    from relucheck.training_tables import LEGEND, rich_outcomes, rich_tables
 
     assert isinstance(made.scenario, Scenario)
     width = _width()
     shown = [*rich_tables(made.scenario.name, made.cells, made.scenario.published.get(made.scale, {}), width), LEGEND]
-    shown += [rich_stated(made.checked)] if made.checked else []
+    shown += rich_outcomes((*made.published, *made.checked), made.claims)
     sys.stdout.write(render(*shown, width=width, color=sys.stdout.isatty()))
     print(f"report: {made.folder / 'report.md'}")
     if made.missing:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from relucheck.files import write_atomically
-from relucheck.training_settings import SCHEMA, Result, Settings, SettingsError
+from relucheck.training_settings import SCHEMA, Result, Settings
 
 CHECKPOINT: Final = "checkpoint.pt"
 RESULT: Final = "result.json"
@@ -74,11 +74,17 @@ def save_result(folder: Path, result: Result) -> None:
         (folder / CHECKPOINT).unlink()
 
 
-def load_result(folder: Path, settings: Settings) -> Result | None:
+def load_result(folder: Path, settings: Settings, origin: dict[str, str] | None = None) -> Result | None:
     """The result in a folder; None where there is none.
 
+    Args:
+        folder: where it is.
+        settings: that it must be of.
+        origin: as :func:`save` has it, if the result must also come from there: to take it for a run's own. None: from
+            anywhere, to report it.
+
     Raises:
-        CheckpointError: if it is damaged, or of another schema or other settings; names both.
+        CheckpointError: if it is damaged, or of another schema, other settings, device, executor or versions; names both.
     """
     path = folder / RESULT
     try:
@@ -86,20 +92,23 @@ def load_result(folder: Path, settings: Settings) -> Result | None:
         _refuse(path, "schema", content.get("schema"), SCHEMA)
         if content.get("digest") != settings.digest:
             _refuse_settings(path, content["settings"], settings)
+        found = {"device": content["device"], "executor": content["executor"], **content["versions"]}
+        for name, value in (origin or {}).items():
+            _refuse(path, name, found.get(name), value)
         return Result.from_json(content)
     except FileNotFoundError:
         return None
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, AttributeError, SettingsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"result {path} is unreadable or damaged: {error}; delete it to start anew") from error
 
 
 def _refuse(path: Path, what: str, found: object, wanted: object) -> None:
     if found != wanted:
         raise CheckpointError(
-            f"{path} is of {what} {found!r}, this run has {wanted!r}, and would not go on bit for bit: use another folder, "
-            "or delete the file to start anew"
+            f"{path} is of {what} {found!r}, this run has {wanted!r}, so the two are not one run bit for bit: use another "
+            "folder, or delete the file to start anew"
         )
 
 

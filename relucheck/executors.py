@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -18,6 +18,9 @@ from relucheck.numerics import as_dtype, generator
 from relucheck.training_settings import Epoch, Member, MemberResult, Settings
 
 _EVALUATED: Final = 1024  # about so many images at once
+
+#: Makes the model of a seed on the CPU: of settings, seed, the clock of its dropout masks, the switch of its activations.
+Factory = Callable[[Settings, int, Clock, Switch], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Branch:
     def __init__(self, settings: Settings, device: torch.device, model: nn.Module, members: list[int]) -> None:
         self.settings, self.device, self.model, self.members = settings, device, model, members
         self.layers = layers(model)
+        if not self.layers:
+            raise TypeError(f"{type(model).__name__} has no relucheck.members.Kinked, at which members differ; add one")
         self.switch = self.layers[0].switch
         self.flat = Flat(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -68,10 +73,11 @@ class Branch:
         self.reset()
 
     def _make_optimiser(self) -> torch.optim.Optimizer:
+        # fused=None is torch's own default; False would also forbid its foreach kernels, which it takes on CUDA
         chosen = self.settings.optimiser
         if chosen.name == "adam":
-            return torch.optim.Adam(self.parameters, lr=chosen.lr, eps=chosen.eps, fused=chosen.fused)
-        return torch.optim.SGD(self.parameters, lr=chosen.lr, momentum=chosen.momentum, fused=chosen.fused)
+            return torch.optim.Adam(self.parameters, lr=chosen.lr, eps=chosen.eps, fused=chosen.fused or None)
+        return torch.optim.SGD(self.parameters, lr=chosen.lr, momentum=chosen.momentum, fused=chosen.fused or None)
 
     def reset(self) -> None:
         """Begins the counts of an epoch."""
@@ -173,7 +179,7 @@ class ForkingExecutor:
     members whose gradients differ in any bit, the sign of a zero included, go separate ways. So every member's run is the
     one that it would have by itself, bit for bit. The control is never merged: it is computed again from the start.
 
-    Serves any model whose activations are :class:`relucheck.members.Kinked`.
+    Serves any model whose activations are :class:`relucheck.members.Kinked` on one :class:`relucheck.members.Switch`.
 
     Args:
         settings: of the comparison.
@@ -181,13 +187,26 @@ class ForkingExecutor:
         train, test: the data, on the device.
         device: where.
         apart: run every member by itself from the start, to prove the above.
+        model: makes the model; unless given the fully connected one, :func:`relucheck.members.build`.
+
+    Raises:
+        TypeError: for a model without a Kinked.
     """
 
     name = "forking"
 
     def __init__(
-        self, settings: Settings, seed: int, train: Split, test: Split, device: torch.device, *, apart: bool = False
+        self,
+        settings: Settings,
+        seed: int,
+        train: Split,
+        test: Split,
+        device: torch.device,
+        *,
+        apart: bool = False,
+        model: Factory | None = None,
     ) -> None:
+        self._factory = model or build
         self.settings, self.seed, self.train, self.test, self.device = settings, seed, train, test, device
         self.clock = Clock(seed)
         self.results = {index: MemberResult(member) for index, member in enumerate(settings.members) if member.seed == seed}
@@ -201,7 +220,7 @@ class ForkingExecutor:
         ]
 
     def _branch(self, members: list[int]) -> Branch:
-        model = build(self.settings, self.seed, self.clock, Switch()).to(self.device)
+        model = self._factory(self.settings, self.seed, self.clock, Switch()).to(self.device)
         return Branch(self.settings, self.device, model, members)
 
     def alive(self) -> bool:
@@ -274,7 +293,7 @@ class ForkingExecutor:
             record = number % self.settings.every == 0 and reference not in diverged
             for branch in self.branches:
                 same = branch is reference or branch is control
-                if not same and not branch.differs and not torch.equal(branch.flat.values, reference.flat.values):
+                if not same and not branch.differs and not branch.flat.same_bits(reference.flat):
                     branch.differs = True
                     for index in branch.members:
                         self.results[index].first_difference = number

@@ -49,7 +49,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         console = Console(file=self._stream)
-        if self._enabled and console.is_terminal and not console.is_dumb_terminal:
+        # rich believes FORCE_COLOR, which CI sets for its logs; a bar needs a terminal that really is one
+        terminal = self._stream.isatty() and console.is_terminal and not console.is_dumb_terminal
+        if self._enabled and terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,

@@ -7,6 +7,7 @@ other comparisons (``only``).
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -17,6 +18,8 @@ from typing import Any, Final
 from relucheck import checkpoints, training
 from relucheck.files import write_atomically
 from relucheck.scenarios import VERSION, Comparison, External, Scenario, find
+from relucheck.training_claims import claims
+from relucheck.training_cost import in_words, total
 from relucheck.training_report import report, summary
 from relucheck.training_settings import SCHEMA, Result
 from relucheck.training_summary import Reproduction, analyse, check
@@ -46,6 +49,15 @@ def default_scale(device: str) -> str:
     return "cpu" if device.startswith("cpu") else "full"
 
 
+def usual_executor(device: str) -> str:
+    """What the engine uses unless told otherwise: forking on the CPU, stacked elsewhere."""
+    return "forking" if device.startswith("cpu") else "stacked"
+
+
+def _folder_name(scenario: str, scale: str, device: str, kind: str) -> str:
+    return f"{scenario}-{scale}" + f"-{kind}" * (kind != usual_executor(device))
+
+
 def reproduce(
     name: str,
     scale: str | None = None,
@@ -54,6 +66,7 @@ def reproduce(
     root: str | os.PathLike[str] | None = None,
     device: str | None = None,
     only: Sequence[str] = (),
+    executor: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
     trainer: Trainer = training.train,
@@ -63,55 +76,73 @@ def reproduce(
     Args:
         name: of a scenario, see :data:`relucheck.scenarios.SCENARIOS`.
         scale: "full", "cpu" or "smoke"; None: full on CUDA, else cpu.
-        folder: for everything written; None: ``relucheck-results/NAME-SCALE``.
+        folder: for everything written; None: ``relucheck-results/NAME-SCALE``, with ``-EXECUTOR`` behind it where that is
+            not the device's usual one.
         root: data root, see :func:`relucheck.data.data_root`.
         device: None: CUDA where there is one.
         only: names, globs or precisions of the comparisons to run; none: all.
+        executor: "forking" (nn.Linear's own kernels) or "stacked" (baddbmm); None: forking on the CPU, else stacked.
         progress: whether the engine shows its progress.
         say: takes a line for each comparison.
         trainer: the engine, called as :func:`relucheck.training.train` is.
 
     Raises:
         ScenarioError: unknown scenario, scale or comparison.
-        ReproductionError: for a folder that holds something else, or that cannot be read.
+        ReproductionError: for an unknown executor, and for a folder that holds something else, or that cannot be read.
         relucheck.training.DeviceError: for a device that is not there or has too little memory.
         relucheck.data.DataError: for a data root without the data, before anything is run.
-        relucheck.checkpoints.CheckpointError: for a full disk, or a checkpoint of something else.
+        relucheck.checkpoints.CheckpointError: for what cannot be written, or a checkpoint of something else.
     """
     scenario = find(name)
     device = best_device() if device is None else device
     scale = default_scale(device) if scale is None else scale
     chosen = scenario.comparisons(scale, only) if isinstance(scenario, Scenario) else ()
-    folder = RESULTS / f"{scenario.name}-{scale}" if folder is None else Path(folder)
+    kind = usual_executor(device) if executor is None else executor
+    if kind not in training.EXECUTORS:
+        raise ReproductionError(f"unknown executor {kind!r}; known: {', '.join(training.EXECUTORS)}")
+    folder = RESULTS / _folder_name(scenario.name, scale, device, kind) if folder is None else Path(folder)
     _check_device(device)
     if isinstance(scenario, External):
+        if executor is not None:
+            raise ReproductionError(f"{scenario.name} trains nothing; leave --executor out")
         return _external(scenario, scale, folder, root, device, only, progress)
     _check_data(chosen, root)
-    claim(folder, scenario.name, scale, device)
-    say(f"{scenario.name} ({scenario.title}) at scale {scale} on {device}: {len(chosen)} to do, in {folder}")
+    claim(folder, scenario.name, scale, device, kind)
+    how_many = f"{len(chosen)} to do, in {folder}{_time(chosen, device)}"
+    say(f"{scenario.name} ({scenario.title}) at scale {scale} on {device} ({kind}): {how_many}")
+    neighbours = _neighbours(scenario, scale, folder, device, kind, say)
     for number, comparison in enumerate(chosen, start=1):
         start = time.monotonic()
-        how = _finish(scenario, scale, folder, comparison, root, device, progress, trainer)
+        train = functools.partial(trainer, root=root, device=device, executor=kind, progress=progress)
+        how = _finish(folder, comparison, neighbours, train, say)
         how = how or f"run in {time.monotonic() - start:.1f} s"
         say(f"[{number}/{len(chosen)}] {comparison.name}: {how}")
     return write(scenario, scale, folder)
 
 
 def write(scenario: Scenario, scale: str, folder: Path) -> Reproduction:
-    """Reads every finished comparison of a folder and writes ``summary.json``, ``figures/`` and ``report.md``."""
+    """Reads every finished comparison of a folder and writes ``figures/``, ``summary.json`` and ``report.md``.
+
+    Raises:
+        relucheck.checkpoints.CheckpointError: for what cannot be written; every file is whole, or as it was before.
+    """
     every = scenario.comparisons(scale)
     found = [(comparison, read(folder, comparison)) for comparison in every]
     runs = tuple((comparison, result) for comparison, result in found if result is not None)
     missing = tuple(comparison.name for comparison, result in found if result is None)
-    stated = scenario.stated.get(scale, ())
+    cells = tuple(analyse(runs))
+    results = {comparison.name: result for comparison, result in runs}
     made = Reproduction(
         scenario,
         scale,
         folder,
         runs,
         missing,
-        tuple(analyse(runs)),
-        tuple(check(stated, {comparison.name: result for comparison, result in runs})),
+        cells,
+        tuple(check(scenario.stated.get(scale, ()), results)),
+        tuple(check(scenario.published_figures(scale), results)),
+        # the digits of smoke runs can neither confirm nor refute anything
+        () if scale == "smoke" else tuple(claims(scenario.name, runs, cells)),
         tuple(_figures(scenario, scale, runs, folder)),
     )
     _written(folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
@@ -127,7 +158,11 @@ def _figures(scenario: Scenario, scale: str, runs: Sequence[tuple[Comparison, Re
         return []
     from relucheck.training_figures import draw
 
-    return draw(scenario, scale, runs, folder / "figures")
+    place = folder / "figures"
+    try:
+        return draw(scenario, scale, runs, place)
+    except OSError as error:
+        raise _unwritable(Path(error.filename) if error.filename else place, error) from error
 
 
 def _external(
@@ -141,7 +176,7 @@ def _external(
         raise ScenarioError(f"{scenario.name} runs as a whole; leave --only out")
     if scale not in SCALES:
         raise ScenarioError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
-    claim(folder, scenario.name, scale, device)
+    claim(folder, scenario.name, scale, device, None, scenario.version)
     run = importlib.import_module(scenario.module).run
     return Reproduction(scenario, scale, folder, text=run(scale, folder, root, device, progress))
 
@@ -173,28 +208,31 @@ def _check_data(comparisons: Sequence[Comparison], root: Any) -> None:
             data.load(name, split, root)
 
 
-def claim(folder: Path, scenario: str, scale: str, device: str) -> None:
+def claim(folder: Path, scenario: str, scale: str, device: str, executor: str | None, version: int = VERSION) -> None:
     """Makes a folder this scenario's, or checks that it is.
 
     Raises:
-        ReproductionError: if it belongs to another scenario, scale, kind of device or version, or holds anything else.
+        ReproductionError: if it belongs to another scenario, scale, kind of device, executor or version, or holds anything
+            else.
         relucheck.checkpoints.CheckpointError: if it cannot be written.
     """
-    wanted = {
+    wanted: dict[str, object] = {
         "layout": LAYOUT,
         "layout_version": LAYOUT_VERSION,
         "results_schema": SCHEMA,
         "scenario": scenario,
-        "scenario_version": VERSION,
+        "scenario_version": version,
         "scale": scale,
         "device": device.partition(":")[0],
     }
+    if executor is not None:
+        wanted["executor"] = executor
     mark = folder / MARK
     fix = "choose another --out folder, or delete this one"
     try:
         found = json.loads(mark.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if folder.is_dir() and any(folder.iterdir()):
+        if _holds_something(folder):
             raise ReproductionError(f"{folder} holds other files and no {MARK}; {fix} if nothing in it is needed") from None
         _written(mark, json.dumps(wanted, indent=1) + "\n")
         return
@@ -207,6 +245,13 @@ def claim(folder: Path, scenario: str, scale: str, device: str) -> None:
         raise ReproductionError(f"{folder} was made for {', '.join(different)}; {fix}")
 
 
+def _holds_something(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except OSError as error:
+        raise ReproductionError(f"{folder} cannot be read ({error}); choose another --out folder") from error
+
+
 def _of(found: Any, key: str) -> Any:
     return found.get(key) if isinstance(found, dict) else None
 
@@ -215,10 +260,14 @@ def _written(path: Path, text: str) -> None:
     try:
         write_atomically(path, text)
     except OSError as error:
-        raise checkpoints.CheckpointError(
-            f"cannot write {path} ({error.strerror or error}); free space or choose another --out folder: what is finished "
-            "is kept, and the same command goes on from there"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> checkpoints.CheckpointError:
+    return checkpoints.CheckpointError(
+        f"cannot write {path} ({error.strerror or error}); free space, see that nothing else is in its place, or choose "
+        "another --out folder: what is finished is kept, and the same command goes on from there"
+    )
 
 
 # ---------------------------------------------------------------- one comparison
@@ -241,28 +290,42 @@ def read(folder: Path, comparison: Comparison) -> Result | None:
         raise ReproductionError(str(error)) from error
 
 
+def _neighbours(
+    scenario: Scenario, scale: str, folder: Path, device: str, kind: str, say: Callable[[str], None]
+) -> list[Path]:
+    """Folders beside this one of which finished runs may be taken over; a line for each that does not fit."""
+    mine, found = _read_mark(folder), []
+    for name in scenario.shares:
+        other = folder.parent / _folder_name(name, scale, device, kind)
+        theirs = _read_mark(other)
+        if theirs is None:
+            continue
+        different = [key for key, value in mine.items() if key != "scenario" and _of(theirs, key) != value]
+        different += ["scenario"] * (_of(theirs, "scenario") != name)
+        if different:
+            say(f"nothing is taken from {other}: its {', '.join(different)} is another")
+        else:
+            found.append(other)
+    return found
+
+
 def _finish(
-    scenario: Scenario,
-    scale: str,
-    folder: Path,
-    comparison: Comparison,
-    root: Any,
-    device: str,
-    progress: bool,
-    trainer: Trainer,
+    folder: Path, comparison: Comparison, neighbours: Sequence[Path], train: Trainer, say: Callable[[str], None]
 ) -> str | None:
     """Sees to it that a comparison's result is in the folder; how, where it did not have to be run."""
     if read(folder, comparison) is not None:
         return "finished before, not run again"
     place = _place(folder, comparison)
-    for name in scenario.shares:
-        other = folder.parent / f"{name}-{scale}"
-        if _of(_read_mark(other), "device") == device.partition(":")[0]:
+    for other in neighbours:
+        try:
             shared = read(other, comparison)
-            if shared is not None:
-                checkpoints.save_result(place, shared)
-                return f"taken from {other}"
-    trainer(comparison.settings, root=root, device=device, folder=place, progress=progress)
+        except ReproductionError as error:
+            say(f"nothing is taken from {other}: {error}")
+            continue
+        if shared is not None:
+            checkpoints.save_result(place, shared)
+            return f"taken from {other}"
+    train(comparison.settings, folder=place)
     return None
 
 
@@ -271,3 +334,8 @@ def _read_mark(folder: Path) -> Any:
         return json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _time(comparisons: tuple[Comparison, ...], device: str) -> str:
+    seconds = total(comparisons) if device.startswith("cpu") else None
+    return f"; {in_words(seconds)} on one thread" if seconds else ""

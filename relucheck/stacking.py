@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from relucheck.executors import Split, autocast, finite_or_none
 from relucheck.functional import Rule
+from relucheck.injected import injected
 from relucheck.members import Clock, Kinked, SharedDropout, Switch, build, layers, stream
 from relucheck.numerics import bits_dtype, compute_dtype, generator, has_value
 from relucheck.training_settings import Epoch, MemberResult, Settings
 
 _ELEMENTS = 2**25  # of one layer's activations when evaluating, over all members
+_SERVED = (nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
 _GROWTH = 2000  # steps without overflow after which a gradient scaler doubles its scale, as torch.amp.GradScaler's
 
 
@@ -32,7 +34,7 @@ class _StackedKinked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rule: Rule, slope: float, subgradients: Tensor, injected: Tensor, counts: Tensor | None
+        ctx: Any, x: Tensor, rule: Rule, slope: float, subgradients: Tensor, injects: Tensor, counts: Tensor | None
     ) -> Tensor:
         hits = []
         for kink, at in enumerate(rule.kinks):
@@ -43,7 +45,7 @@ class _StackedKinked(torch.autograd.Function):
             hits.append(hit)
         result = rule.forward(x, slope)
         ctx.save_for_backward(result if rule.saves_result else x)
-        ctx.rule, ctx.slope, ctx.hits, ctx.subgradients, ctx.injected = rule, slope, hits, subgradients, injected
+        ctx.rule, ctx.slope, ctx.hits, ctx.subgradients, ctx.injects = rule, slope, hits, subgradients, injects
         return result
 
     @staticmethod
@@ -59,15 +61,16 @@ class _StackedKinked(torch.autograd.Function):
                 continue
             wide = subgradient.to(compute_dtype(cotangent.dtype))
             scaled = (cotangent * wide).to(cotangent.dtype)
-            value = torch.where(ctx.injected, wide.to(cotangent.dtype), scaled)
-            gradient = torch.where(hit & (ctx.injected | (subgradient != own)), value, gradient)
+            value = torch.where(ctx.injects, injected(cotangent, subgradient), scaled)
+            gradient = torch.where(hit & (ctx.injects | (subgradient != own)), value, gradient)
         return gradient, None, None, None, None, None
 
 
 class _Scaled:
     """Adam or SGD under a gradient scaler of each member's own; a member whose gradients overflow skips its step.
 
-    ``torch.amp.GradScaler`` has one scale and would skip the step of all. Same rules and constants.
+    ``torch.amp.GradScaler`` has one scale and would skip the step of all. Same rules and constants. Parameters are float32
+    here, so torch's fused optimisers differ from this by rounding only, and there is one form for both.
     """
 
     def __init__(self, settings: Settings, parameters: list[Tensor]) -> None:
@@ -85,7 +88,6 @@ class _Scaled:
         self.taken += good
         for p, g, m, v in zip(self.parameters, gradients, self.first, self.second, strict=True):
             at = _like(good, p)
-            g = torch.where(at, g, 0.0)
             if self.chosen.name == "adam":
                 m.copy_(torch.where(at, m + (g - m) * (1 - 0.9), m))
                 v.copy_(torch.where(at, v * 0.999 + g * g * (1 - 0.999), v))
@@ -122,6 +124,9 @@ class StackedExecutor:
         seeds: whose members are run.
         train, test: the data, on the device.
         device: where.
+
+    Raises:
+        TypeError: for a model with a module that cannot be stacked.
     """
 
     name = "stacked"
@@ -136,6 +141,13 @@ class StackedExecutor:
         self.clocks = {seed: Clock(seed) for seed in self.seeds}
         models = {seed: build(settings, seed, self.clocks[seed], Switch()) for seed in self.seeds}
         self.template = models[self.seeds[0]]
+        for name, module in self.template.named_children():
+            if not isinstance(module, _SERVED):
+                served = ", ".join(one.__name__ for one in _SERVED)
+                raise TypeError(
+                    f"{type(module).__name__} {name!r} cannot be stacked, only {served} can; use the forking executor, "
+                    "which runs any model"
+                )
         names = [name for name, _ in self.template.named_parameters()]
         stacked = {
             name: torch.stack([dict(models[m.seed].named_parameters())[name].detach() for m in members]) for name in names
@@ -153,7 +165,7 @@ class StackedExecutor:
         self.subgradients = torch.tensor([m.subgradients for m in members], dtype=torch.float64).T.to(device)[
             ..., None, None
         ]
-        self.injected = torch.tensor([m.rule == "injected" for m in members], device=device)[:, None, None]
+        self.injects = torch.tensor([m.rule == "injected" for m in members], device=device)[:, None, None]
         place = {seed: position for position, seed in enumerate(self.seeds)}
         self.seed_of = torch.tensor([place[m.seed] for m in members], device=device)
         by_seed = {m.seed: position for position, m in enumerate(members) if m.is_reference}
@@ -170,8 +182,8 @@ class StackedExecutor:
         if self.settings.precision.mixed == "float16":
             return _Scaled(self.settings, [value.detach() for value in values])  # detached: the same memory
         if chosen.name == "adam":
-            return torch.optim.Adam(values, lr=chosen.lr, eps=chosen.eps, fused=chosen.fused)
-        return torch.optim.SGD(values, lr=chosen.lr, momentum=chosen.momentum, fused=chosen.fused)
+            return torch.optim.Adam(values, lr=chosen.lr, eps=chosen.eps, fused=chosen.fused or None)
+        return torch.optim.SGD(values, lr=chosen.lr, momentum=chosen.momentum, fused=chosen.fused or None)
 
     def alive(self) -> bool:
         """Whether there is anything left to train."""
@@ -221,7 +233,7 @@ class StackedExecutor:
                 counts = self.hits[layer] if training else None
                 if training:
                     self.activations[layer] += h[0].numel()
-                h = _StackedKinked.apply(h, module.rule, module.slope, self.subgradients, self.injected, counts)
+                h = _StackedKinked.apply(h, module.rule, module.slope, self.subgradients, self.injects, counts)
                 layer += 1
             elif isinstance(module, SharedDropout) and training:
                 masks = [self.clocks[seed].mask(module.layer, module.keep, h[0]) for seed in self.seeds]
@@ -259,8 +271,8 @@ class StackedExecutor:
         flat = torch.cat([value.detach().flatten(1) for value in self.parameters.values()], 1)
         low, high = flat.aminmax(dim=1)
         finite = low.isfinite() & high.isfinite()
-        differs = (flat != flat[self.reference_of]).any(1)
-        bits = flat.view(bits_dtype(flat.dtype))
+        bits = flat.view(bits_dtype(flat.dtype))  # NaN differs from itself, its bits do not
+        differs = (bits != bits[self.reference_of]).any(1)
         broken = bits[self.controls] != bits[self.references]
         place = torch.where(broken.any(1), broken.to(torch.uint8).argmax(1), -1)[self.seed_of]
         self.flags.append(torch.stack((finite.long(), differs.long(), place)))
@@ -290,11 +302,10 @@ class StackedExecutor:
             ends = [end for end in (diverged_at[position], diverged_at[reference]) if end is not None]
             last = min(ends, default=None)
             first = self._first(differs[:, position] != 0)
-            if first is not None and result.first_difference is None and position != reference:
-                # NaN differs from itself: what diverged together never differed
-                together = last is not None and first == last and diverged_at[position] == diverged_at[reference]
-                if not together and (last is None or first <= last):
-                    result.first_difference = first
+            # what one of the two does after the other has ended says nothing
+            counts = first is not None and (last is None or first <= last)
+            if counts and result.first_difference is None and position != reference:
+                result.first_difference = first
             for number, row in distances:
                 if last is None or number < last:
                     result.steps.add(number, *row[position])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 Verdict = Literal["differs", "equivalent", "undecided"]
 #: Test accuracies closer than this, in percentage points, count as equivalent.
@@ -46,9 +46,10 @@ class Paired:
         difference: mean, standard deviation and t-interval of the differences.
         p_difference: of the two-sided test of a mean of 0; None with fewer than 2 pairs.
         p_equivalence: of the two one-sided tests (TOST) of a mean outside the margin; None with fewer than 2 pairs.
-        identical: whether the runs are known to be the same, bit for bit.
-        adjusted_difference, adjusted_equivalence: after Holm's correction over the family that :func:`judge` was given.
-        family: number of tests in that family.
+        identical: whether the runs are known to be the same, bit for bit, on every seed.
+        adjusted_difference, adjusted_equivalence: after Holm's correction over the family, see :func:`judge`; the plain
+            ones for identical runs, which are no part of it; None where nothing can be concluded.
+        family: number of tests in the family.
         verdict: "differs": the mean is not 0 (whatever its size: the interval tells). "equivalent": it is within the
             margin, and a difference from 0 is not shown. "undecided": all else.
     """
@@ -97,15 +98,16 @@ def paired(
 ) -> Paired:
     """Compares values with a reference on the same seeds (same order); without correction and verdict: see :func:`judge`.
 
-    The tests are Student's t on the differences, by scipy. Differences without any spread have no t: where the runs are
-    known to be the same, p is 1 for a difference and 0 for equivalence; where they only gave one difference on every seed
-    (which may be 0), the exact sign test takes its place, as a spread of 0 is then only the coarseness of an accuracy.
+    The tests are Student's t on the differences, by scipy. Differences without any spread (which may all be 0) have no t:
+    the exact sign test takes its place. That holds for identical runs too: the seed is the unit, and that a few seeds met
+    no kink says little about the next one.
 
     Args:
         values, reference: one number per seed, None or not finite where the run has none.
         margin: half-width of the range that counts as equivalent, in the unit of the values.
         level: for the interval.
-        same_run: whether every value is known to come from the very run of its reference, bit for bit.
+        same_run: whether every value is known to come from the very run of its reference, bit for bit; for the table, the
+            test is the same.
 
     Raises:
         ValueError: for sequences of different length, a margin that is not positive, or different values of the same run.
@@ -128,10 +130,8 @@ def paired(
     identical = count > 0 and same_run
     if count < 2:
         return Paired(count, lost, summary, None, None, identical)
-    if identical:
-        return Paired(count, lost, summary, 1.0, 0.0, True)
     if summary.sd == 0.0:
-        return Paired(count, lost, summary, *_sign_tests(differences[0], count, margin), False)
+        return Paired(count, lost, summary, *_sign_tests(differences[0], count, margin), identical)
     from scipy import stats
 
     two_sided = stats.ttest_1samp(differences, 0.0).pvalue
@@ -170,16 +170,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def judge(comparisons: Mapping[_Key, Paired], level: float = LEVEL) -> dict[_Key, Paired]:
     """The same comparisons with p-values corrected for their number (Holm, per question) and a verdict each.
 
-    The family is everything handed over: all subgradients, precisions and rules that are read side by side. A comparison
-    with fewer than 2 pairs tests nothing; it does not count, and stays undecided.
+    The family is every comparison handed over that tests something: all subgradients, precisions and rules that are read
+    side by side. Fewer than 2 pairs and lost runs conclude nothing; they do not count, and stay undecided. Identical runs
+    do not count either: they are one event (no seed met a kink) however many subgradients and rules share it; their own p,
+    of the exact sign test, decides whether the seeds are enough.
     """
-    tested = [key for key, result in comparisons.items() if result.p_difference is not None]
+
+    def concludes(result: Paired) -> bool:
+        return result.p_difference is not None and not result.lost
+
+    tested = [key for key, result in comparisons.items() if concludes(result) and not result.identical]
     difference = dict(zip(tested, holm([_p(comparisons[key].p_difference) for key in tested]), strict=True))
     equivalence = dict(zip(tested, holm([_p(comparisons[key].p_equivalence) for key in tested]), strict=True))
+    for key, result in comparisons.items():
+        if concludes(result) and result.identical:
+            difference[key], equivalence[key] = _p(result.p_difference), _p(result.p_equivalence)
     judged = {}
     for key, result in comparisons.items():
         verdict: Verdict = "undecided"
-        if key in difference and not result.lost:
+        if key in difference:
             if difference[key] < level:
                 verdict = "differs"
             elif equivalence[key] < level:
@@ -188,7 +197,7 @@ def judge(comparisons: Mapping[_Key, Paired], level: float = LEVEL) -> dict[_Key
             result,
             adjusted_difference=difference.get(key),
             adjusted_equivalence=equivalence.get(key),
-            family=max(1, len(tested)),
+            family=len(tested),
             verdict=verdict,
         )
     return judged
@@ -197,8 +206,3 @@ def judge(comparisons: Mapping[_Key, Paired], level: float = LEVEL) -> dict[_Key
 def _p(value: float | None) -> float:
     assert value is not None
     return value
-
-
-def as_dict(result: Paired) -> dict[str, Any]:
-    """Plain data for JSON."""
-    return dataclasses.asdict(result)

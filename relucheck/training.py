@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -27,6 +28,8 @@ from relucheck.stacking import StackedExecutor
 from relucheck.training_settings import MemberResult, Result, Settings, SettingsError
 
 EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
+#: What torch says where memory ran out and the error is of no class of its own: the CPU, cuBLAS, CUDA.
+_NO_MEMORY: Final = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 _STOPPED: Final = "stopped: the comparison is void"
 
 
@@ -70,7 +73,8 @@ def train(
         root: data root, see :func:`relucheck.data.data_root`.
         device: where.
         folder: where checkpoints (after each epoch) and the result go. A run that was broken off resumes at its last
-            epoch there and ends bitwise equal to an unbroken one; a finished one is read and returned. None keeps nothing.
+            epoch there and ends bitwise equal to an unbroken one; a finished one is read and returned, also a void one
+            (standard error says how to run it again, if progress is shown). None keeps nothing.
         progress: whether to show any.
         executor: "forking" or "stacked"; unless given, forking on the CPU and stacked elsewhere.
 
@@ -78,7 +82,8 @@ def train(
         SettingsError: for an unknown executor, or more samples than the data has.
         DeviceError: for a device that is not there or has too little memory; names the sizes and the fix.
         relucheck.data.DataError: for a data root without the data.
-        relucheck.checkpoints.CheckpointError: for a full disk, and for a checkpoint of other settings or versions.
+        relucheck.checkpoints.CheckpointError: for a full disk, and for a checkpoint or result of other settings, device,
+            executor or versions.
         Interrupted: on control-C, a KeyboardInterrupt.
     """
     place = _device(device)
@@ -86,22 +91,32 @@ def train(
     if kind not in EXECUTORS:
         raise SettingsError(f"executor={executor!r}: must be one of {', '.join(EXECUTORS)}")
     keep = None if folder is None else Path(folder)
-    if keep is not None and (known := checkpoints.load_result(keep, settings)) is not None:
+    origin = {"device": describe(place), "executor": kind, **versions()}
+    if keep is not None and (known := checkpoints.load_result(keep, settings, origin)) is not None:
+        if known.void is not None and progress:
+            print(_void(keep, known.void), file=sys.stderr, flush=True)
         return known
     with settings.precision.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
-        return _Run(settings, root, place, keep, kind, progress).run()
+        return _Run(settings, root, place, keep, origin, progress).run()
 
 
 class _Run:
     """One sitting of a run: the loop over groups of seeds, epochs and steps."""
 
     def __init__(
-        self, settings: Settings, root: data.Root, device: torch.device, folder: Path | None, kind: str, progress: bool
+        self,
+        settings: Settings,
+        root: data.Root,
+        device: torch.device,
+        folder: Path | None,
+        origin: dict[str, str],
+        progress: bool,
     ) -> None:
-        self.settings, self.device, self.folder, self.kind, self.progress = settings, device, folder, kind, progress
-        self.origin = {"device": describe(device), "executor": kind, **versions()}
+        self.settings, self.device, self.folder, self.origin, self.progress = settings, device, folder, origin, progress
+        self.kind = kind = origin["executor"]
         state = None if folder is None else checkpoints.load(folder, settings, self.origin)
         self.train = _split(settings, "train", root, device)
+        self.steps = settings.steps_of(len(self.train))
         self.test = _split(settings, "test", root, device)
         self.groups = [(seed,) for seed in settings.seeds] if kind == "forking" else [settings.seeds]
         self.finished: dict[int, MemberResult] = {}
@@ -125,7 +140,7 @@ class _Run:
 
     def run(self) -> Result:
         settings = self.settings
-        steps = -(-len(self.train) // settings.batch_size)
+        steps = self.steps
         done = (self.group * settings.epochs + self.epoch) * steps
         total = len(self.groups) * settings.epochs * steps
         title = f"{settings.data} {settings.precision.name}"
@@ -136,6 +151,8 @@ class _Run:
                     void = self._run_group(steps, shown)
             except KeyboardInterrupt as error:
                 raise Interrupted(self._interrupted()) from error
+            if void is not None:
+                shown.line(_void(self.folder, void))
         return self._result(void)
 
     def _run_group(self, steps: int, shown: Progress) -> str | None:
@@ -197,10 +214,17 @@ class _Run:
         return result
 
     def _interrupted(self) -> str:
-        where = f"interrupted in epoch {self.epoch + 1} of {self.settings.epochs}, seed {self.groups[self.group][0]}"
+        where = "interrupted after the last epoch"
+        if self.group < len(self.groups):
+            where = f"interrupted in epoch {self.epoch + 1} of {self.settings.epochs}, seed {self.groups[self.group][0]}"
         if self.folder is None:
             return f"{where}; nothing is kept, as no folder was given"
         return f"{where}; finished epochs are kept in {self.folder}: run the same again to resume there"
+
+
+def _void(folder: Path | None, why: str) -> str:
+    again = "run the same again" if folder is None else f"delete {folder / checkpoints.RESULT} to run it again"
+    return f"void: {why}; nothing may be concluded from it: {again}"
 
 
 def describe(device: torch.device) -> str:
@@ -265,7 +289,7 @@ def _enough_memory(settings: Settings, device: torch.device) -> Iterator[None]:
         if (
             isinstance(error, RuntimeError)
             and not isinstance(error, torch.OutOfMemoryError)
-            and ("allocate memory" not in str(error))
+            and not any(sign in str(error) for sign in _NO_MEMORY)
         ):
             raise
         raise DeviceError(

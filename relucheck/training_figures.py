@@ -1,7 +1,8 @@
 """The report's figures: weight difference per step, train loss, test error per epoch, box plots of the test accuracy.
 
 Axes as in [R22] (Martorella et al. 2022, Figs. 1 to 4), one column per arithmetic, 16 and 32 bits side by side, one row per
-rule. Lines are means over seeds with the range over seeds shaded. matplotlib's Agg, no display needed.
+rule. Lines are means over seeds, up to where the first of them diverges, with the range over seeds shaded. matplotlib's
+Agg, no display needed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.files import write_atomically
-from relucheck.scenarios import Comparison, Scenario
+from relucheck.scenarios import PUBLISHED_EPOCHS, Comparison, Scenario
 from relucheck.training_settings import MemberResult, Result
 from relucheck.training_summary import final_accuracy, group, label
 
@@ -124,28 +125,36 @@ def _members(result: Result, rule: str) -> dict[float, list[MemberResult]]:
 def _band(
     axes: Any, series: Sequence[tuple[Sequence[float], Sequence[float]]], name: str, style: Any, marker: bool
 ) -> None:
-    """Mean over seeds as a line, their range as a band, over the points that all seeds have.
+    """Mean over seeds as a line, their range as a band, where all seeds have a value.
 
-    A run that diverged ends early and leaves a shorter mean; a cross marks its end.
+    A run that diverged ends early, with a cross; from there on the others go on as thin lines, each by itself: a mean of
+    those that went well would look better than the runs were.
     """
     import numpy as np
 
     color, dashes, sign = style
-    longest = max((len(x) for x, _ in series), default=0)
-    if not longest:
+    places = sorted({place for x, _ in series for place in x})
+    if not places:
         return
-    x = max((x for x, _ in series), key=len)
-    table = np.full((len(series), longest), np.nan)
-    for index, (_, y) in enumerate(series):
-        table[index, : len(y)] = y
-    mean, low, high = (np.nan_to_num(f(table, axis=0), nan=np.nan) for f in (np.nanmean, np.nanmin, np.nanmax))
-    points = {"marker": sign, "markersize": 4, "markevery": max(1, longest // 8)} if marker else {}
-    axes.plot(x, mean, color=color, linestyle=dashes, linewidth=1.4, label=name, **points)
+    table = np.full((len(series), len(places)), np.nan)
+    columns = {place: index for index, place in enumerate(places)}
+    for index, (x, y) in enumerate(series):
+        table[index, [columns[place] for place in x]] = y
+    whole = ~np.isnan(table).any(axis=0)
+    mean, low, high = (np.where(whole, f(table, axis=0), np.nan) for f in (np.mean, np.min, np.max))
+    points = {"marker": sign, "markersize": 4, "markevery": max(1, len(places) // 8)} if marker else {}
+    axes.plot(places, mean, color=color, linestyle=dashes, linewidth=1.4, label=name, **points)
     if len(series) > 1:
-        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-    for own_x, own_y in series:
-        if 0 < len(own_x) < longest:
+        axes.fill_between(places, low, high, color=color, alpha=0.12, linewidth=0)
+    if whole.all():
+        return
+    last = np.flatnonzero(whole).max(initial=-1)
+    for index, (own_x, own_y) in enumerate(series):
+        if own_x and own_x[-1] < places[-1]:
             axes.plot(own_x[-1], own_y[-1], color=color, marker="x", linestyle="none")
+        elif last + 1 < len(places):
+            alone = slice(max(0, last), None)
+            axes.plot(places[alone], table[index, alone], color=color, linestyle=dashes, linewidth=0.6, alpha=0.7)
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -223,6 +232,7 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Ca
 
 
 def _curve(member: MemberResult, value: Callable[[Any], float | None]) -> tuple[list[float], list[float]]:
+    """(epochs from 1, values); an epoch whose value is None has no point, and the others keep their places."""
     values = [value(epoch) for epoch in member.epochs]
     known = [(index, found) for index, found in enumerate(values, start=1) if found is not None]
     return [float(index) for index, _ in known], [found for _, found in known]
@@ -234,8 +244,8 @@ def _range(axes: Any) -> tuple[float, float]:
 
 
 def _published_point(panel: Any, error: float | None, result: Result, s: float) -> None:
-    """The published final test error, at the right edge: read off a figure, one run, injected rule."""
-    if error is not None:
+    """The published final test error, at the right edge of runs as long: read off a figure, one run, injected rule."""
+    if error is not None and result.settings.epochs == PUBLISHED_EPOCHS:
         color, _, sign = _style(s)
         panel.plot(
             [result.settings.epochs * 1.03],

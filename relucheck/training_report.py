@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any, Final
 
 from relucheck.markdown import markdown_table
-from relucheck.scenarios import Comparison, Scenario
+from relucheck.scenarios import READ_OFF, Comparison, Scenario
+from relucheck.training_claims import reason
+from relucheck.training_cost import expected_seconds, in_words
 from relucheck.training_settings import Result, Settings
-from relucheck.training_summary import Reproduction, group, label
-from relucheck.training_tables import LEGEND, markdown, stated_lines
+from relucheck.training_summary import Checked, Reproduction, group, kernel, label
+from relucheck.training_tables import LEGEND, claim_lines, markdown, stated_lines
 
 #: Version of ``summary.json``.
-SUMMARY_VERSION: Final = 1
+SUMMARY_VERSION: Final = 2
 
 
 def summary(made: Reproduction) -> dict[str, Any]:
@@ -34,6 +37,8 @@ def summary(made: Reproduction) -> dict[str, Any]:
             for comparison, result in made.runs
         ],
         "cells": [cell.as_dict() for cell in made.cells],
+        "published": [checked.as_dict() for checked in made.published],
+        "findings": [dataclasses.asdict(claim) for claim in made.claims],
         "stated": [checked.as_dict() for checked in made.checked],
     }
 
@@ -43,23 +48,21 @@ def report(made: Reproduction) -> str:
     scenario = made.scenario
     assert isinstance(scenario, Scenario)
     wall = sum(result.wall_s for _, result in made.runs)
+    executors = sorted({result.executor for _, result in made.runs})
     lines = [
         f"# {scenario.name}: {scenario.title}",
         "",
         f"Published: {scenario.source}. Scale {made.scale}; {_counted(len(made.runs))}, {_duration(wall)} of training.",
         "",
     ]
+    if executors:
+        lines += [f"Executor: {'; '.join(map(_executor, executors))}.", ""]
     if made.missing:
         lines += [f"Not run (yet): {', '.join(made.missing)}.", ""]
     if made.void:
         lines += [f"**Void, as a control differed: {', '.join(made.void)}.**", ""]
     lines += ["## Results", "", _sentence(LEGEND), "", *markdown(made.cells, scenario.published.get(made.scale, {}))]
-    if made.checked:
-        text = (
-            "Stated for this project from a throw-away script before the engine existed. agrees: the stated range and the "
-            "measured 95 % interval meet; disagrees: they do not; one run: nothing to test with."
-        )
-        lines += ["## Figures that were stated before", "", text, "", *markdown_table(*stated_lines(made.checked)), ""]
+    lines += _outcomes(made)
     lines += ["## Figures", ""]
     if made.figures:
         for path in made.figures:
@@ -72,6 +75,54 @@ def report(made: Reproduction) -> str:
     lines += [*markdown_table(header, body), "", "## How it was run", "", *markdown_table(*_how(made.runs)), ""]
     lines += [*markdown_table(*_settings(made.runs)), ""]
     return "\n".join(lines)
+
+
+_EXECUTORS: Final = {
+    "forking": "forking (each member by itself, with nn.Linear's own kernels)",
+    "stacked": "stacked (all members in one torch.baddbmm per layer; `--executor forking` runs nn.Linear's own kernels, "
+    "whose exact zeros may be others)",
+}
+
+
+def _executor(name: str) -> str:
+    return _EXECUTORS.get(name, name)
+
+
+def _outcomes(made: Reproduction) -> list[str]:
+    """What agrees and what does not, finding by finding and figure by figure."""
+    if not (made.claims or made.published or made.checked):
+        return []
+
+    def why(checked: Checked) -> str:
+        return reason(checked, made.cells)
+
+    lines = [
+        "## What agrees and what does not agree with the published figures",
+        "",
+        "agrees: the stated range and the measured 95 % interval meet, or the finding in words holds in this run; "
+        "disagrees: they do not, or it does not; one run: fewer than 2 seeds, nothing to test with; not measured: "
+        "no such run here. Reasons are given where the numbers of this run show them.",
+        "",
+    ]
+    if made.claims:
+        lines += ["### Published findings", "", *markdown_table(*claim_lines(made.claims)), ""]
+    if made.published:
+        text = (
+            f"Read off, to within {READ_OFF:g} point, from a figure of one run on a GPU whose code injects the subgradient "
+            "itself (for s = 0 that is the chain rule). Emulated arithmetics stand beside the published bfloat16."
+        )
+        lines += ["### Published figures", "", text, "", *markdown_table(*stated_lines(made.published, why)), ""]
+    if made.checked:
+        text = "Stated for this project from a throw-away script before the engine existed."
+        lines += [
+            "### Figures that were stated before",
+            "",
+            text,
+            "",
+            *markdown_table(*stated_lines(made.checked, why)),
+            "",
+        ]
+    return lines
 
 
 def _counted(number: int) -> str:
@@ -107,13 +158,14 @@ def _how(runs: _Runs) -> _Table:
             comparison.name,
             label(result.settings),
             result.device,
-            result.executor,
+            f"{result.executor} ({kernel(result)})",
             ", ".join(f"{name} {version}" for name, version in result.versions.items()),
             _duration(result.wall_s),
+            in_words(expected_seconds(result.settings)),
         ]
         for comparison, result in runs
     ]
-    return ["comparison", "arithmetic", "device", "executor", "versions", "wall time"], body
+    return ["comparison", "arithmetic", "device", "executor", "versions", "wall time", "on one CPU thread"], body
 
 
 def _settings(runs: _Runs) -> _Table:
@@ -142,8 +194,8 @@ def network(settings: Settings) -> str:
 
 
 def optimiser(settings: Settings) -> str:
-    """The optimiser in words, for example "adam, lr 0.001, eps 1e-08"."""
+    """The optimiser in words, for example "adam, lr 0.001, eps 1e-08, fused"."""
     found = settings.optimiser
     eps = f", eps {found.eps:g}" if found.name == "adam" else ""
     momentum = f", momentum {found.momentum:g}" if found.momentum else ""
-    return f"{found.name}, lr {found.lr:.6g}{eps}{momentum}"
+    return f"{found.name}, lr {found.lr:.6g}{eps}{momentum}{', fused' * found.fused}"

@@ -9,210 +9,48 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
-import torch
-
 from relucheck import data
-from relucheck.emulation import KINDS, Emulation
-from relucheck.numerics import Arithmetic, as_dtype, dtype_name
+from relucheck.training_parts import (
+    OPTIMISERS,
+    RULES,
+    Member,
+    Optimiser,
+    Precision,
+    SettingsError,
+    instance,
+    known,
+    listed,
+    members_of,
+    number,
+    truth,
+    whole,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "OPTIMISERS",
+    "RULES",
+    "SCHEMA",
+    "Distances",
+    "Epoch",
+    "Member",
+    "MemberResult",
+    "Optimiser",
+    "Precision",
+    "Result",
+    "Settings",
+    "SettingsError",
+    "members_of",
+]
 
 #: Version of the JSON forms of :class:`Settings` and :class:`Result`, and of checkpoints. Raise it when a field changes.
 SCHEMA: Final = 1
 ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "relu6", "leaky_relu")
-OPTIMISERS: Final[tuple[str, ...]] = ("adam", "sgd")
-RULES: Final[tuple[str, ...]] = ("chain", "injected")
-_MIXED: Final = ("bfloat16", "float16")
-_MOST_SEEDS: Final = 2**31
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be run; names the input, the rule and the fix."""
-
-
-def _number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf, above: float | None = None) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most or (above is not None and value <= above):
-        bounds = [f"above {above:g}"] if above is not None else [f"at least {least:g}"] * math.isfinite(least)
-        bounds += [f"at most {most:g}"] * math.isfinite(most)
-        raise SettingsError(f"{name}={value!r}: must be a finite number{' ' * bool(bounds)}{' and '.join(bounds)}")
-
-
-def _whole(name: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SettingsError(f"{name}={value!r}: must be a whole number of at least {least}")
-
-
-def _known(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise SettingsError(f"{name}={value!r}: must be one of {', '.join(choices)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimiser:
-    """torch's own Adam (betas 0.9 and 0.999, no weight decay) or SGD.
-
-    Attributes:
-        name: "adam" or "sgd".
-        lr: learning rate.
-        eps: Adam's: 1e-8 rounds to 0 in float16, which without ``fused`` makes 0 / 0 where a gradient is 0.
-        momentum: SGD's.
-        fused: torch's fused kernel, which updates 16-bit parameters in float32 and rounds once. False: torch's default,
-            which rounds after every operation, as published runs did. In float32 and float64 the two differ by rounding
-            only; the fused one is 1.5 to 2.5 times faster.
-    """
-
-    name: str = "adam"
-    lr: float = 1e-3
-    eps: float = 1e-8
-    momentum: float = 0.0
-    fused: bool = True
-
-    def __post_init__(self) -> None:
-        _known("optimiser", self.name, OPTIMISERS)
-        _number("lr", self.lr, above=0)
-        _number("eps", self.eps, least=0)
-        _number("momentum", self.momentum, least=0)
-        if self.name == "adam" and self.momentum:
-            raise SettingsError(f"momentum={self.momentum!r}: Adam has none; use 0.0 or the optimiser sgd")
-
-
-@dataclasses.dataclass(frozen=True)
-class Precision:
-    """The arithmetic of a comparison as data.
-
-    Attributes:
-        dtype: of parameters, a name that :func:`relucheck.numerics.as_dtype` knows.
-        mixed: "bfloat16" or "float16": autocast to it, weights in float32, for float16 with a gradient scaler; or None.
-        emulation: "rounded", "product", "split-k N" or "tf32" (:mod:`relucheck.emulation`); None: the device's own.
-        strict: on CUDA neither TF32 nor reduced-precision reductions; otherwise PyTorch's defaults.
-        tf32: on CUDA float32 products in TF32 (the switch that users set, which PyTorch leaves off).
-    """
-
-    dtype: str
-    mixed: str | None = None
-    emulation: str | None = None
-    strict: bool = False
-    tf32: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", dtype_name(as_dtype(self.dtype)))
-        if self.mixed is not None:
-            _known("mixed", self.mixed, _MIXED)
-            if self.dtype != "float32":
-                raise SettingsError(f"mixed={self.mixed!r} with dtype {self.dtype}: weights are float32 in mixed precision")
-            if self.emulation is not None:
-                raise SettingsError(f"mixed={self.mixed!r} with emulation {self.emulation!r}: choose one of the two")
-        if self.strict and self.tf32:
-            raise SettingsError("strict=True with tf32=True: strict means no TF32; choose one of the two")
-        self.emulated()  # raises for what is no emulation
-
-    def emulated(self) -> Emulation | None:
-        """The emulation that :attr:`emulation` names.
-
-        Raises:
-            SettingsError: for a name that is none. EmulationError: for one that does not fit the dtype.
-        """
-        if self.emulation is None:
-            return None
-        kind, _, parts = self.emulation.partition(" ")
-        if kind not in KINDS or (parts and not parts.isdecimal()):
-            raise SettingsError(
-                f"emulation={self.emulation!r}: must be one of {', '.join(KINDS)}, and split-k needs a number of parts: "
-                "'split-k 4'"
-            )
-        return Emulation(as_dtype(self.dtype), kind, int(parts or 1))  # type: ignore[arg-type]
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype of parameters."""
-        return as_dtype(self.dtype)
-
-    @property
-    def arithmetic(self) -> Arithmetic:
-        """The process's switches: strict, or PyTorch's defaults with or without TF32."""
-        if self.strict:
-            return Arithmetic.strict(self.torch_dtype)
-        return Arithmetic(self.torch_dtype, tf32=self.tf32)
-
-    @property
-    def name(self) -> str:
-        """How tables label it: "bfloat16", "mixed float16", "bfloat16 emulated (product)", "float32 strict"."""
-        emulation = self.emulated()
-        label = emulation.name if emulation else f"mixed {self.mixed}" if self.mixed else self.dtype
-        return label + " strict" * self.strict + " tf32" * self.tf32
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One training of a comparison.
-
-    Attributes:
-        seed: of initialisation, batch order and dropout masks.
-        subgradient: at 0.
-        rule: "chain": the gradient at a hit is subgradient times cotangent; "injected": it is the subgradient itself,
-            which is the fault of the published code (:mod:`relucheck.injected`).
-        control: the second run of s = 0 that must equal the first bit for bit.
-        second: subgradient at the upper kink of ReLU6; None means the same as ``subgradient``.
-    """
-
-    seed: int
-    subgradient: float
-    rule: str = "chain"
-    control: bool = False
-    second: float | None = None
-
-    def __post_init__(self) -> None:
-        _whole("seed", self.seed, 0)
-        if self.seed >= _MOST_SEEDS:
-            raise SettingsError(f"seed={self.seed!r}: must be less than 2**31")
-        _known("rule", self.rule, RULES)
-        _number("subgradient", self.subgradient)
-        if self.second is not None:
-            _number("second", self.second)
-        object.__setattr__(self, "subgradient", float(self.subgradient))
-        if self.second is not None:
-            object.__setattr__(self, "second", float(self.second))
-        if self.control and not self._is_zero:
-            raise SettingsError(
-                f"{self.name}: a control repeats the run of s = 0 under the chain rule; it can be nothing else"
-            )
-
-    @property
-    def _is_zero(self) -> bool:
-        return self.subgradient == 0 and not self.second and self.rule == "chain"
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether it is the run of s = 0 that its seed's other members are compared with."""
-        return self._is_zero and not self.control
-
-    @property
-    def subgradients(self) -> tuple[float, float]:
-        """(at 0, at the upper kink)."""
-        return self.subgradient, self.subgradient if self.second is None else self.second
-
-    @property
-    def name(self) -> str:
-        """For messages: "s = 0.5, injected, seed 3"."""
-        s = f"({self.subgradient:g}, {self.second:g})" if self.second is not None else f"{self.subgradient:g}"
-        return f"s = {s}, {'control' if self.control else self.rule}, seed {self.seed}"
-
-
-def members_of(
-    seeds: Sequence[int], subgradients: Sequence[float], rules: Sequence[str] = RULES, second: float | None = None
-) -> tuple[Member, ...]:
-    """For each seed the reference (s = 0), its control, and every non-zero subgradient under every rule.
-
-    ``second`` is the subgradient at the upper kink of every member but the references and controls.
-    """
-    found: list[Member] = []
-    for seed in seeds:
-        found += [Member(seed, 0.0), Member(seed, 0.0, control=True)]
-        found += [Member(seed, s, rule, second=second) for rule in rules for s in dict.fromkeys(subgradients) if s != 0]
-    return tuple(found)
+_ADAM: Final = Optimiser()
+_FLOAT32: Final = Precision("float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +74,8 @@ class Settings:
     data: str
     widths: tuple[int, ...]
     members: tuple[Member, ...]
-    optimiser: Optimiser = Optimiser()
-    precision: Precision = Precision("float32")
+    optimiser: Optimiser = _ADAM
+    precision: Precision = _FLOAT32
     epochs: int = 1
     batch_size: int = 128
     train_samples: int | None = None
@@ -249,25 +87,39 @@ class Settings:
     every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("widths", "members"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, example in (("widths", "(200, 200, 200)"), ("members", "members_of([0, 1], [0.5])")):
+            object.__setattr__(self, name, listed(name, getattr(self, name), example))
+        for member in self.members:
+            instance("members", member, Member, "Member(0, 0.5)")
+        instance("optimiser", self.optimiser, Optimiser, 'Optimiser("adam")')
+        instance("precision", self.precision, Precision, 'Precision("float32")')
+        for name in ("batch_norm", "shuffle"):
+            truth(name, getattr(self, name))
         name = str(self.data).lower().replace("-", "").replace("_", "")
         if name not in data.NAMES:
             raise SettingsError(f"data={self.data!r}: must be one of {', '.join(data.NAMES)}")
         object.__setattr__(self, "data", name)
-        _known("activation", self.activation, ACTIVATIONS)
+        known("activation", self.activation, ACTIVATIONS)
         if not self.widths:
             raise SettingsError("widths=(): at least one hidden layer is needed, as only its activations have kinks")
         for width in self.widths:
-            _whole("widths", width)
+            whole("widths", width)
         for name in ("epochs", "batch_size", "every"):
-            _whole(name, getattr(self, name))
+            whole(name, getattr(self, name))
         for name in ("train_samples", "test_samples"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name))
-        _number("dropout", self.dropout, least=0)
+                whole(name, getattr(self, name))
+        number("dropout", self.dropout, least=0)
         if self.dropout >= 1:
             raise SettingsError(f"dropout={self.dropout!r}: must be less than 1, else nothing is left")
+        if self.optimiser.fused and self.optimiser.momentum and self.precision.scaled:
+            # torch 2.14: where the first step overflows, the fused kernel leaves the momentum as it was allocated
+            raise SettingsError(
+                f"momentum={self.optimiser.momentum!r} with fused=True and a gradient scaler (mixed float16): torch's "
+                "fused SGD reads momentum that was never written when the first step overflows; use fused=False"
+            )
+        if self.train_samples is not None:
+            self.steps_of(self.train_samples)
         if not self.members:
             raise SettingsError("members=(): a comparison needs members; members_of(seeds, subgradients) makes them")
         for seed in self.seeds:
@@ -280,6 +132,20 @@ class Settings:
                     raise SettingsError(
                         f"members: seed {seed} has {count} members that are its {what}, not 1; members_of() adds both"
                     )
+
+    def steps_of(self, samples: int) -> int:
+        """How many steps an epoch over so many training samples has.
+
+        Raises:
+            SettingsError: if the whole run has fewer steps than :attr:`every`, so that no distance would be recorded.
+        """
+        steps = -(-samples // self.batch_size)
+        if self.every > steps * self.epochs:
+            raise SettingsError(
+                f"every={self.every}: the run has {steps * self.epochs} steps ({self.epochs} epochs of {steps}), so no "
+                "distance would be recorded; use at most that"
+            )
+        return steps
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -372,8 +238,8 @@ class MemberResult:
         member: which.
         outcome: "finished", "diverged: non-finite at step n" (n: the first step after which a parameter was not finite), or
             "stopped: the comparison is void".
-        first_difference: the first step after which a parameter differs from the reference's (zeros of both signs count
-            as equal), or None.
+        first_difference: the first step after which a parameter differs from the reference's in a bit (the sign of a zero
+            and the pattern of a NaN count), or None.
         forked_at: the step at which the member's gradients first differed from the ones of the member it had been one run
             with so far, as the forking executor saw it; None if never, or if the members were not run by forking.
         parent: index in ``Settings.members`` of that member, or None.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ class Cell:
         first: earliest step at which a seed's parameters differ from s = 0; None if in no seed.
         differing: number of seeds in which they differ.
         hits: per epoch, all layers and kinks, mean over seeds and epochs; None where no epoch ended.
+        kernel: what computed the linear layers, and so decides how often a pre-activation is 0, see :func:`kernel`.
         diverged: number of diverged seeds, and what the first of them says.
         paired: against s = 0; None for s = 0 itself and in a void comparison.
         void: why the whole comparison is void, or None.
@@ -44,6 +45,7 @@ class Cell:
     first: int | None
     differing: int
     hits: float | None
+    kernel: str
     diverged: int
     divergence: str
     paired: Paired | None
@@ -65,15 +67,22 @@ class Cell:
 
 
 def label(settings: Settings) -> str:
-    """The arithmetic, and what else is not as in E2: Adam's eps, the optimiser, batch norm, the activation."""
+    """The arithmetic, and what else is not as in E2: Adam's eps, SGD, fused kernels, batch norm, the activation."""
     optimiser = settings.optimiser
     parts = [settings.precision.name]
     parts += [f"eps {optimiser.eps:g}"] * (optimiser.name == "adam" and optimiser.eps != 1e-8)
-    parts += ["SGD"] * (optimiser.name == "sgd") + ["batch norm"] * settings.batch_norm
+    parts += ["SGD"] * (optimiser.name == "sgd") + ["fused"] * optimiser.fused + ["batch norm"] * settings.batch_norm
     return ", ".join([*parts, *_ACTIVATIONS[settings.activation]])
 
 
 _ACTIVATIONS: Final = {"relu": (), "relu6": ("ReLU6",), "leaky_relu": ("LeakyReLU",)}
+
+
+def kernel(result: Result) -> str:
+    """What computed the linear layers: "nn.Linear" (forking), "baddbmm" (stacked), or "emulated", the same in both."""
+    if result.settings.precision.emulation:
+        return "emulated"
+    return {"forking": "nn.Linear", "stacked": "baddbmm"}.get(result.executor, result.executor)
 
 
 def final_accuracy(member: MemberResult, epoch: int | None = None) -> float | None:
@@ -83,9 +92,11 @@ def final_accuracy(member: MemberResult, epoch: int | None = None) -> float | No
     return 100 * member.epochs[epoch - 1].test_accuracy if 0 < epoch <= len(member.epochs) else None
 
 
-def hits_per_epoch(member: MemberResult) -> float | None:
-    """Mean over the finished epochs of the hits of all layers and kinks."""
+def hits_per_epoch(member: MemberResult, epochs: int | None = None) -> float | None:
+    """Mean over the finished epochs, or the first so many of them, of the hits of all layers and kinks."""
     counts = [sum(map(sum, layers)) for layers in member.hits[: len(member.epochs)]]
+    if epochs is not None:
+        counts = counts[:epochs] if len(counts) >= epochs else []
     return sum(counts) / len(counts) if counts else None
 
 
@@ -100,7 +111,7 @@ def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
 
 
 def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[Cell]:
-    """The cells of all comparisons, judged as one family of tests."""
+    """The cells of all comparisons, judged together, see :func:`relucheck.statistics.judge`."""
     cells: list[Cell] = []
     for comparison, result in results:
         groups = group(result)
@@ -140,6 +151,7 @@ def _cell(
         first=min(firsts, default=None),
         differing=len(firsts),
         hits=_mean([hits for member in members if (hits := hits_per_epoch(member)) is not None]),
+        kernel=kernel(result),
         diverged=len(diverged),
         divergence=diverged[0].outcome if diverged else "",
         paired=None if result.void or is_reference else paired(accuracies, reference, same_run=not firsts),
@@ -154,10 +166,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A stated figure beside the measured one.
+    """A stated or published figure beside the measured one.
 
     ``verdict``: "agrees" (stated range and measured 95 % interval meet), "disagrees" (they do not), "one run" (fewer than 2
-    seeds, nothing to test with), or "not measured".
+    seeds, nothing to test with), or "not measured", which goes for a figure of a CPU's kernels where others were used.
     """
 
     stated: Stated
@@ -176,7 +188,7 @@ def check(stated: Sequence[Stated], results: Mapping[str, Result]) -> list[Check
 
 def _checked(stated: Stated, result: Result | None) -> Checked:
     nothing = Checked(stated, summarise([]), "not measured")
-    if result is None or result.void:
+    if result is None or result.void or (stated.kernels == "cpu" and not _cpu_kernels(result)):
         return nothing
     groups = group(result)
     members = groups.get((stated.subgradient, stated.rule, False))
@@ -186,8 +198,13 @@ def _checked(stated: Stated, result: Result | None) -> Checked:
     def accuracy(member: MemberResult) -> float | None:
         return final_accuracy(member, stated.epoch)
 
-    measure: Callable[[MemberResult], float | None] = hits_per_epoch if stated.quantity == "hits" else accuracy
-    values = [measure(member) for member in members]
+    def error(member: MemberResult) -> float | None:
+        return None if (found := accuracy(member)) is None else 100 - found
+
+    def hits(member: MemberResult) -> float | None:
+        return hits_per_epoch(member, stated.epoch)
+
+    values = [{"hits": hits, "error": error}.get(stated.quantity, accuracy)(member) for member in members]
     if stated.quantity == "difference":
         before = [accuracy(member) for member in groups[0.0, "chain", False]]
         values = [None if a is None or b is None else a - b for a, b in zip(values, before, strict=True)]
@@ -200,6 +217,21 @@ def _checked(stated: Stated, result: Result | None) -> Checked:
     return Checked(stated, measured, "agrees" if meets else "disagrees")
 
 
+def _cpu_kernels(result: Result) -> bool:
+    return result.device.startswith("cpu") and result.executor != "stacked"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A published finding in words beside what was found; ``verdict`` as in :class:`Checked`, or "undecided"."""
+
+    source: str
+    claim: str
+    measured: str
+    verdict: str
+    reason: str = ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
     """What a folder holds after a run.
@@ -208,7 +240,8 @@ class Reproduction:
         scenario, scale, folder: which.
         runs: every finished comparison of the folder, in the scenario's order.
         missing: names of the comparisons that are not there (``only`` left them out).
-        cells, checked: what the tables say.
+        cells, published, claims, checked: what the tables say: measured, beside published figures and findings, beside
+            figures that were stated for this project before.
         figures: paths of the figures.
         text: what an external scenario had to say.
     """
@@ -220,6 +253,8 @@ class Reproduction:
     missing: tuple[str, ...] = ()
     cells: tuple[Cell, ...] = ()
     checked: tuple[Checked, ...] = ()
+    published: tuple[Checked, ...] = ()
+    claims: tuple[Claim, ...] = ()
     figures: tuple[Path, ...] = ()
     text: str | None = None
 

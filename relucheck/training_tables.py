@@ -1,28 +1,37 @@
 """The tables of a training scenario: for the terminal (rich) and for reports (Markdown).
 
 Rows are subgradients; for each arithmetic and rule: test accuracy (mean and standard deviation over seeds), its 95 %
-interval, the difference to s = 0 on the same seed, L1 distance of the parameters, first differing step, hits per epoch,
-verdict.
+interval, the difference to s = 0 on the same seed, L1 distance of the parameters, the published distance, first differing
+step, hits per epoch, verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.markdown import markdown_table
-from relucheck.training_summary import Cell, Checked
+from relucheck.training_summary import Cell, Checked, Claim
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}
-_LINES: Final = ("accuracy %", "95 % interval", "to s = 0", "L1 distance", "first step", "hits / epoch", "verdict")
+_LINES: Final = (
+    *("accuracy %", "95 % interval", "to s = 0", "L1 distance", "|sum - sum|"),
+    *("first step", "hits / epoch", "verdict"),
+)
 #: What the words and signs of the tables mean.
 LEGEND: Final = (
     "accuracy: on the test set after the last epoch, mean ± standard deviation over seeds; interval: Student's t, 95 %; "
-    "to s = 0: mean difference on the same seed ± half its 95 % interval; L1 distance: of all parameters to s = 0 at the "
-    "last recorded step; first step: the earliest at which parameters differ (in how many seeds). Verdict: paired t-test "
-    "and TOST (within 0.2 points), each corrected by Holm for all tests of this report, at 5 %; fewer than 2 seeds or a "
-    "diverged run: undecided. Rule chain: the subgradient times the cotangent; injected: the subgradient itself, whatever "
-    "the cotangent, which is the published code's fault."
+    "to s = 0: mean difference on the same seed ± half its 95 % interval (0 exactly: the same run, bit for bit, on every "
+    "seed); L1 distance: of all parameters to s = 0 at the last recorded step; |sum - sum|: what [R22] calls L1 distance; "
+    "first step: the earliest at which parameters differ (in how many seeds); hits: pre-activations equal to a kink, with "
+    "what computed the linear layers (nn.Linear: each member alone; baddbmm: members stacked; emulated: rounded as stated) "
+    "on which they depend. Verdict: paired t-test and TOST (within 0.2 points), at 5 %, each corrected by Holm for its "
+    "family: every row of this report that tests something, which rows of the reference, the control, identical runs, "
+    "fewer than 2 seeds and lost runs do not. Identical runs: the exact sign test over seeds, by itself. Fewer than 2 "
+    "seeds or a diverged run: undecided. Rule chain: the subgradient times the cotangent; injected: the subgradient "
+    "itself, whatever the cotangent, which is the published code's fault. Published: accuracy read off [R22]'s "
+    "Figure 3, after 50 epochs of one run on a GPU; beside an emulated arithmetic it is the GPU's bfloat16, which the "
+    "emulation stands for."
 )
 _Published = Mapping[str, Mapping[float, float]]
 
@@ -68,12 +77,13 @@ def lines(cell: Cell) -> list[str]:
     if cell.is_reference:
         first = "-"
     if cell.control:  # the same run again: nothing but that
-        return [*["-"] * 3, number(cell.l1, 1), first, "-", verdict(cell)]
+        return [*["-"] * 3, number(cell.l1, 1), number(cell.sum_difference, 1), first, "-", verdict(cell)]
     return [
         accuracy,
         interval,
         _difference(cell),
         "-" if cell.is_reference else number(cell.l1, 1),
+        "-" if cell.is_reference else number(cell.sum_difference, 1),
         first,
         number(cell.hits, 1),
         verdict(cell),
@@ -91,9 +101,10 @@ def _difference(cell: Cell) -> str:
 
 
 def published_accuracy(cell: Cell, published: _Published) -> str:
-    """The published final test accuracy of this cell in %, read off a figure, or ""."""
+    """The published final test accuracy of this cell in %, read off a figure, or ""; labelled beside an emulated one."""
     error = published.get(cell.comparison, {}).get(cell.subgradient)
-    return "" if error is None or cell.control else f"about {100 - error:g}"
+    label = " (GPU bfloat16)" if cell.kernel == "emulated" else ""
+    return "" if error is None or cell.control else f"about {100 - error:g}{label}"
 
 
 def parts(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -161,8 +172,8 @@ def _rich_table(title: str, cells: Sequence[Cell], columns: Sequence[_Column], p
     table.add_column("s", no_wrap=True)
     table.add_column("", no_wrap=True)
     for name, rule in columns:
-        caption = next(cell.label for cell in cells if cell.comparison == name)
-        table.add_column(f"{caption}\n{rule}", justify="right")
+        one = next(cell for cell in cells if cell.comparison == name)
+        table.add_column(f"{one.label}\n{rule}\n{one.kernel}", justify="right")
     found = {(cell.comparison, cell.rule, *cell.row): cell for cell in cells}
     for row in dict.fromkeys(cell.row for cell in cells):
         first = True
@@ -198,7 +209,8 @@ def markdown(cells: Sequence[Cell], published: _Published) -> list[str]:
             text += [f"**{mine[0].label}** (`{name}`, {seeds} seed{'s' * (seeds != 1)})", ""]
             if mine[0].void:
                 text += [f"Void: {mine[0].void}. Nothing may be concluded from it.", ""]
-            header = ["s", "rule", *_LINES[:-1], "p differs", "p equivalent", "verdict"]
+            named = [f"{line} ({mine[0].kernel})" if line.startswith("hits") else line for line in _LINES[:-1]]
+            header = ["s", "rule", *named, "p differs", "p equivalent", "verdict"]
             body = []
             for cell in mine:
                 *values, word = lines(cell)
@@ -219,18 +231,21 @@ def _p_values(cell: Cell) -> list[str]:
     return ["-" if p is None else f"{p:.2g}" for p in (cell.paired.adjusted_difference, cell.paired.adjusted_equivalence)]
 
 
-def stated_lines(checked: Sequence[Checked]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of figures that were stated before."""
-    header = ["comparison", "what", "s", "rule", "stated", "measured", "seeds", "outcome"]
+def stated_lines(
+    checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: ""
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of figures that were stated or published before."""
+    header = ["source", "comparison", "what", "s", "rule", "stated", "measured", "seeds", "outcome", "reason"]
     body = []
     for found in checked:
         stated, measured = found.stated, found.measured
-        when = f" after epoch {stated.epoch}" if stated.epoch else ""
-        what = {"accuracy": "test accuracy %", "difference": "points to s = 0", "hits": "hits per epoch"}[stated.quantity]
+        when = f" {'up to' if stated.quantity == 'hits' else 'after'} epoch {stated.epoch}" if stated.epoch else ""
+        what = _QUANTITIES[stated.quantity]
         spread = f" ± {stated.spread:g}" if stated.spread else ""
         interval = f" [{number(measured.low)}, {number(measured.high)}]" if measured.low is not None else ""
         body.append(
             [
+                stated.source,
                 stated.comparison,
                 what + when,
                 f"{stated.subgradient:g}",
@@ -239,19 +254,42 @@ def stated_lines(checked: Sequence[Checked]) -> tuple[list[str], list[list[str]]
                 f"{number(measured.mean)}{interval}",
                 str(measured.n),
                 found.verdict,
+                reason(found),
             ]
         )
     return header, body
 
 
-def rich_stated(checked: Sequence[Checked]) -> Any:
-    """The figures that were stated before, as a rich table."""
+_QUANTITIES: Final = {
+    "accuracy": "test accuracy %",
+    "error": "test error %",
+    "difference": "points to s = 0",
+    "hits": "hits per epoch",
+}
+
+
+def claim_lines(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of published findings in words."""
+    header = ["source", "finding", "measured", "outcome", "reason"]
+    return header, [[found.source, found.claim, found.measured, found.verdict, found.reason] for found in claims]
+
+
+def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
+    """Published findings and figures, and what was stated before, as rich tables; the reasons are in the report."""
     from rich.table import Table
 
-    header, body = stated_lines(checked)
-    table = Table(title="figures stated before, and measured here", title_justify="left")
-    for name in header:
-        table.add_column(name, justify="right" if name in ("s", "stated", "measured", "seeds") else "left")
-    for line in body:
-        table.add_row(*line)
-    return table
+    shown = []
+    for title, (header, body) in (
+        ("published findings, and what was found here", claim_lines(claims)),
+        ("figures published or stated before, and measured here", stated_lines(checked)),
+    ):
+        if not body:
+            continue
+        table = Table(title=title, title_justify="left")
+        kept = header[:-1]
+        for name in kept:
+            table.add_column(name, justify="right" if name in ("s", "stated", "seeds") else "left")
+        for line in body:
+            table.add_row(*line[: len(kept)])
+        shown.append(table)
+    return shown

@@ -17,6 +17,7 @@ from relucheck.statistics import Paired, Summary
 # Student (1908), hours of sleep gained with two drugs, 10 patients: t = -4.0621, p = 0.002833, interval of the mean
 # difference -2.4598858 to -0.7001142 (R: t.test(extra ~ group, data = sleep, paired = TRUE))
 FIRST = (0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0)
+SMALL = (96.6, 96.9, 96.5, 96.9, 96.6)
 SECOND = (1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4)
 
 
@@ -74,11 +75,34 @@ def law_holm(s: Suite) -> None:
 
 
 def law_identical(s: Suite) -> None:
-    """Runs that are bitwise the same differ by exactly 0: no t exists, and none is needed."""
-    same = s.paired([97.5, 97.6, 97.4], [97.5, 97.6, 97.4], same_run=True)
-    assert same.identical
-    assert (same.p_difference, same.p_equivalence) == (1.0, 0.0)
-    assert s.judge({0: same})[0].verdict == "equivalent"
+    """Runs that are bitwise the same differ by exactly 0 on these seeds; the number of seeds decides."""
+    for seeds, verdict in ((2, "undecided"), (3, "undecided"), (4, "undecided"), (5, "equivalent"), (10, "equivalent")):
+        values = [97.0 + seed / 10 for seed in range(seeds)]
+        same = s.paired(values, values, same_run=True)
+        assert same.identical
+        assert (same.p_difference, same.p_equivalence) == (1.0, pytest.approx(1 / 2**seeds))
+        assert s.judge({0: same})[0].verdict == verdict
+    one = s.judge({0: s.paired([97.0], [97.0], same_run=True)})[0]
+    assert (one.identical, one.p_equivalence, one.verdict) == (True, None, "undecided")
+
+
+def law_family(s: Suite) -> None:
+    """Identical, lost and single runs test nothing: they change neither the p-values of the others nor their own."""
+    reference = [97.0, 97.1, 96.9, 97.2, 97.0]
+    alone = {"near": s.paired([97.05, 97.12, 96.88, 97.15, 97.02], reference), "far": s.paired(SMALL, reference)}
+    idle = {
+        **{f"same {i}": s.paired(reference, reference, same_run=True) for i in range(8)},
+        **{f"lost {i}": s.paired([92.0, 92.4, 91.9, 92.2, None], reference) for i in range(8)},
+        **{f"one {i}": s.paired([92.0], [97.0]) for i in range(8)},
+    }
+    few, many = s.judge(alone), s.judge({**alone, **idle})
+    assert {result.family for result in many.values()} == {2}
+    for key, result in few.items():
+        assert many[key] == result
+    assert all(many[f"same {i}"].verdict == "equivalent" for i in range(8))
+    assert all(many[f"same {i}"].adjusted_equivalence == pytest.approx(1 / 2**5) for i in range(8))
+    assert all(many[f"lost {i}"].verdict == "undecided" for i in range(8))
+    assert all(many[f"lost {i}"].adjusted_difference is None for i in range(8))
 
 
 def law_constant(s: Suite) -> None:
@@ -217,6 +241,16 @@ def _trusts_no_spread(values: Any, reference: Any, margin: float = 0.2, level: f
     return result
 
 
+def _identical_is_certain(values: Any, reference: Any, margin: float = 0.2, level: float = 0.05, **more: Any) -> Paired:
+    result = healthy.paired(values, reference, margin, level, **more)
+    return dataclasses.replace(result, p_equivalence=0.0) if result.identical and result.n > 1 else result
+
+
+def _everything_counts(comparisons: Any, level: float = 0.05) -> dict[Any, Paired]:
+    """Identical and lost runs enlarge the family that the others are corrected for."""
+    return healthy.judge({key: dataclasses.replace(r, identical=False, lost=0) for key, r in comparisons.items()}, level)
+
+
 def _identical_unknown(values: Any, reference: Any, margin: float = 0.2, level: float = 0.05, **more: Any) -> Paired:
     result = healthy.paired(values, reference, margin, level, **more)
     return dataclasses.replace(result, p_difference=math.nan, p_equivalence=math.nan) if result.identical else result
@@ -274,6 +308,8 @@ MUTANTS: dict[str, Suite] = {
     "no spread taken as certainty": Suite(paired=_trusts_no_spread),
     "identical runs without p": Suite(paired=_identical_unknown),
     "equal accuracies taken as one run": Suite(paired=_equal_is_same),
+    "identical runs taken as certainty": Suite(paired=_identical_is_certain),
+    "identical and lost runs in the family": Suite(judge=_everything_counts),
     "Bonferroni for Holm": Suite(holm=_bonferroni),
     "Holm not monotonous": Suite(holm=_holm_not_monotonous),
     "no correction": Suite(judge=_uncorrected),

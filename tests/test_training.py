@@ -20,7 +20,9 @@ from relucheck import checkpoints, training
 from relucheck.checkpoints import CheckpointError
 from relucheck.data import DataFileError
 from relucheck.executors import Branch, ForkingExecutor
+from relucheck.numerics import Arithmetic
 from relucheck.progress import Progress
+from relucheck.stacking import StackedExecutor
 from relucheck.training import DeviceError, Interrupted, train
 from relucheck.training_settings import Member, Optimiser, Precision, Result, Settings, SettingsError, members_of
 
@@ -150,7 +152,8 @@ def test_control_that_differs_makes_the_comparison_void(bit: str, monkeypatch: p
 
     monkeypatch.setattr(Branch, "update", faulty)
     monkeypatch.setattr(ForkingExecutor, "begin", remembering)
-    result = train(SETTINGS, progress=False)
+    # the step of the fault is not one whose distances are recorded
+    result = train(dataclasses.replace(SETTINGS, every=10), progress=False)
     # the second fault needs the reference to have been updated in the same step, which it was: it goes first
     assert result.void == "control differed at step 11 in parameter linear2.bias (seed 3)"
     assert [member.outcome for member in result.members] == ["stopped: the comparison is void"] * len(result.members)
@@ -160,16 +163,21 @@ def test_control_that_differs_makes_the_comparison_void(bit: str, monkeypatch: p
 
 def test_plain_adam_in_float16_diverges_and_says_when() -> None:
     """eps = 1e-8 is 0 in float16, and where a gradient is 0 the first step is 0 / 0."""
-    plain = Optimiser(fused=False)
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=plain, epochs=1)
+    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), epochs=1)
+    assert settings.optimiser == Optimiser("adam", 1e-3, 1e-8)  # what a user gets who states nothing
     result = train(settings, progress=False)
     assert result.void is None
     for member in result.members:
         assert member.outcome == "diverged: non-finite at step 1"
         assert member.epochs == []
         assert member.steps.step == []
-    stated = train(dataclasses.replace(settings, optimiser=dataclasses.replace(plain, eps=1e-4)), progress=False)
+    stated = train(dataclasses.replace(settings, optimiser=Optimiser(eps=1e-4)), progress=False)
     assert {member.outcome for member in stated.members} == {"finished"}
+    fused = train(dataclasses.replace(settings, optimiser=Optimiser(fused=True)), progress=False)
+    # float32 inside: another run, and labelled so
+    assert "diverged: non-finite at step 1" not in {member.outcome for member in fused.members}
+    assert fused.settings.optimiser.label == "adam, lr 0.001, eps 1e-08, fused"
+    assert fused.to_json()["settings"]["optimiser"]["fused"] is True
 
 
 def test_one_member_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +201,7 @@ def test_one_member_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatc
 
 
 def test_interrupt_keeps_finished_epochs_and_says_how_to_go_on(
-    unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     original, count = ForkingExecutor.step, 0
 
@@ -205,6 +213,8 @@ def test_interrupt_keeps_finished_epochs_and_says_how_to_go_on(
         original(self, *rest)
 
     monkeypatch.setattr(ForkingExecutor, "step", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(Interrupted, match=r"interrupted in epoch 2 of 3, seed 3; finished epochs are kept in .*resume"):
         train(SETTINGS, folder=tmp_path, progress=False)
     resumed = train(SETTINGS, folder=tmp_path, progress=False)
@@ -266,8 +276,23 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: py
         train(SETTINGS, folder=tmp_path, progress=False)
 
 
-def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path) -> None:
+def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints.save_result(tmp_path, unbroken)
+    with pytest.raises(CheckpointError, match=r"is of executor 'forking', this run has 'stacked'.*another folder"):
+        train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "versions", lambda: {**unbroken.versions, "torch": "1.0"})
+        with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
+            train(SETTINGS, folder=tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "describe", lambda device: "cuda (NVIDIA H200)")
+        with pytest.raises(CheckpointError, match=r"is of device 'cpu.*', this run has 'cuda .NVIDIA H200.'.*delete"):
+            train(SETTINGS, folder=tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SCHEMA", 99)
+        with pytest.raises(CheckpointError, match="is of schema 1, this run has 99"):
+            checkpoints.load_result(tmp_path, SETTINGS)
+    assert checkpoints.load_result(tmp_path, SETTINGS) == unbroken  # to report it, wherever it is from
     with pytest.raises(CheckpointError, match=r"is of other settings .*batch_size 32 there, 16 here"):
         train(dataclasses.replace(SETTINGS, batch_size=16), folder=tmp_path, progress=False)
     (tmp_path / checkpoints.RESULT).write_text("{")
@@ -329,6 +354,9 @@ def test_bad_parts_are_refused_with_the_fix(make: Any, message: str) -> None:
 def test_bad_runs_are_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="train_samples=5000: digits train has 2000 images"):
         train(dataclasses.replace(SETTINGS, train_samples=5000), progress=False)
+    whole = dataclasses.replace(SETTINGS, train_samples=None, batch_size=43, epochs=4, every=189)
+    with pytest.raises(SettingsError, match=r"every=189: the run has 188 steps .4 epochs of 47.*use at most that"):
+        train(whole, progress=False)
     with pytest.raises(SettingsError, match="executor='serial': must be one of forking, stacked"):
         train(SETTINGS, progress=False, executor="serial")
     with pytest.raises(DeviceError, match=r"device 'cuda:99' is not to be had here.*use device 'cpu'"):
@@ -343,6 +371,89 @@ def test_bad_runs_are_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ForkingExecutor, "step", greedy)
     with pytest.raises(DeviceError, match=r"no memory left on cpu for 8 members of widths \(16, 12\).*fewer seeds"):
         train(SETTINGS, progress=False)
+
+
+def test_void_result_says_how_to_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def faulty(self: ForkingExecutor, number: int) -> None:
+        self.void = "control differed at step 1 in parameter x (seed 3)"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ForkingExecutor, "_compare", faulty)
+        made = train(SETTINGS, folder=tmp_path)
+    says = f"nothing may be concluded from it: delete {tmp_path / checkpoints.RESULT} to run it again"
+    assert f"void: {made.void}; {says}" in capsys.readouterr().err
+    assert train(SETTINGS, folder=tmp_path) == made  # read
+    assert capsys.readouterr().err == f"void: {made.void}; {says}\n"
+
+
+@pytest.mark.parametrize("executor", ["forking", "stacked"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_determinism_and_arithmetic_are_on_in_every_step(
+    executor: str, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool, bool]] = []
+    kind: Any = {"forking": ForkingExecutor, "stacked": StackedExecutor}[executor]
+    original = kind.step
+
+    def reading(self: Any, *rest: int) -> None:
+        reduced = Arithmetic.current(torch.bfloat16).reduced_precision
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        seen.append((deterministic, reduced, torch.utils.deterministic.fill_uninitialized_memory))
+        original(self, *rest)
+
+    monkeypatch.setattr(kind, "step", reading)
+    before = torch.are_deterministic_algorithms_enabled(), Arithmetic.current(torch.bfloat16)
+    other = dataclasses.replace(before[1], reduced_precision=strict)  # the user has what the run must not have
+    with other.active():
+        settings = dataclasses.replace(SETTINGS, precision=Precision("bfloat16", strict=strict), epochs=1)
+        train(settings, progress=False, executor=executor)
+    assert set(seen) == {(True, not strict, False)}
+    assert before == (torch.are_deterministic_algorithms_enabled(), Arithmetic.current(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
+    ],
+)
+def test_memory_errors_are_told_apart(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(self: ForkingExecutor, *rest: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(ForkingExecutor, "step", greedy)
+    with pytest.raises(DeviceError, match=r"no memory left on cpu.*fewer seeds"):
+        train(SETTINGS, progress=False)
+
+
+def test_interrupt_after_the_last_group_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = training._Run._run_group
+
+    def late(self: Any, *rest: Any) -> str | None:
+        void = original(self, *rest)
+        if self.group == len(self.groups):
+            raise KeyboardInterrupt
+        return void
+
+    monkeypatch.setattr(training._Run, "_run_group", late)
+    with pytest.raises(Interrupted, match="interrupted after the last epoch; nothing is kept"):
+        train(dataclasses.replace(SETTINGS, epochs=1), progress=False)
+
+
+def test_forced_colour_makes_no_bar_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    with Progress(10, "work", "items", stream=stream) as progress:
+        assert not progress.live
+        progress.advance(3)
+        progress.line("a line")
+    assert stream.getvalue().startswith("work: a line [3/10 items")
+    assert "\x1b" not in stream.getvalue()
 
 
 def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from relucheck import activations, data, executors, members, networks
+from relucheck import activations, data, executors, functional, members, networks
 from relucheck.executors import ForkingExecutor, Split
 from relucheck.numerics import deterministic
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
@@ -39,9 +39,17 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "tf32": {"precision": Precision("float32", emulation="tf32")},
     "sgd": {"optimiser": Optimiser("sgd", lr=0.1)},
     "sgd momentum": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
-    "adam unfused bfloat16": {"optimiser": Optimiser(fused=False), "precision": Precision("bfloat16")},
-    "adam unfused mixed": {"optimiser": Optimiser(fused=False), "precision": Precision("float32", mixed="float16")},
-    "sgd unfused": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9, fused=False)},
+    "adam fused": {"optimiser": Optimiser(eps=1e-4, fused=True)},
+    "adam fused bfloat16": {"optimiser": Optimiser(fused=True), "precision": Precision("bfloat16")},
+    "adam fused float16": {"optimiser": Optimiser(eps=1e-4, fused=True), "precision": Precision("float16")},
+    "adam fused mixed": {"optimiser": Optimiser(fused=True), "precision": Precision("float32", mixed="float16")},
+    "adam float16, diverges": {"optimiser": Optimiser(), "precision": Precision("float16")},
+    "sgd mixed float16": {
+        "optimiser": Optimiser("sgd", lr=0.1, momentum=0.9),
+        "precision": Precision("float32", mixed="float16"),
+    },
+    "sgd fused": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9, fused=True)},
+    "sgd fused bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, fused=True), "precision": Precision("bfloat16")},
     "batch norm": {"batch_norm": True},
     "batch norm bfloat16": {"batch_norm": True, "precision": Precision("bfloat16", emulation="product")},
     "dropout": {"dropout": 0.2},
@@ -108,15 +116,67 @@ def test_forking_equals_every_member_by_itself(variation: str) -> None:
     forked, apart = _run(settings), _run(settings, apart=True)
     assert forked.void is None
     assert apart.void is None
-    assert len(forked.branches) > 2, "no member forked, so nothing was tested"
+    assert sum(result.forked_at is not None for result in forked.results.values()) > 1, "no fork, so nothing was tested"
     ours, theirs = _parameters(forked), _parameters(apart)
-    assert ours.keys() == theirs.keys() == forked.results.keys()
+    assert ours.keys() == theirs.keys() == {i for i, result in forked.results.items() if not result.diverged}
+    assert bool(ours) == ("diverges" not in variation)
     for index, parameters in ours.items():
         for name, value in parameters.items():
             assert torch.equal(
                 value.contiguous().view(-1).view(torch.uint8), theirs[index][name].contiguous().view(-1).view(torch.uint8)
             )
     assert _without_forks(forked) == _without_forks(apart)
+
+
+def test_runs_that_diverge_as_one_never_differed() -> None:
+    """NaN is unequal to itself, the same bits are not: members by themselves must tell what the merged ones tell."""
+    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=Optimiser())
+    forked, apart = _run(settings), _run(settings, apart=True)
+    assert {result.forked_at for result in forked.results.values()} == {None}
+    assert {result.outcome for result in forked.results.values()} == {"diverged: non-finite at step 1"}
+    assert {result.first_difference for result in apart.results.values()} == {None}
+    assert _without_forks(forked) == _without_forks(apart)
+
+
+@pytest.mark.usefixtures("dead_units")
+def test_distances_are_recorded_every_so_often_but_every_step_is_looked_at() -> None:
+    often, seldom = _run(SETTINGS), _run(dataclasses.replace(SETTINGS, every=4))
+    for one, other in zip(often.results.values(), seldom.results.values(), strict=True):
+        assert one.steps.step == list(range(1, 11))
+        assert other.steps.step == [4, 8]
+        assert other.steps.l1 == [one.steps.l1[3], one.steps.l1[7]]
+        assert other.first_difference == one.first_difference
+    assert any(result.first_difference not in (None, 4, 8) for result in seldom.results.values())
+
+
+class _Branched(nn.Module):
+    """A model that is no sequence: two paths that are added."""
+
+    def __init__(self, switch: members.Switch) -> None:
+        super().__init__()
+        self.left, self.right, self.output = nn.Linear(784, 8), nn.Linear(784, 8), nn.Linear(8, 10)
+        self.first, self.second = (members.Kinked(functional.RELU, switch) for _ in range(2))
+        with torch.no_grad():
+            self.left.weight[1].zero_()
+            self.left.bias[1] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.first(self.left(x)) + self.second(self.right(x)))
+
+
+def test_any_model_can_be_forked() -> None:
+    def make(settings: Settings, seed: int, clock: members.Clock, switch: members.Switch) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return _Branched(switch)
+
+    forked, apart = _run(SETTINGS, model=make), _run(SETTINGS, model=make, apart=True)
+    assert all(isinstance(branch.model, _Branched) for branch in forked.branches)
+    assert sum(result.forked_at is not None for result in forked.results.values()) > 1
+    assert [len(epoch) for result in forked.results.values() for epoch in result.hits] == [2] * 12  # two activations each
+    assert _without_forks(forked) == _without_forks(apart)
+    with pytest.raises(TypeError, match=r"Linear has no relucheck.members.Kinked"):
+        _run(SETTINGS, model=lambda *_: nn.Linear(784, 10))
 
 
 PLAIN: dict[str, Callable[[], Any]] = {
@@ -128,10 +188,12 @@ PLAIN: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.usefixtures("dead_units")
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dtype", PLAIN)
-def test_chain_equals_a_plain_loop_with_public_modules(dtype: str) -> None:
+def test_chain_equals_a_plain_loop_with_public_modules(dtype: str, fused: bool) -> None:
     """relucheck's public modules, set_subgradient, torch's own optimiser: the chain rule's member is that run."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision(dtype))
+    settings = dataclasses.replace(SETTINGS, precision=Precision(dtype), optimiser=Optimiser(eps=1e-4, fused=fused))
+    options = {"fused": True} if fused else {}  # as its users write it
     run = _run(settings)
     train, _ = _splits(settings)
     for subgradient in (0.0, -0.5, 1.0):
@@ -139,7 +201,7 @@ def test_chain_equals_a_plain_loop_with_public_modules(dtype: str) -> None:
         made = executors.build(settings, 3, members.Clock(3), members.Switch())
         plain = nn.Sequential(*[activations.ReLU() if isinstance(m, members.Kinked) else m for m in made])
         networks.set_subgradient(plain, subgradient)
-        optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-4, fused=True)
+        optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-4, **options)
         for _ in range(settings.epochs):
             for x, y in zip(train.images.split(32), train.labels.split(32), strict=True):
                 optimiser.zero_grad()

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from relucheck import executors, members, stacking
+from relucheck import executors, members, stacking, training
 from relucheck.stacking import StackedExecutor
 from relucheck.training import train
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
@@ -27,7 +29,10 @@ SETTINGS = Settings(
 )
 VARIATIONS: dict[str, dict[str, Any]] = {
     "float64": {},
+    "fused": {"optimiser": Optimiser(eps=1e-4, fused=True)},
     "sgd": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
+    "sgd fused": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9, fused=True)},
+    "every third step": {"every": 3},
     "batch norm": {"batch_norm": True},
     "dropout, shuffle": {"dropout": 0.2, "shuffle": True},
     "relu6": {"activation": "relu6", "members": members_of([3, 4], [-0.5, 1.0], second=0.5)},
@@ -77,9 +82,22 @@ def _dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacking, "build", build)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_control_is_zero_and_a_broken_run_resumes(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, precision=Precision(dtype, emulation="product"), dropout=0.1, shuffle=True)
+RESUMED: dict[str, dict[str, Any]] = {
+    "bfloat16": {"precision": Precision("bfloat16", emulation="product")},
+    "float16": {"precision": Precision("float16", emulation="product")},
+    "float32 batch norm": {"precision": Precision("float32"), "batch_norm": True},
+    "mixed float16": {"precision": Precision("float32", mixed="float16")},
+    "mixed float16 sgd": {
+        "precision": Precision("float32", mixed="float16"),
+        "optimiser": Optimiser("sgd", lr=0.1, momentum=0.9),
+        "batch_norm": True,
+    },
+}
+
+
+@pytest.mark.parametrize("variation", RESUMED)
+def test_control_is_zero_and_a_broken_run_resumes(variation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(SETTINGS, dropout=0.1, shuffle=True, **RESUMED[variation])
     _dead_units(monkeypatch)
     unbroken = train(settings, progress=False, executor="stacked")
     assert unbroken.void is None
@@ -113,13 +131,14 @@ def test_fault_in_the_control_makes_the_comparison_void(monkeypatch: pytest.Monk
         original(self, number)
 
     monkeypatch.setattr(StackedExecutor, "_compare", faulty)
-    result = train(SETTINGS, progress=False, executor="stacked")
+    # the step of the fault is not one whose distances are recorded
+    result = train(dataclasses.replace(SETTINGS, every=3), progress=False, executor="stacked")
     assert result.void == "control differed at step 7 in parameter linear2.bias (seed 4)"
     assert all(member.outcome == "stopped: the comparison is void" for member in result.members)
 
 
 def test_divergence_is_recorded_and_ends_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=Optimiser(fused=False))
+    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=Optimiser())
     stacked, forked = (train(settings, progress=False, executor=name) for name in ("stacked", "forking"))
     assert stacked.void is forked.void is None
     for result in (stacked, forked):
@@ -128,3 +147,31 @@ def test_divergence_is_recorded_and_ends_a_member(monkeypatch: pytest.MonkeyPatc
             assert member.epochs == []
             assert member.steps.step == []
             assert member.first_difference is None
+
+
+def test_what_cannot_be_stacked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = members.build
+
+    def build(*rest: Any) -> Any:
+        model: Any = original(*rest)
+        model.add_module("soft", nn.Softplus())
+        return model
+
+    monkeypatch.setattr(stacking, "build", build)
+    with pytest.raises(TypeError, match=r"Softplus 'soft' cannot be stacked, only Linear.*use the forking executor"):
+        train(SETTINGS, progress=False, executor="stacked")
+
+
+def test_test_loss_is_computed_from_wide_logits() -> None:
+    settings = dataclasses.replace(SETTINGS, precision=Precision("bfloat16"))
+    _, test = (training._split(settings, split, None, torch.device("cpu")) for split in ("train", "test"))
+    run = StackedExecutor(settings, (3,), test, test, torch.device("cpu"))
+    run.begin(0)
+    run.step(0, 32, 1)
+    run.end()
+    with torch.no_grad():
+        logits = run._forward(test.images, training=False)
+    for position, result in enumerate(run.results.values()):
+        loss = F.cross_entropy(logits[position].double(), test.labels)
+        assert result.epochs[0].test_loss == pytest.approx(float(loss), rel=1e-6)
+        assert result.epochs[0].test_loss != float(F.cross_entropy(logits[position], test.labels))

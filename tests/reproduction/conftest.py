@@ -1,7 +1,9 @@
-"""One smoke run of each scenario for all tests that look at it."""
+"""One smoke run of each scenario for all tests that look at it, in whatever worker they run."""
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +15,34 @@ from relucheck.training_summary import Reproduction
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reproduction]:
-    """``smoke("E2")``: the scenario at smoke scale, run once; E2 and E3 lie in one parent folder."""
-    parent = tmp_path_factory.mktemp("smoke")
+    """``smoke("E2")``: the scenario at smoke scale, run once; E2 and E3 lie in one parent folder.
+
+    Under pytest-xdist the first worker that needs a scenario runs it, and the others wait and read what it made.
+    """
+    parent = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        parent = parent.parent  # of the workers' own folders, one for each session
+    parent = parent / "smoke"
+    parent.mkdir(exist_ok=True)
     made: dict[str, Reproduction] = {}
 
     def run(name: str) -> Reproduction:
         if name not in made:
-            folder: Path = parent / f"{name}-smoke"
-            made[name] = reproduce(name, "smoke", folder, device="cpu", progress=False, say=lambda line: None)
+            made[name] = _run_once(name, parent)
         return made[name]
 
     return run
+
+
+def _run_once(name: str, parent: Path) -> Reproduction:
+    import fcntl
+
+    kept = parent / f"{name}.pickle"
+    with (parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the file is closed, or its process dies
+        if kept.is_file():
+            found: Reproduction = pickle.loads(kept.read_bytes())
+            return found
+        made = reproduce(name, "smoke", parent / f"{name}-smoke", device="cpu", progress=False, say=lambda line: None)
+        kept.write_bytes(pickle.dumps(made))
+        return made

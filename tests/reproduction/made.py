@@ -24,8 +24,10 @@ def result(
     void: str | None = None,
     identical: bool = False,
     hits: Mapping[str, int] | None = None,
+    executor: str = "none",
+    device: str = "cpu (made up)",
 ) -> Result:
-    """A result of ``settings``; ``identical`` gives every member the reference's run."""
+    """A result of ``settings``; ``identical`` gives every member the reference's run; ``hits`` per layer by rule."""
     members = []
     for member in settings.members:
         same = identical or member.is_reference or member.control
@@ -53,4 +55,4 @@ def result(
                 epochs=[] if lost else epochs,
             )
         )
-    return Result(settings, "made up", "none", dict(VERSIONS), 1.5, void, members)
+    return Result(settings, device, executor, dict(VERSIONS), 1.5, void, members)

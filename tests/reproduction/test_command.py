@@ -35,10 +35,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def _use(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> None:
+def _use(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, figures: bool = False) -> None:
     options = dict(reproduce.reproduce.__kwdefaults__ or {})
     monkeypatch.setattr(reproduce.reproduce, "__kwdefaults__", {**options, "trainer": trainer})
-    monkeypatch.setattr(reproduce, "_figures", lambda *arguments: [])
+    if not figures:
+        monkeypatch.setattr(reproduce, "_figures", lambda *arguments: [])
 
 
 def _run(*arguments: str) -> int:
@@ -222,6 +223,100 @@ def test_a_report_that_cannot_be_written(
     assert "summary.json (No space left on device); free space" in capsys.readouterr().err
 
 
+def test_a_file_in_the_place_of_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One clear error, the finished run kept, no report about figures that are not there, nothing half-written."""
+
+    def train(settings: Settings, *, folder: Path, **options: Any) -> Result:
+        result = made.result(settings)
+        checkpoints.save_result(folder, result)
+        return result
+
+    _use(monkeypatch, train, figures=True)
+    folder = tmp_path / "out"
+    out = ("E1", "--scale", "smoke", "--out", str(folder), "--only", "bfloat16")
+    reproduce.claim(folder, "E1", "smoke", "cpu", "forking")
+    (folder / "figures").write_text("in the way")
+    assert _run(*out) == STOPPED
+    shown = capsys.readouterr().err
+    assert f"relucheck: cannot write {folder / 'figures'}" in shown
+    assert "see that nothing else is in its place" in shown
+    assert "Traceback" not in shown
+    assert sorted(path.name for path in folder.iterdir()) == ["figures", "runs", "scenario.json"]
+    assert (folder / "figures").read_text() == "in the way"
+    (folder / "figures").unlink()
+    assert _run(*out) == OK
+    assert (folder / "report.md").is_file()
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_any_other_file_error_is_one_line(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(reproduce, "write", broken)
+    assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "float32") == STOPPED
+    assert "relucheck: a file cannot be read or written: [Errno 13] Permission denied" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- executors
+
+
+def test_the_executor_reaches_the_engine_and_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def train(settings: Settings, *, folder: Path, executor: str, **options: Any) -> Result:
+        asked.append(executor)
+        result = made.result(settings, executor=executor)
+        checkpoints.save_result(folder, result)
+        return result
+
+    _use(monkeypatch, train)
+    monkeypatch.chdir(tmp_path)
+    one = ("E1", "--scale", "smoke", "--only", "bfloat16")
+    assert _run(*one) == OK
+    assert _run(*one, "--executor", "stacked") == OK
+    assert asked == ["forking", "stacked"], "another executor's runs are other runs"
+    results = tmp_path / "relucheck-results"
+    assert sorted(path.name for path in results.iterdir()) == ["E1-smoke", "E1-smoke-stacked"]
+    for name, kernel, other in (("E1-smoke", "nn.Linear", "baddbmm"), ("E1-smoke-stacked", "baddbmm", "nn.Linear")):
+        text = (results / name / "report.md").read_text(encoding="utf-8")
+        assert f"| hits / epoch ({kernel}) |" in text
+        assert f"({other})" not in text
+        assert f"Executor: {asked.pop(0)} (" in text
+    assert "on cpu (stacked)" in capsys.readouterr().err
+    assert _run(*one, "--executor", "stacked", "--out", str(results / "E1-smoke")) == USAGE
+    assert "was made for executor 'forking', not 'stacked'" in capsys.readouterr().err
+    assert _run(*one, "--executor", "serial") == USAGE
+    assert "unknown executor 'serial'; known: forking, stacked" in capsys.readouterr().err
+    assert _run("E4", "--scale", "smoke", "--executor", "stacked", "--out", str(tmp_path / "e4")) == USAGE
+    assert reproduce.usual_executor("cuda:0") == "stacked"
+
+
+def test_e3_leaves_a_stale_e2_folder_alone(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another version, or a damaged result: a line, and the runs are made here."""
+    e2, e3 = tmp_path / "E2-smoke", tmp_path / "E3-smoke"
+    one = ("--scale", "smoke", "--only", "float32")
+    assert _run("E2", *one, "--out", str(e2)) == OK
+    mark = e2 / reproduce.MARK
+    content = mark.read_text()
+    mark.write_text(json.dumps({**json.loads(content), "scenario_version": 1}))
+    assert _run("E3", *one, "--out", str(e3)) == OK
+    assert f"nothing is taken from {e2}: its scenario_version is another" in capsys.readouterr().err
+    assert trained == ["float32"] * 2
+    mark.write_text(content)
+    (e2 / "runs" / "float32" / "result.json").write_text("{")
+    (e3 / "runs" / "float32" / "result.json").unlink()
+    assert _run("E3", *one, "--out", str(e3)) == OK
+    assert f"nothing is taken from {e2}: " in capsys.readouterr().err
+    assert trained == ["float32"] * 3
+
+
 # ---------------------------------------------------------------- scenarios that run themselves
 
 
@@ -252,8 +347,15 @@ def test_help_names_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
         main(["reproduce", "--help"])
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    for needed in ("E1, E2 or E3", "--scale", "--data-root", "--out", "--only", "--device"):
+    for needed in ("--scale", "--data-root", "--out", "--only", "--device", "--executor"):
         assert needed in shown
+    known = {**scenarios.SCENARIOS, **scenarios.EXTERNAL}
+    assert {"E1", "E2", "E3", "E4"} <= set(known)
+    for name, scenario in known.items():
+        assert f"  {name}  {scenario.title}" in shown
+    for comparison in scenarios.SCENARIOS["E2"].comparisons("cpu"):
+        line = next(line for line in shown.splitlines() if line.startswith(f"    {comparison.name} "))
+        assert "about " in line, "its time"
 
 
 def test_default_device() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from relucheck import training_figures, training_summary, training_tables
+from relucheck import training_claims, training_figures, training_summary, training_tables
 from relucheck.reports import render
 from relucheck.scenarios import SCENARIOS, Comparison
-from relucheck.training_report import report, summary
+from relucheck.training_report import optimiser, report, summary
 from relucheck.training_settings import Member, Result
 from relucheck.training_summary import Reproduction
 from tests.reproduction import invariants, made
@@ -66,8 +67,19 @@ def test_the_table_has_a_row_per_s_and_a_column_per_arithmetic_and_rule() -> Non
     head = text.splitlines()[2:4]
     assert [cell.strip() for cell in head[0].split("┃")[3:7]] == ["float32", "float32", "bfloat16", "bfloat16"]
     assert [cell.strip() for cell in head[1].split("┃")[3:7]] == ["chain", "injected"] * 2
-    for line in ("accuracy %", "95 % interval", "to s = 0", "L1 distance", "first step", "hits / epoch", "verdict"):
+    shown = (
+        "accuracy %",
+        "95 % interval",
+        "to s = 0",
+        "L1 distance",
+        "|sum - sum|",
+        "first step",
+        "hits / epoch",
+        "verdict",
+    )
+    for line in shown:
         assert line in text
+    assert len(set(shown)) == len(training_tables._LINES)
     assert "differs" in text
     assert "identical" in text
 
@@ -92,6 +104,39 @@ def test_published_figures_stand_beside_the_rule_that_made_them() -> None:
     assert chain
     assert not any("about" in line for line in chain)
     assert "about" not in "\n".join(training_tables.markdown(cells, {}))
+
+
+def test_published_figures_stand_beside_emulated_arithmetics_labelled() -> None:
+    names = ("bfloat16-product", "bfloat16-split-k-4", "bfloat16-product-3-epochs", "bfloat16-split-k-4-15-epochs")
+    cells = training_summary.analyse(_runs(only=(*names, "float16-product-3-epochs")))
+    found = {
+        (cell.comparison, cell.subgradient): training_tables.published_accuracy(cell, PUBLISHED)
+        for cell in cells
+        if cell.rule == "injected"
+    }
+    for name in names:
+        assert found[name, 1.0] == "about 89 (GPU bfloat16)"
+        assert found[name, -0.5] == "about 96 (GPU bfloat16)"
+    assert found["float16-product-3-epochs", 1.0] == "", "nothing was published in float16"
+    assert "about 89 (GPU bfloat16)" in _text(_runs(only=names[:1]), 200)
+
+
+def test_hits_are_named_with_the_kernel_that_made_them() -> None:
+    for executor, kernel in (("forking", "nn.Linear"), ("stacked", "baddbmm")):
+        runs = _runs(only=("float32", "bfloat16-product"), executor=executor)
+        text = "\n".join(training_tables.markdown(training_summary.analyse(runs), {}))
+        assert f"| hits / epoch ({kernel}) |" in text
+        assert "| hits / epoch (emulated) |" in text
+        head = _text(runs[:1]).splitlines()[4]
+        assert [cell.strip() for cell in head.split("┃")[3:5]] == [kernel] * 2
+
+
+def test_fused_kernels_are_named() -> None:
+    settings = E2.comparisons("cpu", ("bfloat16",))[0].settings
+    fused = dataclasses.replace(settings, optimiser=dataclasses.replace(settings.optimiser, fused=True))
+    assert (training_summary.label(settings), training_summary.label(fused)) == ("bfloat16", "bfloat16, fused")
+    assert optimiser(settings) == "adam, lr 0.001, eps 1e-08"
+    assert optimiser(fused) == "adam, lr 0.001, eps 1e-08, fused"
 
 
 def test_a_void_comparison_says_nothing_else() -> None:
@@ -129,11 +174,21 @@ def test_diverged_members_are_counted_and_decide_nothing() -> None:
     assert "float32: every member diverged: non-finite at step 1" in every
 
 
-def test_identical_runs_are_equivalent_exactly() -> None:
-    cell = _cell(_runs(identical=True), "float32", 1.0, "injected")
+@pytest.mark.parametrize(("scale", "verdict"), [("cpu", "undecided"), ("full", "equivalent")], ids=["3 seeds", "10 seeds"])
+def test_identical_runs_differ_by_0_exactly_and_the_seeds_decide(scale: str, verdict: str) -> None:
+    cell = _cell(_runs(scale, ("float32",), identical=True), "float32", 1.0, "injected")
     assert cell.paired is not None
-    assert (cell.paired.identical, cell.paired.verdict) == (True, "equivalent")
-    assert training_tables.lines(cell)[2:5] == ["0 exactly", "0", "never"]
+    assert (cell.paired.identical, cell.paired.verdict) == (True, verdict)
+    assert training_tables.lines(cell)[2:6] == ["0 exactly", "0", "0", "never"]
+
+
+def test_the_family_holds_what_tests_something() -> None:
+    """16 rows beside s = 0: one arithmetic has identical runs, of the other one s has lost a run under both rules."""
+    single, half = E2.comparisons("cpu", ("float32", "bfloat16"))
+    lost = made.result(half.settings, diverged=lambda member: member.subgradient == 0.8 and member.seed == 1)
+    cells = training_summary.analyse([(single, made.result(single.settings, identical=True)), (half, lost)])
+    assert {cell.paired.family for cell in cells if cell.paired and not cell.control} == {6}
+    assert "family: every row of this report that tests something" in training_tables.LEGEND
 
 
 def test_one_seed_decides_nothing() -> None:
@@ -146,16 +201,151 @@ def test_one_seed_decides_nothing() -> None:
 def test_stated_figures_are_checked() -> None:
     """The made-up chain members stay near s = 0, as was stated; the injected ones lose 8 points times s, which was not."""
     runs = _runs(only=("bfloat16-product-3-epochs", "bfloat16-split-k-4"))
+    fifteen, *_ = E2.comparisons("cpu", ("bfloat16-split-k-4-15-epochs",))
+    one = tuple(member for member in fifteen.settings.members if member.seed == 0)
+    runs.append((fifteen, made.result(dataclasses.replace(fifteen.settings, members=one))))
     checked = training_summary.check(E2.stated["cpu"], {comparison.name: result for comparison, result in runs})
     found = {(c.stated.comparison, c.stated.quantity, c.stated.rule, c.stated.subgradient): c.verdict for c in checked}
     assert found["bfloat16-product-3-epochs", "difference", "chain", 1.0] == "agrees"
     assert found["bfloat16-product-3-epochs", "difference", "injected", 1.0] == "disagrees"
     assert found["bfloat16-product-3-epochs", "hits", "chain", 0.0] == "disagrees"
-    assert found["bfloat16-split-k-4", "accuracy", "injected", 1.0] == "one run"
+    assert found["bfloat16-split-k-4-15-epochs", "accuracy", "injected", 1.0] == "one run"
     assert found["float32", "difference", "chain", 1.0] == "not measured"
     header, body = training_tables.stated_lines(checked)
     assert len(body) == len(E2.stated["cpu"])
     assert all(len(line) == len(header) for line in body)
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [({}, True), ({"executor": "stacked"}, False), ({"device": "cuda (made up)"}, False)],
+    ids=["cpu", "cpu stacked", "cuda"],
+)
+def test_what_was_said_of_cpu_kernels_is_judged_by_them_alone(options: dict[str, Any], measured: bool) -> None:
+    runs = _runs(only=("float32", "bfloat16-product-3-epochs"), **options)
+    checked = training_summary.check(E2.stated["cpu"], {comparison.name: result for comparison, result in runs})
+    native = {c.verdict for c in checked if c.stated.comparison == "float32"}
+    assert ("not measured" not in native) == measured
+    assert "not measured" not in {c.verdict for c in checked if c.stated.comparison == "bfloat16-product-3-epochs"}
+    full = {stated.comparison for stated in E2.stated["full"]}
+    assert full == {"bfloat16-product-3-epochs", "float16-product-3-epochs", "bfloat16-split-k-4-15-epochs"}
+
+
+def test_hits_up_to_an_epoch() -> None:
+    member = _runs(only=("float32",))[0][1].members[0]
+    member.hits = [[[2], [0], [1]], [[4], [0], [1]], *member.hits[2:]]
+    assert training_summary.hits_per_epoch(member, 1) == 3
+    assert training_summary.hits_per_epoch(member, 2) == 4
+    assert training_summary.hits_per_epoch(member, 51) is None
+
+
+# ---------------------------------------------------------------- what agrees and what does not
+
+
+def _published_like(member: Member) -> float:
+    """As published: the injected rule costs what the figure shows, the chain rule nothing; a little noise."""
+    cost = {0.0: 0.0, -0.5: 0.02, 0.5: 0.05, 0.8: 0.07, 1.0: 0.09}[member.subgradient] if member.rule == "injected" else 0.0
+    return 0.98 - cost + 1e-4 * member.seed
+
+
+def _outcomes(folder: Path) -> Reproduction:
+    """Native arithmetics without hits or effect, an emulated one with both, over 3 seeds; split-K is not there."""
+    single, half, product = E2.comparisons("cpu", ("float32", "bfloat16", "bfloat16-product"))[:2] + E2.comparisons(
+        "cpu", ("bfloat16-product",)
+    )
+    seeds = half.settings.members
+    many = made.result(dataclasses.replace(product.settings, members=seeds), _published_like, hits={"chain": 800})
+    quiet = {"accuracy": lambda member: 0.98 + 1e-4 * member.seed, "hits": {"chain": 0}, "executor": "forking"}
+    runs = ((single, made.result(single.settings, **quiet)), (half, made.result(half.settings, **quiet)), (product, many))
+    cells = tuple(training_summary.analyse(runs))
+    results = {comparison.name: result for comparison, result in runs}
+    return Reproduction(
+        E2,
+        "cpu",
+        folder,
+        runs,
+        cells=cells,
+        checked=tuple(training_summary.check(E2.stated["cpu"], results)),
+        published=tuple(training_summary.check(E2.published_figures("cpu"), results)),
+        claims=tuple(training_claims.claims("E2", runs, cells)),
+    )
+
+
+def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
+    whole = _outcomes(tmp_path)
+    found = {
+        (c.stated.comparison, c.stated.subgradient): (c.verdict, training_claims.reason(c, whole.cells))
+        for c in whole.published
+    }
+    assert len(found) == 20, "4 arithmetics, s = 0 and 4 others"
+    verdict, why = found["bfloat16", 1.0]
+    assert verdict == "disagrees"
+    assert why.startswith("0.0 hits an epoch with nn.Linear, 2,400 in bfloat16 emulated (product)")
+    verdict, why = found["bfloat16-product", 1.0]
+    assert verdict == "agrees"
+    assert why == "the rule: 1.99 % with the chain rule, in the same arithmetic"
+    assert found["float32", 1.0] == ("agrees", "")
+    assert found["bfloat16", 0.0] == ("agrees", "")
+    assert found["bfloat16-split-k-4", 1.0] == ("not measured", "")
+    text = report(whole)
+    section = text[
+        text.index("## What agrees and what does not agree with the published figures") : text.index("## Figures\n")
+    ]
+    for figure in (*whole.published, *whole.checked):
+        row = f"| {figure.stated.source} | {figure.stated.comparison} |"
+        assert row in section
+    assert f"| {why} |" in section
+    claims = {(claim.claim.split(":")[0], claim.measured.split(":")[0]): claim for claim in whole.claims}
+    assert claims["test error grows with s in 16 bits (injected rule)", "bfloat16 emulated (product)"].verdict == "agrees"
+    flat = claims["test error grows with s in 16 bits (injected rule)", "bfloat16"]
+    assert flat.verdict == "disagrees"
+    assert "hits an epoch with nn.Linear" in flat.reason
+    assert next(claim for claim in whole.claims if claim.claim.startswith("0 against 0")).verdict == "agrees"
+    float32 = next(claim for claim in whole.claims if claim.claim.startswith("float32"))
+    assert float32.verdict == "undecided", "3 seeds without spread"
+    same = [(c, made.result(c.settings, identical=True, hits={"chain": 0}, executor="forking")) for c, _ in whole.runs[:1]]
+    _, float32 = training_claims.claims("E2", same, training_summary.analyse(same))
+    assert (float32.verdict, float32.reason) == ("disagrees", "hits of s = 0 an epoch: 0.0 with nn.Linear")
+    shown = render(*training_tables.rich_outcomes((*whole.published, *whole.checked), whole.claims), width=200, color=False)
+    assert "figures published or stated before" in shown
+    assert "disagrees" in shown
+
+
+def test_findings_of_e1_and_e3() -> None:
+    e1, e3 = SCENARIOS["E1"], SCENARIOS["E3"]
+    runs = [(c, made.result(c.settings, hits={"chain": 3})) for c in e1.comparisons("full", ("float32", "bfloat16"))]
+
+    def verdicts(name: str, runs: Any) -> list[str]:
+        return [claim.verdict for claim in training_claims.claims(name, runs, training_summary.analyse(runs))]
+
+    assert verdicts("E1", runs)[:2] == ["agrees", "agrees"]
+    assert verdicts("E1", runs)[2:] == ["disagrees", "disagrees"], "made-up distances are the same in both"
+    runs[0][1].find(1, 0.0, control=True).steps.l1[3] = 5e-324
+    assert verdicts("E1", runs)[0] == "disagrees"
+    runs[0][1].find(1, 0.0).hits = [[[0]], [[0]]]
+    assert verdicts("E1", runs)[1] == "disagrees", "a run departs without a hit"
+    alone = [(c, made.result(c.settings)) for c in e1.comparisons("cpu", ("float32", "bfloat16"))]
+    assert verdicts("E1", alone)[2:] == ["one run", "one run"]
+
+    def spread(member: Member) -> float:
+        return 0.9 + (0.001 + 0.01 * abs(member.subgradient)) * (member.seed - 1)
+
+    runs = [(c, made.result(c.settings, spread)) for c in e3.comparisons("cpu", ("bfloat16",))]
+    assert verdicts("E3", runs) == ["agrees"]
+    runs = [(c, made.result(c.settings, lambda m: 0.9 + 0.001 * m.seed)) for c in e3.comparisons("cpu", ("bfloat16",))]
+    assert verdicts("E3", runs) == ["disagrees"]
+
+
+def test_a_reference_that_diverged_proves_nothing_about_hits() -> None:
+    """Its hits end where it diverged; the others go on, meet kinks and part."""
+    comparison = E2.comparisons("cpu", ("float32",))[0]
+    result = made.result(comparison.settings, diverged=lambda member: member.subgradient == 0 and member.seed == 1)
+    for control in (False, True):
+        result.find(1, 0.0, control=control).hits = []
+    invariants.no_hits_no_difference(result)
+    result.find(1, 0.0).outcome = "finished"
+    with pytest.raises(AssertionError):
+        invariants.no_hits_no_difference(result)
 
 
 def test_accuracy_after_an_epoch() -> None:
@@ -198,9 +388,100 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(titles) == 8
     assert sum("over seeds" in title for title in titles) == 4
     assert sum("published pooling" in title for title in titles) == 4
-    # 5 subgradients x 3 seeds as points; pooled: 2 test mini-batches x 50 epochs of one run
-    assert sum(len(line.get_ydata()) for line in figure.get_axes()[0].get_lines() if line.get_linestyle() == "None") == 15
     pyplot.close(figure)
+
+
+def test_boxes_hold_each_seed_once_and_the_pooled_ones_every_epoch() -> None:
+    """What is plotted, by its y-data: points of the last epoch of each seed; medians of all mini-batches of one run."""
+    import statistics
+
+    from matplotlib import pyplot
+
+    comparison, result = _runs(only=("bfloat16",))[0]
+    for member in result.members:  # every epoch, mini-batch and seed another value
+        for number, epoch in enumerate(member.epochs):
+            epoch.test_batch_accuracies = [0.5 + number / 1000 + member.member.seed / 7, 0.6 + number / 900]
+    figure = training_figures._FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)])
+    titles = [panel.get_title() for panel in figure.get_axes()]
+    for rule in ("chain", "injected"):
+        over, pooled = (
+            next(
+                panel
+                for panel, title in zip(figure.get_axes(), titles, strict=True)
+                if f"{rule}: {what}" in title.split("\n")[1]
+            )
+            for what in ("over seeds", "published pooling")
+        )
+        for place, s in enumerate((-0.5, 0.0, 0.5, 0.8, 1.0)):
+            members = [result.find(seed, s, rule if s else "chain") for seed in (0, 1, 2)]
+            points = [
+                line for line in over.get_lines() if line.get_linestyle() == "None" and set(line.get_xdata()) == {place}
+            ]
+            assert [list(line.get_ydata()) for line in points] == [[100 * m.epochs[-1].test_accuracy for m in members]]
+            every = [100 * value for epoch in members[0].epochs for value in epoch.test_batch_accuracies]
+            assert len(every) == 100
+            assert _median(pooled, place) == pytest.approx(statistics.median(every))
+            assert _median(over, place) == pytest.approx(statistics.median(points[0].get_ydata()))
+    pyplot.close(figure)
+
+
+def _median(panel: Any, place: int) -> float:
+    """Height of the median line of the box at a place: the black one."""
+    black = [line for line in panel.get_lines() if line.get_color() == "black" and line.get_linestyle() == "-"]
+    lines = [line for line in black if round(sum(line.get_xdata()) / 2) == place]
+    assert len(lines) == 1
+    return float(lines[0].get_ydata()[0])
+
+
+def _drawn(series: list[tuple[list[float], list[float]]]) -> list[tuple[list[float], list[float], str]]:
+    """x, y and linestyle of what ``_band`` plots, without what is not drawn."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots()
+    training_figures._band(axes, series, "s = 1", ("#000000", "solid", "o"), marker=False)
+    found = []
+    for line in axes.get_lines():
+        points = [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if y == y]
+        found.append(([x for x, _ in points], [y for _, y in points], line.get_linestyle()))
+    pyplot.close(figure)
+    return found
+
+
+def test_a_mean_is_of_all_seeds_or_not_drawn() -> None:
+    """Two seeds of four points, one that diverged after two: the mean has two points, the rest is drawn one by one."""
+    long = [1.0, 2.0, 3.0, 4.0]
+    mean, *rest = _drawn([(long, [1, 1, 1, 1]), (long[:2], [4, 4]), (long, [1, 1, 7, 7])])
+    assert mean[:2] == ([1, 2], [2, 2])
+    assert ([2.0, 3.0, 4.0], [1.0, 1.0, 1.0], "-") in rest
+    assert ([2.0, 3.0, 4.0], [1.0, 7.0, 7.0], "-") in rest
+    assert ([2.0], [4.0], "None") in rest, "a cross where it diverged"
+    assert len(rest) == 3
+    assert _drawn([([], []), (long, [1, 2, 3, 4])])[0][0] == [], "one that never came to a point leaves no mean"
+    assert _drawn([([], [])]) == []
+
+
+def test_a_value_stands_at_its_epoch() -> None:
+    """An epoch whose loss is not finite has no point; those behind it keep their places."""
+    result = _runs(only=("float32",))[0][1]
+    member = result.members[0]
+    member.epochs = member.epochs[:4]
+    member.epochs[1].train_loss = None
+    x, y = training_figures._curve(member, lambda epoch: epoch.train_loss)
+    assert (x, y) == ([1.0, 3.0, 4.0], [member.epochs[i].train_loss for i in (0, 2, 3)])
+    whole = ([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0])
+    mean = _drawn([(x, y), whole])[0]
+    assert mean[0] == [1, 3, 4]
+    assert mean[1] == pytest.approx([value / 2 for value in y])
+
+
+def test_published_points_are_drawn_for_runs_as_long_only() -> None:
+    from matplotlib import pyplot
+
+    for name, points in (("bfloat16-product", 5), ("bfloat16-product-3-epochs", 0)):
+        figure = training_figures._FIGURES["error"](E2, "cpu", "a part", _runs(only=(name,)))
+        lines = [line for panel in figure.get_axes() for line in panel.get_lines()]
+        assert sum(line.get_markerfacecolor() == "white" for line in lines) == points
+        pyplot.close(figure)
 
 
 def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
@@ -248,13 +529,14 @@ def test_report_and_summary(tmp_path: Path) -> None:
 
     runs = tuple(_runs())
     cells = tuple(training_summary.analyse(runs))
-    whole = Reproduction(E2, "cpu", tmp_path, runs, ("float16",), cells, (), (tmp_path / "figures" / "one.png",))
+    drawn = (tmp_path / "figures" / "one.png",)
+    whole = Reproduction(E2, "cpu", tmp_path, runs, ("float16",), cells, figures=drawn)
     text = report(whole)
     for needed in ("# E2: ", "![one](figures/one.png)", "Not run (yet): float16.", "784-200-200-200-10, relu", "made up"):
         assert needed in text
     body = json.loads(json.dumps(summary(whole), allow_nan=False))
-    assert body["schema_version"] == 1
+    assert body["schema_version"] == 2
     assert {run["comparison"] for run in body["runs"]} == {"float32", "bfloat16"}
     assert len(body["cells"]) == len(cells)
-    bare = report(Reproduction(E2, "cpu", tmp_path, runs, (), cells, (), ()))
+    bare = report(Reproduction(E2, "cpu", tmp_path, runs, (), cells))
     assert "pip install 'relucheck[plot]'" in bare

@@ -1,0 +1,184 @@
+"""What the publications say of E1 to E3 beside what was found, and the reason where this run shows it.
+
+A reason is given only where the numbers of the same run show it; otherwise it says that none was found.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from relucheck.scenarios import Comparison
+from relucheck.training_settings import Result
+from relucheck.training_summary import Cell, Checked, Claim, group
+
+_NONE_FOUND: Final = "not found"
+_Runs = Sequence[tuple[Comparison, Result]]
+#: An arithmetic hits "rarely" beside one that hits this many times as often.
+_RARE: Final = 10
+
+
+def claims(scenario: str, runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+    """The published findings in words of a scenario, each with what was found."""
+    makers: dict[str, tuple[Callable[[_Runs, Sequence[Cell]], list[Claim]], ...]] = {
+        "E1": (_controls, _departures, _larger_in_16_bits),
+        "E2": (_controls, _float32_unmoved, _growing_errors),
+        "E3": (_growing_spread,),
+    }
+    return [claim for maker in makers.get(scenario, ()) for claim in maker(runs, cells)]
+
+
+def reason(checked: Checked, cells: Sequence[Cell]) -> str:
+    """Why a figure agrees or does not, as far as the cells of the same run show it; "" where nothing is to be explained."""
+    stated = checked.stated
+    if checked.verdict not in ("agrees", "disagrees"):
+        return ""
+    own = [cell for cell in cells if cell.comparison == stated.comparison and not cell.control]
+    if stated.quantity == "error" and stated.subgradient:
+        return _few_hits(own, cells) or _NONE_FOUND if checked.verdict == "disagrees" else _dropped_chain_rule(checked, own)
+    return _NONE_FOUND if checked.verdict == "disagrees" else ""
+
+
+def _hits(cells: Sequence[Cell]) -> float | None:
+    return next((cell.hits for cell in cells if cell.is_reference), None)
+
+
+def _few_hits(own: Sequence[Cell], cells: Sequence[Cell]) -> str:
+    """A native arithmetic whose kernels hardly ever give an exact zero, beside an emulated one in the same dtype."""
+    here = _hits(own)
+    if here is None or own[0].kernel == "emulated":
+        return ""
+    like = f"{own[0].label} emulated"  # the same dtype and setting
+    others = [cell for cell in cells if cell.is_reference and cell.label.startswith(like) and "," not in cell.label]
+    most = max((cell for cell in others if cell.hits), key=lambda cell: cell.hits or 0.0, default=None)
+    if most is None or most.hits is None or most.hits < _RARE * max(here, 1.0):
+        return ""
+    return (
+        f"{here:,.1f} hits an epoch with {own[0].kernel}, {most.hits:,.0f} in {most.label}: without hits the subgradient "
+        "is not used"
+    )
+
+
+def _dropped_chain_rule(checked: Checked, own: Sequence[Cell]) -> str:
+    """A loss of accuracy that the injected rule has and the chain rule has not."""
+    s, measured = checked.stated.subgradient, checked.measured
+    chain = next((cell for cell in own if cell.rule == "chain" and cell.subgradient == s), None)
+    if chain is None or chain.summary.low is None or measured.low is None or chain.summary.mean is None:
+        return ""
+    if 100 - chain.summary.low >= measured.low:  # the intervals meet
+        return ""
+    return f"the rule: {100 - chain.summary.mean:.2f} % with the chain rule, in the same arithmetic"
+
+
+# ---------------------------------------------------------------- findings in words
+
+
+def _controls(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+    controls = [member for _, result in runs for member in group(result)[0.0, "chain", True]]
+    distances = [value for member in controls for value in member.steps.l1]
+    void = [comparison.name for comparison, result in runs if result.void]
+    verdict = "disagrees" if void or any(distances) else "agrees" if distances else "not measured"
+    measured = f"largest L1 distance {max(distances, default=0.0):g} at {len(distances):,} recorded steps"
+    return [Claim("[R22] Fig. 1", "0 against 0: identical", measured, verdict, f"void: {', '.join(void)}" if void else "")]
+
+
+def _departures(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+    """Per seed: whether s = 1 departs, and whether the reference met a kink at all."""
+    departed = without = met = seeds = 0
+    for _, result in runs:
+        for seed in result.settings.seeds:
+            reference = result.find(seed, 0.0)
+            others = [m for m in result.members if m.member.seed == seed and m.member.subgradient]
+            if reference.diverged or result.void:
+                continue
+            hits = any(kink for epoch in reference.hits for layer in epoch for kink in layer)
+            parts = any(member.first_difference is not None for member in others)
+            seeds, met = seeds + 1, met + hits
+            departed, without = departed + parts, without + (parts and not hits)
+    measured = (
+        f"{met} of {seeds} runs of s = 0 meet an exact zero; s = 1 departs in {departed}, {without} of them without one"
+    )
+    verdict = "not measured" if not met else "disagrees" if without or not departed else "agrees"
+    return [Claim("[R22] Fig. 1", "0 against 1: departs at the first exact zero", measured, verdict)]
+
+
+def _larger_in_16_bits(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+    found = []
+    for rule in ("injected", "chain"):
+        pair = [_one(cells, name, 1.0, rule) for name in ("float32", "bfloat16")]
+        what = f"the difference is larger in 16 bits ({rule} rule)"
+        if any(cell is None or cell.l1 is None or cell.void for cell in pair):
+            found.append(Claim("[R22] Fig. 1", what, "-", "not measured"))
+            continue
+        single, half = (cell for cell in pair if cell is not None)
+        low, high = single.l1 or 0.0, half.l1 or 0.0
+        verdict = "one run" if len(half.accuracies) < 2 else "agrees" if high > low else "disagrees"
+        measured = f"last L1 distance {low:.4g} in float32, {high:.4g} in bfloat16 ({half.kernel})"
+        why = "" if high > low else f"hits of s = 0 an epoch: {_count(cells, single)} and {_count(cells, half)}"
+        found.append(Claim("[R22] Fig. 1", what, measured, verdict, why))
+    return found
+
+
+def _count(cells: Sequence[Cell], like: Cell) -> str:
+    hits = _hits([cell for cell in cells if cell.comparison == like.comparison])
+    return "unknown" if hits is None else f"{hits:,.1f}"
+
+
+def _one(cells: Sequence[Cell], name: str, s: float, rule: str) -> Cell | None:
+    rule = rule if s else "chain"
+    return next(
+        (cell for cell in cells if (cell.comparison, cell.subgradient, cell.rule, cell.control) == (name, s, rule, False)),
+        None,
+    )
+
+
+def _float32_unmoved(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+    what = "float32: weights differ, errors do not (injected rule)"
+    own = [c for c in cells if c.comparison == "float32" and c.rule == "injected" and c.subgradient and not c.void]
+    if not own:
+        return [Claim("[R22] Figs. 2 and 3", what, "-", "not measured")]
+    words = [cell.paired.verdict for cell in own if cell.paired]
+    moved = [cell for cell in own if cell.differing]
+    if len(own[0].accuracies) < 2:
+        verdict = "one run"
+    elif "differs" in words or not moved:
+        verdict = "disagrees"
+    else:
+        verdict = "agrees" if set(words) == {"equivalent"} else "undecided"
+    told = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    measured = f"weights differ for {len(moved)} of {len(own)} s (in up to {max(c.differing for c in own)} of "
+    measured += f"{len(own[0].accuracies)} seeds); accuracies: {told}"
+    why = "" if moved else f"hits of s = 0 an epoch: {_count(cells, own[0])} with {own[0].kernel}"
+    return [Claim("[R22] Figs. 2 and 3", what, measured, verdict, why)]
+
+
+def _growing_errors(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+    return _growing(cells, "[R22] Fig. 3", "test error", lambda c: None if c.summary.mean is None else 100 - c.summary.mean)
+
+
+def _growing_spread(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+    return _growing(cells, "[R22] Fig. 4", "standard deviation over seeds", lambda cell: cell.summary.sd)
+
+
+def _growing(cells: Sequence[Cell], source: str, noun: str, value: Callable[[Cell], float | None]) -> list[Claim]:
+    """Whether a value grows with s = 0, 0.5, 0.8, 1 under the rule of the published code, in each 16-bit arithmetic."""
+    found = []
+    for name in dict.fromkeys(cell.comparison for cell in cells if cell.comparison in _SIXTEEN):
+        own = [_one(cells, name, s, "injected") for s in (0.0, 0.5, 0.8, 1.0)]
+        known = [cell for cell in own if cell is not None and not cell.void]
+        values = [number for cell in known if (number := value(cell)) is not None]
+        what = f"{noun} grows with s in 16 bits (injected rule)"
+        few = not known or len(known[0].accuracies) < 2
+        label = known[0].label if known else name
+        if len(values) < len(own):
+            found.append(Claim(source, what, f"{label}: -", "one run" if known and few else "not measured"))
+            continue
+        grows = all(a < b for a, b in itertools.pairwise(values))
+        measured = f"{label}: {', '.join(f'{number:.2f}' for number in values)} for s = 0, 0.5, 0.8, 1"
+        why = "" if grows else _few_hits([cell for cell in cells if cell.comparison == name], cells) or _NONE_FOUND
+        found.append(Claim(source, what, measured, "one run" if few else "agrees" if grows else "disagrees", why))
+    return found
+
+
+_SIXTEEN: Final = ("bfloat16", "bfloat16-product", "bfloat16-split-k-4")
