@@ -95,7 +95,10 @@ train(settings, folder=sys.argv[2], progress=False)
 
 def _killed(folder: Path, at: int) -> None:
     settings = json.dumps(SETTINGS.to_json())
-    done = subprocess.run([sys.executable, "-c", _CHILD, settings, str(folder), str(at)], capture_output=True, text=True)
+    command = [sys.executable, "-c", _CHILD, settings, str(folder), str(at)]
+    # a run of another number of threads is another run
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
