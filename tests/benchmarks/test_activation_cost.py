@@ -6,7 +6,7 @@ Ratios, not times: machines differ, and so does what else they do. Run with ``py
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,14 +43,6 @@ class _Where(torch.autograd.Function):
 
 def _step(f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Tensor:
     return torch.autograd.grad(f(x), x, g)[0]
-
-
-@pytest.fixture(autouse=True)
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _seconds(candidates: dict[str, Callable[[Tensor], Tensor]], x: Tensor, g: Tensor) -> dict[str, float]:

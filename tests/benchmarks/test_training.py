@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,14 +96,6 @@ def _with_dead(model: Any, dead: int) -> Any:
         first.weight[:dead] = 0
         first.bias[:dead] = 0
     return model
-
-
-@pytest.fixture(autouse=True)
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _engine(precision: Precision, dead: int, fused: bool, found: data.DataSet, every: int) -> Callable[[], object]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -42,14 +42,6 @@ def _bare(architecture: Architecture, seed: int, dtype: torch.dtype, inputs: Ten
             for layer in layers:
                 x = nn.functional.linear(x, layer.weight, layer.bias)
         return time.process_time() - start
-
-
-@pytest.fixture(autouse=True)
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
