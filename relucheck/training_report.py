@@ -78,7 +78,7 @@ def report(made: Reproduction) -> str:
 
 
 _EXECUTORS: Final = {
-    "forking": "forking (each member by itself, with nn.Linear's own kernels)",
+    "forking": "forking (each member by itself, with nn.Linear's own kernels or the emulation that is named)",
     "stacked": "stacked (all members in one torch.baddbmm per layer; `--executor forking` runs nn.Linear's own kernels, "
     "whose exact zeros may be others)",
 }
