@@ -574,11 +574,14 @@ def test_what_a_process_raises_is_raised_here(tmp_path: Path) -> None:
 
 
 def test_the_death_of_a_worker_is_told_and_its_draws_stay(tmp_path: Path) -> None:
-    """As the kernel ends a process for want of memory; these are our own children."""
+    """As the kernel ends a process for want of memory; these are our own children, killed once draws are in the store.
+
+    A file that exists may hold nothing yet: it is opened, then written.
+    """
     cells = [dataclasses.replace(SMALL, draws=100_000, neurons=width, sample_size=64) for width in (4, 6)]
 
     def kill(step: volume_workers.Step) -> None:
-        if any(tmp_path.glob("*.partial.jsonl")):
+        if any(volume.kept(cell, Store(tmp_path)) for cell in cells):
             for worker in multiprocessing.active_children():
                 worker.kill()
 

@@ -333,6 +333,10 @@ OURS = [
 ]
 HEALTHY: list[Any] = [*modules(), *HAND_WRITTEN, *OURS]
 
+#: The oneDNN kernel that torch takes for gelu where the processor has AVX-512; its own AVX2 kernel keeps subnormals. Asked of
+#: the value itself, without the gate: the law must fail where this is so, and nowhere else.
+GELU_FLUSHES = bool((torch.nn.functional.gelu(torch.full((83,), 2.0**-128, dtype=torch.bfloat16)) == 0).any())
+
 KNOWN = (
     ExpectedFailure(
         "PReLU*/forward_mode/*",
@@ -344,9 +348,11 @@ KNOWN = (
         "torch: gelu(approximate='tanh') has a NaN gradient at finite inputs beyond the cube root of the largest number",
         message="the value is finite and the gradient is nan",
     ),
-    ExpectedFailure(
-        "GELU/subnormals/bfloat16",
-        "torch: gelu flushes bfloat16 subnormals to zero",
-        message="forward flushes a subnormal input to zero",
-    ),
+    *[
+        ExpectedFailure(
+            "GELU/subnormals/bfloat16",
+            "torch: gelu flushes bfloat16 subnormals to zero",
+            message="forward flushes a subnormal input to zero",
+        )
+    ][: int(GELU_FLUSHES)],
 )
