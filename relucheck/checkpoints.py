@@ -15,6 +15,8 @@ from relucheck.training_settings import SCHEMA, Result, Settings
 
 CHECKPOINT: Final = "checkpoint.pt"
 RESULT: Final = "result.json"
+#: Version of what a checkpoint holds. Raise it when an executor's state changes; 2: the optimiser's may be of one tensor.
+STATE: Final = 2
 
 
 class CheckpointError(OSError):
@@ -39,7 +41,7 @@ def write(path: Path, content: bytes) -> None:
 def save(folder: Path, settings: Settings, origin: dict[str, str], state: dict[str, Any]) -> None:
     """Writes the checkpoint of a run; ``origin`` says where its numbers come from (device, executor, versions)."""
     buffer = io.BytesIO()
-    head = {"schema": SCHEMA, "digest": settings.digest, "settings": json.dumps(settings.to_json()), "origin": origin}
+    head = {"schema": STATE, "digest": settings.digest, "settings": json.dumps(settings.to_json()), "origin": origin}
     torch.save({**head, "state": state}, buffer)
     write(folder / CHECKPOINT, buffer.getvalue())
 
@@ -58,7 +60,7 @@ def load(folder: Path, settings: Settings, origin: dict[str, str]) -> dict[str, 
         return None
     except Exception as error:  # unpickling nonsense raises what it likes
         raise CheckpointError(f"checkpoint {path} is unreadable or damaged: {error}; delete it to start anew") from error
-    _refuse(path, "schema", found["schema"], SCHEMA)
+    _refuse(path, "schema", found["schema"], STATE)
     if found["digest"] != settings.digest:
         _refuse_settings(path, json.loads(content["settings"]), settings)
     for name, value in origin.items():

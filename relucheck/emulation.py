@@ -67,10 +67,14 @@ class Emulation:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """``a @ b`` for a [..., n, k] and b [..., k, m] of ``dtype``, rounded as the kind says; no graph is recorded."""
-        if self.kind == "tf32":
-            return torch.matmul(_tf32(a), _tf32(b))
-        wide = compute_dtype(self.dtype)
-        a, b = a.to(wide), b.to(wide)
+        return self._multiply(self._widen(a), self._widen(b))
+
+    def _widen(self, x: Tensor) -> Tensor:
+        """A factor as the GEMM takes it, strides kept."""
+        return _tf32(x) if self.kind == "tf32" else x.to(compute_dtype(self.dtype))
+
+    def _multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        """The product of two widened factors, rounded."""
         if self.kind != "split-k":
             return torch.matmul(a, b).to(self.dtype)
         length = a.shape[-1]
@@ -100,15 +104,19 @@ class Emulation:
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """:meth:`linear` without its backward."""
+        return self._forward(self._widen(x), self._widen(weight), bias)
+
+    def _forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same of a widened input and weight."""
+        transposed = weight.transpose(-1, -2)
         if self.kind == "rounded" and bias is not None:
-            wide = compute_dtype(self.dtype)
-            transposed = weight.to(wide).transpose(-1, -2)
+            wide = bias.to(x.dtype)
             if x.ndim == weight.ndim == 2:
-                return torch.addmm(bias.to(wide), x.to(wide), transposed).to(self.dtype)
+                return torch.addmm(wide, x, transposed).to(self.dtype)
             if x.ndim == weight.ndim == 3:
-                return torch.baddbmm(bias.to(wide).unsqueeze(1), x.to(wide), transposed).to(self.dtype)
-            return (torch.matmul(x.to(wide), transposed) + bias.to(wide).unsqueeze(-2)).to(self.dtype)
-        product = self.matmul(x, weight.transpose(-1, -2))
+                return torch.baddbmm(wide.unsqueeze(1), x, transposed).to(self.dtype)
+            return (torch.matmul(x, transposed) + wide.unsqueeze(-2)).to(self.dtype)
+        product = self._multiply(x, transposed)
         return product if bias is None else product.add_(bias.unsqueeze(-2))
 
 
@@ -128,18 +136,20 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, emulation: Emulation) -> Tensor:
+        # widened once: the two products of backward take the same factors
+        x, weight = emulation._widen(x), emulation._widen(weight)
         ctx.save_for_backward(x, weight)
         ctx.emulation = emulation
-        return emulation.forward(x, weight, bias)
+        return emulation._forward(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (cotangent,) = grad_outputs
         x, weight = ctx.saved_tensors
-        matmul = ctx.emulation.matmul
-        grad_x = matmul(cotangent, weight) if ctx.needs_input_grad[0] else None
-        grad_weight = matmul(cotangent.transpose(-1, -2), x) if ctx.needs_input_grad[1] else None
+        multiply, wide = ctx.emulation._multiply, ctx.emulation._widen(cotangent)
+        grad_x = multiply(wide, weight) if ctx.needs_input_grad[0] else None
+        grad_weight = multiply(wide.transpose(-1, -2), x) if ctx.needs_input_grad[1] else None
         grad_bias = cotangent.sum(-2) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.measures import Flat, Ruler, same_gradients
+from relucheck.flat import Flat, make_optimiser, same_as_apart
+from relucheck.measures import Ruler, same_gradients
 from relucheck.members import Choice, Clock, Switch, build, layers, stream
 from relucheck.numerics import as_dtype, generator
 from relucheck.training_settings import Epoch, Member, MemberResult, Settings
@@ -66,18 +67,12 @@ class Branch:
         self.switch = self.layers[0].switch
         self.flat = Flat(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimiser = self._make_optimiser()
+        self.together = len(self.parameters) == len(self.flat.parameters) and same_as_apart(settings.optimiser, self.flat)
+        self.optimiser = make_optimiser(settings.optimiser, [self.flat.whole] if self.together else self.parameters)
         scales = settings.precision.mixed == "float16"
         self.scaler = torch.amp.GradScaler(device.type) if scales else None
         self.differs = False
         self.reset()
-
-    def _make_optimiser(self) -> torch.optim.Optimizer:
-        # fused=None is torch's own default; False would also forbid its foreach kernels, which it takes on CUDA
-        chosen = self.settings.optimiser
-        if chosen.name == "adam":
-            return torch.optim.Adam(self.parameters, lr=chosen.lr, eps=chosen.eps, fused=chosen.fused or None)
-        return torch.optim.SGD(self.parameters, lr=chosen.lr, momentum=chosen.momentum, fused=chosen.fused or None)
 
     def reset(self) -> None:
         """Begins the counts of an epoch."""
@@ -139,8 +134,11 @@ class Branch:
 
     def update(self, gradients: Sequence[Tensor]) -> None:
         """One step of the optimiser."""
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient.contiguous()  # fused kernels go through memory whatever the strides
+        if self.together:
+            self.flat.collect(gradients)
+        else:
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient.contiguous()  # fused kernels go through memory whatever the strides
         if self.scaler is None:
             self.optimiser.step()
         else:

@@ -5,11 +5,13 @@ hits, the elements whose input equals a kink: there the gradient is ``s * cotang
 influence of ReLU'(0) on backpropagation", with the chain rule that their released ReLU drops). At torch's own ``s``
 nothing is corrected, so the gradient is torch's own, bit for bit.
 
-One rule has three implementations, because one cannot serve all uses:
+One rule has four implementations, because one cannot serve all uses:
 
-* :class:`_Eager` finds the hits in forward, before an in-place variant overwrites them, and keeps coordinates (CPU, where
-  one bit test mostly shows that there are none) or a mask (many hits; accelerators and ``torch.compile``, where a branch on
-  data synchronises or is impossible). Beside these it saves what torch's own function saves.
+* :func:`_hooked`, eager mode on a CPU, is torch's own function in forward and backward. It looks for hits first, before an
+  in-place variant overwrites them; only where there are some does a hook on the autograd node correct the gradient there.
+* :class:`_Eager` does the same as a custom function, with a mask of the hits, for accelerators and ``torch.compile``, where
+  a branch on data synchronises or is impossible, and for views that are overwritten, whose node is another one. Beside the
+  mask it saves what torch's own function saves.
 * :class:`_Transformed` selects by ``where`` and serves ``torch.func``, forward-mode AD and tensor subclasses, where values
   cannot be looked at and whatever backward needs must be an input or an output.
 * :func:`_composed` is built of differentiable operations and serves ``torch.func`` inside ``torch.compile``, which traces
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -109,59 +112,102 @@ def _corrected(native: Tensor, cotangent: Tensor, subgradient: Tensor, own: floa
     return torch.where(subgradient.isnan() | (subgradient == own), native, scaled)
 
 
+def _correct(gradient: Tensor, cotangent: Tensor, hit: tuple[Tensor, ...], subgradient: Tensor, own: float) -> Tensor:
+    """The gradient with its values at the hits put right: ``hit`` holds coordinates, or one mask."""
+    if hit[0].dtype == torch.bool:
+        return torch.where(hit[0], _corrected(gradient, cotangent, subgradient, own), gradient)
+    at_hits = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
+    # in place: torch's own backward has just made the tensor, and its own double backward does not need it
+    return gradient.index_put_(hit, _corrected(gradient[hit], cotangent[hit], at_hits, own))
+
+
+#: The key under which a node's metadata say that its subgradient is the caller's (any grad_fn has metadata for users).
+OWN: Final = "relucheck"
+
+
+def is_own(node: Any) -> bool:
+    """Whether an autograd node is of an activation of this module, so that its subgradient can be chosen."""
+    return OWN in node.metadata or type(node).__name__.removeprefix("Vmapped") in ("_EagerBackward", "_TransformedBackward")
+
+
+def _looked_up(x: Tensor, at: float) -> tuple[Tensor, ...] | None:
+    hit = find(x, at)
+    # coordinates cost 8 bytes a dimension and hit, a mask one byte an element; the input of a second ReLU in a row is half
+    # hits
+    return (x == at,) if hit is not None and len(hit[0]) * 8 * x.ndim >= x.numel() else hit
+
+
+def _hooked(x: Tensor, rule: Rule, slope: float, inplace: bool, subgradients: Sequence[Tensor]) -> Tensor:
+    """torch's own function, and a hook on its node if there are hits; see the module's docstring."""
+    hits = [_looked_up(x, at) for at in rule.kinks]
+    result = rule.forward_(x, slope) if inplace else rule.forward(x, slope)
+    node: Any = result.grad_fn
+    node.metadata[OWN] = True
+    if any(hit is not None for hit in hits):
+        # The subgradients by reference, not saved: a setter changes their values between two backwards of one forward,
+        # which is the point (DESIGN, semantics 4) and what the version check of saved tensors exists to refuse.
+        node.register_hook(functools.partial(_at_hits, rule, slope, tuple(hits), tuple(subgradients)))
+    return result
+
+
+def _at_hits(
+    rule: Rule,
+    slope: float,
+    hits: Sequence[tuple[Tensor, ...] | None],
+    subgradients: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor | None],
+) -> tuple[Tensor] | None:
+    """The hook of :func:`_hooked`: what the node's own backward returned, with the hits put right."""
+    (gradient,), (cotangent,) = gradients, cotangents
+    if gradient is None or cotangent is None:  # nothing has come from above, so all is zero
+        return None
+    _refuse_misfit(rule, subgradients, cotangent.shape)  # a setter may have changed the shape since
+    own = slope if rule.leaky else 0.0
+    for hit, subgradient in zip(hits, subgradients, strict=True):
+        if hit is not None:
+            gradient = _correct(gradient, cotangent, hit, subgradient, own)
+    return (gradient,)
+
+
 class _Eager(torch.autograd.Function):
-    """The rule in eager mode and, without ``mark_dirty``, under ``torch.compile``; see the module's docstring."""
+    """The rule with a mask of the hits and, under ``torch.compile``, without ``mark_dirty``; see the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: Rule, slope: float, inplace: bool, *subgradients: Tensor) -> Tensor:
         tracing = torch.compiler.is_compiling()
-        looks = x.device.type == "cpu" and not tracing and x.ndim > 0  # no coordinates without dimensions, but a mask
-        hits: list[tuple[Tensor, ...]] = []
-        for at in rule.kinks:
-            hit = find(x, at) if looks else (x == at,)
-            # coordinates cost 8 bytes a dimension and hit, a mask one byte an element; the input of a second ReLU in a row
-            # is half hits
-            many = hit is not None and looks and len(hit[0]) * 8 * x.ndim >= x.numel()
-            hits.append((x == at,) if many else hit or ())
+        hits = [x == at for at in rule.kinks]
         if inplace and not tracing:
             ctx.mark_dirty(x)
             result = rule.forward_(x, slope)
         else:
             result = rule.forward(x, slope)
         ctx.rule, ctx.slope, ctx.saved_is_result = rule, slope, inplace or rule.saves_result
-        ctx.lengths = [len(hit) for hit in hits]
         # what backward unpacks depends on how forward saved, not on where backward runs (compiled autograd)
         ctx.traced = tracing
-        saved = (result if ctx.saved_is_result else x, *[part for hit in hits for part in hit])
+        saved = (result if ctx.saved_is_result else x, *hits)
         if tracing:
             ctx.save_for_backward(*saved, *subgradients)
         else:
             ctx.save_for_backward(*saved)
-            # By reference, not saved: a setter changes their values between two backwards of one forward, which is the
-            # point (DESIGN, semantics 4) and what the version check of saved tensors exists to refuse.
-            ctx.subgradients = subgradients
+            ctx.subgradients = subgradients  # by reference, as in _hooked
         return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (cotangent,) = grad_outputs
-        saved, *parts = ctx.saved_tensors
         kinks = len(ctx.rule.kinks)
+        saved, *rest = ctx.saved_tensors
+        hits = rest[:kinks]
         if ctx.traced:
-            parts, subgradients = parts[:-kinks], parts[-kinks:]
+            subgradients = rest[kinks:]
         else:
             subgradients = ctx.subgradients
             _refuse_misfit(ctx.rule, subgradients, cotangent.shape)  # a setter may have changed the shape since
         gradient = ctx.rule.backward(cotangent, saved, ctx.slope, ctx.saved_is_result)
         own = ctx.slope if ctx.rule.leaky else 0.0
-        for subgradient, length in zip(subgradients, ctx.lengths, strict=True):
-            hit, parts = tuple(parts[:length]), parts[length:]
-            if hit and hit[0].dtype == torch.bool:
-                gradient = torch.where(hit[0], _corrected(gradient, cotangent, subgradient, own), gradient)
-            elif hit:
-                at_hits = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
-                # in place: torch's own backward has just made the tensor, and its own double backward does not need it
-                gradient = gradient.index_put_(hit, _corrected(gradient[hit], cotangent[hit], at_hits, own))
+        for hit, subgradient in zip(hits, subgradients, strict=True):
+            gradient = _correct(gradient, cotangent, (hit,), subgradient, own)
         return (gradient, None, None, None, *[None] * kinks)
 
 
@@ -261,6 +307,9 @@ def _apply(rule: Rule, x: Tensor, slope: float, inplace: bool, subgradients: Seq
         base = x._base if x._is_view() else x
         if inplace and (x.is_leaf or (base is not None and base.is_leaf and base.requires_grad)):
             return rule.forward_(x, slope)  # raises torch's own error before, not after, anything is overwritten
+        # no coordinates without dimensions; a view that is overwritten has the node of its base
+        if x.device.type == "cpu" and x.ndim > 0 and not (inplace and base is not x):
+            return _hooked(x, rule, slope, inplace, subgradients)
         return _Eager.apply(x, rule, slope, inplace, *subgradients)
     if inplace:
         return x.copy_(_Transformed.apply(x.clone(), rule, slope, *subgradients))

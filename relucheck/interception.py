@@ -83,7 +83,6 @@ _KINKED_NODES: Final = frozenset(
         *("AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D"),
     )
 )
-_OWN_NODES: Final = frozenset({"_EagerBackward", "_TransformedBackward", "Vmapped_TransformedBackward"})
 
 _Parsed = tuple[Rule, Tensor, float, bool]
 _Parser = Callable[..., _Parsed | None]
@@ -336,7 +335,7 @@ class Interception:
         for node in _graph(roots):
             name = type(node).__name__
             custom = isinstance(node, torch.autograd.function.BackwardCFunction)
-            if (custom and name not in _OWN_NODES) or name.rstrip("0123456789") in _KINKED_NODES:
+            if (custom or name.rstrip("0123456789") in _KINKED_NODES) and not functional.is_own(node):
                 site, module = self._origins.get(node, (f"somewhere in {type(self._model).__name__}", ""))
                 found.append(OutOfReach(site, module, name, custom))
         return tuple(sorted(found, key=lambda item: (item.site, item.node)))

@@ -1,52 +1,11 @@
-"""Distances between the parameters of two members, equality bit for bit, and whether parameters are finite."""
+"""Distances between the parameters of two members, and whether two lists of gradients hold the same bits."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
-
-_ALIGNMENT = 64  # bytes, as torch aligns what it allocates: kernels may round differently on other alignments
-
-
-class Flat:
-    """The parameters of a model in one tensor, of which each parameter is made a view.
-
-    Attributes:
-        values: all parameters one after another, each begun on a 64-byte boundary, with zeros between. [n]
-        names: of the parameters.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        named = list(model.named_parameters())
-        first = named[0][1]
-        block = _ALIGNMENT // first.element_size()
-        ends = list(itertools.accumulate(-(-parameter.numel() // block) * block for _, parameter in named))
-        self.starts = [0, *ends[:-1]]
-        self.names = [name for name, _ in named]
-        self.values = torch.zeros(ends[-1], dtype=first.dtype, device=first.device)
-        self.parameters = [parameter for _, parameter in named]
-        for start, parameter in zip(self.starts, self.parameters, strict=True):
-            place = self.values[start : start + parameter.numel()].view(parameter.shape)
-            place.copy_(parameter.detach())
-            parameter.data = place
-
-    def finite(self) -> bool:
-        """Whether every parameter is finite. Reads the values."""
-        return bool(torch.stack(self.values.aminmax()).isfinite().all())  # aminmax is NaN where a value is
-
-    def same_bits(self, other: Flat) -> bool:
-        """Whether all parameters hold the same bits, signs of zeros and patterns of NaN included."""
-        return torch.equal(self.values.view(torch.int64), other.values.view(torch.int64))
-
-    def first_unequal(self, other: Flat) -> str | None:
-        """The name of the first parameter that differs in a bit."""
-        for name, a, b in zip(self.names, self.parameters, other.parameters, strict=True):
-            if not torch.equal(a.detach().contiguous().view(torch.uint8), b.detach().contiguous().view(torch.uint8)):
-                return name
-        return None
+from torch import Tensor
 
 
 class Ruler:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -95,42 +97,42 @@ class Kinked(nn.Module):
         self.elements = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled():
-            return _Kinked.apply(x, self)
-        return self.rule.forward(x, self.slope)
-
-
-class _Kinked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, module: Kinked) -> Tensor:
+        result_of = self.rule.forward
+        if not (self.training and torch.is_grad_enabled()):
+            return result_of(x, self.slope)
         # coordinates, not a mask: hits are rare; on accelerators this waits for the device, see the stacked executor
-        ctx.hits = [_hits(x, at) for at in module.rule.kinks]
-        module.hits = [0 if hit is None else len(hit[0]) for hit in ctx.hits]
-        module.elements = x.numel()
-        result = module.rule.forward(x, module.slope)
-        ctx.save_for_backward(result if module.rule.saves_result else x)
-        ctx.module = module
+        hits = [_hits(x, at) for at in self.rule.kinks]
+        self.hits = [0 if hit is None else len(hit[0]) for hit in hits]
+        self.elements = x.numel()
+        result = result_of(x, self.slope)
+        if any(self.hits) and result.grad_fn is not None:
+            result.grad_fn.register_hook(functools.partial(_at_hits, self, hits))
         return result
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (cotangent,) = grad_outputs
-        (saved,) = ctx.saved_tensors
-        rule, slope = ctx.module.rule, ctx.module.slope
-        subgradients, name = ctx.module.switch.choice
-        gradient = rule.backward(cotangent, saved, slope, rule.saves_result)
-        for hit, subgradient in zip(ctx.hits, subgradients, strict=False):
-            if hit is None:
-                continue
-            at_hits = cotangent[hit]
-            if name == "injected":
-                gradient.index_put_(hit, injected(at_hits, subgradient))
-            elif subgradient != (slope if rule.leaky else 0.0):  # torch's own result stays where s is torch's own
-                # the product is taken in the compute dtype and rounded once, as in relucheck.functional
-                wide = at_hits.to(compute_dtype(at_hits.dtype))
-                gradient.index_put_(hit, (wide * subgradient).to(at_hits.dtype))
-        return gradient, None
+
+def _at_hits(
+    module: Kinked,
+    hits: Sequence[tuple[Tensor, ...] | None],
+    gradients: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor | None],
+) -> tuple[Tensor] | None:
+    """A hook on the node of torch's own activation: what its backward returned, with the hits put right."""
+    (gradient,), (cotangent,) = gradients, cotangents
+    if gradient is None or cotangent is None:
+        return None
+    own = module.slope if module.rule.leaky else 0.0
+    subgradients, name = module.switch.choice
+    for hit, subgradient in zip(hits, subgradients, strict=False):
+        if hit is None:
+            continue
+        at_hits = cotangent[hit]
+        if name == "injected":
+            gradient.index_put_(hit, injected(at_hits, subgradient))
+        elif subgradient != own:  # torch's own result stays where s is torch's own
+            # the product is taken in the compute dtype and rounded once, as in relucheck.functional
+            wide = at_hits.to(compute_dtype(at_hits.dtype))
+            gradient.index_put_(hit, (wide * subgradient).to(at_hits.dtype))
+    return (gradient,)
 
 
 def _hits(x: Tensor, at: float) -> tuple[Tensor, ...] | None:

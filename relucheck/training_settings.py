@@ -46,7 +46,7 @@ __all__ = [
     "members_of",
 ]
 
-#: Version of the JSON forms of :class:`Settings` and :class:`Result`, and of checkpoints. Raise it when a field changes.
+#: Version of the JSON forms of :class:`Settings` and :class:`Result`. Raise it when a field changes.
 SCHEMA: Final = 1
 ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "relu6", "leaky_relu")
 _ADAM: Final = Optimiser()

@@ -94,13 +94,13 @@ def _native_backward(ctx: Any, *grad_outputs: Any) -> Any:
     (cotangent,) = grad_outputs
     x, weight = ctx.saved_tensors
     wide = cotangent.double()
-    return (wide @ weight.double()).to(x.dtype), (wide.T @ x.double()).to(x.dtype), cotangent.sum(-2), None
+    return (wide @ weight.double()).to(cotangent.dtype), (wide.T @ x.double()).to(cotangent.dtype), cotangent.sum(-2), None
 
 
 _MUTANTS: dict[str, tuple[str, Any, str, Callable[..., Any], str]] = {
-    "bias before rounding": ("product", Emulation, "forward", _late_bias, "forward"),
-    "split-k as one sum": ("split-k 4", Emulation, "matmul", _unrounded, "gradient of x"),
-    "partials added wide": ("split-k 4", Emulation, "matmul", _wide_partials, "forward"),
+    "bias before rounding": ("product", Emulation, "_forward", _late_bias, "forward"),
+    "split-k as one sum": ("split-k 4", Emulation, "_multiply", _unrounded, "gradient of x"),
+    "partials added wide": ("split-k 4", Emulation, "_multiply", _wide_partials, "forward"),
     "native backward": (
         "split-k 4",
         emulation._Linear,

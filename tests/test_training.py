@@ -270,8 +270,8 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: py
         with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "SCHEMA", 99)
-        with pytest.raises(CheckpointError, match="is of schema 1, this run has 99"):
+        patch.setattr(checkpoints, "STATE", 99)
+        with pytest.raises(CheckpointError, match="is of schema 2, this run has 99"):
             train(SETTINGS, folder=tmp_path, progress=False)
     path = tmp_path / checkpoints.CHECKPOINT
     path.write_bytes(path.read_bytes()[:1000])

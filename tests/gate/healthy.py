@@ -333,8 +333,8 @@ OURS = [
 ]
 HEALTHY: list[Any] = [*modules(), *HAND_WRITTEN, *OURS]
 
-#: The oneDNN kernel that torch takes for gelu where the processor has AVX-512; its own AVX2 kernel keeps subnormals. Asked of
-#: the value itself, without the gate: the law must fail where this is so, and nowhere else.
+#: The oneDNN kernel that torch takes for gelu where the processor has AVX-512; its own AVX2 kernel keeps subnormals. Asked
+#: of the value itself, without the gate: the law must fail where this is so, and nowhere else.
 GELU_FLUSHES = bool((torch.nn.functional.gelu(torch.full((83,), 2.0**-128, dtype=torch.bfloat16)) == 0).any())
 
 KNOWN = (

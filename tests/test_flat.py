@@ -1,0 +1,145 @@
+"""All parameters in one tensor: what is where, and that one step for all is taken only where it is a step for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from relucheck import flat
+from relucheck.flat import Flat, make_optimiser, same_as_apart
+from relucheck.numerics import generator
+from relucheck.training_parts import Optimiser
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPTIMISERS = {
+    "adam": Optimiser(eps=1e-4),
+    "adam, eps 1e-8": Optimiser(),
+    "adam fused": Optimiser(eps=1e-4, fused=True),
+    "sgd": Optimiser("sgd", 0.1),
+    "sgd momentum": Optimiser("sgd", 0.1, momentum=0.9),
+}
+
+
+def _model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 13), nn.Linear(13, 3)).to(dtype)  # no size is a multiple of a vector's
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_parameters_are_views_on_aligned_places(dtype: torch.dtype) -> None:
+    model = _model(dtype)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    whole = Flat(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert (parameter.data_ptr() - whole.values.data_ptr()) % 64 == 0
+    with torch.no_grad():
+        whole.whole.fill_(2.0)
+    assert all(bool((parameter == 2).all()) for parameter in model.parameters())
+    assert whole.whole.data_ptr() == whole.values.data_ptr()
+
+
+def test_gradients_are_collected_whatever_their_strides_and_zeros_stay_between() -> None:
+    whole = Flat(_model())
+    gradients = [
+        torch.randn(parameter.shape[::-1], generator=generator(1)).permute(*range(parameter.ndim - 1, -1, -1))
+        for parameter in whole.parameters
+    ]
+    for factor in (1.0, -3.0):
+        whole.collect([factor * gradient for gradient in gradients])
+        assert whole.whole.grad is not None
+        found, taken = whole.whole.grad, torch.zeros(len(whole.values), dtype=torch.bool)
+        for parameter, gradient in zip(whole.parameters, gradients, strict=True):
+            start = (parameter.data_ptr() - whole.values.data_ptr()) // 4
+            part = slice(start, start + parameter.numel())
+            assert torch.equal(found[part].view(parameter.shape), factor * gradient)
+            taken[part] = True
+        assert bool((found[~taken] == 0).all())
+
+
+def test_what_differs_is_named_signs_of_zeros_included() -> None:
+    one, other = Flat(_model()), Flat(_model())
+    assert one.same_bits(other)
+    assert one.first_unequal(other) is None
+    with torch.no_grad():
+        for whole, value in ((one, 0.0), (other, -0.0)):
+            whole.parameters[1][12] = value
+    assert not one.same_bits(other)
+    assert one.first_unequal(other) == "0.bias"
+    assert one.finite()
+    with torch.no_grad():
+        one.parameters[2][0, 0] = float("nan")
+    assert not one.finite()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("chosen", OPTIMISERS.values(), ids=OPTIMISERS)
+def test_where_the_proof_holds_a_long_run_is_the_same_bit_for_bit(chosen: Optimiser, dtype: torch.dtype) -> None:
+    model, apart = _model(dtype), list(_model(dtype).parameters())
+    whole = Flat(model)
+    if not same_as_apart(chosen, whole):
+        # torch's own: SGD in 16 bits rounds otherwise in a tensor's tail, eps of 1e-8 is 0 in float16
+        assert chosen.fused or dtype in (torch.bfloat16, torch.float16)
+        return
+    one, many = make_optimiser(chosen, [whole.whole]), make_optimiser(chosen, apart)
+    random = generator(2)
+    for step in range(60):
+        gradients = [torch.randn(p.shape, generator=random).mul(10.0 ** -(step % 7)).to(dtype) for p in apart]
+        whole.collect(gradients)
+        for parameter, gradient in zip(apart, gradients, strict=True):
+            parameter.grad = gradient
+        one.step()
+        many.step()
+    for mine, theirs in zip(whole.parameters, apart, strict=True):
+        assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
+
+
+def test_torchs_default_adam_is_taken_as_one_in_float32() -> None:
+    """What the engine's speed rests on; were it to change, nothing but this would tell."""
+    assert same_as_apart(Optimiser(), Flat(_model()))
+
+
+def test_zeros_between_parameters_must_stay() -> None:
+    """With an eps that rounds to 0 they become 0 / 0."""
+    assert not same_as_apart(Optimiser(eps=0.0), Flat(_model()))
+    assert not same_as_apart(Optimiser(), Flat(_model(torch.float16)))
+
+
+class _TailsRoundOtherwise(torch.optim.SGD):
+    """A seeded fault: a kernel whose last elements, too few for a vector, take another way."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                values, change = parameter.view(-1), parameter.grad.view(-1)
+                body = len(values) // 8 * 8
+                values[:body] -= 0.1 * change[:body]
+                values[body:] -= (0.1 * change[body:].double()).float()
+
+
+class _StepsOfTheNorm(torch.optim.SGD):
+    """A seeded fault: an element's step depends on its tensor."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter -= 0.1 * parameter.grad / parameter.grad.norm()
+
+
+@pytest.mark.parametrize("fault", [_TailsRoundOtherwise, _StepsOfTheNorm])
+def test_a_kernel_that_is_not_element_by_element_is_found(
+    fault: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(chosen: Optimiser, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        return fault(parameters, lr=0.1)  # type: ignore[call-arg]
+
+    monkeypatch.setattr(flat, "make_optimiser", faulty)
+    flat._same.cache_clear()
+    try:
+        assert not same_as_apart(Optimiser("sgd", 0.1), Flat(_model()))
+    finally:
+        flat._same.cache_clear()
