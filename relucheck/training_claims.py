@@ -45,11 +45,11 @@ def _hits(cells: Sequence[Cell]) -> float | None:
 
 
 def _few_hits(own: Sequence[Cell], cells: Sequence[Cell]) -> str:
-    """A native arithmetic whose kernels hardly ever give an exact zero, beside an emulated one in the same dtype."""
+    """An arithmetic that hardly ever gives an exact zero, beside an emulated one in the same dtype that often does."""
     here = _hits(own)
-    if here is None or own[0].kernel == "emulated":
+    if here is None:
         return ""
-    like = f"{own[0].label} emulated"  # the same dtype and setting
+    like = f"{own[0].label.partition(' emulated')[0]} emulated"  # the same dtype and setting
     others = [cell for cell in cells if cell.is_reference and cell.label.startswith(like) and "," not in cell.label]
     most = max((cell for cell in others if cell.hits), key=lambda cell: cell.hits or 0.0, default=None)
     if most is None or most.hits is None or most.hits < _RARE * max(here, 1.0):
@@ -181,4 +181,4 @@ def _growing(cells: Sequence[Cell], source: str, noun: str, value: Callable[[Cel
     return found
 
 
-_SIXTEEN: Final = ("bfloat16", "bfloat16-product", "bfloat16-split-k-4")
+_SIXTEEN: Final = ("bfloat16", "bfloat16-rounded", "bfloat16-product", "bfloat16-split-k-4")

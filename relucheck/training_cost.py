@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Final
+
+import torch
 
 from relucheck.scenarios import SCENARIOS, Comparison
 from relucheck.training_settings import Settings
@@ -17,6 +20,7 @@ MEASURED_MS: Final[Mapping[tuple[tuple[int, ...], str], float]] = {
     (_E2, "float32"): 30,
     (_E2, "bfloat16"): 34,
     (_E2, "float16"): 54,
+    (_E2, "bfloat16 emulated (rounded)"): 46,  # with AVX2
     (_E2, "bfloat16 emulated (product)"): 52,
     (_E2, "float16 emulated (product)"): 53,
     (_E2, "bfloat16 emulated (split-k 4)"): 74,
@@ -31,12 +35,28 @@ MEASURED_MS: Final[Mapping[tuple[tuple[int, ...], str], float]] = {
     (_B21, "float64"): 73,
     (_B21, "float32"): 46,
 }
+#: The same on a processor that has no bfloat16 instructions (an EPYC with AVX2), where that makes a difference.
+WITHOUT_BFLOAT16_MS: Final[Mapping[tuple[tuple[int, ...], str], float]] = {
+    (_E2, "bfloat16"): 240,
+    (_E1, "bfloat16"): 300,
+    (_E1, "mixed bfloat16"): 290,
+}
 _SAMPLES: Final = 60_000
 
 
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether torch multiplies in bfloat16 by the processor's own instructions; else it takes loops, many times as long."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build without oneDNN
+        return False
+
+
 def expected_seconds(settings: Settings) -> float | None:
-    """Seconds for a run on one CPU thread, or None for what was not measured; good to a factor of two."""
-    found = MEASURED_MS.get((settings.widths, settings.precision.name))
+    """Seconds for a run on one thread of this CPU, or None for what was not measured; good to a factor of two."""
+    key = settings.widths, settings.precision.name
+    found = MEASURED_MS.get(key) if has_bfloat16() else WITHOUT_BFLOAT16_MS.get(key, MEASURED_MS.get(key))
     if found is None or settings.data not in ("mnist", "fashionmnist"):
         return None
     if settings.precision.name == "float16" and settings.optimiser.name == "adam" and settings.optimiser.eps < 6e-8:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.files import write_atomically
-from relucheck.scenarios import PUBLISHED_EPOCHS, Comparison, Scenario
+from relucheck.scenarios import Comparison, Scenario
 from relucheck.training_settings import MemberResult, Result
+from relucheck.training_stated import PUBLISHED_EPOCHS
 from relucheck.training_summary import final_accuracy, group, label
 
 #: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).

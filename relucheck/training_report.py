@@ -7,10 +7,11 @@ import os
 from typing import Any, Final
 
 from relucheck.markdown import markdown_table
-from relucheck.scenarios import READ_OFF, Comparison, Scenario
+from relucheck.scenarios import Comparison, Scenario
 from relucheck.training_claims import reason
 from relucheck.training_cost import expected_seconds, in_words
 from relucheck.training_settings import Result, Settings
+from relucheck.training_stated import READ_OFF
 from relucheck.training_summary import Checked, Reproduction, group, kernel, label
 from relucheck.training_tables import LEGEND, claim_lines, markdown, stated_lines
 

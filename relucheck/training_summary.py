@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.scenarios import Comparison, External, Scenario, Stated
+from relucheck.scenarios import Comparison, External, Scenario
 from relucheck.statistics import Paired, Summary, judge, paired, summarise
 from relucheck.training_settings import MemberResult, Result, Settings
+from relucheck.training_stated import Stated
 
 
 @dataclasses.dataclass(frozen=True)

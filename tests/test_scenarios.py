@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from relucheck import scenarios
+from relucheck import scenarios, training_cost
 from relucheck.scenarios import SCALES, SCENARIOS, External, Scenario, ScenarioError, find
 from relucheck.training_cost import expected_seconds, in_words
 from relucheck.training_settings import Optimiser, Settings
@@ -119,8 +119,18 @@ def test_published_runs_use_torchs_default_optimiser(name: str, scale: str) -> N
     assert not any(settings.optimiser.fused for settings in _by_name(name, scale).values())
 
 
-def test_expected_times() -> None:
+def test_a_processor_without_bfloat16_takes_longer_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, seconds = _by_name("E2", "cpu"), {}
+    for has in (True, False):
+        monkeypatch.setattr(training_cost, "has_bfloat16", lambda has=has: has)
+        seconds[has] = {name: expected_seconds(settings) for name, settings in found.items()}
+    assert {name for name in found if seconds[True][name] != seconds[False][name]} == {"bfloat16"}
+    assert (seconds[False]["bfloat16"] or 0) > 5 * (seconds[True]["bfloat16"] or 0)
+
+
+def test_expected_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps times milliseconds, and a positive time for every comparison of scale cpu."""
+    monkeypatch.setattr(training_cost, "has_bfloat16", lambda: True)
     found = _by_name("E2", "cpu")
     assert expected_seconds(found["float32"]) == pytest.approx(0.030 * 469 * 50 * 3)
     assert expected_seconds(found["bfloat16-split-k-4-15-epochs"]) == pytest.approx(0.074 * 469 * 15 * 10)
@@ -166,7 +176,8 @@ def test_what_is_stated_is_measured_by_a_comparison_of_that_scale(scale: str) ->
 
 def test_published_figures_are_those_of_runs_as_long() -> None:
     figures = SCENARIOS["E2"].published_figures("cpu")
-    assert {figure.comparison for figure in figures} == {"float32", "bfloat16", "bfloat16-product", "bfloat16-split-k-4"}
+    emulated = {"bfloat16-product", "bfloat16-split-k-4", "bfloat16-rounded"}
+    assert {figure.comparison for figure in figures} == {"float32", "bfloat16", *emulated}
     assert {(f.subgradient, f.value) for f in figures if f.comparison == "bfloat16"} == {
         *((0.0, 2.0), (-0.5, 4.0), (0.5, 7.0), (0.8, 9.0), (1.0, 11.0))
     }

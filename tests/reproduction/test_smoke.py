@@ -83,24 +83,23 @@ def test_rules_differ(smoke: Smoke) -> None:
 
 
 def _always(rule: str) -> Any:
-    """The backward of a member's activation with one rule for all."""
-    original = members._Kinked.backward
+    """The correction at a member's hits with one rule for all."""
+    original = members._at_hits
 
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        switch = ctx.module.switch
-        before = switch.choice
+    def at_hits(module: Any, *rest: Any) -> Any:
+        before = module.switch.choice
         try:
-            switch.choice = (before[0], rule if any(before[0]) else "chain")
-            return original(ctx, *cotangents)
+            module.switch.choice = (before[0], rule if any(before[0]) else "chain")
+            return original(module, *rest)
         finally:
-            switch.choice = before
+            module.switch.choice = before
 
-    return staticmethod(backward)
+    return at_hits
 
 
 @pytest.mark.parametrize("rule", ["injected", "chain"], ids=["chain rule dropped", "injected rule made right"])
 def test_a_fault_in_a_rule_is_found(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(members._Kinked, "backward", _always(rule))
+    monkeypatch.setattr(members, "_at_hits", _always(rule))
     result = training.train(_hitting_settings(), progress=False)
     with pytest.raises(AssertionError):
         invariants.rules_differ(result)
