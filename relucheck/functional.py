@@ -5,13 +5,15 @@ hits, the elements whose input equals a kink: there the gradient is ``s * cotang
 influence of ReLU'(0) on backpropagation", with the chain rule that their released ReLU drops). At torch's own ``s``
 nothing is corrected, so the gradient is torch's own, bit for bit.
 
-One rule has four implementations, because one cannot serve all uses:
+One rule has five implementations, because one cannot serve all uses:
 
 * :func:`_hooked`, eager mode on a CPU, is torch's own function in forward and backward. It looks for hits first, before an
   in-place variant overwrites them; only where there are some does a hook on the autograd node correct the gradient there.
-* :class:`_Eager` does the same as a custom function, with a mask of the hits, for accelerators and ``torch.compile``, where
-  a branch on data synchronises or is impossible, and for views that are overwritten, whose node is another one. Beside the
-  mask it saves what torch's own function saves.
+* :class:`_Eager` does the same as a custom function, with a mask of the hits, for accelerators, where a branch on data
+  synchronises, and for views that are overwritten, whose node is another one. Beside the mask it saves what torch's own
+  function saves.
+* :class:`_Traced` serves ``torch.compile``, where a branch on data is impossible: one byte an element says which slope
+  backward takes, as many as torch's own compiled ReLU keeps.
 * :class:`_Transformed` selects by ``where`` and serves ``torch.func``, forward-mode AD and tensor subclasses, where values
   cannot be looked at and whatever backward needs must be an input or an output.
 * :func:`_composed` is built of differentiable operations and serves ``torch.func`` inside ``torch.compile``, which traces
@@ -57,6 +59,7 @@ class Rule:
         forward: out-of-place forward, ``(x, slope)``.
         forward_: in-place forward, ``(x, slope)``.
         backward: torch's own backward, ``(cotangent, saved, slope, saved_is_result)``.
+        flat: where backward does not pass the cotangent on as it is, ``(x)``: the condition in torch's own decomposition.
         saves_result: whether torch's own function saves its result rather than its input (in-place always does).
         leaky: whether the part left of 0 has a slope, which is also torch's own subgradient there.
     """
@@ -67,6 +70,7 @@ class Rule:
     forward: Callable[[Tensor, float], Tensor]
     forward_: Callable[[Tensor, float], Tensor]
     backward: Callable[[Tensor, Tensor, float, bool], Tensor]
+    flat: Callable[[Tensor], Tensor]
     saves_result: bool
     leaky: bool = False
 
@@ -78,6 +82,7 @@ RELU: Final = Rule(
     lambda x, slope: torch.relu(x),
     lambda x, slope: torch.relu_(x),
     lambda g, saved, slope, is_result: torch.ops.aten.threshold_backward(g, saved, 0),
+    lambda x: x <= 0,
     saves_result=True,
 )
 RELU6: Final = Rule(
@@ -87,6 +92,7 @@ RELU6: Final = Rule(
     lambda x, slope: F.relu6(x),
     lambda x, slope: F.relu6(x, inplace=True),
     lambda g, saved, slope, is_result: torch.ops.aten.hardtanh_backward(g, saved, 0, 6),
+    lambda x: (x <= 0) | (x >= 6),
     saves_result=False,
 )
 LEAKY_RELU: Final = Rule(
@@ -96,6 +102,7 @@ LEAKY_RELU: Final = Rule(
     lambda x, slope: F.leaky_relu(x, slope),
     lambda x, slope: F.leaky_relu_(x, slope),
     lambda g, saved, slope, is_result: torch.ops.aten.leaky_relu_backward(g, saved, slope, is_result),
+    lambda x: ~(x > 0),
     saves_result=False,
     leaky=True,
 )
@@ -123,11 +130,12 @@ def _correct(gradient: Tensor, cotangent: Tensor, hit: tuple[Tensor, ...], subgr
 
 #: The key under which a node's metadata say that its subgradient is the caller's (any grad_fn has metadata for users).
 OWN: Final = "relucheck"
+_OWN_FUNCTIONS: Final = ("_EagerBackward", "_TransformedBackward", "_TracedBackward")
 
 
 def is_own(node: Any) -> bool:
     """Whether an autograd node is of an activation of this module, so that its subgradient can be chosen."""
-    return OWN in node.metadata or type(node).__name__.removeprefix("Vmapped") in ("_EagerBackward", "_TransformedBackward")
+    return OWN in node.metadata or type(node).__name__.removeprefix("Vmapped") in _OWN_FUNCTIONS
 
 
 def _looked_up(x: Tensor, at: float) -> tuple[Tensor, ...] | None:
@@ -171,44 +179,53 @@ def _at_hits(
 
 
 class _Eager(torch.autograd.Function):
-    """The rule with a mask of the hits and, under ``torch.compile``, without ``mark_dirty``; see the module's docstring."""
+    """The rule with a mask of the hits; see the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: Rule, slope: float, inplace: bool, *subgradients: Tensor) -> Tensor:
-        tracing = torch.compiler.is_compiling()
         hits = [x == at for at in rule.kinks]
-        if inplace and not tracing:
+        if inplace:
             ctx.mark_dirty(x)
-            result = rule.forward_(x, slope)
-        else:
-            result = rule.forward(x, slope)
+        result = rule.forward_(x, slope) if inplace else rule.forward(x, slope)
         ctx.rule, ctx.slope, ctx.saved_is_result = rule, slope, inplace or rule.saves_result
-        # what backward unpacks depends on how forward saved, not on where backward runs (compiled autograd)
-        ctx.traced = tracing
-        saved = (result if ctx.saved_is_result else x, *hits)
-        if tracing:
-            ctx.save_for_backward(*saved, *subgradients)
-        else:
-            ctx.save_for_backward(*saved)
-            ctx.subgradients = subgradients  # by reference, as in _hooked
+        ctx.save_for_backward(result if ctx.saved_is_result else x, *hits)
+        ctx.subgradients = subgradients  # by reference, as in _hooked
         return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (cotangent,) = grad_outputs
-        kinks = len(ctx.rule.kinks)
-        saved, *rest = ctx.saved_tensors
-        hits = rest[:kinks]
-        if ctx.traced:
-            subgradients = rest[kinks:]
-        else:
-            subgradients = ctx.subgradients
-            _refuse_misfit(ctx.rule, subgradients, cotangent.shape)  # a setter may have changed the shape since
+        saved, *hits = ctx.saved_tensors
+        _refuse_misfit(ctx.rule, ctx.subgradients, cotangent.shape)  # a setter may have changed the shape since
         gradient = ctx.rule.backward(cotangent, saved, ctx.slope, ctx.saved_is_result)
         own = ctx.slope if ctx.rule.leaky else 0.0
-        for hit, subgradient in zip(hits, subgradients, strict=True):
+        for hit, subgradient in zip(hits, ctx.subgradients, strict=True):
             gradient = _correct(gradient, cotangent, (hit,), subgradient, own)
-        return (gradient, None, None, None, *[None] * kinks)
+        return (gradient, None, None, None, *[None] * len(hits))
+
+
+class _Traced(torch.autograd.Function):
+    """The rule under ``torch.compile``, for the compiler to fuse; see the module's docstring."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: Rule, slope: float, *subgradients: Tensor) -> Tensor:
+        part = (~rule.flat(x)).to(torch.int8)  # 0: flat, 1: the cotangent, 2 on: at a kink
+        for kink, at in enumerate(rule.kinks, 2):
+            part = torch.where(x == at, kink, part)
+        ctx.rule, ctx.slope = rule, slope
+        ctx.save_for_backward(part, *subgradients)
+        return rule.forward(x, slope)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (cotangent,) = grad_outputs
+        part, *subgradients = ctx.saved_tensors
+        own = ctx.slope if ctx.rule.leaky else 0.0
+        flat = cotangent * ctx.slope if ctx.rule.leaky else torch.zeros_like(cotangent)
+        gradient = torch.where(part == 1, cotangent, flat)
+        for kink, subgradient in enumerate(subgradients, 2):  # torch's own value at a kink is the flat side's
+            gradient = torch.where(part == kink, _corrected(flat, cotangent, subgradient, own), gradient)
+        return (gradient, None, None, *[None] * len(subgradients))
 
 
 def _product(ctx: Any, vector: Tensor) -> Tensor:
@@ -296,10 +313,7 @@ def _apply(rule: Rule, x: Tensor, slope: float, inplace: bool, subgradients: Seq
             "result, which a negative slope turns round; use inplace=False (torch has the same limit)"
         )
     if tracing:
-        if functional:
-            result = _composed(rule, x, slope, subgradients)
-        else:
-            result = _Eager.apply(x, rule, slope, inplace, *subgradients)
+        result = _composed(rule, x, slope, subgradients) if functional else _Traced.apply(x, rule, slope, *subgradients)
         return x.copy_(result) if inplace else result
     # subclasses and dispatch modes (fake tensors, make_fx) may have no values to branch on
     plain = type(x) is Tensor or type(x) is nn.Parameter

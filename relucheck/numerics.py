@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import torch
@@ -101,7 +101,7 @@ def has_zero(x: Tensor) -> bool:
         return int(torch.count_nonzero(x)) < x.numel()
     if x.numel() <= _BLOCK or not x.is_contiguous() or x.device.type != "cpu":
         return int(_bits(x).abs().amin()) <= 0
-    return next(_suspects(_bits(x).view(-1), 0), None) is not None
+    return any(int(tested.amin()) <= 0 for _, tested in _tested(_bits(x).view(-1), 0))
 
 
 def has_value(x: Tensor, value: float) -> bool:
@@ -124,8 +124,8 @@ _BLOCK: Final = 2**18
 _ROW: Final = 2**10
 
 
-def _suspects(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
-    """The blocks of flat integer bits that may hold a pattern (0: a zero of either sign): start and tested bits.
+def _tested(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
+    """The blocks of flat integer bits, tested for a pattern (0: a zero of either sign): start and tested bits.
 
     The tested bits are <= 0 where the pattern is (or its negative, for a pattern that is not 0); they are overwritten when
     the next block is asked for.
@@ -134,9 +134,7 @@ def _suspects(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(bits), _BLOCK):
         part = bits[start : start + _BLOCK]
         tested = scratch[: len(part)]
-        torch.abs(torch.bitwise_xor(part, pattern, out=tested) if pattern else part, out=tested)
-        if int(tested.amin()) <= 0:
-            yield start, tested
+        yield start, torch.abs(torch.bitwise_xor(part, pattern, out=tested) if pattern else part, out=tested)
 
 
 def find(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
@@ -153,19 +151,34 @@ def find(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
         raise ValueError("find: a 0-dimensional tensor has no coordinates; compare it with ==")
     if x.dtype == torch.float64 or not x.is_contiguous() or x.numel() == 0:  # 64-bit integer abs is not vectorised
         return (x == value).nonzero(as_tuple=True) if has_value(x, value) else None
-    at = torch.tensor(value, dtype=x.dtype, device="cpu")
-    if at.item() != value:
-        return None
+    pattern = 0
+    if value != 0:
+        at = torch.tensor(value, dtype=x.dtype, device="cpu")
+        if at.item() != value:
+            return None
+        pattern = int(_bits(at))
     flat = x.view(-1)
     found = []
-    for start, tested in _suspects(_bits(flat), 0 if value == 0 else int(_bits(at))):
+    for start, tested in _tested(_bits(flat), pattern):
         whole = len(tested) // _ROW * _ROW
-        rows = (tested[:whole].view(-1, _ROW).amin(-1) <= 0).nonzero().squeeze(1)
-        row, column = (flat[start : start + whole].view(-1, _ROW)[rows] == value).nonzero(as_tuple=True)
-        rest = (flat[start + whole : start + len(tested)] == value).nonzero().squeeze(1)
-        found += [start + rows[row] * _ROW + column, start + whole + rest]
+        lowest = tested[:whole].view(-1, _ROW).amin(-1)
+        if whole and int(lowest.amin()) <= 0:
+            rows = (lowest <= 0).nonzero().squeeze(1)
+            row, column = (flat[start : start + whole].view(-1, _ROW)[rows] == value).nonzero(as_tuple=True)
+            found.append(start + rows[row] * _ROW + column)
+        if whole < len(tested) and int(tested[whole:].amin()) <= 0:
+            found.append(start + whole + (flat[start + whole : start + len(tested)] == value).nonzero().squeeze(1))
     positions = torch.cat(found) if found else None
-    return None if positions is None or len(positions) == 0 else torch.unravel_index(positions, x.shape)
+    return None if positions is None or len(positions) == 0 else _coordinates(positions, x.shape)
+
+
+def _coordinates(positions: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """``torch.unravel_index``, in a quarter of its time for a few positions."""
+    coordinates = []
+    for size in reversed(shape[1:]):
+        coordinates.append(positions % size)
+        positions = positions // size
+    return (positions, *reversed(coordinates))
 
 
 def ordinals(x: Tensor) -> Tensor:
