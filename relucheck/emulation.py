@@ -70,7 +70,7 @@ class Emulation:
         return self._multiply(self._widen(a), self._widen(b))
 
     def _widen(self, x: Tensor) -> Tensor:
-        """A factor as the GEMM takes it, strides kept."""
+        """A factor as the GEMM takes it; dense strides are kept."""
         return _tf32(x) if self.kind == "tf32" else x.to(compute_dtype(self.dtype))
 
     def _multiply(self, a: Tensor, b: Tensor) -> Tensor:

@@ -144,6 +144,8 @@ class Branch:
         else:
             self.scaler.step(self.optimiser)
             self.scaler.update()
+        if self.together:
+            self.flat.touched()
 
     def evaluate(self, test: Split) -> Epoch:
         """The epoch's row, with the test set gone through."""

@@ -10,8 +10,8 @@ One rule has five implementations, because one cannot serve all uses:
 * :func:`_hooked`, eager mode on a CPU, is torch's own function in forward and backward. It looks for hits first, before an
   in-place variant overwrites them; only where there are some does a hook on the autograd node correct the gradient there.
 * :class:`_Eager` does the same as a custom function, with a mask of the hits, for accelerators, where a branch on data
-  synchronises, and for views that are overwritten, whose node is another one. Beside the mask it saves what torch's own
-  function saves.
+  synchronises, for views that are overwritten, whose node is another one, and where hits are many or coordinates are not to
+  be had (0 dimensions). Beside the mask it saves what torch's own function saves.
 * :class:`_Traced` serves ``torch.compile``, where a branch on data is impossible: one byte an element says which slope
   backward takes, as many as torch's own compiled ReLU keeps.
 * :class:`_Transformed` selects by ``where`` and serves ``torch.func``, forward-mode AD and tensor subclasses, where values
@@ -59,7 +59,8 @@ class Rule:
         forward: out-of-place forward, ``(x, slope)``.
         forward_: in-place forward, ``(x, slope)``.
         backward: torch's own backward, ``(cotangent, saved, slope, saved_is_result)``.
-        flat: where backward does not pass the cotangent on as it is, ``(x)``: the condition in torch's own decomposition.
+        flat: where backward does not pass the cotangent on as it is, ``(x)``: the condition in the decomposition that
+            torch's own compiled backward has (at NaN, eager kernels of hardtanh differ from it, and among themselves).
         saves_result: whether torch's own function saves its result rather than its input (in-place always does).
         leaky: whether the part left of 0 has a slope, which is also torch's own subgradient there.
     """
@@ -119,37 +120,33 @@ def _corrected(native: Tensor, cotangent: Tensor, subgradient: Tensor, own: floa
     return torch.where(subgradient.isnan() | (subgradient == own), native, scaled)
 
 
-def _correct(gradient: Tensor, cotangent: Tensor, hit: tuple[Tensor, ...], subgradient: Tensor, own: float) -> Tensor:
-    """The gradient with its values at the hits put right: ``hit`` holds coordinates, or one mask."""
-    if hit[0].dtype == torch.bool:
-        return torch.where(hit[0], _corrected(gradient, cotangent, subgradient, own), gradient)
-    at_hits = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
-    # in place: torch's own backward has just made the tensor, and its own double backward does not need it
-    return gradient.index_put_(hit, _corrected(gradient[hit], cotangent[hit], at_hits, own))
-
-
-#: The key under which a node's metadata say that its subgradient is the caller's (any grad_fn has metadata for users).
+#: The key under which a node's metadata say whether its subgradient is the caller's (any grad_fn has metadata for users).
 OWN: Final = "relucheck"
-_OWN_FUNCTIONS: Final = ("_EagerBackward", "_TransformedBackward", "_TracedBackward")
+_OWN_FUNCTIONS: Final = ("_EagerBackward", "_TransformedBackward")
 
 
 def is_own(node: Any) -> bool:
     """Whether an autograd node is of an activation of this module, so that its subgradient can be chosen."""
-    return OWN in node.metadata or type(node).__name__.removeprefix("Vmapped") in _OWN_FUNCTIONS
-
-
-def _looked_up(x: Tensor, at: float) -> tuple[Tensor, ...] | None:
-    hit = find(x, at)
-    # coordinates cost 8 bytes a dimension and hit, a mask one byte an element; the input of a second ReLU in a row is half
-    # hits
-    return (x == at,) if hit is not None and len(hit[0]) * 8 * x.ndim >= x.numel() else hit
+    mark: bool = node.metadata.get(OWN, type(node).__name__.removeprefix("Vmapped") in _OWN_FUNCTIONS)
+    return mark
 
 
 def _hooked(x: Tensor, rule: Rule, slope: float, inplace: bool, subgradients: Sequence[Tensor]) -> Tensor:
-    """torch's own function, and a hook on its node if there are hits; see the module's docstring."""
-    hits = [_looked_up(x, at) for at in rule.kinks]
+    """torch's own function, and a hook on its node if there are hits; see the module's docstring.
+
+    A subgradient that a setter has since given a shape that does not fit is refused in backward where there are hits, and
+    in the next forward.
+    """
+    hits = [find(x.detach(), at) for at in rule.kinks]
+    count = sum(len(hit[0]) for hit in hits if hit is not None)
+    # Coordinates cost 8 bytes a dimension and hit and live as long as the node, a mask costs one byte an element and is
+    # freed like any saved tensor: few hits only. The input of a second ReLU in a row is half hits.
+    if count and count * 8 * x.ndim >= x.numel() // 4:
+        return _Eager.apply(x, rule, slope, inplace, *subgradients)
     result = rule.forward_(x, slope) if inplace else rule.forward(x, slope)
     node: Any = result.grad_fn
+    if node is None:  # below autograd, where nothing is recorded
+        return result
     node.metadata[OWN] = True
     if any(hit is not None for hit in hits):
         # The subgradients by reference, not saved: a setter changes their values between two backwards of one forward,
@@ -168,13 +165,15 @@ def _at_hits(
 ) -> tuple[Tensor] | None:
     """The hook of :func:`_hooked`: what the node's own backward returned, with the hits put right."""
     (gradient,), (cotangent,) = gradients, cotangents
-    if gradient is None or cotangent is None:  # nothing has come from above, so all is zero
+    if gradient is None or cotangent is None:  # nothing has come from above (a custom function's None), so all is zero
         return None
     _refuse_misfit(rule, subgradients, cotangent.shape)  # a setter may have changed the shape since
     own = slope if rule.leaky else 0.0
     for hit, subgradient in zip(hits, subgradients, strict=True):
         if hit is not None:
-            gradient = _correct(gradient, cotangent, hit, subgradient, own)
+            at_hits = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
+            # in place: torch's own backward has just made the tensor, and its own double backward does not need it
+            gradient.index_put_(hit, _corrected(gradient[hit], cotangent[hit], at_hits, own))
     return (gradient,)
 
 
@@ -200,7 +199,9 @@ class _Eager(torch.autograd.Function):
         gradient = ctx.rule.backward(cotangent, saved, ctx.slope, ctx.saved_is_result)
         own = ctx.slope if ctx.rule.leaky else 0.0
         for hit, subgradient in zip(hits, ctx.subgradients, strict=True):
-            gradient = _correct(gradient, cotangent, (hit,), subgradient, own)
+            fixed = torch.where(hit, _corrected(gradient, cotangent, subgradient, own), gradient)
+            # where takes the mask's strides, which are the input's; torch's own gradient may have others
+            gradient = fixed if fixed.stride() == gradient.stride() else torch.empty_like(gradient).copy_(fixed)
         return (gradient, None, None, None, *[None] * len(hits))
 
 

@@ -281,7 +281,8 @@ class Interception:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One torch function call: an activation runs with the chosen subgradient, anything else as it is."""
-        if _serving.active:
+        # inside a compiled function nothing can be counted, and its node is named out of reach
+        if torch.compiler.is_compiling() or _serving.active:
             return func(*args, **kwargs)
         if self.recording:
             self._claim(args, self._inner or type(self._model).__name__, self._inner)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from relucheck import functional
@@ -100,11 +101,17 @@ class Kinked(nn.Module):
         result_of = self.rule.forward
         if not (self.training and torch.is_grad_enabled()):
             return result_of(x, self.slope)
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(
+                "relucheck.members.Kinked serves reverse mode, in which members are trained; forward mode would take "
+                "torch's own subgradient: use relucheck.ReLU"
+            )
         # coordinates, not a mask: hits are rare; on accelerators this waits for the device, see the stacked executor
-        hits = [_hits(x, at) for at in self.rule.kinks]
+        hits = [_hits(x.detach(), at) for at in self.rule.kinks]
         self.hits = [0 if hit is None else len(hit[0]) for hit in hits]
         self.elements = x.numel()
-        result = result_of(x, self.slope)
+        with torch._C.DisableTorchFunction():  # an interception would choose a subgradient, which is the switch's
+            result = result_of(x, self.slope)
         if any(self.hits) and result.grad_fn is not None:
             result.grad_fn.register_hook(functools.partial(_at_hits, self, hits))
         return result

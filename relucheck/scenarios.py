@@ -282,17 +282,17 @@ def _e2() -> Scenario:
     one = dataclasses.replace(_E2, members=_with_seeds(_E2, SEEDS[:1]))
     short = dataclasses.replace(_E2, epochs=3)
     middle = dataclasses.replace(_E2, epochs=15)
-    brief = (
-        *_made(_SHORT, _rows("bfloat16-product", "float16-product"), short, suffix="-3-epochs"),
-        *_made(_MIDDLE, _rows("bfloat16-split-k-4"), middle, suffix="-15-epochs"),
-    )
+    brief = _made(_SHORT, (*_EMULATED, *_EMULATED_FLOAT16), short, suffix="-3-epochs")
+    longer = (*_ROUNDED, *_rows("bfloat16-split-k-4"))
     # what is asked of a machine without a GPU first, the dearest last
     cpu = (
         *_made(_PUBLISHED, _rows("float32", "bfloat16", "float16", "bfloat16-rounded"), few),
         *brief,
+        *_made(_MIDDLE, longer, dataclasses.replace(middle, members=_with_seeds(_E2, SEEDS[:5])), suffix="-15-epochs"),
         *_made(_PUBLISHED, _EMULATED, one),
     )
     full = [*_made(_PUBLISHED, (*_NATIVE, *_SWITCHED, *_EMULATED, *_ROUNDED), _E2), *brief]
+    full += _made(_MIDDLE, longer, middle, suffix="-15-epochs")
     small = _small(_E2, (64, 64, 64))
     smoke = [*_made("digits, Adam, ReLU", (*pair, *_rows("float16", "bfloat16-product")), small)]
     for prefix, part, settings in _variations(_E2):

@@ -15,7 +15,8 @@ from relucheck.training_summary import Cell, Checked, Claim, group
 
 _NONE_FOUND: Final = "not found"
 _Runs = Sequence[tuple[Comparison, Result]]
-#: An arithmetic hits "rarely" beside one that hits this many times as often.
+#: An arithmetic hits "rarely" with at most so many hits an epoch, beside one that hits at least so many times as often.
+_FEW: Final = 10
 _RARE: Final = 10
 
 
@@ -47,16 +48,21 @@ def _hits(cells: Sequence[Cell]) -> float | None:
 def _few_hits(own: Sequence[Cell], cells: Sequence[Cell]) -> str:
     """An arithmetic that hardly ever gives an exact zero, beside an emulated one in the same dtype that often does."""
     here = _hits(own)
-    if here is None:
+    if here is None or here > _FEW:
         return ""
-    like = f"{own[0].label.partition(' emulated')[0]} emulated"  # the same dtype and setting
-    others = [cell for cell in cells if cell.is_reference and cell.label.startswith(like) and "," not in cell.label]
+    arithmetic, comma, setting = own[0].label.partition(", ")
+    like = f"{arithmetic.partition(' emulated')[0]} emulated"  # in the same dtype
+    others = [
+        cell
+        for cell in cells
+        if cell.is_reference and cell.label.startswith(like) and cell.label.partition(", ")[1:] == (comma, setting)
+    ]
     most = max((cell for cell in others if cell.hits), key=lambda cell: cell.hits or 0.0, default=None)
     if most is None or most.hits is None or most.hits < _RARE * max(here, 1.0):
         return ""
+    by = f"in {own[0].label}" if own[0].kernel == "emulated" else f"with {own[0].kernel}"
     return (
-        f"{here:,.1f} hits an epoch with {own[0].kernel}, {most.hits:,.0f} in {most.label}: without hits the subgradient "
-        "is not used"
+        f"{here:,.1f} hits an epoch {by}, {most.hits:,.0f} in {most.label}: with so few hits the subgradient is hardly used"
     )
 
 

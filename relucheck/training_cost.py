@@ -35,7 +35,7 @@ MEASURED_MS: Final[Mapping[tuple[tuple[int, ...], str], float]] = {
     (_B21, "float64"): 73,
     (_B21, "float32"): 46,
 }
-#: The same on a processor that has no bfloat16 instructions (an EPYC with AVX2), where that makes a difference.
+#: The same where torch does not hand bfloat16 products to oneDNN (an EPYC with AVX2).
 WITHOUT_BFLOAT16_MS: Final[Mapping[tuple[tuple[int, ...], str], float]] = {
     (_E2, "bfloat16"): 240,
     (_E1, "bfloat16"): 300,
@@ -46,7 +46,7 @@ _SAMPLES: Final = 60_000
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether torch multiplies in bfloat16 by the processor's own instructions; else it takes loops, many times as long."""
+    """Whether torch hands bfloat16 products to oneDNN on this processor; else it takes loops, many times as long."""
     try:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):  # a build without oneDNN

@@ -30,8 +30,8 @@ LEGEND: Final = (
     "fewer than 2 seeds and lost runs do not. Identical runs: the exact sign test over seeds, by itself. Fewer than 2 "
     "seeds or a diverged run: undecided. Rule chain: the subgradient times the cotangent; injected: the subgradient "
     "itself, whatever the cotangent, which is the published code's fault. Published: accuracy read off [R22]'s "
-    "Figure 3, after 50 epochs of one run on a GPU; beside an emulated arithmetic it is the GPU's bfloat16, which the "
-    "emulation stands for."
+    "Figure 3, after 50 epochs of one run on a GPU; beside an emulated arithmetic it is the GPU's bfloat16, whose "
+    "rounding product and split-k imitate and rounded does not."
 )
 _Published = Mapping[str, Mapping[float, float]]
 

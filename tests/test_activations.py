@@ -27,6 +27,7 @@ from relucheck import activations, functional
 from relucheck.activations import LeakyReLU, ReLU, ReLU6, describe
 from relucheck.functional import SubgradientError, as_subgradient
 from relucheck.kinks import Kink
+from relucheck.members import Kinked, Switch
 from relucheck.numerics import DTYPES, all_values, compute_dtype, dtype_name, from_ordinals, neighbour, same_bits
 
 Subgradients = tuple[float, ...]
@@ -810,6 +811,68 @@ def test_unsupported_input_dtype() -> None:
     x = torch.zeros(2).to(torch.float8_e4m3fn).requires_grad_()
     with pytest.raises((RuntimeError, UnsupportedDtypeError)):
         ReLU(0.5)(x)
+
+
+class _Swallows(torch.autograd.Function):
+    """Its backward has no gradient for its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("size", [2, 1000])
+def test_no_cotangent_at_all(size: int) -> None:
+    """What comes from above may be None: then nothing goes on, hits or not."""
+    for act in (ReLU(0.5), Kinked(functional.RELU, Switch(((0.5, 0.5), "chain")))):
+        x = torch.linspace(-1, 1, size).requires_grad_()
+        with torch.no_grad():
+            x[0] = 0.0
+        (gradient,) = torch.autograd.grad(_Swallows.apply(act(x)).sum(), x, allow_unused=True)
+        assert gradient is None or not bool(gradient.any())
+
+
+def test_a_members_activation_straight_on_data() -> None:
+    """Nothing that needs a gradient: no node to put a hook on."""
+    act = Kinked(functional.RELU, Switch(((0.5, 0.5), "chain")))
+    assert act(torch.zeros(1000)).grad_fn is None
+    assert act.hits == [1000]
+
+
+@pytest.mark.parametrize("make", [lambda x: x.sum(), lambda x: x.clone()[:1]], ids=["no dimensions", "a view, in place"])
+def test_a_shape_that_does_not_fit_where_there_is_a_mask(make: Callable[[Tensor], Tensor]) -> None:
+    act = ReLU(0.5, inplace=True)
+    x = torch.zeros(3, requires_grad=True)
+    y = act(make(x))
+    act.subgradient = torch.ones(4, 1, 1)
+    with pytest.raises(SubgradientError, match="does not broadcast to an input of shape"):
+        torch.autograd.grad(y.sum(), x)
+
+
+@pytest.mark.parametrize(
+    ("hits", "node"),
+    [
+        (0, "ReluBackward0"),
+        (1, "ReluBackward0"),
+        (3000, "ReluBackward0"),
+        (3200, "_EagerBackward"),
+        (200_000, "_EagerBackward"),
+    ],
+)
+def test_only_few_hits_hang_on_the_node(hits: int, node: str) -> None:
+    """A result may be kept long after its backward, and its node with it: many hits are a saved tensor, which is freed."""
+    x = torch.ones(1000, 200)
+    x.view(-1)[:hits] = 0.0
+    x.requires_grad_()
+    y = ReLU(0.5)(x)
+    assert type(y.grad_fn).__name__ == node
+    (gradient,) = torch.autograd.grad(y, x, torch.full_like(y, 2.0))
+    assert torch.equal(gradient.view(-1)[:hits], torch.ones(hits))
+    assert bool((gradient.view(-1)[hits:] == 2).all())
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 1), (4,), (2, 3, 1)])

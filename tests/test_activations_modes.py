@@ -340,6 +340,33 @@ def test_compiled_graph_equals_eager(case: Case, dtype: torch.dtype, compiler: A
         assert same_bits(eager(compiler(lambda t: in_place(t * 1)), x, g), eager(module, x, g))
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_at_nan_is_torchs_own(backend: str, compiler: Any) -> None:
+    """At NaN no side is the right one; the compiled activation takes the one that torch's own takes when compiled."""
+    x = torch.full((64,), 1.0)
+    x[::3] = math.nan
+    g = cotangents(x)
+    # torch's eager kernels of hardtanh, which aot_eager runs, differ among themselves at NaN
+    pairs = [(ReLU(0.7), nn.ReLU()), (LeakyReLU(0.1, 0.7), nn.LeakyReLU(0.1))]
+    pairs += [(ReLU6(0.7, 0.25), nn.ReLU6())] * (backend == "inductor")
+    for ours, theirs in pairs:
+        assert same_bits(eager(compiler(ours, backend), x, g), eager(compiler(theirs, backend), x, g))
+
+
+@every_case
+def test_compiled_in_place_overwrites_its_input(case: Case, compiler: Any) -> None:
+    module = case.make(0.7, inplace=True)
+
+    def both(t: Tensor) -> tuple[Tensor, Tensor]:
+        z = t * 1
+        return module(z), z
+
+    x = torch.tensor([-2.0, 0.0, 3.0, 6.0, 7.0], requires_grad=True)
+    result, overwritten = compiler(both)(x)
+    assert torch.equal(result, overwritten)
+    assert torch.equal(result, case.native()(x))
+
+
 def test_inductor_forward_and_backward(compiler: Any) -> None:
     x = inputs(torch.float32)
     modules = [ReLU(0.7), ReLU6(0.7, 0.25), LeakyReLU(0.1, 0.7), LeakyReLU(0.1)]

@@ -136,6 +136,57 @@ def test_tf32_rounds_factors_to_ten_bits_ties_to_even() -> None:
     assert bool(Emulation(torch.float32, "tf32").matmul(torch.tensor([[float("nan")]]), identity).isnan().all())
 
 
+def _eleven_bits(x: Tensor) -> Tensor:
+    """The nearest number of 11 significant bits, ties to even, by float64."""
+    mantissa, exponent = torch.frexp(x.double())
+    return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+def _tf32_is_right() -> list[bool]:
+    """Forward, gradients of input and weight; odd factors of 12 bits, each of which is rounded, and sums that are exact."""
+    random = torch.Generator().manual_seed(5)
+    x, weight, cotangent = ((2 * torch.randint(1024, 2048, (4, 4), generator=random) + 1).float() for _ in range(3))
+    assert not any(bool((_eleven_bits(value) == value).any()) for value in (x, weight, cotangent))
+    a, b, c = map(_eleven_bits, (x, weight, cotangent))
+    x.requires_grad_()
+    weight.requires_grad_()
+    y = Emulation(torch.float32, "tf32").linear(x, weight)
+    found = (y.detach(), *torch.autograd.grad(y, (x, weight), cotangent))
+    return [torch.equal(one.double(), other) for one, other in zip(found, (a @ b.T, c @ b, c.T @ a), strict=True)]
+
+
+def test_tf32_rounds_the_factors_of_all_three_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _tf32_is_right() == [True, True, True]
+    original = emulation._Linear.forward
+
+    def unrounded(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, chosen: Emulation) -> Tensor:
+        result = original(ctx, x, weight, bias, chosen)
+        ctx.save_for_backward(x, weight)  # a seeded fault: as they came, not as the forward took them
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(emulation._Linear, "forward", staticmethod(unrounded))
+        assert _tf32_is_right() == [True, False, False]
+    monkeypatch.setattr(Emulation, "_widen", lambda self, x: x)
+    assert _tf32_is_right() == [False, False, False]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tf32"])
+def test_members_stacked_round_where_they_say(kind: str) -> None:
+    """Forward and gradients of members in one call, each against the stated rounding of its own."""
+    chosen = KINDS[kind]
+    shapes = [(3, 24, 40), (3, 16, 40), (3, 16)]
+    x, weight, bias = (_integers(shape, chosen.dtype, i).requires_grad_() for i, shape in enumerate(shapes))
+    cotangent = _integers((3, 24, 16), chosen.dtype, 3)
+    y = chosen.linear(x, weight, bias)
+    grads = torch.autograd.grad(y, (x, weight, bias), cotangent)
+    for i in range(3):
+        own, factor, c = x[i].detach(), weight[i].detach(), cotangent[i]
+        assert same_bits(y[i].detach(), _linear(chosen, own, factor, bias[i].detach()))
+        wanted = (_product(chosen, c, factor), _product(chosen, c.T, own), c.sum(0))
+        assert all(same_bits(gradient[i], right) for gradient, right in zip(grads, wanted, strict=True))
+
+
 def test_members_stacked_are_each_one() -> None:
     chosen = KINDS["split-k 4"]
     x, weight, bias = (_integers(shape, chosen.dtype, i) for i, shape in enumerate([(2, 24, 40), (2, 16, 40), (2, 16)]))

@@ -98,15 +98,61 @@ def test_where_the_proof_holds_a_long_run_is_the_same_bit_for_bit(chosen: Optimi
         assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
 
 
-def test_torchs_default_adam_is_taken_as_one_in_float32() -> None:
-    """What the engine's speed rests on; were it to change, nothing but this would tell."""
-    assert same_as_apart(Optimiser(), Flat(_model()))
-
-
-def test_zeros_between_parameters_must_stay() -> None:
-    """With an eps that rounds to 0 they become 0 / 0."""
+def test_an_eps_that_is_zero_is_not_taken_as_one() -> None:
+    """The zeros between the parameters would become 0 / 0."""
     assert not same_as_apart(Optimiser(eps=0.0), Flat(_model()))
     assert not same_as_apart(Optimiser(), Flat(_model(torch.float16)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_a_fused_optimiser_is_one_pass_already(dtype: torch.dtype) -> None:
+    assert not same_as_apart(Optimiser(fused=True), Flat(_model(dtype)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_torchs_defaults_change_nothing(device: str) -> None:
+    whole = Flat(_model())
+    flat._same.cache_clear()
+    before = same_as_apart(Optimiser(), whole)
+    flat._same.cache_clear()
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device(device):
+            assert same_as_apart(Optimiser(), whole) == before
+    finally:
+        torch.set_default_dtype(torch.float32)
+        flat._same.cache_clear()
+
+
+class _ElementByElement(torch.optim.SGD):
+    """No fault: the positive control."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.copy_(parameter.double() - 0.1 * parameter.grad.double())
+
+
+class _FillsGaps(torch.optim.SGD):
+    """A seeded fault: what is 0 and has a gradient of 0 moves."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter[(parameter == 0) & (parameter.grad == 0)] = 1.0
+
+
+class _ForgetsItsSecondStep(torch.optim.SGD):
+    """A seeded fault of what is kept between steps: the last elements of a tensor lose it."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                state = self.state[parameter]
+                kept = state.setdefault("kept", torch.zeros_like(parameter)).view(-1)
+                kept[len(kept) // 8 * 8 :] = 0
+                kept += parameter.grad.view(-1)
+                parameter.view(-1).sub_(kept)
 
 
 class _TailsRoundOtherwise(torch.optim.SGD):
@@ -130,16 +176,29 @@ class _StepsOfTheNorm(torch.optim.SGD):
                 parameter -= 0.1 * parameter.grad / parameter.grad.norm()
 
 
-@pytest.mark.parametrize("fault", [_TailsRoundOtherwise, _StepsOfTheNorm])
+@pytest.mark.parametrize("even", [False, True], ids=["odd sizes", "sizes of whole vectors"])
+@pytest.mark.parametrize(
+    ("fault", "right"),
+    [
+        (_ElementByElement, True),
+        (_TailsRoundOtherwise, False),
+        (_StepsOfTheNorm, False),
+        (_FillsGaps, False),
+        (_ForgetsItsSecondStep, False),
+    ],
+)
 def test_a_kernel_that_is_not_element_by_element_is_found(
-    fault: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+    fault: type[torch.optim.Optimizer], right: bool, even: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With sizes of whole vectors nothing of the model is a tail; the proof has tails of its own."""
+
     def faulty(chosen: Optimiser, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         return fault(parameters, lr=0.1)  # type: ignore[call-arg]
 
     monkeypatch.setattr(flat, "make_optimiser", faulty)
     flat._same.cache_clear()
     try:
-        assert not same_as_apart(Optimiser("sgd", 0.1), Flat(_model()))
+        model = nn.Linear(16, 32) if even else _model()
+        assert same_as_apart(Optimiser("sgd", 0.1), Flat(model)) == right
     finally:
         flat._same.cache_clear()

@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from relucheck import interception
 from relucheck.activations import LeakyReLU, ReLU, ReLU6
 from relucheck.backprop import backprop, compare
-from relucheck.functional import SubgradientError
+from relucheck.functional import RELU, SubgradientError
 from relucheck.interception import Interception, ModelError, as_setting, tensors_in
+from relucheck.members import Kinked, Switch
 
 CPU = torch.device("cpu")
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -360,6 +361,28 @@ def test_checkpointed_parts_are_recomputed_alike(function: Callable[[Tensor], Te
     assert one.outcome == other.outcome == "bifurcate"
     assert one.differences == other.differences
     assert one.hit_count == other.hit_count
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("activation", [F.relu, ReLU(1.0)], ids=["F.relu", "relucheck.ReLU"])
+def test_a_compiled_function_inside_a_model_is_named(activation: Callable[[Tensor], Tensor]) -> None:
+    """It keeps its own subgradient, and its hits cannot be counted: never a silent agree."""
+    torch._dynamo.reset()
+    model = Calls(torch.compile(lambda x: activation(x), backend="aot_eager"))
+    with pytest.raises(ModelError, match=r"no ReLU.* was called .*out of reach: Calls .*\(CompiledFunctionBackward\)"):
+        compare(model, X, cotangent=torch.ones(3, 4))
+    both = nn.Sequential(Calls(F.relu), model)
+    comparison = compare(both, X, cotangent=torch.ones(3, 4))
+    assert [item.node for item in comparison.out_of_reach] == ["CompiledFunctionBackward"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0], ids=["hits", "no hits"])
+def test_an_activation_of_a_training_member_is_named(at: float) -> None:
+    """Its subgradient is its switch's, which no interception changes."""
+    kinked = Kinked(RELU, Switch(((0.5, 0.5), "chain")))
+    comparison = compare(nn.Sequential(Calls(F.relu), Calls(kinked, at)), X, cotangent=torch.ones(3, 4))
+    assert [(item.site, item.node) for item in comparison.out_of_reach] == [("1.function", "ReluBackward0")]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:FutureWarning")

@@ -100,9 +100,12 @@ def test_e2_on_a_cpu() -> None:
         assert (len(found[name].seeds), found[name].epochs) == (3, 50)
     for kind in ("product", "split-k-4"):
         assert (len(found[f"bfloat16-{kind}"].seeds), found[f"bfloat16-{kind}"].epochs) == (1, 50)
-    for name, epochs in (("bfloat16-product", 3), ("float16-product", 3), ("bfloat16-split-k-4", 15)):
-        settings = found[f"{name}-{epochs}-epochs"]
-        assert (len(settings.seeds), settings.epochs) == (10, epochs)
+    for name in ("bfloat16-product", "bfloat16-split-k-4", "float16-product"):
+        settings = found[f"{name}-3-epochs"]
+        assert (len(settings.seeds), settings.epochs) == (10, 3)
+    for name in ("bfloat16-rounded", "bfloat16-split-k-4"):
+        settings = found[f"{name}-15-epochs"]
+        assert (len(settings.seeds), settings.epochs) == (5, 15)
     assert found["float16-product-3-epochs"].optimiser.eps == 1e-4
     assert not any(settings.precision.strict or settings.precision.tf32 for settings in found.values())
 
@@ -133,7 +136,7 @@ def test_expected_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_cost, "has_bfloat16", lambda: True)
     found = _by_name("E2", "cpu")
     assert expected_seconds(found["float32"]) == pytest.approx(0.030 * 469 * 50 * 3)
-    assert expected_seconds(found["bfloat16-split-k-4-15-epochs"]) == pytest.approx(0.074 * 469 * 15 * 10)
+    assert expected_seconds(found["bfloat16-split-k-4-15-epochs"]) == pytest.approx(0.074 * 469 * 15 * 5)
     assert expected_seconds(_by_name("E2", "smoke")["float32"]) is None
     for name in ("E1", "E2"):
         for settings in _by_name(name, "cpu").values():
@@ -221,7 +224,10 @@ def test_unknown_scale() -> None:
     [
         (["float32"], ["float32"]),
         (["bfloat16 emulated (product)"], ["bfloat16-product-3-epochs", "bfloat16-product"]),
-        (["*-3-epochs"], ["bfloat16-product-3-epochs", "float16-product-3-epochs"]),
+        (
+            ["*-3-epochs"],
+            ["bfloat16-product-3-epochs", "bfloat16-split-k-4-3-epochs", "float16-product-3-epochs"],
+        ),
         (["bfloat16-product", "float32"], ["float32", "bfloat16-product"]),
     ],
     ids=["name", "precision", "glob", "two"],

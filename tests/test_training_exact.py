@@ -37,7 +37,9 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "split-k": {"precision": Precision("bfloat16", emulation="split-k 4")},
     "product float16": {"precision": Precision("float16", emulation="product")},
     "tf32": {"precision": Precision("float32", emulation="tf32")},
+    "rounded": {"precision": Precision("bfloat16", emulation="rounded")},
     "sgd": {"optimiser": Optimiser("sgd", lr=0.1)},
+    "sgd bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9), "precision": Precision("bfloat16")},
     "sgd momentum": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
     "adam fused": {"optimiser": Optimiser(eps=1e-4, fused=True)},
     "adam fused bfloat16": {"optimiser": Optimiser(fused=True), "precision": Precision("bfloat16")},
@@ -125,6 +127,79 @@ def test_forking_equals_every_member_by_itself(variation: str) -> None:
             assert torch.equal(
                 value.contiguous().view(-1).view(torch.uint8), theirs[index][name].contiguous().view(-1).view(torch.uint8)
             )
+    assert _without_forks(forked) == _without_forks(apart)
+
+
+LATE = (
+    *("float32", "bfloat16", "product", "mixed float16", "sgd momentum", "sgd bfloat16", "adam fused", "adam fused mixed"),
+)
+
+
+@pytest.mark.parametrize("variation", LATE)
+def test_members_that_part_late_take_their_moments_along(variation: str) -> None:
+    """From step 4 on a unit is exactly 0 on some images: by then an optimiser's state is not empty, and must be copied."""
+
+    def make(settings: Settings, seed: int, clock: members.Clock, switch: members.Switch) -> nn.Module:
+        model: Any = members.build(settings, seed, clock, switch)
+
+        def hits(module: nn.Module, inputs: Any, result: torch.Tensor) -> torch.Tensor:
+            mask = torch.zeros_like(result)
+            mask[::3, 2] = float(module.training and clock.step >= 4)
+            return result - (result * mask).detach()
+
+        model[0].register_forward_hook(hits)
+        return model
+
+    settings = dataclasses.replace(SETTINGS, **VARIATIONS[variation])
+    forked, apart = _run(settings, model=make), _run(settings, model=make, apart=True)
+    assert {result.forked_at for result in forked.results.values()} - {None} == {4}
+    ours, theirs = _parameters(forked), _parameters(apart)
+    for index, parameters in ours.items():
+        for name, value in parameters.items():
+            assert torch.equal(value.view(-1).view(torch.uint8), theirs[index][name].view(-1).view(torch.uint8))
+    assert _without_forks(forked) == _without_forks(apart)
+
+
+@pytest.mark.usefixtures("dead_units")
+@pytest.mark.parametrize("together", [False, True])
+def test_one_step_for_all_parameters_is_taken_where_it_is_proved(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = _run(SETTINGS)
+    monkeypatch.setattr(executors, "same_as_apart", lambda *_: together)
+    run = _run(SETTINGS)
+    assert {branch.together for branch in run.branches} == {together}
+    assert {len(branch.optimiser.param_groups[0]["params"]) for branch in run.branches} == {1 if together else 6}
+    if not together or expected.branches[0].together:
+        assert _without_forks(run) == _without_forks(expected)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_backward_after_the_step_is_refused(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parameters have changed; torch tells by their versions, which one step for all must raise, too."""
+    monkeypatch.setattr(executors, "same_as_apart", lambda *_: together)
+    train, _ = _splits(SETTINGS)
+    branch = _run(SETTINGS).branches[0]
+    loss, _ = branch.forward(train.images[:8], train.labels[:8])
+    branch.update(branch.gradients(loss, ((0.0, 0.0), "chain"), keep=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        branch.gradients(loss, ((0.0, 0.0), "chain"), keep=False)
+
+
+def test_a_frozen_parameter_stays() -> None:
+    def make(settings: Settings, seed: int, clock: members.Clock, switch: members.Switch) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = _Branched(switch)
+        model.right.weight.requires_grad_(False)
+        return model
+
+    forked, apart = _run(SETTINGS, model=make), _run(SETTINGS, model=make, apart=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(SETTINGS.seeds[0])
+        before = _Branched(members.Switch()).right.weight
+    for branch in forked.branches:
+        assert not branch.together
+        assert torch.equal(branch.model.right.weight, before)
+        assert not torch.equal(branch.model.left.weight, branch.model.right.weight)
     assert _without_forks(forked) == _without_forks(apart)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck import members
+from relucheck import functional, members
 from relucheck.executors import Branch, ForkingExecutor, Split
 from relucheck.injected import injected
 from relucheck.measures import same_gradients
@@ -113,6 +113,16 @@ def test_gradients_that_differ_in_the_sign_of_a_zero_are_not_the_same() -> None:
     assert same_gradients(one, [tensor.clone() for tensor in one])
     assert not same_gradients(one, [one[0], torch.tensor([-0.0, float("nan")])])
     assert not same_gradients(one, [torch.tensor([1.0, 2.0 + 2**-22]), one[1]])
+
+
+# torch's forward-mode AD imports its own scripted decompositions
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
+def test_forward_mode_is_refused() -> None:
+    """It would take torch's own subgradient without a word."""
+    act = members.Kinked(functional.RELU, Switch(((0.5, 0.5), "chain")))
+    with pytest.raises(NotImplementedError, match=r"reverse mode.*use relucheck\.ReLU"):
+        torch.func.jvp(act, (torch.zeros(3),), (torch.ones(3),))
 
 
 def test_injected_is_the_subgradient_whatever_the_cotangent() -> None:

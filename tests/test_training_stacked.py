@@ -39,6 +39,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "leaky_relu": {"activation": "leaky_relu"},
     "float32": {"precision": Precision("float32")},
     "tf32": {"precision": Precision("float32", emulation="tf32")},
+    "rounded": {"precision": Precision("bfloat16", emulation="rounded")},
     "mixed float16": {"precision": Precision("float32", mixed="float16")},
     "mixed float16 sgd": {"precision": Precision("float32", mixed="float16"), "optimiser": Optimiser("sgd", lr=0.1)},
 }

@@ -26,8 +26,8 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 def memory_is_kept() -> None:
     """glibc hands large blocks back when they are freed, so that a tensor's first use is mostly page faults.
 
-    How often depends on the state of the allocator: torch's ReLU of [4096, 4096] took 42 to 84 ms. Elsewhere than on
-    glibc nothing is changed.
+    How often depends on the state of the allocator: torch's ReLU of [4096, 4096] took 42 to 84 ms. It cannot be undone,
+    so it holds for the rest of the process. Elsewhere than on glibc nothing is changed.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

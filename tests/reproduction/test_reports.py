@@ -228,8 +228,11 @@ def test_what_was_said_of_cpu_kernels_is_judged_by_them_alone(options: dict[str,
     assert ("not measured" not in native) == measured
     assert "not measured" not in {c.verdict for c in checked if c.stated.comparison == "bfloat16-product-3-epochs"}
     full = {stated.comparison for stated in E2.stated["full"]}
-    emulated = {"bfloat16-product-3-epochs", "float16-product-3-epochs", "bfloat16-split-k-4-15-epochs", "bfloat16-rounded"}
-    assert full == emulated
+    kinds = ("product", "split-k-4")
+    assert full == {
+        *(f"bfloat16-{kind}-3-epochs" for kind in kinds),
+        *("float16-product-3-epochs", "bfloat16-split-k-4-15-epochs", "bfloat16-rounded", "bfloat16-rounded-15-epochs"),
+    }
 
 
 def test_hits_up_to_an_epoch() -> None:
@@ -310,6 +313,37 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     shown = render(*training_tables.rich_outcomes((*whole.published, *whole.checked), whole.claims), width=200, color=False)
     assert "figures published or stated before" in shown
     assert "disagrees" in shown
+
+
+@pytest.mark.parametrize(
+    ("rounded", "product", "excused"),
+    [(0, 800, True), (3, 800, True), (50, 800, False), (1, 3, False)],
+    ids=["none", "few", "many, though sixteen times as rare", "few in both"],
+)
+def test_few_hits_are_a_reason_where_they_are_few_and_others_many(rounded: int, product: int, excused: bool) -> None:
+    """Hits a layer; errors do not grow in either, so a reason is asked for."""
+    runs = []
+    for name, hits in (("bfloat16-rounded", rounded), ("bfloat16-product", product)):
+        (comparison,) = E2.comparisons("full", (name,))
+        settings = dataclasses.replace(comparison.settings, every=50)
+        runs.append((comparison, made.result(settings, lambda member: 0.98, hits={"chain": hits})))
+    claims = {c.measured.split(":")[0]: c for c in training_claims.claims("E2", runs, training_summary.analyse(runs))}
+    mild, coarse = (claims[f"bfloat16 emulated ({name})"] for name in ("rounded", "product"))
+    assert mild.verdict == coarse.verdict == "disagrees"
+    assert coarse.reason == "not found", "nobody hits ten times as often"
+    if excused:
+        assert mild.reason.startswith(f"{3 * rounded:.1f} hits an epoch in bfloat16 emulated (rounded), {3 * product:,} in")
+    else:
+        assert mild.reason == "not found"
+
+
+def test_few_hits_are_compared_in_the_same_setting() -> None:
+    runs = []
+    for name, hits in (("bfloat16-rounded", 0), ("sgd-bfloat16-product", 800)):
+        (comparison,) = E2.comparisons("full", (name,))
+        runs.append((comparison, made.result(comparison.settings, lambda member: 0.98, hits={"chain": hits})))
+    (claim,) = [c for c in training_claims.claims("E2", runs, training_summary.analyse(runs)) if "grows" in c.claim]
+    assert claim.reason == "not found", "another optimiser"
 
 
 def test_findings_of_e1_and_e3() -> None:
