@@ -275,13 +275,18 @@ def claim_lines(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
 
 
 def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
-    """Published findings and figures, and what was stated before, as rich tables; the reasons are in the report."""
+    """Published findings and figures, and what was stated before, as rich tables.
+
+    The reasons are in the report, and so are the figures that nothing here measures.
+    """
     from rich.table import Table
 
     shown = []
+    measured = [figure for figure in checked if figure.verdict != "not measured"]
+    left_out = len(checked) - len(measured)
     for title, (header, body) in (
         ("published findings, and what was found here", claim_lines(claims)),
-        ("figures published or stated before, and measured here", stated_lines(checked)),
+        ("figures published or stated before, and measured here", stated_lines(measured)),
     ):
         if not body:
             continue
@@ -292,4 +297,6 @@ def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[A
         for line in body:
             table.add_row(*line[: len(kept)])
         shown.append(table)
+    if measured and left_out:
+        shown[-1].caption = f"{left_out} more are of comparisons that are not here; report.md lists them"
     return shown

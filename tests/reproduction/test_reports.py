@@ -313,6 +313,12 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     shown = render(*training_tables.rich_outcomes((*whole.published, *whole.checked), whole.claims), width=200, color=False)
     assert "figures published or stated before" in shown
     assert "disagrees" in shown
+    missing = [figure for figure in (*whole.published, *whole.checked) if figure.verdict == "not measured"]
+    assert missing
+    assert f"{len(missing)} more are of comparisons that are not here; report.md lists them" in shown
+    assert "bfloat16-split-k-4" not in shown.partition("figures published")[2]
+    only_missing = training_tables.rich_outcomes(missing, ())
+    assert only_missing == [], "nothing to show"
 
 
 @pytest.mark.parametrize(
