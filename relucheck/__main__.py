@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="run these comparisons alone: a name, a glob or a precision (repeatable)",
+        help="run these comparisons alone: a name, else a glob or a precision (repeatable)",
     )
     reproduce.add_argument(
         "--executor",

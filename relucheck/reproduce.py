@@ -80,7 +80,7 @@ def reproduce(
             not the device's usual one.
         root: data root, see :func:`relucheck.data.data_root`.
         device: None: CUDA where there is one.
-        only: names, globs or precisions of the comparisons to run; none: all.
+        only: names, or else globs or precisions, of the comparisons to run; none: all.
         executor: "forking" (nn.Linear's own kernels) or "stacked" (baddbmm); None: forking on the CPU, else stacked.
         progress: whether the engine shows its progress.
         say: takes a line for each comparison.

@@ -53,6 +53,7 @@ _PRODUCT: Final = "bfloat16-product-3-epochs"
 _SPLIT_BRIEF: Final = "bfloat16-split-k-4-3-epochs"
 _SPLIT: Final = "bfloat16-split-k-4-15-epochs"
 _ROUNDED: Final = "bfloat16-rounded-15-epochs"
+_NATIVE: Final = "bfloat16-15-epochs"
 #: Of emulated arithmetics, which are the same on every device.
 STATED_EMULATED: Final[tuple[Stated, ...]] = (
     Stated(_NOTE, _PRODUCT, "accuracy", "chain", 0.0, 96.17, 0.0),
@@ -93,7 +94,9 @@ STATED_ROUNDED: Final = tuple(
     for name in ("bfloat16-rounded", _ROUNDED)
     for stated in _stated_of_rare_hits(name, "any")
 )
-STATED_CPU: Final = (*_stated_of_rare_hits("float32", "cpu"), *_stated_of_rare_hits("bfloat16", "cpu"))
+STATED_CPU: Final = tuple(
+    stated for name in ("float32", "bfloat16", _NATIVE) for stated in _stated_of_rare_hits(name, "cpu")
+)
 #: Final test error in %, read off [R22]'s Figure 3 (50 epochs, one run each, injected rule).
 _BFLOAT16_ERRORS: Final = {0.0: 2.0, -0.5: 4.0, 0.5: 7.0, 0.8: 9.0, 1.0: 11.0}
 ERRORS: Final = {
@@ -114,3 +117,4 @@ ERRORS: Final = {
         _BFLOAT16_ERRORS,
     ),
 }
+ERRORS_CPU: Final = {**ERRORS, _NATIVE: _BFLOAT16_ERRORS}

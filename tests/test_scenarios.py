@@ -106,6 +106,7 @@ def test_e2_on_a_cpu() -> None:
     for name in ("bfloat16-rounded", "bfloat16-split-k-4"):
         settings = found[f"{name}-15-epochs"]
         assert (len(settings.seeds), settings.epochs) == (5, 15)
+    assert (len(found["bfloat16-15-epochs"].seeds), found["bfloat16-15-epochs"].epochs) == (3, 15)
     assert found["float16-product-3-epochs"].optimiser.eps == 1e-4
     assert not any(settings.precision.strict or settings.precision.tf32 for settings in found.values())
 
@@ -127,7 +128,7 @@ def test_a_processor_without_bfloat16_takes_longer_where_it_is_native(monkeypatc
     for has in (True, False):
         monkeypatch.setattr(training_cost, "has_bfloat16", lambda has=has: has)
         seconds[has] = {name: expected_seconds(settings) for name, settings in found.items()}
-    assert {name for name in found if seconds[True][name] != seconds[False][name]} == {"bfloat16"}
+    assert {name for name in found if seconds[True][name] != seconds[False][name]} == {"bfloat16", "bfloat16-15-epochs"}
     assert (seconds[False]["bfloat16"] or 0) > 5 * (seconds[True]["bfloat16"] or 0)
 
 
@@ -223,6 +224,7 @@ def test_unknown_scale() -> None:
     ("only", "chosen"),
     [
         (["float32"], ["float32"]),
+        (["bfloat16"], ["bfloat16"]),  # and not bfloat16-15-epochs, which has that precision
         (["bfloat16 emulated (product)"], ["bfloat16-product-3-epochs", "bfloat16-product"]),
         (
             ["*-3-epochs"],
@@ -230,7 +232,7 @@ def test_unknown_scale() -> None:
         ),
         (["bfloat16-product", "float32"], ["float32", "bfloat16-product"]),
     ],
-    ids=["name", "precision", "glob", "two"],
+    ids=["name", "name of a precision", "precision", "glob", "two"],
 )
 def test_only(only: list[str], chosen: list[str]) -> None:
     assert [comparison.name for comparison in SCENARIOS["E2"].comparisons("cpu", only)] == chosen
