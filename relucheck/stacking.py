@@ -1,8 +1,12 @@
 """How the members of a comparison are run on an accelerator: stacked, all members of all seeds as one batched model.
 
-Every parameter has a leading dimension of members, linear layers are batched GEMMs, and backward takes each member's own
-subgradient and rule. Identical members stay bitwise identical, which the control proves. A stacked run is not bitwise the
-run of a module trained by itself (the GEMMs are others), so all members of a comparison run this way from the start.
+Every parameter has a leading dimension of members, and backward takes each member's own subgradient and rule. Identical
+members stay bitwise identical, which the control proves. Linear layers are batched GEMMs, which are not bitwise those of a
+module trained by itself, so all members of a comparison run this way from the start.
+
+16-bit products on CUDA are made member by member instead, by ``nn.Linear``'s own kernels: a batched GEMM there heeds no
+switch for reduced-precision reductions (ATen's ``bgemm_internal_cublas`` sets no math mode for 16-bit types, where
+``gemm_internal_cublas`` does: aten/src/ATen/cuda/CUDABlas.cpp), and has no reason to split K, which a lone one has.
 
 Nothing is read from the device until an epoch ends: flags, counts and distances are kept there.
 """
@@ -21,12 +25,12 @@ from relucheck.executors import Split, autocast, finite_or_none
 from relucheck.functional import Rule
 from relucheck.injected import injected
 from relucheck.members import Clock, Kinked, SharedDropout, Switch, build, layers, stream
-from relucheck.numerics import bits_dtype, compute_dtype, generator, has_value
+from relucheck.numerics import as_dtype, bits_dtype, compute_dtype, generator, has_value
+from relucheck.stacked_optimisers import Scaled, make
 from relucheck.training_settings import Epoch, MemberResult, Settings
 
 _ELEMENTS = 2**25  # of one layer's activations when evaluating, over all members
 _SERVED = (nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
-_GROWTH = 2000  # steps without overflow after which a gradient scaler doubles its scale, as torch.amp.GradScaler's
 
 
 class _StackedKinked(torch.autograd.Function):
@@ -66,56 +70,6 @@ class _StackedKinked(torch.autograd.Function):
         return gradient, None, None, None, None, None
 
 
-class _Scaled:
-    """Adam or SGD under a gradient scaler of each member's own; a member whose gradients overflow skips its step.
-
-    ``torch.amp.GradScaler`` has one scale and would skip the step of all. Same rules and constants. Parameters are float32
-    here, so torch's fused optimisers differ from this by rounding only, and there is one form for both.
-    """
-
-    def __init__(self, settings: Settings, parameters: list[Tensor]) -> None:
-        self.chosen, self.parameters = settings.optimiser, parameters
-        count, device = parameters[0].shape[0], parameters[0].device
-        self.scale = torch.full((count,), 65536.0, device=device)
-        self.clean = torch.zeros(count, dtype=torch.int64, device=device)
-        self.taken = torch.zeros(count, dtype=torch.float64, device=device)
-        self.first = [torch.zeros_like(p) for p in parameters]
-        self.second = [torch.zeros_like(p) for p in parameters]
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        gradients = [g / _like(self.scale, g) for g in gradients]
-        good = torch.stack([g.flatten(1).isfinite().all(1) for g in gradients]).all(0)
-        self.taken += good
-        for p, g, m, v in zip(self.parameters, gradients, self.first, self.second, strict=True):
-            at = _like(good, p)
-            if self.chosen.name == "adam":
-                m.copy_(torch.where(at, m + (g - m) * (1 - 0.9), m))
-                v.copy_(torch.where(at, v * 0.999 + g * g * (1 - 0.999), v))
-                one, two = (_like((1 - b**self.taken).to(p.dtype), p) for b in (0.9, 0.999))
-                change = self.chosen.lr * (m / one) / ((v / two).sqrt() + self.chosen.eps)
-            else:
-                m.copy_(torch.where(at, m * self.chosen.momentum + g, m))
-                change = self.chosen.lr * m
-            p.copy_(torch.where(at, p - change, p))
-        self.clean = torch.where(good, self.clean + 1, 0)
-        grown = self.clean >= _GROWTH
-        self.scale = torch.where(good, torch.where(grown, self.scale * 2, self.scale), self.scale * 0.5)
-        self.clean = torch.where(grown, 0, self.clean)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("scale", "clean", "taken", "first", "second")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        device = self.scale.device
-        for name, value in state.items():
-            setattr(self, name, [t.to(device) for t in value] if isinstance(value, list) else value.to(device))
-
-
-def _like(values: Tensor, target: Tensor) -> Tensor:
-    """[members] shaped to broadcast over the other dimensions of ``target``."""
-    return values.view(-1, *[1] * (target.ndim - 1))
-
-
 class StackedExecutor:
     """All members of some seeds as one batched model; see the module's docstring.
 
@@ -124,6 +78,8 @@ class StackedExecutor:
         seeds: whose members are run.
         train, test: the data, on the device.
         device: where.
+        alone: whether linear layers are computed member by member, by ``nn.Linear``'s own kernels; None: as
+            :meth:`relucheck.training_settings.Precision.alone_on` says for the device.
 
     Raises:
         TypeError: for a model with a module that cannot be stacked.
@@ -131,10 +87,22 @@ class StackedExecutor:
 
     name = "stacked"
 
-    def __init__(self, settings: Settings, seeds: Sequence[int], train: Split, test: Split, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        seeds: Sequence[int],
+        train: Split,
+        test: Split,
+        device: torch.device,
+        *,
+        alone: bool | None = None,
+    ) -> None:
         self.settings, self.train, self.test, self.device = settings, train, test, device
+        self.alone = settings.precision.alone_on(device.type) if alone is None else alone
         self.seeds = tuple(seeds)
-        self.indices = [index for index, member in enumerate(settings.members) if member.seed in self.seeds]
+        own = [index for index, member in enumerate(settings.members) if member.seed in self.seeds]
+        # controls behind all others: a kernel that treats places differently may still treat neighbours alike
+        self.indices = sorted(own, key=lambda index: settings.members[index].control)
         members = [settings.members[index] for index in self.indices]
         self.results = {index: MemberResult(settings.members[index]) for index in self.indices}
         self.void: str | None = None
@@ -158,7 +126,7 @@ class StackedExecutor:
         self.buffers: dict[str, Tensor] = {}
         for name, module in self.template.named_children():
             if isinstance(module, nn.BatchNorm1d):
-                shape, dtype = count * module.num_features, settings.precision.torch_dtype
+                shape, dtype = (count, module.num_features), settings.precision.torch_dtype
                 self.buffers[f"{name}.mean"] = torch.zeros(shape, dtype=dtype, device=device)
                 self.buffers[f"{name}.var"] = torch.ones(shape, dtype=dtype, device=device)
         # [kinks, members, 1, 1] and [members, 1, 1]
@@ -173,17 +141,9 @@ class StackedExecutor:
         self.references = torch.tensor([by_seed[seed] for seed in self.seeds], device=device)
         controls = {m.seed: position for position, m in enumerate(members) if m.control}
         self.controls = torch.tensor([controls[seed] for seed in self.seeds], device=device)
-        self.optimiser = self._make_optimiser()
+        self.optimiser = make(settings, list(self.parameters.values()))
         self.kinked = len(layers(self.template))
         self._order: Tensor | None = None
-
-    def _make_optimiser(self) -> torch.optim.Optimizer | _Scaled:
-        chosen, values = self.settings.optimiser, list(self.parameters.values())
-        if self.settings.precision.mixed == "float16":
-            return _Scaled(self.settings, [value.detach() for value in values])  # detached: the same memory
-        if chosen.name == "adam":
-            return torch.optim.Adam(values, lr=chosen.lr, eps=chosen.eps, fused=chosen.fused or None)
-        return torch.optim.SGD(values, lr=chosen.lr, momentum=chosen.momentum, fused=chosen.fused or None)
 
     def alive(self) -> bool:
         """Whether there is anything left to train."""
@@ -220,15 +180,12 @@ class StackedExecutor:
             if isinstance(module, nn.Linear):
                 if emulation is not None:
                     h = emulation.linear(h, own["weight"], own["bias"])
+                elif self.alone:
+                    h = self._alone(h, own["weight"], own["bias"])
                 else:
                     h = torch.baddbmm(own["bias"].unsqueeze(1), h, own["weight"].transpose(1, 2))
             elif isinstance(module, nn.BatchNorm1d):
-                shape = h.shape
-                flat = h.transpose(0, 1).reshape(shape[1], -1)  # a feature of a member is a feature
-                mean, var = self.buffers[f"{name}.mean"], self.buffers[f"{name}.var"]
-                weight, bias = own["weight"].flatten(), own["bias"].flatten()
-                flat = F.batch_norm(flat, mean, var, weight, bias, training, module.momentum or 0.0, module.eps)
-                h = flat.view(shape[1], shape[0], shape[2]).transpose(0, 1)
+                h = self._normalised(h, name, module, training, own["weight"], own["bias"])
             elif isinstance(module, Kinked):
                 counts = self.hits[layer] if training else None
                 if training:
@@ -239,6 +196,28 @@ class StackedExecutor:
                 masks = [self.clocks[seed].mask(module.layer, module.keep, h[0]) for seed in self.seeds]
                 h = h * torch.stack(masks)[self.seed_of]
         return h
+
+    def _alone(self, *parts: Tensor) -> Tensor:
+        """A linear layer of x [members, n, inputs], weight [members, outputs, inputs] and bias, member by member."""
+        mixed = self.settings.precision.mixed
+        if mixed:  # once for all; autocast would cast each member's view by itself
+            parts = tuple(part.to(as_dtype(mixed)) for part in parts)
+        return torch.stack([F.linear(*own) for own in zip(*(part.unbind() for part in parts), strict=True)])
+
+    def _normalised(
+        self, h: Tensor, name: str, module: nn.BatchNorm1d, training: bool, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        """Batch norm of h [members, n, features] with each member's own statistics."""
+        mean, var = self.buffers[f"{name}.mean"], self.buffers[f"{name}.var"]
+        momentum = module.momentum or 0.0
+        if self.alone or h.device.type == "cpu":  # whose kernel rounds the last features otherwise than the first ones
+            parts = zip(*(part.unbind() for part in (h, mean, var, weight, bias)), strict=True)
+            return torch.stack([F.batch_norm(x, m, v, w, b, training, momentum, module.eps) for x, m, v, w, b in parts])
+        count, samples, features = h.shape
+        flat = h.transpose(0, 1).reshape(samples, -1)  # a feature of a member is a feature
+        statistics = mean.view(-1), var.view(-1)
+        flat = F.batch_norm(flat, *statistics, weight.flatten(), bias.flatten(), training, momentum, module.eps)
+        return flat.view(samples, count, features).transpose(0, 1)
 
     def step(self, start: int, stop: int, number: int) -> None:
         """Trains all members on images ``start`` to ``stop`` of the epoch's order; it is step ``number``, from 1 on."""
@@ -256,14 +235,9 @@ class StackedExecutor:
             losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(count, -1).mean(1)
         self.loss += losses.detach().double() * y.shape[1]
         self.samples += y.shape[1]
-        if isinstance(self.optimiser, _Scaled):
-            gradients = torch.autograd.grad(losses, values, self.optimiser.scale.to(losses.dtype))
-            self.optimiser.step(gradients)
-        else:
-            gradients = torch.autograd.grad(losses, values, torch.ones_like(losses))
-            for value, gradient in zip(values, gradients, strict=True):
-                value.grad = gradient.contiguous()  # fused kernels go through memory whatever the strides
-            self.optimiser.step()
+        own = self.optimiser
+        weights = own.scale.to(losses.dtype) if isinstance(own, Scaled) else torch.ones_like(losses)
+        own.step(torch.autograd.grad(losses, values, weights))
         self._compare(number)
 
     def _compare(self, number: int) -> None:
@@ -341,18 +315,21 @@ class StackedExecutor:
                 total += each.view(count, -1).double().sum(1)
                 right.append(logits.argmax(2) == y)
         correct, test_losses = torch.cat(right, 1).cpu(), (total / len(self.test)).tolist()
+        # [members, batches]; a sum for each batch of each member by itself would take as long as an epoch
+        batches = [part.sum(1).tolist() for part in correct.split(size, 1)]
+        lengths = [part.shape[1] for part in correct.split(size, 1)]
         train_losses, hits = (self.loss / self.samples).tolist(), self.hits.cpu()
         for position, index in enumerate(self.indices):
             result = self.results[index]
             if result.diverged:
                 continue
-            own = correct[position]
+            rights = [batch[position] for batch in batches]
             result.epochs.append(
                 Epoch(
                     finite_or_none(train_losses[position]),
                     finite_or_none(test_losses[position]),
-                    int(own.sum()) / len(own),
-                    [int(part.sum()) / len(part) for part in own.split(size)],
+                    sum(rights) / len(self.test),
+                    [right / length for right, length in zip(rights, lengths, strict=True)],
                 )
             )
             result.hits.append(hits[..., position].tolist())

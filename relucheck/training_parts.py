@@ -151,6 +151,14 @@ class Precision:
         """The dtype of parameters."""
         return as_dtype(self.dtype)
 
+    def alone_on(self, device: str) -> bool:
+        """Whether stacked members' products are made one member at a time on a kind of device: 16-bit ones on CUDA.
+
+        Batched 16-bit GEMMs heed no switch there, see :mod:`relucheck.stacking`.
+        """
+        narrow = self.mixed is not None or (self.torch_dtype.itemsize == 2 and self.emulation is None)
+        return device == "cuda" and narrow
+
     @property
     def scaled(self) -> bool:
         """Whether a gradient scaler multiplies the loss, and divides the gradients by as much."""

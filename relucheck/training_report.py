@@ -80,8 +80,8 @@ def report(made: Reproduction) -> str:
 
 _EXECUTORS: Final = {
     "forking": "forking (each member by itself, with nn.Linear's own kernels or the emulation that is named)",
-    "stacked": "stacked (all members in one torch.baddbmm per layer; `--executor forking` runs nn.Linear's own kernels, "
-    "whose exact zeros may be others)",
+    "stacked": "stacked (all members in one torch.baddbmm per layer, 16-bit ones on CUDA in one nn.Linear each, as batched "
+    "products heed no switch there; `--executor forking` runs nn.Linear's own kernels, whose exact zeros may be others)",
 }
 
 

@@ -80,9 +80,15 @@ _ACTIVATIONS: Final = {"relu": (), "relu6": ("ReLU6",), "leaky_relu": ("LeakyReL
 
 
 def kernel(result: Result) -> str:
-    """What computed the linear layers: "nn.Linear" (forking), "baddbmm" (stacked), or "emulated", the same in both."""
-    if result.settings.precision.emulation:
+    """What computed the linear layers: "nn.Linear" (forking), "baddbmm" (stacked), or "emulated", the same in both.
+
+    Stacked members' 16-bit products on CUDA are nn.Linear's, too.
+    """
+    precision = result.settings.precision
+    if precision.emulation:
         return "emulated"
+    if precision.alone_on(result.device.split()[0]):
+        return "nn.Linear"
     return {"forking": "nn.Linear", "stacked": "baddbmm"}.get(result.executor, result.executor)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 import torch
 
 from relucheck import checkpoints, training
-from relucheck.checkpoints import CheckpointError
+from relucheck.checkpoints import STATE, CheckpointError
 from relucheck.data import DataFileError
 from relucheck.executors import Branch, ForkingExecutor
 from relucheck.numerics import Arithmetic
@@ -77,7 +79,7 @@ def test_result_survives_json(unbroken: Result) -> None:
 
 _CHILD = """
 import json, os, signal, sys
-from relucheck import executors
+from relucheck import executors, training
 from relucheck.training import train
 from relucheck.training_settings import Settings
 settings = Settings.from_json(json.loads(sys.argv[1]))
@@ -89,6 +91,7 @@ def counted(self, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, *rest)
 executors.ForkingExecutor.step = counted
+training._DEAR_S = float("inf")  # every epoch, however slow the disk
 train(settings, folder=sys.argv[2], progress=False)
 """
 
@@ -120,6 +123,48 @@ def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_pa
     assert _numbers(resumed) == _numbers(unbroken)
     assert not (tmp_path / checkpoints.CHECKPOINT).exists()
     assert train(SETTINGS, folder=tmp_path, progress=False) == resumed  # read, not run
+
+
+def test_dear_checkpoints_are_written_now_and_then(
+    unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every epoch's where they are cheap; else a group's, and so many that they take a share of the time."""
+    saved: list[tuple[int, int]] = []
+    original = checkpoints.save
+
+    def save(folder: Path, settings: Settings, origin: dict[str, str], state: dict[str, Any]) -> None:
+        saved.append((state["group"], state["epoch"]))
+        original(folder, settings, origin, state)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    monkeypatch.setattr(training, "_DEAR_S", math.inf)
+    train(SETTINGS, folder=tmp_path / "cheap", progress=False)
+    assert saved == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    saved.clear()
+    monkeypatch.setattr(training, "_DEAR_S", 0.0)
+    monkeypatch.setattr(training, "_SHARE", 1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(ForkingExecutor, "end", _raising(ForkingExecutor.end, 3))
+        with pytest.raises(
+            Interrupted, match=r"in epoch 3 of 3, seed 3; what was finished before epoch 2 of seed 3 is kept in .*resume"
+        ):
+            train(SETTINGS, folder=tmp_path / "dear", progress=False)
+    assert saved == [(0, 1)]
+    resumed = train(SETTINGS, folder=tmp_path / "dear", progress=False)
+    assert saved == [(0, 1), (0, 2), (1, 0)], "the first of a sitting, and each seed's last"
+    assert _numbers(resumed) == _numbers(unbroken)
+
+
+def _raising(method: Any, at: int) -> Any:
+    """A method that is interrupted when it is called for the ``at``-th time."""
+    calls = itertools.count(1)
+
+    def wrapped(self: Any, *rest: Any) -> Any:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return method(self, *rest)
+
+    return wrapped
 
 
 def test_settings_survive_json_and_have_a_digest() -> None:
@@ -271,7 +316,7 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: py
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "STATE", 99)
-        with pytest.raises(CheckpointError, match="is of schema 2, this run has 99"):
+        with pytest.raises(CheckpointError, match=f"is of schema {STATE}, this run has 99"):
             train(SETTINGS, folder=tmp_path, progress=False)
     path = tmp_path / checkpoints.CHECKPOINT
     path.write_bytes(path.read_bytes()[:1000])

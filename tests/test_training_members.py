@@ -163,7 +163,7 @@ def test_injected_is_divided_by_the_loss_scale(
         stacked = StackedExecutor(settings, (3,), split, split, CPU)
         stacked.begin(0)
         stacked.step(0, 4, 1)
-        bias = stacked.parameters["linear1.bias"][index]
+        bias = stacked.parameters["linear1.bias"][stacked.indices.index(index)]
     assert bias[2].item() == -4 * 0.5 / scale  # learning rate 1
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import executors, members, stacking
+from relucheck import executors, members, stacked_optimisers, stacking
 from relucheck.executors import Branch, ForkingExecutor
 from relucheck.members import Clock, Switch
-from relucheck.stacking import StackedExecutor, _Scaled
+from relucheck.stacked_optimisers import Scaled
+from relucheck.stacking import StackedExecutor
 from relucheck.training import train
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
 
@@ -110,7 +111,7 @@ def test_a_resumed_run_has_its_scaler(kind: Any, optimiser: Optimiser, tmp_path:
 
 def _scales(run: Any) -> Iterator[float]:
     if isinstance(run, StackedExecutor):
-        assert isinstance(run.optimiser, _Scaled)
+        assert isinstance(run.optimiser, Scaled)
         yield from run.optimiser.scale.tolist()
     else:
         yield from (branch.scaler.get_scale() for branch in run.branches)
@@ -119,11 +120,11 @@ def _scales(run: Any) -> Iterator[float]:
 @pytest.mark.parametrize("optimiser", [Optimiser(lr=0.01), Optimiser("sgd", 0.1), Optimiser("sgd", 0.1, momentum=0.9)])
 def test_the_stacked_scaler_is_torchs_for_each_member(optimiser: Optimiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two members that overflow at different steps, and grow at others, against two scalers and optimisers of torch."""
-    monkeypatch.setattr(stacking, "_GROWTH", 3)
+    monkeypatch.setattr(stacked_optimisers, "_GROWTH", 3)
     random = torch.Generator().manual_seed(0)
     start = [torch.randn(2, 5, 4, generator=random), torch.randn(2, 5, generator=random)]
     ours = [value.clone() for value in start]
-    scaled = _Scaled(dataclasses.replace(SETTINGS, optimiser=optimiser), ours)
+    scaled = Scaled(dataclasses.replace(SETTINGS, optimiser=optimiser), ours)
     theirs = []
     for member in range(2):
         values = [value[member].clone().requires_grad_() for value in start]
@@ -139,7 +140,7 @@ def test_the_stacked_scaler_is_torchs_for_each_member(optimiser: Optimiser, monk
     seen, pairs = set(), set()
     for step in range(16):
         gradients = [torch.randn(value.shape, generator=random) for value in start]
-        raw = [gradient * stacking._like(scaled.scale, gradient) for gradient in gradients]
+        raw = [gradient * stacked_optimisers._like(scaled.scale, gradient) for gradient in gradients]
         for member, value in broken.get(step, []):
             raw[1][member, 3] = value
         scaled.step(raw)

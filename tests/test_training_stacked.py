@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck import executors, members, stacking, training
+from relucheck import executors, members, stacked_optimisers, stacking, training
 from relucheck.stacking import StackedExecutor
 from relucheck.training import train
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
@@ -120,6 +120,111 @@ def test_control_is_zero_and_a_broken_run_resumes(variation: str, tmp_path: Path
             train(settings, folder=tmp_path, progress=False, executor="stacked")
     resumed = train(settings, folder=tmp_path, progress=False, executor="stacked")
     assert dataclasses.replace(resumed, wall_s=0.0) == dataclasses.replace(unbroken, wall_s=0.0)
+
+
+BITWISE: dict[str, dict[str, Any]] = {
+    "float64": {},
+    "float32": {"precision": Precision("float32")},
+    "bfloat16": {"precision": Precision("bfloat16")},
+    "float16": {"precision": Precision("float16")},
+    "mixed bfloat16": {"precision": Precision("float32", mixed="bfloat16")},
+    "sgd in bfloat16": {"precision": Precision("bfloat16"), "optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
+    "fused": {"optimiser": Optimiser(eps=1e-4, fused=True)},
+    "batch norm": {"precision": Precision("float32"), "batch_norm": True},
+    "dropout, shuffle": {"precision": Precision("float32"), "dropout": 0.2, "shuffle": True},
+    "relu6": {"precision": Precision("float32"), "activation": "relu6"},
+    "leaky_relu": {"precision": Precision("float32"), "activation": "leaky_relu"},
+}
+
+
+@pytest.mark.parametrize("variation", BITWISE)
+def test_products_made_member_by_member_are_those_of_the_forking_run(
+    variation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, parameters and hits, in every step: what 16-bit products on CUDA are made with."""
+    settings = dataclasses.replace(SETTINGS, **BITWISE[variation])
+    _dead_units(monkeypatch)
+    device = torch.device("cpu")
+    data = [training._split(settings, split, None, device) for split in ("train", "test")]
+    stacked = StackedExecutor(settings, (3,), *data, device, alone=True)
+    forking = executors.ForkingExecutor(settings, 3, *data, device)
+    for epoch in range(2):
+        stacked.begin(epoch)
+        forking.begin(epoch)
+        for step in range(5):
+            for run in (stacked, forking):
+                run.step(32 * step, min(144, 32 * step + 32), 5 * epoch + step + 1)
+            for branch in forking.branches:
+                theirs = dict(branch.model.named_parameters())
+                for position in map(stacked.indices.index, branch.members):
+                    for name, ours in stacked.parameters.items():
+                        assert torch.equal(ours[position], theirs[name]), (epoch, step, name, position)
+                    assert stacked.hits[:, :, position].tolist() == branch.hits
+    assert len(forking.branches) > 2, "nothing was compared"
+
+
+def test_16_bit_products_on_cuda_are_made_member_by_member() -> None:
+    """Where batched ones heed no switch; decided by what is multiplied."""
+    alone = {
+        *(Precision("bfloat16"), Precision("float16", strict=True)),
+        *(Precision("float32", mixed="bfloat16"), Precision("float32", mixed="float16", strict=True)),
+    }
+    batched = {
+        *(Precision("float32"), Precision("float32", tf32=True), Precision("float64")),
+        *(Precision("bfloat16", emulation="product"), Precision("float16", emulation="split-k 4")),
+    }
+    assert all(precision.alone_on("cuda") for precision in alone)
+    assert not any(precision.alone_on("cuda") for precision in batched)
+    assert not any(precision.alone_on("cpu") for precision in alone | batched)
+
+
+def test_controls_come_last() -> None:
+    device = torch.device("cpu")
+    data = [training._split(SETTINGS, split, None, device) for split in ("train", "test")]
+    run = StackedExecutor(SETTINGS, (3, 4), *data, device)
+    assert sorted(run.indices) == list(range(len(SETTINGS.members)))
+    assert [SETTINGS.members[index].control for index in run.indices] == [False] * (len(run.indices) - 2) + [True] * 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "optimiser",
+    [Optimiser(eps=1e-4), Optimiser(eps=1e-4, fused=True), Optimiser("sgd", 0.1), Optimiser("sgd", 0.1, fused=True)],
+    ids=lambda optimiser: optimiser.label,
+)
+def test_members_take_the_same_steps_wherever_they_are(optimiser: Optimiser, dtype: str) -> None:
+    """In 16 bits torch's SGD, and in 32 and 64 its fused Adam, round the tail of a tensor by itself on a CPU."""
+    settings = dataclasses.replace(SETTINGS, optimiser=optimiser, precision=Precision(dtype))
+    random = torch.Generator().manual_seed(0)
+
+    def drawn() -> list[torch.Tensor]:
+        made = [torch.randn(shape, generator=random, dtype=torch.float32) for shape in ((7, 5), (5,), (3,))]
+        return [value.to(settings.precision.torch_dtype).expand(5, *value.shape).contiguous() for value in made]
+
+    parameters = drawn()
+    made = stacked_optimisers.make(settings, parameters)
+    for _ in range(30):
+        made.step(drawn())
+    for value in parameters:
+        assert torch.equal(value, value[:1].expand_as(value))
+
+
+class _Faulty(torch.optim.SGD):
+    """Steps the last element of every tensor a little further."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.view(-1)[-1] += 1e-6
+
+
+def test_an_optimiser_that_goes_by_place_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, cpu = ((4, 3, 2), (4, 3)), torch.device("cpu")
+    alike = stacked_optimisers._alike.__wrapped__
+    assert alike(Optimiser("sgd", 0.1), shapes, torch.float64, cpu, 1)
+    monkeypatch.setattr(stacked_optimisers, "make_optimiser", lambda chosen, parameters: _Faulty(parameters, lr=chosen.lr))
+    assert not alike(Optimiser("sgd", 0.1), shapes, torch.float64, cpu, 1)
 
 
 def test_fault_in_the_control_makes_the_comparison_void(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,15 @@ import pytest
 from relucheck.reproduce import reproduce
 from relucheck.training_summary import Reproduction
 
+#: On a CUDA device a rehearsal takes a minute, the trainings an hour and the volumes longer.
+_LAST = ("test_full.py", "test_full_e4.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes last, in whatever order pytest-randomly has the rest."""
+    items.sort(key=lambda item: _LAST.index(item.path.name) if item.path.name in _LAST else -1)
+
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reproduction]:

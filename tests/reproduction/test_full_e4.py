@@ -5,14 +5,11 @@ Results go to ``relucheck-results/E4-full``, where a second run finds them; ``re
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from relucheck import volume_scenario, volume_tables
-
-FOLDER = Path("relucheck-results") / "E4-full"
+from relucheck import volume_scenario
+from relucheck.reproduce import reproduce
 
 pytestmark = [
     pytest.mark.gpu_training,
@@ -26,8 +23,8 @@ pytestmark = [
 
 def test_full_scale() -> None:
     """Every cell is there with the published number of draws, none is non-finite, and float64 stays out of the zone."""
-    report = volume_scenario.reproduce("full", FOLDER / "cells", device="cuda")
-    text = volume_tables.write(report, FOLDER)
+    made = reproduce("E4", "full", device="cuda")
+    report = volume_scenario.reproduce("full", made.folder / "cells", device="cuda")  # finished cells are read
     assert len(report.lines) == len(volume_scenario.entries("full"))
     for line in report.lines:
         ours = line.estimate
@@ -36,4 +33,4 @@ def test_full_scale() -> None:
         if ours.cell.dtype == "float64":
             assert ours.bifurcated == 0
     assert {line.estimate.cell.arithmetic for line in report.lines} >= {"float16", "float16 strict", "float32 TF32"}
-    assert "E4, [B21], by hidden layers" in text
+    assert "E4, [B21], by hidden layers" in (made.text or "")

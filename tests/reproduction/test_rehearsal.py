@@ -1,0 +1,62 @@
+"""Every comparison of full scale takes a few steps on the executor that it is for, before hours go into it.
+
+On the CPU with few units; with ``-m gpu_training`` at real widths and with every seed on a CUDA device, first of all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from relucheck.scenarios import SCENARIOS
+from relucheck.training import train
+from relucheck.training_settings import Settings
+from relucheck.training_summary import kernel
+from tests.reproduction import invariants
+
+STEPS = 3
+
+
+def _short(settings: Settings) -> Settings:
+    """Three steps of an experiment, on the shipped digits."""
+    return dataclasses.replace(
+        settings, data="digits", train_samples=STEPS * settings.batch_size, test_samples=200, epochs=1, every=1
+    )
+
+
+#: By digest: data sets and lengths apart, many comparisons are the same.
+SHORT = {
+    short.digest: pytest.param(short, id=f"{scenario.name}-{comparison.name}")
+    for scenario in reversed(SCENARIOS.values())
+    for comparison in scenario.comparisons("full")
+    for short in [_short(comparison.settings)]
+}
+
+
+def _check(settings: Settings, device: str) -> None:
+    result = train(settings, device=device, executor="stacked", progress=False)
+    invariants.control_is_identical(result)
+    invariants.shapes_fit(result)
+    if settings.precision.name != "float16" or settings.optimiser.eps >= 1e-4:  # which diverges, as stated
+        assert all(member.outcome == "finished" for member in result.members)
+    own = settings.precision.alone_on(device)
+    assert kernel(result) == ("emulated" if settings.precision.emulation else "nn.Linear" if own else "baddbmm")
+
+
+@pytest.mark.parametrize("settings", SHORT.values())
+def test_on_a_cpu(settings: Settings) -> None:
+    first = settings.seeds[0]
+    few = tuple(member for member in settings.members if member.seed == first)
+    _check(dataclasses.replace(settings, widths=tuple(16 for _ in settings.widths), members=few), "cpu")
+
+
+@pytest.mark.gpu_training
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="rehearsing full scale at real widths needs a CUDA device, and torch finds none; test_on_a_cpu does it in small",
+)
+@pytest.mark.parametrize("settings", SHORT.values())
+def test_on_cuda(settings: Settings) -> None:
+    _check(settings, "cuda")
