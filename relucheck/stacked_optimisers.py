@@ -70,12 +70,18 @@ def _alike(
     chosen: Optimiser, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch.device, threads: int
 ) -> bool:
     """Whether members of the same values and gradients take the same steps, wherever in a stack they are. Tried."""
+    # not on the default device, where optimisers make their counts of steps
+    with torch.device("cpu"):
+        return _tried(chosen, (*shapes, *_TAILS), dtype, device)
+
+
+def _tried(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> bool:
     random = generator(0)
 
     def drawn(smallest: int) -> list[Tensor]:
         """Every member's the same, of every size from 10 ** smallest to 1."""
         found = []
-        for count, *shape in (*shapes, *_TAILS):
+        for count, *shape in shapes:
             # on the CPU and in float32 whatever torch's defaults are
             size = 10.0 ** torch.randint(smallest, 1, shape, generator=random, device="cpu").float()
             value = torch.randn(shape, generator=random, device="cpu", dtype=torch.float32) * size

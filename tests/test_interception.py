@@ -205,6 +205,8 @@ def test_the_list_of_nodes_is_whole() -> None:
 
 @pytest.mark.parametrize("name", NODES)
 def test_every_node_with_a_kink_is_known(name: str) -> None:
+    if name == "Aminmax" and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 does not differentiate aminmax")
     nodes = [item.node for item in backprop(Calls(NODES[name]), X, loss=lambda y: y.sum()).out_of_reach]
     assert any(node.rstrip("0123456789") == f"{name}Backward" for node in nodes), nodes
 
@@ -364,6 +366,8 @@ def test_checkpointed_parts_are_recomputed_alike(function: Callable[[Tensor], Te
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+# torch 2.11 makes an instance of its own base class when it traces a custom function
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("activation", [F.relu, ReLU(1.0)], ids=["F.relu", "relucheck.ReLU"])
 def test_a_compiled_function_inside_a_model_is_named(activation: Callable[[Tensor], Tensor]) -> None:
     """It keeps its own subgradient, and its hits cannot be counted: never a silent agree."""

@@ -31,9 +31,10 @@ def activation(name: str) -> Activation:
 
 
 def verdict(mutant: mutants.Mutant):
-    gate = Gate(
-        GateConfig(dtypes=(mutant.dtype,), laws=(mutant.law,), convention=mutant.convention), [activation(mutant.name)]
-    )
+    # compilation alone takes most of the usual minute where other work goes on
+    limit = 600.0 if mutant.slow else GateConfig().time_limit
+    chosen = GateConfig(dtypes=(mutant.dtype,), laws=(mutant.law,), convention=mutant.convention, time_limit=limit)
+    gate = Gate(chosen, [activation(mutant.name)])
     return gate.run(Item(mutant.name, mutant.law, mutant.dtype))
 
 
