@@ -19,26 +19,7 @@ from relucheck.progress import Progress
 from relucheck.stacking import StackedExecutor
 from relucheck.training import DeviceError, train
 from relucheck.training_settings import Member, Optimiser, Precision, Result, Settings, SettingsError, members_of
-
-SETTINGS = Settings(
-    "digits",
-    (16, 12),
-    members_of([3, 4], [0.0, 1.0]),
-    precision=Precision("bfloat16", emulation="product"),
-    epochs=3,
-    batch_size=32,
-    train_samples=256,
-    test_samples=100,
-    dropout=0.1,
-    shuffle=True,
-)
-
-
-def _numbers(result: Result) -> str:
-    """Everything that must not depend on how a run was interrupted."""
-    content = result.to_json()
-    del content["wall_s"]
-    return json.dumps(content, sort_keys=True)
+from tests.training_case import SETTINGS
 
 
 @pytest.fixture(scope="module")

@@ -21,27 +21,8 @@ from relucheck import checkpoints, training
 from relucheck.checkpoints import STATE, CheckpointError
 from relucheck.executors import ForkingExecutor
 from relucheck.training import Interrupted, train
-from relucheck.training_settings import Optimiser, Precision, Result, Settings, members_of
-
-SETTINGS = Settings(
-    "digits",
-    (16, 12),
-    members_of([3, 4], [0.0, 1.0]),
-    precision=Precision("bfloat16", emulation="product"),
-    epochs=3,
-    batch_size=32,
-    train_samples=256,
-    test_samples=100,
-    dropout=0.1,
-    shuffle=True,
-)
-
-
-def _numbers(result: Result) -> str:
-    """Everything that must not depend on how a run was interrupted."""
-    content = result.to_json()
-    del content["wall_s"]
-    return json.dumps(content, sort_keys=True)
+from relucheck.training_settings import Optimiser, Result, Settings
+from tests.training_case import SETTINGS, numbers
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +73,7 @@ def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_pa
         patch.setattr(ForkingExecutor, "step", counted)
         resumed = train(SETTINGS, folder=tmp_path, progress=False)
     assert steps == list(range(9, 25))  # epochs 2 and 3 of the second seed, and nothing twice
-    assert _numbers(resumed) == _numbers(unbroken)
+    assert numbers(resumed) == numbers(unbroken)
     assert not (tmp_path / checkpoints.CHECKPOINT).exists()
     assert train(SETTINGS, folder=tmp_path, progress=False) == resumed  # read, not run
 
@@ -124,7 +105,7 @@ def test_dear_checkpoints_are_written_now_and_then(
     assert saved == [(0, 1)]
     resumed = train(SETTINGS, folder=tmp_path / "dear", progress=False)
     assert saved == [(0, 1), (0, 2), (1, 0)], "the first of a sitting, and each seed's last"
-    assert _numbers(resumed) == _numbers(unbroken)
+    assert numbers(resumed) == numbers(unbroken)
 
 
 def _raising(method: Any, at: int) -> Any:
@@ -157,7 +138,7 @@ def test_interrupt_keeps_finished_epochs_and_says_how_to_go_on(
     with pytest.raises(Interrupted, match=r"interrupted in epoch 2 of 3, seed 3; finished epochs are kept in .*resume"):
         train(SETTINGS, folder=tmp_path, progress=False)
     resumed = train(SETTINGS, folder=tmp_path, progress=False)
-    assert _numbers(resumed) == _numbers(unbroken)
+    assert numbers(resumed) == numbers(unbroken)
     count = 0
     with pytest.raises(Interrupted, match="nothing is kept, as no folder was given"):
         train(SETTINGS, progress=False)
@@ -178,7 +159,7 @@ def test_full_disk_keeps_the_previous_checkpoint(unbroken: Result, tmp_path: Pat
         with pytest.raises(CheckpointError, match=r"could not write .*No space left.*make room.*to resume"):
             train(SETTINGS, folder=tmp_path, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoints.CHECKPOINT]  # and no temporary file
-    assert _numbers(train(SETTINGS, folder=tmp_path, progress=False)) == _numbers(unbroken)
+    assert numbers(train(SETTINGS, folder=tmp_path, progress=False)) == numbers(unbroken)
 
 
 def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
