@@ -14,29 +14,24 @@ and the bound says only that nothing much is lost.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.functional import to_tensor
 
-from relucheck import activations, data
-from relucheck.emulation import emulate
+from relucheck import data
 from relucheck.executors import ForkingExecutor, Split
 from relucheck.members import build
 from relucheck.numerics import deterministic
 from relucheck.training import _unfilled
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+from tests.benchmarks.rivals import BATCH, STEPS, WIDTHS, published, tuned, with_dead
 
 pytestmark = pytest.mark.benchmark
 
-WIDTHS, BATCH, STEPS, ROUNDS = (200, 200, 200), 128, 15, 5
+ROUNDS = 5
 SUBGRADIENTS = (-0.5, 0.5, 0.8, 1.0)  # with s = 0 and its control: K = 6 members
 #: (precision, units that are dead from the start, bound against the tuned loop, bound against the published-style loop)
 CASES = {
@@ -45,57 +40,6 @@ CASES = {
     "hits frequent, bfloat16 product": (Precision("bfloat16", emulation="product"), 0, 0.9, None),
 }
 RECORDING = 1.1  # time of a step with distances recorded, as a multiple of one without
-
-
-class _Where(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, s: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.s = s
-        return x.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (x,) = ctx.saved_tensors
-        g = grads[0].clone()
-        g[x < 0] = 0
-        return torch.where(x == 0, torch.full_like(g, ctx.s), g), None
-
-
-class _WhereReLU(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return _Where.apply(x, 0.5)
-
-
-class _Samples(Dataset[tuple[Tensor, int]]):
-    def __init__(self, found: data.DataSet) -> None:
-        self.images, self.labels = found.images.numpy(), found.labels.tolist()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return to_tensor(self.images[index]), self.labels[index]
-
-
-def _model(precision: Precision, activation: Callable[[], nn.Module]) -> nn.Module:
-    layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip((784, *WIDTHS), WIDTHS, strict=False):
-        layers += [nn.Linear(inputs, outputs), activation()]
-    model = nn.Sequential(*layers, nn.Linear(WIDTHS[-1], 10)).to(precision.torch_dtype)
-    emulation = precision.emulated()
-    if emulation is not None:
-        emulate(model, emulation)
-    return model
-
-
-def _with_dead(model: Any, dead: int) -> Any:
-    """Units of the first layer that are 0 on every image."""
-    first = next(module for module in model.modules() if isinstance(module, nn.Linear))
-    with torch.no_grad():
-        first.weight[:dead] = 0
-        first.bias[:dead] = 0
-    return model
 
 
 def _engine(precision: Precision, dead: int, fused: bool, found: data.DataSet, every: int) -> Callable[[], object]:
@@ -109,9 +53,7 @@ def _engine(precision: Precision, dead: int, fused: bool, found: data.DataSet, e
         every=every,
     )
     split = Split(found.scaled(precision.torch_dtype), found.labels)
-    run = ForkingExecutor(
-        settings, 0, split, split, torch.device("cpu"), model=lambda *rest: _with_dead(build(*rest), dead)
-    )
+    run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), model=lambda *rest: with_dead(build(*rest), dead))
     number = 0
 
     def sweep() -> None:
@@ -124,37 +66,6 @@ def _engine(precision: Precision, dead: int, fused: bool, found: data.DataSet, e
     return sweep
 
 
-def _train(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    optimiser.zero_grad()
-    nn.functional.cross_entropy(model(x), y).backward()
-    optimiser.step()
-
-
-def _tuned(precision: Precision, dead: int, fused: bool, found: data.DataSet) -> Callable[[], object]:
-    images = found.scaled(precision.torch_dtype)
-    model = _with_dead(_model(precision, lambda: activations.ReLU(0.5)), dead)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
-
-    def sweep() -> None:
-        for step in range(STEPS):
-            part = slice(step * BATCH, (step + 1) * BATCH)
-            _train(model, optimiser, images[part], found.labels[part])
-
-    return sweep
-
-
-def _published(precision: Precision, found: data.DataSet) -> Callable[[], object]:
-    loader = DataLoader(_Samples(found), batch_size=BATCH)
-    model = _model(precision, _WhereReLU)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def sweep() -> None:
-        for x, y in itertools.islice(loader, STEPS):
-            _train(model, optimiser, x.to(precision.torch_dtype), y)
-
-    return sweep
-
-
 @pytest.mark.parametrize("fused", [False, True], ids=["default Adam", "fused Adam"])
 @pytest.mark.parametrize("case", CASES)
 def test_engine_against_sequential_trainings(case: str, fused: bool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,8 +73,8 @@ def test_engine_against_sequential_trainings(case: str, fused: bool, capsys: pyt
     found = data.load("digits")
     members = 2 + len(SUBGRADIENTS)
     rivals: dict[str, tuple[Callable[[], object], int]] = {
-        "tuned": (_tuned(precision, dead, fused, found), members),
-        "published": (_published(precision, found), members),
+        "tuned": (tuned(precision, dead, fused, found), members),
+        "published": (published(precision, found), members),
         "engine": (_engine(precision, dead, fused, found, every=STEPS), 1),
         "engine, every step": (_engine(precision, dead, fused, found, every=1), 1),
     }

@@ -1,0 +1,104 @@
+"""Sequential trainings of one member, as others write them, against which the engine is timed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_tensor
+
+from relucheck import activations, data
+from relucheck.emulation import emulate
+from relucheck.training_settings import Precision
+
+WIDTHS: Final = (200, 200, 200)
+BATCH: Final = 128
+STEPS: Final = 15  # of a sweep
+
+
+class _Where(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, s: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.s = s
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        g = grads[0].clone()
+        g[x < 0] = 0
+        return torch.where(x == 0, torch.full_like(g, ctx.s), g), None
+
+
+class _WhereReLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Where.apply(x, 0.5)
+
+
+class _Samples(Dataset[tuple[Tensor, int]]):
+    def __init__(self, found: data.DataSet) -> None:
+        self.images, self.labels = found.images.numpy(), found.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return to_tensor(self.images[index]), self.labels[index]
+
+
+def _model(precision: Precision, activation: Callable[[], nn.Module]) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in zip((784, *WIDTHS), WIDTHS, strict=False):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    model = nn.Sequential(*layers, nn.Linear(WIDTHS[-1], 10)).to(precision.torch_dtype)
+    emulation = precision.emulated()
+    if emulation is not None:
+        emulate(model, emulation)
+    return model
+
+
+def with_dead(model: Any, dead: int) -> Any:
+    """Units of the first layer that are 0 on every image."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():
+        first.weight[:dead] = 0
+        first.bias[:dead] = 0
+    return model
+
+
+def _train(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    optimiser.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimiser.step()
+
+
+def tuned(precision: Precision, dead: int, fused: bool, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
+    """A tuned eager loop: data on the device, batches as slices, the public activations. Returns one sweep."""
+    images, labels = found.scaled(precision.torch_dtype, device=device), found.labels.to(device)
+    model = with_dead(_model(precision, lambda: activations.ReLU(0.5)), dead).to(device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
+
+    def sweep() -> None:
+        for step in range(STEPS):
+            part = slice(step * BATCH, (step + 1) * BATCH)
+            _train(model, optimiser, images[part], labels[part])
+
+    return sweep
+
+
+def published(precision: Precision, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
+    """In the manner of the published code: a DataLoader, a ReLU by ``where``, torch's default Adam. Returns one sweep."""
+    loader = DataLoader(_Samples(found), batch_size=BATCH)
+    model = _model(precision, _WhereReLU).to(device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def sweep() -> None:
+        for x, y in itertools.islice(loader, STEPS):
+            _train(model, optimiser, x.to(device, precision.torch_dtype), y.to(device))
+
+    return sweep

@@ -1,0 +1,96 @@
+"""The engine on CUDA: E2's members of ten seeds, stacked, against as many sequential trainings, timed in one run.
+
+Run with ``pytest -m benchmark -s tests/benchmarks/test_training_cuda.py``. The rivals are those of ``test_training.py``;
+a sequential training takes the same time each, so one is timed and multiplied by the number of members.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from relucheck import data
+from relucheck.executors import Split
+from relucheck.numerics import deterministic
+from relucheck.stacking import StackedExecutor
+from relucheck.training import _unfilled
+from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+from tests.benchmarks.rivals import BATCH, STEPS, WIDTHS, published, tuned
+
+SUBGRADIENTS = (-0.5, 0.5, 0.8, 1.0)  # with s = 0 and its control: 6 members of a seed
+PRECISIONS = ("float32", "float32 tf32", "bfloat16", "bfloat16 product")
+
+
+def _precision(name: str) -> Precision:
+    dtype, _, kind = name.partition(" ")
+    return Precision(dtype, tf32=kind == "tf32", emulation=kind if kind == "product" else None)
+
+
+def _stacked(precision: Precision, seeds: int, found: data.DataSet, every: int, device: str) -> Callable[[], object]:
+    settings = Settings(
+        "digits",
+        WIDTHS,
+        members_of(range(seeds), SUBGRADIENTS, ["chain"]),
+        optimiser=Optimiser(),
+        precision=precision,
+        batch_size=BATCH,
+        every=every,
+    )
+    split = Split(found.scaled(precision.torch_dtype, device=device), found.labels.to(device))
+    run = StackedExecutor(settings, tuple(range(seeds)), split, split, torch.device(device))
+    number = 0
+
+    def sweep() -> None:
+        nonlocal number
+        run.begin(0)
+        for step in range(STEPS):
+            number += 1
+            run.step(step * BATCH, (step + 1) * BATCH, number)
+
+    return sweep
+
+
+def ratios(precision: Precision, seeds: int, device: str, rounds: int = 5) -> dict[str, float]:
+    """Seconds of all members for each way, divided by the engine's."""
+    found = data.load("digits")
+    members = seeds * (2 + len(SUBGRADIENTS))
+    ways = {
+        "tuned": (tuned(precision, 0, False, found, device), members),
+        "published": (published(precision, found, device), members),
+        "engine": (_stacked(precision, seeds, found, STEPS, device), 1),
+        "engine, every step": (_stacked(precision, seeds, found, 1, device), 1),
+    }
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(rounds):
+        for name, (sweep, factor) in ways.items():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(precision.arithmetic.active())
+                if name.startswith("engine"):
+                    stack.enter_context(deterministic())
+                    stack.enter_context(_unfilled())
+                begun = time.perf_counter()
+                sweep()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                best[name] = min(best[name], (time.perf_counter() - begun) * factor)
+    return {name: seconds / best["engine"] for name, seconds in best.items()}
+
+
+@pytest.mark.benchmark
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="times the engine on a CUDA device, and torch finds none")
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_stacked_engine_against_sequential_trainings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ratios(_precision(name), 10, "cuda")
+    with capsys.disabled():
+        print(f"\n{name}, 60 members: " + ", ".join(f"{way} {ratio:.2f}x" for way, ratio in found.items()))
+    assert found["tuned"] > 1, "stacking members must pay"
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_the_same_on_a_cpu_so_that_it_runs_at_all(name: str) -> None:
+    assert set(ratios(_precision(name), 1, "cpu", rounds=1)) == {"tuned", "published", "engine", "engine, every step"}
