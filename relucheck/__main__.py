@@ -108,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
         "--executor",
         metavar="NAME",
         help="forking (each member by itself, nn.Linear's own kernels) or stacked (all members in one baddbmm, quick on "
-        "CUDA); exact zeros depend on it; default: forking on the CPU, else stacked",
+        "CUDA; 16-bit ones there in one nn.Linear each); exact zeros depend on it; default: forking on the CPU, else "
+        "stacked",
     )
     reproduce.add_argument("--quiet", action="store_true", help="no progress")
     return parser
@@ -231,7 +232,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     except OSError as problem:
         return error(RuntimeError(f"a file cannot be read or written: {problem}; what is finished is kept"), STOPPED)
     except KeyboardInterrupt as problem:
-        return error(RuntimeError(str(problem) or "interrupted; the same command goes on from the last epoch"), INTERRUPTED)
+        return error(
+            RuntimeError(str(problem) or "interrupted; the same command goes on from the last checkpoint"), INTERRUPTED
+        )
     if made.text is not None:
         print(made.text)
         return OK

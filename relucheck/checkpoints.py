@@ -16,7 +16,7 @@ from relucheck.training_settings import SCHEMA, Result, Settings
 CHECKPOINT: Final = "checkpoint.pt"
 RESULT: Final = "result.json"
 #: Version of what a checkpoint holds. Raise it when an executor's state changes; 2: the optimiser's may be of one tensor;
-#: 3: the stacked executor has the controls last.
+#: 3: the stacked executor has the controls last, statistics by member, and Adam's betas as powers.
 STATE: Final = 3
 
 

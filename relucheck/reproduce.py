@@ -1,7 +1,7 @@
 """Runs a scenario into a folder, one result file per comparison, and writes its tables, figures and report there.
 
 A folder belongs to one scenario, scale and device. What is finished in it is never run again; a comparison that was broken
-off goes on from its last epoch, as the engine's checkpoints have it. Two processes may share a folder if each is given
+off goes on from its last checkpoint. Two processes may share a folder if each is given
 other comparisons (``only``).
 """
 
@@ -81,7 +81,8 @@ def reproduce(
         root: data root, see :func:`relucheck.data.data_root`.
         device: None: CUDA where there is one.
         only: names, or else globs or precisions, of the comparisons to run; none: all.
-        executor: "forking" (nn.Linear's own kernels) or "stacked" (baddbmm); None: forking on the CPU, else stacked.
+        executor: "forking" (nn.Linear's own kernels) or "stacked" (baddbmm; nn.Linear for 16-bit members on CUDA); None:
+            forking on the CPU, else stacked.
         progress: whether the engine shows its progress.
         say: takes a line for each comparison.
         trainer: the engine, called as :func:`relucheck.training.train` is.

@@ -1,8 +1,10 @@
 """Optimisers of stacked members, which must treat all members alike, bit for bit.
 
 Kernels may round in the tail of a tensor otherwise than in its body (torch's SGD in 16 bits and its fused kernels do so on
-a CPU), so that the last member of a stack would take other steps than the first one. :func:`make` proves on the sizes,
-dtype and device at hand that it is not so, and steps each member by itself where the proof fails.
+a CPU), so that the last member of a stack would take other steps than the first one. :func:`make` tries on the sizes,
+dtype and device at hand that it is not so, and steps each member by itself where it is. Fused optimisers always step so:
+they may differ in a moment that reaches no parameter for a hundred steps. :class:`Scaled` is made of operations that round
+each element by itself.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ def make(settings: Settings, parameters: Sequence[Tensor]) -> Stacked | Scaled:
         return Scaled(settings, [parameter.detach() for parameter in parameters])
     shapes = tuple(tuple(parameter.shape) for parameter in parameters)
     first = parameters[0]
-    apart = not _alike(settings.optimiser, shapes, first.dtype, first.device, torch.get_num_threads())
+    apart = settings.optimiser.fused or not _alike(
+        settings.optimiser, shapes, first.dtype, first.device, torch.get_num_threads()
+    )
     return Stacked(settings.optimiser, parameters, apart=apart)
 
 
@@ -92,7 +96,8 @@ def _tried(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], dtype: torch.dt
     optimiser = Stacked(chosen, parameters, apart=False)
     for _ in range(_STEPS):
         optimiser.step(drawn(-9))
-    bits = [parameter.view(bits_dtype(dtype)) for parameter in parameters]
+    states = [state for own in optimiser.optimiser.state.values() for state in own.values() if torch.is_tensor(state)]
+    bits = [tensor.view(bits_dtype(dtype)) for tensor in (*parameters, *states) if tensor.ndim]  # counts of steps have none
     return all(bool((value == value[:1]).all()) for value in bits)
 
 

@@ -1,12 +1,13 @@
 """How the members of a comparison are run on an accelerator: stacked, all members of all seeds as one batched model.
 
-Every parameter has a leading dimension of members, and backward takes each member's own subgradient and rule. Identical
-members stay bitwise identical, which the control proves. Linear layers are batched GEMMs, which are not bitwise those of a
-module trained by itself, so all members of a comparison run this way from the start.
+Every parameter has a leading dimension of members, and backward takes each member's own subgradient and rule. Linear
+layers are batched GEMMs, which are not bitwise those of a module trained by itself, so all members of a comparison run this
+way from the start. Identical members must stay bitwise identical; the control proves it in every run. (On a CPU, gradients
+of batched GEMMs of odd widths go by place: there only the forking executor serves.)
 
 16-bit products on CUDA are made member by member instead, by ``nn.Linear``'s own kernels: a batched GEMM there heeds no
-switch for reduced-precision reductions (ATen's ``bgemm_internal_cublas`` sets no math mode for 16-bit types, where
-``gemm_internal_cublas`` does: aten/src/ATen/cuda/CUDABlas.cpp), and has no reason to split K, which a lone one has.
+switch for reduced-precision reductions. In ATen's CUDABlas.cpp ``bgemm_internal_cublas`` sets no math mode for 16-bit
+types, where ``gemm_internal_cublas`` and ``gemm_and_bias`` heed the switch.
 
 Nothing is read from the device until an epoch ends: flags, counts and distances are kept there.
 """
@@ -22,52 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.executors import Split, autocast, finite_or_none
-from relucheck.functional import Rule
-from relucheck.injected import injected
 from relucheck.members import Clock, Kinked, SharedDropout, Switch, build, layers, stream
-from relucheck.numerics import as_dtype, bits_dtype, compute_dtype, generator, has_value
+from relucheck.numerics import bits_dtype, generator
+from relucheck.stacked_layers import StackedKinked, batch_norm, linear_apart
 from relucheck.stacked_optimisers import Scaled, make
 from relucheck.training_settings import Epoch, MemberResult, Settings
 
 _ELEMENTS = 2**25  # of one layer's activations when evaluating, over all members
 _SERVED = (nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
-
-
-class _StackedKinked(torch.autograd.Function):
-    """A piecewise linear activation of x [members, n, width] whose gradient at hits is each member's own."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, rule: Rule, slope: float, subgradients: Tensor, injects: Tensor, counts: Tensor | None
-    ) -> Tensor:
-        hits = []
-        for kink, at in enumerate(rule.kinks):
-            # only on the CPU is looking cheaper than comparing
-            hit = None if x.device.type == "cpu" and not has_value(x, at) else x == at
-            if hit is not None and counts is not None:
-                counts[kink] += hit.sum((1, 2))
-            hits.append(hit)
-        result = rule.forward(x, slope)
-        ctx.save_for_backward(result if rule.saves_result else x)
-        ctx.rule, ctx.slope, ctx.hits, ctx.subgradients, ctx.injects = rule, slope, hits, subgradients, injects
-        return result
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (cotangent,) = grad_outputs
-        (saved,) = ctx.saved_tensors
-        rule, slope = ctx.rule, ctx.slope
-        gradient = rule.backward(cotangent, saved, slope, rule.saves_result)
-        own = slope if rule.leaky else 0.0
-        for hit, subgradient in zip(ctx.hits, ctx.subgradients, strict=False):
-            if hit is None:
-                continue
-            wide = subgradient.to(compute_dtype(cotangent.dtype))
-            scaled = (cotangent * wide).to(cotangent.dtype)
-            value = torch.where(ctx.injects, injected(cotangent, subgradient), scaled)
-            gradient = torch.where(hit & (ctx.injects | (subgradient != own)), value, gradient)
-        return gradient, None, None, None, None, None
 
 
 class StackedExecutor:
@@ -181,43 +144,24 @@ class StackedExecutor:
                 if emulation is not None:
                     h = emulation.linear(h, own["weight"], own["bias"])
                 elif self.alone:
-                    h = self._alone(h, own["weight"], own["bias"])
+                    h = linear_apart(h, own["weight"], own["bias"], self.settings.precision.mixed)
                 else:
                     h = torch.baddbmm(own["bias"].unsqueeze(1), h, own["weight"].transpose(1, 2))
             elif isinstance(module, nn.BatchNorm1d):
-                h = self._normalised(h, name, module, training, own["weight"], own["bias"])
+                # a CPU's kernel rounds the last features otherwise than the first ones
+                apart = self.alone or h.device.type == "cpu"
+                statistics = self.buffers[f"{name}.mean"], self.buffers[f"{name}.var"]
+                h = batch_norm(h, *statistics, own["weight"], own["bias"], module, training=training, apart=apart)
             elif isinstance(module, Kinked):
                 counts = self.hits[layer] if training else None
                 if training:
                     self.activations[layer] += h[0].numel()
-                h = _StackedKinked.apply(h, module.rule, module.slope, self.subgradients, self.injects, counts)
+                h = StackedKinked.apply(h, module.rule, module.slope, self.subgradients, self.injects, counts)
                 layer += 1
             elif isinstance(module, SharedDropout) and training:
                 masks = [self.clocks[seed].mask(module.layer, module.keep, h[0]) for seed in self.seeds]
                 h = h * torch.stack(masks)[self.seed_of]
         return h
-
-    def _alone(self, *parts: Tensor) -> Tensor:
-        """A linear layer of x [members, n, inputs], weight [members, outputs, inputs] and bias, member by member."""
-        mixed = self.settings.precision.mixed
-        if mixed:  # once for all; autocast would cast each member's view by itself
-            parts = tuple(part.to(as_dtype(mixed)) for part in parts)
-        return torch.stack([F.linear(*own) for own in zip(*(part.unbind() for part in parts), strict=True)])
-
-    def _normalised(
-        self, h: Tensor, name: str, module: nn.BatchNorm1d, training: bool, weight: Tensor, bias: Tensor
-    ) -> Tensor:
-        """Batch norm of h [members, n, features] with each member's own statistics."""
-        mean, var = self.buffers[f"{name}.mean"], self.buffers[f"{name}.var"]
-        momentum = module.momentum or 0.0
-        if self.alone or h.device.type == "cpu":  # whose kernel rounds the last features otherwise than the first ones
-            parts = zip(*(part.unbind() for part in (h, mean, var, weight, bias)), strict=True)
-            return torch.stack([F.batch_norm(x, m, v, w, b, training, momentum, module.eps) for x, m, v, w, b in parts])
-        count, samples, features = h.shape
-        flat = h.transpose(0, 1).reshape(samples, -1)  # a feature of a member is a feature
-        statistics = mean.view(-1), var.view(-1)
-        flat = F.batch_norm(flat, *statistics, weight.flatten(), bias.flatten(), training, momentum, module.eps)
-        return flat.view(samples, count, features).transpose(0, 1)
 
     def step(self, start: int, stop: int, number: int) -> None:
         """Trains all members on images ``start`` to ``stop`` of the epoch's order; it is step ``number``, from 1 on."""
@@ -235,9 +179,9 @@ class StackedExecutor:
             losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(count, -1).mean(1)
         self.loss += losses.detach().double() * y.shape[1]
         self.samples += y.shape[1]
-        own = self.optimiser
-        weights = own.scale.to(losses.dtype) if isinstance(own, Scaled) else torch.ones_like(losses)
-        own.step(torch.autograd.grad(losses, values, weights))
+        optimiser = self.optimiser
+        weights = optimiser.scale.to(losses.dtype) if isinstance(optimiser, Scaled) else torch.ones_like(losses)
+        optimiser.step(torch.autograd.grad(losses, values, weights))
         self._compare(number)
 
     def _compare(self, number: int) -> None:

@@ -99,7 +99,7 @@ def train(
     origin = {"device": describe(place), "executor": kind, **versions()}
     if keep is not None and (known := checkpoints.load_result(keep, settings, origin)) is not None:
         if known.void is not None and progress:
-            print(_void(keep, known.void), file=sys.stderr, flush=True)
+            print(_void(keep, known.void, kind), file=sys.stderr, flush=True)
         return known
     with settings.precision.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
         return _Run(settings, root, place, keep, origin, progress).run()
@@ -159,7 +159,7 @@ class _Run:
             except KeyboardInterrupt as error:
                 raise Interrupted(self._interrupted()) from error
             if void is not None:
-                shown.line(_void(self.folder, void))
+                shown.line(_void(self.folder, void, self.kind))
         return self._result(void)
 
     def _run_group(self, steps: int, shown: Progress) -> str | None:
@@ -231,15 +231,19 @@ class _Run:
             where = f"interrupted in epoch {self.epoch + 1} of {self.settings.epochs}, seed {self.groups[self.group][0]}"
         if self.folder is None:
             return f"{where}; nothing is kept, as no folder was given"
+        group, epoch = self.kept
+        if self.kept == (0, 0):
+            return f"{where}; nothing is kept in {self.folder} yet: run the same again from the start"
         what = "finished epochs are"
         if self.kept != (self.group, self.epoch):
-            group, epoch = self.kept
             what = f"what was finished before epoch {epoch + 1} of seed {self.groups[group][0]} is"
         return f"{where}; {what} kept in {self.folder}: run the same again to resume there"
 
 
-def _void(folder: Path | None, why: str) -> str:
+def _void(folder: Path | None, why: str, executor: str) -> str:
     again = "run the same again" if folder is None else f"delete {folder / checkpoints.RESULT} to run it again"
+    if executor == "stacked":
+        again += ", or take the executor forking, which stacks nothing"
     return f"void: {why}; nothing may be concluded from it: {again}"
 
 

@@ -74,7 +74,9 @@ def test_e2_full_has_every_arithmetic_and_variation() -> None:
     found = _by_name("E2", "full")
     published = [settings for name, settings in found.items() if settings.widths and _plain(settings)]
     labels = {settings.precision.name for settings in published}
-    for label in ("float32", "bfloat16", "float16", "mixed bfloat16", "mixed float16"):
+    assert {"float32", "float32 tf32"} <= labels
+    assert "float32 strict" not in labels, "PyTorch's default is strict in float32"
+    for label in ("bfloat16", "float16", "mixed bfloat16", "mixed float16"):
         assert {label, f"{label} strict"} <= labels
     assert {"float64", "float32 tf32", "bfloat16 emulated (product)", "bfloat16 emulated (split-k 4)"} <= labels
     assert {settings.data for settings in found.values()} == {"mnist", "fashionmnist"}
@@ -175,6 +177,10 @@ def test_what_is_stated_is_measured_by_a_comparison_of_that_scale(scale: str) ->
         assert (stated.kernels == "any") == emulated, "a CPU's own kernels are said to be no others"
         assert scale == "cpu" or emulated
     assert {name for name in SCENARIOS["E2"].published[scale] if name in found} >= {"float32", "bfloat16"}
+    if scale == "cpu":
+        native = {name for name, settings in found.items() if settings.precision.name == "bfloat16"}
+        assert native <= {stated.comparison for stated in SCENARIOS["E2"].stated[scale]}
+        assert native <= set(SCENARIOS["E2"].published[scale])
     assert set(SCENARIOS["E2"].published[scale]) <= set(found)
 
 

@@ -142,6 +142,10 @@ def test_interrupt_keeps_finished_epochs_and_says_how_to_go_on(
     count = 0
     with pytest.raises(Interrupted, match="nothing is kept, as no folder was given"):
         train(SETTINGS, progress=False)
+    count = 8
+    with pytest.raises(Interrupted, match=r"in epoch 1 of 3, seed 3; nothing is kept in .* yet: run the same again from"):
+        train(SETTINGS, folder=tmp_path / "first", progress=False)
+    assert not (tmp_path / "first" / checkpoints.CHECKPOINT).exists()
 
 
 def test_full_disk_keeps_the_previous_checkpoint(unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck import executors, members, stacked_optimisers, stacking, training
+from relucheck import executors, members, stacked_layers, stacked_optimisers, stacking, training
 from relucheck.stacking import StackedExecutor
 from relucheck.training import train
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
@@ -178,6 +178,77 @@ def test_16_bit_products_on_cuda_are_made_member_by_member() -> None:
     assert not any(precision.alone_on("cpu") for precision in alone | batched)
 
 
+def test_the_executor_asks_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And makes every product member by member where it says so."""
+    device = torch.device("cpu")
+    data = [training._split(SETTINGS, split, None, device) for split in ("train", "test")]
+    asked: list[str] = []
+    calls: list[str] = []
+
+    def alone_on(self: Precision, kind: str) -> bool:
+        asked.append(kind)
+        return True
+
+    def counted(name: str, original: Any) -> Any:
+        return lambda *rest: calls.append(name) or original(*rest)
+
+    monkeypatch.setattr(Precision, "alone_on", alone_on)
+    monkeypatch.setattr(F, "linear", counted("linear", F.linear))
+    monkeypatch.setattr(torch, "baddbmm", counted("baddbmm", torch.baddbmm))
+    run = StackedExecutor(SETTINGS, (3,), *data, device)
+    run.begin(0)
+    run.step(0, 32, 1)
+    assert asked == ["cpu"]
+    assert calls == ["linear"] * 3 * len(run.indices)
+
+
+@pytest.mark.parametrize("mixed", [None, "bfloat16"])
+def test_members_parts_are_aligned_alike(mixed: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLASLt chooses its kernel by the alignment of what it is given."""
+    places: list[tuple[int, ...]] = []
+    original = F.linear
+
+    def linear(*given: torch.Tensor) -> torch.Tensor:
+        places.append(tuple(tensor.data_ptr() % 256 for tensor in given))
+        return original(*given)
+
+    monkeypatch.setattr(stacked_layers.F, "linear", linear)
+    random = torch.Generator().manual_seed(0)
+    shapes = ((7, 3, 5), (7, 10, 5), (7, 10))
+    x, weight, bias = (torch.randn(shape, generator=random, requires_grad=True) for shape in shapes)
+    result = stacked_layers.linear_apart(x, weight, bias, mixed)
+    assert len(set(places)) == 1, "every member's parts lie alike"
+    dtype = torch.bfloat16 if mixed else torch.float32
+    # copies begin where memory is allocated, as modules' own parameters do; on some CPUs, too, the bits depend on it
+    apart = [[part.to(dtype).clone() for part in own] for own in zip(x, weight, bias, strict=True)]
+    expected = torch.stack([original(*own) for own in apart])
+    assert torch.equal(result, expected)
+    cotangent = torch.randn(result.shape, generator=random).to(dtype)
+    ours, theirs = (torch.autograd.grad(y, (x, weight, bias), cotangent) for y in (result, expected))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_scaled_gradients_are_the_forking_ones() -> None:
+    """Mixed float16, where the optimisers differ by rounding: the gradients of one step, bit for bit."""
+    settings = dataclasses.replace(SETTINGS, precision=Precision("float32", mixed="float16"))
+    device = torch.device("cpu")
+    data = [training._split(settings, split, None, device) for split in ("train", "test")]
+    stacked = StackedExecutor(settings, (3,), *data, device, alone=True)
+    forking = executors.ForkingExecutor(settings, 3, *data, device, apart=True)
+    taken: list[Any] = []
+    stacked.optimiser.step = taken.extend  # type: ignore[method-assign]
+    for branch in forking.branches:
+        branch.update = lambda gradients, own=branch: taken.append((own.members[0], gradients))  # type: ignore[method-assign]
+    for run in (stacked, forking):
+        run.begin(0)
+        run.step(0, 32, 1)
+    ours, theirs = taken[: len(stacked.parameters)], taken[len(stacked.parameters) :]
+    assert len(theirs) == len(stacked.indices)
+    for index, gradients in theirs:
+        for one, other in zip(ours, gradients, strict=True):
+            assert torch.equal(one[stacked.indices.index(index)], other)
+
+
 def test_controls_come_last() -> None:
     device = torch.device("cpu")
     data = [training._split(SETTINGS, split, None, device) for split in ("train", "test")]
@@ -189,7 +260,11 @@ def test_controls_come_last() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize(
     "optimiser",
-    [Optimiser(eps=1e-4), Optimiser(eps=1e-4, fused=True), Optimiser("sgd", 0.1), Optimiser("sgd", 0.1, fused=True)],
+    [
+        Optimiser(kind, 0.1 if kind == "sgd" else 1e-3, eps=1e-4, momentum=momentum, fused=fused)
+        for kind, momentum in (("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9))
+        for fused in (False, True)
+    ],
     ids=lambda optimiser: optimiser.label,
 )
 def test_members_take_the_same_steps_wherever_they_are(optimiser: Optimiser, dtype: str) -> None:
@@ -198,15 +273,37 @@ def test_members_take_the_same_steps_wherever_they_are(optimiser: Optimiser, dty
     random = torch.Generator().manual_seed(0)
 
     def drawn() -> list[torch.Tensor]:
-        made = [torch.randn(shape, generator=random, dtype=torch.float32) for shape in ((7, 5), (5,), (3,))]
+        shapes = ((10, 50), (13, 9), (10,), (7,))
+        made = [torch.randn(shape, generator=random, dtype=torch.float32) for shape in shapes]
         return [value.to(settings.precision.torch_dtype).expand(5, *value.shape).contiguous() for value in made]
 
     parameters = drawn()
     made = stacked_optimisers.make(settings, parameters)
-    for _ in range(30):
+    for _ in range(200):
         made.step(drawn())
     for value in parameters:
         assert torch.equal(value, value[:1].expand_as(value))
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_scaled_members_take_the_same_steps_wherever_they_are(kind: str) -> None:
+    optimiser = Optimiser(kind, momentum=0.9 if kind == "sgd" else 0.0)
+    settings = dataclasses.replace(SETTINGS, optimiser=optimiser, precision=Precision("float32", mixed="float16"))
+    random = torch.Generator().manual_seed(0)
+    parameters = [torch.randn(shape, generator=random).expand(11, *shape).contiguous() for shape in ((13, 9), (7,))]
+    made = stacked_optimisers.make(settings, parameters)
+    for _ in range(100):
+        made.step([1e5 * torch.randn(p.shape[1:], generator=random).expand_as(p) for p in parameters])
+    for value in parameters:
+        assert torch.equal(value, value[:1].expand_as(value))
+
+
+def test_a_default_device_is_no_place_for_the_trial() -> None:
+    """There optimisers would make their counts of steps, which have no values on the meta device."""
+    stacked_optimisers._alike.cache_clear()
+    with torch.device("meta"):
+        assert stacked_optimisers._alike(Optimiser(), ((2, 3),), torch.float32, torch.device("cpu"), 1)
+    stacked_optimisers._alike.cache_clear()
 
 
 class _Faulty(torch.optim.SGD):

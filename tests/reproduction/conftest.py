@@ -12,7 +12,7 @@ import pytest
 from relucheck.reproduce import reproduce
 from relucheck.training_summary import Reproduction
 
-#: On a CUDA device a rehearsal takes a minute, the trainings an hour and the volumes longer.
+#: A rehearsal takes a few steps of each comparison; the trainings take a million, the volumes draw 149,200 networks.
 _LAST = ("test_full.py", "test_full_e4.py")
 
 

@@ -180,7 +180,7 @@ def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: 
             INTERRUPTED,
             "epoch 2 of 3",
         ),
-        (KeyboardInterrupt(), INTERRUPTED, "the same command goes on from the last epoch"),
+        (KeyboardInterrupt(), INTERRUPTED, "the same command goes on from the last checkpoint"),
         (training.DeviceError("no memory left on cuda for 100 members"), NO_TARGET, "no memory left on cuda"),
         (checkpoints.CheckpointError("could not write x (3 bytes): no space left"), STOPPED, "no space left"),
     ],

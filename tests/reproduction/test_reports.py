@@ -131,6 +131,12 @@ def test_hits_are_named_with_the_kernel_that_made_them() -> None:
         assert [cell.strip() for cell in head.split("┃")[3:5]] == [kernel] * 2
 
 
+def test_16_bit_members_stacked_on_cuda_are_nn_linears() -> None:
+    runs = _runs(only=("float32", "bfloat16", "bfloat16-product"), executor="stacked", device="cuda (NVIDIA H100)")
+    found = {comparison.name: training_summary.kernel(result) for comparison, result in runs}
+    assert found == {"float32": "baddbmm", "bfloat16": "nn.Linear", "bfloat16-product": "emulated"}
+
+
 def test_fused_kernels_are_named() -> None:
     settings = E2.comparisons("cpu", ("bfloat16",))[0].settings
     fused = dataclasses.replace(settings, optimiser=dataclasses.replace(settings.optimiser, fused=True))
