@@ -88,6 +88,15 @@ def make_optimiser(chosen: Optimiser, parameters: Sequence[Tensor]) -> torch.opt
     return torch.optim.SGD(parameters, lr=chosen.lr, momentum=chosen.momentum, fused=chosen.fused or None)
 
 
+def trial_values(shape: Sequence[int], smallest: int, random: torch.Generator) -> Tensor:
+    """Made-up values for the trial of an optimiser: float32 on the CPU, from 10 ** smallest to about 1, a tenth of them 0."""
+    # whatever torch's default dtype is
+    size = 10.0 ** torch.randint(smallest, 1, tuple(shape), generator=random, device="cpu").float()
+    value = torch.randn(tuple(shape), generator=random, device="cpu", dtype=torch.float32) * size
+    value[torch.rand(tuple(shape), generator=random, device="cpu", dtype=torch.float32) < 0.1] = 0
+    return value
+
+
 def same_as_apart(chosen: Optimiser, flat: Flat) -> bool:
     """Whether one step over :attr:`Flat.whole` is, bit for bit, a step over each parameter, and leaves the zeros between.
 
@@ -114,14 +123,7 @@ def _tried(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], dtype: torch.dt
     random = generator(0)
 
     def drawn(smallest: int) -> list[Tensor]:
-        found = []
-        for shape in shapes:
-            # on the CPU and in float32 whatever torch's defaults are
-            size = 10.0 ** torch.randint(smallest, 1, shape, generator=random, device="cpu").float()
-            value = torch.randn(shape, generator=random, device="cpu", dtype=torch.float32) * size
-            value[torch.rand(shape, generator=random, device="cpu", dtype=torch.float32) < 0.1] = 0
-            found.append(value.to(dtype).to(device))
-        return found
+        return [trial_values(shape, smallest, random).to(dtype).to(device) for shape in shapes]
 
     model = nn.ParameterList(nn.Parameter(value) for value in drawn(-2))
     apart = [nn.Parameter(parameter.detach().clone()) for parameter in model]

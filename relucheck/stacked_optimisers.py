@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.flat import make_optimiser
+from relucheck.flat import make_optimiser, trial_values
 from relucheck.numerics import bits_dtype, generator
 from relucheck.training_settings import Optimiser, Settings
 
@@ -83,14 +83,9 @@ def _tried(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], dtype: torch.dt
     random = generator(0)
 
     def drawn(smallest: int) -> list[Tensor]:
-        """Every member's the same, of every size from 10 ** smallest to 1."""
-        found = []
-        for count, *shape in shapes:
-            # on the CPU and in float32 whatever torch's defaults are
-            size = 10.0 ** torch.randint(smallest, 1, shape, generator=random, device="cpu").float()
-            value = torch.randn(shape, generator=random, device="cpu", dtype=torch.float32) * size
-            found.append(value.to(dtype).to(device).expand(count, *shape).contiguous())
-        return found
+        """Every member's the same."""
+        made = [(count, trial_values(shape, smallest, random).to(dtype).to(device)) for count, *shape in shapes]
+        return [value.expand(count, *value.shape).contiguous() for count, value in made]
 
     parameters = drawn(-2)
     optimiser = Stacked(chosen, parameters, apart=False)
