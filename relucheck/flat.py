@@ -89,7 +89,7 @@ def make_optimiser(chosen: Optimiser, parameters: Sequence[Tensor]) -> torch.opt
 
 
 def trial_values(shape: Sequence[int], smallest: int, random: torch.Generator) -> Tensor:
-    """Made-up values for the trial of an optimiser: float32 on the CPU, from 10 ** smallest to about 1, a tenth of them 0."""
+    """Made-up values for the trial of an optimiser: float32 on the CPU, from 10 ** smallest to about 1, a tenth are 0."""
     # whatever torch's default dtype is
     size = 10.0 ** torch.randint(smallest, 1, tuple(shape), generator=random, device="cpu").float()
     value = torch.randn(tuple(shape), generator=random, device="cpu", dtype=torch.float32) * size
