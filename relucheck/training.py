@@ -13,14 +13,13 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 import torch.utils.deterministic
 
-from relucheck import checkpoints, data
+from relucheck import __version__, checkpoints, data
 from relucheck.executors import ForkingExecutor, Split
 from relucheck.numerics import deterministic
 from relucheck.progress import Progress
@@ -259,11 +258,7 @@ def describe(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    try:
-        own = metadata.version("relucheck")
-    except metadata.PackageNotFoundError:
-        own = "unknown"
-    return {"relucheck": own, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {"relucheck": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.advance()
         progress.line("a line")
     assert silent.getvalue() == ""
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert training.versions()["relucheck"] == metadata.version("relucheck")
