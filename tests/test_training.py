@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import checkpoints
+from relucheck import checkpoints, training
 from relucheck.data import DataFileError
 from relucheck.executors import Branch, ForkingExecutor
 from relucheck.numerics import Arithmetic
