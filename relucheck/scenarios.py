@@ -293,7 +293,8 @@ def _e2() -> Scenario:
         *_made(_MIDDLE, longer, dataclasses.replace(middle, members=_with_seeds(_E2, SEEDS[:5])), suffix="-15-epochs"),
         # for processors without bfloat16 instructions, where 50 epochs take hours
         *_made(_MIDDLE, _rows("bfloat16"), dataclasses.replace(few, epochs=15), suffix="-15-epochs"),
-        *_made(_PUBLISHED, _EMULATED, one),
+        *_made(_PUBLISHED, _rows("bfloat16-product"), one),
+        *_made(_PUBLISHED, _rows("bfloat16-split-k-4"), few),
     )
     full = [*_made(_PUBLISHED, (*_NATIVE, *_SWITCHED, *_EMULATED, *_ROUNDED), _E2), *brief]
     full += _made(_MIDDLE, longer, middle, suffix="-15-epochs")

@@ -100,8 +100,8 @@ def test_e2_on_a_cpu() -> None:
     found = _by_name("E2", "cpu")
     for name in ("float32", "bfloat16"):
         assert (len(found[name].seeds), found[name].epochs) == (3, 50)
-    for kind in ("product", "split-k-4"):
-        assert (len(found[f"bfloat16-{kind}"].seeds), found[f"bfloat16-{kind}"].epochs) == (1, 50)
+    for kind, seeds in (("product", 1), ("split-k-4", 3)):
+        assert (len(found[f"bfloat16-{kind}"].seeds), found[f"bfloat16-{kind}"].epochs) == (seeds, 50)
     for name in ("bfloat16-product", "bfloat16-split-k-4", "float16-product"):
         settings = found[f"{name}-3-epochs"]
         assert (len(settings.seeds), settings.epochs) == (10, 3)
@@ -145,7 +145,7 @@ def test_expected_times(monkeypatch: pytest.MonkeyPatch) -> None:
         for settings in _by_name(name, "cpu").values():
             assert (expected_seconds(settings) or 0) > 0
     assert [in_words(s) for s in (None, 26, 2100, 14000)] == ["not measured", "about 26 s", "about 35 min", "about 3.9 h"]
-    assert sum(expected_seconds(settings) or 0 for settings in found.values()) < 6 * 3600, "two cores, a patient user"
+    assert sum(expected_seconds(settings) or 0 for settings in found.values()) < 7 * 3600, "two cores, a patient user"
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
