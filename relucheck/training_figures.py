@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -42,7 +43,8 @@ _Runs = Sequence[tuple[Comparison, Result]]
 def draw(scenario: Scenario, scale: str, runs: _Runs, folder: Path) -> list[Path]:
     """Writes the scenario's figures for each part of its results as PNG files; their paths.
 
-    A part with more arithmetics than fit goes on in further files. Void comparisons are drawn and say so.
+    A part with more arithmetics than fit goes on in further files; files of an earlier call for the part that this one has
+    no use for are removed. Void comparisons are drawn and say so.
 
     Raises:
         ImportError: without matplotlib; says how to install it.
@@ -62,6 +64,11 @@ def draw(scenario: Scenario, scale: str, runs: _Runs, folder: Path) -> list[Path
                 path = folder / f"{_slug(part)}-{kind}{page_name}.png"
                 _save(_FIGURES[kind](scenario, scale, part, page), path)
                 written.append(path)
+            # pages of an earlier report, which had more or fewer of them
+            name = re.compile(rf"{re.escape(f'{_slug(part)}-{kind}')}(-\d+)?\.png")
+            for old in folder.glob("*.png"):
+                if name.fullmatch(old.name) and old not in written:
+                    old.unlink(missing_ok=True)
     return written
 
 

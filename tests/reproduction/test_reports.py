@@ -531,6 +531,21 @@ def test_published_points_are_drawn_for_runs_as_long_only() -> None:
         pyplot.close(figure)
 
 
+def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    """One page becomes two, and one again; what is not the part's stays."""
+    names = ("float32", "bfloat16", "bfloat16-rounded", "bfloat16-product", "bfloat16-split-k-4")
+    few, many = _runs(only=names[:2]), _runs(only=names)
+    foreign = tmp_path / "mine.png"
+    foreign.write_bytes(b"")
+    pages = {}
+    for name, runs in (("few", few), ("many", many), ("few again", few)):
+        written = training_figures.draw(E2, "cpu", runs, tmp_path)
+        pages[name] = {path.name for path in written}
+        assert {path.name for path in tmp_path.iterdir()} == {*pages[name], foreign.name}
+    assert pages["few"] == pages["few again"]
+    assert not pages["few"] & pages["many"]
+
+
 def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
     """Void, diverged, identical, one seed: nothing warns (warnings are errors here) and every file is a picture."""
     comparisons = E2.comparisons("cpu", ("float32", "bfloat16", "float16", "bfloat16-product"))
