@@ -102,7 +102,7 @@ class Kinked(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return result_of(x, self.slope)
         if forward_ad._current_level >= 0:
-            raise NotImplementedError(
+            raise RuntimeError(
                 "relucheck.members.Kinked serves reverse mode, in which members are trained; forward mode would take "
                 "torch's own subgradient: use relucheck.ReLU"
             )

@@ -2,9 +2,9 @@
 
 Kernels may round in the tail of a tensor otherwise than in its body (torch's SGD in 16 bits and its fused kernels do so on
 a CPU), so that the last member of a stack would take other steps than the first one. :func:`make` tries on the sizes,
-dtype and device at hand that it is not so, and steps each member by itself where it is. Fused optimisers always step so:
-they may differ in a moment that reaches no parameter for a hundred steps. :class:`Scaled` is made of operations that round
-each element by itself.
+dtype and device at hand whether members stay alike, and steps each member by itself where they do not. Fused optimisers
+always step so: they may differ in a moment that reaches no parameter for a hundred steps. :class:`Scaled` is made of
+operations that round each element by itself.
 """
 
 from __future__ import annotations

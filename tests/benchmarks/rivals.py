@@ -1,9 +1,9 @@
-"""Sequential trainings of one member, as others write them, against which the engine is timed."""
+"""What the engine is timed on, and against: sequential trainings of one member, as others write them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -13,11 +13,26 @@ from torchvision.transforms.functional import to_tensor
 
 from relucheck import activations, data
 from relucheck.emulation import emulate
-from relucheck.training_settings import Precision
+from relucheck.training_settings import Optimiser, Precision, Settings, members_of
 
 WIDTHS: Final = (200, 200, 200)
 BATCH: Final = 128
 STEPS: Final = 15  # of a sweep
+SUBGRADIENTS: Final = (-0.5, 0.5, 0.8, 1.0)
+MEMBERS: Final = 2 + len(SUBGRADIENTS)  # of a seed, with s = 0 and its control
+
+
+def settings_of(precision: Precision, seeds: Sequence[int], *, fused: bool, every: int) -> Settings:
+    """Of the engine's side: the members of some seeds, distances every so many steps."""
+    return Settings(
+        "digits",
+        WIDTHS,
+        members_of(seeds, SUBGRADIENTS, ["chain"]),
+        optimiser=Optimiser(fused=fused),
+        precision=precision,
+        batch_size=BATCH,
+        every=every,
+    )
 
 
 class _Where(torch.autograd.Function):

@@ -26,13 +26,12 @@ from relucheck.executors import ForkingExecutor, Split
 from relucheck.members import build
 from relucheck.numerics import deterministic
 from relucheck.training import _unfilled
-from relucheck.training_settings import Optimiser, Precision, Settings, members_of
-from tests.benchmarks.rivals import BATCH, STEPS, WIDTHS, published, tuned, with_dead
+from relucheck.training_settings import Precision
+from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned, with_dead
 
 pytestmark = pytest.mark.benchmark
 
 ROUNDS = 5
-SUBGRADIENTS = (-0.5, 0.5, 0.8, 1.0)  # with s = 0 and its control: K = 6 members
 #: (precision, units that are dead from the start, bound against the tuned loop, bound against the published-style loop)
 CASES = {
     "hits rare, float32": (Precision("float32"), 0, 2.0, 4.0),
@@ -43,15 +42,7 @@ RECORDING = 1.1  # time of a step with distances recorded, as a multiple of one 
 
 
 def _engine(precision: Precision, dead: int, fused: bool, found: data.DataSet, every: int) -> Callable[[], object]:
-    settings = Settings(
-        "digits",
-        WIDTHS,
-        members_of([0], SUBGRADIENTS, ["chain"]),
-        optimiser=Optimiser(fused=fused),
-        precision=precision,
-        batch_size=BATCH,
-        every=every,
-    )
+    settings = settings_of(precision, [0], fused=fused, every=every)
     split = Split(found.scaled(precision.torch_dtype), found.labels)
     run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), model=lambda *rest: with_dead(build(*rest), dead))
     number = 0
@@ -71,10 +62,9 @@ def _engine(precision: Precision, dead: int, fused: bool, found: data.DataSet, e
 def test_engine_against_sequential_trainings(case: str, fused: bool, capsys: pytest.CaptureFixture[str]) -> None:
     precision, dead, against_tuned, against_published = CASES[case]
     found = data.load("digits")
-    members = 2 + len(SUBGRADIENTS)
     rivals: dict[str, tuple[Callable[[], object], int]] = {
-        "tuned": (tuned(precision, dead, fused, found), members),
-        "published": (published(precision, found), members),
+        "tuned": (tuned(precision, dead, fused, found), MEMBERS),
+        "published": (published(precision, found), MEMBERS),
         "engine": (_engine(precision, dead, fused, found, every=STEPS), 1),
         "engine, every step": (_engine(precision, dead, fused, found, every=1), 1),
     }

@@ -18,10 +18,9 @@ from relucheck.executors import Split
 from relucheck.numerics import deterministic
 from relucheck.stacking import StackedExecutor
 from relucheck.training import _unfilled
-from relucheck.training_settings import Optimiser, Precision, Settings, members_of
-from tests.benchmarks.rivals import BATCH, STEPS, WIDTHS, published, tuned
+from relucheck.training_settings import Precision
+from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned
 
-SUBGRADIENTS = (-0.5, 0.5, 0.8, 1.0)  # with s = 0 and its control: 6 members of a seed
 PRECISIONS = ("float32", "float32 tf32", "bfloat16", "bfloat16 product")
 
 
@@ -31,15 +30,7 @@ def _precision(name: str) -> Precision:
 
 
 def _stacked(precision: Precision, seeds: int, found: data.DataSet, every: int, device: str) -> Callable[[], object]:
-    settings = Settings(
-        "digits",
-        WIDTHS,
-        members_of(range(seeds), SUBGRADIENTS, ["chain"]),
-        optimiser=Optimiser(),
-        precision=precision,
-        batch_size=BATCH,
-        every=every,
-    )
+    settings = settings_of(precision, range(seeds), fused=False, every=every)
     split = Split(found.scaled(precision.torch_dtype, device=device), found.labels.to(device))
     run = StackedExecutor(settings, tuple(range(seeds)), split, split, torch.device(device))
     number = 0
@@ -57,7 +48,7 @@ def _stacked(precision: Precision, seeds: int, found: data.DataSet, every: int, 
 def ratios(precision: Precision, seeds: int, device: str, rounds: int = 5) -> dict[str, float]:
     """Seconds of all members for each way, divided by the engine's."""
     found = data.load("digits")
-    members = seeds * (2 + len(SUBGRADIENTS))
+    members = seeds * MEMBERS
     ways = {
         "tuned": (tuned(precision, 0, False, found, device), members),
         "published": (published(precision, found, device), members),
