@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from relucheck import functional
-from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule, as_subgradient
+from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule, SubgradientError, as_subgradient
 from relucheck.numerics import find
 
 #: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.
@@ -384,13 +384,13 @@ def as_setting(value: Any) -> Setting:
     """Checks a subgradient setting: a finite number, a pair of them, or None.
 
     Raises:
-        functional.SubgradientError: names the input, the rule and the fix.
+        SubgradientError: names the input, the rule and the fix.
     """
     if value is None:
         return None
     if isinstance(value, tuple):
         if len(value) != 2:
-            raise functional.SubgradientError(
+            raise SubgradientError(
                 f"subgradient={value!r}: a tuple holds two numbers, (at 0, at the upper kink); pass one number or a pair"
             )
         return _number(value[0]), _number(value[1])
@@ -400,7 +400,5 @@ def as_setting(value: Any) -> Setting:
 def _number(value: Any) -> float:
     tensor = as_subgradient(value)
     if tensor.ndim:
-        raise functional.SubgradientError(
-            f"subgradient={value!r}: one number is needed here, not one per member; pass a float"
-        )
+        raise SubgradientError(f"subgradient={value!r}: one number is needed here, not one per member; pass a float")
     return float(tensor)

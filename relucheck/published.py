@@ -15,8 +15,6 @@ SOURCES: Final[dict[str, str]] = {
     "R22": 'Martorella, Ramirez Contreras, Cerezo Garcia, "Reproducibility Challenge of the paper: Numerical influence of '
     "ReLU'(0) on backpropagation\", EPFL CS-433, 2022",
 }
-#: What a sweep varies.
-SWEEPS: Final[tuple[str, ...]] = ("hidden_layers", "neurons", "batch_size", "sample_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +23,7 @@ class PublishedCell:
 
     Attributes:
         source: "B21" or "R22", see :data:`SOURCES`.
-        varied: the sweep that it belongs to, one of :data:`SWEEPS`.
+        varied: the sweep that it belongs to, one of :data:`relucheck.volume_cells.SWEEPS`.
         precision_bits: 16 (float16), 32 or 64.
         hidden_layers, neurons: of a fully connected network 784 - neurons x hidden_layers - 10.
         batch_size: of mini-batches in file order.

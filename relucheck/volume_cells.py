@@ -14,7 +14,6 @@ from relucheck import data
 from relucheck.emulation import Emulation, EmulationError
 from relucheck.numerics import as_dtype, dtype_name
 from relucheck.proportions import CONFIDENCE, Interval, interval
-from relucheck.published import SWEEPS
 from relucheck.volume_store import Json
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
@@ -22,6 +21,8 @@ _LETTERS: Final[dict[Outcome, str]] = {"agree": "a", "bifurcate": "b", "non-fini
 _OUTCOMES: Final[dict[str, Outcome]] = {letter: outcome for outcome, letter in _LETTERS.items()}
 IN_ORDER: Final = "file order"
 REPLACED: Final = "with replacement"
+#: What a sweep varies.
+SWEEPS: Final[tuple[str, ...]] = ("hidden_layers", "neurons", "batch_size", "sample_size")
 
 
 class VolumeError(ValueError):

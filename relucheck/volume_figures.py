@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.proportions import Interval, interval
-from relucheck.published import SWEEPS
+from relucheck.volume_cells import SWEEPS
 from relucheck.volume_report import SWEEP_TITLES, Line, Report
 from relucheck.volume_store import write_atomically
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from relucheck import proportions, published, volume, volume_figures, volume_scenario, volume_tables
+from relucheck import proportions, published, volume, volume_cells, volume_figures, volume_scenario, volume_tables
 from relucheck.progress import Progress
 from relucheck.published import PublishedCell
 from relucheck.volume import Cell, Draw, Estimate, StoreError, VolumeError
@@ -38,7 +38,7 @@ def test_published_cells_are_the_published_ones() -> None:
     assert {(cell.source, cell.runs) for cell in cells} == {("B21", 1000), ("R22", 100)}
     assert all(0 <= cell.bifurcated <= cell.runs for cell in cells)
     assert {cell.source for cell in cells} == set(published.SOURCES)
-    assert {cell.varied for cell in cells} == set(published.SWEEPS)
+    assert {cell.varied for cell in cells} == set(volume_cells.SWEEPS)
 
 
 def test_the_releases_did_not_compute_float64_by_depth() -> None:
@@ -199,7 +199,7 @@ def test_a_resumed_run_counts_only_its_own_draws_for_the_rate(
 
 def test_smoke_draws_a_figure_for_each_sweep(smoke: tuple[Path, str]) -> None:
     paths = sorted((smoke[0] / "figures").iterdir())
-    assert [path.name for path in paths] == sorted(f"volume_by_{varied}.png" for varied in published.SWEEPS)
+    assert [path.name for path in paths] == sorted(f"volume_by_{varied}.png" for varied in volume_cells.SWEEPS)
     for path in paths:
         head = path.read_bytes()[:24]
         assert head[:8] == b"\x89PNG\r\n\x1a\n"
