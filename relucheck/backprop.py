@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.functional import SubgradientError
-from relucheck.interception import Call, Interception, ModelError, OutOfReach, Setting, as_setting
+from relucheck.gradients import Gradients, gradients
+from relucheck.interception import Call, Interception, ModelError, OutOfReach, Setting, as_arguments, as_setting
 from relucheck.numerics import Arithmetic, deterministic, differs, generator, same_bits
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
-Gradients = dict[str, Tensor | None]
-
 
 _INDEPENDENT: Final = "the output does not depend on any parameter, so there is no gradient to compare"
 _SHOWN: Final = 8  # parameters that the text of a comparison lists
@@ -191,8 +190,8 @@ def backprop(
             fixed random one is used: never all ones, which cannot see a dropped chain rule.
 
     Raises:
-        ModelError: no parameter requires a gradient, the output is not a tensor where one is needed, the loss is no scalar,
-            or the model is compiled or scripted.
+        ModelError: no parameter requires a gradient, the mini-batch is empty, the output is not a tensor where one is
+            needed, the loss is no scalar, or the model is compiled, scripted or checkpointed with ``use_reentrant=True``.
         SubgradientError: for a value that cannot be a subgradient.
     """
     settings = tuple(as_setting(setting) for setting in subgradients)
@@ -205,9 +204,9 @@ def backprop(
         raise ModelError(f"{type(model).__name__}: no parameter requires a gradient, so there is no gradient to compare")
     first = next(iter(parameters.values()))
     arithmetic = Arithmetic.current(first.dtype)
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    arguments = as_arguments(inputs)
     interception = Interception(model, first.device)
-    gradients: list[Gradients] = []
+    runs: list[Gradients] = []
     with torch.inference_mode(False), deterministic(), untouched(model, first.device), torch.enable_grad(), interception:
         interception.choose(settings[0])
         output = model(*arguments)
@@ -216,13 +215,12 @@ def backprop(
         out_of_reach = interception.out_of_reach([root])
         for setting in settings:
             interception.choose(setting)
-            found = interception.gradients(root, list(parameters.values()), upstream)
-            if all(gradient is None for gradient in found):
+            runs.append(gradients(root, parameters, upstream, interception.running()))
+            if all(gradient is None for gradient in runs[-1].values()):
                 raise ModelError(_INDEPENDENT)
-            gradients.append(dict(zip(parameters, found, strict=True)))
     return Backprops(
         settings,
-        tuple(gradients),
+        tuple(runs),
         output.detach() if isinstance(output, Tensor) else output,
         tuple(interception.calls),
         out_of_reach,
@@ -324,18 +322,24 @@ def judge(one: Gradients, other: Gradients, run: Backprops, settings: tuple[Sett
         for gradient in gradients.values()
         if gradient is not None
     )
-    differences = []
+    differences = tuple(differences_of(one, other))
+    outcome: Outcome = "non-finite" if not finite else "bifurcate" if differences else "agree"
+    return Comparison(outcome, settings, run.calls, run.out_of_reach, run.arithmetic, differences)
+
+
+def differences_of(one: Gradients, other: Gradients) -> Iterator[Difference]:
+    """Where two gradients of the same parameters differ; a gradient that is None in one of them only is zero there."""
     for name, a in one.items():
         b = other[name]
-        if a is None or b is None:
-            continue
+        if a is None:
+            if b is None:
+                continue
+            a = torch.zeros_like(b)
+        elif b is None:
+            b = torch.zeros_like(a)
         at = differs(a, b)
         if not bool(at.any()):
             continue
         distance = (a[at].double() - b[at].double()).abs()
         distance = distance[distance.isfinite()]
-        differences.append(
-            Difference(name, int(at.sum()), float(distance.max()) if len(distance) else 0.0, float(distance.sum()))
-        )
-    outcome: Outcome = "non-finite" if not finite else "bifurcate" if differences else "agree"
-    return Comparison(outcome, settings, run.calls, run.out_of_reach, run.arithmetic, tuple(differences))
+        yield Difference(name, int(at.sum()), float(distance.max()) if len(distance) else 0.0, float(distance.sum()))

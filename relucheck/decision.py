@@ -64,7 +64,7 @@ def checked_watch(watch: Any) -> Watch:
 
 
 def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
-    if len(inputs) == 0:
+    if not inputs.numel():
         raise ZoneDataError("the data set is empty: there is no mini-batch to decide; pass at least one sample")
     if len(targets) != len(inputs):
         raise ZoneDataError(f"{len(inputs)} inputs but {len(targets)} targets; pass one class index per input")
@@ -107,7 +107,8 @@ def decide(
         watch: "first layer" counts the parameters of the first module that has any.
 
     Raises:
-        ModelError: the model calls no such activation, or has no parameter that requires a gradient.
+        ModelError: the model calls no such activation, has no parameter that requires a gradient, or checkpoints a part
+            with hits with ``use_reentrant=True``.
         ZoneDataError: as :class:`Engine`.
     """
     first_setting, second_setting = checked_pair(pair)

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import dyadic
-from relucheck.backprop import Comparison, ControlError, Difference, compare, root_of, untouched
+from relucheck.backprop import Comparison, ControlError, Difference, compare, differences_of, root_of, untouched
 from relucheck.emulation import EmulatedLinear
 from relucheck.exact import ExactError, ExactRows, Reals, real_inputs
 from relucheck.exact_gradients import over_the_reals
 from relucheck.explanation import Explanation, Hit, Missed, Reason
 from relucheck.functional import Rule, as_subgradient
-from relucheck.interception import Call, Interception, ModelError, Setting, as_setting
-from relucheck.numerics import deterministic, differs
+from relucheck.gradients import gradients
+from relucheck.interception import Call, Interception, ModelError, Setting, as_arguments, as_setting
+from relucheck.numerics import deterministic
 
 #: Hits whose effect is measured by a backward of their own, unless told otherwise.
 LIMIT: Final = 32
@@ -75,7 +76,7 @@ def explain(
     Args:
         model, inputs, targets, pair: as for :func:`relucheck.backprop.compare` (without targets, its upstream gradient).
         limit: most hits whose effect on the gradients is measured, by one backward each; hits whose cotangent is 0 change
-            nothing and cost nothing. Calls that autograd did not record (reentrant checkpoints) are not measured.
+            nothing and cost nothing. Calls that autograd did not record (under ``torch.no_grad``) are not measured.
 
     Raises:
         ModelError, ControlError, SubgradientError: as ``compare``.
@@ -83,7 +84,7 @@ def explain(
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
         raise ModelError(f"explain: limit={limit!r} must be a whole number of at least 0")
     comparison = compare(model, inputs, targets, subgradients=pair)
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    arguments = as_arguments(inputs)
     first, second = (as_setting(setting) for setting in pair)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(iter(parameters.values())).device
@@ -148,8 +149,7 @@ def _effects(
     limit: int,
 ) -> tuple[list[tuple[float | None, tuple[Difference, ...] | None]], int]:
     """For each hit its cotangent and what it changes alone; and how many hits are not measured because of the limit."""
-    tensors = list(parameters.values())
-    base = interception.gradients(root, tensors, upstream)
+    base = gradients(root, parameters, upstream, interception.running())
     cotangents = {call: gradient.cpu() for call, gradient in interception.cotangents.items()}
     other = second if isinstance(second, tuple) else (second, second)
     values = tuple(as_subgradient(value, optional=True) for value in other)
@@ -175,22 +175,10 @@ def _effects(
             here = chosen[kink].data  # by reference: backward reads it when it runs
             kept = here[at].clone()
             here[at] = values[kink].to(here)
-            changed = interception.gradients(root, tensors, upstream)
+            changed = gradients(root, parameters, upstream, interception.running())
             here[at] = kept
-            found.append((cotangent, tuple(_differences(list(parameters), base, changed))))
+            found.append((cotangent, tuple(differences_of(base, changed))))
     return found, unmeasured
-
-
-def _differences(names: list[str], one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Iterator[Difference]:
-    for name, a, b in zip(names, one, other, strict=True):
-        if a is None or b is None:
-            continue
-        at = differs(a, b)
-        if bool(at.any()):
-            distance = (a[at].double() - b[at].double()).abs()
-            distance = distance[distance.isfinite()]
-            largest = float(distance.max()) if len(distance) else 0.0
-            yield Difference(name, int(at.sum()), largest, float(distance.sum()))
 
 
 def _reasons(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -225,8 +225,8 @@ class Interception:
             self._mode.__exit__(None, None, None)
 
     @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
-        """The mode outside of the model's modules, whose hooks then do not switch it on once more."""
+    def running(self) -> Iterator[None]:
+        """The mode outside of the model's modules (a loss, a backward), whose hooks then do not switch it on once more."""
         self._path.append("")
         try:
             with self._mode:
@@ -236,19 +236,8 @@ class Interception:
 
     def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Runs a function that is no module of the model (a loss) under the interception."""
-        with self._running():
+        with self.running():
             return function(argument)
-
-    def gradients(self, root: Tensor, parameters: Sequence[Tensor], upstream: Tensor | None) -> Sequence[Tensor | None]:
-        """``torch.autograd.grad``, with the interception on while it recomputes what a model has checkpointed.
-
-        The function itself would hand over to the mode and so suspend it; the engine that it calls does not.
-        """
-        engine: Any = torch.autograd.Variable._execution_engine
-        upstream = torch.ones_like(root) if upstream is None else upstream
-        with self._running():
-            # retain_graph, not create_graph, allow_unused, and nothing accumulates in .grad
-            return engine.run_backward((root,), (upstream,), True, False, tuple(parameters), True, accumulate_grad=False)
 
     def _claim(self, values: Any, site: str, module: str) -> None:
         """Names the nodes that made these tensors, as far back as they have no name yet.
@@ -333,7 +322,7 @@ class Interception:
     def out_of_reach(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
         """Every node with a kink below ``roots`` in the autograd graph that this interception does not serve."""
         found = list(self._compared)
-        for node in _graph(roots):
+        for node in nodes_below(root.grad_fn for root in roots):
             name = type(node).__name__
             custom = isinstance(node, torch.autograd.function.BackwardCFunction)
             if (custom or name.rstrip("0123456789") in _KINKED_NODES) and not functional.is_own(node):
@@ -350,9 +339,10 @@ def _positions(x: Tensor, at: float) -> Tensor:
     return torch.empty(0, x.ndim, dtype=torch.int64, device="cpu") if found is None else torch.stack(found, 1)
 
 
-def _graph(roots: Sequence[Tensor]) -> Iterator[Any]:
+def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Every node of the autograd graph that is reached from some nodes (None: a tensor without one), these included."""
     seen: set[Any] = set()
-    waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
+    waiting = [node for node in nodes if node is not None]
     while waiting:
         node = waiting.pop()
         if node in seen:
@@ -360,6 +350,23 @@ def _graph(roots: Sequence[Tensor]) -> Iterator[Any]:
         seen.add(node)
         yield node
         waiting.extend(following for following, _ in node.next_functions if following is not None)
+
+
+def as_arguments(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The positional arguments of a model for one mini-batch.
+
+    Raises:
+        ModelError: the mini-batch is empty: an argument has no rows, or none of them holds an element.
+    """
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    no_rows = any(tensor.ndim and not len(tensor) for tensor in tensors)
+    if no_rows or (tensors and not any(tensor.numel() for tensor in tensors)):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ModelError(
+            f"the mini-batch is empty (inputs of shape {shapes}), so no activation can be at a kink; pass a sample or more"
+        )
+    return arguments
 
 
 def tensors_in(value: Any, _within: frozenset[int] = frozenset()) -> Iterator[Tensor]:

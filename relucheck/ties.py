@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from relucheck.activations import ReLU
 from relucheck.backprop import ControlError, untouched
 from relucheck.decision import Outcome, checked_data
+from relucheck.gradients import gradients
 from relucheck.interception import ModelError
 from relucheck.numerics import as_dtype, deterministic, differs, same_bits
 from relucheck.pooling import Choice, MaxPool2d, PoolingError, Setting, Windows, tied_maxima
@@ -242,8 +243,8 @@ def decide(
         seed: what the decision is labelled with.
 
     Raises:
-        ModelError: no max pooling module, none called, no parameter that requires a gradient, or a ``kind`` that the model
-            cannot serve.
+        ModelError: no max pooling module, none called, no parameter that requires a gradient, a part checkpointed with
+            ``use_reentrant=True``, or a ``kind`` that the model cannot serve.
         ZoneDataError: as for :func:`relucheck.decision.decide`.
         ControlError: two native backwards differed.
     """
@@ -252,11 +253,11 @@ def decide(
     if kind == "different inputs" and not isinstance(model, LeNet):
         raise ModelError(f"{type(model).__name__}: what pooled elements see is known of LeNet only; use kind='all'")
     size = checked_data(inputs, targets, batch_size)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise ModelError(f"{type(model).__name__}: no parameter requires a gradient, so there is no gradient to compare")
     windows = tied = matter = 0
-    device = parameters[0].device
+    device = next(iter(parameters.values())).device
     for batch, (x, y) in enumerate(zip(inputs.split(size), targets.split(size), strict=True)):
         with torch.inference_mode(False), deterministic(), untouched(model, device), torch.no_grad(), ties(model) as calls:
             logits = model(x)
@@ -308,9 +309,9 @@ def _choosing(model: nn.Module) -> Iterator[list[tuple[str, Setting]]]:
 
 
 def _compare(
-    model: nn.Module, x: Tensor, y: Tensor, parameters: list[nn.Parameter], only: dict[str, Tensor]
+    model: nn.Module, x: Tensor, y: Tensor, parameters: dict[str, nn.Parameter], only: dict[str, Tensor]
 ) -> tuple[Outcome, float]:
-    gradients = []
+    found = []
     choices: tuple[Choice, ...] = ("native", "minimal-norm", "native")
     with (
         torch.inference_mode(False),
@@ -323,11 +324,13 @@ def _compare(
         for choice in choices:
             for name, setting in settings:
                 setting.choice, setting.only = choice, only.get(name)
-            gradients.append(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+            found.append(gradients(loss, parameters))
     distance, outcome = 0.0, "agree"
-    for one, other, control in zip(*gradients, strict=True):
-        if one is None or other is None or control is None:
+    for name, parameter in parameters.items():
+        values = [run[name] for run in found]
+        if all(value is None for value in values):
             continue
+        one, other, control = (torch.zeros_like(parameter) if value is None else value for value in values)
         if not same_bits(one, control):
             raise ControlError("control: two native backwards differ, so the model is not deterministic here")
         if not bool(one.isfinite().all() & other.isfinite().all()):

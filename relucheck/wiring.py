@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from relucheck.activations import REPLACEMENTS, ChosenSubgradient
 from relucheck.functional import SubgradientError, as_subgradient
-from relucheck.interception import Interception, ModelError, tensors_in
+from relucheck.interception import Interception, ModelError, as_arguments, tensors_in
 from relucheck.kinks import CATALOGUE
 from relucheck.networks import set_subgradient
 from relucheck.numerics import generator
@@ -86,11 +86,7 @@ def probe_wiring(
         raise SubgradientError(f"values={values!r}: must be two different subgradients other than 0; pass (0.25, 0.75)")
     for value in values:
         as_subgradient(value, owner="values")
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    if not all(argument.numel() for argument in arguments):
-        raise ModelError(
-            "the mini-batch is empty, so that activations cannot be driven to their kinks; pass a sample or more"
-        )
+    arguments = as_arguments(inputs)
     make = build
     if isinstance(build, nn.Module):
         original = build

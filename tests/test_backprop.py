@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from relucheck.activations import ReLU
 from relucheck.backprop import Backprops, ControlError, backprop, compare, judge
+from relucheck.decision import ZoneDataError, decide
+from relucheck.explain import explain
 from relucheck.functional import SubgradientError
 from relucheck.interception import ModelError
 from relucheck.networks import MLP, set_subgradient
 from relucheck.numerics import DTYPES, Arithmetic, UnsupportedDtypeError, dtype_name, same_bits
+from relucheck.wiring import check_wiring
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2])
@@ -151,6 +154,15 @@ def test_judge(a: list[float], b: list[float], outcome: str, entries: int) -> No
     assert all(math.isfinite(difference.l1) for difference in comparison.differences)
 
 
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_a_gradient_that_only_one_backward_has_is_zero_in_the_other(value: float) -> None:
+    run = Backprops((0.0, 1.0), (), None, (), (), Arithmetic.current(torch.float32))
+    for one, other in ((None, torch.tensor([value])), (torch.tensor([value]), None)):
+        comparison = judge({"p": one}, {"p": other}, run, (0.0, 1.0))
+        assert comparison.outcome == ("bifurcate" if value else "agree")
+        assert comparison.largest == value
+
+
 class Unsteady(torch.autograd.Function):
     calls = 0
 
@@ -259,9 +271,40 @@ def test_surroundings() -> None:
     assert compare(embedding, indices).activation_count == 8
 
 
-def test_an_empty_batch_agrees() -> None:
-    comparison = compare(aimed(), X[:0])
-    assert (comparison.outcome, comparison.hit_count, comparison.activation_count) == ("agree", 0, 0)
+def _pads(model: nn.Module) -> nn.Module:
+    """A model of two arguments, the second of which may hold nothing."""
+    model.forward = lambda x, more: nn.Sequential.forward(model, torch.cat([x, more], 1))  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        compare,
+        backprop,
+        explain,
+        check_wiring,
+        lambda model, inputs: explain(model, inputs, Y[:0]),
+        lambda model, inputs: compare(model, inputs, loss=lambda y: y.sum()),
+    ],
+    ids=["compare", "backprop", "explain", "check_wiring", "explain with targets", "compare with a loss"],
+)
+def test_an_empty_mini_batch_is_refused(measure: Callable[..., Any]) -> None:
+    for inputs in (X[:0], (X[:0],), torch.zeros(2, 0, 4)):
+        with pytest.raises(ModelError, match=r"the mini-batch is empty .*no activation can be at a kink; pass a sample"):
+            measure(aimed(), inputs)
+    with pytest.raises(ModelError, match=r"empty \(inputs of shape \(0, 4\), \(0, 0\)\)"):
+        measure(_pads(aimed()), (X[:0], X[:0, :0]))
+
+
+def test_an_argument_may_hold_nothing() -> None:
+    assert compare(_pads(aimed()), (X, X[:, :0])).differences == compare(aimed(), X).differences
+
+
+def test_a_data_set_without_values_is_refused() -> None:
+    for inputs in (X[:0], X[:, :0]):
+        with pytest.raises(ZoneDataError, match=r"the data set is empty.*pass at least one sample"):
+            decide(aimed(), inputs, Y[: len(inputs)])
 
 
 def test_text() -> None:
