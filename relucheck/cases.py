@@ -295,8 +295,11 @@ class Case:
         """The kink nearest to a number."""
         return min(self.kinks, key=lambda kink: abs(kink.at - x), default=None) if math.isfinite(x) else None
 
-    def header(self, *, imports: Sequence[str] = ()) -> list[str]:
-        """First lines of a reproducing script: they define ``act``, in the dtype under test."""
+    def header(self, *, imports: Sequence[str] = (), copying: bool = True) -> list[str]:
+        """First lines of a reproducing script: they define ``act``, in the dtype under test.
+
+        An activation that writes to its input works on a copy of it, unless ``copying`` is False.
+        """
         line, expression = self.activation.source or ("", f"{self.name}  # construct the activation here")
         act = f"act = {expression}"
         lines = [*dict.fromkeys(["import torch", *imports, *filter(None, [line])])]
@@ -311,7 +314,15 @@ class Case:
             count = self.subject.channels
             lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # channels get different ones")
             lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
-        return lines
+        return lines + (self.copying() if copying else [])
+
+    def copying(self) -> list[str]:
+        """Lines of a script that let ``act`` work on a copy of its input; none where it does not write to it."""
+        if not self.subject.writes:
+            return []
+        if isinstance(self.subject.original, nn.Module):
+            return ["act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone())"]
+        return ["overwriting = act", "act = lambda x, **more: overwriting(x.clone(), **more)"]
 
     @property
     def place(self) -> str:

@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from torch import Tensor, nn
 
@@ -263,7 +263,10 @@ def _as_activation(name: str, value: Any, module: Any, attribute: str, construct
         if is_class:
             return Activation(name, functools.partial(value, *positional, **named), source=(line, f"{expression}({text})"))
         fixed = functools.partial(_call_with, value, positional, named)
-        return Activation(name, functools.partial(_identity, fixed), source=(line, f"lambda x: {expression}(x, {text})"))
+        source = (line, f"lambda x: {expression}(x, {text})")
+        # the fixed function hides its arguments, this one too, from who asks whether it announces working in place
+        inplace: Literal[True] | None = True if named.get("inplace") is True else None
+        return Activation(name, functools.partial(_identity, fixed), inplace=inplace, source=source)
     needed = _required(value, 0 if is_class else 1)
     if needed:
         raise _NeedsArguments(

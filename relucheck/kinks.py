@@ -7,7 +7,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from torch import Tensor, nn
 
@@ -75,7 +75,8 @@ class Activation:
         make: returns a fresh callable (an ``nn.Module`` or a function) that maps a tensor to a tensor of its shape.
         kinks: its kinks by increasing position; empty: the gate finds them.
         reference: another implementation that it must equal at and around every kink (an ``nn.Module`` or a function).
-        inplace: returns a fresh callable of the in-place variant, where there is one that the gate cannot find itself.
+        inplace: returns a fresh callable of the in-place variant, where there is one that the gate cannot find itself; True
+            where what ``make`` returns overwrites its input itself.
         surrogate: its gradient is wrong on purpose (straight-through, surrogate): the derivative laws are off.
         continuous: the value has no jump; a jump is then an error, without the claim it is a notice.
         same_as: name of an activation of the same run whose gradients must agree with this one's.
@@ -91,7 +92,7 @@ class Activation:
     make: Callable[[], _Forward]
     kinks: Sequence[Kink] = ()
     reference: _Forward | None = None
-    inplace: Callable[[], _Forward] | None = None
+    inplace: Callable[[], _Forward] | Literal[True] | None = None
     surrogate: bool = False
     continuous: bool = False
     same_as: str | None = None
@@ -105,6 +106,8 @@ class Activation:
             )
         for field in ("make", "reference", "inplace"):
             value = getattr(self, field)
+            if field == "inplace" and value is True:
+                continue
             if not callable(value) and (field == "make" or value is not None):
                 raise TypeError(
                     f"Activation({self.name!r}, {field}={value!r}): must be callable; pass a class or a function"

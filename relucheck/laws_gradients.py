@@ -47,6 +47,23 @@ def runs(case: Case) -> None:
         what = f"no gradient reaches the input: {error}"
         raise case.fail(what, script=script, level="notice" if flat or case.activation.surrogate else "error") from None
     except RuntimeError as error:
+        if "modified by an inplace operation" in str(error):
+            script = "\n".join(
+                [
+                    *case.header(),
+                    case.make_x([0.5]),
+                    "try:",
+                    "    act(x).sum().backward()",
+                    "except RuntimeError as error:",
+                    '    raise AssertionError("backward needs a value that was overwritten") from error',
+                ]
+            )
+            raise case.fail(
+                "cannot be differentiated: an in-place operation overwrites a value that its own backward needs; compute "
+                "out of place, or write to a copy (x.clone())",
+                got=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
+                script=script,
+            ) from None
         if "not implemented for" in str(error) or "not supported" in str(error).lower():
             raise case.unsupported(f"dtype {case.dtype}", error) from None
         raise
@@ -81,21 +98,22 @@ def global_state(case: Case) -> None:
 
 @law()
 def input_unchanged(case: Case) -> None:
-    """Forward does not write to its input, backward not to the cotangent that it is given.
+    """Forward does not write to its input unless it announces that, backward never to the cotangent that it is given.
 
     Source: https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
     """
     leaf = case.x.detach().clone().requires_grad_()
-    given = leaf * 1  # a tensor that autograd would let an in-place operation write to
-    kept, cotangent = given.detach().clone(), dyadic(case.x)
+    given = case.subject.spread(leaf)
+    kept, cotangent = given.detach().clone(), dyadic(given)
     v = cotangent.clone()
-    y = case.f(given)
-    if bool(differs(given.detach(), kept, signed_zero=True).any()):
-        index = first(differs(given.detach(), kept, signed_zero=True))
-        value = float(kept[index])
+    y = case.subject.callable_for(case.dtype, case.device)(given)
+    different = differs(given.detach(), kept, signed_zero=True).flatten()
+    if bool(different.any()) and not case.subject.announces_inplace:
+        index = first(different)
+        value = float(kept.flatten()[index])
         script = "\n".join(
             [
-                *case.header(),
+                *case.header(copying=False),
                 case.make_x([value]),
                 "z = x * 1",
                 "before = z.tolist()",
@@ -104,12 +122,17 @@ def input_unchanged(case: Case) -> None:
             ]
         )
         raise case.fail(
-            "forward overwrites its input", x=value, got=float(given[index]), allowed=repr(value), script=script
+            "forward overwrites its input without saying so: return a new tensor, or announce it (an argument or attribute "
+            "inplace=True, a function's name that ends in _, or relucheck.Activation(..., inplace=True))",
+            x=value,
+            got=float(given.flatten()[index]),
+            allowed=repr(value),
+            script=script,
         )
     torch.autograd.grad(y, leaf, v.to(y.dtype), allow_unused=True)
     if y.dtype == v.dtype and bool(differs(v, cotangent).any()):
-        index = first(differs(v, cotangent))
-        value = float(case.x[index])
+        index = first(differs(v, cotangent).flatten())
+        value = float(kept.flatten()[index])
         script = "\n".join(
             [
                 *case.header(),
@@ -120,7 +143,7 @@ def input_unchanged(case: Case) -> None:
                 "assert (v == 2).all(), v",
             ]
         )
-        raise case.fail("backward overwrites the cotangent", x=value, got=float(v[index]), script=script)
+        raise case.fail("backward overwrites the cotangent", x=value, got=float(v.flatten()[index]), script=script)
 
 
 @law()

@@ -35,7 +35,7 @@ def dtype_and_shape(case: Case) -> None:
         x = flat[: torch.Size(shape).numel()].reshape(shape) if case.subject.shape == (-1,) else flat[:7]
         leaf = x.detach().clone().requires_grad_()
         try:
-            y = target(leaf) if case.subject.shape == (-1,) else case.f(leaf)
+            y = target(leaf.clone()) if case.subject.shape == (-1,) else case.f(leaf)
             (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
         except (RuntimeError, IndexError, ValueError) as error:
             if shape == (7,):
@@ -128,7 +128,8 @@ def strides(case: Case) -> None:
         results = []
         for x in (view.detach(), view.detach().contiguous()):
             x = x.requires_grad_() if x.is_contiguous() else x.detach().requires_grad_()
-            y = target(x)
+            # (a copy has no steps and no expanded dimensions: only an activation that writes to its input gets one)
+            y = target(x.clone() if case.subject.writes else x)
             (gradient,) = torch.autograd.grad(y, x, v.to(y.dtype))
             results.append((y.detach(), gradient))
         for what, ours, plain in zip(("value", "gradient"), *results, strict=True):
@@ -177,10 +178,15 @@ def _layout_script(case: Case, name: str) -> str:
 
 
 def inplace_variant(subject: Subject) -> Callable[[], Any] | None:
-    """What makes the in-place variant: declared, a module's ``inplace`` attribute, or a function's ``inplace`` argument."""
-    if subject.activation.inplace is not None:
-        return subject.activation.inplace
+    """What makes the in-place variant: declared, a module's ``inplace`` attribute, or a function's ``inplace`` argument.
+
+    An activation that announces that it works in place is its own variant.
+    """
     original = subject.original
+    if callable(subject.activation.inplace):
+        return subject.activation.inplace
+    if subject.announces_inplace:
+        return lambda: subject.copied(original) if isinstance(original, nn.Module) else original
     if isinstance(original, nn.Module):
         if not isinstance(getattr(original, "inplace", None), bool):
             return None
@@ -199,11 +205,12 @@ def inplace_variant(subject: Subject) -> Callable[[], Any] | None:
 
 
 def _inplace_line(case: Case) -> str:
-    if case.activation.inplace is not None:
+    if callable(case.activation.inplace):
         return "act_ = act  # construct the in-place variant here"
+    announced = case.subject.announces_inplace
     if isinstance(case.subject.original, nn.Module):
-        return "import copy; act_ = copy.deepcopy(act); act_.inplace = True"
-    return "act_ = lambda t: act(t, inplace=True)"
+        return "import copy; act_ = copy.deepcopy(act)" + ("" if announced else "; act_.inplace = True")
+    return "act_ = act" if announced else "act_ = lambda t: act(t, inplace=True)"
 
 
 @law(relevant=lambda subject: inplace_variant(subject) is not None)
@@ -218,12 +225,11 @@ def inplace(case: Case) -> None:
     variant = make()
     if isinstance(variant, nn.Module):
         variant = variant.to(device=case.device, dtype=case.dtype)
-    f = case.subject.flat(variant) if case.subject.shape == (-1,) else None
-    if f is None:
+    if case.subject.shape != (-1,):
         raise NotApplicable("the in-place variant is checked for elementwise activations without channels")
     try:
-        got = case.reverse(case.x, f=lambda x: f(x * 1))
-        value = f(case.x.detach().clone())
+        got = case.reverse(case.x, f=case.subject.flat(variant))
+        value = variant(case.x.detach().clone())
     except RuntimeError as error:
         raise case.unsupported("the in-place variant", error) from None
     for what, ours, plain in (("value", value, case.y), ("gradient", got, case.g)):
@@ -235,8 +241,9 @@ def inplace(case: Case) -> None:
             at = float(case.x[index])
             script = "\n".join(
                 [
-                    *case.header(),
+                    *case.header(copying=False),
                     _inplace_line(case),
+                    *case.copying(),
                     case.make_x([at]),
                     "plain, = torch.autograd.grad(act(x).sum(), x)",
                     "got, = torch.autograd.grad(act_(x * 1).sum(), x)",
@@ -257,7 +264,7 @@ def inplace(case: Case) -> None:
     leaf = inner.clone().requires_grad_()
     expected = case.reverse(inner, f=lambda x: case.f(torch.tanh(x)))
     try:
-        (chained,) = torch.autograd.grad(f(torch.tanh(leaf)).sum(), leaf)
+        (chained,) = torch.autograd.grad(variant(torch.tanh(leaf)).sum(), leaf)
     except RuntimeError:
         return
     _judge_saved(case, inner, chained, expected)
@@ -270,8 +277,9 @@ def _judge_saved(case: Case, x: Tensor, got: Tensor, expected: Tensor) -> None:
         value = float(x[index])
         script = "\n".join(
             [
-                *case.header(),
+                *case.header(copying=False),
                 _inplace_line(case),
+                *case.copying(),
                 case.make_x([value]),
                 "expected, = torch.autograd.grad(act(torch.tanh(x)).sum(), x)",
                 "try:",
@@ -337,12 +345,12 @@ def copies(case: Case) -> None:
             value = float(x[index])
             script = "\n".join(
                 [
-                    *case.header(),
+                    *case.header(copying=False),  # a hook that copies could not be pickled
                     "with torch.no_grad():",
                     "    [p.add_(0.125) for p in act.state_dict().values() if p.is_floating_point()]",
                     case.make_x([value]),
                     line,
-                    "g = lambda f: torch.autograd.grad(f(x).sum(), x)[0]",
+                    "g = lambda f: torch.autograd.grad(f(x * 1).sum(), x)[0]",
                     "assert torch.equal(g(other), g(act)), (g(other), g(act))",
                 ]
             )

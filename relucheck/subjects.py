@@ -72,6 +72,7 @@ class Subject:
         shape: shape that a vector is expanded to before the call; -1 stands for the vector. ``(-1,)`` mostly, ``(1, 3,
             -1)`` for a module with a parameter per channel.
         channel: the channel that is looked at, where there are several; the law ``channels`` looks at the others.
+        writes: whether a call writes to its input, announced or not.
         notes: what a user should know about how it is checked.
 
     Raises:
@@ -85,6 +86,7 @@ class Subject:
         self.evaluating = False
         self.shape: tuple[int, ...] = (-1,)
         self.channel = 0
+        self.writes = False
         self.notes: list[str] = []
         self._callables: dict[tuple[torch.dtype, str], Any] = {}
         self._kinks: dict[str, list[FoundKink]] = {}
@@ -110,6 +112,26 @@ class Subject:
     def parameters(target: Any) -> Iterator[nn.Parameter]:
         """Parameters of a module; none of a function."""
         return target.parameters() if isinstance(target, nn.Module) else iter(())
+
+    @property
+    def announces_inplace(self) -> bool:
+        """Whether it says that it overwrites its input, which callers then know.
+
+        It is declared, an attribute ``inplace`` of the module or the default of an argument ``inplace`` is True, or the
+        function's name ends in an underscore (https://docs.pytorch.org/docs/stable/tensors.html, "in-place variants").
+        """
+        if self.activation.inplace is True:
+            return True
+        if isinstance(self.original, nn.Module):
+            return getattr(self.original, "inplace", False) is True
+        name = getattr(self.original, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            return True
+        try:
+            argument = inspect.signature(self.original).parameters.get("inplace")
+        except (TypeError, ValueError):
+            return False
+        return argument is not None and argument.default is True
 
     def has_state(self) -> bool:
         """Whether its values depend on parameters or buffers, which a dtype rounds."""
@@ -146,7 +168,7 @@ class Subject:
         raise failures[0]
 
     def _classify_shape(self) -> None:
-        x = self._spread(torch.tensor(_PROBE))
+        x = self.spread(torch.tensor(_PROBE))
         first = self._try(x)
         if not torch.equal(first, self._try(x)):
             if isinstance(self.original, nn.Module):
@@ -176,6 +198,8 @@ class Subject:
             raise
         except Exception as error:
             raise TargetError(f"raised on an input of shape {tuple(x.shape)}: {_describe(error)}") from error
+        # (writing through .data leaves the version counter where it was)
+        self.writes |= given._version > 0 or not torch.equal(given, x)
         if not isinstance(result, Tensor):
             raise TargetError(f"returned {type(result).__name__!r} for a tensor; an activation returns a tensor")
         if not result.is_floating_point():
@@ -186,8 +210,8 @@ class Subject:
 
     # -- calling it -------------------------------------------------------------------------------------------------
 
-    def _spread(self, x: Tensor) -> Tensor:
-        """The vector in the layout that the activation wants."""
+    def spread(self, x: Tensor) -> Tensor:
+        """A copy of the vector in the layout that the activation wants; in a graph it is no leaf and may be overwritten."""
         if self.shape == (-1,):
             return x.clone()
         view = x.reshape([x.numel() if n == -1 else 1 for n in self.shape])
@@ -238,10 +262,12 @@ class Subject:
             return fresh.eval() if self.evaluating else fresh
 
     def flat(self, target: Any) -> Callable[[Tensor], Tensor]:
-        """``target`` as a function from shape (n,) to shape (n,) that autograd can differentiate."""
-        if self.shape == (-1,):
-            return target
-        return lambda x: self._pick(target(self._spread(x)))
+        """``target`` as a function from shape (n,) to shape (n,) that autograd can differentiate.
+
+        Every call gets a copy of the input: what ``target`` writes reaches nobody else, and in-place activations can be
+        called on leaves of a graph.
+        """
+        return lambda x: self._pick(target(self.spread(x)))
 
     def function(self, dtype: torch.dtype, device: str = "cpu") -> Callable[[Tensor], Tensor]:
         """The activation in a dtype as a function from shape (n,) to shape (n,)."""
