@@ -17,9 +17,10 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from relucheck.errors import ModelError
 from relucheck.functional import SubgradientError
 from relucheck.gradients import Gradients, gradients
-from relucheck.interception import Call, Interception, ModelError, OutOfReach, Setting, as_arguments, as_setting
+from relucheck.interception import Call, Interception, OutOfReach, Setting, as_arguments, as_setting
 from relucheck.numerics import Arithmetic, deterministic, differs, generator, same_bits
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]

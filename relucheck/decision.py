@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.backprop import backprop, judge_controlled, untouched
-from relucheck.interception import Interception, ModelError, Setting, as_setting
+from relucheck.errors import ModelError
+from relucheck.interception import Interception, Setting, as_setting
 from relucheck.numerics import deterministic
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]

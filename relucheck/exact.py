@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from relucheck import dyadic
 from relucheck.dyadic import Dyadic
 from relucheck.emulation import EmulatedLinear
+from relucheck.errors import ModelError
 from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule
-from relucheck.interception import ModelError
 from relucheck.networks import MLP
 
 UNIT: Final = 2.0**-53

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from relucheck import dyadic
 from relucheck.backprop import Comparison, ControlError, Difference, compare, differences_of, root_of, untouched
 from relucheck.emulation import EmulatedLinear
+from relucheck.errors import ModelError
 from relucheck.exact import ExactError, ExactRows, Reals, real_inputs
 from relucheck.exact_gradients import over_the_reals
 from relucheck.explanation import Explanation, Hit, Missed, Reason
 from relucheck.functional import Rule, as_subgradient
 from relucheck.gradients import gradients
-from relucheck.interception import Call, Interception, ModelError, Setting, as_arguments, as_setting
+from relucheck.interception import Call, Interception, Setting, as_arguments, as_setting
 from relucheck.numerics import deterministic
 
 #: Hits whose effect is measured by a backward of their own, unless told otherwise.

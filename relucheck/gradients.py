@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from relucheck import functional
-from relucheck.interception import ModelError, nodes_below
+from relucheck.errors import ModelError
+from relucheck.interception import nodes_below
 
 Gradients = dict[str, Tensor | None]
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.emulation import Emulation
+from relucheck.errors import ModelError
 from relucheck.hit_widths import FORMATS, Accumulation, widths
-from relucheck.interception import ModelError
 from relucheck.numerics import as_dtype, dtype_name, find, generator
 
 _ACTIVATIONS: Final = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)

@@ -21,15 +21,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from relucheck import functional
+from relucheck.errors import ModelError
 from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule, SubgradientError, as_subgradient
 from relucheck.numerics import find
 
 #: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.
 Setting = float | tuple[float, float] | None
-
-
-class ModelError(ValueError):
-    """A model that cannot be examined as asked."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from relucheck.activations import REPLACEMENTS, ChosenSubgradient, ReLU
+from relucheck.errors import ModelError
 from relucheck.functional import Subgradient, SubgradientError, as_subgradient
-from relucheck.interception import ModelError
 
 ActivationFactory = Callable[[], nn.Module]
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.interception import ModelError
+from relucheck.errors import ModelError
 
 Choice = Literal["native", "minimal-norm"]
 CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
 from relucheck.emulation import Emulation, emulate
-from relucheck.interception import ModelError
+from relucheck.errors import ModelError
 from relucheck.networks import MLP
 from relucheck.numerics import compute_dtype, dtype_name, generator, has_value, same_bits
 

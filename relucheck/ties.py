@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from relucheck.activations import ReLU
 from relucheck.backprop import ControlError, untouched
 from relucheck.decision import Outcome, checked_data
+from relucheck.errors import ModelError
 from relucheck.gradients import gradients
-from relucheck.interception import ModelError
 from relucheck.numerics import as_dtype, deterministic, differs, same_bits
 from relucheck.pooling import Choice, MaxPool2d, PoolingError, Setting, Windows, tied_maxima
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations import REPLACEMENTS, ChosenSubgradient
+from relucheck.errors import ModelError
 from relucheck.functional import SubgradientError, as_subgradient
-from relucheck.interception import Interception, ModelError, as_arguments, tensors_in
+from relucheck.interception import Interception, as_arguments, tensors_in
 from relucheck.kinks import CATALOGUE
 from relucheck.networks import set_subgradient
 from relucheck.numerics import generator

@@ -27,7 +27,8 @@ from relucheck.decision import (
     checked_watch,
 )
 from relucheck.emulation import Emulation
-from relucheck.interception import ModelError, Setting
+from relucheck.errors import ModelError
+from relucheck.interception import Setting
 from relucheck.networks import MLP
 from relucheck.numerics import deterministic, find
 from relucheck.pair import first_difference

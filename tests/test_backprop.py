@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from relucheck.activations import ReLU
 from relucheck.backprop import Backprops, ControlError, backprop, compare, judge
 from relucheck.decision import ZoneDataError, decide
+from relucheck.errors import ModelError
 from relucheck.explain import explain
 from relucheck.functional import SubgradientError
-from relucheck.interception import ModelError
 from relucheck.networks import MLP, set_subgradient
 from relucheck.numerics import DTYPES, Arithmetic, UnsupportedDtypeError, dtype_name, same_bits
 from relucheck.wiring import check_wiring

@@ -20,11 +20,11 @@ from relucheck import activations, data, dyadic, explained, functional
 from relucheck import explain as room
 from relucheck.backprop import compare
 from relucheck.emulation import Emulation, emulate
+from relucheck.errors import ModelError
 from relucheck.exact_gradients import over_the_reals
 from relucheck.examples import Example
 from relucheck.explain import explain
 from relucheck.explanation import Explanation, Hit, Reason
-from relucheck.interception import ModelError
 from relucheck.networks import MLP, ConvNet
 from relucheck.numerics import DTYPES, deterministic, differs, dtype_name, generator
 from relucheck.strategies import examples

@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from relucheck import ties
 from relucheck.backprop import backprop, compare
 from relucheck.decision import decide
+from relucheck.errors import ModelError
 from relucheck.explain import explain
 from relucheck.functional import relu
 from relucheck.gradients import gradients
-from relucheck.interception import ModelError
 
 X = torch.tensor([[1.0, 1.0], [2.0, 2.0]])
 Y = torch.tensor([0, 1])

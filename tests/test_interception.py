@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from relucheck import interception
 from relucheck.activations import LeakyReLU, ReLU, ReLU6
 from relucheck.backprop import backprop, compare
+from relucheck.errors import ModelError
 from relucheck.functional import RELU, SubgradientError
-from relucheck.interception import Interception, ModelError, as_setting, tensors_in
+from relucheck.interception import Interception, as_setting, tensors_in
 from relucheck.members import Kinked, Switch
 
 CPU = torch.device("cpu")

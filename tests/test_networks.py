@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
+from relucheck.errors import ModelError
 from relucheck.functional import SubgradientError
-from relucheck.interception import ModelError
 from relucheck.networks import MLP, ConvNet, Reached, ResidualNet, set_subgradient
 
 KINDS = {

@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from relucheck.activations import LeakyReLU, ReLU, ReLU6
+from relucheck.errors import ModelError
 from relucheck.functional import SubgradientError
-from relucheck.interception import ModelError
 from relucheck.networks import MLP, ConvNet, ResidualNet
 from relucheck.numerics import DTYPES, dtype_name
 from relucheck.wiring import Wire, WiringError, check_wiring, probe_wiring

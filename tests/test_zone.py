@@ -15,7 +15,7 @@ from relucheck import backprop, data, decision, stacks, zone
 from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU
 from relucheck.decision import ZoneDataError, decide
 from relucheck.emulation import Emulation
-from relucheck.interception import ModelError
+from relucheck.errors import ModelError
 from relucheck.networks import MLP, ConvNet, set_subgradient
 from relucheck.numerics import DTYPES, generator
 from relucheck.stacks import Architecture, Prover, Shape, Stack, draw
