@@ -21,7 +21,9 @@ from relucheck.errors import ModelError
 from relucheck.functional import SubgradientError
 from relucheck.gradients import Gradients, gradients
 from relucheck.interception import Call, Interception, OutOfReach, Setting, as_arguments, as_setting
-from relucheck.numerics import Arithmetic, deterministic, differs, generator, same_bits
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.bits import differs, same_bits
+from relucheck.numerics.determinism import deterministic, generator
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
 

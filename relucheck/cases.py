@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from relucheck.finding import SCAN_RANGE, FoundKink, derivatives
 from relucheck.kinks import Activation
-from relucheck.numerics import all_values, dtype_name, neighbour
+from relucheck.numerics.bits import all_values, neighbour
+from relucheck.numerics.dtypes import dtype_name
 from relucheck.subjects import Subject
 from relucheck.violations import (
     Counterexample,

@@ -11,7 +11,7 @@ import torch
 from relucheck.gate import Gate, Item, Result
 from relucheck.gate_config import ConfigError, GateConfig
 from relucheck.kinks import Activation
-from relucheck.numerics import as_dtype, dtype_name
+from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 
 class GateFailure(AssertionError):

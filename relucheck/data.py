@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relucheck import numerics
+from relucheck.numerics import dtypes as numerics_dtypes
 
 #: Environment variable that names the data root where no argument does.
 ROOT_VARIABLE: Final = "RELUCHECK_DATA"
@@ -113,10 +113,10 @@ def scale(
 
     Raises:
         DataValueError: for an unknown shape.
-        relucheck.numerics.UnsupportedDtypeError: for an unsupported dtype.
+        relucheck.numerics.dtypes.UnsupportedDtypeError: for an unsupported dtype.
     """
     _known("shape", shape, SHAPES)
-    values = images.cpu().to(torch.float32).div(255).to(numerics.as_dtype(dtype))
+    values = images.cpu().to(torch.float32).div(255).to(numerics_dtypes.as_dtype(dtype))
     sizes = (-1, _SIDE * _SIDE) if shape == "flat" else (-1, 1, _SIDE, _SIDE)
     return values.reshape(sizes).to(device)
 
@@ -138,7 +138,7 @@ def batches(
     Raises:
         DataValueError: at the call, for a size that is not an integer of at least 1, for one that with ``drop_last``
             leaves no batch, and for an unknown shape.
-        relucheck.numerics.UnsupportedDtypeError: at the call, for an unsupported dtype.
+        relucheck.numerics.dtypes.UnsupportedDtypeError: at the call, for an unsupported dtype.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise DataValueError(f"batch size {size!r}: must be an integer of at least 1")
@@ -148,7 +148,7 @@ def batches(
             f"images; pass a size of at most {len(data)} or drop_last=False"
         )
     _known("shape", shape, SHAPES)
-    numerics.as_dtype(dtype)
+    numerics_dtypes.as_dtype(dtype)
     stop = len(data) - len(data) % size if drop_last else len(data)
     slices = (slice(start, start + size) for start in range(0, stop, size))
     return ((scale(data.images[part], dtype, shape, device), data.labels[part].to(device)) for part in slices)

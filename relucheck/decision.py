@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from relucheck.backprop import backprop, judge_controlled, untouched
 from relucheck.errors import ModelError
 from relucheck.interception import Interception, Setting, as_setting
-from relucheck.numerics import deterministic
+from relucheck.numerics.determinism import deterministic
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
 #: Which gradients count: of every parameter, or of the first layer alone (as in the published tables).

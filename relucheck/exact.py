@@ -6,7 +6,7 @@ computed in any order, with or without fused multiply-adds, errs by at most ``ga
 ``gamma = n u / (1 - n u)``, u = 2**-53 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1);
 n = K + 2 leaves room for the bias. The error of x itself adds ``sum |w| error(x)``, and underflow one smallest normal
 number per operation. Bounds are computed in float64 as well and inflated by 2**-20, more than their own rounding. What the
-bound leaves open, the second rung decides in exact arithmetic back to the inputs (:mod:`relucheck.dyadic`).
+bound leaves open, the second rung decides in exact arithmetic back to the inputs (:mod:`relucheck.numerics.dyadics`).
 
 A mini-batch whose gradients differ is in the *bifurcation* zone if they differ over the reals too, in the *compensation*
 zone if they are equal there: Boustany 2024, "On the numerical reliability of nonsmooth autodiff"
@@ -21,12 +21,12 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck import dyadic
-from relucheck.dyadic import Dyadic
-from relucheck.emulation import EmulatedLinear
 from relucheck.errors import ModelError
 from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule
 from relucheck.networks import MLP
+from relucheck.numerics import dyadics
+from relucheck.numerics.dyadics import Dyadic
+from relucheck.numerics.emulation import EmulatedLinear
 
 UNIT: Final = 2.0**-53
 TINY: Final = 2.0**-1022  # one underflow, gradual or flushed
@@ -61,7 +61,7 @@ class Layer:
 
     def after(self, x: Dyadic) -> Dyadic:
         """The activation, exactly."""
-        return x if self.rule is None else dyadic.piecewise(x, self.slope, 6 if self.rule is RELU6 else None)
+        return x if self.rule is None else dyadics.piecewise(x, self.slope, 6 if self.rule is RELU6 else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +154,14 @@ class ExactRows:
     def __init__(self, layers: tuple[Layer, ...], inputs: Tensor) -> None:
         self._layers = layers
         self._inputs = inputs
-        self._bits = min(dyadic.digit_bits(layer.weight.shape[1]) for layer in layers)
+        self._bits = min(dyadics.digit_bits(layer.weight.shape[1]) for layer in layers)
         self._depth = -1
         self._rows = torch.empty(0, dtype=torch.int64)
         self._state: Dyadic | None = None  # what enters layer self._depth
 
     def floats(self, x: Tensor) -> Dyadic:
         """float64 values with the digits of this network."""
-        return dyadic.from_floats(x, self._bits)
+        return dyadics.from_floats(x, self._bits)
 
     def before(self, depth: int, rows: Tensor) -> Dyadic:
         """Pre-activations of layer ``depth`` for some samples (sorted, distinct): [rows, units]."""
@@ -172,9 +172,9 @@ class ExactRows:
         else:
             state, start = self.floats(self._inputs[rows]), 0
         for layer in self._layers[start:depth]:
-            state = layer.after(dyadic.linear(state, layer.weight, layer.bias))
+            state = layer.after(dyadics.linear(state, layer.weight, layer.bias))
         self._rows, self._depth, self._state = rows, depth, state
-        return dyadic.linear(state, self._layers[depth].weight, self._layers[depth].bias)
+        return dyadics.linear(state, self._layers[depth].weight, self._layers[depth].bias)
 
 
 def _gamma(terms: int) -> float:
@@ -218,7 +218,7 @@ def _regions(layer: Layer, z: Tensor, bound: Tensor, exact: ExactRows, depth: in
     if len(rows):
         before = exact.before(depth, rows)
         sides = sum(
-            (dyadic.compare(before, int(kink)) + 1 for kink in layer.rule.kinks), torch.zeros((), dtype=torch.int64)
+            (dyadics.compare(before, int(kink)) + 1 for kink in layer.rule.kinks), torch.zeros((), dtype=torch.int64)
         )
         region[rows] = torch.where(open_[rows], sides.to(torch.int8), region[rows])
     return region, int(open_.sum())

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from relucheck import data
 from relucheck.activations import LeakyReLU, ReLU, ReLU6
 from relucheck.networks import MLP, ConvNet, ResidualNet
-from relucheck.numerics import as_dtype, generator
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import as_dtype
 
 Architecture = Literal["mlp", "conv", "residual"]
 Rule = Literal["ReLU", "ReLU6", "LeakyReLU"]

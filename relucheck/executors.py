@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from relucheck.flat import Flat, make_optimiser, same_as_apart
 from relucheck.measures import Ruler, same_gradients
 from relucheck.members import Choice, Clock, Switch, build, layers, stream
-from relucheck.numerics import as_dtype, generator
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import as_dtype
 from relucheck.training_settings import Epoch, Member, MemberResult, Settings
 
 _EVALUATED: Final = 1024  # about so many images at once

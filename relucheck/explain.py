@@ -13,9 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from relucheck import dyadic
 from relucheck.backprop import Comparison, ControlError, Difference, compare, differences_of, root_of, untouched
-from relucheck.emulation import EmulatedLinear
 from relucheck.errors import ModelError
 from relucheck.exact import ExactError, ExactRows, Reals, real_inputs
 from relucheck.exact_gradients import over_the_reals
@@ -23,7 +21,9 @@ from relucheck.explanation import Explanation, Hit, Missed, Reason
 from relucheck.functional import Rule, as_subgradient
 from relucheck.gradients import gradients
 from relucheck.interception import Call, Interception, Setting, as_arguments, as_setting
-from relucheck.numerics import deterministic
+from relucheck.numerics import dyadics
+from relucheck.numerics.determinism import deterministic
+from relucheck.numerics.emulation import EmulatedLinear
 
 #: Hits whose effect is measured by a backward of their own, unless told otherwise.
 LIMIT: Final = 32
@@ -209,7 +209,7 @@ def _reasons(
             idle: list[Reason | None] = [None] * len(place)
             if previous is not None:
                 entering = previous[rows]
-                given = dyadic.linear(exact.floats(entering), layer.weight, layer.bias)
+                given = dyadics.linear(exact.floats(entering), layer.weight, layer.bias)
                 local = _values(given, place, units, int(kink))
                 products = (entering != 0).double() @ (layer.weight != 0).double().T
                 none = (products[place, units] == 0).tolist()
@@ -224,9 +224,9 @@ def _reasons(
                 yield _reason(Fraction(kink), value, near, still, half), value, near
 
 
-def _values(x: dyadic.Dyadic, rows: Tensor, units: Tensor, kink: int) -> list[Fraction]:
+def _values(x: dyadics.Dyadic, rows: Tensor, units: Tensor, kink: int) -> list[Fraction]:
     """The numbers at some positions; those at the kink, mostly all, need no conversion."""
-    at = dyadic.compare(x, kink)[rows, units] == 0
+    at = dyadics.compare(x, kink)[rows, units] == 0
     others = iter(x.fractions((rows[~at], units[~at])))
     same = Fraction(kink)
     return [same if exact else next(others) for exact in at.tolist()]

@@ -21,7 +21,7 @@ from relucheck.explain import explain
 from relucheck.explanation import Explanation
 from relucheck.files import write_atomically
 from relucheck.networks import MLP
-from relucheck.numerics import DTYPES, dtype_name
+from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.stacks import Architecture, draw
 from relucheck.zone import Engine
 

@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from relucheck.numerics import from_ordinals, ordinals
+from relucheck.numerics.bits import from_ordinals, ordinals
 
 #: The range that is scanned unless another one is asked for, and the cells' widths inside and outside [-4, 4].
 SCAN_RANGE: Final = (-32.0, 32.0)

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.numerics import generator
+from relucheck.numerics.determinism import generator
 from relucheck.training_parts import Optimiser
 
 _ALIGNMENT: Final = 64  # bytes, as torch aligns what it allocates: kernels may round differently on other alignments

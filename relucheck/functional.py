@@ -38,7 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from relucheck.numerics import compute_dtype, find
+from relucheck.numerics.bits import find
+from relucheck.numerics.dtypes import compute_dtype
 
 #: A subgradient as users give it: a real number, or a tensor with one per ensemble member that broadcasts to the input.
 Subgradient = float | Tensor

@@ -26,7 +26,7 @@ from relucheck.isolation import TimeLimitExceeded, guarded
 from relucheck.kinks import Activation
 from relucheck.laws import LAWS, Law
 from relucheck.laws_modes import kink_rows
-from relucheck.numerics import as_dtype, dtype_name
+from relucheck.numerics.dtypes import as_dtype, dtype_name
 from relucheck.subjects import NotAnActivation, Subject, TargetError
 from relucheck.torch_catalogue import functions
 from relucheck.violations import LawViolation, NotApplicable, item_id

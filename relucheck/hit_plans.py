@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from relucheck.hit_rates import RateError
 from relucheck.hit_widths import FORMATS, Accumulation, Format, widths
-from relucheck.numerics import generator
+from relucheck.numerics.determinism import generator
 
 #: Standard deviations that a float8 tensor's scale, a power of two, keeps finite.
 ROOM: Final = 6.0

@@ -6,7 +6,7 @@ over units and samples. The density is counted in a window around 0 of sums comp
 tells the width.
 
 Where a sum is rounded depends on the kernel, so it is an :class:`Accumulation`: known for an
-:class:`~relucheck.emulation.Emulation`, found by crafted inputs for the device's own kernels (:func:`probe`).
+:class:`~relucheck.numerics.emulation.Emulation`, found by crafted inputs for the device's own kernels (:func:`probe`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.emulation import Emulation
 from relucheck.errors import ModelError
 from relucheck.hit_widths import FORMATS, Accumulation, widths
-from relucheck.numerics import as_dtype, dtype_name, find, generator
+from relucheck.numerics.bits import find
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import as_dtype, dtype_name
+from relucheck.numerics.emulation import Emulation
 
 _ACTIVATIONS: Final = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 

@@ -21,7 +21,7 @@ from relucheck.files import write_atomically
 from relucheck.hit_plans import Network, Planned
 from relucheck.hit_rates import poisson_interval, probe
 from relucheck.hit_validation import DEPTHS, WIDTHS, Agreement, Cell, agreement, carry_out, resnet50_hits, runs
-from relucheck.numerics import dtype_name
+from relucheck.numerics.dtypes import dtype_name
 
 #: Version of the JSON's layout.
 SCHEMA: Final = 1

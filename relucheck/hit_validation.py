@@ -10,10 +10,11 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.emulation import Emulation
 from relucheck.hit_plans import resnet50_kinds
 from relucheck.hit_rates import RateError, measure, poisson_interval, predict
-from relucheck.numerics import dtype_name, find
+from relucheck.numerics.bits import find
+from relucheck.numerics.dtypes import dtype_name
+from relucheck.numerics.emulation import Emulation
 from relucheck.stacks import Architecture, draw
 
 

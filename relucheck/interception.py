@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from relucheck import functional
 from relucheck.errors import ModelError
 from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule, SubgradientError, as_subgradient
-from relucheck.numerics import find
+from relucheck.numerics.bits import find
 
 #: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.
 Setting = float | tuple[float, float] | None

@@ -11,7 +11,7 @@ from torch import Tensor
 from relucheck.cases import TAIL_LENGTH, Case, Disconnected
 from relucheck.isolation import preserved_state
 from relucheck.law import law
-from relucheck.numerics import differs
+from relucheck.numerics.bits import differs
 from relucheck.violations import literal
 
 #: Cotangents with few significant bits, so that sums and products of them are exact in every dtype.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from relucheck.cases import Case
 from relucheck.law import law
 from relucheck.laws_gradients import dyadic, first
-from relucheck.numerics import differs
+from relucheck.numerics.bits import differs
 from relucheck.subjects import SEED, Subject, made
 from relucheck.violations import NotApplicable
 

@@ -19,9 +19,11 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from relucheck import functional
-from relucheck.emulation import emulate
 from relucheck.injected import injected
-from relucheck.numerics import compute_dtype, find, generator, has_value
+from relucheck.numerics.bits import find, has_value
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import compute_dtype
+from relucheck.numerics.emulation import emulate
 from relucheck.training_settings import Settings
 
 _RULES: Final = {"relu": functional.RELU, "relu6": functional.RELU6, "leaky_relu": functional.LEAKY_RELU}

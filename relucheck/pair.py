@@ -12,7 +12,7 @@ from relucheck.backprop import ControlError
 from relucheck.decision import Watch
 from relucheck.interception import Setting
 from relucheck.networks import set_subgradient
-from relucheck.numerics import same_bits
+from relucheck.numerics.bits import same_bits
 
 
 def first_difference(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from relucheck.functional import Rule
 from relucheck.injected import injected
-from relucheck.numerics import as_dtype, compute_dtype, has_value
+from relucheck.numerics.bits import has_value
+from relucheck.numerics.dtypes import as_dtype, compute_dtype
 
 _ALIGNMENT: Final = 256  # bytes, of CUDA's allocations: cuBLASLt chooses its kernels by the alignment of what it is given
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.flat import make_optimiser, trial_values
-from relucheck.numerics import bits_dtype, generator
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training_settings import Optimiser, Settings
 
 _GROWTH: Final = 2000  # steps without overflow after which the scale doubles, as torch.amp.GradScaler's

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from relucheck.executors import Split, autocast, finite_or_none
 from relucheck.members import Clock, Kinked, SharedDropout, Switch, build, layers, stream
-from relucheck.numerics import bits_dtype, generator
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import bits_dtype
 from relucheck.stacked_layers import StackedKinked, batch_norm, linear_apart
 from relucheck.stacked_optimisers import Scaled, make
 from relucheck.training_settings import Epoch, MemberResult, Settings

@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
-from relucheck.emulation import Emulation, emulate
 from relucheck.errors import ModelError
 from relucheck.networks import MLP
-from relucheck.numerics import compute_dtype, dtype_name, generator, has_value, same_bits
+from relucheck.numerics.bits import has_value, same_bits
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import compute_dtype, dtype_name
+from relucheck.numerics.emulation import Emulation, emulate
 
 ActivationName = Literal["relu", "relu6", "leaky_relu"]
 ACTIVATIONS: Final[dict[str, type[ReLU] | type[ReLU6] | type[LeakyReLU]]] = {

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from relucheck.examples import ARCHITECTURES, RULES, Aim, Architecture, Example, Inputs, Rule, Weights
-from relucheck.numerics import DTYPES, bits_dtype, dtype_name, from_ordinals, ordinals
+from relucheck.numerics.bits import from_ordinals, ordinals
+from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
 
 
 def dtypes() -> st.SearchStrategy[torch.dtype]:

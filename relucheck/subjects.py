@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from relucheck.finding import SCAN_RANGE, FoundKink, find_kinks
 from relucheck.kinks import Activation
-from relucheck.numerics import dtype_name
+from relucheck.numerics.dtypes import dtype_name
 
 #: Seeds the parameters of modules, so that every dtype, worker and reproducing script sees the same ones.
 SEED: Final = 0

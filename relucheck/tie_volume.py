@@ -15,7 +15,7 @@ from torch import Tensor
 from relucheck import data
 from relucheck.decision import ZoneDataError
 from relucheck.files import write_atomically
-from relucheck.numerics import dtype_name
+from relucheck.numerics.dtypes import dtype_name
 from relucheck.proportions import interval
 from relucheck.ties import ORDERS, THRESHOLDS, Order, decide, draw, equal_in_float64
 

@@ -29,7 +29,9 @@ from relucheck.backprop import ControlError, untouched
 from relucheck.decision import Outcome, checked_data
 from relucheck.errors import ModelError
 from relucheck.gradients import gradients
-from relucheck.numerics import as_dtype, deterministic, differs, same_bits
+from relucheck.numerics.bits import differs, same_bits
+from relucheck.numerics.determinism import deterministic
+from relucheck.numerics.dtypes import as_dtype
 from relucheck.pooling import Choice, MaxPool2d, PoolingError, Setting, Windows, tied_maxima
 
 Order = Literal["relu-pool", "pool-relu"]

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from relucheck.emulation import KINDS, Emulation
-from relucheck.numerics import Arithmetic, as_dtype, dtype_name
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.dtypes import as_dtype, dtype_name
+from relucheck.numerics.emulation import KINDS, Emulation
 
 OPTIMISERS: Final[tuple[str, ...]] = ("adam", "sgd")
 RULES: Final[tuple[str, ...]] = ("chain", "injected")
@@ -103,9 +104,10 @@ class Precision:
     """The arithmetic of a comparison as data.
 
     Attributes:
-        dtype: of parameters, a name that :func:`relucheck.numerics.as_dtype` knows.
+        dtype: of parameters, a name that :func:`relucheck.numerics.dtypes.as_dtype` knows.
         mixed: "bfloat16" or "float16": autocast to it, weights in float32, for float16 with a gradient scaler; or None.
-        emulation: "rounded", "product", "split-k N" or "tf32" (:mod:`relucheck.emulation`); None: the device's own.
+        emulation: "rounded", "product", "split-k N" or "tf32" (:mod:`relucheck.numerics.emulation`); None: the device's
+            own.
         strict: on CUDA neither TF32 nor reduced-precision reductions; otherwise PyTorch's defaults.
         tf32: on CUDA float32 products in TF32 (the switch that users set, which PyTorch leaves off).
     """

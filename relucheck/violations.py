@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 
 import torch
 
-from relucheck.numerics import dtype_name, ulp_distance
+from relucheck.numerics.bits import ulp_distance
+from relucheck.numerics.dtypes import dtype_name
 
 #: *error*: against mathematics or a declared convention. *notice*: a mode that is not supported, a convention inside the
 #: allowed set that differs from torch's, a value that is reported and not judged.

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from relucheck import data, zone
-from relucheck.numerics import Arithmetic, as_dtype, generator
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import as_dtype
 from relucheck.stacks import Architecture
 from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
 from relucheck.volume_store import Json, Store, StoreError

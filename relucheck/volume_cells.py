@@ -11,8 +11,8 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 
 from relucheck import data
-from relucheck.emulation import Emulation, EmulationError
-from relucheck.numerics import as_dtype, dtype_name
+from relucheck.numerics.dtypes import as_dtype, dtype_name
+from relucheck.numerics.emulation import Emulation, EmulationError
 from relucheck.proportions import CONFIDENCE, Interval, interval
 from relucheck.volume_store import Json
 
@@ -43,8 +43,8 @@ class Cell:
             ``sample_seed``, as in the published sample-size sweep; a smaller sample is the beginning of a larger one).
         sample_seed: see ``sample``.
         dtype: name of the dtype of parameters and activations.
-        emulation: None for the device's own arithmetic, or a :mod:`relucheck.emulation` kind: "rounded", "product",
-            "split-k 4", "tf32".
+        emulation: None for the device's own arithmetic, or a :mod:`relucheck.numerics.emulation` kind: "rounded",
+            "product", "split-k 4", "tf32".
         strict: CUDA: no reduced-precision reductions in 16-bit products (PyTorch's default allows them).
         tf32: CUDA: float32 products may use TensorFloat-32 (PyTorch's default since 1.12 does not).
         draws: number of random networks.

@@ -174,7 +174,8 @@ def notes(report: Report, judged: Iterable[Judged]) -> list[str]:
         f"- Draws that a half-width of {_WANTED} needs at the shares found (the worst cell's): {_needed(estimates)}.",
         "- The same seeds are drawn in every cell: cells of one shape share their networks, whatever the arithmetic, and "
         "networks of one seed and width begin with the same layers, so cells are not independent of each other.",
-        "- *Emulated* arithmetics are not the device's own (relucheck.emulation); published 16 bits are float16, on GPUs.",
+        "- *Emulated* arithmetics are not the device's own (relucheck.numerics.emulation); published 16 bits are "
+        "float16, on GPUs.",
         "- Published float64 figures of both depth sweeps were not computed by the releases, which leave that loop early.",
         "- Sample-size cells draw their images with replacement, as [R22] did, once a cell by a seeded generator.",
     ]

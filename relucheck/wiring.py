@@ -16,7 +16,7 @@ from relucheck.functional import SubgradientError, as_subgradient
 from relucheck.interception import Interception, as_arguments, tensors_in
 from relucheck.kinks import CATALOGUE
 from relucheck.networks import set_subgradient
-from relucheck.numerics import generator
+from relucheck.numerics.determinism import generator
 
 Verdict = Literal["answers", "ignores", "wrong rule", "out of reach"]
 

@@ -26,11 +26,12 @@ from relucheck.decision import (
     checked_targets,
     checked_watch,
 )
-from relucheck.emulation import Emulation
 from relucheck.errors import ModelError
 from relucheck.interception import Setting
 from relucheck.networks import MLP
-from relucheck.numerics import deterministic, find
+from relucheck.numerics.bits import find
+from relucheck.numerics.determinism import deterministic
+from relucheck.numerics.emulation import Emulation
 from relucheck.pair import first_difference
 from relucheck.stacks import (
     ACTIVATIONS,

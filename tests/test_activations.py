@@ -28,7 +28,8 @@ from relucheck.activations import LeakyReLU, ReLU, ReLU6, describe
 from relucheck.functional import SubgradientError, as_subgradient
 from relucheck.kinks import Kink
 from relucheck.members import Kinked, Switch
-from relucheck.numerics import DTYPES, all_values, compute_dtype, dtype_name, from_ordinals, neighbour, same_bits
+from relucheck.numerics.bits import all_values, from_ordinals, neighbour, same_bits
+from relucheck.numerics.dtypes import DTYPES, compute_dtype, dtype_name
 
 Subgradients = tuple[float, ...]
 
@@ -806,7 +807,7 @@ def test_unsupported_input_dtype() -> None:
     x = torch.tensor([1 + 1j], requires_grad=True)
     with pytest.raises(RuntimeError):  # torch's own refusal
         ReLU(0.5)(x)
-    from relucheck.numerics import UnsupportedDtypeError
+    from relucheck.numerics.dtypes import UnsupportedDtypeError
 
     x = torch.zeros(2).to(torch.float8_e4m3fn).requires_grad_()
     with pytest.raises((RuntimeError, UnsupportedDtypeError)):

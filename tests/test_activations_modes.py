@@ -19,7 +19,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 
 from relucheck.activations import LeakyReLU, ReLU, ReLU6
 from relucheck.functional import SubgradientError, leaky_relu, relu, relu6
-from relucheck.numerics import DTYPES, all_values, dtype_name, same_bits
+from relucheck.numerics.bits import all_values, same_bits
+from relucheck.numerics.dtypes import DTYPES, dtype_name
 
 pytestmark = [
     # torch's forward-mode AD imports its own scripted decompositions

@@ -19,7 +19,9 @@ from relucheck.errors import ModelError
 from relucheck.explain import explain
 from relucheck.functional import SubgradientError
 from relucheck.networks import MLP, set_subgradient
-from relucheck.numerics import DTYPES, Arithmetic, UnsupportedDtypeError, dtype_name, same_bits
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.bits import same_bits
+from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
 from relucheck.wiring import check_wiring
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from relucheck import data, numerics
+from relucheck import data
+from relucheck.numerics import bits, dtypes
 
 SHIPPED = Path(data.__file__).parent / "_data"
 PER_CLASS = {"train": 200, "test": 50}
@@ -162,24 +163,24 @@ def test_the_values_are_checked_as_well_as_the_file(
 # ---------------------------------------------------------------- conversion and mini-batches
 
 
-@pytest.mark.parametrize("dtype", numerics.DTYPES, ids=numerics.dtype_name)
+@pytest.mark.parametrize("dtype", dtypes.DTYPES, ids=dtypes.dtype_name)
 def test_scale_divides_in_float32_and_then_casts(dtype: torch.dtype) -> None:
     images = torch.arange(28 * 28).remainder(256).to(torch.uint8).view(1, 28, 28)
     expected = np.arange(28 * 28, dtype=np.int64) % 256
     quotients = torch.from_numpy(expected.astype(np.float32) / np.float32(255)).to(dtype)
     scaled = data.scale(images, dtype)
     assert scaled.dtype == dtype
-    assert numerics.same_bits(scaled, quotients.view(1, 784), signed_zero=True)
+    assert bits.same_bits(scaled, quotients.view(1, 784), signed_zero=True)
     assert (float(scaled.min()), float(scaled.max())) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("dtype", numerics.DTYPES, ids=numerics.dtype_name)
+@pytest.mark.parametrize("dtype", dtypes.DTYPES, ids=dtypes.dtype_name)
 def test_scale_is_torchvisions_to_tensor_and_a_cast(dtype: torch.dtype) -> None:
     from torchvision.transforms import functional
 
     digits = data.load_digits("test")
     expected = torch.stack([functional.to_tensor(image.numpy()[..., None]).to(dtype) for image in digits.images[:20]])
-    assert numerics.same_bits(data.scale(digits.images[:20], dtype, "image"), expected)
+    assert bits.same_bits(data.scale(digits.images[:20], dtype, "image"), expected)
 
 
 def test_shapes() -> None:
@@ -233,7 +234,7 @@ def test_bad_shape_and_dtype_are_refused_at_the_call() -> None:
     for call in (lambda **bad: data.batches(digits, 10, **bad), digits.scaled):
         with pytest.raises(data.DataValueError, match=r"unknown shape 'imgae'; did you mean 'image'\? Known: flat, image"):
             call(shape="imgae")
-        with pytest.raises(numerics.UnsupportedDtypeError, match="float16, bfloat16, float32 and float64"):
+        with pytest.raises(dtypes.UnsupportedDtypeError, match="float16, bfloat16, float32 and float64"):
             call(dtype=torch.int8)
 
 

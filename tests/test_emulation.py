@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relucheck import emulation
-from relucheck.emulation import Emulation, EmulationError, emulate
-from relucheck.numerics import same_bits
+from relucheck.numerics import emulation
+from relucheck.numerics.bits import same_bits
+from relucheck.numerics.emulation import Emulation, EmulationError, emulate
 
 KINDS: dict[str, Emulation] = {
     "rounded": Emulation(torch.bfloat16, "rounded"),

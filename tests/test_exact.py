@@ -13,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import activations, dyadic, exact, exact_gradients
+from relucheck import activations, exact, exact_gradients
 from relucheck.decision import decide
-from relucheck.emulation import Emulation, emulate
 from relucheck.exact import ExactError, Layer, RealLayer, forward, layers_of, real_inputs
 from relucheck.exact_gradients import over_the_reals, split
 from relucheck.examples import Example
 from relucheck.functional import LEAKY_RELU, RELU6
 from relucheck.networks import MLP, ConvNet
-from relucheck.numerics import DTYPES, bits_dtype, dtype_name, generator
+from relucheck.numerics import dyadics
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
+from relucheck.numerics.emulation import Emulation, emulate
 from relucheck.strategies import examples
 
 Matrix = list[list[Fraction]]
@@ -174,7 +176,7 @@ def test_a_wrong_bound_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_open_unit_left_to_float64_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dyadic, "compare", lambda x, number: torch.ones(x.digits.shape[1:], dtype=torch.int64))
+    monkeypatch.setattr(dyadics, "compare", lambda x, number: torch.ones(x.digits.shape[1:], dtype=torch.int64))
     with pytest.raises(AssertionError):
         check_forward(*permuted_twins(torch.float32, 0))
 
@@ -447,18 +449,18 @@ def test_what_is_not_served_is_refused(case: str) -> None:
 
 def test_dyadic_refuses_what_it_could_not_hold() -> None:
     with pytest.raises(ValueError, match="would cut values"):
-        dyadic.from_floats(torch.tensor([0.5], dtype=torch.float64), 20, 0)
-    wide = dyadic.from_floats(torch.ones(1, 1000, dtype=torch.float64), 26)
+        dyadics.from_floats(torch.tensor([0.5], dtype=torch.float64), 20, 0)
+    wide = dyadics.from_floats(torch.ones(1, 1000, dtype=torch.float64), 26)
     with pytest.raises(ValueError, match="are not exact for 1000 terms"):
-        dyadic.linear(wide, torch.ones(1, 1000, dtype=torch.float64), None)
+        dyadics.linear(wide, torch.ones(1, 1000, dtype=torch.float64), None)
 
 
 def test_full_digits_are_exact() -> None:
     """The widest sums that digits allow: every digit full, where one bit more would be rounded."""
     for terms in (1, 2, 3, 784, 1000):
-        bits = dyadic.digit_bits(terms)
+        bits = dyadics.digit_bits(terms)
         full = float((1 << 50) - 1)
         x = torch.full((1, terms), full, dtype=torch.float64)
-        found = dyadic.linear(dyadic.from_floats(x, bits), x, x[:, 0])
+        found = dyadics.linear(dyadics.from_floats(x, bits), x, x[:, 0])
         zero = (torch.zeros(1, dtype=torch.int64),) * 2
         assert found.fractions(zero) == [terms * Fraction(full) ** 2 + Fraction(full)]

@@ -16,17 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import activations, data, dyadic, explained, functional
+from relucheck import activations, data, explained, functional
 from relucheck import explain as room
 from relucheck.backprop import compare
-from relucheck.emulation import Emulation, emulate
 from relucheck.errors import ModelError
 from relucheck.exact_gradients import over_the_reals
 from relucheck.examples import Example
 from relucheck.explain import explain
 from relucheck.explanation import Explanation, Hit, Reason
 from relucheck.networks import MLP, ConvNet
-from relucheck.numerics import DTYPES, deterministic, differs, dtype_name, generator
+from relucheck.numerics import dyadics
+from relucheck.numerics.bits import differs
+from relucheck.numerics.determinism import deterministic, generator
+from relucheck.numerics.dtypes import DTYPES, dtype_name
+from relucheck.numerics.emulation import Emulation, emulate
 from relucheck.strategies import examples
 
 Y = torch.tensor([1])
@@ -141,10 +144,12 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         room, "_values", lambda x, rows, units, kink: [Fraction(kink)] * len(rows)
     ),
     "another sample's or unit's value": lambda patch: patch.setattr(
-        dyadic.Dyadic, "fractions", _with(dyadic.Dyadic.fractions, lambda args: (args[0], (args[1][0], args[1][1] * 0 + 1)))
+        dyadics.Dyadic,
+        "fractions",
+        _with(dyadics.Dyadic.fractions, lambda args: (args[0], (args[1][0], args[1][1] * 0 + 1))),
     ),
     "the float's neighbour": lambda patch: patch.setattr(
-        dyadic, "compare", _with(dyadic.compare, lambda args: (args[0], args[1] + 1))
+        dyadics, "compare", _with(dyadics.compare, lambda args: (args[0], args[1] + 1))
     ),
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relucheck import flat
 from relucheck.flat import Flat, make_optimiser, same_as_apart
-from relucheck.numerics import generator
+from relucheck.numerics.determinism import generator
 from relucheck.training_parts import Optimiser
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import data, hit_plans, hit_rates, hit_report, hit_validation, hit_widths
-from relucheck.emulation import Emulation, emulate
 from relucheck.errors import ModelError
 from relucheck.hit_plans import Activations, Rounding
 from relucheck.hit_rates import (
@@ -30,7 +29,8 @@ from relucheck.hit_rates import (
 from relucheck.hit_validation import Cell, agreement, validate
 from relucheck.hit_widths import FORMATS, Accumulation, Format, widths
 from relucheck.networks import ConvNet, ResidualNet
-from relucheck.numerics import generator
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.emulation import Emulation, emulate
 from relucheck.stacks import Architecture, draw
 
 TORCH = {

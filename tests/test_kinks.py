@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from relucheck.kinks import CATALOGUE, Activation, Kink
-from relucheck.numerics import DTYPES, dtype_name, neighbour
+from relucheck.numerics.bits import neighbour
+from relucheck.numerics.dtypes import DTYPES, dtype_name
 
 
 @pytest.mark.parametrize(

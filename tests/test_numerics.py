@@ -13,21 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from relucheck import numerics
-from relucheck.numerics import (
-    DTYPES,
-    Arithmetic,
-    UnsupportedDtypeError,
+from relucheck.numerics import arithmetic as numerics_arithmetic
+from relucheck.numerics import bits as numerics_bits
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.bits import (
     all_values,
-    as_dtype,
-    bits_dtype,
-    compute_dtype,
-    deterministic,
     differs,
-    dtype_name,
     find,
     from_ordinals,
-    generator,
     has_value,
     has_zero,
     neighbour,
@@ -35,6 +28,8 @@ from relucheck.numerics import (
     same_bits,
     ulp_distance,
 )
+from relucheck.numerics.determinism import deterministic, generator
+from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, as_dtype, bits_dtype, compute_dtype, dtype_name
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 SIXTEEN = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_name)
@@ -385,7 +380,7 @@ STATES = {
 @pytest.mark.parametrize("reduced", [False, True])
 def test_active_sets_the_switches_and_puts_them_back(state: str, tf32: bool, reduced: bool, switches: Any) -> None:
     STATES[state]()
-    before, old = switches(), numerics._unless_mixed(torch.get_float32_matmul_precision)
+    before, old = switches(), numerics_arithmetic._unless_mixed(torch.get_float32_matmul_precision)
 
     def run() -> None:
         with Arithmetic(torch.float32, tf32=tf32, reduced_precision=reduced).active():
@@ -400,7 +395,7 @@ def test_active_sets_the_switches_and_puts_them_back(state: str, tf32: bool, red
     with pytest.raises(KeyError):  # put back after an error, too
         run()
     assert switches() == before
-    assert numerics._unless_mixed(torch.get_float32_matmul_precision) == old
+    assert numerics_arithmetic._unless_mixed(torch.get_float32_matmul_precision) == old
 
 
 def test_current_reads_what_the_user_set(switches: Any) -> None:
@@ -480,8 +475,8 @@ def test_generators_do_not_depend_on_each_other() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_find_in_several_blocks(dtype: torch.dtype, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors larger than a block: hits at the borders of blocks and rows, in the tail, of both signs, beside NaN."""
-    monkeypatch.setattr(numerics, "_BLOCK", 64)
-    monkeypatch.setattr(numerics, "_ROW", 8)
+    monkeypatch.setattr(numerics_bits, "_BLOCK", 64)
+    monkeypatch.setattr(numerics_bits, "_ROW", 8)
     for rest in (0, 1, 7, 9):
         x = torch.arange(1, 3 * 64 + rest + 1).div(1024).to(dtype)
         for positions in ([0], [7, 8], [63, 64], [191], [len(x) - 1], list(range(0, len(x), 5)), []):

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from relucheck import data, pooling, tie_volume
 from relucheck.decision import ZoneDataError
 from relucheck.errors import ModelError
-from relucheck.numerics import DTYPES, deterministic, same_bits
+from relucheck.numerics.bits import same_bits
+from relucheck.numerics.determinism import deterministic
+from relucheck.numerics.dtypes import DTYPES
 from relucheck.pooling import MaxPool2d, PoolingError, Windows, set_pooling, tied_maxima
 from relucheck.ties import ORDERS, LeNet, decide, different_inputs, draw, equal_in_float64, ties
 

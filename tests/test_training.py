@@ -15,7 +15,7 @@ import torch
 from relucheck import checkpoints, training
 from relucheck.data import DataFileError
 from relucheck.executors import Branch, ForkingExecutor
-from relucheck.numerics import Arithmetic
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.progress import Progress
 from relucheck.stacking import StackedExecutor
 from relucheck.training import DeviceError, train

@@ -12,7 +12,7 @@ from torch import nn
 
 from relucheck import activations, data, executors, functional, members, networks
 from relucheck.executors import ForkingExecutor, Split
-from relucheck.numerics import deterministic
+from relucheck.numerics.determinism import deterministic
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
 
 SETTINGS = Settings(

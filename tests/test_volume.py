@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import data, decision, numerics, stacks, volume, volume_workers, zone
+from relucheck import data, decision, stacks, volume, volume_workers, zone
 from relucheck.decision import Decision
+from relucheck.numerics import dtypes
 from relucheck.volume import Cell, Estimate, Store, StoreError, VolumeError, estimate
 from relucheck.volume_cells import Outcome
 
@@ -630,4 +631,4 @@ def test_the_number_of_threads_is_put_back() -> None:
 
 
 def test_dtypes_of_cells_are_numerics_dtypes() -> None:
-    assert {Cell(dtype=numerics.dtype_name(dtype)).linear_arithmetic() for dtype in numerics.DTYPES} == set(numerics.DTYPES)
+    assert {Cell(dtype=dtypes.dtype_name(dtype)).linear_arithmetic() for dtype in dtypes.DTYPES} == set(dtypes.DTYPES)

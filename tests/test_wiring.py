@@ -15,7 +15,7 @@ from relucheck.activations import LeakyReLU, ReLU, ReLU6
 from relucheck.errors import ModelError
 from relucheck.functional import SubgradientError
 from relucheck.networks import MLP, ConvNet, ResidualNet
-from relucheck.numerics import DTYPES, dtype_name
+from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.wiring import Wire, WiringError, check_wiring, probe_wiring
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

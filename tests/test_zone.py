@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from relucheck import backprop, data, decision, stacks, zone
 from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU
 from relucheck.decision import ZoneDataError, decide
-from relucheck.emulation import Emulation
 from relucheck.errors import ModelError
 from relucheck.networks import MLP, ConvNet, set_subgradient
-from relucheck.numerics import DTYPES, generator
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import DTYPES
+from relucheck.numerics.emulation import Emulation
 from relucheck.stacks import Architecture, Prover, Shape, Stack, draw
 from relucheck.zone import Engine, ZoneMemoryError
 from tests.two_networks import plain_decision

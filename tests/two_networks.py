@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relucheck.emulation import Emulation
+from relucheck.numerics.emulation import Emulation
 
 
 class PlainActivation(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
 from relucheck import activations, data
-from relucheck.emulation import emulate
+from relucheck.numerics.emulation import emulate
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
 
 WIDTHS: Final = (200, 200, 200)

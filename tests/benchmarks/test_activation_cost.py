@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations import ReLU
-from relucheck.numerics import same_bits
+from relucheck.numerics.bits import same_bits
 
 pytestmark = pytest.mark.benchmark
 

@@ -24,7 +24,7 @@ import torch
 from relucheck import data
 from relucheck.executors import ForkingExecutor, Split
 from relucheck.members import build
-from relucheck.numerics import deterministic
+from relucheck.numerics.determinism import deterministic
 from relucheck.training import _unfilled
 from relucheck.training_settings import Precision
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned, with_dead

@@ -15,7 +15,7 @@ import torch
 
 from relucheck import data
 from relucheck.executors import Split
-from relucheck.numerics import deterministic
+from relucheck.numerics.determinism import deterministic
 from relucheck.stacking import StackedExecutor
 from relucheck.training import _unfilled
 from relucheck.training_settings import Precision

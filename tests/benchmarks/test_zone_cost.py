@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import data
-from relucheck.emulation import Emulation
+from relucheck.numerics.emulation import Emulation
 from relucheck.stacks import Architecture, draw
 from relucheck.zone import Engine
 from tests.two_networks import plain_decision

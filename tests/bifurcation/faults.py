@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from relucheck.backprop import Backprops
 from relucheck.examples import Rule
 from relucheck.interception import Setting
-from relucheck.numerics import neighbour
+from relucheck.numerics.bits import neighbour
 from tests.bifurcation.subjects import Faulty, FaultySubject, Gradients, Subject
 
 

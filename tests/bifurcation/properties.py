@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from relucheck.backprop import Comparison, judge
 from relucheck.examples import AIMS, Example, torch_activation
-from relucheck.numerics import differs, same_bits, ulp_distance
+from relucheck.numerics.bits import differs, same_bits, ulp_distance
 from relucheck.strategies import examples
 from tests.bifurcation import oracle
 from tests.bifurcation.subjects import Subject

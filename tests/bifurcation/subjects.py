@@ -12,7 +12,7 @@ from relucheck.backprop import Backprops
 from relucheck.examples import Rule, own_activation
 from relucheck.interception import Call, Setting
 from relucheck.networks import set_subgradient
-from relucheck.numerics import Arithmetic
+from relucheck.numerics.arithmetic import Arithmetic
 from tests.bifurcation.oracle import KINKS
 
 Gradients = dict[str, Tensor]

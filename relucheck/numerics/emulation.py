@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from relucheck.numerics import as_dtype, compute_dtype, dtype_name
+from relucheck.numerics.dtypes import as_dtype, compute_dtype, dtype_name
 
 Kind = Literal["rounded", "product", "split-k", "tf32"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)

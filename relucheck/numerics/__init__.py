@@ -1,0 +1,1 @@
+"""Floating point: dtypes, bits, arithmetics and their emulation, exact dyadic numbers, determinism."""
