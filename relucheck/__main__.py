@@ -141,7 +141,8 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from relucheck import files, gate_reports
+    from relucheck import gate_reports
+    from relucheck.results import files
 
     config = _config(arguments)
     for name in getattr(arguments, "report", []):
@@ -238,7 +239,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if made.text is not None:
         print(made.text)
         return OK
-    from relucheck.reports import render
+    from relucheck.results.tables import render
     from relucheck.training_tables import LEGEND, rich_outcomes, rich_tables
 
     assert isinstance(made.scenario, Scenario)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from relucheck.files import write_atomically
+from relucheck.results.files import write_atomically
 from relucheck.training_settings import SCHEMA, Result, Settings
 
 CHECKPOINT: Final = "checkpoint.pt"

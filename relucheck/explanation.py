@@ -13,7 +13,7 @@ from rich.table import Table
 
 from relucheck.backprop import Comparison, Difference
 from relucheck.exact import Reals, Zone
-from relucheck.reports import render
+from relucheck.results.tables import render
 
 SCHEMA: Final = 1  # of the JSON
 _SHOWN: Final = 12

@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.files import write_atomically
-from relucheck.markdown import markdown_table
+from relucheck.results.files import write_atomically
+from relucheck.results.tables import markdown_table
 
 #: Version of the JSON layout; a reader refuses a newer one.
 SCHEMA: Final = "relucheck-gate"

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from relucheck import hit_plans
 from relucheck.data import load
-from relucheck.files import write_atomically
 from relucheck.hit_plans import Network, Planned
 from relucheck.hit_rates import poisson_interval, probe
 from relucheck.hit_validation import DEPTHS, WIDTHS, Agreement, Cell, agreement, carry_out, resnet50_hits, runs
 from relucheck.numerics.dtypes import dtype_name
+from relucheck.results.files import write_atomically
 
 #: Version of the JSON's layout.
 SCHEMA: Final = 1

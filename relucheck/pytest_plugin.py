@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from relucheck.tally import Tally
+from relucheck.results.tally import Tally
 
 _RUN: Final = pytest.StashKey[Tally]()
 _TEST: Final = pytest.StashKey[Tally]()
@@ -147,7 +147,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     run = config.stash[_RUN]
     if not run:
         return
-    from relucheck.reports import render, tally_tables
+    from relucheck.results.tables import render, tally_tables
 
     terminalreporter.section("relucheck")
     width = max(60, terminalreporter._tw.fullwidth)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck import checkpoints, training
-from relucheck.files import write_atomically
+from relucheck.results.files import write_atomically
 from relucheck.scenarios import VERSION, Comparison, External, Scenario, find
 from relucheck.training_claims import claims
 from relucheck.training_cost import in_words, total

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from relucheck import data
 from relucheck.decision import ZoneDataError
-from relucheck.files import write_atomically
 from relucheck.numerics.dtypes import dtype_name
-from relucheck.proportions import interval
+from relucheck.results.files import write_atomically
+from relucheck.results.proportions import interval
 from relucheck.ties import ORDERS, THRESHOLDS, Order, decide, draw, equal_in_float64
 
 _DTYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -22,7 +22,7 @@ import torch.utils.deterministic
 from relucheck import __version__, checkpoints, data
 from relucheck.executors import ForkingExecutor, Split
 from relucheck.numerics.determinism import deterministic
-from relucheck.progress import Progress
+from relucheck.results.progress import Progress
 from relucheck.stacking import StackedExecutor
 from relucheck.training_settings import MemberResult, Result, Settings, SettingsError
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.files import write_atomically
+from relucheck.results.files import write_atomically
 from relucheck.scenarios import Comparison, Scenario
 from relucheck.training_settings import MemberResult, Result
 from relucheck.training_stated import PUBLISHED_EPOCHS

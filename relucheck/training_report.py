@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Any, Final
 
-from relucheck.markdown import markdown_table
+from relucheck.results.tables import markdown_table
 from relucheck.scenarios import Comparison, Scenario
 from relucheck.training_claims import reason
 from relucheck.training_cost import expected_seconds, in_words

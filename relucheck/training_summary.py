@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.results.statistics import Paired, Summary, judge, paired, summarise
 from relucheck.scenarios import Comparison, External, Scenario
-from relucheck.statistics import Paired, Summary, judge, paired, summarise
 from relucheck.training_settings import MemberResult, Result, Settings
 from relucheck.training_stated import Stated
 
@@ -118,7 +118,7 @@ def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
 
 
 def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[Cell]:
-    """The cells of all comparisons, judged together, see :func:`relucheck.statistics.judge`."""
+    """The cells of all comparisons, judged together, see :func:`relucheck.results.statistics.judge`."""
     cells: list[Cell] = []
     for comparison, result in results:
         groups = group(result)

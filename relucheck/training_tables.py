@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.markdown import markdown_table
+from relucheck.results.tables import markdown_table
 from relucheck.training_summary import Cell, Checked, Claim
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}

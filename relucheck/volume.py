@@ -20,9 +20,9 @@ from relucheck import data, zone
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype
+from relucheck.results.store import Json, Store, StoreError
 from relucheck.stacks import Architecture
 from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
-from relucheck.volume_store import Json, Store, StoreError
 
 __all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "kept"]
 

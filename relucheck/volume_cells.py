@@ -13,8 +13,8 @@ import torch
 from relucheck import data
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 from relucheck.numerics.emulation import Emulation, EmulationError
-from relucheck.proportions import CONFIDENCE, Interval, interval
-from relucheck.volume_store import Json
+from relucheck.results.proportions import CONFIDENCE, Interval, interval
+from relucheck.results.store import Json
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
 _LETTERS: Final[dict[Outcome, str]] = {"agree": "a", "bifurcate": "b", "non-finite": "n"}

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.proportions import Interval, interval
+from relucheck.results.proportions import Interval, interval
+from relucheck.results.store import write_atomically
 from relucheck.volume_cells import SWEEPS
 from relucheck.volume_report import SWEEP_TITLES, Line, Report
-from relucheck.volume_store import write_atomically
 
 _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
 # M. Okabe, K. Ito, "Color universal design" (2008): told apart with every kind of colour vision; markers differ too.
@@ -34,7 +34,7 @@ def draw(report: Report, folder: Path) -> tuple[Path, ...]:
     """Draws ``volume_by_SWEEP.png`` for every sweep of the report into a folder; returns their paths.
 
     Raises:
-        relucheck.volume_store.StoreError: a file cannot be written.
+        relucheck.results.store.StoreError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

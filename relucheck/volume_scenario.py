@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from relucheck import data
 from relucheck.published import PublishedCell, volume_cells
+from relucheck.results.store import Store
 from relucheck.volume import describe, estimate, kept
 from relucheck.volume_cells import IN_ORDER, REPLACED, Cell, VolumeError
 from relucheck.volume_report import NAME, Entry, Line, Report
 from relucheck.volume_split import Split, splits
-from relucheck.volume_store import Store
 from relucheck.volume_tables import write
 from relucheck.volume_workers import Listener, Step, compute, one_thread
 
@@ -242,7 +242,7 @@ def reproduce(
 
     Raises:
         VolumeError: unknown scale.
-        relucheck.volume_store.StoreError: an unwritable folder, or a file in it that belongs to something else.
+        relucheck.results.store.StoreError: an unwritable folder, or a file in it that belongs to something else.
         relucheck.data.DataError: the data are not there.
     """
     begun = time.perf_counter()
@@ -281,7 +281,7 @@ def run(
         report = reproduce(scale, folder / "cells", root=root, device=device)
         found = _split(report, folder, root)
     else:
-        from relucheck.progress import Progress
+        from relucheck.results.progress import Progress
 
         with Progress(total, NAME, "draws", done=done) as shown:
             listener = _listener(shown.advance, shown.line, len(todo))

@@ -20,10 +20,10 @@ from torch import Tensor
 from relucheck import data
 from relucheck.exact import Zone
 from relucheck.exact_gradients import over_the_reals
+from relucheck.results.store import Json, Store
 from relucheck.stacks import Architecture, draw
 from relucheck.volume import sample, scaled
 from relucheck.volume_cells import Cell, Estimate, columns
-from relucheck.volume_store import Json, Store
 
 #: Draws of a cell that are looked at, the first ones in the zone; an evaluation takes about a twentieth of a second.
 LIMIT: Final = 10
@@ -94,7 +94,7 @@ def split(
         limit: draws that are looked at.
 
     Raises:
-        relucheck.volume_store.StoreError: the store holds something else, or cannot be written.
+        relucheck.results.store.StoreError: the store holds something else, or cannot be written.
         relucheck.data.DataError: the data are not there.
     """
     cell = estimate.cell

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from relucheck import volume_split
-from relucheck.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, holm, interval, verdict
 from relucheck.published import SOURCES
+from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, holm, interval, verdict
+from relucheck.results.store import SCHEMA, write_atomically
 from relucheck.volume_cells import Estimate
 from relucheck.volume_figures import draw
 from relucheck.volume_report import NAME, SWEEP_TITLES, TITLE, Entry, Line, Report
 from relucheck.volume_split import Split, Sum
-from relucheck.volume_store import SCHEMA, write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -251,9 +251,9 @@ def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None
         figures: whether to draw them.
 
     Raises:
-        relucheck.volume_store.StoreError: a file cannot be written.
+        relucheck.results.store.StoreError: a file cannot be written.
     """
-    from relucheck.reports import render
+    from relucheck.results.tables import render
 
     judged = judge(report)
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,9 @@ from typing import Any, Final
 import torch
 
 from relucheck import data
+from relucheck.results.store import Store
 from relucheck.volume import estimate
 from relucheck.volume_cells import Cell, VolumeError
-from relucheck.volume_store import Store
 
 _POLL: Final = 0.5  # seconds between two looks at whether the workers live
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relucheck.files import write_atomically
+from relucheck.results.files import write_atomically
 
 
 def test_text_and_bytes_in_a_new_folder(tmp_path: Path) -> None:

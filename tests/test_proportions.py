@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from relucheck import proportions
-from relucheck.proportions import Interval, ProportionError
+from relucheck.results import proportions
+from relucheck.results.proportions import Interval, ProportionError
 
 
 @pytest.mark.parametrize(

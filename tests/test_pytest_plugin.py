@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from relucheck.reports import render, tally_tables
-from relucheck.tally import Row, Tally
+from relucheck.results.tables import render, tally_tables
+from relucheck.results.tally import Row, Tally
 
 pytest_plugins = ["pytester"]
 

@@ -1,4 +1,4 @@
-"""relucheck.statistics against published examples and closed forms; every law is shown to find seeded faults."""
+"""relucheck.results.statistics against published examples and closed forms; every law is shown to find seeded faults."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from scipy import special
 
-from relucheck import statistics as healthy
-from relucheck.statistics import Paired, Summary
+from relucheck.results import statistics as healthy
+from relucheck.results.statistics import Paired, Summary
 
 # Student (1908), hours of sleep gained with two drugs, 10 patients: t = -4.0621, p = 0.002833, interval of the mean
 # difference -2.4598858 to -0.7001142 (R: t.test(extra ~ group, data = sleep, paired = TRUE))

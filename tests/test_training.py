@@ -16,7 +16,7 @@ from relucheck import checkpoints, training
 from relucheck.data import DataFileError
 from relucheck.executors import Branch, ForkingExecutor
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.progress import Progress
+from relucheck.results.progress import Progress
 from relucheck.stacking import StackedExecutor
 from relucheck.training import DeviceError, train
 from relucheck.training_settings import Member, Optimiser, Precision, Result, Settings, SettingsError, members_of

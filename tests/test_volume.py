@@ -491,7 +491,7 @@ def test_a_full_disk_keeps_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("relucheck.volume_store.os.replace", full)
+        patched.setattr("relucheck.results.store.os.replace", full)
         with pytest.raises(
             StoreError, match=r"cannot be written \(No space left on device\); what was there before is kept"
         ):

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from relucheck import proportions, published, volume, volume_cells, volume_figures, volume_scenario, volume_tables
-from relucheck.progress import Progress
+from relucheck import published, volume, volume_cells, volume_figures, volume_scenario, volume_tables
 from relucheck.published import PublishedCell
+from relucheck.results import proportions
+from relucheck.results.progress import Progress
+from relucheck.results.store import Store
 from relucheck.volume import Cell, Draw, Estimate, StoreError, VolumeError
 from relucheck.volume_cells import columns
 from relucheck.volume_report import SWEEP_TITLES, Entry, Line, Report
 from relucheck.volume_split import Split
-from relucheck.volume_store import Store
 from relucheck.volume_workers import Step
 
 # ---------------------------------------------------------------- published figures
@@ -188,7 +189,7 @@ def test_a_resumed_run_counts_only_its_own_draws_for_the_rate(
         def __exit__(self, *error: object) -> None:
             made.append((self._total, self._first, self._done))
 
-    monkeypatch.setattr("relucheck.progress.Progress", Counting)
+    monkeypatch.setattr("relucheck.results.progress.Progress", Counting)
     volume_scenario.run("smoke", tmp_path / "E4", device="cpu")
     total = sum(cell.draws for cell in volume_scenario.cells("smoke"))
     assert made[0] == (total, total - first.draws - (second.draws - 3), total)

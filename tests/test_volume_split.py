@@ -14,11 +14,11 @@ from relucheck import data, volume_split
 from relucheck.backprop import compare
 from relucheck.exact import Reals
 from relucheck.networks import set_subgradient
+from relucheck.results.store import Store, StoreError
 from relucheck.stacks import Architecture, draw
 from relucheck.volume import estimate, sample, scaled
 from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate
 from relucheck.volume_split import Split, Sum, as_json, by_arithmetic, markdown, split
-from relucheck.volume_store import Store, StoreError
 
 CELL = Cell(2, 16, 128, dtype="bfloat16", emulation="product", draws=4, data="digits", watch="all")
 

@@ -7,8 +7,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from relucheck.examples import AIMS
+from relucheck.results.tally import Tally
 from relucheck.strategies import examples, subgradients
-from relucheck.tally import Tally
 from tests.bifurcation import properties
 from tests.bifurcation.test_properties import check, every_dtype
 

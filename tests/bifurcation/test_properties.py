@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from relucheck.backprop import Comparison
 from relucheck.examples import AIMS, Example
+from relucheck.results.tally import Tally
 from relucheck.strategies import examples, pairs, subgradients
-from relucheck.tally import Tally
 from tests.bifurcation import properties
 from tests.bifurcation.subjects import Subject
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from relucheck import training_claims, training_figures, training_summary, training_tables
-from relucheck.reports import render
+from relucheck.results.tables import render
 from relucheck.scenarios import SCENARIOS, Comparison
 from relucheck.training_report import optimiser, report, summary
 from relucheck.training_settings import Member, Result

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck import files
+from relucheck.results import files
 
 #: Version of the files' layout.
 SCHEMA: Final = 1

@@ -1,15 +1,16 @@
-"""How results look: rich tables, rendered to text for whatever the terminal can show."""
+"""Tables: rich ones rendered for whatever the terminal can show, and Markdown ones."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, RenderableType
 from rich.rule import Rule
 from rich.syntax import Syntax
 from rich.table import Table
 
-from relucheck.tally import Tally
+from relucheck.results.tally import Tally
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -59,3 +60,12 @@ def tally_tables(tally: Tally) -> list[RenderableType]:
         # no frame and no wrapping: it is there to be copied
         shown += [Rule("smallest bifurcating example"), Syntax(tally.smallest[1], "python", background_color="default")]
     return shown
+
+
+def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; a vertical bar in a cell is escaped."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), line("---" for _ in header), *map(line, body)]
