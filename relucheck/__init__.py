@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from relucheck.activations import LeakyReLU, ReLU, ReLU6
+    from relucheck.activations.kinks import Activation, Kink
+    from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
     from relucheck.checks import check_activation, parametrize_with_laws
     from relucheck.discovery import register_constructor
-    from relucheck.kinks import Activation, Kink
 
 __version__ = "0.1.0"
 

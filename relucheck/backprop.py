@@ -17,10 +17,10 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.rules import Setting, SubgradientError, as_setting
 from relucheck.errors import ModelError
-from relucheck.functional import SubgradientError
 from relucheck.gradients import Gradients, gradients
-from relucheck.interception import Call, Interception, OutOfReach, Setting, as_arguments, as_setting
+from relucheck.interception import Call, Interception, OutOfReach, as_arguments
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import differs, same_bits
 from relucheck.numerics.determinism import deterministic, generator

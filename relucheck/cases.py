@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.finding import SCAN_RANGE, FoundKink, derivatives
-from relucheck.kinks import Activation
+from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, derivatives
+from relucheck.activations.kinks import Activation
 from relucheck.numerics.bits import all_values, neighbour
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.subjects import Subject

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from relucheck.activations.kinks import Activation
 from relucheck.gate import Gate, Item, Result
 from relucheck.gate_config import ConfigError, GateConfig
-from relucheck.kinks import Activation
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 

@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.rules import Setting, as_setting
 from relucheck.backprop import backprop, judge_controlled, untouched
 from relucheck.errors import ModelError
-from relucheck.interception import Interception, Setting, as_setting
+from relucheck.interception import Interception
 from relucheck.numerics.determinism import deterministic
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]

@@ -21,8 +21,8 @@ from typing import Any, Final, Literal
 
 from torch import Tensor, nn
 
+from relucheck.activations.kinks import Activation
 from relucheck.isolation import TIME_LIMIT, TimeLimitExceeded, preserved_state, silenced, time_limit
-from relucheck.kinks import Activation
 from relucheck.torch_catalogue import TORCH_TARGETS
 
 #: First parameters by which a function without annotations is taken for an activation.

@@ -21,8 +21,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule
 from relucheck.errors import ModelError
-from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule
 from relucheck.networks import MLP
 from relucheck.numerics import dyadics
 from relucheck.numerics.dyadics import Dyadic

@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.rules import Setting
 from relucheck.decision import Watch, checked_pair, checked_watch
 from relucheck.exact import (
     OUTWARD,
@@ -29,7 +30,6 @@ from relucheck.exact import (
     linear_bound,
     real_inputs,
 )
-from relucheck.interception import Setting
 
 _EXPONENTIAL: Final = 32  # units of 2**-53 that the error of a probability may have besides those of logits and sum
 

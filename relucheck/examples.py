@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck import data
-from relucheck.activations import LeakyReLU, ReLU, ReLU6
+from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.networks import MLP, ConvNet, ResidualNet
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype

@@ -13,14 +13,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.rules import Rule, Setting, as_setting, as_subgradient
 from relucheck.backprop import Comparison, ControlError, Difference, compare, differences_of, root_of, untouched
 from relucheck.errors import ModelError
 from relucheck.exact import ExactError, ExactRows, Reals, real_inputs
 from relucheck.exact_gradients import over_the_reals
 from relucheck.explanation import Explanation, Hit, Missed, Reason
-from relucheck.functional import Rule, as_subgradient
 from relucheck.gradients import gradients
-from relucheck.interception import Call, Interception, Setting, as_arguments, as_setting
+from relucheck.interception import Call, Interception, as_arguments
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.emulation import EmulatedLinear

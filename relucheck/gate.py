@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from relucheck.activations.kinks import Activation
 from relucheck.cases import CONVENTIONS, Case, Disconnected, Settings
 from relucheck.discovery import Finding, find
 from relucheck.gate_config import ConfigError, ExpectedFailure, GateConfig, suggestion
 from relucheck.isolation import TimeLimitExceeded, guarded
-from relucheck.kinks import Activation
 from relucheck.laws import LAWS, Law
 from relucheck.laws_modes import kink_rows
 from relucheck.numerics.dtypes import as_dtype, dtype_name

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
-from relucheck import functional
+from relucheck.activations import functional
 from relucheck.errors import ModelError
 from relucheck.interception import nodes_below
 

@@ -20,13 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from relucheck import functional
+from relucheck.activations import functional
+from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, Setting, as_subgradient
 from relucheck.errors import ModelError
-from relucheck.functional import LEAKY_RELU, RELU, RELU6, Rule, SubgradientError, as_subgradient
 from relucheck.numerics.bits import find
-
-#: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.
-Setting = float | tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,27 +379,3 @@ def tensors_in(value: Any, _within: frozenset[int] = frozenset()) -> Iterator[Te
         parts = vars(value).values()
     for part in parts:
         yield from tensors_in(part, _within | {id(value)})
-
-
-def as_setting(value: Any) -> Setting:
-    """Checks a subgradient setting: a finite number, a pair of them, or None.
-
-    Raises:
-        SubgradientError: names the input, the rule and the fix.
-    """
-    if value is None:
-        return None
-    if isinstance(value, tuple):
-        if len(value) != 2:
-            raise SubgradientError(
-                f"subgradient={value!r}: a tuple holds two numbers, (at 0, at the upper kink); pass one number or a pair"
-            )
-        return _number(value[0]), _number(value[1])
-    return _number(value)
-
-
-def _number(value: Any) -> float:
-    tensor = as_subgradient(value)
-    if tensor.ndim:
-        raise SubgradientError(f"subgradient={value!r}: one number is needed here, not one per member; pass a float")
-    return float(tensor)

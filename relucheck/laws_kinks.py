@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.kink_search import FoundKink
+from relucheck.activations.kinks import Kink
 from relucheck.cases import Case
-from relucheck.finding import FoundKink
-from relucheck.kinks import Kink
 from relucheck.law import law
 from relucheck.laws_gradients import first
 from relucheck.subjects import Subject
@@ -126,8 +126,8 @@ def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> La
 def derivative(case: Case) -> None:
     """Off its kinks the gradient is the derivative, and where both one-sided derivatives agree it takes their value.
 
-    The derivative is taken from forward values alone (see :mod:`relucheck.finding`). Points that implementations single out
-    (0, +-1, knots) and their neighbours are among the probes.
+    The derivative is taken from forward values alone (see :mod:`relucheck.activations.kink_search`). Points that
+    implementations single out (0, +-1, knots) and their neighbours are among the probes.
     """
     case.skip_surrogate()
     # far out a difference of values cannot tell an oscillation from rounding: nothing is known there

@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from relucheck.activations.kink_search import derivatives
 from relucheck.cases import Case
-from relucheck.finding import derivatives
 from relucheck.law import law
 from relucheck.laws_gradients import first
 from relucheck.violations import literal

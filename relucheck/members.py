@@ -1,8 +1,8 @@
 """Models of the members of a comparison: one initialisation, activations that follow a rule, shared dropout masks.
 
 A member's activation is torch's own forward, and torch's own backward corrected at the hits, by the chain rule or by the
-injected one (:mod:`relucheck.injected`). It finds the hits once, in forward, where they are also counted, and reads rule
-and subgradient when backward runs, so that several backwards can share one forward (DESIGN, semantics 4).
+injected one (:mod:`relucheck.activations.rules`). It finds the hits once, in forward, where they are also counted, and
+reads rule and subgradient when backward runs, so that several backwards can share one forward (DESIGN, semantics 4).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
-from relucheck import functional
-from relucheck.injected import injected
+from relucheck.activations import rules
+from relucheck.activations.rules import injected
 from relucheck.numerics.bits import find, has_value
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import compute_dtype
 from relucheck.numerics.emulation import emulate
 from relucheck.training_settings import Settings
 
-_RULES: Final = {"relu": functional.RELU, "relu6": functional.RELU6, "leaky_relu": functional.LEAKY_RELU}
+_RULES: Final = {"relu": rules.RELU, "relu6": rules.RELU6, "leaky_relu": rules.LEAKY_RELU}
 _SLOPE: Final = 0.01
 _SMALL: Final = 2**17  # elements up to which comparing all is faster than picking rows
 CLASSES: Final = 10
@@ -93,7 +93,7 @@ class Kinked(nn.Module):
         elements: how many pre-activations that forward had.
     """
 
-    def __init__(self, rule: functional.Rule, switch: Switch, slope: float = _SLOPE) -> None:
+    def __init__(self, rule: rules.Rule, switch: Switch, slope: float = _SLOPE) -> None:
         super().__init__()
         self.rule, self.switch, self.slope = rule, switch, slope
         self.hits = [0] * len(rule.kinks)
@@ -138,7 +138,7 @@ def _at_hits(
         if name == "injected":
             gradient.index_put_(hit, injected(at_hits, subgradient))
         elif subgradient != own:  # torch's own result stays where s is torch's own
-            # the product is taken in the compute dtype and rounded once, as in relucheck.functional
+            # the product is taken in the compute dtype and rounded once, as in relucheck.activations.functional
             wide = at_hits.to(compute_dtype(at_hits.dtype))
             gradient.index_put_(hit, (wide * subgradient).to(at_hits.dtype))
     return (gradient,)

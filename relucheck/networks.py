@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from relucheck.activations import REPLACEMENTS, ChosenSubgradient, ReLU
+from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient, ReLU
+from relucheck.activations.rules import Subgradient, SubgradientError, as_subgradient
 from relucheck.errors import ModelError
-from relucheck.functional import Subgradient, SubgradientError, as_subgradient
 
 ActivationFactory = Callable[[], nn.Module]
 

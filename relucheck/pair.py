@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.rules import Setting
 from relucheck.backprop import ControlError
 from relucheck.decision import Watch
-from relucheck.interception import Setting
 from relucheck.networks import set_subgradient
 from relucheck.numerics.bits import same_bits
 

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.functional import Rule
-from relucheck.injected import injected
+from relucheck.activations.rules import Rule, injected
 from relucheck.numerics.bits import has_value
 from relucheck.numerics.dtypes import as_dtype, compute_dtype
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
+from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
 from relucheck.errors import ModelError
 from relucheck.networks import MLP
 from relucheck.numerics.bits import has_value, same_bits

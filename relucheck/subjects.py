@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.finding import SCAN_RANGE, FoundKink, find_kinks
-from relucheck.kinks import Activation
+from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, find_kinks
+from relucheck.activations.kinks import Activation
 from relucheck.numerics.dtypes import dtype_name
 
 #: Seeds the parameters of modules, so that every dtype, worker and reproducing script sees the same ones.
@@ -279,7 +279,7 @@ class Subject:
         """The function over the reals that the activation in ``dtype`` approximates: float64 (n,) in and out, no graph.
 
         Parameters are rounded to ``dtype`` first, because a bfloat16 slope of 0.3 is the slope 0.30078125. A module that
-        takes no float64 is called in float32, which :func:`relucheck.finding.resolution` notices.
+        takes no float64 is called in float32, which :func:`relucheck.activations.kink_search.resolution` notices.
         """
         target = self.original
         if isinstance(target, nn.Module):

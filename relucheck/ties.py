@@ -24,7 +24,8 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations import ReLU
+from relucheck.activations.modules import ReLU
+from relucheck.activations.pooling import Choice, MaxPool2d, PoolingError, Setting, Windows, tied_maxima
 from relucheck.backprop import ControlError, untouched
 from relucheck.decision import Outcome, checked_data
 from relucheck.errors import ModelError
@@ -32,7 +33,6 @@ from relucheck.gradients import gradients
 from relucheck.numerics.bits import differs, same_bits
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.dtypes import as_dtype
-from relucheck.pooling import Choice, MaxPool2d, PoolingError, Setting, Windows, tied_maxima
 
 Order = Literal["relu-pool", "pool-relu"]
 Kind = Literal["all", "different inputs"]

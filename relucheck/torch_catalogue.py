@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck.kinks import Activation
+from relucheck.activations.kinks import Activation
 
 #: Arguments for activations of ``torch.nn`` that need some; 0.1 is a kink that no dtype represents.
 CONSTRUCTORS: Final[Mapping[str, Mapping[str, Any]]] = {"Threshold": {"threshold": 0.1, "value": 20.0}}

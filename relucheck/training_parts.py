@@ -193,7 +193,7 @@ class Member:
         seed: of initialisation, batch order and dropout masks.
         subgradient: at 0.
         rule: "chain": the gradient at a hit is subgradient times cotangent; "injected": it is the subgradient itself,
-            which is the fault of the published code (:mod:`relucheck.injected`).
+            which is the fault of the published code (:mod:`relucheck.activations.rules`).
         control: the second run of s = 0 that must equal the first bit for bit.
         second: subgradient at the upper kink of ReLU6; None means the same as ``subgradient``.
     """

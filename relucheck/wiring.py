@@ -10,11 +10,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations import REPLACEMENTS, ChosenSubgradient
+from relucheck.activations.kinks import CATALOGUE
+from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient
+from relucheck.activations.rules import SubgradientError, as_subgradient
 from relucheck.errors import ModelError
-from relucheck.functional import SubgradientError, as_subgradient
 from relucheck.interception import Interception, as_arguments, tensors_in
-from relucheck.kinks import CATALOGUE
 from relucheck.networks import set_subgradient
 from relucheck.numerics.determinism import generator
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations import ChosenSubgradient, LeakyReLU
+from relucheck.activations.modules import ChosenSubgradient, LeakyReLU
+from relucheck.activations.rules import Setting
 from relucheck.decision import (
     Decision,
     Outcome,
@@ -27,7 +28,6 @@ from relucheck.decision import (
     checked_watch,
 )
 from relucheck.errors import ModelError
-from relucheck.interception import Setting
 from relucheck.networks import MLP
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import deterministic

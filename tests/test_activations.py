@@ -23,10 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import relucheck
-from relucheck import activations, functional
-from relucheck.activations import LeakyReLU, ReLU, ReLU6, describe
-from relucheck.functional import SubgradientError, as_subgradient
-from relucheck.kinks import Kink
+from relucheck.activations import functional, rules
+from relucheck.activations import modules as activations_modules
+from relucheck.activations.kinks import Kink
+from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6, describe
+from relucheck.activations.rules import SubgradientError, as_subgradient
 from relucheck.members import Kinked, Switch
 from relucheck.numerics.bits import all_values, from_ordinals, neighbour, same_bits
 from relucheck.numerics.dtypes import DTYPES, compute_dtype, dtype_name
@@ -179,7 +180,7 @@ def mutant(backward: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Calla
             return backward(grads[0], *ctx.saved_tensors, ctx.module.subgradient), None
 
     class Module(nn.Module):
-        rule = functional.RELU
+        rule = rules.RELU
 
         def __init__(self, s: Subgradients) -> None:
             super().__init__()
@@ -739,7 +740,7 @@ def test_describe() -> None:
 
 
 def test_replacements_cover_the_rules() -> None:
-    for plain, chosen in activations.REPLACEMENTS.items():
+    for plain, chosen in activations_modules.REPLACEMENTS.items():
         assert issubclass(chosen, plain)
         assert chosen.rule.name == plain.__name__
         assert len(chosen.rule.names) == len(chosen.rule.kinks)
@@ -829,7 +830,7 @@ class _Swallows(torch.autograd.Function):
 @pytest.mark.parametrize("size", [2, 1000])
 def test_no_cotangent_at_all(size: int) -> None:
     """What comes from above may be None: then nothing goes on, hits or not."""
-    for act in (ReLU(0.5), Kinked(functional.RELU, Switch(((0.5, 0.5), "chain")))):
+    for act in (ReLU(0.5), Kinked(rules.RELU, Switch(((0.5, 0.5), "chain")))):
         x = torch.linspace(-1, 1, size).requires_grad_()
         with torch.no_grad():
             x[0] = 0.0
@@ -839,7 +840,7 @@ def test_no_cotangent_at_all(size: int) -> None:
 
 def test_a_members_activation_straight_on_data() -> None:
     """Nothing that needs a gradient: no node to put a hook on."""
-    act = Kinked(functional.RELU, Switch(((0.5, 0.5), "chain")))
+    act = Kinked(rules.RELU, Switch(((0.5, 0.5), "chain")))
     assert act(torch.zeros(1000)).grad_fn is None
     assert act.hits == [1000]
 

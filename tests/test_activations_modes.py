@@ -17,8 +17,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
-from relucheck.activations import LeakyReLU, ReLU, ReLU6
-from relucheck.functional import SubgradientError, leaky_relu, relu, relu6
+from relucheck.activations.functional import leaky_relu, relu, relu6
+from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
+from relucheck.activations.rules import SubgradientError
 from relucheck.numerics.bits import all_values, same_bits
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.activations import ReLU
+from relucheck.activations.modules import ReLU
+from relucheck.activations.rules import SubgradientError
 from relucheck.backprop import Backprops, ControlError, backprop, compare, judge
 from relucheck.decision import ZoneDataError, decide
 from relucheck.errors import ModelError
 from relucheck.explain import explain
-from relucheck.functional import SubgradientError
 from relucheck.networks import MLP, set_subgradient
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import same_bits

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import activations, exact, exact_gradients
+from relucheck import exact, exact_gradients
+from relucheck.activations import modules
+from relucheck.activations.rules import LEAKY_RELU, RELU6
 from relucheck.decision import decide
 from relucheck.exact import ExactError, Layer, RealLayer, forward, layers_of, real_inputs
 from relucheck.exact_gradients import over_the_reals, split
 from relucheck.examples import Example
-from relucheck.functional import LEAKY_RELU, RELU6
 from relucheck.networks import MLP, ConvNet
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import generator
@@ -115,9 +116,9 @@ def permuted_twins(dtype: torch.dtype, seed: int, terms: int = 12) -> tuple[nn.M
 
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "ReLU": nn.ReLU,
-    "ReLU6": activations.ReLU6,
+    "ReLU6": modules.ReLU6,
     "LeakyReLU": lambda: nn.LeakyReLU(0.01),
-    "rising left": lambda: activations.LeakyReLU(-3.0),
+    "rising left": lambda: modules.LeakyReLU(-3.0),
 }
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck.activations import LeakyReLU, ReLU, ReLU6
+from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.examples import AIMS, ARCHITECTURES, RULES, Example, Inputs, Weights, own_activation, torch_activation
 from relucheck.numerics.bits import neighbour, same_bits
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name

@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import activations, data, explained, functional
+from relucheck import data, explained
 from relucheck import explain as room
+from relucheck.activations import functional
+from relucheck.activations import modules as activations_modules
 from relucheck.backprop import compare
 from relucheck.errors import ModelError
 from relucheck.exact_gradients import over_the_reals
@@ -40,7 +42,7 @@ SMALL = {torch.float16: 2.0**-12, torch.bfloat16: 2.0**-30, torch.float32: 2.0**
 def network(
     dtype: torch.dtype,
     layers: list[tuple[list[list[float]], list[float]]],
-    make: Callable[[], nn.Module] = activations.ReLU,
+    make: Callable[[], nn.Module] = activations_modules.ReLU,
 ) -> nn.Sequential:
     """A network with these weights and biases, and a last layer without a zero."""
     modules: list[nn.Module] = []
@@ -67,7 +69,7 @@ def _aimed(dtype: torch.dtype) -> dict[Reason, Aimed]:
     one = ([[1.0, small], [1.0, 0.0]], [0.0, 0.0])  # rounds to (1, 1)
 
     def relu6() -> nn.Module:
-        return activations.ReLU6()
+        return activations_modules.ReLU6()
 
     return {
         "zero input": (network(dtype, [([[1, 2], [3, 4]], [0.0, 1.0])]), [0.0, 0.0], "1", zero, zero),
@@ -184,9 +186,9 @@ class Chosen(nn.Module):
                 x = module(x)
                 continue
             lower, upper = self.values.setdefault(index, tuple(torch.zeros(x.shape, dtype=torch.float64) for _ in "ab"))
-            if isinstance(module, activations.ReLU6):
+            if isinstance(module, activations_modules.ReLU6):
                 x = functional.relu6(x, lower, upper)
-            elif isinstance(module, activations.LeakyReLU):
+            elif isinstance(module, activations_modules.LeakyReLU):
                 x = functional.leaky_relu(x, lower, module.negative_slope)
             else:
                 x = functional.relu(x, lower)

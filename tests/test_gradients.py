@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from relucheck import ties
+from relucheck.activations.functional import relu
 from relucheck.backprop import backprop, compare
 from relucheck.decision import decide
 from relucheck.errors import ModelError
 from relucheck.explain import explain
-from relucheck.functional import relu
 from relucheck.gradients import gradients
 
 X = torch.tensor([[1.0, 1.0], [2.0, 2.0]])

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from relucheck import interception
-from relucheck.activations import LeakyReLU, ReLU, ReLU6
+from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
+from relucheck.activations.rules import RELU, SubgradientError, as_setting
 from relucheck.backprop import backprop, compare
 from relucheck.errors import ModelError
-from relucheck.functional import RELU, SubgradientError
-from relucheck.interception import Interception, as_setting, tensors_in
+from relucheck.interception import Interception, tensors_in
 from relucheck.members import Kinked, Switch
 
 CPU = torch.device("cpu")

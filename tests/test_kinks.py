@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from relucheck.kinks import CATALOGUE, Activation, Kink
+from relucheck.activations.kinks import CATALOGUE, Activation, Kink
 from relucheck.numerics.bits import neighbour
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 

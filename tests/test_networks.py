@@ -11,9 +11,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
+from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
+from relucheck.activations.rules import SubgradientError
 from relucheck.errors import ModelError
-from relucheck.functional import SubgradientError
 from relucheck.networks import MLP, ConvNet, Reached, ResidualNet, set_subgradient
 
 KINDS = {

@@ -52,9 +52,9 @@ def test_loading_the_plugin_imports_nothing_heavy() -> None:
 
 def test_lazy_names_are_the_modules_own() -> None:
     import relucheck
-    from relucheck import activations, kinks
+    from relucheck.activations import kinks, modules
 
-    assert relucheck.ReLU is activations.ReLU
+    assert relucheck.ReLU is modules.ReLU
     assert relucheck.Kink is kinks.Kink
     assert set(relucheck.__all__) <= set(dir(relucheck))
     with pytest.raises(AttributeError, match="no attribute 'Relu'"):

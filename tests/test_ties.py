@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import data, pooling, tie_volume
+from relucheck import data, tie_volume
+from relucheck.activations import pooling
+from relucheck.activations.pooling import MaxPool2d, PoolingError, Windows, set_pooling, tied_maxima
 from relucheck.decision import ZoneDataError
 from relucheck.errors import ModelError
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.dtypes import DTYPES
-from relucheck.pooling import MaxPool2d, PoolingError, Windows, set_pooling, tied_maxima
 from relucheck.ties import ORDERS, LeNet, decide, different_inputs, draw, equal_in_float64, ties
 
 Gradient = Callable[[nn.MaxPool2d, Tensor, Tensor], Tensor]

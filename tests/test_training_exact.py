@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from relucheck import activations, data, executors, functional, members, networks
+from relucheck import data, executors, members, networks
+from relucheck.activations import modules as activations_modules
+from relucheck.activations import rules
 from relucheck.executors import ForkingExecutor, Split
 from relucheck.numerics.determinism import deterministic
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
@@ -230,7 +232,7 @@ class _Branched(nn.Module):
     def __init__(self, switch: members.Switch) -> None:
         super().__init__()
         self.left, self.right, self.output = nn.Linear(784, 8), nn.Linear(784, 8), nn.Linear(8, 10)
-        self.first, self.second = (members.Kinked(functional.RELU, switch) for _ in range(2))
+        self.first, self.second = (members.Kinked(rules.RELU, switch) for _ in range(2))
         with torch.no_grad():
             self.left.weight[1].zero_()
             self.left.bias[1] = 0
@@ -274,7 +276,7 @@ def test_chain_equals_a_plain_loop_with_public_modules(dtype: str, fused: bool) 
     for subgradient in (0.0, -0.5, 1.0):
         index = next(i for i, m in enumerate(settings.members) if m.subgradient == subgradient and m.rule == "chain")
         made = executors.build(settings, 3, members.Clock(3), members.Switch())
-        plain = nn.Sequential(*[activations.ReLU() if isinstance(m, members.Kinked) else m for m in made])
+        plain = nn.Sequential(*[activations_modules.ReLU() if isinstance(m, members.Kinked) else m for m in made])
         networks.set_subgradient(plain, subgradient)
         optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-4, **options)
         for _ in range(settings.epochs):

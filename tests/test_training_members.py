@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck import functional, members
+from relucheck import members
+from relucheck.activations import rules
+from relucheck.activations.rules import injected
 from relucheck.executors import Branch, ForkingExecutor, Split
-from relucheck.injected import injected
 from relucheck.measures import same_gradients
 from relucheck.members import Clock, Switch, build, stream
 from relucheck.stacking import StackedExecutor
@@ -120,7 +121,7 @@ def test_gradients_that_differ_in_the_sign_of_a_zero_are_not_the_same() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 def test_forward_mode_is_refused() -> None:
     """It would take torch's own subgradient without a word."""
-    act = members.Kinked(functional.RELU, Switch(((0.5, 0.5), "chain")))
+    act = members.Kinked(rules.RELU, Switch(((0.5, 0.5), "chain")))
     with pytest.raises(RuntimeError, match=r"reverse mode.*use relucheck\.ReLU"):
         torch.func.jvp(act, (torch.zeros(3),), (torch.ones(3),))
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from relucheck.activations import LeakyReLU, ReLU, ReLU6
+from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
+from relucheck.activations.rules import SubgradientError
 from relucheck.errors import ModelError
-from relucheck.functional import SubgradientError
 from relucheck.networks import MLP, ConvNet, ResidualNet
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.wiring import Wire, WiringError, check_wiring, probe_wiring

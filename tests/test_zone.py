@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from relucheck import backprop, data, decision, stacks, zone
-from relucheck.activations import ChosenSubgradient, LeakyReLU, ReLU
+from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU
 from relucheck.decision import ZoneDataError, decide
 from relucheck.errors import ModelError
 from relucheck.networks import MLP, ConvNet, set_subgradient

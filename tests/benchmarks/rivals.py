@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
-from relucheck import activations, data
+from relucheck import data
+from relucheck.activations import modules
 from relucheck.numerics.emulation import emulate
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
 
@@ -95,7 +96,7 @@ def _train(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Ten
 def tuned(precision: Precision, dead: int, fused: bool, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
     """A tuned eager loop: data on the device, batches as slices, the public activations. Returns one sweep."""
     images, labels = found.scaled(precision.torch_dtype, device=device), found.labels.to(device)
-    model = with_dead(_model(precision, lambda: activations.ReLU(0.5)), dead).to(device)
+    model = with_dead(_model(precision, lambda: modules.ReLU(0.5)), dead).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
 
     def sweep() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations import ReLU
+from relucheck.activations.modules import ReLU
 from relucheck.numerics.bits import same_bits
 
 pytestmark = pytest.mark.benchmark

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.rules import Setting
 from relucheck.backprop import Backprops
 from relucheck.examples import Rule
-from relucheck.interception import Setting
 from relucheck.numerics.bits import neighbour
 from tests.bifurcation.subjects import Faulty, FaultySubject, Gradients, Subject
 

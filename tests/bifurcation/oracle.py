@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from relucheck.activations.rules import Setting
 from relucheck.examples import Example, Rule, torch_activation
-from relucheck.interception import Setting
 
 KINKS: dict[Rule, tuple[float, ...]] = {"ReLU": (0.0,), "ReLU6": (0.0, 6.0), "LeakyReLU": (0.0,)}
 Gradients = dict[str, Tensor]

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from relucheck import backprop, functional
+from relucheck import backprop
+from relucheck.activations import rules as activations_rules
+from relucheck.activations.rules import Setting
 from relucheck.backprop import Backprops
 from relucheck.examples import Rule, own_activation
-from relucheck.interception import Call, Setting
+from relucheck.interception import Call
 from relucheck.networks import set_subgradient
 from relucheck.numerics.arithmetic import Arithmetic
 from tests.bifurcation.oracle import KINKS
@@ -172,7 +174,11 @@ class FaultySubject(Subject):
         return Backprops(tuple(settings), tuple(gradients), None, tuple(calls), (), Arithmetic.current(dtype))
 
     def _recorder(self, name: str, calls: list[Call]) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        rules = {"ReLU": functional.RELU, "ReLU6": functional.RELU6, "LeakyReLU": functional.LEAKY_RELU}
+        rules = {
+            "ReLU": activations_rules.RELU,
+            "ReLU6": activations_rules.RELU6,
+            "LeakyReLU": activations_rules.LEAKY_RELU,
+        }
 
         def hook(module: nn.Module, args: tuple[Tensor]) -> None:
             assert isinstance(module, Faulty)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from relucheck.activations.kinks import Activation, Kink
 from relucheck.gate import Gate
 from relucheck.gate_config import ConfigError, ExpectedFailure, GateConfig, from_table, read
-from relucheck.kinks import Activation, Kink
 
 from . import mutants
 

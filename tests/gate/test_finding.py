@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from relucheck.finding import derivatives, find_kinks
+from relucheck.activations.kink_search import derivatives, find_kinks
 
 
 def gradient(f):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from relucheck.activations.kinks import Activation
 from relucheck.discovery import find
 from relucheck.gate import Gate, Item
 from relucheck.gate_config import GateConfig
 from relucheck.isolation import preserved_state
-from relucheck.kinks import Activation
 from relucheck.laws import LAWS
 
 from . import mutants

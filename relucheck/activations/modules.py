@@ -1,4 +1,4 @@
-"""ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks: drop-in modules around :mod:`relucheck.functional`."""
+"""ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks: drop-in modules around the functions."""
 
 from __future__ import annotations
 
@@ -8,19 +8,9 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.functional import (
-    LEAKY_RELU,
-    RELU,
-    RELU6,
-    Rule,
-    Subgradient,
-    SubgradientError,
-    as_subgradient,
-    leaky_relu,
-    relu,
-    relu6,
-)
-from relucheck.kinks import CATALOGUE, Activation, Kink
+from relucheck.activations.functional import leaky_relu, relu, relu6
+from relucheck.activations.kinks import CATALOGUE, Activation, Kink
+from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, Subgradient, SubgradientError, as_subgradient
 
 
 def _subgradient_property(name: str, at: float) -> Any:
@@ -164,7 +154,7 @@ REPLACEMENTS: Final[dict[type[nn.Module], type[ChosenSubgradient]]] = {
 
 
 def describe(module: ChosenSubgradient) -> Activation:
-    """The :class:`~relucheck.kinks.Activation` that a module is, with the subgradients in force (scalar ones only)."""
+    """The :class:`~relucheck.activations.kinks.Activation` that a module is, with its subgradients (scalar ones only)."""
     plain = CATALOGUE[module.rule.name]
     left = module.negative_slope if isinstance(module, LeakyReLU) else 0.0
     kinks = []
