@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule
 from relucheck.errors import ModelError
-from relucheck.networks import MLP
+from relucheck.networks.mlp import MLP
 from relucheck.numerics import dyadics
 from relucheck.numerics.dyadics import Dyadic
 from relucheck.numerics.emulation import EmulatedLinear

@@ -19,10 +19,10 @@ from relucheck import data
 from relucheck.decision import decide
 from relucheck.explain import explain
 from relucheck.explanation import Explanation
-from relucheck.networks import MLP
+from relucheck.networks.architecture import Architecture, draw
+from relucheck.networks.mlp import MLP
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.results.files import write_atomically
-from relucheck.stacks import Architecture, draw
 from relucheck.zone import Engine
 
 _BATCH: Final = 256

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from relucheck.hit_plans import resnet50_kinds
 from relucheck.hit_rates import RateError, measure, poisson_interval, predict
+from relucheck.networks.architecture import Architecture, draw
 from relucheck.numerics.bits import find
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.emulation import Emulation
-from relucheck.stacks import Architecture, draw
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
 from relucheck.backprop import ControlError
+from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.decision import Watch
-from relucheck.networks import set_subgradient
 from relucheck.numerics.bits import same_bits
 
 

@@ -19,97 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
-from relucheck.errors import ModelError
-from relucheck.networks import MLP
+from relucheck.activations.modules import ChosenSubgradient, LeakyReLU
+from relucheck.networks.architecture import LinearArithmetic, parameter_dtype
 from relucheck.numerics.bits import has_value, same_bits
 from relucheck.numerics.determinism import generator
-from relucheck.numerics.dtypes import compute_dtype, dtype_name
-from relucheck.numerics.emulation import Emulation, emulate
+from relucheck.numerics.dtypes import compute_dtype
+from relucheck.numerics.emulation import Emulation
 
-ActivationName = Literal["relu", "relu6", "leaky_relu"]
-ACTIVATIONS: Final[dict[str, type[ReLU] | type[ReLU6] | type[LeakyReLU]]] = {
-    "relu": ReLU,
-    "relu6": ReLU6,
-    "leaky_relu": LeakyReLU,
-}
-#: What the linear layers compute in: a dtype in the device's own arithmetic, or an emulated one.
-LinearArithmetic = torch.dtype | Emulation
 Way = Literal["joined", "batched", "separate"]
 _ORDER: Final[tuple[Way, ...]] = ("joined", "batched", "separate")  # from the most to the least fused
 
 # Row blocks of any other height change which rows a kernel treats as its tail (measured on x86; DESIGN, "Speed").
 _FUSIBLE_ROWS: Final = 16
 _ALIGNMENT: Final = 64  # bytes of a cache line, which is what CPU kernels align to and what torch's allocators guarantee
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A fully connected network: ``inputs`` - ``depth`` x ``width`` - ``outputs``, as :class:`relucheck.networks.MLP`.
-
-    Source: the networks of the volume tables of Bertoin et al. 2021 (784 - 256 x 3 - 10 in the middle of every sweep).
-    """
-
-    inputs: int = 784
-    width: int = 256
-    depth: int = 3
-    outputs: int = 10
-    activation: ActivationName = "relu"
-
-    def __post_init__(self) -> None:
-        for name in ("inputs", "width", "depth", "outputs"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ModelError(f"architecture: {name}={size!r} must be a whole number of at least 1")
-        if self.activation not in ACTIVATIONS:
-            raise ModelError(f"architecture: activation={self.activation!r} must be one of {', '.join(ACTIVATIONS)}")
-
-    def __str__(self) -> str:
-        name = "" if self.activation == "relu" else f" {self.activation}"
-        return f"{self.inputs}-{self.depth}x{self.width}-{self.outputs}{name}"
-
-
-def parameter_dtype(arithmetic: LinearArithmetic) -> torch.dtype:
-    """The dtype of parameters and activations in an arithmetic."""
-    return arithmetic.dtype if isinstance(arithmetic, Emulation) else arithmetic
-
-
-def arithmetic_name(arithmetic: LinearArithmetic) -> str:
-    """How tables label an arithmetic."""
-    return arithmetic.name if isinstance(arithmetic, Emulation) else dtype_name(arithmetic)
-
-
-def draw(architecture: Architecture, seed: int, arithmetic: LinearArithmetic, device: torch.device | str = "cpu") -> MLP:
-    """One network with PyTorch's default initialisation, which depends on ``seed`` alone.
-
-    Drawn on the CPU, in float32 and cast for the 16-bit dtypes, in float64 for float64 (as ``torch.set_default_dtype``
-    would), then moved. The process's random state stays as it was.
-
-    Raises:
-        ModelError: for a seed that is not a whole number of at least 0.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ModelError(f"draw: seed={seed!r} must be a whole number of at least 0")
-    dtype = parameter_dtype(arithmetic)
-    before = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # not torch.manual_seed, which would seed every device
-        torch.default_generator.manual_seed(seed)
-        torch.set_default_dtype(torch.float64 if dtype == torch.float64 else torch.float32)
-        try:
-            model = MLP(
-                architecture.inputs,
-                architecture.width,
-                architecture.depth,
-                architecture.outputs,
-                ACTIVATIONS[architecture.activation],
-            )
-        finally:
-            torch.set_default_dtype(before)
-    model = model.to(device=device, dtype=dtype)
-    if isinstance(arithmetic, Emulation):
-        emulate(model, arithmetic)
-    return model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,17 +14,18 @@ from torch import Tensor
 
 from relucheck import data
 from relucheck.decision import ZoneDataError
+from relucheck.networks.lenet import ORDERS, Order, draw
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.files import write_atomically
 from relucheck.results.proportions import interval
-from relucheck.ties import ORDERS, THRESHOLDS, Order, decide, draw, equal_in_float64
+from relucheck.ties import THRESHOLDS, decide, equal_in_float64
 
 _DTYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
 class TieVolume:
-    """Counts over draws of :class:`relucheck.ties.LeNet`, seeds 0 to ``draws - 1``.
+    """Counts over draws of :class:`relucheck.networks.lenet.LeNet`, seeds 0 to ``draws - 1``.
 
     Attributes:
         dtype, order, draws: what was drawn.

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from relucheck import data, zone
+from relucheck.networks.architecture import Architecture
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype
 from relucheck.results.store import Json, Store, StoreError
-from relucheck.stacks import Architecture
 from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
 
 __all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "kept"]

@@ -20,8 +20,8 @@ from torch import Tensor
 from relucheck import data
 from relucheck.exact import Zone
 from relucheck.exact_gradients import over_the_reals
+from relucheck.networks.architecture import Architecture, draw
 from relucheck.results.store import Json, Store
-from relucheck.stacks import Architecture, draw
 from relucheck.volume import sample, scaled
 from relucheck.volume_cells import Cell, Estimate, columns
 

@@ -28,23 +28,20 @@ from relucheck.decision import (
     checked_watch,
 )
 from relucheck.errors import ModelError
-from relucheck.networks import MLP
+from relucheck.networks.architecture import (
+    ACTIVATIONS,
+    Architecture,
+    LinearArithmetic,
+    arithmetic_name,
+    draw,
+    parameter_dtype,
+)
+from relucheck.networks.mlp import MLP
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.emulation import Emulation
 from relucheck.pair import first_difference
-from relucheck.stacks import (
-    ACTIVATIONS,
-    Architecture,
-    LinearArithmetic,
-    Prover,
-    Shape,
-    Stack,
-    arithmetic_name,
-    draw,
-    offset_of,
-    parameter_dtype,
-)
+from relucheck.stacks import Prover, Shape, Stack, offset_of
 
 # Rows of a block and values of a stack at which CPU products stop gaining (measured: bfloat16 alone gains from more rows).
 _CPU_ROWS: Final = 256
@@ -137,7 +134,7 @@ class Engine:
         return "\n".join(part for part in (str(self._prover), *self.notes) if part)
 
     def decide(self, seeds: Iterable[int]) -> Iterator[Decision]:
-        """The decisions of the networks that :func:`relucheck.stacks.draw` makes from the seeds, in their order."""
+        """The decisions of the networks that :func:`relucheck.networks.architecture.draw` makes from the seeds, in order."""
         group: list[int] = []
         for seed in seeds:
             group.append(seed)

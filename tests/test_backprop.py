@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from relucheck.activations.modules import ReLU
 from relucheck.activations.rules import SubgradientError
 from relucheck.backprop import Backprops, ControlError, backprop, compare, judge
+from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.decision import ZoneDataError, decide
 from relucheck.errors import ModelError
 from relucheck.explain import explain
-from relucheck.networks import MLP, set_subgradient
+from relucheck.networks.mlp import MLP
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name

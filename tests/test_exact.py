@@ -19,13 +19,14 @@ from relucheck.activations.rules import LEAKY_RELU, RELU6
 from relucheck.decision import decide
 from relucheck.exact import ExactError, Layer, RealLayer, forward, layers_of, real_inputs
 from relucheck.exact_gradients import over_the_reals, split
-from relucheck.examples import Example
-from relucheck.networks import MLP, ConvNet
+from relucheck.networks.convnets import ConvNet
+from relucheck.networks.examples import Example
+from relucheck.networks.mlp import MLP
+from relucheck.networks.strategies import examples
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
 from relucheck.numerics.emulation import Emulation, emulate
-from relucheck.strategies import examples
 
 Matrix = list[list[Fraction]]
 

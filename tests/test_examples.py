@@ -19,10 +19,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
-from relucheck.examples import AIMS, ARCHITECTURES, RULES, Example, Inputs, Weights, own_activation, torch_activation
+from relucheck.networks.examples import (
+    AIMS,
+    ARCHITECTURES,
+    RULES,
+    Example,
+    Inputs,
+    Weights,
+    own_activation,
+    torch_activation,
+)
+from relucheck.networks.strategies import dtypes, examples, floats_at, pairs, subgradients, tensors_at
 from relucheck.numerics.bits import neighbour, same_bits
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
-from relucheck.strategies import dtypes, examples, floats_at, pairs, subgradients, tensors_at
 
 KINKS = {"ReLU": (0.0,), "ReLU6": (0.0, 6.0), "LeakyReLU": (0.0,)}
 NAMES = [dtype_name(dtype) for dtype in DTYPES]

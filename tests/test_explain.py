@@ -23,16 +23,17 @@ from relucheck.activations import modules as activations_modules
 from relucheck.backprop import compare
 from relucheck.errors import ModelError
 from relucheck.exact_gradients import over_the_reals
-from relucheck.examples import Example
 from relucheck.explain import explain
 from relucheck.explanation import Explanation, Hit, Reason
-from relucheck.networks import MLP, ConvNet
+from relucheck.networks.convnets import ConvNet
+from relucheck.networks.examples import Example
+from relucheck.networks.mlp import MLP
+from relucheck.networks.strategies import examples
 from relucheck.numerics import dyadics
 from relucheck.numerics.bits import differs
 from relucheck.numerics.determinism import deterministic, generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.numerics.emulation import Emulation, emulate
-from relucheck.strategies import examples
 
 Y = torch.tensor([1])
 #: A product of these two is lost beside 1 in every dtype and in float32 accumulation.

@@ -28,10 +28,10 @@ from relucheck.hit_rates import (
 )
 from relucheck.hit_validation import Cell, agreement, validate
 from relucheck.hit_widths import FORMATS, Accumulation, Format, widths
-from relucheck.networks import ConvNet, ResidualNet
+from relucheck.networks.architecture import Architecture, draw
+from relucheck.networks.convnets import ConvNet, ResidualNet
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.emulation import Emulation, emulate
-from relucheck.stacks import Architecture, draw
 
 TORCH = {
     "bfloat16": torch.bfloat16,

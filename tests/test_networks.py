@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU, ReLU6
 from relucheck.activations.rules import SubgradientError
+from relucheck.bifurcation.subgradient import Reached, set_subgradient
 from relucheck.errors import ModelError
-from relucheck.networks import MLP, ConvNet, Reached, ResidualNet, set_subgradient
+from relucheck.networks.convnets import ConvNet, ResidualNet
+from relucheck.networks.mlp import MLP
 
 KINDS = {
     "mlp": (MLP, lambda depth: depth, (3, 784)),

@@ -142,7 +142,7 @@ def test_a_failing_property_prints_a_program_and_a_reproducer(pytester: pytest.P
         """
         from hypothesis import given, note, settings, HealthCheck
         from hypothesis import strategies as st
-        from relucheck.strategies import examples
+        from relucheck.networks.strategies import examples
 
         @settings(max_examples=20, deadline=None, database=None, print_blob=True, derandomize=True)
         @given(data=st.data())

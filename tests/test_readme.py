@@ -12,7 +12,8 @@ from torch import nn
 
 import relucheck
 from relucheck import data
-from relucheck.networks import MLP, ResidualNet
+from relucheck.networks.convnets import ResidualNet
+from relucheck.networks.mlp import MLP
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -20,10 +20,11 @@ from relucheck.activations import pooling
 from relucheck.activations.pooling import MaxPool2d, PoolingError, Windows, set_pooling, tied_maxima
 from relucheck.decision import ZoneDataError
 from relucheck.errors import ModelError
+from relucheck.networks.lenet import ORDERS, LeNet, draw
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.dtypes import DTYPES
-from relucheck.ties import ORDERS, LeNet, decide, different_inputs, draw, equal_in_float64, ties
+from relucheck.ties import decide, different_inputs, equal_in_float64, ties
 
 Gradient = Callable[[nn.MaxPool2d, Tensor, Tensor], Tensor]
 

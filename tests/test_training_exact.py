@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from relucheck import data, executors, members, networks
+from relucheck import data, executors, members
 from relucheck.activations import modules as activations_modules
 from relucheck.activations import rules
+from relucheck.bifurcation import subgradient as bifurcation_subgradient
 from relucheck.executors import ForkingExecutor, Split
 from relucheck.numerics.determinism import deterministic
 from relucheck.training_settings import Optimiser, Precision, Settings, members_of
@@ -277,7 +278,7 @@ def test_chain_equals_a_plain_loop_with_public_modules(dtype: str, fused: bool) 
         index = next(i for i, m in enumerate(settings.members) if m.subgradient == subgradient and m.rule == "chain")
         made = executors.build(settings, 3, members.Clock(3), members.Switch())
         plain = nn.Sequential(*[activations_modules.ReLU() if isinstance(m, members.Kinked) else m for m in made])
-        networks.set_subgradient(plain, subgradient)
+        bifurcation_subgradient.set_subgradient(plain, subgradient)
         optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-4, **options)
         for _ in range(settings.epochs):
             for x, y in zip(train.images.split(32), train.labels.split(32), strict=True):

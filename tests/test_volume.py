@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import data, decision, stacks, volume, volume_workers, zone
+from relucheck import data, decision, volume, volume_workers, zone
 from relucheck.decision import Decision
+from relucheck.networks import architecture
 from relucheck.numerics import dtypes
 from relucheck.volume import Cell, Estimate, Store, StoreError, VolumeError, estimate
 from relucheck.volume_cells import Outcome
@@ -168,7 +169,9 @@ def test_every_draw_can_be_rebuilt_and_decided_again(fields: dict[str, Any]) -> 
     assert torch.equal(inputs, dataset.scaled(cell.dtype)[rows])
     arithmetic = cell.linear_arithmetic()
     for draw in found.decisions:
-        model = stacks.draw(stacks.Architecture(width=cell.neurons, depth=cell.hidden_layers), draw.seed, arithmetic)
+        model = architecture.draw(
+            architecture.Architecture(width=cell.neurons, depth=cell.hidden_layers), draw.seed, arithmetic
+        )
         again = decision.decide(model, inputs, targets, batch_size=cell.batch_size, watch=cell.watch)
         assert (again.outcome, again.batch) == (draw.outcome, draw.batch)
     assert [draw.seed for draw in found.decisions] == list(range(5, 11))

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from relucheck import data, volume_split
 from relucheck.backprop import compare
+from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.exact import Reals
-from relucheck.networks import set_subgradient
+from relucheck.networks.architecture import Architecture, draw
 from relucheck.results.store import Store, StoreError
-from relucheck.stacks import Architecture, draw
 from relucheck.volume import estimate, sample, scaled
 from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate
 from relucheck.volume_split import Split, Sum, as_json, by_arithmetic, markdown, split

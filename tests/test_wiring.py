@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.activations.rules import SubgradientError
 from relucheck.errors import ModelError
-from relucheck.networks import MLP, ConvNet, ResidualNet
+from relucheck.networks.convnets import ConvNet, ResidualNet
+from relucheck.networks.mlp import MLP
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.wiring import Wire, WiringError, check_wiring, probe_wiring
 

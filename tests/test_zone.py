@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from relucheck import backprop, data, decision, stacks, zone
 from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU
+from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.decision import ZoneDataError, decide
 from relucheck.errors import ModelError
-from relucheck.networks import MLP, ConvNet, set_subgradient
+from relucheck.networks import architecture as networks_architecture
+from relucheck.networks.architecture import Architecture, draw
+from relucheck.networks.convnets import ConvNet
+from relucheck.networks.mlp import MLP
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES
 from relucheck.numerics.emulation import Emulation
-from relucheck.stacks import Architecture, Prover, Shape, Stack, draw
+from relucheck.stacks import Prover, Shape, Stack
 from relucheck.zone import Engine, ZoneMemoryError
 from tests.two_networks import plain_decision
 
@@ -67,7 +71,7 @@ def cases(draw_: st.DrawFn) -> dict[str, object]:
             draw_(st.sampled_from([1, 2, 3, 4, 7, 16, 40])),
             draw_(st.integers(1, 4)),
             10,
-            draw_(st.sampled_from(sorted(stacks.ACTIVATIONS))),
+            draw_(st.sampled_from(sorted(networks_architecture.ACTIVATIONS))),
         ),
         "networks": draw_(st.integers(1, 5)),
         "rows": rows,
@@ -111,10 +115,10 @@ def test_decides_as_two_networks_do(case: dict[str, object]) -> None:
     assert ours == plain
 
 
-@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=stacks.arithmetic_name)
+@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=networks_architecture.arithmetic_name)
 @pytest.mark.parametrize("width", [7, 15])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_few_rows_of_odd_widths(arithmetic: stacks.LinearArithmetic, width: int, rows: int) -> None:
+def test_few_rows_of_odd_widths(arithmetic: networks_architecture.LinearArithmetic, width: int, rows: int) -> None:
     """Kernels for few rows depend on alignment; sums of tenths show every change of order. 0/1 inputs, many trials."""
     architecture = Architecture(7, width, 2)
     for trial in range(6):
@@ -153,9 +157,9 @@ def _fixed(**changed: object) -> dict[str, object]:
     return case | changed
 
 
-@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=stacks.arithmetic_name)
-@pytest.mark.parametrize("activation", sorted(stacks.ACTIVATIONS))
-def test_bifurcating_networks(arithmetic: stacks.LinearArithmetic, activation: str) -> None:
+@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=networks_architecture.arithmetic_name)
+@pytest.mark.parametrize("activation", sorted(networks_architecture.ACTIVATIONS))
+def test_bifurcating_networks(arithmetic: networks_architecture.LinearArithmetic, activation: str) -> None:
     ours, plain = _decisions(_fixed(arithmetic=arithmetic, architecture=Architecture(20, 16, 2, 10, activation)))
     assert ours == plain
     assert "bifurcate" in {outcome for outcome, _ in ours}
@@ -173,10 +177,12 @@ def test_fresh_networks_on_digits() -> None:
     assert {outcome for outcome, _ in plain} == {"agree", "bifurcate"}
 
 
-@pytest.mark.parametrize("arithmetic", [torch.float32, torch.bfloat16, EMULATIONS[1]], ids=stacks.arithmetic_name)
+@pytest.mark.parametrize(
+    "arithmetic", [torch.float32, torch.bfloat16, EMULATIONS[1]], ids=networks_architecture.arithmetic_name
+)
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_as_an_accelerator_runs(
-    arithmetic: stacks.LinearArithmetic, activation: str, monkeypatch: pytest.MonkeyPatch
+    arithmetic: networks_architecture.LinearArithmetic, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large stacks, large blocks and counting without looking decide alike; here on the CPU."""
     for name in ("_CPU_ROWS", "_CPU_ROWS_BFLOAT16", "_CPU_UNITS", "_CPU_WIDEST"):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import data
+from relucheck.networks.architecture import Architecture, draw
 from relucheck.numerics.emulation import Emulation
-from relucheck.stacks import Architecture, draw
 from relucheck.zone import Engine
 from tests.two_networks import plain_decision
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
 from relucheck.backprop import Backprops
-from relucheck.examples import Rule
+from relucheck.networks.examples import Rule
 from relucheck.numerics.bits import neighbour
 from tests.bifurcation.subjects import Faulty, FaultySubject, Gradients, Subject
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
-from relucheck.examples import Example, Rule, torch_activation
+from relucheck.networks.examples import Example, Rule, torch_activation
 
 KINKS: dict[Rule, tuple[float, ...]] = {"ReLU": (0.0,), "ReLU6": (0.0, 6.0), "LeakyReLU": (0.0,)}
 Gradients = dict[str, Tensor]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from relucheck.backprop import Comparison, judge
-from relucheck.examples import AIMS, Example, torch_activation
+from relucheck.networks.examples import AIMS, Example, torch_activation
+from relucheck.networks.strategies import examples
 from relucheck.numerics.bits import differs, same_bits, ulp_distance
-from relucheck.strategies import examples
 from tests.bifurcation import oracle
 from tests.bifurcation.subjects import Subject
 

@@ -11,9 +11,9 @@ from relucheck import backprop
 from relucheck.activations import rules as activations_rules
 from relucheck.activations.rules import Setting
 from relucheck.backprop import Backprops
-from relucheck.examples import Rule, own_activation
+from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.interception import Call
-from relucheck.networks import set_subgradient
+from relucheck.networks.examples import Rule, own_activation
 from relucheck.numerics.arithmetic import Arithmetic
 from tests.bifurcation.oracle import KINKS
 

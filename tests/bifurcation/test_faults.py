@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from relucheck.examples import AIMS, Example
+from relucheck.networks.examples import AIMS, Example
+from relucheck.networks.strategies import examples, pairs, subgradients
 from relucheck.results.tally import Tally
-from relucheck.strategies import examples, pairs, subgradients
 from tests.bifurcation import properties
 from tests.bifurcation.faults import FAULTS
 from tests.bifurcation.subjects import FaultySubject, Subject

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from relucheck.examples import AIMS
+from relucheck.networks.examples import AIMS
+from relucheck.networks.strategies import examples, subgradients
 from relucheck.results.tally import Tally
-from relucheck.strategies import examples, subgradients
 from tests.bifurcation import properties
 from tests.bifurcation.test_properties import check, every_dtype
 

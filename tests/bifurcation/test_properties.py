@@ -10,9 +10,9 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from relucheck.backprop import Comparison
-from relucheck.examples import AIMS, Example
+from relucheck.networks.examples import AIMS, Example
+from relucheck.networks.strategies import examples, pairs, subgradients
 from relucheck.results.tally import Tally
-from relucheck.strategies import examples, pairs, subgradients
 from tests.bifurcation import properties
 from tests.bifurcation.subjects import Subject
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.backprop import compare
-from relucheck.networks import MLP
+from relucheck.networks.mlp import MLP
 from relucheck.results.tally import Tally
 
 DRAWS = 80 * max(1, settings().max_examples // 25)  # the thorough profile tries 20 times as many

@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from relucheck.examples import ARCHITECTURES, RULES, Aim, Architecture, Example, Inputs, Rule, Weights
+from relucheck.networks.examples import ARCHITECTURES, RULES, Aim, Architecture, Example, Inputs, Rule, Weights
 from relucheck.numerics.bits import from_ordinals, ordinals
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
 
@@ -97,8 +97,8 @@ def examples(
 
     Args:
         dtype: of parameters and inputs.
-        architectures, rules, weights, inputs, aims: as in :class:`~relucheck.examples.Example`; an aim overrides the
-            others, and weights the inputs, where it could not be kept otherwise.
+        architectures, rules, weights, inputs, aims: as in :class:`~relucheck.networks.examples.Example`; an aim overrides
+            the others, and weights the inputs, where it could not be kept otherwise.
         batch_norm: None draws it.
         max_depth, max_width, max_batch: upper limits, at least 1 (2 where an aim or batch normalisation needs two).
     """

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
-from relucheck.networks import MLP, ConvNet, ResidualNet
+from relucheck.networks.convnets import ConvNet, ResidualNet
+from relucheck.networks.mlp import MLP
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype
 
@@ -61,7 +62,7 @@ class Example:
 
     Attributes:
         dtype: name of the dtype of parameters and inputs.
-        architecture: :class:`~relucheck.networks.MLP`, ``ConvNet`` or ``ResidualNet``.
+        architecture: :class:`~relucheck.networks.mlp.MLP`, ``ConvNet`` or ``ResidualNet``.
         rule: the activation of every hidden layer.
         depth: hidden layers (residual blocks for a residual network).
         width: units or channels.
@@ -252,7 +253,7 @@ class Example:
         """A program that builds this example and prints its comparison."""
         return (
             "from relucheck.backprop import compare\n"
-            "from relucheck.examples import Example\n\n"
+            "from relucheck.networks.examples import Example\n\n"
             f"example = {self!r}\n"
             "model, inputs, targets = example.build()\n"
             "print(model)\n"

@@ -1,0 +1,1 @@
+"""Whether two subgradients give one model the same gradients, where they differ, and why."""

@@ -1,0 +1,1 @@
+"""Networks to compare: multilayer perceptrons, convolutional and residual ones, and generated examples."""
