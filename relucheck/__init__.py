@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME: Final = {
-    "Activation": "kinks",
-    "Kink": "kinks",
-    "LeakyReLU": "activations",
-    "ReLU": "activations",
-    "ReLU6": "activations",
+    "Activation": "activations.kinks",
+    "Kink": "activations.kinks",
+    "LeakyReLU": "activations.modules",
+    "ReLU": "activations.modules",
+    "ReLU6": "activations.modules",
     "check_activation": "checks",
     "parametrize_with_laws": "checks",
     "register_constructor": "discovery",
