@@ -134,7 +134,7 @@ class Engine:
         return "\n".join(part for part in (str(self._prover), *self.notes) if part)
 
     def decide(self, seeds: Iterable[int]) -> Iterator[Decision]:
-        """The decisions of the networks that :func:`relucheck.networks.architecture.draw` makes from the seeds, in order."""
+        """Decisions of the networks that :func:`relucheck.networks.architecture.draw` makes from the seeds, in order."""
         group: list[int] = []
         for seed in seeds:
             group.append(seed)
