@@ -2,9 +2,9 @@
 published experiments. The work is :mod:`relucheck.gate`'s and :mod:`relucheck.reproduce`'s.
 
 Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, the kink table drifted, or a comparison is void,
-as its control differed; 2 the command line, the configuration or a results folder cannot be used; 3 a target does not
-import or holds no activations; data or a device is missing, or has too little memory; 4 a file cannot be written, or a
-checkpoint belongs to something else; 130 interrupted.
+as its control differed; 2 the command line, the configuration, a kink table to compare with or a results folder cannot be
+used; 3 a target does not import or holds no activations; data or a device is missing, or has too little memory; 4 a file
+cannot be written, or a checkpoint belongs to something else; 130 interrupted. A reader that stops reading changes none.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in getattr(arguments, "report", []):
         if Path(name).suffix not in (".json", ".md"):
             raise gate_reports.ReportError(f"--report {name}: a report is .json or .md; choose one of these suffixes")
-    against = getattr(arguments, "against", None)
+    against: str = getattr(arguments, "against", None) or ""
     old = gate_reports.read_json(Path(against)) if against else None
     baseline = gate_reports.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
 
@@ -157,6 +157,42 @@ def _run(arguments: argparse.Namespace) -> int:
     gate = Gate(config)
     results = [gate.run(item).as_dict() for item in gate.items()]
     imports = [result for result in results if result["law"] == "import" and result["outcome"] == "failed"]
+    compared: list[str] = []
+    changes: list[str] = []
+    incomparable: gate_reports.ReportError | None = None
+    for body, name in ((old, against), (baseline, config.baseline)):
+        if body is not None:
+            try:
+                changes = gate_reports.differences(body, results, name)
+            except gate_reports.ReportError as error:
+                incomparable = error
+                continue
+            was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
+            compared = [f"{len(changes)} differences from {name} ({was})", *(f"  {line}" for line in changes)]
+    # files come before the first line of output: whoever reads it may stop reading
+    if getattr(arguments, "json", None):
+        files.write_atomically(Path(arguments.json), gate_reports.as_json(results, config.targets))
+    for name in getattr(arguments, "report", []):
+        gate_reports.write_report(Path(name), results, config.targets, changes)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and arguments.command == "check":
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(gate_reports.as_markdown(results, config.targets, changes))
+    _show(arguments, results, imports)
+    for line in compared:
+        print(line)
+    if imports:
+        return NO_TARGET
+    if incomparable is not None:
+        raise incomparable
+    failed = arguments.command == "check" and any(result["outcome"] == "failed" for result in results)
+    return FAILED if failed or changes else OK
+
+
+def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports: list[dict[str, Any]]) -> None:
+    """Prints what a run of the gate gave: failures, the matrix and the kink table, or the kink table alone."""
+    from relucheck import gate_reports
+
     rows = gate_reports.kink_table(results)
     terminal = sys.stdout.isatty()
     width = _width()
@@ -164,35 +200,16 @@ def _run(arguments: argparse.Namespace) -> int:
         for result in imports:
             print(result["message"], file=sys.stderr)
         sys.stdout.write(gate_reports.render_kinks(rows, width, terminal))
-        if arguments.json:
-            files.write_atomically(Path(arguments.json), gate_reports.as_json(results, config.targets))
-    else:
-        for result in results:
-            if result["outcome"] == "failed":
-                print(result["message"], end="\n\n")
-        if not arguments.quiet:
-            sys.stdout.write(gate_reports.render_matrix(results, width, terminal))
-            if rows:
-                sys.stdout.write(gate_reports.render_kinks(rows, width, terminal))
-        found = gate_reports.counts(results)
-        print(", ".join(f"{number} {outcome}" for outcome, number in found.items() if number))
-    changes: list[str] = []
-    for body, name in ((old, against), (baseline, config.baseline)):
-        if body is not None:
-            changes = gate_reports.drift(body["kinks"], rows)
-            was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
-            print(f"{len(changes)} differences from {name} ({was})")
-            print("\n".join(f"  {line}" for line in changes), end="\n" if changes else "")
-    for name in getattr(arguments, "report", []):
-        gate_reports.write_report(Path(name), results, config.targets, changes)
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary and arguments.command == "check":
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(gate_reports.as_markdown(results, config.targets, changes))
-    if imports:
-        return NO_TARGET
-    failed = arguments.command == "check" and any(result["outcome"] == "failed" for result in results)
-    return FAILED if failed or changes else OK
+        return
+    for result in results:
+        if result["outcome"] == "failed":
+            print(result["message"], end="\n\n")
+    if not arguments.quiet:
+        sys.stdout.write(gate_reports.render_matrix(results, width, terminal))
+        if rows:
+            sys.stdout.write(gate_reports.render_kinks(rows, width, terminal))
+    found = gate_reports.counts(results)
+    print(", ".join(f"{number} {outcome}" for outcome, number in found.items() if number))
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
@@ -228,8 +245,6 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         return error(problem, USAGE)
     except CheckpointError as problem:
         return error(problem, STOPPED)
-    except BrokenPipeError:
-        raise
     except OSError as problem:
         return error(RuntimeError(f"a file cannot be read or written: {problem}; what is finished is kept"), STOPPED)
     except KeyboardInterrupt as problem:
@@ -261,6 +276,13 @@ def _width() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    from relucheck import broken_pipes
+
+    with broken_pipes.tolerated():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     from relucheck.gate_config import ConfigError
     from relucheck.gate_reports import ReportError
 
@@ -270,8 +292,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, ReportError) as error:
         print(f"relucheck: {error}", file=sys.stderr)
         return USAGE
-    except BrokenPipeError:
-        return OK
 
 
 if __name__ == "__main__":

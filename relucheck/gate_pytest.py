@@ -179,15 +179,15 @@ def results(config: pytest.Config) -> list[dict[str, Any]]:
 
 
 def baseline_drift(config: pytest.Config) -> list[str]:
-    """What the kink table changed against the baseline; a line that says why where the baseline cannot be read."""
+    """What the kink table changed against the baseline; a line that says why where the two cannot be compared."""
     settings = configuration(config)
     if not settings.baseline:
         return []
     try:
         old = gate_reports.read_json(Path(config.rootpath) / settings.baseline)
+        return gate_reports.differences(old, results(config), settings.baseline)
     except gate_reports.ReportError as error:
         return [str(error)]
-    return gate_reports.drift(old["kinks"], gate_reports.kink_table(results(config)))
 
 
 def finish(session: pytest.Session, exitstatus: int) -> None:

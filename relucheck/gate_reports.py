@@ -35,7 +35,7 @@ Row = Mapping[str, Any]
 
 
 class ReportError(ValueError):
-    """A report that cannot be read."""
+    """A report that cannot be read, written, or compared with a run."""
 
 
 def _version(package: str) -> str:
@@ -122,6 +122,45 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: schema version {body['schema_version']}, this relucheck reads {SCHEMA_VERSION}; update relucheck"
         )
     return body
+
+
+def _covered(results: Iterable[Row], kinks: Iterable[Row]) -> set[tuple[str, str]]:
+    """The activations and dtypes whose kinks a run looked at, whether or not it found any (the law then skips)."""
+    judged = {(result["activation"], result["dtype"]) for result in results if result["law"] == "subgradient"}
+    return judged | {(row["activation"], dtype) for row in kinks for dtype in row["subgradient"]}
+
+
+def differences(old: Mapping[str, Any], results: Sequence[Row], name: str) -> list[str]:
+    """What differs between the kink table of an older report and a run's, one line each.
+
+    Args:
+        old: the older report, as :func:`read_json` gives it.
+        results: the results of the run.
+        name: the older report's file, for the message.
+
+    Raises:
+        ReportError: where the two share no activation or no dtype, so that there is nothing to compare.
+    """
+    rows = kink_table(results)
+    before, now = _covered(old.get("results", ()), old["kinks"]), _covered(results, rows)
+    shared = {activation for activation, _ in before} & {activation for activation, _ in now}
+    if not shared:
+        theirs, ours = (_names(activation for activation, _ in pairs) for pairs in (before, now))
+        raise ReportError(
+            f"nothing to compare: {name} has the kinks of the activations {theirs}, this run has those of {ours}; "
+            "compare with a table of the same target"
+        )
+    if not before & now:
+        theirs, ours = (_names(dtype for activation, dtype in pairs if activation in shared) for pairs in (before, now))
+        raise ReportError(
+            f"nothing to compare: {name} has the dtypes {theirs}, this run has {ours}; "
+            f"run with one of the dtypes of {name} (--dtypes), or write it again"
+        )
+    return drift(old["kinks"], rows)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names))) or "(none)"
 
 
 def drift(old: Sequence[Row], new: Sequence[Row]) -> list[str]:

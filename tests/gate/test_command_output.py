@@ -1,0 +1,120 @@
+"""The command line where its reader stops reading, and where an older kink table has nothing in common with a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from relucheck.__main__ import FAILED, NO_TARGET, OK, USAGE, main
+
+from .test_pytest_face import ROOT, project
+
+__all__ = ["project"]
+
+
+def unread(*arguments, cwd, also_errors=False):
+    """Runs relucheck with a standard output that nobody reads; the exit code, and what it said on standard error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GITHUB_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "relucheck", *arguments],
+        cwd=cwd,
+        env=env | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=writing,
+        stderr=writing if also_errors else subprocess.PIPE,
+        timeout=180,
+        check=False,
+    )
+    os.close(writing)
+    return done.returncode, (done.stderr or b"").decode()
+
+
+@pytest.mark.parametrize(
+    ("target", "code"), [("mylib:injected", FAILED), ("mylib:Good", OK), ("nowhere", NO_TARGET)], ids=str
+)
+def test_a_broken_pipe_keeps_the_verdict_and_the_report(project, target, code):
+    arguments = ("--dtypes", "float32", "--laws", "runs,chain_rule", "--report", "r.json", "--report", "r.md")
+    assert unread("check", target, *arguments, cwd=project) == (code, "")
+    counted = json.loads((project / "r.json").read_text())["counts"]
+    assert (counted["failed"] > 0) == (code != OK)
+    assert (project / "r.md").is_file()
+
+
+def test_a_broken_pipe_keeps_the_kink_table(project):
+    assert unread("kinks", "mylib:Good", "--dtypes", "float32", "--json", "k.json", cwd=project) == (OK, "")
+    assert json.loads((project / "k.json").read_text())["kinks"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--help",), OK),
+        (("reproduce", "--help"), OK),
+        (("check",), USAGE),
+        (("reproduce", "E77"), USAGE),
+    ],
+    ids=["help", "help of reproduce", "no target", "no such scenario"],
+)
+def test_a_broken_pipe_of_both_streams_keeps_the_exit_code(tmp_path, arguments, code):
+    assert unread(*arguments, cwd=tmp_path, also_errors=True) == (code, "")
+
+
+def test_a_broken_pipe_does_not_stop_a_reproduction(tmp_path):
+    """Its progress goes to standard error, line by line."""
+    arguments = ("reproduce", "E4", "--scale", "smoke", "--device", "cpu", "--out", "out")
+    code, _ = unread(*arguments, cwd=tmp_path, also_errors=True)
+    assert code == OK
+    assert (tmp_path / "out" / "E4.json").is_file()
+
+
+def test_a_table_with_no_dtype_in_common_is_an_error(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    assert main(["kinks", "mylib:Good", "--dtypes", "float32,float16", "--json", "old.json"]) == OK
+    capsys.readouterr()
+    arguments = ["kinks", "mylib:Good", "--dtypes", "float64,bfloat16", "--against", "old.json", "--json", "new.json"]
+    assert main(arguments) == USAGE
+    shown = capsys.readouterr()
+    assert "differences" not in shown.out
+    assert "nothing to compare: old.json has the dtypes float16, float32, this run has bfloat16, float64" in shown.err
+    assert "run with one of the dtypes of old.json (--dtypes)" in shown.err
+    # the table of this run is there all the same
+    assert json.loads((project / "new.json").read_text())["kinks"]
+    assert main(["kinks", "mylib:Good", "--dtypes", "float64,float32", "--against", "old.json"]) == OK
+    assert "0 differences from old.json" in capsys.readouterr().out
+
+
+def test_a_table_with_no_activation_in_common_is_an_error(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    assert main(["kinks", "mylib:Good", "--dtypes", "float32", "--json", "old.json"]) == OK
+    assert main(["kinks", "mylib:injected", "--dtypes", "float32", "--against", "old.json"]) == USAGE
+    assert (
+        "old.json has the kinks of the activations Good, this run has those of injected; compare with a table of the same"
+        in capsys.readouterr().err
+    )
+
+
+def test_smooth_activations_can_be_compared(project, monkeypatch, capsys):
+    """Two tables without a kink agree: the dtypes are those of the run, not of its kinks."""
+    monkeypatch.chdir(project)
+    (project / "smooth.py").write_text("import torch\ndef act(x):\n    return torch.tanh(x)\n")
+    assert main(["kinks", "smooth.py", "--dtypes", "float32", "--json", "old.json"]) == OK
+    assert main(["kinks", "smooth.py", "--dtypes", "float32", "--against", "old.json"]) == OK
+    assert "0 differences" in capsys.readouterr().out
+    assert main(["kinks", "smooth.py", "--dtypes", "float64", "--against", "old.json"]) == USAGE
+
+
+def test_a_baseline_that_cannot_be_compared_is_an_error(project, monkeypatch, capsys):
+    """The failures are shown first, and the reports written."""
+    monkeypatch.chdir(project)
+    assert main(["kinks", "mylib:Good", "--dtypes", "float32", "--json", "old.json"]) == OK
+    (project / "pyproject.toml").write_text('[tool.relucheck]\nbaseline = "old.json"\n')
+    assert main(["check", "mylib:injected", "--dtypes", "float32", "--report", "r.json"]) == USAGE
+    shown = capsys.readouterr()
+    assert "the cotangent is not passed on" in shown.out
+    assert "nothing to compare" in shown.err
+    assert (project / "r.json").is_file()
