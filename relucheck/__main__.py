@@ -247,10 +247,6 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         return error(problem, STOPPED)
     except OSError as problem:
         return error(RuntimeError(f"a file cannot be read or written: {problem}; what is finished is kept"), STOPPED)
-    except KeyboardInterrupt as problem:
-        return error(
-            RuntimeError(str(problem) or "interrupted; the same command goes on from the last checkpoint"), INTERRUPTED
-        )
     if made.text is not None:
         print(made.text)
         return OK
@@ -276,17 +272,23 @@ def _width() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from relucheck import broken_pipes
+    from relucheck import broken_pipes, interrupts
 
     with broken_pipes.tolerated():
-        return _main(argv)
+        arguments = _parser().parse_args(argv)
+        try:
+            with interrupts.kept():
+                return _main(arguments)
+        except KeyboardInterrupt as problem:
+            more = "; the same command goes on from the last checkpoint" if arguments.command == "reproduce" else ""
+            print(f"relucheck: {str(problem) or f'interrupted{more}'}", file=sys.stderr)
+            return INTERRUPTED
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(arguments: argparse.Namespace) -> int:
     from relucheck.gate_config import ConfigError
     from relucheck.gate_reports import ReportError
 
-    arguments = _parser().parse_args(argv)
     try:
         return _reproduce(arguments) if arguments.command == "reproduce" else _run(arguments)
     except (ConfigError, ReportError) as error:

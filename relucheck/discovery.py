@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 from torch import Tensor, nn
 
 from relucheck.activations.kinks import Activation
-from relucheck.isolation import TIME_LIMIT, TimeLimitExceeded, preserved_state, silenced, time_limit
+from relucheck.isolation import TIME_LIMIT, TimeLimitExceeded, contained, preserved_state, silenced
 from relucheck.torch_catalogue import TORCH_TARGETS
 
 #: First parameters by which a function without annotations is taken for an activation.
@@ -86,7 +86,7 @@ def find(
     root = root or Path.cwd()
     notes: list[str] = []
     try:
-        with silenced() as printed, preserved_state() as changes, time_limit(seconds):
+        with silenced() as printed, preserved_state() as changes, contained(seconds):
             container, attribute = _load(target, root)
             activations, skipped = _collect(target, container, attribute, constructors or {})
     except (Exception, SystemExit, TimeLimitExceeded) as error:

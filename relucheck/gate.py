@@ -22,6 +22,7 @@ from torch import nn
 from relucheck.activations.kinks import Activation
 from relucheck.cases import CONVENTIONS, Case, Disconnected, Settings
 from relucheck.discovery import Finding, find
+from relucheck.forks import StrayChild
 from relucheck.gate_config import ConfigError, ExpectedFailure, GateConfig, suggestion
 from relucheck.isolation import TimeLimitExceeded, guarded
 from relucheck.laws import LAWS, Law
@@ -198,12 +199,13 @@ class Gate:
         self.entries[name] = entry
         try:
             with self._guarded() as changed:
-                entry.subject = Subject(activation, self.config.scan)
+                subject = Subject(activation, self.config.scan)
+            entry.subject = subject  # (the block may raise as it ends)
         except NotAnActivation as error:
             entry.skip = str(error)
         except TargetError as error:
             entry.problem = str(error)
-        except TimeLimitExceeded as error:
+        except (TimeLimitExceeded, StrayChild) as error:
             entry.problem = f"{error}; nothing more was tried"
         except (Exception, SystemExit) as error:
             entry.problem = _short(error)
@@ -382,8 +384,8 @@ class Gate:
         except LawViolation as violation:
             outcome: Outcome = "failed" if violation.level == "error" else "notice"
             return verdict(outcome, violation.text(), violation.counterexample.as_dict(), kinks=rows)
-        except TimeLimitExceeded as error:
-            # laws to come would wait as long: let them say so at once
+        except (TimeLimitExceeded, StrayChild) as error:
+            # laws to come would wait as long, or fork again: let them say so at once
             self.entries[item.activation].problem = str(error)
             return verdict("failed", f"{item.id}: {error}")
         except (Exception, SystemExit) as error:

@@ -8,13 +8,17 @@ import os
 import random
 import signal
 import sys
+import sysconfig
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
 import torch
+
+from relucheck import forks, interrupts
 
 try:
     import resource
@@ -30,20 +34,59 @@ class TimeLimitExceeded(BaseException):
     """An item ran past its time limit. No Exception, so that a target's ``except Exception`` cannot swallow it."""
 
 
+#: Seconds by which an import may outlast the time limit, and between two looks whether it has ended.
+_IMPORT_GRACE: Final = 60.0
+_IMPORT_LOOK: Final = 0.02
+#: Where installed packages and Python's own modules lie.
+_INSTALLED: Final = tuple(
+    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    | {os.path.dirname(os.path.dirname(torch.__file__)) + os.sep}
+)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether an installed module is being imported in the code that ``frame`` runs.
+
+    A module whose import breaks off stays half-done for the whole process: its submodules are there, what they registered
+    (torch's operators for one) cannot be registered again, and every later import of it fails.
+    """
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        return True
+    while frame is not None:
+        importing = frame.f_back is not None and frame.f_back.f_code.co_filename.startswith("<frozen importlib")
+        if frame.f_code.co_name == "<module>" and importing and frame.f_code.co_filename.startswith(_INSTALLED):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raises :class:`TimeLimitExceeded` in the block after ``seconds``, again every half second until the block ends.
 
-    Works in the main thread on POSIX systems (an interval timer and SIGALRM); elsewhere there is no limit. A call that
-    never returns from native code is beyond it: use ``pytest-timeout --timeout-method=thread`` for those.
+    The import of an installed module is neither broken off nor charged: where one is under way after ``seconds``, the clock
+    starts afresh as it ends (it is given a minute), so that no verdict depends on who imports first. Works in the main
+    thread on POSIX systems (an interval timer and SIGALRM); elsewhere there is no limit. A call that never returns from
+    native code is beyond it: use ``pytest-timeout --timeout-method=thread`` for those.
     """
     usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread() and seconds > 0
     if not usable:
         yield
         return
+    latest = time.monotonic() + seconds + _IMPORT_GRACE
+    waiting = False
 
     def ring(signum: int, frame: FrameType | None) -> None:
-        raise TimeLimitExceeded(f"ran past its time limit of {seconds:g} s")
+        nonlocal waiting
+        importing = _imports(frame)
+        if importing and time.monotonic() < latest:
+            waiting = True
+            signal.setitimer(signal.ITIMER_REAL, _IMPORT_LOOK, 0.5)
+        elif waiting and not importing:
+            waiting = False
+            signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+        else:
+            raise TimeLimitExceeded(f"ran past its time limit of {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     # (delay, interval) of a timer that someone else set, pytest-timeout's for one: it goes on where it was
@@ -180,32 +223,30 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-class guarded:
+@contextlib.contextmanager
+def contained(seconds: float) -> Iterator[None]:
+    """Runs other people's code: within a time limit, in this process alone, and open to control-C.
+
+    Raises:
+        TimeLimitExceeded: after ``seconds``.
+        StrayChild: a process that the code forked came back.
+    """
+    with interrupts.kept(), forks.ended(seconds), time_limit(seconds):
+        yield
+
+
+@contextlib.contextmanager
+def guarded(seconds: float, memory: int) -> Iterator[list[str]]:
     """Time and memory limits, global state put back, output kept back: what runs inside affects nothing else.
 
     Entering gives a list; after the block it says which global state had been changed.
     """
-
-    def __init__(self, seconds: float, memory: int) -> None:
-        self._parts = (
-            _single_thread(),
-            preserved_state(),
-            silenced(),
-            _no_warnings(),
-            memory_limit(memory),
-            time_limit(seconds),
-        )
-        self._stack: list[Any] = []
-
-    def __enter__(self) -> list[str]:
-        changes: list[str] = []
-        for part in self._parts:
-            entered = part.__enter__()
-            self._stack.append(part)
-            if isinstance(entered, list):
-                changes = entered
-        return changes
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        while self._stack:
-            self._stack.pop().__exit__(kind, error, trace)
+    with (
+        _single_thread(),
+        preserved_state() as changes,
+        silenced(),
+        _no_warnings(),
+        memory_limit(memory),
+        contained(seconds),
+    ):
+        yield changes

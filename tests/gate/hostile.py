@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import math
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,3 +112,105 @@ class FailsToConstruct(nn.Module):
 
 def good(x: Tensor) -> Tensor:
     return torch.relu(x)
+
+
+def imports_slowly(x: Tensor) -> Tensor:
+    importlib.import_module("slow_to_import")
+    return torch.relu(x)
+
+
+def imports_slowly_and_loops(x: Tensor) -> Tensor:
+    imports_slowly(x)
+    while True:
+        pass
+
+
+def imports_too(x: Tensor) -> Tensor:
+    assert importlib.import_module("slow_to_import").registry.OPERATORS == [1]
+    return torch.relu(x)
+
+
+def is_interrupted(x: Tensor) -> Tensor:
+    os.kill(os.getpid(), signal.SIGINT)
+    return torch.relu(x)
+
+
+def loses_an_interrupt(x: Tensor) -> Tensor:
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGINT)
+    return torch.relu(x)
+
+
+def turns_an_interrupt(x: Tensor) -> Tensor:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    except BaseException:
+        raise RuntimeError("Error calling __set_name__ on 'property' instance") from None
+    return torch.relu(x)
+
+
+def forks(x: Tensor) -> Tensor:
+    os.fork()
+    return torch.relu(x)
+
+
+def forks_and_waits(x: Tensor) -> Tensor:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return torch.relu(x)
+
+
+def forks_in_backward(x: Tensor) -> Tensor:
+    class Forking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx: Any, v: Tensor) -> Tensor:
+            os.fork()
+            (x,) = ctx.saved_tensors
+            return v * (x > 0)
+
+    return Forking.apply(x)
+
+
+def forks_and_raises(x: Tensor) -> Tensor:
+    if os.fork() == 0:
+        raise OSError("in the child")
+    return torch.relu(x)
+
+
+def forks_and_exits(x: Tensor) -> Tensor:
+    if os.fork() == 0:
+        raise SystemExit(0)
+    return torch.relu(x)
+
+
+#: Where forks_and_counts writes who called it.
+CALLS = Path(os.devnull)
+
+
+def forks_and_counts(x: Tensor) -> Tensor:
+    with open(CALLS, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    os.fork()
+    return torch.relu(x)
+
+
+def forks_a_worker(x: Tensor) -> Tensor:
+    """As multiprocessing does on Linux: the child does its work and ends where it was forked."""
+    worker = multiprocessing.get_context("fork").Process(target=math.sqrt, args=(2.0,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    return torch.relu(x)
+
+
+def forks_an_endless_child() -> None:
+    if os.fork() == 0:
+        while True:
+            pass
