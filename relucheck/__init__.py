@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from relucheck.activations.kinks import Activation, Kink
     from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
-    from relucheck.checks import check_activation, parametrize_with_laws
-    from relucheck.discovery import register_constructor
+    from relucheck.gate.api import check_activation, parametrize_with_laws
+    from relucheck.gate.discovery import register_constructor
 
 __version__ = "0.1.0"
 
@@ -23,9 +23,9 @@ _HOME: Final = {
     "LeakyReLU": "activations.modules",
     "ReLU": "activations.modules",
     "ReLU6": "activations.modules",
-    "check_activation": "checks",
-    "parametrize_with_laws": "checks",
-    "register_constructor": "discovery",
+    "check_activation": "gate.api",
+    "parametrize_with_laws": "gate.api",
+    "register_constructor": "gate.discovery",
 }
 
 __all__ = [

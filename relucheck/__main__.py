@@ -1,5 +1,5 @@
 """``relucheck kinks TARGET`` and ``relucheck check TARGET``: the gate without pytest; ``relucheck reproduce SCENARIO``: the
-published experiments. The work is :mod:`relucheck.gate`'s and :mod:`relucheck.reproduce`'s.
+published experiments. The work is :mod:`relucheck.gate.run`'s and :mod:`relucheck.reproduce`'s.
 
 Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, the kink table drifted, or a comparison is void,
 as its control differed; 2 the command line, the configuration, a kink table to compare with or a results folder cannot be
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    from relucheck import gate_config
+    from relucheck.gate import config as gate_config
 
     settings = dict(vars(gate_config.read(Path.cwd())))
     if arguments.targets:
@@ -141,43 +141,43 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from relucheck import gate_reports
+    from relucheck.gate import report as gate_report
     from relucheck.results import files
 
     config = _config(arguments)
     for name in getattr(arguments, "report", []):
         if Path(name).suffix not in (".json", ".md"):
-            raise gate_reports.ReportError(f"--report {name}: a report is .json or .md; choose one of these suffixes")
+            raise gate_report.ReportError(f"--report {name}: a report is .json or .md; choose one of these suffixes")
     against: str = getattr(arguments, "against", None) or ""
-    old = gate_reports.read_json(Path(against)) if against else None
-    baseline = gate_reports.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
+    old = gate_report.read_json(Path(against)) if against else None
+    baseline = gate_report.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
 
-    from relucheck.gate import Gate
+    from relucheck.gate.run import Gate
 
     gate = Gate(config)
     results = [gate.run(item).as_dict() for item in gate.items()]
     imports = [result for result in results if result["law"] == "import" and result["outcome"] == "failed"]
     compared: list[str] = []
     changes: list[str] = []
-    incomparable: gate_reports.ReportError | None = None
+    incomparable: gate_report.ReportError | None = None
     for body, name in ((old, against), (baseline, config.baseline)):
         if body is not None:
             try:
-                changes = gate_reports.differences(body, results, name)
-            except gate_reports.ReportError as error:
+                changes = gate_report.differences(body, results, name)
+            except gate_report.ReportError as error:
                 incomparable = error
                 continue
             was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
             compared = [f"{len(changes)} differences from {name} ({was})", *(f"  {line}" for line in changes)]
     # files come before the first line of output: whoever reads it may stop reading
     if getattr(arguments, "json", None):
-        files.write_atomically(Path(arguments.json), gate_reports.as_json(results, config.targets))
+        files.write_atomically(Path(arguments.json), gate_report.as_json(results, config.targets))
     for name in getattr(arguments, "report", []):
-        gate_reports.write_report(Path(name), results, config.targets, changes)
+        gate_report.write_report(Path(name), results, config.targets, changes)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary and arguments.command == "check":
         with open(summary, "a", encoding="utf-8") as file:
-            file.write(gate_reports.as_markdown(results, config.targets, changes))
+            file.write(gate_report.as_markdown(results, config.targets, changes))
     _show(arguments, results, imports)
     for line in compared:
         print(line)
@@ -191,24 +191,24 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports: list[dict[str, Any]]) -> None:
     """Prints what a run of the gate gave: failures, the matrix and the kink table, or the kink table alone."""
-    from relucheck import gate_reports
+    from relucheck.gate import report as gate_report
 
-    rows = gate_reports.kink_table(results)
+    rows = gate_report.kink_table(results)
     terminal = sys.stdout.isatty()
     width = _width()
     if arguments.command == "kinks":
         for result in imports:
             print(result["message"], file=sys.stderr)
-        sys.stdout.write(gate_reports.render_kinks(rows, width, terminal))
+        sys.stdout.write(gate_report.render_kinks(rows, width, terminal))
         return
     for result in results:
         if result["outcome"] == "failed":
             print(result["message"], end="\n\n")
     if not arguments.quiet:
-        sys.stdout.write(gate_reports.render_matrix(results, width, terminal))
+        sys.stdout.write(gate_report.render_matrix(results, width, terminal))
         if rows:
-            sys.stdout.write(gate_reports.render_kinks(rows, width, terminal))
-    found = gate_reports.counts(results)
+            sys.stdout.write(gate_report.render_kinks(rows, width, terminal))
+    found = gate_report.counts(results)
     print(", ".join(f"{number} {outcome}" for outcome, number in found.items() if number))
 
 
@@ -272,7 +272,8 @@ def _width() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from relucheck import broken_pipes, interrupts
+    from relucheck.gate.isolation import interrupts
+    from relucheck.results import broken_pipes
 
     with broken_pipes.tolerated():
         arguments = _parser().parse_args(argv)
@@ -286,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    from relucheck.gate_config import ConfigError
-    from relucheck.gate_reports import ReportError
+    from relucheck.gate.config import ConfigError
+    from relucheck.gate.report import ReportError
 
     try:
         return _reproduce(arguments) if arguments.command == "reproduce" else _run(arguments)

@@ -89,9 +89,9 @@ def _uses_gate(config: pytest.Config) -> bool:
                 return False
     except OSError:
         return False
-    from relucheck import gate_pytest
+    from relucheck.gate import pytest_items
 
-    return gate_pytest.is_wanted(config)
+    return pytest_items.is_wanted(config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,10 +109,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # xdist's workers report to the controller, which adds up
         config.pluginmanager.register(_Collector(config.stash[_RUN]), "relucheck-collector")
     if _uses_gate(config):
-        from relucheck import gate_hooks, gate_pytest
+        from relucheck.gate import pytest_items
 
-        gate_pytest.configuration(config)  # a setting that cannot be used stops the run here
-        config.pluginmanager.register(gate_hooks.GateHooks(), "relucheck-gate")
+        pytest_items.configuration(config)  # a setting that cannot be used stops the run here
+        config.pluginmanager.register(pytest_items.GateHooks(), "relucheck-gate")
 
 
 @pytest.fixture

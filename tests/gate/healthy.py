@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck import Activation, LeakyReLU, ReLU, ReLU6
-from relucheck.gate_config import ExpectedFailure
-from relucheck.torch_catalogue import modules
+from relucheck.gate.config import ExpectedFailure
+from relucheck.gate.frameworks import modules
 
 
 def hardswish_by_relu6(x: Tensor) -> Tensor:

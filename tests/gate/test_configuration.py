@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from relucheck.activations.kinks import Activation, Kink
-from relucheck.gate import Gate
-from relucheck.gate_config import ConfigError, ExpectedFailure, GateConfig, from_table, read
+from relucheck.gate.config import ConfigError, ExpectedFailure, GateConfig, from_table, read
+from relucheck.gate.run import Gate
 
 from . import mutants
 

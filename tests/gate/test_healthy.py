@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from relucheck.gate import Gate
-from relucheck.gate_config import DTYPE_NAMES, GateConfig
-from relucheck.laws import LAWS
+from relucheck.gate.config import DTYPE_NAMES, GateConfig
+from relucheck.gate.laws import LAWS
+from relucheck.gate.run import Gate
 
 from . import healthy
 

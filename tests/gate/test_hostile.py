@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from relucheck import check_activation, register_constructor
-from relucheck.discovery import find
-from relucheck.gate import Gate, Item
-from relucheck.gate_config import GateConfig
-from relucheck.isolation import TimeLimitExceeded, memory_limit, preserved_state, time_limit
+from relucheck.gate.config import GateConfig
+from relucheck.gate.discovery import find
+from relucheck.gate.isolation.guard import TimeLimitExceeded, memory_limit, preserved_state, time_limit
+from relucheck.gate.run import Gate, Item
 
 from . import hostile
 
@@ -167,7 +167,7 @@ def test_constructors_from_the_configuration_and_from_code(tmp_path):
     try:
         assert find("scaled.py", root=tmp_path).activations[0].make().slope == 0.2
     finally:
-        from relucheck import discovery
+        from relucheck.gate import discovery
 
         discovery._CONSTRUCTORS.pop("Scaled")
     with pytest.raises(TypeError, match="make must be callable"):
@@ -183,7 +183,7 @@ def test_lists_and_tables_of_activations(tmp_path):
 
 
 def test_check_activation_says_everything_at_once():
-    from relucheck.checks import GateFailure
+    from relucheck.gate.api import GateFailure
 
     results = check_activation(torch.nn.ReLU, dtypes=["float32"])
     assert {result.outcome for result in results} <= {"passed", "skipped", "notice"}

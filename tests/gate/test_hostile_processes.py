@@ -10,11 +10,11 @@ import time
 import pytest
 import torch
 
-from relucheck import isolation
 from relucheck.__main__ import FAILED, INTERRUPTED, main
-from relucheck.discovery import find
-from relucheck.forks import StrayChild
-from relucheck.isolation import TimeLimitExceeded, guarded, time_limit
+from relucheck.gate.discovery import find
+from relucheck.gate.isolation import guard
+from relucheck.gate.isolation.forks import StrayChild
+from relucheck.gate.isolation.guard import TimeLimitExceeded, guarded, time_limit
 
 from . import hostile
 from .test_hostile import outcomes
@@ -39,7 +39,7 @@ def installed(tmp_path, monkeypatch):
         "for _ in range(100):\n    time.sleep(0.01)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr(isolation, "_INSTALLED", (*isolation._INSTALLED, str(tmp_path / "site") + os.sep))
+    monkeypatch.setattr(guard, "_INSTALLED", (*guard._INSTALLED, str(tmp_path / "site") + os.sep))
     yield
     for name in [name for name in sys.modules if name.startswith("slow_to_import")]:
         del sys.modules[name]
@@ -54,7 +54,7 @@ def test_a_time_limit_waits_for_an_import_to_end(installed):
 
 
 def test_an_import_that_does_not_end_is_not_waited_for(installed, monkeypatch):
-    monkeypatch.setattr(isolation, "_IMPORT_GRACE", 0.2)
+    monkeypatch.setattr(guard, "_IMPORT_GRACE", 0.2)
     with pytest.raises(TimeLimitExceeded), time_limit(0.2):
         hostile.imports_slowly(torch.ones(1))
     assert "slow_to_import" not in sys.modules
@@ -68,7 +68,7 @@ def test_the_import_of_an_installed_module_is_not_charged(installed):
 def test_a_ring_while_torch_imports_lazily(tmp_path):
     """In a process of its own, where torch has imported neither sympy nor its compiler yet."""
     (tmp_path / "lazily.py").write_text(
-        "import sys, torch\nfrom relucheck.isolation import TimeLimitExceeded, time_limit\n"
+        "import sys, torch\nfrom relucheck.gate.isolation.guard import TimeLimitExceeded, time_limit\n"
         "assert 'sympy' not in sys.modules and 'torch._dynamo' not in sys.modules\n"
         "try:\n    with time_limit(0.3):\n        import torch._dynamo\n"
         "except TimeLimitExceeded:\n    print('rang')\n"
@@ -201,7 +201,7 @@ def test_buffers_are_not_flushed_twice(tmp_path):
         "import os, sys, torch\ndef act(x):\n    os.fork()\n    sys.__stdout__.flush()\n    return torch.relu(x)\n"
     )
     (tmp_path / "script.py").write_text(
-        "import torch\nfrom relucheck.gate import Gate\nfrom relucheck.gate_config import GateConfig\n"
+        "import torch\nfrom relucheck.gate.run import Gate\nfrom relucheck.gate.config import GateConfig\n"
         "print('once', end=' ')\n"
         "gate = Gate(GateConfig(targets=('forking.py',), dtypes=('float32',), laws=('runs',)))\n"
         "print(*[gate.run(item).outcome for item in gate.items()])\n"

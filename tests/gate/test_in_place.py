@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from relucheck import Activation
-from relucheck.gate import Gate
-from relucheck.gate_config import GateConfig
-from relucheck.isolation import preserved_state
-from relucheck.laws import LAWS
-from relucheck.subjects import Subject
+from relucheck.gate.config import GateConfig
+from relucheck.gate.isolation.guard import preserved_state
+from relucheck.gate.laws import LAWS
+from relucheck.gate.run import Gate
+from relucheck.gate.subject import Subject
 
 FOLDER = Path(__file__).parent
 MODULES = (

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from relucheck.activations.kinks import Activation
-from relucheck.discovery import find
-from relucheck.gate import Gate, Item
-from relucheck.gate_config import GateConfig
-from relucheck.isolation import preserved_state
-from relucheck.laws import LAWS
+from relucheck.gate.config import GateConfig
+from relucheck.gate.discovery import find
+from relucheck.gate.isolation.guard import preserved_state
+from relucheck.gate.laws import LAWS
+from relucheck.gate.run import Gate, Item
 
 from . import mutants
 

@@ -134,7 +134,7 @@ def test_what_cannot_be_run_is_never_green(project, arguments, code, says):
 def test_plain_runs_import_nothing(project):
     (project / "test_own.py").write_text(
         "import sys\ndef test_own():\n"
-        "    assert not {'torch', 'rich', 'relucheck.gate_pytest', 'numpy'} & set(sys.modules)\n"
+        "    assert not {'torch', 'rich', 'relucheck.gate.pytest_items', 'numpy'} & set(sys.modules)\n"
     )
     done = gate("-q", "-p", "no:hypothesispytest", "test_own.py", cwd=project)
     assert done.returncode == 0, done.stdout
@@ -143,7 +143,7 @@ def test_plain_runs_import_nothing(project):
 def test_parametrize_with_laws(project):
     (project / "test_own.py").write_text(
         "import torch, relucheck, mylib\n"
-        "from relucheck.gate_config import ExpectedFailure\n"
+        "from relucheck.gate.config import ExpectedFailure\n"
         "known = (ExpectedFailure('injected/chain_rule/*', 'published', 'not passed on'),)\n"
         "@relucheck.parametrize_with_laws([mylib.Good, mylib.injected], dtypes=['float32'],\n"
         "                                 laws=['runs', 'chain_rule', 'locality'], expected=known)\n"

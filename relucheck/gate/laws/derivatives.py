@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Kink
-from relucheck.cases import Case
-from relucheck.law import law
-from relucheck.laws_gradients import first
-from relucheck.subjects import Subject
-from relucheck.violations import LawViolation, NotApplicable, literal
+from relucheck.gate.laws.case import Case
+from relucheck.gate.laws.chain_rule import first
+from relucheck.gate.laws.law import law
+from relucheck.gate.laws.violation import LawViolation, NotApplicable, literal
+from relucheck.gate.subject import Subject
 
 
 def declared_at(case: Case, kink: FoundKink) -> Kink | None:

@@ -8,11 +8,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from relucheck.cases import TAIL_LENGTH, Case, Disconnected
-from relucheck.isolation import preserved_state
-from relucheck.law import law
+from relucheck.gate.isolation.guard import preserved_state
+from relucheck.gate.laws.case import TAIL_LENGTH, Case, Disconnected
+from relucheck.gate.laws.law import law
+from relucheck.gate.laws.violation import literal
 from relucheck.numerics.bits import differs
-from relucheck.violations import literal
 
 #: Cotangents with few significant bits, so that sums and products of them are exact in every dtype.
 _DYADIC: Final = (1.0, -1.5, 0.75, 2.0, -0.5, 1.25)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import torch
 
-from relucheck import forks, interrupts
+from relucheck.gate.isolation import forks, interrupts
 
 try:
     import resource

@@ -16,10 +16,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, derivatives
 from relucheck.activations.kinks import Activation
-from relucheck.numerics.bits import all_values, neighbour
-from relucheck.numerics.dtypes import dtype_name
-from relucheck.subjects import Subject
-from relucheck.violations import (
+from relucheck.gate.laws.violation import (
     Counterexample,
     LawViolation,
     Level,
@@ -28,6 +25,9 @@ from relucheck.violations import (
     literal,
     ulps_between,
 )
+from relucheck.gate.subject import Subject
+from relucheck.numerics.bits import all_values, neighbour
+from relucheck.numerics.dtypes import dtype_name
 
 Convention = Literal["clarke", "minimum-norm", "declared", "reference"]
 CONVENTIONS: Final[tuple[Convention, ...]] = ("clarke", "minimum-norm", "declared", "reference")

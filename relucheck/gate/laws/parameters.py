@@ -7,12 +7,12 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.cases import Case
-from relucheck.law import law
-from relucheck.laws_gradients import cotangent_scaling, dyadic
-from relucheck.laws_kinks import derivative, dtype_agreement, subgradient
-from relucheck.subjects import Subject
-from relucheck.violations import LawViolation, NotApplicable
+from relucheck.gate.laws.case import Case
+from relucheck.gate.laws.chain_rule import cotangent_scaling, dyadic
+from relucheck.gate.laws.derivatives import derivative, dtype_agreement, subgradient
+from relucheck.gate.laws.law import law
+from relucheck.gate.laws.violation import LawViolation, NotApplicable
+from relucheck.gate.subject import Subject
 
 #: Channels beyond the first that are looked at: the last ones, so that a mix-up of first and last shows.
 _MOST_CHANNELS: Final = 3

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from relucheck.cases import Case
-from relucheck.law import law
-from relucheck.laws_gradients import dyadic, first
-from relucheck.laws_kinks import is_representable
-from relucheck.subjects import Subject
+from relucheck.gate.laws.case import Case
+from relucheck.gate.laws.chain_rule import dyadic, first
+from relucheck.gate.laws.derivatives import is_representable
+from relucheck.gate.laws.law import law
+from relucheck.gate.subject import Subject
 
 
 def _agrees(case: Case, a: Tensor, b: Tensor, x: Tensor, units: float = 16) -> Tensor:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from relucheck import gate_config, gate_reports
-from relucheck.gate_config import ConfigError, GateConfig
+from relucheck.gate import config as gate_config
+from relucheck.gate import report as gate_report
+from relucheck.gate.config import ConfigError, GateConfig
 
 if TYPE_CHECKING:
-    from relucheck.gate import Gate, Item
+    from relucheck.gate.run import Gate, Item
 
 _RESULTS: Final = pytest.StashKey[list[dict[str, Any]]]()
 _CONFIG: Final = pytest.StashKey[GateConfig]()
@@ -55,7 +56,7 @@ def configuration(config: pytest.Config) -> GateConfig:
             settings["compile"] = True
         found = GateConfig(**settings)
         if found.laws:
-            from relucheck.gate import check_laws
+            from relucheck.gate.run import check_laws
 
             check_laws(found.laws)
         for name in config.getoption("relucheck_report"):
@@ -76,7 +77,7 @@ class GateItem(pytest.Item):
         self.add_marker("relucheck")
 
     def runtest(self) -> None:
-        from relucheck.gate import Result
+        from relucheck.gate.run import Result
 
         result: Result = self.gate.run(self.item)
         self.relucheck_result = result.as_dict()
@@ -104,7 +105,7 @@ class GateCollector(pytest.Collector):
     def collect(self) -> Iterator[GateItem]:
         import torch
 
-        from relucheck.gate import Gate
+        from relucheck.gate.run import Gate
 
         if os.environ.get("PYTEST_XDIST_WORKER"):
             # workers share the cores: threads inside them only get in each other's way
@@ -184,9 +185,9 @@ def baseline_drift(config: pytest.Config) -> list[str]:
     if not settings.baseline:
         return []
     try:
-        old = gate_reports.read_json(Path(config.rootpath) / settings.baseline)
-        return gate_reports.differences(old, results(config), settings.baseline)
-    except gate_reports.ReportError as error:
+        old = gate_report.read_json(Path(config.rootpath) / settings.baseline)
+        return gate_report.differences(old, results(config), settings.baseline)
+    except gate_report.ReportError as error:
         return [str(error)]
 
 
@@ -198,11 +199,11 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
     found, targets = results(config), configuration(config).targets
     changes = baseline_drift(config)
     for name in config.getoption("relucheck_report"):
-        gate_reports.write_report(Path(config.invocation_params.dir) / name, found, targets, changes)
+        gate_report.write_report(Path(config.invocation_params.dir) / name, found, targets, changes)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         with open(summary, "a", encoding="utf-8") as file:
-            file.write(gate_reports.as_markdown(found, targets, changes))
+            file.write(gate_report.as_markdown(found, targets, changes))
     if changes and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -216,14 +217,52 @@ def summarise(terminal: pytest.TerminalReporter) -> None:
     settings = configuration(config)
     width, color = max(80, terminal._tw.fullwidth), terminal._tw.hasmarkup
     terminal.section("relucheck")
-    about = ", ".join(f"{name} {value}" for name, value in gate_reports.versions().items())
+    about = ", ".join(f"{name} {value}" for name, value in gate_report.versions().items())
     terminal.write_line(f"targets: {', '.join(settings.targets)}; convention: {settings.convention}; {about}")
-    terminal.write(gate_reports.render_matrix(found, width, color))
-    rows = gate_reports.kink_table(found)
+    terminal.write(gate_report.render_matrix(found, width, color))
+    rows = gate_report.kink_table(found)
     if rows:
-        terminal.write(gate_reports.render_kinks(rows, width, color))
+        terminal.write(gate_report.render_kinks(rows, width, color))
     changes = baseline_drift(config)
     for line in changes:
         terminal.write_line(f"differs from the baseline {settings.baseline}: {line}", red=True)
     for name in config.getoption("relucheck_report"):
         terminal.write_line(f"report: {name}")
+
+
+class GateHooks:
+    """The hooks of a run that has gate targets."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(
+        self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        collect(session, config, items)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        return run_protocol(item)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        report = yield
+        attach(item, report)
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        receive(self._config, report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: Any, config: pytest.Config) -> Any:
+        return status(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self._config = session.config
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        finish(session, exitstatus)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        summarise(terminalreporter)

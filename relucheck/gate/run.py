@@ -3,7 +3,7 @@
     Gate(GateConfig(targets=("mylib.activations",))).items()   # one item per activation, law, dtype and device
     gate.run(item)                                             # one verdict, whatever the target does
 
-Nothing here knows pytest; :mod:`relucheck.gate_pytest` and :mod:`relucheck.__main__` are two faces of it.
+Nothing here knows pytest; :mod:`relucheck.gate.pytest_items` and :mod:`relucheck.__main__` are two faces of it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch
 from torch import nn
 
 from relucheck.activations.kinks import Activation
-from relucheck.cases import CONVENTIONS, Case, Disconnected, Settings
-from relucheck.discovery import Finding, find
-from relucheck.forks import StrayChild
-from relucheck.gate_config import ConfigError, ExpectedFailure, GateConfig, suggestion
-from relucheck.isolation import TimeLimitExceeded, guarded
-from relucheck.laws import LAWS, Law
-from relucheck.laws_modes import kink_rows
+from relucheck.gate.config import ConfigError, ExpectedFailure, GateConfig, suggestion
+from relucheck.gate.discovery import Finding, find
+from relucheck.gate.frameworks import functions
+from relucheck.gate.isolation.forks import StrayChild
+from relucheck.gate.isolation.guard import TimeLimitExceeded, guarded
+from relucheck.gate.laws import LAWS, Law
+from relucheck.gate.laws.case import CONVENTIONS, Case, Disconnected, Settings
+from relucheck.gate.laws.modes import kink_rows
+from relucheck.gate.laws.violation import LawViolation, NotApplicable, item_id
+from relucheck.gate.subject import NotAnActivation, Subject, TargetError
 from relucheck.numerics.dtypes import as_dtype, dtype_name
-from relucheck.subjects import NotAnActivation, Subject, TargetError
-from relucheck.torch_catalogue import functions
-from relucheck.violations import LawViolation, NotApplicable, item_id
 
 Outcome = Literal["passed", "failed", "notice", "expected", "skipped"]
 
@@ -71,7 +71,7 @@ class Result:
     Attributes:
         outcome: passed, failed, notice (reported, does not fail the run), expected (a listed failure) or skipped.
         message: what was found; empty for passed.
-        counterexample: fields of :class:`~relucheck.violations.Counterexample`, None without one.
+        counterexample: fields of :class:`~relucheck.gate.laws.violation.Counterexample`, None without one.
         kinks: rows of the kink table that this item found.
         seconds: how long it took.
     """

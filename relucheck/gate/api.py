@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 
 from relucheck.activations.kinks import Activation
-from relucheck.gate import Gate, Item, Result
-from relucheck.gate_config import ConfigError, GateConfig
+from relucheck.gate.config import ConfigError, GateConfig
+from relucheck.gate.run import Gate, Item, Result
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 
@@ -42,7 +42,7 @@ def check_activation(
         laws: names of the laws to run; all unless given.
         convention: ``"clarke"``, ``"minimum-norm"``, ``"declared"`` or ``"reference"``.
         on_fail: ``"raise"``, or ``"return"`` to get the verdicts whatever they are.
-        settings: further fields of :class:`~relucheck.gate_config.GateConfig`.
+        settings: further fields of :class:`~relucheck.gate.config.GateConfig`.
 
     Returns:
         One verdict per law and dtype.
@@ -79,7 +79,7 @@ def parametrize_with_laws(
         activations: as :func:`check_activation` takes them.
         dtypes: dtypes under test; all four unless given.
         laws: names of the laws; all unless given.
-        settings: further fields of :class:`~relucheck.gate_config.GateConfig`, ``expected`` for one.
+        settings: further fields of :class:`~relucheck.gate.config.GateConfig`, ``expected`` for one.
 
     Raises:
         ConfigError: for an unknown law, dtype or convention; TypeError for what is no activation.

@@ -9,8 +9,8 @@ from typing import Final
 
 import torch
 
-from relucheck.cases import Case
-from relucheck.subjects import Subject
+from relucheck.gate.laws.case import Case
+from relucheck.gate.subject import Subject
 
 Check = Callable[[Case], None]
 
@@ -25,8 +25,8 @@ class Law:
 
     Attributes:
         name: second part of an item's id.
-        check: raises :class:`~relucheck.violations.LawViolation` where the property does not hold,
-            :class:`~relucheck.violations.NotApplicable` where it says nothing.
+        check: raises :class:`~relucheck.gate.laws.violation.LawViolation` where the property does not hold,
+            :class:`~relucheck.gate.laws.violation.NotApplicable` where it says nothing.
         summary: one sentence, from the function's docstring.
         relevant: whether an activation gets an item for it at all.
         dtypes: the dtypes that it is checked in; None for all.

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relucheck.cases import Case
-from relucheck.law import law
-from relucheck.laws_gradients import dyadic, first
+from relucheck.gate.laws.case import Case
+from relucheck.gate.laws.chain_rule import dyadic, first
+from relucheck.gate.laws.law import law
+from relucheck.gate.laws.violation import NotApplicable
+from relucheck.gate.subject import SEED, Subject, made
 from relucheck.numerics.bits import differs
-from relucheck.subjects import SEED, Subject, made
-from relucheck.violations import NotApplicable
 
 
 @law()

@@ -22,8 +22,8 @@ from typing import Any, Final, Literal
 from torch import Tensor, nn
 
 from relucheck.activations.kinks import Activation
-from relucheck.isolation import TIME_LIMIT, TimeLimitExceeded, contained, preserved_state, silenced
-from relucheck.torch_catalogue import TORCH_TARGETS
+from relucheck.gate.frameworks import TORCH_TARGETS
+from relucheck.gate.isolation.guard import TIME_LIMIT, TimeLimitExceeded, contained, preserved_state, silenced
 
 #: First parameters by which a function without annotations is taken for an activation.
 _INPUT_NAMES: Final = frozenset({"x", "input", "inputs", "z", "t", "tensor", "hidden_states", "a", "pre_activation", "u"})

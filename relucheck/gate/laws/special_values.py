@@ -7,10 +7,10 @@ import math
 import torch
 
 from relucheck.activations.kink_search import derivatives
-from relucheck.cases import Case
-from relucheck.law import law
-from relucheck.laws_gradients import first
-from relucheck.violations import literal
+from relucheck.gate.laws.case import Case
+from relucheck.gate.laws.chain_rule import first
+from relucheck.gate.laws.law import law
+from relucheck.gate.laws.violation import literal
 
 
 @law()

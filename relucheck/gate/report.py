@@ -1,6 +1,6 @@
 """The gate's results as a terminal table, JSON, Markdown and a kink table that two versions can be compared by.
 
-Reads and writes plain data only (:class:`~relucheck.gate.Result` dictionaries), so that the controller of a distributed
+Reads and writes plain data only (:class:`~relucheck.gate.run.Result` dictionaries), so that the controller of a distributed
 run needs neither torch nor the target.
 """
 

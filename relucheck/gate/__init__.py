@@ -1,0 +1,1 @@
+"""The gate: finds the activations of a library, runs the laws on them, and reports verdicts."""

@@ -1,0 +1,1 @@
+"""Running other people's code so that nothing else is affected."""

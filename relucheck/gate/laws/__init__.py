@@ -1,0 +1,31 @@
+"""All laws, by name. Each is a small pure function in one of the files of this package; this one says which there are.
+
+A law looks at a :class:`~relucheck.gate.laws.case.Case` and returns, or raises
+:class:`~relucheck.gate.laws.violation.LawViolation` (a counterexample, with a level) or
+:class:`~relucheck.gate.laws.violation.NotApplicable` (it has nothing to say here, and why).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# imported for the laws that they register, in the order in which reports show them
+from relucheck.gate.laws import chain_rule, derivatives, modes, modules, parameters, special_values
+from relucheck.gate.laws.law import REGISTRY, Law
+from relucheck.gate.laws.violation import Counterexample, LawViolation, NotApplicable
+
+__all__ = [
+    "LAWS",
+    "Counterexample",
+    "Law",
+    "LawViolation",
+    "NotApplicable",
+]
+
+#: Every law by name.
+LAWS: Final[dict[str, Law]] = {
+    name: REGISTRY[name]
+    for module in (chain_rule, parameters, derivatives, special_values, modes, modules)
+    for name in REGISTRY
+    if REGISTRY[name].check.__module__ == module.__name__
+}
