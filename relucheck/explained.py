@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relucheck import data
-from relucheck.decision import decide
-from relucheck.explain import explain
-from relucheck.explanation import Explanation
+from relucheck.bifurcation.decide import decide
+from relucheck.bifurcation.explain import explain
+from relucheck.bifurcation.explanation import Explanation
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.networks.mlp import MLP
 from relucheck.numerics.dtypes import DTYPES, dtype_name
@@ -93,7 +93,7 @@ def _lines() -> Iterator[str]:
     yield "```python"
     yield "import torch"
     yield "from relucheck import data"
-    yield "from relucheck.explain import explain"
+    yield "from relucheck.bifurcation.explain import explain"
     yield "from relucheck.explained import shifted"
     yield "from relucheck.stacks import Architecture, draw"
     yield "```"

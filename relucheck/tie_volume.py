@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from relucheck import data
-from relucheck.decision import ZoneDataError
+from relucheck.bifurcation.decide import ZoneDataError
 from relucheck.networks.lenet import ORDERS, Order, draw
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.files import write_atomically

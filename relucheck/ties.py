@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import ReLU
 from relucheck.activations.pooling import Choice, MaxPool2d, PoolingError, Setting, Windows, tied_maxima
-from relucheck.backprop import ControlError, untouched
-from relucheck.decision import Outcome, checked_data
+from relucheck.bifurcation.compare import ControlError, untouched
+from relucheck.bifurcation.decide import Outcome, checked_data
+from relucheck.bifurcation.gradients import gradients
 from relucheck.errors import ModelError
-from relucheck.gradients import gradients
 from relucheck.networks.lenet import LeNet, draw
 from relucheck.numerics.bits import differs, same_bits
 from relucheck.numerics.determinism import deterministic
@@ -171,7 +171,7 @@ def decide(
     Raises:
         ModelError: no max pooling module, none called, no parameter that requires a gradient, a part checkpointed with
             ``use_reentrant=True``, or a ``kind`` that the model cannot serve.
-        ZoneDataError: as for :func:`relucheck.decision.decide`.
+        ZoneDataError: as for :func:`relucheck.bifurcation.decide.decide`.
         ControlError: two native backwards differed.
     """
     if kind not in ("all", "different inputs"):

@@ -2,7 +2,7 @@
 
 Boustany 2024 (https://arxiv.org/abs/2401.02736) splits what floating point does to gradients: in the *bifurcation* zone
 they differ over the reals too, in the *compensation* zone by rounding only. For draws of a finished cell that lie in the
-zone, the deciding mini-batch is evaluated over the reals (:mod:`relucheck.exact_gradients`).
+zone, the deciding mini-batch is evaluated over the reals (:mod:`relucheck.bifurcation.exact_gradients`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from relucheck import data
-from relucheck.exact import Zone
-from relucheck.exact_gradients import over_the_reals
+from relucheck.bifurcation.exact_forward import Zone
+from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.results.store import Json, Store
 from relucheck.volume import sample, scaled

@@ -1,7 +1,7 @@
 """The zone decision for many fully connected networks, at the speed of their forward products.
 
-The decision is that of :mod:`relucheck.decision`: the one that two networks, two forwards and two backwards per mini-batch
-would reach, at the same mini-batch, bit for bit. Networks run in stacks and mini-batches in blocks where that is proved to
+The decision is that of :mod:`relucheck.bifurcation.decide`: the one that two networks, two forwards and two backwards per
+mini-batch would reach, at the same mini-batch, bit for bit. Networks run in stacks and mini-batches in blocks where that is proved to
 change no bit (:mod:`relucheck.stacks`); every mini-batch with a hit is computed once more separately, which also
 watches the proof.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import ChosenSubgradient, LeakyReLU
 from relucheck.activations.rules import Setting
-from relucheck.decision import (
+from relucheck.bifurcation.decide import (
     Decision,
     Outcome,
     Watch,
@@ -188,7 +188,7 @@ class Engine:
             raise ModelError(
                 f"{type(model).__name__} is no {a} in {arithmetic_name(self.arithmetic)} as stacks.draw makes them "
                 f"(biases, no frozen parameter, relucheck's activations, not in place, slope {_SLOPE}); "
-                "relucheck.decision.decide takes any model"
+                "relucheck.bifurcation.decide.decide takes any model"
             )
 
     def _decide_seeds(self, seeds: Sequence[int]) -> list[Decision]:

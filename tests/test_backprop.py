@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import ReLU
 from relucheck.activations.rules import SubgradientError
-from relucheck.backprop import Backprops, ControlError, backprop, compare, judge
+from relucheck.bifurcation.compare import Backprops, ControlError, backprop, compare, judge
+from relucheck.bifurcation.decide import ZoneDataError, decide
+from relucheck.bifurcation.explain import explain
 from relucheck.bifurcation.subgradient import set_subgradient
-from relucheck.decision import ZoneDataError, decide
+from relucheck.bifurcation.wiring import check_wiring
 from relucheck.errors import ModelError
-from relucheck.explain import explain
 from relucheck.networks.mlp import MLP
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
-from relucheck.wiring import check_wiring
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2])

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import exact, exact_gradients
 from relucheck.activations import modules
 from relucheck.activations.rules import LEAKY_RELU, RELU6
-from relucheck.decision import decide
-from relucheck.exact import ExactError, Layer, RealLayer, forward, layers_of, real_inputs
-from relucheck.exact_gradients import over_the_reals, split
+from relucheck.bifurcation import exact_forward, exact_gradients
+from relucheck.bifurcation.decide import decide
+from relucheck.bifurcation.exact_forward import ExactError, Layer, RealLayer, forward, layers_of, real_inputs
+from relucheck.bifurcation.exact_gradients import over_the_reals, split
 from relucheck.networks.convnets import ConvNet
 from relucheck.networks.examples import Example
 from relucheck.networks.mlp import MLP
@@ -150,7 +150,7 @@ def test_twins_are_exactly_equal_over_the_reals(dtype: torch.dtype) -> None:
 
 
 def unpropagated(x: Tensor, error: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    return exact.OUTWARD * (x.abs() * exact._gamma(len(matrix))) @ matrix.abs()
+    return exact_forward.OUTWARD * (x.abs() * exact_forward._gamma(len(matrix))) @ matrix.abs()
 
 
 FAULTS: dict[str, Callable[..., Tensor]] = {
@@ -172,7 +172,7 @@ def test_a_wrong_bound_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     networks = [permuted_twins(torch.float64, seed) for seed in range(10)]
     for model, inputs in networks:
         check_forward(model, inputs)
-    monkeypatch.setattr(exact, "linear_bound", FAULTS[fault])
+    monkeypatch.setattr(exact_forward, "linear_bound", FAULTS[fault])
     with pytest.raises(AssertionError):
         check_regions(networks)
 

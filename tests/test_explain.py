@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from relucheck import data, explained
-from relucheck import explain as room
 from relucheck.activations import functional
 from relucheck.activations import modules as activations_modules
-from relucheck.backprop import compare
+from relucheck.bifurcation import explain as room
+from relucheck.bifurcation.compare import compare
+from relucheck.bifurcation.exact_gradients import over_the_reals
+from relucheck.bifurcation.explain import explain
+from relucheck.bifurcation.explanation import Explanation, Hit, Reason
 from relucheck.errors import ModelError
-from relucheck.exact_gradients import over_the_reals
-from relucheck.explain import explain
-from relucheck.explanation import Explanation, Hit, Reason
 from relucheck.networks.convnets import ConvNet
 from relucheck.networks.examples import Example
 from relucheck.networks.mlp import MLP
@@ -257,7 +257,7 @@ EFFECT_FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         room, "as_subgradient", lambda value, optional: torch.zeros((), dtype=torch.float64)
     ),
     "every entry differs": lambda patch: patch.setattr(
-        "relucheck.backprop.differs", lambda a, b: torch.full(a.shape, not torch.equal(a, b))
+        "relucheck.bifurcation.compare.differs", lambda a, b: torch.full(a.shape, not torch.equal(a, b))
     ),
 }
 

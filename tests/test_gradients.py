@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from relucheck import ties
 from relucheck.activations.functional import relu
-from relucheck.backprop import backprop, compare
-from relucheck.decision import decide
+from relucheck.bifurcation.compare import backprop, compare
+from relucheck.bifurcation.decide import decide
+from relucheck.bifurcation.explain import explain
+from relucheck.bifurcation.gradients import gradients
 from relucheck.errors import ModelError
-from relucheck.explain import explain
-from relucheck.gradients import gradients
 
 X = torch.tensor([[1.0, 1.0], [2.0, 2.0]])
 Y = torch.tensor([0, 1])

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from relucheck import interception
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.activations.rules import RELU, SubgradientError, as_setting
-from relucheck.backprop import backprop, compare
+from relucheck.bifurcation import interception
+from relucheck.bifurcation.compare import backprop, compare
+from relucheck.bifurcation.interception import Interception, tensors_in
 from relucheck.errors import ModelError
-from relucheck.interception import Interception, tensors_in
 from relucheck.members import Kinked, Switch
 
 CPU = torch.device("cpu")

@@ -155,7 +155,7 @@ def test_a_failing_property_prints_a_program_and_a_reproducer(pytester: pytest.P
     result = _run(pytester)
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
-    assert "from relucheck.backprop import compare" in text
+    assert "from relucheck.bifurcation.compare import compare" in text
     assert "Example(dtype='bfloat16'" in text
     assert "depth=2" in text, "shrinks to the smallest depth that fails"
     assert "reproduce_failure" in text

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from relucheck import data, tie_volume
 from relucheck.activations import pooling
 from relucheck.activations.pooling import MaxPool2d, PoolingError, Windows, set_pooling, tied_maxima
-from relucheck.decision import ZoneDataError
+from relucheck.bifurcation.decide import ZoneDataError
 from relucheck.errors import ModelError
 from relucheck.networks.lenet import ORDERS, LeNet, draw
 from relucheck.numerics.bits import same_bits

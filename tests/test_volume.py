@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import data, decision, volume, volume_workers, zone
-from relucheck.decision import Decision
+from relucheck import data, volume, volume_workers, zone
+from relucheck.bifurcation import decide as bifurcation_decide
+from relucheck.bifurcation.decide import Decision
 from relucheck.networks import architecture
 from relucheck.numerics import dtypes
 from relucheck.volume import Cell, Estimate, Store, StoreError, VolumeError, estimate
@@ -172,7 +173,7 @@ def test_every_draw_can_be_rebuilt_and_decided_again(fields: dict[str, Any]) -> 
         model = architecture.draw(
             architecture.Architecture(width=cell.neurons, depth=cell.hidden_layers), draw.seed, arithmetic
         )
-        again = decision.decide(model, inputs, targets, batch_size=cell.batch_size, watch=cell.watch)
+        again = bifurcation_decide.decide(model, inputs, targets, batch_size=cell.batch_size, watch=cell.watch)
         assert (again.outcome, again.batch) == (draw.outcome, draw.batch)
     assert [draw.seed for draw in found.decisions] == list(range(5, 11))
 
@@ -507,7 +508,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from relucheck.volume import Cell, Store, estimate
-from relucheck.decision import Decision
+from relucheck.bifurcation.decide import Decision
 
 class Slow:
     plan = "slow"

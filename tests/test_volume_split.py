@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import data, volume_split
-from relucheck.backprop import compare
+from relucheck.bifurcation.compare import compare
+from relucheck.bifurcation.exact_forward import Reals
 from relucheck.bifurcation.subgradient import set_subgradient
-from relucheck.exact import Reals
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.results.store import Store, StoreError
 from relucheck.volume import estimate, sample, scaled

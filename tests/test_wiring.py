@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.activations.rules import SubgradientError
+from relucheck.bifurcation.wiring import Wire, WiringError, check_wiring, probe_wiring
 from relucheck.errors import ModelError
 from relucheck.networks.convnets import ConvNet, ResidualNet
 from relucheck.networks.mlp import MLP
 from relucheck.numerics.dtypes import DTYPES, dtype_name
-from relucheck.wiring import Wire, WiringError, check_wiring, probe_wiring
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import backprop, data, decision, stacks, zone
+from relucheck import data, stacks, zone
 from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU
+from relucheck.bifurcation import compare
+from relucheck.bifurcation import decide as bifurcation_decide
+from relucheck.bifurcation.decide import ZoneDataError, decide
 from relucheck.bifurcation.subgradient import set_subgradient
-from relucheck.decision import ZoneDataError, decide
 from relucheck.errors import ModelError
 from relucheck.networks import architecture as networks_architecture
 from relucheck.networks.architecture import Architecture, draw
@@ -171,9 +173,9 @@ def test_fresh_networks_on_digits() -> None:
     x = (digits.scaled() > 0.5).to(torch.bfloat16)
     engine = Engine(Architecture(784, 64, 3), torch.bfloat16, x, digits.labels, batch_size=128)
     found = list(engine.decide(range(20)))
-    assert [decision.seed for decision in found] == list(range(20))
+    assert [bifurcation_decide.seed for decision in found] == list(range(20))
     plain = [plain_decision(draw(engine.architecture, seed, torch.bfloat16), x, digits.labels, 128) for seed in range(20)]
-    assert [(decision.outcome, decision.batch) for decision in found] == plain
+    assert [(bifurcation_decide.outcome, bifurcation_decide.batch) for decision in found] == plain
     assert {outcome for outcome, _ in plain} == {"agree", "bifurcate"}
 
 
@@ -363,7 +365,7 @@ class TestOutcomes:
         (found,) = engine.examine([model])
         assert found.outcome == "bifurcate"
         seen = engine.inputs[: (found.batch + 1) * 16]
-        run = backprop.backprop(model, seen, y[: len(seen)])
+        run = compare.backprop(model, seen, y[: len(seen)])
         assert found.hits == run.hit_count > 0
         assert found.activations == run.activation_count
 
@@ -433,7 +435,7 @@ class TestOutcomes:
         monkeypatch.setattr(
             torch.autograd, "grad", lambda *args, **kw: tuple(g + next(calls) for g in gradients(*args, **kw))
         )
-        with pytest.raises(backprop.ControlError, match="control"):
+        with pytest.raises(compare.ControlError, match="control"):
             _decisions(_fixed())
 
 
@@ -514,7 +516,7 @@ class TestMemory:
     """The first attempts fail as the allocator fails; the engine shrinks, says so, and decides the same."""
 
     @pytest.fixture
-    def plain(self) -> list[decision.Decision]:
+    def plain(self) -> list[bifurcation_decide.Decision]:
         return list(self._engine().decide(range(8)))
 
     def _engine(self, **options: object) -> Engine:
@@ -531,7 +533,7 @@ class TestMemory:
         ids=["cuda", "cpu", "python"],
     )
     def test_a_stack_that_does_not_fit_shrinks(
-        self, plain: list[decision.Decision], error: BaseException, monkeypatch: pytest.MonkeyPatch
+        self, plain: list[bifurcation_decide.Decision], error: BaseException, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         init = Stack.__init__
 
@@ -548,7 +550,7 @@ class TestMemory:
         assert told[-1] in engine.plan
 
     def test_drawing_that_does_not_fit_shrinks_too(
-        self, plain: list[decision.Decision], monkeypatch: pytest.MonkeyPatch
+        self, plain: list[bifurcation_decide.Decision], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         drawn: list[int] = []
 
@@ -561,7 +563,7 @@ class TestMemory:
         monkeypatch.setattr(zone, "draw", scarce)
         assert list(self._engine().decide(range(8))) == plain
 
-    def test_a_limit_is_kept(self, plain: list[decision.Decision]) -> None:
+    def test_a_limit_is_kept(self, plain: list[bifurcation_decide.Decision]) -> None:
         engine = self._engine(memory=1)
         assert list(engine.decide(range(8))) == plain
         assert all(shape.networks == 1 for shape in engine._prover.proved)
@@ -671,7 +673,7 @@ class TestAnyModel:
         return x.float(), y
 
     @pytest.mark.parametrize("watch", ["all", "first layer"])
-    def test_agrees_with_the_engine(self, batches: tuple[Tensor, Tensor], watch: decision.Watch) -> None:
+    def test_agrees_with_the_engine(self, batches: tuple[Tensor, Tensor], watch: bifurcation_decide.Watch) -> None:
         architecture = Architecture(20, 16, 2)
         engine = Engine(architecture, torch.float32, *batches, batch_size=16, watch=watch)
         models = [_coarsen(draw(architecture, seed, torch.float32), 64, 1.0) for seed in range(3, 9)]
@@ -689,7 +691,7 @@ class TestAnyModel:
                 parameter.copy_((parameter * 8).round() / 8)
         found = decide(model, x, y, batch_size=16)
         assert found.outcome == "bifurcate"
-        assert backprop.compare(model, x[found.batch * 16 :][:16], y[found.batch * 16 :][:16]).outcome == "bifurcate"
+        assert compare.compare(model, x[found.batch * 16 :][:16], y[found.batch * 16 :][:16]).outcome == "bifurcate"
 
     def test_model_and_random_state_stay(self, batches: tuple[Tensor, Tensor]) -> None:
         model = MLP(20, 16, 2, batch_norm=True, activation=nn.ReLU)

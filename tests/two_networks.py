@@ -71,7 +71,7 @@ def plain_decision(
     first_layer: bool = False,
     emulation: Emulation | None = None,
 ) -> tuple[str, int | None]:
-    """(outcome, first mini-batch with it or None), as :class:`relucheck.decision.Decision` defines the outcomes."""
+    """(outcome, first mini-batch with it or None), as :class:`relucheck.bifurcation.decide.Decision` defines them."""
     networks = [PlainNetwork(model, activation, kinks, emulation) for kinks in pair]
     for batch, (x, y) in enumerate(zip(inputs.split(batch_size), targets.split(batch_size), strict=True)):
         for network in networks:

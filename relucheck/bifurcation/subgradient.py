@@ -30,8 +30,8 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
     """Gives every ReLU, ReLU6 and LeakyReLU module of a model one subgradient.
 
     Plain torch modules become relucheck's in place: the same objects, with their hooks, under every name and reference that
-    leads to them. Functional calls (``F.relu``) hold no setting and are not reached; :mod:`relucheck.wiring` names them,
-    and :func:`relucheck.backprop.backprop` serves them.
+    leads to them. Functional calls (``F.relu``) hold no setting and are not reached; :mod:`relucheck.bifurcation.wiring`
+    names them, and :func:`relucheck.bifurcation.compare.backprop` serves them.
 
     Args:
         model: any module, or one activation module.
@@ -74,7 +74,8 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
     if not replaced and not retargeted:
         raise ModelError(
             f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU (nor relucheck's): nothing to set; "
-            "functional activations (F.relu) take no setting: use modules, or relucheck.backprop, which serves both"
+            "functional activations (F.relu) take no setting: use modules, or relucheck.bifurcation.compare, which "
+            "serves both"
         )
     return Reached(tuple(replaced), tuple(retargeted), tuple(left_out))
 

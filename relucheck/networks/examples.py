@@ -252,7 +252,7 @@ class Example:
     def script(self, subgradients: tuple[object, object] = (0.0, 1.0)) -> str:
         """A program that builds this example and prints its comparison."""
         return (
-            "from relucheck.backprop import compare\n"
+            "from relucheck.bifurcation.compare import compare\n"
             "from relucheck.networks.examples import Example\n\n"
             f"example = {self!r}\n"
             "model, inputs, targets = example.build()\n"

@@ -9,7 +9,7 @@ OUTCOMES: Final = ("agree", "bifurcate", "non-finite")
 
 
 class Compared(Protocol):
-    """What a tally reads of a :class:`relucheck.backprop.Comparison`."""
+    """What a tally reads of a :class:`relucheck.bifurcation.compare.Comparison`."""
 
     @property
     def outcome(self) -> str: ...

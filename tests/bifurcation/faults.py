@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
-from relucheck.backprop import Backprops
+from relucheck.bifurcation.compare import Backprops
 from relucheck.networks.examples import Rule
 from relucheck.numerics.bits import neighbour
 from tests.bifurcation.subjects import Faulty, FaultySubject, Gradients, Subject

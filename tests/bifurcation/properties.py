@@ -13,7 +13,7 @@ from hypothesis import assume, event, target
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck.backprop import Comparison, judge
+from relucheck.bifurcation.compare import Comparison, judge
 from relucheck.networks.examples import AIMS, Example, torch_activation
 from relucheck.networks.strategies import examples
 from relucheck.numerics.bits import differs, same_bits, ulp_distance

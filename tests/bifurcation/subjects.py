@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from relucheck import backprop
 from relucheck.activations import rules as activations_rules
 from relucheck.activations.rules import Setting
-from relucheck.backprop import Backprops
+from relucheck.bifurcation import compare
+from relucheck.bifurcation.compare import Backprops
+from relucheck.bifurcation.interception import Call
 from relucheck.bifurcation.subgradient import set_subgradient
-from relucheck.interception import Call
 from relucheck.networks.examples import Rule, own_activation
 from relucheck.numerics.arithmetic import Arithmetic
 from tests.bifurcation.oracle import KINKS
@@ -36,7 +36,7 @@ class Subject:
 
     def backprops(self, model: nn.Module, inputs: Tensor, settings: Sequence[Setting], cotangent: Tensor) -> Backprops:
         """One forward, one backward per setting."""
-        return backprop.backprop(model, inputs, subgradients=settings, cotangent=cotangent)
+        return compare.backprop(model, inputs, subgradients=settings, cotangent=cotangent)
 
     def by_modules(
         self,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
 
-from relucheck.backprop import Comparison
+from relucheck.bifurcation.compare import Comparison
 from relucheck.networks.examples import AIMS, Example
 from relucheck.networks.strategies import examples, pairs, subgradients
 from relucheck.results.tally import Tally

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from relucheck import data
-from relucheck.backprop import compare
+from relucheck.bifurcation.compare import compare
 from relucheck.networks.mlp import MLP
 from relucheck.results.tally import Tally
 

@@ -1,7 +1,7 @@
 """Why a mini-batch bifurcates: its hits with their reasons, the gradients that each of them changes, and its zone.
 
 Hits and the parameters behind them are found for any eager model. Reasons, and whether the gradients differ over the reals
-(:mod:`relucheck.exact`), are told for networks of linear layers and piecewise linear activations.
+(:mod:`relucheck.bifurcation.exact_forward`), are told for networks of linear layers and piecewise linear activations.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Rule, Setting, as_setting, as_subgradient
-from relucheck.backprop import Comparison, ControlError, Difference, compare, differences_of, root_of, untouched
+from relucheck.bifurcation.compare import Comparison, ControlError, Difference, compare, differences_of, root_of, untouched
+from relucheck.bifurcation.exact_forward import ExactError, ExactRows, Reals, real_inputs
+from relucheck.bifurcation.exact_gradients import over_the_reals
+from relucheck.bifurcation.explanation import Explanation, Hit, Missed, Reason
+from relucheck.bifurcation.gradients import gradients
+from relucheck.bifurcation.interception import Call, Interception, as_arguments
 from relucheck.errors import ModelError
-from relucheck.exact import ExactError, ExactRows, Reals, real_inputs
-from relucheck.exact_gradients import over_the_reals
-from relucheck.explanation import Explanation, Hit, Missed, Reason
-from relucheck.gradients import gradients
-from relucheck.interception import Call, Interception, as_arguments
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.emulation import EmulatedLinear
@@ -75,7 +75,8 @@ def explain(
     """Explains what one mini-batch does at kinks.
 
     Args:
-        model, inputs, targets, pair: as for :func:`relucheck.backprop.compare` (without targets, its upstream gradient).
+        model, inputs, targets, pair: as for :func:`relucheck.bifurcation.compare.compare` (without targets, its upstream
+            gradient).
         limit: most hits whose effect on the gradients is measured, by one backward each; hits whose cotangent is 0 change
             nothing and cost nothing. Calls that autograd did not record (under ``torch.no_grad``) are not measured.
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting, SubgradientError, as_setting
+from relucheck.bifurcation.gradients import Gradients, gradients
+from relucheck.bifurcation.interception import Call, Interception, OutOfReach, as_arguments
 from relucheck.errors import ModelError
-from relucheck.gradients import Gradients, gradients
-from relucheck.interception import Call, Interception, OutOfReach, as_arguments
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import differs, same_bits
 from relucheck.numerics.determinism import deterministic, generator
@@ -180,8 +180,8 @@ def backprop(
     """One forward of ``model`` and one backward per subgradient, on the same graph.
 
     The subgradients apply to every ReLU, ReLU6 and LeakyReLU of the model, whether module or function
-    (:mod:`relucheck.interception`); the model itself is not changed: its own settings, buffers, ``.grad`` and the random
-    state stay as they were.
+    (:mod:`relucheck.bifurcation.interception`); the model itself is not changed: its own settings, buffers, ``.grad`` and
+    the random state stay as they were.
 
     Args:
         model: an eager module with parameters.

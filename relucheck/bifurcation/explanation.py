@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 
 from rich.table import Table
 
-from relucheck.backprop import Comparison, Difference
-from relucheck.exact import Reals, Zone
+from relucheck.bifurcation.compare import Comparison, Difference
+from relucheck.bifurcation.exact_forward import Reals, Zone
 from relucheck.results.tables import render
 
 SCHEMA: Final = 1  # of the JSON

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from relucheck.activations import functional
+from relucheck.bifurcation.interception import nodes_below
 from relucheck.errors import ModelError
-from relucheck.interception import nodes_below
 
 Gradients = dict[str, Tensor | None]
 

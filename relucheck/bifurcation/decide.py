@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting, as_setting
-from relucheck.backprop import backprop, judge_controlled, untouched
+from relucheck.bifurcation.compare import backprop, judge_controlled, untouched
+from relucheck.bifurcation.interception import Interception
 from relucheck.errors import ModelError
-from relucheck.interception import Interception
 from relucheck.numerics.determinism import deterministic
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
@@ -97,10 +97,12 @@ def decide(
     pair: tuple[Setting, Setting] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Decision:
-    """The decision for any eager model with ReLU, ReLU6 or LeakyReLU, modules or functions (:mod:`relucheck.interception`).
+    """The decision for any eager model with ReLU, ReLU6 or LeakyReLU, modules or functions
+    (:mod:`relucheck.bifurcation.interception`).
 
-    A forward without a graph looks for hits; a mini-batch that has some is handed to :func:`relucheck.backprop.compare`.
-    The model, its buffers and the random state stay as they are, so every mini-batch meets the same dropout masks.
+    A forward without a graph looks for hits; a mini-batch that has some is handed to
+    :func:`relucheck.bifurcation.compare.compare`. The model, its buffers and the random state stay as they are, so every
+    mini-batch meets the same dropout masks.
 
     Args:
         model: takes [batch, ...] and returns logits [batch, classes].

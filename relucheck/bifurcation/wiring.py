@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from relucheck.activations.kinks import CATALOGUE
 from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient
 from relucheck.activations.rules import SubgradientError, as_subgradient
+from relucheck.bifurcation.interception import Interception, as_arguments, tensors_in
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ModelError
-from relucheck.interception import Interception, as_arguments, tensors_in
 from relucheck.numerics.determinism import generator
 
 Verdict = Literal["answers", "ignores", "wrong rule", "out of reach"]

@@ -1,8 +1,8 @@
 """Whether the gradients of two subgradients differ over the reals: a float64 backward on the real pattern, with its bound.
 
-Regions and hits are exact (:mod:`relucheck.exact`), so only values are approximate, and each carries a proven bound of its
-error: products as in :mod:`relucheck.exact`; softmax by the error of its logits. One thing is taken on trust: that the
-exponential of the library errs by at most 8 units in the last place.
+Regions and hits are exact (:mod:`relucheck.bifurcation.exact_forward`), so only values are approximate, and each carries a
+proven bound of its error: products as in :mod:`relucheck.bifurcation.exact_forward`; softmax by the error of its logits. One
+thing is taken on trust: that the exponential of the library errs by at most 8 units in the last place.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
-from relucheck.decision import Watch, checked_pair, checked_watch
-from relucheck.exact import (
+from relucheck.bifurcation.decide import Watch, checked_pair, checked_watch
+from relucheck.bifurcation.exact_forward import (
     OUTWARD,
     TINY,
     UNIT,
@@ -61,7 +61,8 @@ def over_the_reals(
     """Evaluates a mini-batch over the reals: exact hits, and whether the gradients of the pair differ there too.
 
     Args:
-        model: as :func:`relucheck.exact.layers_of` serves, of any of the four dtypes; its loss is cross entropy.
+        model: as :func:`relucheck.bifurcation.exact_forward.layers_of` serves, of any of the four dtypes; its loss is
+            cross entropy.
         inputs: [n, ...], of any floating dtype: the real numbers that they hold.
         targets: class indices, int64 [n]; or cotangent: the upstream gradient of the outputs, [n, outputs].
         watch: "first layer" counts only its parameters.
@@ -114,7 +115,7 @@ def split(
     pair: tuple[Setting, Setting] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Zone:
-    """The zone of a mini-batch whose gradients differ in floating point (see :mod:`relucheck.exact`).
+    """The zone of a mini-batch whose gradients differ in floating point (see :mod:`relucheck.bifurcation.exact_forward`).
 
     Inputs are taken as the model holds them, rounded to its dtype. Costs about two float64 forwards where no unit is near a
     kink. ``undecided`` is neither: a path leads from an exact hit to a gradient, but no difference beyond the bound does.
