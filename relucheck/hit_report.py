@@ -15,11 +15,11 @@ from typing import Any, Final
 import torch
 from rich.table import Table
 
-from relucheck import hit_plans
 from relucheck.data import load
-from relucheck.hit_plans import Network, Planned
-from relucheck.hit_rates import poisson_interval, probe
-from relucheck.hit_validation import DEPTHS, WIDTHS, Agreement, Cell, agreement, carry_out, resnet50_hits, runs
+from relucheck.hits import plans as hits_plans
+from relucheck.hits.plans import Network, Planned
+from relucheck.hits.rates import poisson_interval, probe
+from relucheck.hits.validation import DEPTHS, WIDTHS, Agreement, Cell, agreement, carry_out, resnet50_hits, runs
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.files import write_atomically
 
@@ -113,12 +113,12 @@ def _number(value: float) -> str:
 
 def networks() -> tuple[Network, ...]:
     """The networks that are planned for."""
-    return hit_plans.resnet50(), hit_plans.relu_transformer(0.0), hit_plans.relu_transformer(0.05)
+    return hits_plans.resnet50(), hits_plans.relu_transformer(0.0), hits_plans.relu_transformer(0.05)
 
 
 def plans() -> list[Planned]:
     """Every network in every rounding that differs for it."""
-    return [hit_plans.plan(network, how) for network in networks() for how in hit_plans.roundings_of(network)]
+    return [hits_plans.plan(network, how) for network in networks() for how in hits_plans.roundings_of(network)]
 
 
 def resnet_rows() -> Rows:
@@ -130,10 +130,10 @@ def resnet_rows() -> Rows:
         for mixed, kind in ((True, "operator"), (False, "product")):
             counts = resnet50_hits(dtype, mixed=mixed)
             how = next(
-                r for r in hit_plans.roundings() if r.kind == kind and r.factors.name == r.output.name == dtype_name(dtype)
+                r for r in hits_plans.roundings() if r.kind == kind and r.factors.name == r.output.name == dtype_name(dtype)
             )
-            for part in hit_plans.resnet50().parts:
-                (hits, seen), rate = counts[part.kind], hit_plans.rate(part, how)
+            for part in hits_plans.resnet50().parts:
+                (hits, seen), rate = counts[part.kind], hits_plans.rate(part, how)
                 rows.append(
                     (dtype_name(dtype), "float32" if mixed else dtype_name(dtype), part.name, f"{seen:,}", f"{hits:,}",
                      f"{1e6 * hits / seen:.4g}", f"{1e6 * rate:.3g}", f"{rate * seen / hits:.2f}" if hits else "-")
@@ -142,7 +142,7 @@ def resnet_rows() -> Rows:
 
 
 def kernel_rows() -> Rows:
-    """What :func:`relucheck.hit_rates.probe` finds of this machine's linear layers."""
+    """What :func:`relucheck.hits.rates.probe` finds of this machine's linear layers."""
     rows: Rows = [("dtype", "accumulates in", "bias", "blocks of K for K = 784", "K = 256", "K = 64")]
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         found = [probe(dtype, inputs, 64) for inputs in (784, 256, 64)]
@@ -152,7 +152,7 @@ def kernel_rows() -> Rows:
 
 
 def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[Cell], float]:
-    """All of :func:`relucheck.hit_validation.runs` on MNIST's training images, and the CPU seconds they took."""
+    """All of :func:`relucheck.hits.validation.runs` on MNIST's training images, and the CPU seconds they took."""
     images = load("mnist", "train", root).scaled(torch.float32)
     begin = time.process_time()
     cells: list[Cell] = []
@@ -248,7 +248,7 @@ def report(found: Results, planned: Sequence[Planned], resnet: Rows) -> str:
         kernels=markdown(kernel_rows()),
         assumed="\n".join(assumed),
         notes=_NOTES.strip(),
-        room=f"{hit_plans.ROOM:g}",
+        room=f"{hits_plans.ROOM:g}",
         seconds=f"{found.seconds:,.0f}",
         torch=torch.__version__,
         cells=everything.cells,
@@ -287,7 +287,7 @@ _TEXT: Final = """# Hit rates: predicted against measured, and planned
 `python -m relucheck.hit_report --out reports/volume` writes this file, the figure and `hit_rates.json` (torch {torch},
 CPU, one thread; the validation took {seconds} s of CPU time). P(hit) = density of the real pre-activation at 0 times
 the width of the set of real values that the arithmetic turns into 0; no hit is counted to predict
-(`relucheck/hit_rates.py`).
+(`relucheck/hits/rates.py`).
 
 ## Validation
 ReLU networks of PyTorch's default initialisation on MNIST's training images, 1, 3, 6 hidden layers of 16, 64, 256

@@ -13,21 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relucheck import data, hit_plans, hit_rates, hit_report, hit_validation, hit_widths
+from relucheck import data, hit_report
 from relucheck.errors import ModelError
-from relucheck.hit_plans import Activations, Rounding
-from relucheck.hit_rates import (
-    Measured,
-    RateError,
-    accumulation,
-    measure,
-    poisson_interval,
-    predict,
-    predict_layer,
-    probe,
-)
-from relucheck.hit_validation import Cell, agreement, validate
-from relucheck.hit_widths import FORMATS, Accumulation, Format, widths
+from relucheck.hits import plans as hits_plans
+from relucheck.hits import rates, validation
+from relucheck.hits import widths as hits_widths
+from relucheck.hits.plans import Activations, Rounding
+from relucheck.hits.rates import Measured, RateError, accumulation, measure, poisson_interval, predict, predict_layer, probe
+from relucheck.hits.validation import Cell, agreement, validate
+from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.networks.convnets import ConvNet, ResidualNet
 from relucheck.numerics.determinism import generator
@@ -73,7 +67,7 @@ def test_spacing_is_the_gap_to_the_next_value(name: str) -> None:
 
 def test_the_lowest_bit() -> None:
     x = torch.tensor([1.0, -3.0, 0.75, 6.0, 1 + 2.0**-40, 5 * 2.0**-1000], dtype=torch.float64)
-    assert hit_widths._lowest_bit(x).tolist() == [0, 0, -2, 1, -40, -1000]
+    assert hits_widths._lowest_bit(x).tolist() == [0, 0, -2, 1, -40, -1000]
 
 
 # ----------------------------------------------------------------------------------------------------- brute force
@@ -179,7 +173,7 @@ def test_probe_finds_where_the_bias_joins(monkeypatch: pytest.MonkeyPatch, block
     def linear(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
         return summed(x.double(), weight.double(), offset.double(), how).to(x.dtype)
 
-    monkeypatch.setattr(hit_rates.F, "linear", linear)
+    monkeypatch.setattr(rates.F, "linear", linear)
     found = probe.__wrapped__(torch.float32, 20, 3, 7)
     # with the bias last, how K is cut cannot be seen, and does not matter to the last addition
     assert (found.blocks, found.bias) == ((blocks, bias) if bias == "first" else ((20,), "last"))
@@ -226,35 +220,35 @@ def test_predictions_meet_counts_on_digits(arithmetic: Emulation) -> None:
     assert close(cells), [(cell.layer, cell.expected, cell.hits) for cell in cells]
 
 
-def _without_density(told: hit_rates.Predicted) -> hit_rates.Predicted:
+def _without_density(told: rates.Predicted) -> rates.Predicted:
     return dataclasses.replace(told, per_million=1e6 * told.width)
 
 
-def _without_width(told: hit_rates.Predicted) -> hit_rates.Predicted:
+def _without_width(told: rates.Predicted) -> rates.Predicted:
     return dataclasses.replace(told, per_million=1e6 * told.density * 2.0**-8)
 
 
-def _half_window(told: hit_rates.Predicted) -> hit_rates.Predicted:
+def _half_window(told: rates.Predicted) -> rates.Predicted:
     return dataclasses.replace(told, per_million=2 * told.per_million)
 
 
 @pytest.mark.parametrize("fault", [_without_density, _without_width, _half_window], ids=lambda fault: fault.__name__)
 def test_a_wrong_factor_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any]) -> None:
-    right = hit_rates.predict_layer
-    monkeypatch.setattr(hit_rates, "predict_layer", lambda *args, **options: fault(right(*args, **options)))
+    right = rates.predict_layer
+    monkeypatch.setattr(rates, "predict_layer", lambda *args, **options: fault(right(*args, **options)))
     assert not close(cells_of(COARSE[0]))
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_a_spacing_off_by_two_is_noticed(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    right = hit_widths._landing
-    monkeypatch.setattr(hit_widths, "_landing", lambda *args: factor * right(*args))
+    right = hits_widths._landing
+    monkeypatch.setattr(hits_widths, "_landing", lambda *args: factor * right(*args))
     assert not close(cells_of(COARSE[0]))
 
 
 def test_another_accumulation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single rounding predicted where the product is rounded: thousands of times too few."""
-    monkeypatch.setattr(hit_rates, "arithmetic_of", lambda linear: Emulation(torch.bfloat16, "rounded"))
+    monkeypatch.setattr(rates, "arithmetic_of", lambda linear: Emulation(torch.bfloat16, "rounded"))
     told = agreement(cells_of(COARSE[0]))
     assert told.expected < 0.01 * told.hits
 
@@ -282,7 +276,7 @@ def test_the_networks_are_those_of_the_volumes(monkeypatch: pytest.MonkeyPatch) 
     def refuse(seed: int) -> None:
         raise AssertionError("every device was seeded")
 
-    monkeypatch.setattr(hit_validation, "draw", watched)
+    monkeypatch.setattr(validation, "draw", watched)
     monkeypatch.setattr(torch, "manual_seed", refuse)
     validate(COARSE[0], 8, 2, torch.rand(20, 6, generator=generator(0)), [3, 5])
     assert seen == [(Architecture(6, 8, 2), seed, COARSE[0]) for seed in (3, 5)]
@@ -373,9 +367,9 @@ def test_bad_input() -> None:
         validate(torch.float32, 8, 1, torch.ones(3, 4), [])
     part = Activations("x", 1, "linear")
     with pytest.raises(RateError, match="fan_in=0"):
-        hit_plans.rate(part, hit_plans.roundings()[0])
+        hits_plans.rate(part, hits_plans.roundings()[0])
     with pytest.raises(RateError, match="spread positive"):
-        hit_plans.rate(dataclasses.replace(part, spread=0.0), hit_plans.roundings()[0])
+        hits_plans.rate(dataclasses.replace(part, spread=0.0), hits_plans.roundings()[0])
 
 
 def test_a_bias_alone_is_no_hit() -> None:
@@ -388,7 +382,7 @@ def test_a_bias_alone_is_no_hit() -> None:
 
 def test_resnet50_has_its_activations() -> None:
     """Against the shapes of He et al. 2015, table 1: three activations a bottleneck."""
-    network = hit_plans.resnet50(batch=2)
+    network = hits_plans.resnet50(batch=2)
     by_kind = {part.kind: part.count for part in network.parts}
     ends = {"projection": 0, "residual": 0}
     inner = 64 * 112**2
@@ -403,7 +397,7 @@ def test_resnet50_has_its_activations() -> None:
 
 
 def test_the_transformer_has_its_activations() -> None:
-    network = hit_plans.relu_transformer(0.0, tokens=3, sequences=5)
+    network = hits_plans.relu_transformer(0.0, tokens=3, sequences=5)
     assert network.activations == 32 * 16_384 * 15
     assert "biases 0" in network.name
     assert "4,096" in network.assumptions
@@ -417,8 +411,8 @@ E4M3, E5M2 = FORMATS["float8_e4m3"], FORMATS["float8_e5m2"]
 def test_planned_linear_layers_meet_brute_force(kind: Any, bias: float) -> None:
     part = Activations("x", 1, "linear", fan_in=32, spread=1.0, offset=bias)
     form = Format("narrow", 4, -3, 30.0)  # few exponents: underflow is frequent
-    told = hit_plans.rate(part, Rounding("", form, form, kind), pairs=4000)
-    forms = [hit_plans.scaled(form, spread) for spread in (1.0, 32**-0.5, math.hypot(1.0, bias))]
+    told = hits_plans.rate(part, Rounding("", form, form, kind), pairs=4000)
+    forms = [hits_plans.scaled(form, spread) for spread in (1.0, 32**-0.5, math.hypot(1.0, bias))]
     blocks = (8, 8, 8, 8) if kind == "split-k" else (32,)
     inner = F32 if kind == "single" else forms[2]
     how = Accumulation("", forms[1], F32, inner, inner, forms[2], blocks)
@@ -436,30 +430,30 @@ def test_planned_linear_layers_meet_brute_force(kind: Any, bias: float) -> None:
 def test_planned_normalisations_and_residuals_meet_brute_force(form: Format) -> None:
     count = 1_500_000
     how, coarse = Rounding("", form, form, "operator"), Rounding("", form, form, "product")
-    scaled = hit_plans.scaled(form, math.hypot(1.0, 2**0.5))
+    scaled = hits_plans.scaled(form, math.hypot(1.0, 2**0.5))
     branch = scaled.round(normal(0, count))
     skip = scaled.round((normal(1, count) * 2**0.5).clamp(min=0))
     counted = float((branch + skip == 0).double().mean())
-    told = hit_plans.rate(Activations("x", 1, "residual", offset=2**0.5), how)
+    told = hits_plans.rate(Activations("x", 1, "residual", offset=2**0.5), how)
     assert told / counted == pytest.approx(1, abs=0.15)
-    scaled = hit_plans.scaled(form, 2**0.5)
+    scaled = hits_plans.scaled(form, 2**0.5)
     branch, skip = scaled.round(normal(2, count)), scaled.round(normal(3, count))
-    told = hit_plans.rate(Activations("x", 1, "projection", offset=1.0), how)
+    told = hits_plans.rate(Activations("x", 1, "projection", offset=1.0), how)
     assert told / float((branch + skip == 0).double().mean()) == pytest.approx(1, abs=0.15)
-    scaled = hit_plans.scaled(form, math.hypot(1.0, 0.7))
+    scaled = hits_plans.scaled(form, math.hypot(1.0, 0.7))
     value, mean = normal(4, count), normal(5, count) * 0.7
     counted = float((scaled.round(value + mean) == scaled.round(mean)).double().mean())
-    told = hit_plans.rate(Activations("x", 1, "normalised", offset=0.7), coarse)
+    told = hits_plans.rate(Activations("x", 1, "normalised", offset=0.7), coarse)
     assert told / counted == pytest.approx(1, abs=0.15)
 
 
 def test_the_resnet_plan_meets_a_forward_on_this_machine() -> None:
     """Batch norm with float32 statistics makes no hits; additions of bfloat16 terms do, as many as planned."""
-    counts = hit_validation.resnet50_hits(torch.bfloat16, mixed=True, batch=1)
-    how = next(r for r in hit_plans.roundings() if (r.kind, r.factors, r.output) == ("operator", BF16, BF16))
-    for part in hit_plans.resnet50().parts:
+    counts = validation.resnet50_hits(torch.bfloat16, mixed=True, batch=1)
+    how = next(r for r in hits_plans.roundings() if (r.kind, r.factors, r.output) == ("operator", BF16, BF16))
+    for part in hits_plans.resnet50().parts:
         hits, seen = counts[part.kind]
-        told = hit_plans.rate(part, how) * seen
+        told = hits_plans.rate(part, how) * seen
         if part.kind == "normalised":
             assert hits < 5 > told
         else:
@@ -468,16 +462,16 @@ def test_the_resnet_plan_meets_a_forward_on_this_machine() -> None:
 
 
 def test_plans_add_up() -> None:
-    network = hit_plans.resnet50(batch=1)
-    names = [(how.factors.name, how.output.name, how.kind) for how in hit_plans.roundings_of(network)]
+    network = hits_plans.resnet50(batch=1)
+    names = [(how.factors.name, how.output.name, how.kind) for how in hits_plans.roundings_of(network)]
     assert len(set(names)) == len(names) == 18
-    single, operator, product = (hit_plans.plan(network, how) for how in hit_plans.roundings_of(network)[:3])
+    single, operator, product = (hits_plans.plan(network, how) for how in hits_plans.roundings_of(network)[:3])
     assert single.per_step < operator.per_step < product.per_step
     assert single.per_million == pytest.approx(1e6 * single.per_step / network.activations)
     # float8 tensors are scaled, 16-bit ones are not
-    assert hit_plans.scaled(BF16, 1e-3) is BF16
-    assert hit_plans.scaled(E4M3, 1.0).largest == 448 / 2**6
-    assert hit_plans.scaled(E4M3, 1.0).least == -12
+    assert hits_plans.scaled(BF16, 1e-3) is BF16
+    assert hits_plans.scaled(E4M3, 1.0).largest == 448 / 2**6
+    assert hits_plans.scaled(E4M3, 1.0).least == -12
 
 
 # ----------------------------------------------------------------------------------------------------- the report

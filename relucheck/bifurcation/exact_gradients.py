@@ -1,7 +1,8 @@
 """Whether the gradients of two subgradients differ over the reals: a float64 backward on the real pattern, with its bound.
 
 Regions and hits are exact (:mod:`relucheck.bifurcation.exact_forward`), so only values are approximate, and each carries a
-proven bound of its error: products as in :mod:`relucheck.bifurcation.exact_forward`; softmax by the error of its logits. One
+proven bound of its error: products as in :mod:`relucheck.bifurcation.exact_forward`; softmax by the error of its logits.
+One
 thing is taken on trust: that the exponential of the library errs by at most 8 units in the last place.
 """
 

@@ -10,8 +10,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.hit_plans import resnet50_kinds
-from relucheck.hit_rates import RateError, measure, poisson_interval, predict
+from relucheck.hits.plans import resnet50_kinds
+from relucheck.hits.rates import RateError, measure, poisson_interval, predict
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.numerics.bits import find
 from relucheck.numerics.dtypes import dtype_name
@@ -70,7 +70,7 @@ def validate(
         arithmetic: a dtype for the device's own kernels, or an emulation.
         inputs: [n, features], any float dtype; all of them are counted on.
         planned: how many of them, evenly spread, the prediction sees.
-        pairs: as for :func:`relucheck.hit_rates.predict`.
+        pairs: as for :func:`relucheck.hits.rates.predict`.
         data: how tables label the inputs.
     """
     x = inputs.to(arithmetic.dtype if isinstance(arithmetic, Emulation) else arithmetic)
@@ -225,7 +225,7 @@ def carry_out(run: Run, images: Tensor) -> tuple[Cell, ...]:
 
 
 def resnet50_hits(dtype: torch.dtype, *, mixed: bool, batch: int = 4, seed: int = 0) -> dict[str, tuple[int, int]]:
-    """Hits and activations of a ResNet-50 at initialisation on noise, by kind of :func:`~relucheck.hit_plans.resnet50`.
+    """Hits and activations of a ResNet-50 at initialisation on noise, by kind of :func:`~relucheck.hits.plans.resnet50`.
 
     Args:
         dtype: of convolutions and activations.

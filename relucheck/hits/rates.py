@@ -2,8 +2,8 @@
 
 A pre-activation is the rounded sum of K products and a bias. Let ``p`` be the density of the real (unrounded) sum at the
 kink 0, and ``width`` the length of the set of real sums that the arithmetic turns into 0. Then P(hit) = p * width, averaged
-over units and samples. The density is counted in a window around 0 of sums computed in float64; :mod:`relucheck.hit_widths`
-tells the width.
+over units and samples. The density is counted in a window around 0 of sums computed in float64;
+:mod:`relucheck.hits.widths` tells the width.
 
 Where a sum is rounded depends on the kernel, so it is an :class:`Accumulation`: known for an
 :class:`~relucheck.numerics.emulation.Emulation`, found by crafted inputs for the device's own kernels (:func:`probe`).
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.errors import ModelError
-from relucheck.hit_widths import FORMATS, Accumulation, widths
+from relucheck.hits.widths import FORMATS, Accumulation, widths
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype, dtype_name

@@ -1,6 +1,6 @@
 """Hits to expect per training step of networks that no CPU can train, from stated assumptions instead of measured values.
 
-P(hit) is again density times width (:mod:`relucheck.hit_rates`), but pre-activations are Gaussian of a stated mean 0 and
+P(hit) is again density times width (:mod:`relucheck.hits.rates`), but pre-activations are Gaussian of a stated mean 0 and
 standard deviation, and the widths are worked out for drawn factors that are conditioned to cancel. Every assumption is a
 field of :class:`Network` or :class:`Rounding`, and is printed with the result.
 """
@@ -18,8 +18,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.hit_rates import RateError
-from relucheck.hit_widths import FORMATS, Accumulation, Format, widths
+from relucheck.hits.rates import RateError
+from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
 from relucheck.numerics.determinism import generator
 
 #: Standard deviations that a float8 tensor's scale, a power of two, keeps finite.
