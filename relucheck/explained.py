@@ -23,7 +23,7 @@ from relucheck.networks.architecture import Architecture, draw
 from relucheck.networks.mlp import MLP
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.results.files import write_atomically
-from relucheck.zone import Engine
+from relucheck.volume.engine import Engine
 
 _BATCH: Final = 256
 _SEEDS: Final = 200  # draws to try
@@ -95,7 +95,7 @@ def _lines() -> Iterator[str]:
     yield "from relucheck import data"
     yield "from relucheck.bifurcation.explain import explain"
     yield "from relucheck.explained import shifted"
-    yield "from relucheck.stacks import Architecture, draw"
+    yield "from relucheck.volume.stack import Architecture, draw"
     yield "```"
     images = data.load("mnist")
     for dtype in reversed(DTYPES):

@@ -23,7 +23,7 @@ class PublishedCell:
 
     Attributes:
         source: "B21" or "R22", see :data:`SOURCES`.
-        varied: the sweep that it belongs to, one of :data:`relucheck.volume_cells.SWEEPS`.
+        varied: the sweep that it belongs to, one of :data:`relucheck.volume.cell.SWEEPS`.
         precision_bits: 16 (float16), 32 or 64.
         hidden_layers, neurons: of a fully connected network 784 - neurons x hidden_layers - 10.
         batch_size: of mini-batches in file order.

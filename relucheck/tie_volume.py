@@ -18,7 +18,7 @@ from relucheck.networks.lenet import ORDERS, Order, draw
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.files import write_atomically
 from relucheck.results.proportions import interval
-from relucheck.ties import THRESHOLDS, decide, equal_in_float64
+from relucheck.volume.ties import THRESHOLDS, decide, equal_in_float64
 
 _DTYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -61,7 +61,7 @@ def volume(inputs: Tensor, targets: Tensor, *, draws: int, order: Order = "relu-
     different inputs.
 
     Raises:
-        ZoneDataError: for a number of draws below 1, and as :func:`relucheck.ties.decide`.
+        ZoneDataError: for a number of draws below 1, and as :func:`relucheck.volume.ties.decide`.
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ZoneDataError(f"draws={draws!r}: must be a whole number of at least 1")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from relucheck.results.proportions import Interval, interval
 from relucheck.results.store import write_atomically
-from relucheck.volume_cells import SWEEPS
+from relucheck.volume.cell import SWEEPS
 from relucheck.volume_report import SWEEP_TITLES, Line, Report
 
 _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Final
 
 from relucheck.published import PublishedCell
-from relucheck.volume_cells import Cell, Estimate
+from relucheck.volume.cell import Cell, Estimate
 
 NAME: Final = "E4"
 TITLE: Final = "volume of the bifurcation zone"

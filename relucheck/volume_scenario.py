@@ -19,12 +19,12 @@ from typing import Any, Final
 from relucheck import data
 from relucheck.published import PublishedCell, volume_cells
 from relucheck.results.store import Store
-from relucheck.volume import describe, estimate, kept
-from relucheck.volume_cells import IN_ORDER, REPLACED, Cell, VolumeError
+from relucheck.volume.cell import IN_ORDER, REPLACED, Cell, VolumeError
+from relucheck.volume.compensation import Split, splits
+from relucheck.volume.estimate import describe, estimate, kept
+from relucheck.volume.workers import Listener, Step, compute, one_thread
 from relucheck.volume_report import NAME, Entry, Line, Report
-from relucheck.volume_split import Split, splits
 from relucheck.volume_tables import write
-from relucheck.volume_workers import Listener, Step, compute, one_thread
 
 SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
 #: Training images of MNIST.

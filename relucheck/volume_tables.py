@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from relucheck import volume_split
 from relucheck.published import SOURCES
 from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, holm, interval, verdict
 from relucheck.results.store import SCHEMA, write_atomically
-from relucheck.volume_cells import Estimate
+from relucheck.volume import compensation as volume_compensation
+from relucheck.volume.cell import Estimate
+from relucheck.volume.compensation import Split, Sum
 from relucheck.volume_figures import draw
 from relucheck.volume_report import NAME, SWEEP_TITLES, TITLE, Entry, Line, Report
-from relucheck.volume_split import Split, Sum
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -234,9 +234,9 @@ def split_table(sums: Mapping[str, Sum]) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{NAME}: do the deciding mini-batches' gradients differ over the reals too?")
-    for index, heading in enumerate(volume_split.HEADINGS):
+    for index, heading in enumerate(volume_compensation.HEADINGS):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
-    for row in volume_split.rows(sums):
+    for row in volume_compensation.rows(sums):
         table.add_row(*row)
     return table
 
@@ -257,11 +257,11 @@ def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None
 
     judged = judge(report)
     folder.mkdir(parents=True, exist_ok=True)
-    sums = None if found is None else volume_split.by_arithmetic(report.estimates, found)
+    sums = None if found is None else volume_compensation.by_arithmetic(report.estimates, found)
     content, page, shown = summary(report, judged), markdown(report, judged), tables(judged)
     if sums is not None:
-        content["split"] = volume_split.as_json(sums)
-        page += "\n" + "\n".join(volume_split.markdown(sums)) + "\n"
+        content["split"] = volume_compensation.as_json(sums)
+        page += "\n" + "\n".join(volume_compensation.markdown(sums)) + "\n"
         shown.append(split_table(sums))
     write_atomically(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / f"{NAME}.md", page)

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from relucheck import ties
 from relucheck.activations.functional import relu
 from relucheck.bifurcation.compare import backprop, compare
 from relucheck.bifurcation.decide import decide
 from relucheck.bifurcation.explain import explain
 from relucheck.bifurcation.gradients import gradients
 from relucheck.errors import ModelError
+from relucheck.volume import ties
 
 X = torch.tensor([[1.0, 1.0], [2.0, 2.0]])
 Y = torch.tensor([0, 1])

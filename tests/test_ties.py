@@ -24,7 +24,7 @@ from relucheck.networks.lenet import ORDERS, LeNet, draw
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.dtypes import DTYPES
-from relucheck.ties import decide, different_inputs, equal_in_float64, ties
+from relucheck.volume.ties import decide, different_inputs, equal_in_float64, ties
 
 Gradient = Callable[[nn.MaxPool2d, Tensor, Tensor], Tensor]
 
@@ -311,7 +311,7 @@ def test_a_tie_test_that_takes_every_layer_for_a_relu_is_caught(monkeypatch: pyt
     targets = torch.arange(4) % 3
     assert two_networks(model, inputs, targets, 4) == ("bifurcate", 0)
     assert decide(model, inputs, targets).outcome == "bifurcate"
-    monkeypatch.setattr("relucheck.ties._kills_zero", lambda module: module is not None)
+    monkeypatch.setattr("relucheck.volume.ties._kills_zero", lambda module: module is not None)
     assert decide(model, inputs, targets).outcome == "agree"
 
 
@@ -424,7 +424,7 @@ def test_decide_leaves_the_model_as_it_was() -> None:
 def test_a_network_without_a_tie_needs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(9, 3)).double()
     inputs = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    monkeypatch.setattr("relucheck.ties.gradients", None)
+    monkeypatch.setattr("relucheck.volume.ties.gradients", None)
     found = decide(model, inputs, torch.zeros(8, dtype=torch.int64), batch_size=3)
     assert (found.outcome, found.batch, found.tied, found.windows) == ("agree", None, 0, 72)
 

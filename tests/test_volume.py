@@ -19,13 +19,16 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import data, volume, volume_workers, zone
+from relucheck import data
 from relucheck.bifurcation import decide as bifurcation_decide
 from relucheck.bifurcation.decide import Decision
 from relucheck.networks import architecture
 from relucheck.numerics import dtypes
-from relucheck.volume import Cell, Estimate, Store, StoreError, VolumeError, estimate
-from relucheck.volume_cells import Outcome
+from relucheck.volume import engine as volume_engine
+from relucheck.volume import estimate as volume_estimate
+from relucheck.volume import workers
+from relucheck.volume.cell import Outcome
+from relucheck.volume.estimate import Cell, Estimate, Store, StoreError, VolumeError, estimate
 
 SMALL = Cell(hidden_layers=2, neurons=8, batch_size=64, sample_size=256, data="digits", draws=6)
 #: What the fake engine says of seeds 0, 1, 2, ...
@@ -164,9 +167,9 @@ def test_every_draw_can_be_rebuilt_and_decided_again(fields: dict[str, Any]) -> 
     cell = dataclasses.replace(SMALL, first_seed=5, **fields)
     found = estimate(cell)
     dataset = data.load_digits()
-    rows = volume.sample(cell, len(dataset))
+    rows = volume_estimate.sample(cell, len(dataset))
     assert rows is not None
-    inputs, targets = volume.scaled(cell, dataset, rows)
+    inputs, targets = volume_estimate.scaled(cell, dataset, rows)
     assert torch.equal(inputs, dataset.scaled(cell.dtype)[rows])
     arithmetic = cell.linear_arithmetic()
     for draw in found.decisions:
@@ -189,13 +192,13 @@ def test_the_counts_are_those_of_the_decisions() -> None:
 
 
 def test_a_network_that_gives_nan_is_neither_in_the_zone_nor_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    scaled = volume.scaled
+    scaled = volume_estimate.scaled
 
     def poisoned(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = scaled(*arguments)
         return inputs.index_fill(0, torch.tensor([70]), float("nan")), targets
 
-    monkeypatch.setattr(volume, "scaled", poisoned)
+    monkeypatch.setattr(volume_estimate, "scaled", poisoned)
     found = estimate(SMALL)
     assert (found.agree, found.bifurcated, found.non_finite) == (0, 0, SMALL.draws)
     assert {draw.batch for draw in found.decisions} == {1}
@@ -210,7 +213,7 @@ def test_progress_counts_every_draw_once(tmp_path: Path) -> None:
         estimate(SMALL, engine=Fake(stop_at=4), store=Store(tmp_path), chunk=2)
     for before in (4, SMALL.draws):  # resumed, and then finished: what the store holds is not told again
         seen.clear()
-        assert volume.kept(SMALL, Store(tmp_path)) == before
+        assert volume_estimate.kept(SMALL, Store(tmp_path)) == before
         estimate(SMALL, engine=Fake(), progress=seen.append, store=Store(tmp_path))
         assert sum(seen) == SMALL.draws - before
 
@@ -221,23 +224,23 @@ def test_progress_counts_every_draw_once(tmp_path: Path) -> None:
 def test_a_damaged_file_does_not_stop_the_counting(tmp_path: Path, damage: bytes) -> None:
     """It is for a progress bar; the estimate says what is wrong with the file."""
     store = Store(tmp_path)
-    assert volume.kept(SMALL, store) == 0
+    assert volume_estimate.kept(SMALL, store) == 0
     store.partial_path(SMALL.name).write_bytes(damage)
-    assert volume.kept(SMALL, store) == (2 if b"outcomes" in damage else 0)
+    assert volume_estimate.kept(SMALL, store) == (2 if b"outcomes" in damage else 0)
 
 
 def test_a_stack_that_shrank_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine notes reaches the caller, and stays in the plan."""
-    decide_stack = zone.Engine._decide_stack
+    decide_stack = volume_engine.Engine._decide_stack
     full: list[int] = []
 
-    def crowded(engine: zone.Engine, group: list[Any]) -> None:
+    def crowded(engine: volume_engine.Engine, group: list[Any]) -> None:
         if len(group) > 2:
             full.append(len(group))
             raise MemoryError("no room")
         decide_stack(engine, group)
 
-    monkeypatch.setattr(zone.Engine, "_decide_stack", crowded)
+    monkeypatch.setattr(volume_engine.Engine, "_decide_stack", crowded)
     notes: list[str] = []
     found = estimate(SMALL, note=notes.append)
     assert full
@@ -297,17 +300,17 @@ def test_one_image_and_a_batch_larger_than_the_data_are_one_mini_batch(images: i
 
 def test_samples_with_replacement_repeat_are_seeded_and_nest() -> None:
     cell = dataclasses.replace(SMALL, sample="with replacement")
-    rows = volume.sample(cell, 2000)
+    rows = volume_estimate.sample(cell, 2000)
     assert rows is not None
     assert len(rows) == 256 > len(rows.unique())
     assert int(rows.min()) >= 0
     assert int(rows.max()) > 1500
-    assert torch.equal(rows, volume.sample(cell, 2000))  # type: ignore[arg-type]
-    smaller = volume.sample(dataclasses.replace(cell, sample_size=100), 2000)
+    assert torch.equal(rows, volume_estimate.sample(cell, 2000))  # type: ignore[arg-type]
+    smaller = volume_estimate.sample(dataclasses.replace(cell, sample_size=100), 2000)
     assert smaller is not None
     assert torch.equal(smaller, rows[:100])
-    assert not torch.equal(rows, volume.sample(dataclasses.replace(cell, sample_seed=1), 2000))  # type: ignore[arg-type]
-    assert volume.sample(dataclasses.replace(SMALL, sample_size=2000), 2000) is None
+    assert not torch.equal(rows, volume_estimate.sample(dataclasses.replace(cell, sample_seed=1), 2000))  # type: ignore[arg-type]
+    assert volume_estimate.sample(dataclasses.replace(SMALL, sample_size=2000), 2000) is None
 
 
 # ---------------------------------------------------------------- what is kept
@@ -344,11 +347,11 @@ def test_slow_draws_are_written_every_ten_seconds(tmp_path: Path, monkeypatch: p
                 now += 4.0
                 yield decided
 
-    monkeypatch.setattr(volume.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(volume_estimate.time, "perf_counter", lambda: now)
     store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         estimate(SMALL, store=store, engine=Slow(stop_at=5))
-    assert volume.kept(SMALL, store) == 3
+    assert volume_estimate.kept(SMALL, store) == 3
     rest = Fake()
     assert estimate(SMALL, store=Store(tmp_path), engine=rest).wall_s == pytest.approx(12)
     assert rest.asked == [3, 4, 5]
@@ -438,7 +441,7 @@ def test_another_processor_may_round_otherwise(tmp_path: Path, monkeypatch: pyte
     """Kernels are chosen by the processor's model, so its draws are not mixed with another's."""
     with pytest.raises(KeyboardInterrupt):
         estimate(SMALL, store=Store(tmp_path), engine=Fake(stop_at=4), chunk=2)
-    monkeypatch.setattr(volume, "_processor", lambda: "one of another make")
+    monkeypatch.setattr(volume_estimate, "_processor", lambda: "one of another make")
     with pytest.raises(StoreError, match=r"its processor is .*, this run's is 'one of another make'"):
         estimate(SMALL, store=Store(tmp_path), engine=refuse)
 
@@ -507,7 +510,7 @@ def test_a_full_disk_keeps_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyP
 SLOW = """
 import sys, time
 from pathlib import Path
-from relucheck.volume import Cell, Store, estimate
+from relucheck.volume.estimate import Cell, Store, estimate
 from relucheck.bifurcation.decide import Decision
 
 class Slow:
@@ -529,7 +532,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, name: str) -> None:
     script = tmp_path / "slow.py"
     script.write_text(textwrap.dedent(SLOW))
     folder, cell = tmp_path / "cells", Cell(hidden_layers=1, neurons=2, data="digits", draws=1000)
-    environment = {**os.environ, "PYTHONPATH": str(Path(volume.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(volume_estimate.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     before = estimate(dataclasses.replace(cell, draws=7), store=Store(folder), engine=Fake())
     running = subprocess.Popen(
         [sys.executable, str(script), str(folder), "1000"], env=environment, stderr=subprocess.PIPE, text=True
@@ -560,12 +563,12 @@ def test_two_processes_decide_as_one_does(tmp_path: Path) -> None:
     cells = [
         dataclasses.replace(SMALL, dtype="bfloat16", emulation="product", neurons=width, draws=4) for width in (4, 6, 8)
     ]
-    heard: list[volume_workers.Step] = []
-    volume_workers.compute(cells, tmp_path / "two", processes=2, listen=heard.append)
-    volume_workers.compute(cells, tmp_path / "one", processes=1)
+    heard: list[workers.Step] = []
+    workers.compute(cells, tmp_path / "two", processes=2, listen=heard.append)
+    workers.compute(cells, tmp_path / "one", processes=1)
     assert sum(step.finished for step in heard) == 3
     assert sum(step.draws for step in heard) == 12
-    with volume_workers.one_thread("cpu"):
+    with workers.one_thread("cpu"):
         for cell in cells:
             both = [estimate(cell, store=Store(tmp_path / name), engine=refuse) for name in ("one", "two")]
             assert plain(both[0]) == plain(both[1])
@@ -575,7 +578,7 @@ def test_two_processes_decide_as_one_does(tmp_path: Path) -> None:
 def test_what_a_process_raises_is_raised_here(tmp_path: Path) -> None:
     cells = [dataclasses.replace(SMALL, data="mnist", neurons=width) for width in (4, 6)]
     with pytest.raises(data.DataFileError, match=r"lacks MNIST/raw/train-images-idx3-ubyte"):
-        volume_workers.compute(cells, tmp_path / "cells", root=tmp_path, processes=2)
+        workers.compute(cells, tmp_path / "cells", root=tmp_path, processes=2)
 
 
 def test_the_death_of_a_worker_is_told_and_its_draws_stay(tmp_path: Path) -> None:
@@ -585,15 +588,15 @@ def test_the_death_of_a_worker_is_told_and_its_draws_stay(tmp_path: Path) -> Non
     """
     cells = [dataclasses.replace(SMALL, draws=100_000, neurons=width, sample_size=64) for width in (4, 6)]
 
-    def kill(step: volume_workers.Step) -> None:
-        if any(volume.kept(cell, Store(tmp_path)) for cell in cells):
+    def kill(step: workers.Step) -> None:
+        if any(volume_estimate.kept(cell, Store(tmp_path)) for cell in cells):
             for worker in multiprocessing.active_children():
                 worker.kill()
 
     with pytest.raises(VolumeError, match=r"a worker process ended with exit code -9, mostly for want of memory; finished"):
-        volume_workers.compute(cells, tmp_path, processes=2, listen=kill)
+        workers.compute(cells, tmp_path, processes=2, listen=kill)
     assert not multiprocessing.active_children()
-    assert any(volume.kept(cell, Store(tmp_path)) for cell in cells)
+    assert any(volume_estimate.kept(cell, Store(tmp_path)) for cell in cells)
 
 
 def test_a_worker_waits_while_another_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,9 +617,9 @@ def test_a_worker_waits_while_another_reads(tmp_path: Path, monkeypatch: pytest.
         def get_nowait(self) -> Cell | None:
             return self.get(block=False)
 
-    monkeypatch.setattr(volume_workers.signal, "signal", lambda *_: None)
-    todo, news = Contended(), queue.Queue[volume_workers.Step]()
-    volume_workers._work(todo, news, tmp_path, None, "cpu", os.getppid())
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+    todo, news = Contended(), queue.Queue[workers.Step]()
+    workers._work(todo, news, tmp_path, None, "cpu", os.getppid())
     steps = [news.get_nowait() for _ in range(news.qsize())]
     assert [step.cell.neurons for step in steps if step.finished] == [8, 4]
     assert todo.items == [SMALL]
@@ -626,9 +629,9 @@ def test_the_number_of_threads_is_put_back() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with volume_workers.one_thread("cpu"):
+        with workers.one_thread("cpu"):
             assert torch.get_num_threads() == 1
-            assert volume.describe(torch.device("cpu")).endswith(", 1 thread")
+            assert volume_estimate.describe(torch.device("cpu")).endswith(", 1 thread")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

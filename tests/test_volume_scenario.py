@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from relucheck import published, volume, volume_cells, volume_figures, volume_scenario, volume_tables
+from relucheck import published, volume_figures, volume_scenario, volume_tables
 from relucheck.published import PublishedCell
 from relucheck.results import proportions
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store
-from relucheck.volume import Cell, Draw, Estimate, StoreError, VolumeError
-from relucheck.volume_cells import columns
+from relucheck.volume import cell as volume_cell
+from relucheck.volume import estimate as volume_estimate
+from relucheck.volume.cell import columns
+from relucheck.volume.compensation import Split
+from relucheck.volume.estimate import Cell, Draw, Estimate, StoreError, VolumeError
+from relucheck.volume.workers import Step
 from relucheck.volume_report import SWEEP_TITLES, Entry, Line, Report
-from relucheck.volume_split import Split
-from relucheck.volume_workers import Step
 
 # ---------------------------------------------------------------- published figures
 
@@ -39,7 +41,7 @@ def test_published_cells_are_the_published_ones() -> None:
     assert {(cell.source, cell.runs) for cell in cells} == {("B21", 1000), ("R22", 100)}
     assert all(0 <= cell.bifurcated <= cell.runs for cell in cells)
     assert {cell.source for cell in cells} == set(published.SOURCES)
-    assert {cell.varied for cell in cells} == set(volume_cells.SWEEPS)
+    assert {cell.varied for cell in cells} == set(volume_cell.SWEEPS)
 
 
 def test_the_releases_did_not_compute_float64_by_depth() -> None:
@@ -152,7 +154,7 @@ def test_a_second_smoke_run_computes_nothing(smoke: tuple[Path, str], monkeypatc
     def refuse(*_: object) -> None:
         raise AssertionError("an engine was made")
 
-    monkeypatch.setattr(volume, "_engine", refuse)
+    monkeypatch.setattr(volume_estimate, "_engine", refuse)
     before = [(smoke[0] / name).read_text() for name in ("E4.md", "E4.json")]  # with the seconds that it took
     assert volume_scenario.run("smoke", smoke[0], device="cpu", progress=False) == smoke[1]
     assert [(smoke[0] / name).read_text() for name in ("E4.md", "E4.json")] == before
@@ -200,7 +202,7 @@ def test_a_resumed_run_counts_only_its_own_draws_for_the_rate(
 
 def test_smoke_draws_a_figure_for_each_sweep(smoke: tuple[Path, str]) -> None:
     paths = sorted((smoke[0] / "figures").iterdir())
-    assert [path.name for path in paths] == sorted(f"volume_by_{varied}.png" for varied in volume_cells.SWEEPS)
+    assert [path.name for path in paths] == sorted(f"volume_by_{varied}.png" for varied in volume_cell.SWEEPS)
     for path in paths:
         head = path.read_bytes()[:24]
         assert head[:8] == b"\x89PNG\r\n\x1a\n"
@@ -330,7 +332,7 @@ def test_the_split_is_shown_everywhere(tmp_path: Path) -> None:
 def test_rooms_import_downwards() -> None:
     """Data below tables and figures, both below the scenario: each can be imported first, alone."""
     for room in ("volume_report", "volume_figures", "volume_tables", "volume_scenario"):
-        source = Path(volume.__file__).with_name(f"{room}.py").read_text()
+        source = Path(volume_estimate.__file__).with_name(f"{room}.py").read_text()
         above = {"volume_report": ("figures", "tables", "scenario"), "volume_figures": ("tables", "scenario")}
         for other in (*above.get(room, ()), *(("scenario",) if room == "volume_tables" else ())):
             assert f"volume_{other}" not in source

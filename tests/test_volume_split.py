@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relucheck import data, volume_split
+from relucheck import data
 from relucheck.bifurcation.compare import compare
 from relucheck.bifurcation.exact_forward import Reals
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.results.store import Store, StoreError
-from relucheck.volume import estimate, sample, scaled
-from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate
-from relucheck.volume_split import Split, Sum, as_json, by_arithmetic, markdown, split
+from relucheck.volume import compensation as volume_compensation
+from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate
+from relucheck.volume.compensation import Split, Sum, as_json, by_arithmetic, markdown, split
+from relucheck.volume.estimate import estimate, sample, scaled
 
 CELL = Cell(2, 16, 128, dtype="bfloat16", emulation="product", draws=4, data="digits", watch="all")
 
@@ -41,14 +42,14 @@ def test_every_draw_is_looked_at_where_it_bifurcates(
 ) -> None:
     """The model and mini-batch that are evaluated over the reals bifurcate in floating point."""
     seen = []
-    real = volume_split.over_the_reals
+    real = volume_compensation.over_the_reals
 
     def watching(model: nn.Module, inputs: Tensor, targets: Tensor, pair: Any, **options: Any) -> Any:
         result = real(model, inputs, targets, pair, **options)
         seen.append(compare(model, inputs, targets, subgradients=pair).outcome)
         return result
 
-    monkeypatch.setattr(volume_split, "over_the_reals", watching)
+    monkeypatch.setattr(volume_compensation, "over_the_reals", watching)
     result = split(found, dataset=digits)
     assert seen == ["bifurcate"] * found.bifurcated
     assert result.zones == tuple((one.seed, "compensation") for one in found.decisions if one.outcome == "bifurcate")
@@ -58,14 +59,14 @@ def test_a_shifted_mini_batch_is_seen(found: Estimate, digits: data.DataSet, mon
     """Seeded fault: the mini-batch after the deciding one; the test above would fail."""
     shifted = tuple(Draw(one.seed, one.outcome, None if one.batch is None else one.batch + 1) for one in found.decisions)
     outcomes = []
-    real = volume_split.over_the_reals
+    real = volume_compensation.over_the_reals
 
     def watching(model: nn.Module, inputs: Tensor, targets: Tensor, pair: Any, **options: Any) -> Any:
         set_subgradient(model, 0.0)
         outcomes.append(compare(model, inputs, targets, subgradients=pair).hit_count)
         return real(model, inputs, targets, pair, **options)
 
-    monkeypatch.setattr(volume_split, "over_the_reals", watching)
+    monkeypatch.setattr(volume_compensation, "over_the_reals", watching)
     split(dataclasses.replace(found, decisions=shifted), dataset=digits)
     right = [compare_at(found, digits, one).hit_count for one in found.decisions if one.outcome == "bifurcate"]
     assert outcomes != right
@@ -91,13 +92,13 @@ def test_the_ragged_last_mini_batch_is_cut(
     assert size % 300
     found = Estimate(ragged, (Draw(0, "bifurcate", last),), 1, 1, 1.0, digits.checksum, "cpu", {}, "")
     seen: list[tuple[Tensor, Tensor]] = []
-    real = volume_split.over_the_reals
+    real = volume_compensation.over_the_reals
 
     def watching(model: nn.Module, inputs: Tensor, targets: Tensor, *rest: Any, **options: Any) -> Any:
         seen.append((inputs, targets))
         return real(model, inputs, targets, *rest, **options)
 
-    monkeypatch.setattr(volume_split, "over_the_reals", watching)
+    monkeypatch.setattr(volume_compensation, "over_the_reals", watching)
     split(found, dataset=digits)
     inputs, targets = scaled(ragged, digits, sample(ragged, len(digits)))
     ((rows, classes),) = seen
@@ -130,7 +131,7 @@ def test_watch_and_pair_are_the_cells(
             second.bias.zero_()
         return model
 
-    monkeypatch.setattr(volume_split, "draw", dead)
+    monkeypatch.setattr(volume_compensation, "draw", dead)
     cell = dataclasses.replace(CELL, emulation=None, draws=1, **{"watch": "first layer", **fields})
     found = Estimate(cell, (Draw(3, "bifurcate", 0),), 1, 1, 1.0, digits.checksum, "cpu", {}, "")
     zone = {"equal": "compensation", "differs": "bifurcation"}[verdict]
@@ -144,7 +145,7 @@ def test_verdicts_are_counted_apart(
     def told(*_: Any, **options: Any) -> Reals:
         return Reals((), (), (), verdict, (), 0, 0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(volume_split, "over_the_reals", told)
+    monkeypatch.setattr(volume_compensation, "over_the_reals", told)
     result = split(found, dataset=digits, limit=2)
     name = {"differs": "bifurcation", "equal": "compensation", "undecided": "undecided"}[verdict]
     inside = [one.seed for one in found.decisions if one.outcome == "bifurcate"]
@@ -157,7 +158,7 @@ def test_a_finished_split_is_not_computed_again(
     found: Estimate, digits: data.DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = split(found, dataset=digits, store=Store(tmp_path))
-    monkeypatch.setattr(volume_split, "over_the_reals", None)
+    monkeypatch.setattr(volume_compensation, "over_the_reals", None)
     assert split(found, dataset=digits, store=Store(tmp_path)) == first
     with pytest.raises(StoreError, match="limit"):
         split(found, dataset=digits, store=Store(tmp_path), limit=1)

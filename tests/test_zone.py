@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import data, stacks, zone
+from relucheck import data
 from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU
 from relucheck.bifurcation import compare
-from relucheck.bifurcation import decide as bifurcation_decide
-from relucheck.bifurcation.decide import ZoneDataError, decide
+from relucheck.bifurcation.decide import Decision, Watch, ZoneDataError, decide
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ModelError
 from relucheck.networks import architecture as networks_architecture
@@ -25,8 +24,12 @@ from relucheck.networks.mlp import MLP
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES
 from relucheck.numerics.emulation import Emulation
-from relucheck.stacks import Prover, Shape, Stack
-from relucheck.zone import Engine, ZoneMemoryError
+from relucheck.volume import engine as volume_engine
+from relucheck.volume import proof as volume_proof
+from relucheck.volume import stack as volume_stack
+from relucheck.volume.engine import Engine, ZoneMemoryError
+from relucheck.volume.proof import Prover, Shape
+from relucheck.volume.stack import Stack
 from tests.two_networks import plain_decision
 
 EMULATIONS = [
@@ -173,9 +176,9 @@ def test_fresh_networks_on_digits() -> None:
     x = (digits.scaled() > 0.5).to(torch.bfloat16)
     engine = Engine(Architecture(784, 64, 3), torch.bfloat16, x, digits.labels, batch_size=128)
     found = list(engine.decide(range(20)))
-    assert [bifurcation_decide.seed for decision in found] == list(range(20))
+    assert [decision.seed for decision in found] == list(range(20))
     plain = [plain_decision(draw(engine.architecture, seed, torch.bfloat16), x, digits.labels, 128) for seed in range(20)]
-    assert [(bifurcation_decide.outcome, bifurcation_decide.batch) for decision in found] == plain
+    assert [(decision.outcome, decision.batch) for decision in found] == plain
     assert {outcome for outcome, _ in plain} == {"agree", "bifurcate"}
 
 
@@ -188,9 +191,9 @@ def test_as_an_accelerator_runs(
 ) -> None:
     """Large stacks, large blocks and counting without looking decide alike; here on the CPU."""
     for name in ("_CPU_ROWS", "_CPU_ROWS_BFLOAT16", "_CPU_UNITS", "_CPU_WIDEST"):
-        monkeypatch.setattr(zone, name, 10**6)
+        monkeypatch.setattr(volume_engine, name, 10**6)
     monkeypatch.setattr(
-        stacks, "_count", lambda z, kink, batches, rows, counts: stacks._count_unseen(z, kink, batches, counts)
+        volume_stack, "_count", lambda z, kink, batches, rows, counts: volume_stack._count_unseen(z, kink, batches, counts)
     )
     monkeypatch.setattr(Stack, "_hit", lambda self, x: True)
     architecture = Architecture(20, 16, 2, 10, activation)
@@ -203,21 +206,21 @@ class TestSeededFaults:
     """What the comparison with two networks would catch."""
 
     def test_a_missed_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        count = stacks._count
+        count = volume_stack._count
 
         def blind(z: Tensor, kink: float, batches: int, rows: int, counts: Tensor) -> None:
             if z.shape[-1] != 7:
                 count(z, kink, batches, rows, counts)
 
-        monkeypatch.setattr(stacks, "_count", blind)
+        monkeypatch.setattr(volume_stack, "_count", blind)
         ours, plain = _decisions(_fixed(architecture=Architecture(20, 7, 2)))
         assert ours != plain
 
     def test_output_instead_of_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Zeros of ReLU's output are no hits: the exact pair sees another number of hits and takes over."""
-        real = stacks._count
-        monkeypatch.setattr(stacks, "_count", lambda z, *rest: real(torch.relu(z), *rest))
-        monkeypatch.setattr(stacks.Stack, "_hit", lambda self, x: True)
+        real = volume_stack._count
+        monkeypatch.setattr(volume_stack, "_count", lambda z, *rest: real(torch.relu(z), *rest))
+        monkeypatch.setattr(volume_stack.Stack, "_hit", lambda self, x: True)
         with pytest.raises(AssertionError, match="nothing was fused"):
             _decisions(_fixed())
 
@@ -253,7 +256,7 @@ class TestSeededFaults:
         assert seen
 
     def test_gradients_of_the_last_layer_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(zone, "first_difference", lambda *args: None)
+        monkeypatch.setattr(volume_engine, "first_difference", lambda *args: None)
         ours, plain = _decisions(_fixed())
         assert ours != plain
 
@@ -281,7 +284,7 @@ class TestProof:
         stack = Stack([draw(Architecture(20, 16, 2), 0, torch.float32)], torch.float32)
         linear = nn.functional.linear
         monkeypatch.setattr(
-            stacks.F, "linear", lambda x, w, b: linear(x, w, b) * (1 + 2**-23) if len(x) > 16 else linear(x, w, b)
+            volume_stack.F, "linear", lambda x, w, b: linear(x, w, b) * (1 + 2**-23) if len(x) > 16 else linear(x, w, b)
         )
         assert self._ways(stack, Shape(1, 2, 16)) == ("separate", False)
 
@@ -315,8 +318,8 @@ class TestProof:
 
     @pytest.mark.parametrize("offset", [0, 4, 32])
     def test_offsets(self, offset: int) -> None:
-        x = stacks._at_offset(torch.rand(5, 7), offset)
-        assert stacks.offset_of(x) == offset
+        x = volume_proof._at_offset(torch.rand(5, 7), offset)
+        assert volume_proof.offset_of(x) == offset
         assert x.shape == (5, 7)
 
     def test_an_offset_that_changes_bits_is_refused(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +329,7 @@ class TestProof:
             "baddbmm",
             lambda b, x, w: product(b, x, w) * (1 + 2**-23 if x.data_ptr() % 64 == 32 and x.shape[-1] == 20 else 1),
         )
-        monkeypatch.setattr(stacks, "_ORDER", ("batched", "separate"))
+        monkeypatch.setattr(volume_proof, "_ORDER", ("batched", "separate"))
         assert self._ways(stack, Shape(4, 1, 16, 0))[0] == "batched"
         assert self._ways(stack, Shape(4, 1, 16, 32))[0] == "separate"
 
@@ -335,7 +338,7 @@ class TestProof:
 
     def test_a_proof_that_does_not_hold_falls_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The proof is blinded and the batched product shifted: hits are invented, seen, and decided separately."""
-        monkeypatch.setattr(stacks, "_holds", lambda *args: True)
+        monkeypatch.setattr(volume_proof, "_holds", lambda *args: True)
         affine = Stack._affine
 
         def shifted(self: Stack, layer: int, x: Tensor, way: str) -> Tensor:
@@ -516,7 +519,7 @@ class TestMemory:
     """The first attempts fail as the allocator fails; the engine shrinks, says so, and decides the same."""
 
     @pytest.fixture
-    def plain(self) -> list[bifurcation_decide.Decision]:
+    def plain(self) -> list[Decision]:
         return list(self._engine().decide(range(8)))
 
     def _engine(self, **options: object) -> Engine:
@@ -533,7 +536,7 @@ class TestMemory:
         ids=["cuda", "cpu", "python"],
     )
     def test_a_stack_that_does_not_fit_shrinks(
-        self, plain: list[bifurcation_decide.Decision], error: BaseException, monkeypatch: pytest.MonkeyPatch
+        self, plain: list[Decision], error: BaseException, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         init = Stack.__init__
 
@@ -549,9 +552,7 @@ class TestMemory:
         assert "stacks of 2 network(s)" in told[-1]
         assert told[-1] in engine.plan
 
-    def test_drawing_that_does_not_fit_shrinks_too(
-        self, plain: list[bifurcation_decide.Decision], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_drawing_that_does_not_fit_shrinks_too(self, plain: list[Decision], monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: list[int] = []
 
         def scarce(architecture: Architecture, seed: int, *rest: object) -> MLP:
@@ -560,10 +561,10 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return draw(architecture, seed, *rest)
 
-        monkeypatch.setattr(zone, "draw", scarce)
+        monkeypatch.setattr(volume_engine, "draw", scarce)
         assert list(self._engine().decide(range(8))) == plain
 
-    def test_a_limit_is_kept(self, plain: list[bifurcation_decide.Decision]) -> None:
+    def test_a_limit_is_kept(self, plain: list[Decision]) -> None:
         engine = self._engine(memory=1)
         assert list(engine.decide(range(8))) == plain
         assert all(shape.networks == 1 for shape in engine._prover.proved)
@@ -673,7 +674,7 @@ class TestAnyModel:
         return x.float(), y
 
     @pytest.mark.parametrize("watch", ["all", "first layer"])
-    def test_agrees_with_the_engine(self, batches: tuple[Tensor, Tensor], watch: bifurcation_decide.Watch) -> None:
+    def test_agrees_with_the_engine(self, batches: tuple[Tensor, Tensor], watch: Watch) -> None:
         architecture = Architecture(20, 16, 2)
         engine = Engine(architecture, torch.float32, *batches, batch_size=16, watch=watch)
         models = [_coarsen(draw(architecture, seed, torch.float32), 64, 1.0) for seed in range(3, 9)]

@@ -1,8 +1,8 @@
 """The zone decision of one model: the first mini-batch of a data set at which backprop_s and backprop_t differ.
 
 Two backwards that share a forward can differ only where a pre-activation is exactly at a kink, so a forward decides: no
-graph, no second network, and only a mini-batch with a hit runs the exact pair of backwards. :mod:`relucheck.zone` does the
-same for many fully connected networks at once, at the speed of their products.
+graph, no second network, and only a mini-batch with a hit runs the exact pair of backwards. :mod:`relucheck.volume.engine`
+does the same for many fully connected networks at once, at the speed of their products.
 
 Source: the bifurcation zone is that of Bertoin, Bolte, Gerchinovitz, Pauwels 2021 ("Numerical influence of ReLU'(0) on
 backpropagation", section 3.1), where a network counts as soon as one mini-batch gives different gradients.

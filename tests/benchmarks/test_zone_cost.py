@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from relucheck import data
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.numerics.emulation import Emulation
-from relucheck.zone import Engine
+from relucheck.volume.engine import Engine
 from tests.two_networks import plain_decision
 
 pytestmark = pytest.mark.benchmark

@@ -1,9 +1,9 @@
 """The zone decision for many fully connected networks, at the speed of their forward products.
 
 The decision is that of :mod:`relucheck.bifurcation.decide`: the one that two networks, two forwards and two backwards per
-mini-batch would reach, at the same mini-batch, bit for bit. Networks run in stacks and mini-batches in blocks where that is proved to
-change no bit (:mod:`relucheck.stacks`); every mini-batch with a hit is computed once more separately, which also
-watches the proof.
+mini-batch would reach, at the same mini-batch, bit for bit. Networks run in stacks and mini-batches in blocks where that is
+proved to change no bit (:mod:`relucheck.volume.stack`); every mini-batch with a hit is computed once more separately,
+which also watches the proof.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from relucheck.networks.mlp import MLP
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.emulation import Emulation
-from relucheck.pair import first_difference
-from relucheck.stacks import Prover, Shape, Stack, offset_of
+from relucheck.volume.pair import first_difference
+from relucheck.volume.proof import Prover, Shape, offset_of
+from relucheck.volume.stack import Stack
 
 # Rows of a block and values of a stack at which CPU products stop gaining (measured: bfloat16 alone gains from more rows).
 _CPU_ROWS: Final = 256

@@ -10,10 +10,9 @@ fused way is tried; the last one is the separate one itself.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,33 +20,11 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import ChosenSubgradient, LeakyReLU
 from relucheck.networks.architecture import LinearArithmetic, parameter_dtype
-from relucheck.numerics.bits import has_value, same_bits
-from relucheck.numerics.determinism import generator
+from relucheck.numerics.bits import has_value
 from relucheck.numerics.dtypes import compute_dtype
 from relucheck.numerics.emulation import Emulation
 
 Way = Literal["joined", "batched", "separate"]
-_ORDER: Final[tuple[Way, ...]] = ("joined", "batched", "separate")  # from the most to the least fused
-
-# Row blocks of any other height change which rows a kernel treats as its tail (measured on x86; DESIGN, "Speed").
-_FUSIBLE_ROWS: Final = 16
-_ALIGNMENT: Final = 64  # bytes of a cache line, which is what CPU kernels align to and what torch's allocators guarantee
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """How much a stack runs at once, as far as it can decide which kernels run.
-
-    Attributes:
-        networks, batches: of the stack and the block.
-        batch_size: rows of a mini-batch.
-        offset: where the rows begin in memory, in bytes modulo 64: kernels for few rows depend on it.
-    """
-
-    networks: int
-    batches: int
-    batch_size: int
-    offset: int = 0
 
 
 class Stack:
@@ -209,99 +186,3 @@ def _count(z: Tensor, kink: float, batches: int, batch_size: int, counts: Tensor
 def _count_unseen(z: Tensor, kink: float, batches: int, counts: Tensor) -> None:
     """:func:`_count` for accelerators, where looking at values would synchronise."""
     counts += (z == kink).sum(-1).unflatten(1, (batches, -1)).sum(-1)
-
-
-class Prover:
-    """Which way of running a stack is bitwise the separate one, by shape; proved where a shape is first used.
-
-    Attributes:
-        proved: for each shape met, the way in use and whether mini-batches run as one block of rows.
-        refuted: ways that were tried and differ.
-    """
-
-    def __init__(self) -> None:
-        self.proved: dict[Shape, tuple[Way, bool]] = {}
-        self.refuted: dict[Shape, list[tuple[Way, bool]]] = {}
-        self.distrusted = False
-
-    def way(self, stack: Stack, shape: Shape) -> tuple[Way, bool]:
-        """The most fused way proved for a shape, and whether its mini-batches may run as one block of rows."""
-        if self.distrusted:
-            return "separate", False
-        if shape not in self.proved:
-            found = self._prove(stack, shape)
-            if found is None:
-                return "separate", False
-            self.proved[shape] = found
-        return self.proved[shape]
-
-    def distrust(self) -> None:
-        """Everything is separate from now on: a proved way was seen to differ after all."""
-        self.distrusted = True
-        self.proved = dict.fromkeys(self.proved, ("separate", False))
-
-    def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool] | None:
-        """The first way that holds; None where these networks prove nothing."""
-        stacked: tuple[Way, ...] = _ORDER if shape.networks > 1 else ("separate",)
-        size = stack.own[0][0][0].shape[1] * torch.finfo(parameter_dtype(stack.arithmetic)).bits // 8
-        # so that every mini-batch of a block begins where a block can begin
-        whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0 and shape.batch_size * size % _ALIGNMENT == 0
-        for blocks in (True, False) if whole else (False,):
-            for way in stacked:
-                if way == "separate" and not blocks:
-                    return way, blocks
-                holds = _holds(stack, shape, way, blocks)
-                if holds is None:
-                    return None
-                if holds:
-                    return way, blocks
-                self.refuted.setdefault(shape, []).append((way, blocks))
-        raise AssertionError("the separate way needs no proof")
-
-    def __str__(self) -> str:
-        lines = []
-        for shape, (way, blocks) in self.proved.items():
-            text = f"{shape.networks} network(s) x {shape.batches} mini-batch(es) of {shape.batch_size}: {way}"
-            lines.append(text + (", rows in one block" if blocks else ""))
-            for refuted, rows in self.refuted.get(shape, []):
-                lines[-1] += f"; {refuted}{' with rows in one block' if rows else ''} is not bitwise the separate one"
-        return "\n".join(lines)
-
-
-def _holds(stack: Stack, shape: Shape, way: Way, blocks: bool) -> bool | None:
-    """Whether a way gives the pre-activations and logits of the separate one, bit for bit, on dense random rows.
-
-    None where these networks overflow on them or hold a NaN: infinities and NaN hide how a sum was made.
-    """
-    weight = stack.own[0][0][0]
-    dtype = parameter_dtype(stack.arithmetic)
-    rows = shape.batches * shape.batch_size if blocks else shape.batch_size
-    drawn = torch.rand(rows, weight.shape[-1], generator=generator(0), dtype=torch.float64).to(weight.device, dtype)
-    x = _at_offset(drawn, shape.offset)
-    networks = [[index] for index in range(len(stack))] if way == "separate" else [list(range(len(stack)))]
-    for group in networks:
-        fused = stack.part(group).pre_activations(x, way, logits=True)
-        plain = [
-            [stack.part([index]).pre_activations(part, "separate", logits=True) for part in x.split(shape.batch_size)]
-            for index in group
-        ]
-        for z in fused:
-            for block, network in zip(z, plain, strict=True):
-                separate = torch.cat([next(part)[0] for part in network])
-                if not bool(separate.isfinite().all()):
-                    return None
-                if not same_bits(block, separate, signed_zero=True):
-                    return False
-    return True
-
-
-def _at_offset(x: Tensor, offset: int) -> Tensor:
-    """A copy of x that begins ``offset`` bytes behind a multiple of 64."""
-    room = torch.empty(x.numel() + _ALIGNMENT, dtype=x.dtype, device=x.device)
-    first = (offset - room.data_ptr()) % _ALIGNMENT // x.element_size()
-    return room[first : first + x.numel()].view(x.shape).copy_(x)
-
-
-def offset_of(x: Tensor) -> int:
-    """Where x begins in memory, in bytes modulo 64."""
-    return x.data_ptr() % _ALIGNMENT

@@ -22,8 +22,8 @@ from relucheck.bifurcation.exact_forward import Zone
 from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.results.store import Json, Store
-from relucheck.volume import sample, scaled
-from relucheck.volume_cells import Cell, Estimate, columns
+from relucheck.volume.cell import Cell, Estimate, columns
+from relucheck.volume.estimate import sample, scaled
 
 #: Draws of a cell that are looked at, the first ones in the zone; an evaluation takes about a twentieth of a second.
 LIMIT: Final = 10

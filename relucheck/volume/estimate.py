@@ -16,13 +16,14 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-from relucheck import data, zone
+from relucheck import data
 from relucheck.networks.architecture import Architecture
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype
 from relucheck.results.store import Json, Store, StoreError
-from relucheck.volume_cells import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
+from relucheck.volume import engine as volume_engine
+from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
 
 __all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "kept"]
 
@@ -31,7 +32,7 @@ _SECONDS: Final = 10.0  # or this long
 
 
 class Decided(Protocol):
-    """What an engine says of one network, as :class:`relucheck.zone.Decision`."""
+    """What an engine says of one network, as :class:`relucheck.volume.engine.Decision`."""
 
     @property
     def outcome(self) -> Outcome: ...
@@ -44,7 +45,7 @@ class Decided(Protocol):
 
 
 class Decider(Protocol):
-    """What :func:`estimate` needs of :class:`relucheck.zone.Engine`."""
+    """What :func:`estimate` needs of :class:`relucheck.volume.engine.Engine`."""
 
     @property
     def plan(self) -> str: ...
@@ -78,7 +79,7 @@ def estimate(
         progress: called with the number of draws that were decided since the last call; :func:`kept` counts those that the
             store held before, which are not told again.
         note: is told, in one line, of what a user should know: a stack that shrank for want of memory, for example.
-        engine: makes the engine; None is :class:`relucheck.zone.Engine`.
+        engine: makes the engine; None is :class:`relucheck.volume.engine.Engine`.
         chunk: draws between two writes to the store (it is written every ten seconds as well).
 
     Raises:
@@ -170,7 +171,7 @@ def scaled(cell: Cell, dataset: data.DataSet, rows: Tensor | None) -> tuple[Tens
 def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device, note: Note | None) -> Decider:
     architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
     arithmetic = cell.linear_arithmetic()
-    return zone.Engine(
+    return volume_engine.Engine(
         *(architecture, arithmetic, inputs, targets),
         batch_size=cell.batch_size,
         pair=cell.pair,

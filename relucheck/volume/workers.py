@@ -17,8 +17,8 @@ import torch
 
 from relucheck import data
 from relucheck.results.store import Store
-from relucheck.volume import estimate
-from relucheck.volume_cells import Cell, VolumeError
+from relucheck.volume.cell import Cell, VolumeError
+from relucheck.volume.estimate import estimate
 
 _POLL: Final = 0.5  # seconds between two looks at whether the workers live
 
@@ -45,7 +45,8 @@ def compute(
     processes: int = 1,
     listen: Listener | None = None,
 ) -> None:
-    """Computes what is not finished; results are in the store of ``folder``, see :func:`relucheck.volume.estimate`.
+    """Computes what is not finished; results are in the store of ``folder``, see
+    :func:`relucheck.volume.estimate.estimate`.
 
     An interruption (SIGINT) leaves finished cells, and all but the last chunk of draws of the ones under way.
 

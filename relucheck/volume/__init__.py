@@ -1,0 +1,1 @@
+"""The share of random networks that bifurcate, decided for many networks at once."""
