@@ -213,11 +213,11 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from relucheck.checkpoints import CheckpointError
     from relucheck.data import DataError
     from relucheck.reproduce import ReproductionError, reproduce
     from relucheck.scenarios import Scenario, ScenarioError
-    from relucheck.training import DeviceError
+    from relucheck.training.checkpoints import CheckpointError
+    from relucheck.training.engine import DeviceError
 
     def say(line: str) -> None:
         if not arguments.quiet:

@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck import checkpoints, training
 from relucheck.results.files import write_atomically
 from relucheck.scenarios import VERSION, Comparison, External, Scenario, find
+from relucheck.training import checkpoints
+from relucheck.training import engine as training_engine
+from relucheck.training.result import Result
+from relucheck.training.settings import SCHEMA
 from relucheck.training_claims import claims
 from relucheck.training_cost import in_words, total
 from relucheck.training_report import report, summary
-from relucheck.training_settings import SCHEMA, Result
 from relucheck.training_summary import Reproduction, analyse, check
 
 #: What the folder's own description is called, and its layout's name and version.
@@ -69,7 +71,7 @@ def reproduce(
     executor: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
-    trainer: Trainer = training.train,
+    trainer: Trainer = training_engine.train,
 ) -> Reproduction:
     """Runs what is not finished of a scenario, and writes the report about all that is.
 
@@ -85,22 +87,22 @@ def reproduce(
             forking on the CPU, else stacked.
         progress: whether the engine shows its progress.
         say: takes a line for each comparison.
-        trainer: the engine, called as :func:`relucheck.training.train` is.
+        trainer: the engine, called as :func:`relucheck.training.engine.train` is.
 
     Raises:
         ScenarioError: unknown scenario, scale or comparison.
         ReproductionError: for an unknown executor, and for a folder that holds something else, or that cannot be read.
-        relucheck.training.DeviceError: for a device that is not there or has too little memory.
+        relucheck.training.engine.DeviceError: for a device that is not there or has too little memory.
         relucheck.data.DataError: for a data root without the data, before anything is run.
-        relucheck.checkpoints.CheckpointError: for what cannot be written, or a checkpoint of something else.
+        relucheck.training.checkpoints.CheckpointError: for what cannot be written, or a checkpoint of something else.
     """
     scenario = find(name)
     device = best_device() if device is None else device
     scale = default_scale(device) if scale is None else scale
     chosen = scenario.comparisons(scale, only) if isinstance(scenario, Scenario) else ()
     kind = usual_executor(device) if executor is None else executor
-    if kind not in training.EXECUTORS:
-        raise ReproductionError(f"unknown executor {kind!r}; known: {', '.join(training.EXECUTORS)}")
+    if kind not in training_engine.EXECUTORS:
+        raise ReproductionError(f"unknown executor {kind!r}; known: {', '.join(training_engine.EXECUTORS)}")
     folder = RESULTS / _folder_name(scenario.name, scale, device, kind) if folder is None else Path(folder)
     _check_device(device)
     if isinstance(scenario, External):
@@ -125,7 +127,7 @@ def write(scenario: Scenario, scale: str, folder: Path) -> Reproduction:
     """Reads every finished comparison of a folder and writes ``figures/``, ``summary.json`` and ``report.md``.
 
     Raises:
-        relucheck.checkpoints.CheckpointError: for what cannot be written; every file is whole, or as it was before.
+        relucheck.training.checkpoints.CheckpointError: for what cannot be written; every file is whole, or as it was before.
     """
     every = scenario.comparisons(scale)
     found = [(comparison, read(folder, comparison)) for comparison in every]
@@ -193,11 +195,11 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise training.DeviceError(
+        raise training_engine.DeviceError(
             f"device {device!r} is not to be had here: {reason}; --device cpu runs the scale cpu or smoke"
         ) from error
     if place.type not in ("cpu", "cuda"):
-        raise training.DeviceError(f"device {device!r}: relucheck trains on cpu and cuda; use one of these")
+        raise training_engine.DeviceError(f"device {device!r}: relucheck trains on cpu and cuda; use one of these")
 
 
 def _check_data(comparisons: Sequence[Comparison], root: Any) -> None:
@@ -215,7 +217,7 @@ def claim(folder: Path, scenario: str, scale: str, device: str, executor: str | 
     Raises:
         ReproductionError: if it belongs to another scenario, scale, kind of device, executor or version, or holds anything
             else.
-        relucheck.checkpoints.CheckpointError: if it cannot be written.
+        relucheck.training.checkpoints.CheckpointError: if it cannot be written.
     """
     wanted: dict[str, object] = {
         "layout": LAYOUT,

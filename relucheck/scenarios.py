@@ -17,7 +17,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Precision, Settings, members_of
 from relucheck.training_stated import (
     ERRORS,
     ERRORS_CPU,

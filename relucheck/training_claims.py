@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from relucheck.scenarios import Comparison
-from relucheck.training_settings import Result
+from relucheck.training.result import Result
 from relucheck.training_summary import Cell, Checked, Claim, group
 
 _NONE_FOUND: Final = "not found"

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from relucheck.scenarios import SCENARIOS, Comparison
-from relucheck.training_settings import Settings
+from relucheck.training.settings import Settings
 
 #: ms for a step of all members of one seed, by (hidden widths, arithmetic): forking executor, one thread of an EPYC with
 #: AVX-512 and bfloat16, torch 2.14.1, batch 128, torch's default Adam. E2: 10 members, once hits have parted them; E1: 4.

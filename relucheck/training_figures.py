@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from relucheck.results.files import write_atomically
 from relucheck.scenarios import Comparison, Scenario
-from relucheck.training_settings import MemberResult, Result
+from relucheck.training.result import MemberResult, Result
 from relucheck.training_stated import PUBLISHED_EPOCHS
 from relucheck.training_summary import final_accuracy, group, label
 

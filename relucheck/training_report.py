@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from relucheck.results.tables import markdown_table
 from relucheck.scenarios import Comparison, Scenario
+from relucheck.training.result import Result
+from relucheck.training.settings import Settings
 from relucheck.training_claims import reason
 from relucheck.training_cost import expected_seconds, in_words
-from relucheck.training_settings import Result, Settings
 from relucheck.training_stated import READ_OFF
 from relucheck.training_summary import Checked, Reproduction, group, kernel, label
 from relucheck.training_tables import LEGEND, claim_lines, markdown, stated_lines

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from relucheck.results.statistics import Paired, Summary, judge, paired, summarise
 from relucheck.scenarios import Comparison, External, Scenario
-from relucheck.training_settings import MemberResult, Result, Settings
+from relucheck.training.result import MemberResult, Result
+from relucheck.training.settings import Settings
 from relucheck.training_stated import Stated
 
 

@@ -28,9 +28,9 @@ from relucheck.activations import modules as activations_modules
 from relucheck.activations.kinks import Kink
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6, describe
 from relucheck.activations.rules import SubgradientError, as_subgradient
-from relucheck.members import Kinked, Switch
 from relucheck.numerics.bits import all_values, from_ordinals, neighbour, same_bits
 from relucheck.numerics.dtypes import DTYPES, compute_dtype, dtype_name
+from relucheck.training.model import Kinked, Switch
 
 Subgradients = tuple[float, ...]
 

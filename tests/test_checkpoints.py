@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from relucheck.checkpoints import CHECKPOINT, CheckpointError, load, load_result, write
-from relucheck.training_settings import Settings, members_of
+from relucheck.training.checkpoints import CHECKPOINT, CheckpointError, load, load_result, write
+from relucheck.training.settings import Settings, members_of
 
 SETTINGS = Settings("digits", (4,), members_of([0], [1.0]))
 

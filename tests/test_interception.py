@@ -19,7 +19,7 @@ from relucheck.bifurcation import interception
 from relucheck.bifurcation.compare import backprop, compare
 from relucheck.bifurcation.interception import Interception, tensors_in
 from relucheck.errors import ModelError
-from relucheck.members import Kinked, Switch
+from relucheck.training.model import Kinked, Switch
 
 CPU = torch.device("cpu")
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

@@ -10,8 +10,8 @@ import pytest
 
 from relucheck import scenarios, training_cost
 from relucheck.scenarios import SCALES, SCENARIOS, External, Scenario, ScenarioError, find
+from relucheck.training.settings import Optimiser, Settings
 from relucheck.training_cost import expected_seconds, in_words
-from relucheck.training_settings import Optimiser, Settings
 
 ALL = [(name, scale) for name in SCENARIOS for scale in SCALES]
 

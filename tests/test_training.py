@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import checkpoints, training
 from relucheck.data import DataFileError
-from relucheck.executors import Branch, ForkingExecutor
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.progress import Progress
-from relucheck.stacking import StackedExecutor
-from relucheck.training import DeviceError, train
-from relucheck.training_settings import Member, Optimiser, Precision, Result, Settings, SettingsError, members_of
+from relucheck.training import checkpoints, engine
+from relucheck.training.engine import DeviceError, train
+from relucheck.training.forking import Branch, ForkingExecutor
+from relucheck.training.result import Result
+from relucheck.training.settings import Member, Optimiser, Precision, Settings, SettingsError, members_of
+from relucheck.training.stacked import StackedExecutor
 from tests.training_case import SETTINGS
 
 
@@ -307,4 +308,4 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_version_is_the_installed_one() -> None:
-    assert training.versions()["relucheck"] == metadata.version("relucheck")
+    assert engine.versions()["relucheck"] == metadata.version("relucheck")

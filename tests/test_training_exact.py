@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from relucheck import data, executors, members
+from relucheck import data
 from relucheck.activations import modules as activations_modules
 from relucheck.activations import rules
 from relucheck.bifurcation import subgradient as bifurcation_subgradient
-from relucheck.executors import ForkingExecutor, Split
 from relucheck.numerics.determinism import deterministic
-from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+from relucheck.training import forking as training_forking
+from relucheck.training import model as training_model
+from relucheck.training.forking import ForkingExecutor, Split
+from relucheck.training.settings import Optimiser, Precision, Settings, members_of
 
 SETTINGS = Settings(
     "digits",
@@ -91,7 +93,7 @@ def _run(settings: Settings, **options: Any) -> ForkingExecutor:
 @pytest.fixture
 def dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two units of the first layer that start at exactly 0 on every image: hits in every arithmetic."""
-    original = members.build
+    original = training_model.build
 
     def build(settings: Settings, *rest: Any) -> nn.Module:
         model = original(settings, *rest)
@@ -102,7 +104,7 @@ def dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
             first.bias[3] = 0.0
         return model
 
-    monkeypatch.setattr(executors, "build", build)
+    monkeypatch.setattr(training_forking, "build", build)
 
 
 def _parameters(run: ForkingExecutor) -> dict[int, dict[str, torch.Tensor]]:
@@ -142,8 +144,8 @@ LATE = (
 def test_members_that_part_late_take_their_moments_along(variation: str) -> None:
     """From step 4 on a unit is exactly 0 on some images: by then an optimiser's state is not empty, and must be copied."""
 
-    def make(settings: Settings, seed: int, clock: members.Clock, switch: members.Switch) -> nn.Module:
-        model: Any = members.build(settings, seed, clock, switch)
+    def make(settings: Settings, seed: int, clock: training_model.Clock, switch: training_model.Switch) -> nn.Module:
+        model: Any = training_model.build(settings, seed, clock, switch)
 
         def hits(module: nn.Module, inputs: Any, result: torch.Tensor) -> torch.Tensor:
             mask = torch.zeros_like(result)
@@ -167,7 +169,7 @@ def test_members_that_part_late_take_their_moments_along(variation: str) -> None
 @pytest.mark.parametrize("together", [False, True])
 def test_one_step_for_all_parameters_is_taken_where_it_is_proved(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _run(SETTINGS)
-    monkeypatch.setattr(executors, "same_as_apart", lambda *_: together)
+    monkeypatch.setattr(training_forking, "same_as_apart", lambda *_: together)
     run = _run(SETTINGS)
     assert {branch.together for branch in run.branches} == {together}
     assert {len(branch.optimiser.param_groups[0]["params"]) for branch in run.branches} == {1 if together else 6}
@@ -178,7 +180,7 @@ def test_one_step_for_all_parameters_is_taken_where_it_is_proved(together: bool,
 @pytest.mark.parametrize("together", [False, True])
 def test_a_backward_after_the_step_is_refused(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parameters have changed; torch tells by their versions, which one step for all must raise, too."""
-    monkeypatch.setattr(executors, "same_as_apart", lambda *_: together)
+    monkeypatch.setattr(training_forking, "same_as_apart", lambda *_: together)
     train, _ = _splits(SETTINGS)
     branch = _run(SETTINGS).branches[0]
     loss, _ = branch.forward(train.images[:8], train.labels[:8])
@@ -188,7 +190,7 @@ def test_a_backward_after_the_step_is_refused(together: bool, monkeypatch: pytes
 
 
 def test_a_frozen_parameter_stays() -> None:
-    def make(settings: Settings, seed: int, clock: members.Clock, switch: members.Switch) -> nn.Module:
+    def make(settings: Settings, seed: int, clock: training_model.Clock, switch: training_model.Switch) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = _Branched(switch)
@@ -198,7 +200,7 @@ def test_a_frozen_parameter_stays() -> None:
     forked, apart = _run(SETTINGS, model=make), _run(SETTINGS, model=make, apart=True)
     with torch.random.fork_rng():
         torch.manual_seed(SETTINGS.seeds[0])
-        before = _Branched(members.Switch()).right.weight
+        before = _Branched(training_model.Switch()).right.weight
     for branch in forked.branches:
         assert not branch.together
         assert torch.equal(branch.model.right.weight, before)
@@ -230,10 +232,10 @@ def test_distances_are_recorded_every_so_often_but_every_step_is_looked_at() -> 
 class _Branched(nn.Module):
     """A model that is no sequence: two paths that are added."""
 
-    def __init__(self, switch: members.Switch) -> None:
+    def __init__(self, switch: training_model.Switch) -> None:
         super().__init__()
         self.left, self.right, self.output = nn.Linear(784, 8), nn.Linear(784, 8), nn.Linear(8, 10)
-        self.first, self.second = (members.Kinked(rules.RELU, switch) for _ in range(2))
+        self.first, self.second = (training_model.Kinked(rules.RELU, switch) for _ in range(2))
         with torch.no_grad():
             self.left.weight[1].zero_()
             self.left.bias[1] = 0
@@ -243,7 +245,7 @@ class _Branched(nn.Module):
 
 
 def test_any_model_can_be_forked() -> None:
-    def make(settings: Settings, seed: int, clock: members.Clock, switch: members.Switch) -> nn.Module:
+    def make(settings: Settings, seed: int, clock: training_model.Clock, switch: training_model.Switch) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return _Branched(switch)
@@ -253,7 +255,7 @@ def test_any_model_can_be_forked() -> None:
     assert sum(result.forked_at is not None for result in forked.results.values()) > 1
     assert [len(epoch) for result in forked.results.values() for epoch in result.hits] == [2] * 12  # two activations each
     assert _without_forks(forked) == _without_forks(apart)
-    with pytest.raises(TypeError, match=r"Linear has no relucheck.members.Kinked"):
+    with pytest.raises(TypeError, match=r"Linear has no relucheck.training.model.Kinked"):
         _run(SETTINGS, model=lambda *_: nn.Linear(784, 10))
 
 
@@ -276,8 +278,8 @@ def test_chain_equals_a_plain_loop_with_public_modules(dtype: str, fused: bool) 
     train, _ = _splits(settings)
     for subgradient in (0.0, -0.5, 1.0):
         index = next(i for i, m in enumerate(settings.members) if m.subgradient == subgradient and m.rule == "chain")
-        made = executors.build(settings, 3, members.Clock(3), members.Switch())
-        plain = nn.Sequential(*[activations_modules.ReLU() if isinstance(m, members.Kinked) else m for m in made])
+        made = training_forking.build(settings, 3, training_model.Clock(3), training_model.Switch())
+        plain = nn.Sequential(*[activations_modules.ReLU() if isinstance(m, training_model.Kinked) else m for m in made])
         bifurcation_subgradient.set_subgradient(plain, subgradient)
         optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-4, **options)
         for _ in range(settings.epochs):

@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck import members
 from relucheck.activations import rules
 from relucheck.activations.rules import injected
-from relucheck.executors import Branch, ForkingExecutor, Split
-from relucheck.measures import same_gradients
-from relucheck.members import Clock, Switch, build, stream
-from relucheck.stacking import StackedExecutor
-from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+from relucheck.training import model as training_model
+from relucheck.training.forking import Branch, ForkingExecutor, Split, same_gradients
+from relucheck.training.model import Clock, Switch, build, stream
+from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.stacked import StackedExecutor
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(
@@ -58,7 +57,7 @@ def test_dropout_masks_differ_by_step_layer_and_seed_and_are_rescaled() -> None:
 def test_dropout_keeps_the_mean_and_is_off_in_evaluation() -> None:
     clock = Clock(0)
     clock.tick(1)
-    layer = members.SharedDropout(0.25, 1, clock)
+    layer = training_model.SharedDropout(0.25, 1, clock)
     x = torch.ones(200, 500)
     assert layer(x).mean().item() == pytest.approx(1.0, abs=0.01)
     assert torch.equal(layer.eval()(x), x)
@@ -121,7 +120,7 @@ def test_gradients_that_differ_in_the_sign_of_a_zero_are_not_the_same() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 def test_forward_mode_is_refused() -> None:
     """It would take torch's own subgradient without a word."""
-    act = members.Kinked(rules.RELU, Switch(((0.5, 0.5), "chain")))
+    act = training_model.Kinked(rules.RELU, Switch(((0.5, 0.5), "chain")))
     with pytest.raises(RuntimeError, match=r"reverse mode.*use relucheck\.ReLU"):
         torch.func.jvp(act, (torch.zeros(3),), (torch.ones(3),))
 
@@ -141,7 +140,7 @@ def test_injected_is_divided_by_the_loss_scale(
 ) -> None:
     """The bias of a unit that is 0 on all 4 images moves by 4 s, where a scaler is used by 4 s / scale."""
     settings = dataclasses.replace(SETTINGS, precision=Precision("float32", mixed=mixed))
-    original = members.build
+    original = training_model.build
 
     def dead(*rest: Any) -> Any:
         model: Any = original(*rest)

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import checkpoints, training
-from relucheck.checkpoints import STATE, CheckpointError
-from relucheck.executors import ForkingExecutor
-from relucheck.training import Interrupted, train
-from relucheck.training_settings import Optimiser, Result, Settings
+from relucheck.training import checkpoints, engine
+from relucheck.training.checkpoints import STATE, CheckpointError
+from relucheck.training.engine import Interrupted, train
+from relucheck.training.forking import ForkingExecutor
+from relucheck.training.result import Result
+from relucheck.training.settings import Optimiser, Settings
 from tests.training_case import SETTINGS, numbers
 
 
@@ -32,19 +33,19 @@ def unbroken() -> Result:
 
 _CHILD = """
 import json, os, signal, sys
-from relucheck import executors, training
-from relucheck.training import train
-from relucheck.training_settings import Settings
+from relucheck.training import forking
+from relucheck.training.engine import train
+from relucheck.training.settings import Settings
 settings = Settings.from_json(json.loads(sys.argv[1]))
-step, count = executors.ForkingExecutor.step, 0
+step, count = forking.ForkingExecutor.step, 0
 def counted(self, *rest):
     global count
     count += 1
     if count == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, *rest)
-executors.ForkingExecutor.step = counted
-training._DEAR_S = float("inf")  # every epoch, however slow the disk
+forking.ForkingExecutor.step = counted
+engine._DEAR_S = float("inf")  # every epoch, however slow the disk
 train(settings, folder=sys.argv[2], progress=False)
 """
 
@@ -90,12 +91,12 @@ def test_dear_checkpoints_are_written_now_and_then(
         original(folder, settings, origin, state)
 
     monkeypatch.setattr(checkpoints, "save", save)
-    monkeypatch.setattr(training, "_DEAR_S", math.inf)
+    monkeypatch.setattr(engine, "_DEAR_S", math.inf)
     train(SETTINGS, folder=tmp_path / "cheap", progress=False)
     assert saved == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     saved.clear()
-    monkeypatch.setattr(training, "_DEAR_S", 0.0)
-    monkeypatch.setattr(training, "_SHARE", 1e-9)
+    monkeypatch.setattr(engine, "_DEAR_S", 0.0)
+    monkeypatch.setattr(engine, "_SHARE", 1e-9)
     with monkeypatch.context() as patch:
         patch.setattr(ForkingExecutor, "end", _raising(ForkingExecutor.end, 3))
         with pytest.raises(
@@ -187,7 +188,7 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(CheckpointError, match="is of executor 'forking', this run has 'stacked'"):
         train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "versions", lambda: {"torch": "1.0"})
+        patch.setattr(engine, "versions", lambda: {"torch": "1.0"})
         with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
@@ -205,11 +206,11 @@ def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path, m
     with pytest.raises(CheckpointError, match=r"is of executor 'forking', this run has 'stacked'.*another folder"):
         train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "versions", lambda: {**unbroken.versions, "torch": "1.0"})
+        patch.setattr(engine, "versions", lambda: {**unbroken.versions, "torch": "1.0"})
         with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "describe", lambda device: "cuda (NVIDIA H200)")
+        patch.setattr(engine, "describe", lambda device: "cuda (NVIDIA H200)")
         with pytest.raises(CheckpointError, match=r"is of device 'cpu.*', this run has 'cuda .NVIDIA H200.'.*delete"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
@@ -225,7 +226,7 @@ def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path, m
 
 
 def test_interrupt_after_the_last_group_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training._Run._run_group
+    original = engine._Run._run_group
 
     def late(self: Any, *rest: Any) -> str | None:
         void = original(self, *rest)
@@ -233,6 +234,6 @@ def test_interrupt_after_the_last_group_is_told_too(monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return void
 
-    monkeypatch.setattr(training._Run, "_run_group", late)
+    monkeypatch.setattr(engine._Run, "_run_group", late)
     with pytest.raises(Interrupted, match="interrupted after the last epoch; nothing is kept"):
         train(dataclasses.replace(SETTINGS, epochs=1), progress=False)

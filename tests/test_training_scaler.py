@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import executors, members, stacked_optimisers, stacking
-from relucheck.executors import Branch, ForkingExecutor
-from relucheck.members import Clock, Switch
-from relucheck.stacked_optimisers import Scaled
-from relucheck.stacking import StackedExecutor
-from relucheck.training import train
-from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+from relucheck.training import forking
+from relucheck.training import model as training_model
+from relucheck.training import optimisers as training_optimisers
+from relucheck.training import stacked as training_stacked
+from relucheck.training.engine import train
+from relucheck.training.forking import Branch, ForkingExecutor
+from relucheck.training.model import Clock, Switch
+from relucheck.training.optimisers import Scaled
+from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.stacked import StackedExecutor
 
 SETTINGS = Settings(
     "digits",
@@ -36,7 +39,7 @@ START = 65536.0
 @pytest.fixture
 def overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights behind the last activation so large that scaled gradients exceed float16 at first; and dead units."""
-    original = members.build
+    original = training_model.build
 
     def build(*rest: Any) -> Any:
         model: Any = original(*rest)
@@ -46,15 +49,15 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
             model[-1].weight.mul_(60)
         return model
 
-    monkeypatch.setattr(executors, "build", build)
-    monkeypatch.setattr(stacking, "build", build)
+    monkeypatch.setattr(forking, "build", build)
+    monkeypatch.setattr(training_stacked, "build", build)
 
 
 @pytest.mark.usefixtures("overflowing")
 def test_a_fork_has_its_parents_scaler() -> None:
     images, labels = torch.rand(32, 784, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10
     clock = Clock(3)
-    parent = Branch(SETTINGS, CPU, executors.build(SETTINGS, 3, clock, Switch()), [0])
+    parent = Branch(SETTINGS, CPU, forking.build(SETTINGS, 3, clock, Switch()), [0])
     assert parent.scaler is not None
 
     def step(*branches: Branch) -> None:
@@ -120,7 +123,7 @@ def _scales(run: Any) -> Iterator[float]:
 @pytest.mark.parametrize("optimiser", [Optimiser(lr=0.01), Optimiser("sgd", 0.1), Optimiser("sgd", 0.1, momentum=0.9)])
 def test_the_stacked_scaler_is_torchs_for_each_member(optimiser: Optimiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two members that overflow at different steps, and grow at others, against two scalers and optimisers of torch."""
-    monkeypatch.setattr(stacked_optimisers, "_GROWTH", 3)
+    monkeypatch.setattr(training_optimisers, "_GROWTH", 3)
     random = torch.Generator().manual_seed(0)
     start = [torch.randn(2, 5, 4, generator=random), torch.randn(2, 5, generator=random)]
     ours = [value.clone() for value in start]
@@ -140,7 +143,7 @@ def test_the_stacked_scaler_is_torchs_for_each_member(optimiser: Optimiser, monk
     seen, pairs = set(), set()
     for step in range(16):
         gradients = [torch.randn(value.shape, generator=random) for value in start]
-        raw = [gradient * stacked_optimisers._like(scaled.scale, gradient) for gradient in gradients]
+        raw = [gradient * training_optimisers._like(scaled.scale, gradient) for gradient in gradients]
         for member, value in broken.get(step, []):
             raw[1][member, 3] = value
         scaled.step(raw)

@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck import executors, members, stacked_layers, stacked_optimisers, stacking, training
-from relucheck.stacking import StackedExecutor
-from relucheck.training import train
-from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+from relucheck.training import engine, stacked_layers
+from relucheck.training import forking as training_forking
+from relucheck.training import model as training_model
+from relucheck.training import optimisers as training_optimisers
+from relucheck.training import stacked as training_stacked
+from relucheck.training.engine import train
+from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.stacked import StackedExecutor
 
 SETTINGS = Settings(
     "digits",
@@ -69,7 +73,7 @@ def test_stacked_is_the_forking_run_but_for_rounding(variation: str, monkeypatch
 
 
 def _dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = members.build
+    original = training_model.build
 
     def build(settings: Settings, *rest: Any) -> Any:
         model: Any = original(settings, *rest)
@@ -79,8 +83,8 @@ def _dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
             model[0].bias[3] = 0.0
         return model
 
-    monkeypatch.setattr(executors, "build", build)
-    monkeypatch.setattr(stacking, "build", build)
+    monkeypatch.setattr(training_forking, "build", build)
+    monkeypatch.setattr(training_stacked, "build", build)
 
 
 RESUMED: dict[str, dict[str, Any]] = {
@@ -145,9 +149,9 @@ def test_products_made_member_by_member_are_those_of_the_forking_run(
     settings = dataclasses.replace(SETTINGS, **BITWISE[variation])
     _dead_units(monkeypatch)
     device = torch.device("cpu")
-    data = [training._split(settings, split, None, device) for split in ("train", "test")]
+    data = [engine._split(settings, split, None, device) for split in ("train", "test")]
     stacked = StackedExecutor(settings, (3,), *data, device, alone=True)
-    forking = executors.ForkingExecutor(settings, 3, *data, device)
+    forking = training_forking.ForkingExecutor(settings, 3, *data, device)
     for epoch in range(2):
         stacked.begin(epoch)
         forking.begin(epoch)
@@ -181,7 +185,7 @@ def test_16_bit_products_on_cuda_are_made_member_by_member() -> None:
 def test_the_executor_asks_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """And makes every product member by member where it says so."""
     device = torch.device("cpu")
-    data = [training._split(SETTINGS, split, None, device) for split in ("train", "test")]
+    data = [engine._split(SETTINGS, split, None, device) for split in ("train", "test")]
     asked: list[str] = []
     calls: list[str] = []
 
@@ -232,9 +236,9 @@ def test_scaled_gradients_are_the_forking_ones() -> None:
     """Mixed float16, where the optimisers differ by rounding: the gradients of one step, bit for bit."""
     settings = dataclasses.replace(SETTINGS, precision=Precision("float32", mixed="float16"))
     device = torch.device("cpu")
-    data = [training._split(settings, split, None, device) for split in ("train", "test")]
+    data = [engine._split(settings, split, None, device) for split in ("train", "test")]
     stacked = StackedExecutor(settings, (3,), *data, device, alone=True)
-    forking = executors.ForkingExecutor(settings, 3, *data, device, apart=True)
+    forking = training_forking.ForkingExecutor(settings, 3, *data, device, apart=True)
     taken: list[Any] = []
     stacked.optimiser.step = taken.extend  # type: ignore[method-assign]
     for branch in forking.branches:
@@ -251,7 +255,7 @@ def test_scaled_gradients_are_the_forking_ones() -> None:
 
 def test_controls_come_last() -> None:
     device = torch.device("cpu")
-    data = [training._split(SETTINGS, split, None, device) for split in ("train", "test")]
+    data = [engine._split(SETTINGS, split, None, device) for split in ("train", "test")]
     run = StackedExecutor(SETTINGS, (3, 4), *data, device)
     assert sorted(run.indices) == list(range(len(SETTINGS.members)))
     assert [SETTINGS.members[index].control for index in run.indices] == [False] * (len(run.indices) - 2) + [True] * 2
@@ -278,7 +282,7 @@ def test_members_take_the_same_steps_wherever_they_are(optimiser: Optimiser, dty
         return [value.to(settings.precision.torch_dtype).expand(5, *value.shape).contiguous() for value in made]
 
     parameters = drawn()
-    made = stacked_optimisers.make(settings, parameters)
+    made = training_optimisers.make(settings, parameters)
     for _ in range(200):
         made.step(drawn())
     for value in parameters:
@@ -291,7 +295,7 @@ def test_scaled_members_take_the_same_steps_wherever_they_are(kind: str) -> None
     settings = dataclasses.replace(SETTINGS, optimiser=optimiser, precision=Precision("float32", mixed="float16"))
     random = torch.Generator().manual_seed(0)
     parameters = [torch.randn(shape, generator=random).expand(11, *shape).contiguous() for shape in ((13, 9), (7,))]
-    made = stacked_optimisers.make(settings, parameters)
+    made = training_optimisers.make(settings, parameters)
     for _ in range(100):
         made.step([1e5 * torch.randn(p.shape[1:], generator=random).expand_as(p) for p in parameters])
     for value in parameters:
@@ -300,10 +304,10 @@ def test_scaled_members_take_the_same_steps_wherever_they_are(kind: str) -> None
 
 def test_a_default_device_is_no_place_for_the_trial() -> None:
     """There optimisers would make their counts of steps, which have no values on the meta device."""
-    stacked_optimisers._alike.cache_clear()
+    training_optimisers._alike.cache_clear()
     with torch.device("meta"):
-        assert stacked_optimisers._alike(Optimiser(), ((2, 3),), torch.float32, torch.device("cpu"), 1)
-    stacked_optimisers._alike.cache_clear()
+        assert training_optimisers._alike(Optimiser(), ((2, 3),), torch.float32, torch.device("cpu"), 1)
+    training_optimisers._alike.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
@@ -311,8 +315,8 @@ def test_fused_optimisers_step_member_by_member_untried(kind: str) -> None:
     """float16's first moment, for one, differs by place only after a hundred steps, which no trial waits for."""
     parameters = [torch.zeros(3, 5, dtype=torch.float16)]
     settings = dataclasses.replace(SETTINGS, optimiser=Optimiser(kind, fused=True), precision=Precision("float16"))
-    made = stacked_optimisers.make(settings, parameters)
-    assert isinstance(made, stacked_optimisers.Stacked)
+    made = training_optimisers.make(settings, parameters)
+    assert isinstance(made, training_optimisers.Stacked)
     assert made.apart
     assert [tuple(parameter.shape) for parameter in made.parameters] == [(5,)] * 3
 
@@ -329,9 +333,9 @@ class _Faulty(torch.optim.SGD):
 
 def test_an_optimiser_that_goes_by_place_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes, cpu = ((4, 3, 2), (4, 3)), torch.device("cpu")
-    alike = stacked_optimisers._alike.__wrapped__
+    alike = training_optimisers._alike.__wrapped__
     assert alike(Optimiser("sgd", 0.1), shapes, torch.float64, cpu, 1)
-    monkeypatch.setattr(stacked_optimisers, "make_optimiser", lambda chosen, parameters: _Faulty(parameters, lr=chosen.lr))
+    monkeypatch.setattr(training_optimisers, "make_optimiser", lambda chosen, parameters: _Faulty(parameters, lr=chosen.lr))
     assert not alike(Optimiser("sgd", 0.1), shapes, torch.float64, cpu, 1)
 
 
@@ -364,21 +368,21 @@ def test_divergence_is_recorded_and_ends_a_member(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_stacked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = members.build
+    original = training_model.build
 
     def build(*rest: Any) -> Any:
         model: Any = original(*rest)
         model.add_module("soft", nn.Softplus())
         return model
 
-    monkeypatch.setattr(stacking, "build", build)
+    monkeypatch.setattr(training_stacked, "build", build)
     with pytest.raises(TypeError, match=r"Softplus 'soft' cannot be stacked, only Linear.*use the forking executor"):
         train(SETTINGS, progress=False, executor="stacked")
 
 
 def test_test_loss_is_computed_from_wide_logits() -> None:
     settings = dataclasses.replace(SETTINGS, precision=Precision("bfloat16"))
-    _, test = (training._split(settings, split, None, torch.device("cpu")) for split in ("train", "test"))
+    _, test = (engine._split(settings, split, None, torch.device("cpu")) for split in ("train", "test"))
     run = StackedExecutor(settings, (3,), test, test, torch.device("cpu"))
     run.begin(0)
     run.step(0, 32, 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from relucheck.training_settings import Precision, Result, Settings, members_of
+from relucheck.training.result import Result
+from relucheck.training.settings import Precision, Settings, members_of
 
 SETTINGS = Settings(
     "digits",

@@ -2,7 +2,7 @@
 
 The decision is that of :mod:`relucheck.bifurcation.decide`: the one that two networks, two forwards and two backwards per
 mini-batch would reach, at the same mini-batch, bit for bit. Networks run in stacks and mini-batches in blocks where that is
-proved to change no bit (:mod:`relucheck.volume.stack`); every mini-batch with a hit is computed once more separately,
+proved to change no bit (:mod:`relucheck.volume.proof`); every mini-batch with a hit is computed once more separately,
 which also watches the proof.
 """
 

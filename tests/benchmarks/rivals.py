@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_tensor
 from relucheck import data
 from relucheck.activations import modules
 from relucheck.numerics.emulation import emulate
-from relucheck.training_settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Precision, Settings, members_of
 
 WIDTHS: Final = (200, 200, 200)
 BATCH: Final = 128

@@ -22,11 +22,11 @@ import pytest
 import torch
 
 from relucheck import data
-from relucheck.executors import ForkingExecutor, Split
-from relucheck.members import build
 from relucheck.numerics.determinism import deterministic
-from relucheck.training import _unfilled
-from relucheck.training_settings import Precision
+from relucheck.training.engine import _unfilled
+from relucheck.training.forking import ForkingExecutor, Split
+from relucheck.training.model import build
+from relucheck.training.settings import Precision
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned, with_dead
 
 pytestmark = pytest.mark.benchmark

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from relucheck import data
-from relucheck.executors import Split
 from relucheck.numerics.determinism import deterministic
-from relucheck.stacking import StackedExecutor
-from relucheck.training import _unfilled
-from relucheck.training_settings import Precision
+from relucheck.training.engine import _unfilled
+from relucheck.training.forking import Split
+from relucheck.training.settings import Precision
+from relucheck.training.stacked import StackedExecutor
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned
 
 PRECISIONS = ("float32", "float32 tf32", "bfloat16", "bfloat16 product")

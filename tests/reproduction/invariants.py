@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 from relucheck.scenarios import Scenario
-from relucheck.training_settings import MemberResult, Result
+from relucheck.training.result import MemberResult, Result
 from relucheck.training_summary import Reproduction
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from relucheck.training_settings import Distances, Epoch, Member, MemberResult, Result, Settings
+from relucheck.training.result import Distances, Epoch, MemberResult, Result
+from relucheck.training.settings import Member, Settings
 
 VERSIONS = {"relucheck": "0", "torch": "0", "python": "0"}
 

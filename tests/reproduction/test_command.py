@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import checkpoints, reproduce, scenarios, training
+from relucheck import reproduce, scenarios
 from relucheck.__main__ import FAILED, INTERRUPTED, NO_TARGET, OK, STOPPED, USAGE, main
-from relucheck.training_settings import Result, Settings
+from relucheck.training import checkpoints
+from relucheck.training import engine as training_engine
+from relucheck.training.result import Result
+from relucheck.training.settings import Settings
 from tests.reproduction import made
 
 Trainer = Callable[..., Result]
@@ -176,12 +179,12 @@ def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: 
     ("error", "code", "message"),
     [
         (
-            training.Interrupted("interrupted in epoch 2 of 3; run the same again to resume there"),
+            training_engine.Interrupted("interrupted in epoch 2 of 3; run the same again to resume there"),
             INTERRUPTED,
             "epoch 2 of 3",
         ),
         (KeyboardInterrupt(), INTERRUPTED, "the same command goes on from the last checkpoint"),
-        (training.DeviceError("no memory left on cuda for 100 members"), NO_TARGET, "no memory left on cuda"),
+        (training_engine.DeviceError("no memory left on cuda for 100 members"), NO_TARGET, "no memory left on cuda"),
         (checkpoints.CheckpointError("could not write x (3 bytes): no space left"), STOPPED, "no space left"),
     ],
     ids=["interrupted", "control-c", "memory", "disk"],

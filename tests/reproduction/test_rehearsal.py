@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from relucheck.scenarios import SCENARIOS
-from relucheck.training import train
-from relucheck.training_settings import Settings
+from relucheck.training.engine import train
+from relucheck.training.settings import Settings
 from relucheck.training_summary import kernel
 from tests.reproduction import invariants
 

@@ -12,8 +12,9 @@ import pytest
 from relucheck import training_claims, training_figures, training_summary, training_tables
 from relucheck.results.tables import render
 from relucheck.scenarios import SCENARIOS, Comparison
+from relucheck.training.result import Result
+from relucheck.training.settings import Member
 from relucheck.training_report import optimiser, report, summary
-from relucheck.training_settings import Member, Result
 from relucheck.training_summary import Reproduction
 from tests.reproduction import invariants, made
 

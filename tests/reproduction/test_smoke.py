@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from relucheck import members, training
 from relucheck.reproduce import ReproductionError, read, reproduce
 from relucheck.scenarios import SCENARIOS, Scenario
-from relucheck.training_settings import MemberResult, Result, Settings
+from relucheck.training import engine, model
+from relucheck.training.result import MemberResult, Result
+from relucheck.training.settings import Settings
 from relucheck.training_summary import Reproduction
 from tests.reproduction import invariants
 
@@ -79,12 +80,12 @@ def _hitting_settings() -> Settings:
 
 def test_rules_differ(smoke: Smoke) -> None:
     invariants.rules_differ(_result(smoke("E2"), HITTING))
-    invariants.rules_differ(training.train(_hitting_settings(), progress=False))
+    invariants.rules_differ(engine.train(_hitting_settings(), progress=False))
 
 
 def _always(rule: str) -> Any:
     """The correction at a member's hits with one rule for all."""
-    original = members._at_hits
+    original = model._at_hits
 
     def at_hits(module: Any, *rest: Any) -> Any:
         before = module.switch.choice
@@ -99,8 +100,8 @@ def _always(rule: str) -> Any:
 
 @pytest.mark.parametrize("rule", ["injected", "chain"], ids=["chain rule dropped", "injected rule made right"])
 def test_a_fault_in_a_rule_is_found(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(members, "_at_hits", _always(rule))
-    result = training.train(_hitting_settings(), progress=False)
+    monkeypatch.setattr(model, "_at_hits", _always(rule))
+    result = engine.train(_hitting_settings(), progress=False)
     with pytest.raises(AssertionError):
         invariants.rules_differ(result)
 
@@ -130,7 +131,7 @@ def _counting(calls: list[str], stop_at: int | None = None) -> Callable[..., Res
         calls.append(Path(options["folder"]).name)
         if len(calls) == stop_at:
             raise BrokenOff
-        return training.train(settings, **options)
+        return engine.train(settings, **options)
 
     return trainer
 

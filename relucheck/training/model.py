@@ -24,7 +24,7 @@ from relucheck.numerics.bits import find, has_value
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import compute_dtype
 from relucheck.numerics.emulation import emulate
-from relucheck.training_settings import Settings
+from relucheck.training.settings import Settings
 
 _RULES: Final = {"relu": rules.RELU, "relu6": rules.RELU6, "leaky_relu": rules.LEAKY_RELU}
 _SLOPE: Final = 0.01
@@ -105,8 +105,8 @@ class Kinked(nn.Module):
             return result_of(x, self.slope)
         if forward_ad._current_level >= 0:
             raise RuntimeError(
-                "relucheck.members.Kinked serves reverse mode, in which members are trained; forward mode would take "
-                "torch's own subgradient: use relucheck.ReLU"
+                "relucheck.training.model.Kinked serves reverse mode, in which members are trained; forward mode would "
+                "take torch's own subgradient: use relucheck.ReLU"
             )
         # coordinates, not a mask: hits are rare; on accelerators this waits for the device, see the stacked executor
         hits = [_hits(x.detach(), at) for at in self.rule.kinks]

@@ -19,12 +19,14 @@ from typing import Any, Final, Protocol
 import torch
 import torch.utils.deterministic
 
-from relucheck import __version__, checkpoints, data
-from relucheck.executors import ForkingExecutor, Split
+from relucheck import __version__, data
 from relucheck.numerics.determinism import deterministic
 from relucheck.results.progress import Progress
-from relucheck.stacking import StackedExecutor
-from relucheck.training_settings import MemberResult, Result, Settings, SettingsError
+from relucheck.training import checkpoints
+from relucheck.training.forking import ForkingExecutor, Split
+from relucheck.training.result import MemberResult, Result
+from relucheck.training.settings import Settings, SettingsError
+from relucheck.training.stacked import StackedExecutor
 
 EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
 #: What torch says where memory ran out and the error is of no class of its own: the CPU, cuBLAS, CUDA.
@@ -45,7 +47,7 @@ class DeviceError(RuntimeError):
 
 
 class Executor(Protocol):
-    """What runs the members of one group of seeds; see :class:`relucheck.executors.ForkingExecutor`."""
+    """What runs the members of one group of seeds; see :class:`relucheck.training.forking.ForkingExecutor`."""
 
     name: str
     results: dict[int, MemberResult]
@@ -86,8 +88,8 @@ def train(
         SettingsError: for an unknown executor, or more samples than the data has.
         DeviceError: for a device that is not there or has too little memory; names the sizes and the fix.
         relucheck.data.DataError: for a data root without the data.
-        relucheck.checkpoints.CheckpointError: for a full disk, and for a checkpoint or result of other settings, device,
-            executor or versions.
+        relucheck.training.checkpoints.CheckpointError: for a full disk, and for a checkpoint or result of other settings,
+            device, executor or versions.
         Interrupted: on control-C, a KeyboardInterrupt.
     """
     place = _device(device)

@@ -22,13 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.executors import Split, autocast, finite_or_none
-from relucheck.members import Clock, Kinked, SharedDropout, Switch, build, layers, stream
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
-from relucheck.stacked_layers import StackedKinked, batch_norm, linear_apart
-from relucheck.stacked_optimisers import Scaled, make
-from relucheck.training_settings import Epoch, MemberResult, Settings
+from relucheck.training.forking import Split, autocast, finite_or_none
+from relucheck.training.model import Clock, Kinked, SharedDropout, Switch, build, layers, stream
+from relucheck.training.optimisers import Scaled, make
+from relucheck.training.result import Epoch, MemberResult
+from relucheck.training.settings import Settings
+from relucheck.training.stacked_layers import StackedKinked, batch_norm, linear_apart
 
 _ELEMENTS = 2**25  # of one layer's activations when evaluating, over all members
 _SERVED = (nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
@@ -43,7 +44,7 @@ class StackedExecutor:
         train, test: the data, on the device.
         device: where.
         alone: whether linear layers are computed member by member, by ``nn.Linear``'s own kernels; None: as
-            :meth:`relucheck.training_settings.Precision.alone_on` says for the device.
+            :meth:`relucheck.training.settings.Precision.alone_on` says for the device.
 
     Raises:
         TypeError: for a model with a module that cannot be stacked.

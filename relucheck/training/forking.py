@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.flat import Flat, make_optimiser, same_as_apart
-from relucheck.measures import Ruler, same_gradients
-from relucheck.members import Choice, Clock, Switch, build, layers, stream
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype
-from relucheck.training_settings import Epoch, Member, MemberResult, Settings
+from relucheck.training.flat import Flat, make_optimiser, same_as_apart
+from relucheck.training.model import Choice, Clock, Switch, build, layers, stream
+from relucheck.training.result import Epoch, MemberResult
+from relucheck.training.settings import Member, Settings
 
 _EVALUATED: Final = 1024  # about so many images at once
 
@@ -64,7 +64,9 @@ class Branch:
         self.settings, self.device, self.model, self.members = settings, device, model, members
         self.layers = layers(model)
         if not self.layers:
-            raise TypeError(f"{type(model).__name__} has no relucheck.members.Kinked, at which members differ; add one")
+            raise TypeError(
+                f"{type(model).__name__} has no relucheck.training.model.Kinked, at which members differ; add one"
+            )
         self.switch = self.layers[0].switch
         self.flat = Flat(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -180,7 +182,8 @@ class ForkingExecutor:
     members whose gradients differ in any bit, the sign of a zero included, go separate ways. So every member's run is the
     one that it would have by itself, bit for bit. The control is never merged: it is computed again from the start.
 
-    Serves any model whose activations are :class:`relucheck.members.Kinked` on one :class:`relucheck.members.Switch`.
+    Serves any model whose activations are :class:`relucheck.training.model.Kinked` on one
+    :class:`relucheck.training.model.Switch`.
 
     Args:
         settings: of the comparison.
@@ -188,7 +191,7 @@ class ForkingExecutor:
         train, test: the data, on the device.
         device: where.
         apart: run every member by itself from the start, to prove the above.
-        model: makes the model; unless given the fully connected one, :func:`relucheck.members.build`.
+        model: makes the model; unless given the fully connected one, :func:`relucheck.training.model.build`.
 
     Raises:
         TypeError: for a model without a Kinked.
@@ -339,3 +342,38 @@ class ForkingExecutor:
             branch = self._branch(list(content["members"]))
             branch.load(content)
             self.branches.append(branch)
+
+
+class Ruler:
+    """L1 and L2 norm and sum of differences to one reference, accumulated in float64."""
+
+    def __init__(self, reference: Tensor) -> None:
+        self._reference = _wide(reference)
+
+    def measure(self, values: Tensor) -> tuple[float, float, float]:
+        """(L1, L2, absolute value of the summed difference). Reads the values."""
+        difference = _wide(values).sub_(self._reference)
+        total, l2 = difference.sum().abs(), torch.dot(difference, difference).sqrt()
+        l1 = difference.abs_().sum()  # a sixth of the time of torch.linalg.vector_norm(difference, 1)
+        first, second, third = torch.stack((l1, l2, total)).tolist()
+        return first, second, third
+
+
+def _wide(values: Tensor) -> Tensor:
+    # by way of float32: torch converts 16-bit tensors to float64 one by one
+    return (
+        values.float().double()
+        if values.element_size() == 2
+        else values.double()
+        if values.element_size() == 4
+        else values.clone()
+    )
+
+
+def same_gradients(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether two lists of gradients hold the same bits, signs of zeros included: an optimiser could tell them apart."""
+    return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in _contiguous(a, b))
+
+
+def _contiguous(a: list[Tensor], b: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((x.contiguous(), y.contiguous()) for x, y in zip(a, b, strict=True))

@@ -2,7 +2,7 @@
 
 An optimiser works element by element, so one tensor or many should make no difference in any bit. Kernels may treat the
 body and the tail of a tensor differently, though, so :func:`same_as_apart` proves it where it is used, on the device, dtype
-and sizes at hand, and :class:`relucheck.executors.Branch` steps every parameter by itself where the proof fails.
+and sizes at hand, and :class:`relucheck.training.forking.Branch` steps every parameter by itself where the proof fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.numerics.determinism import generator
-from relucheck.training_parts import Optimiser
+from relucheck.training.parts import Optimiser
 
 _ALIGNMENT: Final = 64  # bytes, as torch aligns what it allocates: kernels may round differently on other alignments
 _STEPS: Final = 4  # of the proof: moments of 0, then of every size

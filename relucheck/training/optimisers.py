@@ -16,10 +16,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.flat import make_optimiser, trial_values
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
-from relucheck.training_settings import Optimiser, Settings
+from relucheck.training.flat import make_optimiser, trial_values
+from relucheck.training.settings import Optimiser, Settings
 
 _GROWTH: Final = 2000  # steps without overflow after which the scale doubles, as torch.amp.GradScaler's
 _STEPS: Final = 4  # of the proof: moments of 0, then of every size

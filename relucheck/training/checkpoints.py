@@ -11,7 +11,8 @@ from typing import Any, Final
 import torch
 
 from relucheck.results.files import write_atomically
-from relucheck.training_settings import SCHEMA, Result, Settings
+from relucheck.training.result import Result
+from relucheck.training.settings import SCHEMA, Settings
 
 CHECKPOINT: Final = "checkpoint.pt"
 RESULT: Final = "result.json"

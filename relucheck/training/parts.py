@@ -156,7 +156,7 @@ class Precision:
     def alone_on(self, device: str) -> bool:
         """Whether stacked members' products are made one member at a time on a kind of device: 16-bit ones on CUDA.
 
-        Batched 16-bit GEMMs heed no switch there, see :mod:`relucheck.stacking`.
+        Batched 16-bit GEMMs heed no switch there, see :mod:`relucheck.training.stacked`.
         """
         narrow = self.mixed is not None or (self.torch_dtype.itemsize == 2 and self.emulation is None)
         return device == "cuda" and narrow
