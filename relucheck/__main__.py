@@ -1,5 +1,5 @@
 """``relucheck kinks TARGET`` and ``relucheck check TARGET``: the gate without pytest; ``relucheck reproduce SCENARIO``: the
-published experiments. The work is :mod:`relucheck.gate.run`'s and :mod:`relucheck.reproduce`'s.
+published experiments. The work is :mod:`relucheck.gate.run`'s and :mod:`relucheck.reproduction.run`'s.
 
 Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, the kink table drifted, or a comparison is void,
 as its control differed; 2 the command line, the configuration, a kink table to compare with or a results folder cannot be
@@ -36,8 +36,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _scenarios() -> str:
-    from relucheck.scenarios import EXTERNAL, SCENARIOS
-    from relucheck.training_cost import lines
+    from relucheck.reproduction.cost import lines
+    from relucheck.reproduction.experiments.mlp import EXTERNAL, SCENARIOS
 
     titles = {**{name: found.title for name, found in SCENARIOS.items()}, **{n: e.title for n, e in EXTERNAL.items()}}
     return "\n".join(
@@ -214,8 +214,8 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
 
 def _reproduce(arguments: argparse.Namespace) -> int:
     from relucheck.data import DataError
-    from relucheck.reproduce import ReproductionError, reproduce
-    from relucheck.scenarios import Scenario, ScenarioError
+    from relucheck.reproduction.run import ReproductionError, reproduce
+    from relucheck.reproduction.scenario import Scenario, ScenarioError
     from relucheck.training.checkpoints import CheckpointError
     from relucheck.training.engine import DeviceError
 
@@ -250,8 +250,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if made.text is not None:
         print(made.text)
         return OK
+    from relucheck.reproduction.report.tables import LEGEND, rich_outcomes, rich_tables
     from relucheck.results.tables import render
-    from relucheck.training_tables import LEGEND, rich_outcomes, rich_tables
 
     assert isinstance(made.scenario, Scenario)
     width = _width()

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import data, explained
+from relucheck import data
 from relucheck.activations import functional
 from relucheck.activations import modules as activations_modules
 from relucheck.bifurcation import explain as room
@@ -34,6 +34,7 @@ from relucheck.numerics.bits import differs
 from relucheck.numerics.determinism import deterministic, generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.numerics.emulation import Emulation, emulate
+from relucheck.reproduction.experiments import explained
 
 Y = torch.tensor([1])
 #: A product of these two is lost beside 1 in every dtype and in float32 accumulation.

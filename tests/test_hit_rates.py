@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relucheck import data, hit_report
+from relucheck import data
 from relucheck.errors import ModelError
 from relucheck.hits import plans as hits_plans
 from relucheck.hits import rates, validation
@@ -26,6 +26,7 @@ from relucheck.networks.architecture import Architecture, draw
 from relucheck.networks.convnets import ConvNet, ResidualNet
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.emulation import Emulation, emulate
+from relucheck.reproduction.experiments import hit_rates
 
 TORCH = {
     "bfloat16": torch.bfloat16,
@@ -486,36 +487,36 @@ def few_cells() -> list[Cell]:
 
 
 def test_tables() -> None:
-    rows = hit_report.agreement_rows(few_cells())
+    rows = hit_rates.agreement_rows(few_cells())
     assert [row[0] for row in rows] == ["arithmetic", "float16", "float64"]
     assert rows[1][3:6] == ("32", "1.6", "41.5")
     assert rows[2][6] == "-"
-    text = hit_report.markdown(rows)
+    text = hit_rates.markdown(rows)
     assert text.splitlines()[1].count("---") == len(rows[0])
-    shapes = hit_report.shape_rows(few_cells())
+    shapes = hit_rates.shape_rows(few_cells())
     assert shapes[1][1] == "12: 0.96"
-    assert hit_report.rich_table("t", rows).row_count == 2
+    assert hit_rates.rich_table("t", rows).row_count == 2
 
 
 @pytest.mark.parametrize("remark", ["", "Two runs, put together: so it is."])
 def test_results_are_written_whole_and_read_again(tmp_path: Path, remark: str) -> None:
     path = tmp_path / "hit_rates.json"
-    results = hit_report.Results(few_cells(), 3.0, remark)
+    results = hit_rates.Results(few_cells(), 3.0, remark)
     path.write_text(results.json())
-    assert hit_report.read_results(path) == results
+    assert hit_rates.read_results(path) == results
     content = json.loads(results.json())
     del content["remark"]  # as earlier versions wrote it
     path.write_text(json.dumps(content))
-    assert hit_report.read_results(path) == dataclasses.replace(results, remark="")
+    assert hit_rates.read_results(path) == dataclasses.replace(results, remark="")
     path.write_text(json.dumps({**content, "schema": 99}))
-    with pytest.raises(hit_report.ReportError, match="schema 99, this version reads 1"):
-        hit_report.read_results(path)
+    with pytest.raises(hit_rates.ReportError, match="schema 99, this version reads 1"):
+        hit_rates.read_results(path)
     path.write_text(json.dumps({**content, "remark": 3}))
-    with pytest.raises(hit_report.ReportError, match="remark 3 is no text"):
-        hit_report.read_results(path)
+    with pytest.raises(hit_rates.ReportError, match="remark 3 is no text"):
+        hit_rates.read_results(path)
     path.write_text("{")
-    with pytest.raises(hit_report.ReportError, match="holds no results"):
-        hit_report.read_results(path)
+    with pytest.raises(hit_rates.ReportError, match="holds no results"):
+        hit_rates.read_results(path)
 
 
 COMMITTED = Path(__file__).parents[1] / "reports" / "volume"
@@ -524,22 +525,22 @@ COMMITTED = Path(__file__).parents[1] / "reports" / "volume"
 @pytest.mark.skipif(not (COMMITTED / "hit_rates.json").exists(), reason="the reports are not part of this source tree")
 def test_the_committed_report_is_the_templates() -> None:
     """Written by the command and not by hand: what does not depend on this machine is as the command writes it."""
-    found = hit_report.read_results(COMMITTED / "hit_rates.json")
+    found = hit_rates.read_results(COMMITTED / "hit_rates.json")
     heading = [("heading",)]
-    written = hit_report.report(found, [], heading)  # type: ignore[arg-type]
+    written = hit_rates.report(found, [], heading)  # type: ignore[arg-type]
     page = (COMMITTED / "hit_rates.md").read_text()
     begin, end = "## Validation", "### What this CPU's linear layers do"
     assert found.remark
     theirs, ours = (text[text.index(begin) : text.index(end)].splitlines() for text in (page, written))
     assert [one for one, other in zip(theirs, ours, strict=False) if one != other] == []
     assert len(theirs) == len(ours)
-    for part in (hit_report._NOTES.strip(), f"took {found.seconds:,.0f} s of CPU time", "writes this file"):
+    for part in (hit_rates._NOTES.strip(), f"took {found.seconds:,.0f} s of CPU time", "writes this file"):
         assert part in page
 
 
 def test_the_figure_is_a_png() -> None:
     pytest.importorskip("matplotlib")
-    assert hit_report.figure(few_cells()).startswith(b"\x89PNG")
+    assert hit_rates.figure(few_cells()).startswith(b"\x89PNG")
 
 
 def test_emulated_networks_keep_their_hits_out_of_the_prediction() -> None:

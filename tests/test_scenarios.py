@@ -8,10 +8,12 @@ import re
 
 import pytest
 
-from relucheck import scenarios, training_cost
-from relucheck.scenarios import SCALES, SCENARIOS, External, Scenario, ScenarioError, find
+from relucheck.reproduction import cost
+from relucheck.reproduction.cost import expected_seconds, in_words
+from relucheck.reproduction.experiments import mlp
+from relucheck.reproduction.experiments.mlp import SCENARIOS, find
+from relucheck.reproduction.scenario import SCALES, External, Scenario, ScenarioError
 from relucheck.training.settings import Optimiser, Settings
-from relucheck.training_cost import expected_seconds, in_words
 
 ALL = [(name, scale) for name in SCENARIOS for scale in SCALES]
 
@@ -128,7 +130,7 @@ def test_published_runs_use_torchs_default_optimiser(name: str, scale: str) -> N
 def test_a_processor_without_bfloat16_takes_longer_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     found, seconds = _by_name("E2", "cpu"), {}
     for has in (True, False):
-        monkeypatch.setattr(training_cost, "has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr(cost, "has_bfloat16", lambda has=has: has)
         seconds[has] = {name: expected_seconds(settings) for name, settings in found.items()}
     assert {name for name in found if seconds[True][name] != seconds[False][name]} == {"bfloat16", "bfloat16-15-epochs"}
     assert (seconds[False]["bfloat16"] or 0) > 5 * (seconds[True]["bfloat16"] or 0)
@@ -136,7 +138,7 @@ def test_a_processor_without_bfloat16_takes_longer_where_it_is_native(monkeypatc
 
 def test_expected_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps times milliseconds, and a positive time for every comparison of scale cpu."""
-    monkeypatch.setattr(training_cost, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(cost, "has_bfloat16", lambda: True)
     found = _by_name("E2", "cpu")
     assert expected_seconds(found["float32"]) == pytest.approx(0.030 * 469 * 50 * 3)
     assert expected_seconds(found["bfloat16-split-k-4-15-epochs"]) == pytest.approx(0.074 * 469 * 15 * 5)
@@ -255,12 +257,12 @@ def test_only_of_something_unknown() -> None:
 
 
 def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenarios, "EXTERNAL", {})
+    monkeypatch.setattr(mlp, "EXTERNAL", {})
     external = External("E4", "volumes", "nowhere")
-    assert scenarios.register(external) is external
-    assert scenarios.register(external) is external  # a module may be imported twice
+    assert mlp.register(external) is external
+    assert mlp.register(external) is external  # a module may be imported twice
     assert find("e4") is external
     with pytest.raises(ScenarioError, match="'E4' exists already"):
-        scenarios.register(External("E4", "something else", "nowhere"))
+        mlp.register(External("E4", "something else", "nowhere"))
     with pytest.raises(ScenarioError, match="'E2' exists already"):
-        scenarios.register(External("E2", "something else", "nowhere"))
+        mlp.register(External("E2", "something else", "nowhere"))

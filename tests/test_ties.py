@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relucheck import data, tie_volume
+from relucheck import data
 from relucheck.activations import pooling
 from relucheck.activations.pooling import MaxPool2d, PoolingError, Windows, set_pooling, tied_maxima
 from relucheck.bifurcation.decide import ZoneDataError
@@ -24,6 +24,7 @@ from relucheck.networks.lenet import ORDERS, LeNet, draw
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.dtypes import DTYPES
+from relucheck.reproduction.experiments import ties as experiments_ties
 from relucheck.volume.ties import decide, different_inputs, equal_in_float64, ties
 
 Gradient = Callable[[nn.MaxPool2d, Tensor, Tensor], Tensor]
@@ -400,7 +401,7 @@ def test_bad_input() -> None:
     with pytest.raises(ZoneDataError, match="empty"):
         decide(LeNet(), inputs[:0], targets[:0])
     with pytest.raises(ZoneDataError, match="draws=0"):
-        tie_volume.volume(inputs, targets, draws=0)
+        experiments_ties.volume(inputs, targets, draws=0)
     with pytest.raises(ModelError, match="order="):
         LeNet("pool")  # type: ignore[arg-type]
     broken = LeNet()
@@ -431,10 +432,10 @@ def test_a_network_without_a_tie_needs_no_graph(monkeypatch: pytest.MonkeyPatch)
 
 def test_volume_and_its_table() -> None:
     inputs, targets = digits(torch.bfloat16, 32)
-    found = tie_volume.volume(inputs, targets, draws=2, batch_size=16)
+    found = experiments_ties.volume(inputs, targets, draws=2, batch_size=16)
     assert (found.draws, found.inside, found.windows) == (2, 2, 2 * 16 * (6 * 196 + 16 * 25))
     assert 0 < found.different < found.matter <= found.tied
-    text = tie_volume.table([found])
+    text = experiments_ties.table([found])
     assert "| bfloat16 | relu-pool | 2 | 2 (0.158 to 1.000) |" in text
 
 

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from relucheck import published, volume_figures, volume_scenario, volume_tables
-from relucheck.published import PublishedCell
+from relucheck.reproduction import published
+from relucheck.reproduction.experiments import volumes
+from relucheck.reproduction.published import PublishedCell
+from relucheck.reproduction.report import volume_figures, volume_tables
+from relucheck.reproduction.report.volumes import SWEEP_TITLES, Entry, Line, Report
 from relucheck.results import proportions
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store
@@ -23,7 +26,6 @@ from relucheck.volume.cell import columns
 from relucheck.volume.compensation import Split
 from relucheck.volume.estimate import Cell, Draw, Estimate, StoreError, VolumeError
 from relucheck.volume.workers import Step
-from relucheck.volume_report import SWEEP_TITLES, Entry, Line, Report
 
 # ---------------------------------------------------------------- published figures
 
@@ -56,7 +58,7 @@ def test_the_releases_did_not_compute_float64_by_depth() -> None:
 
 @pytest.mark.parametrize("scale", ["full", "cpu"])
 def test_every_published_figure_has_its_cell(scale: str) -> None:
-    entries = volume_scenario.entries(scale)
+    entries = volumes.entries(scale)
     assert {entry.published for entry in entries} - {None} == set(published.volume_cells())
     for entry in entries:
         cell, theirs = entry.cell, entry.published
@@ -78,7 +80,7 @@ def test_every_published_figure_has_its_cell(scale: str) -> None:
 
 
 def test_full_scale_has_the_published_draws_and_both_arithmetics() -> None:
-    entries = volume_scenario.entries("full")
+    entries = volumes.entries("full")
     assert all(entry.cell.draws == {"B21": 1000, "R22": 100}[entry.source] for entry in entries)
     columns = {(entry.source, entry.varied, entry.x) for entry in entries}
     for arithmetic in ("float16", "float16 strict", "bfloat16", "bfloat16 strict", "float32", "float32 TF32", "float64"):
@@ -86,12 +88,12 @@ def test_full_scale_has_the_published_draws_and_both_arithmetics() -> None:
 
 
 def test_the_cpu_scale_fits_its_budget_and_favours_float32() -> None:
-    cells = volume_scenario.cells("cpu")
-    spent = sum(cell.draws * volume_scenario.seconds(cell) + volume_scenario._CELL for cell in cells)
-    assert 0.95 * volume_scenario._BUDGET < spent <= volume_scenario._BUDGET
+    cells = volumes.cells("cpu")
+    spent = sum(cell.draws * volumes.seconds(cell) + volumes._CELL for cell in cells)
+    assert 0.95 * volumes._BUDGET < spent <= volumes._BUDGET
     # measured on two cores: 1,406 s of computing (modelled as 1,500 s) took 795 s by the clock, splits and figures included
     assert spent * 795 / 1406 < 15 * 60
-    most = {(entry.cell.name, {"B21": 1000, "R22": 100}[entry.source]) for entry in volume_scenario.entries("cpu")}
+    most = {(entry.cell.name, {"B21": 1000, "R22": 100}[entry.source]) for entry in volumes.entries("cpu")}
     assert {name for name, _ in most} == {cell.name for cell in cells}
     draws = {cell.name: cell.draws for cell in cells}
     assert all(10 <= draws[name] <= limit for name, limit in most)
@@ -105,15 +107,15 @@ def test_the_cpu_scale_fits_its_budget_and_favours_float32() -> None:
 
 
 def test_the_most_expensive_cells_come_first_and_each_once() -> None:
-    cells = volume_scenario.cells("cpu")
-    costs = [cell.draws * volume_scenario.seconds(cell) for cell in cells]
+    cells = volumes.cells("cpu")
+    costs = [cell.draws * volumes.seconds(cell) for cell in cells]
     assert costs == sorted(costs, reverse=True)
-    assert len({cell.name for cell in cells}) == len(cells) < len(volume_scenario.entries("cpu"))
+    assert len({cell.name for cell in cells}) == len(cells) < len(volumes.entries("cpu"))
 
 
 def test_an_unknown_scale_is_refused() -> None:
     with pytest.raises(VolumeError, match=r"E4: unknown scale 'huge'; use one of full, cpu, smoke"):
-        volume_scenario.entries("huge")
+        volumes.entries("huge")
 
 
 # ---------------------------------------------------------------- smoke, as CI runs it
@@ -123,15 +125,15 @@ def test_an_unknown_scale_is_refused() -> None:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The smoke scale, run once, and the text that it printed."""
     folder = tmp_path_factory.mktemp("E4") / "E4-smoke"
-    return folder, volume_scenario.run("smoke", folder, device="cpu", progress=False)
+    return folder, volumes.run("smoke", folder, device="cpu", progress=False)
 
 
 def test_smoke_fills_every_table(smoke: tuple[Path, str]) -> None:
     folder, text = smoke
     rows = json.loads((folder / "E4.json").read_text())["rows"]
-    entries = volume_scenario.entries("smoke")
+    entries = volumes.entries("smoke")
     assert [(row["source"], row["varied"], row["x"]) for row in rows] == [(e.source, e.varied, e.x) for e in entries]
-    assert len(list((folder / "cells").iterdir())) == len(volume_scenario.cells("smoke"))
+    assert len(list((folder / "cells").iterdir())) == len(volumes.cells("smoke"))
     for row in rows:
         assert row["bifurcated"] + row["agree"] + row["non_finite"] == row["draws"] == 4
         assert row["low"] <= row["share"] <= row["high"]
@@ -156,17 +158,17 @@ def test_a_second_smoke_run_computes_nothing(smoke: tuple[Path, str], monkeypatc
 
     monkeypatch.setattr(volume_estimate, "_engine", refuse)
     before = [(smoke[0] / name).read_text() for name in ("E4.md", "E4.json")]  # with the seconds that it took
-    assert volume_scenario.run("smoke", smoke[0], device="cpu", progress=False) == smoke[1]
+    assert volumes.run("smoke", smoke[0], device="cpu", progress=False) == smoke[1]
     assert [(smoke[0] / name).read_text() for name in ("E4.md", "E4.json")] == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"scale": "cpu", "wall_s": 5}', '{"scale": "smoke"}'])
 def test_only_the_seconds_of_the_same_scale_are_kept(tmp_path: Path, text: str) -> None:
-    assert volume_scenario._earlier_wall_s(tmp_path, "smoke") is None
+    assert volumes._earlier_wall_s(tmp_path, "smoke") is None
     (tmp_path / "E4.json").write_text(text)
-    assert volume_scenario._earlier_wall_s(tmp_path, "smoke") is None
+    assert volumes._earlier_wall_s(tmp_path, "smoke") is None
     (tmp_path / "E4.json").write_text('{"scale": "smoke", "wall_s": 5}')
-    assert volume_scenario._earlier_wall_s(tmp_path, "smoke") == 5.0
+    assert volumes._earlier_wall_s(tmp_path, "smoke") == 5.0
 
 
 def test_a_resumed_run_counts_only_its_own_draws_for_the_rate(
@@ -174,7 +176,7 @@ def test_a_resumed_run_counts_only_its_own_draws_for_the_rate(
 ) -> None:
     """What an earlier sitting decided is done from the start, and never advances the bar."""
     shutil.copytree(smoke[0], tmp_path / "E4")
-    first, second = volume_scenario.cells("smoke")[:2]
+    first, second = volumes.cells("smoke")[:2]
     store = Store(tmp_path / "E4" / "cells")
     store.finished_path(first.name).unlink()
     content = json.loads(store.finished_path(second.name).read_text())
@@ -192,8 +194,8 @@ def test_a_resumed_run_counts_only_its_own_draws_for_the_rate(
             made.append((self._total, self._first, self._done))
 
     monkeypatch.setattr("relucheck.results.progress.Progress", Counting)
-    volume_scenario.run("smoke", tmp_path / "E4", device="cpu")
-    total = sum(cell.draws for cell in volume_scenario.cells("smoke"))
+    volumes.run("smoke", tmp_path / "E4", device="cpu")
+    total = sum(cell.draws for cell in volumes.cells("smoke"))
     assert made[0] == (total, total - first.draws - (second.draws - 3), total)
     # the resumed cell is what it was
     again = json.loads(store.finished_path(second.name).read_text())["result"]
@@ -219,7 +221,7 @@ def test_a_folder_of_another_run_is_not_overwritten(smoke: tuple[Path, str]) -> 
     path.write_text(changed)
     try:
         with pytest.raises(StoreError, match=r"has schema version 2, this relucheck reads 1"):
-            volume_scenario.run("smoke", smoke[0], device="cpu", progress=False)
+            volumes.run("smoke", smoke[0], device="cpu", progress=False)
         assert path.read_text() == changed
     finally:
         path.write_text(kept)
@@ -228,7 +230,7 @@ def test_a_folder_of_another_run_is_not_overwritten(smoke: tuple[Path, str]) -> 
 def test_progress_names_the_cell_and_counts_draws() -> None:
     advanced: list[tuple[int, str]] = []
     lines: list[str] = []
-    listen = volume_scenario._listener(lambda draws, note: advanced.append((draws, note)), lines.append, 2)
+    listen = volumes._listener(lambda draws, note: advanced.append((draws, note)), lines.append, 2)
     cell = Cell(draws=3)
     for step in (Step(cell, 2), Step(cell, 1), Step(cell, finished=True), Step(cell, 3)):
         listen(step)

@@ -131,12 +131,12 @@ def test_control_c_in_the_import_of_a_target(tmp_path):
 
 def test_control_c_that_a_reproduction_loses(tmp_path, monkeypatch, capsys):
     """Python 3.11 makes a RuntimeError of it where it comes in a ``__set_name__``, as in what torch imports lazily."""
-    from relucheck import reproduce
+    from relucheck.reproduction import run as reproduction_run
 
     def run(*arguments, **options):
         hostile.turns_an_interrupt(torch.ones(1))
 
-    monkeypatch.setattr(reproduce, "reproduce", run)
+    monkeypatch.setattr(reproduction_run, "reproduce", run)
     assert main(["reproduce", "E1", "--scale", "smoke", "--out", str(tmp_path)]) == INTERRUPTED
     assert "interrupted; the same command goes on from the last checkpoint" in capsys.readouterr().err
 

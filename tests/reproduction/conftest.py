@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relucheck.reproduce import reproduce
-from relucheck.training_summary import Reproduction
+from relucheck.reproduction.report.summary import Reproduction
+from relucheck.reproduction.run import reproduce
 
 #: A rehearsal takes a few steps of each comparison; the trainings take a million, the volumes draw 149,200 networks.
 _LAST = ("test_full.py", "test_full_e4.py")

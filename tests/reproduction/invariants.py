@@ -6,9 +6,9 @@ import json
 import struct
 from pathlib import Path
 
-from relucheck.scenarios import Scenario
+from relucheck.reproduction.report.summary import Reproduction
+from relucheck.reproduction.scenario import Scenario
 from relucheck.training.result import MemberResult, Result
-from relucheck.training_summary import Reproduction
 
 
 def control_is_identical(result: Result) -> None:

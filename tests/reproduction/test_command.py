@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck import reproduce, scenarios
 from relucheck.__main__ import FAILED, INTERRUPTED, NO_TARGET, OK, STOPPED, USAGE, main
+from relucheck.reproduction import run as reproduction_run
+from relucheck.reproduction import scenario as reproduction_scenario
+from relucheck.reproduction.experiments import mlp
 from relucheck.training import checkpoints
 from relucheck.training import engine as training_engine
 from relucheck.training.result import Result
@@ -39,10 +41,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, figures: bool = False) -> None:
-    options = dict(reproduce.reproduce.__kwdefaults__ or {})
-    monkeypatch.setattr(reproduce.reproduce, "__kwdefaults__", {**options, "trainer": trainer})
+    options = dict(reproduction_run.reproduce.__kwdefaults__ or {})
+    monkeypatch.setattr(reproduction_run.reproduce, "__kwdefaults__", {**options, "trainer": trainer})
     if not figures:
-        monkeypatch.setattr(reproduce, "_figures", lambda *arguments: [])
+        monkeypatch.setattr(reproduction_run, "_figures", lambda *arguments: [])
 
 
 def _run(*arguments: str) -> int:
@@ -74,8 +76,8 @@ def test_default_folder_and_scale(trained: list[str], tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert _run("E3", "--scale", "smoke") == OK
     assert (tmp_path / "relucheck-results" / "E3-smoke" / "report.md").is_file()
-    assert reproduce.default_scale("cpu") == "cpu"
-    assert reproduce.default_scale("cuda:1") == "full"
+    assert reproduction_run.default_scale("cpu") == "cpu"
+    assert reproduction_run.default_scale("cuda:1") == "full"
 
 
 def test_a_void_comparison_fails(
@@ -151,7 +153,7 @@ def test_a_folder_of_another_version(
 ) -> None:
     folder = tmp_path / "out"
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == OK
-    mark = folder / reproduce.MARK
+    mark = folder / reproduction_run.MARK
     mark.write_text(json.dumps({**json.loads(mark.read_text()), key: value}))
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == USAGE
     assert f"was made for {key} {value!r}, not " in capsys.readouterr().err
@@ -163,7 +165,7 @@ def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: 
     assert "holds other files and no scenario.json; choose another --out folder" in capsys.readouterr().err
     assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "thesis.tex")) == USAGE
     assert "is a file, or lies in one" in capsys.readouterr().err
-    mark = tmp_path / "marked" / reproduce.MARK
+    mark = tmp_path / "marked" / reproduction_run.MARK
     mark.parent.mkdir()
     mark.write_text("{broken")
     assert _run("E1", "--scale", "smoke", "--out", str(mark.parent)) == USAGE
@@ -221,7 +223,7 @@ def test_a_report_that_cannot_be_written(
 
     folder = tmp_path / "out"
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == OK
-    monkeypatch.setattr(reproduce, "write_atomically", full)
+    monkeypatch.setattr(reproduction_run, "write_atomically", full)
     assert _run("E1", "--scale", "smoke", "--out", str(folder)) == STOPPED
     assert "summary.json (No space left on device); free space" in capsys.readouterr().err
 
@@ -239,7 +241,7 @@ def test_a_file_in_the_place_of_the_figures(
     _use(monkeypatch, train, figures=True)
     folder = tmp_path / "out"
     out = ("E1", "--scale", "smoke", "--out", str(folder), "--only", "bfloat16")
-    reproduce.claim(folder, "E1", "smoke", "cpu", "forking")
+    reproduction_run.claim(folder, "E1", "smoke", "cpu", "forking")
     (folder / "figures").write_text("in the way")
     assert _run(*out) == STOPPED
     shown = capsys.readouterr().err
@@ -260,7 +262,7 @@ def test_any_other_file_error_is_one_line(
     def broken(*arguments: Any) -> None:
         raise PermissionError(13, "Permission denied", "somewhere")
 
-    monkeypatch.setattr(reproduce, "write", broken)
+    monkeypatch.setattr(reproduction_run, "write", broken)
     assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "float32") == STOPPED
     assert "relucheck: a file cannot be read or written: [Errno 13] Permission denied" in capsys.readouterr().err
 
@@ -298,7 +300,7 @@ def test_the_executor_reaches_the_engine_and_names_the_folder(
     assert _run(*one, "--executor", "serial") == USAGE
     assert "unknown executor 'serial'; known: forking, stacked" in capsys.readouterr().err
     assert _run("E4", "--scale", "smoke", "--executor", "stacked", "--out", str(tmp_path / "e4")) == USAGE
-    assert reproduce.usual_executor("cuda:0") == "stacked"
+    assert reproduction_run.usual_executor("cuda:0") == "stacked"
 
 
 def test_e3_leaves_a_stale_e2_folder_alone(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,7 +308,7 @@ def test_e3_leaves_a_stale_e2_folder_alone(trained: list[str], tmp_path: Path, c
     e2, e3 = tmp_path / "E2-smoke", tmp_path / "E3-smoke"
     one = ("--scale", "smoke", "--only", "float32")
     assert _run("E2", *one, "--out", str(e2)) == OK
-    mark = e2 / reproduce.MARK
+    mark = e2 / reproduction_run.MARK
     content = mark.read_text()
     mark.write_text(json.dumps({**json.loads(content), "scenario_version": 1}))
     assert _run("E3", *one, "--out", str(e3)) == OK
@@ -333,8 +335,8 @@ def test_an_external_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     module = types.ModuleType("relucheck_test_external")
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(scenarios, "EXTERNAL", {})
-    scenarios.register(scenarios.External("E4", "volumes", module.__name__))
+    monkeypatch.setattr(mlp, "EXTERNAL", {})
+    mlp.register(reproduction_scenario.External("E4", "volumes", module.__name__))
     folder = tmp_path / "out"
     assert _run("E4", "--scale", "smoke", "--out", str(folder), "--data-root", "somewhere") == OK
     assert asked == [("smoke", folder, "somewhere", "cpu", True)]
@@ -352,14 +354,14 @@ def test_help_names_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for needed in ("--scale", "--data-root", "--out", "--only", "--device", "--executor"):
         assert needed in shown
-    known = {**scenarios.SCENARIOS, **scenarios.EXTERNAL}
+    known = {**mlp.SCENARIOS, **mlp.EXTERNAL}
     assert {"E1", "E2", "E3", "E4"} <= set(known)
     for name, scenario in known.items():
         assert f"  {name}  {scenario.title}" in shown
-    for comparison in scenarios.SCENARIOS["E2"].comparisons("cpu"):
+    for comparison in mlp.SCENARIOS["E2"].comparisons("cpu"):
         line = next(line for line in shown.splitlines() if line.startswith(f"    {comparison.name} "))
         assert "about " in line, "its time"
 
 
 def test_default_device() -> None:
-    assert reproduce.best_device() == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert reproduction_run.best_device() == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from relucheck.reproduce import reproduce
-from relucheck.scenarios import SCENARIOS
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.run import reproduce
 from tests.reproduction import invariants
 
 pytestmark = [

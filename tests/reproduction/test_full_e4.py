@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from relucheck import volume_scenario
-from relucheck.reproduce import reproduce
+from relucheck.reproduction.experiments import volumes
+from relucheck.reproduction.run import reproduce
 
 pytestmark = [
     pytest.mark.gpu_training,
@@ -24,8 +24,8 @@ pytestmark = [
 def test_full_scale() -> None:
     """Every cell is there with the published number of draws, none is non-finite, and float64 stays out of the zone."""
     made = reproduce("E4", "full", device="cuda")
-    report = volume_scenario.reproduce("full", made.folder / "cells", device="cuda")  # finished cells are read
-    assert len(report.lines) == len(volume_scenario.entries("full"))
+    report = volumes.reproduce("full", made.folder / "cells", device="cuda")  # finished cells are read
+    assert len(report.lines) == len(volumes.entries("full"))
     for line in report.lines:
         ours = line.estimate
         assert ours.draws == (1000 if line.entry.source == "B21" else 100)

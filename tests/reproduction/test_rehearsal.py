@@ -10,10 +10,10 @@ import dataclasses
 import pytest
 import torch
 
-from relucheck.scenarios import SCENARIOS
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.report.summary import kernel
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings
-from relucheck.training_summary import kernel
 from tests.reproduction import invariants
 
 STEPS = 3

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
-from relucheck import training_claims, training_figures, training_summary, training_tables
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.report import claims as report_claims
+from relucheck.reproduction.report import figures as report_figures
+from relucheck.reproduction.report import summary as report_summary
+from relucheck.reproduction.report import tables
+from relucheck.reproduction.report.document import optimiser, report, summary
+from relucheck.reproduction.report.summary import Reproduction
+from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import render
-from relucheck.scenarios import SCENARIOS, Comparison
 from relucheck.training.result import Result
 from relucheck.training.settings import Member
-from relucheck.training_report import optimiser, report, summary
-from relucheck.training_summary import Reproduction
 from tests.reproduction import invariants, made
 
 E2 = SCENARIOS["E2"]
@@ -29,14 +33,14 @@ def _runs(
 
 
 def _text(runs: list[tuple[Comparison, Result]], width: int = 120) -> str:
-    cells = training_summary.analyse(runs)
-    return render(*training_tables.rich_tables("E2", cells, PUBLISHED, width), width=width, color=False)
+    cells = report_summary.analyse(runs)
+    return render(*tables.rich_tables("E2", cells, PUBLISHED, width), width=width, color=False)
 
 
-def _cell(runs: list[tuple[Comparison, Result]], name: str, s: float, rule: str) -> training_summary.Cell:
+def _cell(runs: list[tuple[Comparison, Result]], name: str, s: float, rule: str) -> report_summary.Cell:
     return next(
         cell
-        for cell in training_summary.analyse(runs)
+        for cell in report_summary.analyse(runs)
         if (cell.comparison, cell.subgradient, cell.rule, cell.control) == (name, s, rule, False)
     )
 
@@ -80,7 +84,7 @@ def test_the_table_has_a_row_per_s_and_a_column_per_arithmetic_and_rule() -> Non
     )
     for line in shown:
         assert line in text
-    assert len(set(shown)) == len(training_tables._LINES)
+    assert len(set(shown)) == len(tables._LINES)
     assert "differs" in text
     assert "identical" in text
 
@@ -93,25 +97,22 @@ def test_tables_fit_the_terminal(width: int) -> None:
 
 
 def test_published_figures_stand_beside_the_rule_that_made_them() -> None:
-    cells = training_summary.analyse(_runs())
-    found = {
-        (cell.comparison, cell.rule, cell.subgradient): training_tables.published_accuracy(cell, PUBLISHED)
-        for cell in cells
-    }
+    cells = report_summary.analyse(_runs())
+    found = {(cell.comparison, cell.rule, cell.subgradient): tables.published_accuracy(cell, PUBLISHED) for cell in cells}
     assert found["bfloat16", "injected", 1.0] == "about 89"
     assert found["float32", "injected", 1.0] == "about 98"
-    text = "\n".join(training_tables.markdown(cells, PUBLISHED))
+    text = "\n".join(tables.markdown(cells, PUBLISHED))
     chain = [line for line in text.splitlines() if line.startswith("| 1 | chain")]
     assert chain
     assert not any("about" in line for line in chain)
-    assert "about" not in "\n".join(training_tables.markdown(cells, {}))
+    assert "about" not in "\n".join(tables.markdown(cells, {}))
 
 
 def test_published_figures_stand_beside_emulated_arithmetics_labelled() -> None:
     names = ("bfloat16-product", "bfloat16-split-k-4", "bfloat16-product-3-epochs", "bfloat16-split-k-4-15-epochs")
-    cells = training_summary.analyse(_runs(only=(*names, "float16-product-3-epochs")))
+    cells = report_summary.analyse(_runs(only=(*names, "float16-product-3-epochs")))
     found = {
-        (cell.comparison, cell.subgradient): training_tables.published_accuracy(cell, PUBLISHED)
+        (cell.comparison, cell.subgradient): tables.published_accuracy(cell, PUBLISHED)
         for cell in cells
         if cell.rule == "injected"
     }
@@ -125,7 +126,7 @@ def test_published_figures_stand_beside_emulated_arithmetics_labelled() -> None:
 def test_hits_are_named_with_the_kernel_that_made_them() -> None:
     for executor, kernel in (("forking", "nn.Linear"), ("stacked", "baddbmm")):
         runs = _runs(only=("float32", "bfloat16-product"), executor=executor)
-        text = "\n".join(training_tables.markdown(training_summary.analyse(runs), {}))
+        text = "\n".join(tables.markdown(report_summary.analyse(runs), {}))
         assert f"| hits / epoch ({kernel}) |" in text
         assert "| hits / epoch (emulated) |" in text
         head = _text(runs[:1]).splitlines()[4]
@@ -134,14 +135,14 @@ def test_hits_are_named_with_the_kernel_that_made_them() -> None:
 
 def test_16_bit_members_stacked_on_cuda_are_nn_linears() -> None:
     runs = _runs(only=("float32", "bfloat16", "bfloat16-product"), executor="stacked", device="cuda (NVIDIA H100)")
-    found = {comparison.name: training_summary.kernel(result) for comparison, result in runs}
+    found = {comparison.name: report_summary.kernel(result) for comparison, result in runs}
     assert found == {"float32": "baddbmm", "bfloat16": "nn.Linear", "bfloat16-product": "emulated"}
 
 
 def test_fused_kernels_are_named() -> None:
     settings = E2.comparisons("cpu", ("bfloat16",))[0].settings
     fused = dataclasses.replace(settings, optimiser=dataclasses.replace(settings.optimiser, fused=True))
-    assert (training_summary.label(settings), training_summary.label(fused)) == ("bfloat16", "bfloat16, fused")
+    assert (report_summary.label(settings), report_summary.label(fused)) == ("bfloat16", "bfloat16, fused")
     assert optimiser(settings) == "adam, lr 0.001, eps 1e-08"
     assert optimiser(fused) == "adam, lr 0.001, eps 1e-08, fused"
 
@@ -150,22 +151,22 @@ def test_a_void_comparison_says_nothing_else() -> None:
     comparison = E2.comparisons("cpu", ("float32",))[0]
     why = "control differed at step 12 in parameter layers.0.weight (seed 1)"
     runs = [(comparison, made.result(comparison.settings, void=why)), *_runs(only=("bfloat16",))]
-    cells = training_summary.analyse(runs)
+    cells = report_summary.analyse(runs)
     assert all(cell.paired is None for cell in cells if cell.comparison == "float32")
     assert all(cell.paired.family == 8 for cell in cells if cell.paired and not cell.control)
-    assert {line for cell in cells if cell.void for line in training_tables.lines(cell)} == {"-", "void"}
+    assert {line for cell in cells if cell.void for line in tables.lines(cell)} == {"-", "void"}
     assert f"void: float32: {why}" in " ".join(_text(runs, 200).split())
-    assert f"Void: {why}." in "\n".join(training_tables.markdown(cells, PUBLISHED))
+    assert f"Void: {why}." in "\n".join(tables.markdown(cells, PUBLISHED))
 
 
 def test_a_control_off_by_one_bit_is_not_identical() -> None:
     runs = _runs(only=("float32",))
     control = runs[0][1].find(0, 0.0, control=True)
-    cell = next(cell for cell in training_summary.analyse(runs) if cell.control)
-    assert training_tables.verdict(cell) == "identical"
+    cell = next(cell for cell in report_summary.analyse(runs) if cell.control)
+    assert tables.verdict(cell) == "identical"
     control.steps.l1[-1] = 1e-300
-    cell = next(cell for cell in training_summary.analyse(runs) if cell.control)
-    assert training_tables.verdict(cell) == "void"
+    cell = next(cell for cell in report_summary.analyse(runs) if cell.control)
+    assert tables.verdict(cell) == "void"
 
 
 def test_diverged_members_are_counted_and_decide_nothing() -> None:
@@ -186,23 +187,23 @@ def test_identical_runs_differ_by_0_exactly_and_the_seeds_decide(scale: str, ver
     cell = _cell(_runs(scale, ("float32",), identical=True), "float32", 1.0, "injected")
     assert cell.paired is not None
     assert (cell.paired.identical, cell.paired.verdict) == (True, verdict)
-    assert training_tables.lines(cell)[2:6] == ["0 exactly", "0", "0", "never"]
+    assert tables.lines(cell)[2:6] == ["0 exactly", "0", "0", "never"]
 
 
 def test_the_family_holds_what_tests_something() -> None:
     """16 rows beside s = 0: one arithmetic has identical runs, of the other one s has lost a run under both rules."""
     single, half = E2.comparisons("cpu", ("float32", "bfloat16"))
     lost = made.result(half.settings, diverged=lambda member: member.subgradient == 0.8 and member.seed == 1)
-    cells = training_summary.analyse([(single, made.result(single.settings, identical=True)), (half, lost)])
+    cells = report_summary.analyse([(single, made.result(single.settings, identical=True)), (half, lost)])
     assert {cell.paired.family for cell in cells if cell.paired and not cell.control} == {6}
-    assert "family: every row of this report that tests something" in training_tables.LEGEND
+    assert "family: every row of this report that tests something" in tables.LEGEND
 
 
 def test_one_seed_decides_nothing() -> None:
     cell = _cell(_runs(only=("bfloat16-product",)), "bfloat16-product", 1.0, "injected")
     assert cell.paired is not None
     assert cell.paired.verdict == "undecided"
-    assert training_tables.lines(cell)[1] == "-", "no interval of one run"
+    assert tables.lines(cell)[1] == "-", "no interval of one run"
 
 
 def test_stated_figures_are_checked() -> None:
@@ -211,14 +212,14 @@ def test_stated_figures_are_checked() -> None:
     fifteen, *_ = E2.comparisons("cpu", ("bfloat16-split-k-4-15-epochs",))
     one = tuple(member for member in fifteen.settings.members if member.seed == 0)
     runs.append((fifteen, made.result(dataclasses.replace(fifteen.settings, members=one))))
-    checked = training_summary.check(E2.stated["cpu"], {comparison.name: result for comparison, result in runs})
+    checked = report_summary.check(E2.stated["cpu"], {comparison.name: result for comparison, result in runs})
     found = {(c.stated.comparison, c.stated.quantity, c.stated.rule, c.stated.subgradient): c.verdict for c in checked}
     assert found["bfloat16-product-3-epochs", "difference", "chain", 1.0] == "agrees"
     assert found["bfloat16-product-3-epochs", "difference", "injected", 1.0] == "disagrees"
     assert found["bfloat16-product-3-epochs", "hits", "chain", 0.0] == "disagrees"
     assert found["bfloat16-split-k-4-15-epochs", "accuracy", "injected", 1.0] == "one run"
     assert found["float32", "difference", "chain", 1.0] == "not measured"
-    header, body = training_tables.stated_lines(checked)
+    header, body = tables.stated_lines(checked)
     assert len(body) == len(E2.stated["cpu"])
     assert all(len(line) == len(header) for line in body)
 
@@ -230,7 +231,7 @@ def test_stated_figures_are_checked() -> None:
 )
 def test_what_was_said_of_cpu_kernels_is_judged_by_them_alone(options: dict[str, Any], measured: bool) -> None:
     runs = _runs(only=("float32", "bfloat16-product-3-epochs"), **options)
-    checked = training_summary.check(E2.stated["cpu"], {comparison.name: result for comparison, result in runs})
+    checked = report_summary.check(E2.stated["cpu"], {comparison.name: result for comparison, result in runs})
     native = {c.verdict for c in checked if c.stated.comparison == "float32"}
     assert ("not measured" not in native) == measured
     assert "not measured" not in {c.verdict for c in checked if c.stated.comparison == "bfloat16-product-3-epochs"}
@@ -245,9 +246,9 @@ def test_what_was_said_of_cpu_kernels_is_judged_by_them_alone(options: dict[str,
 def test_hits_up_to_an_epoch() -> None:
     member = _runs(only=("float32",))[0][1].members[0]
     member.hits = [[[2], [0], [1]], [[4], [0], [1]], *member.hits[2:]]
-    assert training_summary.hits_per_epoch(member, 1) == 3
-    assert training_summary.hits_per_epoch(member, 2) == 4
-    assert training_summary.hits_per_epoch(member, 51) is None
+    assert report_summary.hits_per_epoch(member, 1) == 3
+    assert report_summary.hits_per_epoch(member, 2) == 4
+    assert report_summary.hits_per_epoch(member, 51) is None
 
 
 # ---------------------------------------------------------------- what agrees and what does not
@@ -268,7 +269,7 @@ def _outcomes(folder: Path) -> Reproduction:
     many = made.result(dataclasses.replace(product.settings, members=seeds), _published_like, hits={"chain": 800})
     quiet = {"accuracy": lambda member: 0.98 + 1e-4 * member.seed, "hits": {"chain": 0}, "executor": "forking"}
     runs = ((single, made.result(single.settings, **quiet)), (half, made.result(half.settings, **quiet)), (product, many))
-    cells = tuple(training_summary.analyse(runs))
+    cells = tuple(report_summary.analyse(runs))
     results = {comparison.name: result for comparison, result in runs}
     return Reproduction(
         E2,
@@ -276,16 +277,16 @@ def _outcomes(folder: Path) -> Reproduction:
         folder,
         runs,
         cells=cells,
-        checked=tuple(training_summary.check(E2.stated["cpu"], results)),
-        published=tuple(training_summary.check(E2.published_figures("cpu"), results)),
-        claims=tuple(training_claims.claims("E2", runs, cells)),
+        checked=tuple(report_summary.check(E2.stated["cpu"], results)),
+        published=tuple(report_summary.check(E2.published_figures("cpu"), results)),
+        claims=tuple(report_claims.claims("E2", runs, cells)),
     )
 
 
 def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     whole = _outcomes(tmp_path)
     found = {
-        (c.stated.comparison, c.stated.subgradient): (c.verdict, training_claims.reason(c, whole.cells))
+        (c.stated.comparison, c.stated.subgradient): (c.verdict, report_claims.reason(c, whole.cells))
         for c in whole.published
     }
     assert len(found) == 25, "5 arithmetics, s = 0 and 4 others"
@@ -315,16 +316,16 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     float32 = next(claim for claim in whole.claims if claim.claim.startswith("float32"))
     assert float32.verdict == "undecided", "3 seeds without spread"
     same = [(c, made.result(c.settings, identical=True, hits={"chain": 0}, executor="forking")) for c, _ in whole.runs[:1]]
-    _, float32 = training_claims.claims("E2", same, training_summary.analyse(same))
+    _, float32 = report_claims.claims("E2", same, report_summary.analyse(same))
     assert (float32.verdict, float32.reason) == ("disagrees", "hits of s = 0 an epoch: 0.0 with nn.Linear")
-    shown = render(*training_tables.rich_outcomes((*whole.published, *whole.checked), whole.claims), width=200, color=False)
+    shown = render(*tables.rich_outcomes((*whole.published, *whole.checked), whole.claims), width=200, color=False)
     assert "figures published or stated before" in shown
     assert "disagrees" in shown
     missing = [figure for figure in (*whole.published, *whole.checked) if figure.verdict == "not measured"]
     assert missing
     assert f"{len(missing)} more are of comparisons that are not here; report.md lists them" in shown
     assert "bfloat16-split-k-4" not in shown.partition("figures published")[2]
-    only_missing = training_tables.rich_outcomes(missing, ())
+    only_missing = tables.rich_outcomes(missing, ())
     assert only_missing == [], "nothing to show"
 
 
@@ -340,7 +341,7 @@ def test_few_hits_are_a_reason_where_they_are_few_and_others_many(rounded: int, 
         (comparison,) = E2.comparisons("full", (name,))
         settings = dataclasses.replace(comparison.settings, every=50)
         runs.append((comparison, made.result(settings, lambda member: 0.98, hits={"chain": hits})))
-    claims = {c.measured.split(":")[0]: c for c in training_claims.claims("E2", runs, training_summary.analyse(runs))}
+    claims = {c.measured.split(":")[0]: c for c in report_claims.claims("E2", runs, report_summary.analyse(runs))}
     mild, coarse = (claims[f"bfloat16 emulated ({name})"] for name in ("rounded", "product"))
     assert mild.verdict == coarse.verdict == "disagrees"
     assert coarse.reason == "not found", "nobody hits ten times as often"
@@ -355,7 +356,7 @@ def test_few_hits_are_compared_in_the_same_setting() -> None:
     for name, hits in (("bfloat16-rounded", 0), ("sgd-bfloat16-product", 800)):
         (comparison,) = E2.comparisons("full", (name,))
         runs.append((comparison, made.result(comparison.settings, lambda member: 0.98, hits={"chain": hits})))
-    (claim,) = [c for c in training_claims.claims("E2", runs, training_summary.analyse(runs)) if "grows" in c.claim]
+    (claim,) = [c for c in report_claims.claims("E2", runs, report_summary.analyse(runs)) if "grows" in c.claim]
     assert claim.reason == "not found", "another optimiser"
 
 
@@ -364,7 +365,7 @@ def test_findings_of_e1_and_e3() -> None:
     runs = [(c, made.result(c.settings, hits={"chain": 3})) for c in e1.comparisons("full", ("float32", "bfloat16"))]
 
     def verdicts(name: str, runs: Any) -> list[str]:
-        return [claim.verdict for claim in training_claims.claims(name, runs, training_summary.analyse(runs))]
+        return [claim.verdict for claim in report_claims.claims(name, runs, report_summary.analyse(runs))]
 
     assert verdicts("E1", runs)[:2] == ["agrees", "agrees"]
     assert verdicts("E1", runs)[2:] == ["disagrees", "disagrees"], "made-up distances are the same in both"
@@ -399,9 +400,9 @@ def test_a_reference_that_diverged_proves_nothing_about_hits() -> None:
 def test_accuracy_after_an_epoch() -> None:
     """The figure for epoch 15 is read after epoch 15 of the 50."""
     member = _runs(only=("float32",))[0][1].members[0]
-    assert training_summary.final_accuracy(member, 15) == 100 * member.epochs[14].test_accuracy
-    assert training_summary.final_accuracy(member, 51) is None
-    assert training_summary.final_accuracy(member) == 100 * member.epochs[-1].test_accuracy
+    assert report_summary.final_accuracy(member, 15) == 100 * member.epochs[14].test_accuracy
+    assert report_summary.final_accuracy(member, 51) is None
+    assert report_summary.final_accuracy(member) == 100 * member.epochs[-1].test_accuracy
 
 
 # ---------------------------------------------------------------- figures and files
@@ -418,7 +419,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
         "error": ("epoch", "%"),
     }
     for kind, (x, y) in labels.items():
-        figure = training_figures._FIGURES[kind](E2, "cpu", "a part", runs)
+        figure = report_figures._FIGURES[kind](E2, "cpu", "a part", runs)
         panels = figure.get_axes()
         assert len(panels) == 4
         assert {panel.get_xlabel() for panel in panels} == {x}
@@ -431,7 +432,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
             hollow = [line for line in panels[3].get_lines() if line.get_markerfacecolor() == "white"]
             assert sorted(float(line.get_ydata()[0]) for line in hollow) == [2, 4, 7, 9, 11]
         pyplot.close(figure)
-    figure = training_figures._FIGURES["boxes"](E2, "cpu", "a part", runs)
+    figure = report_figures._FIGURES["boxes"](E2, "cpu", "a part", runs)
     titles = [panel.get_title() for panel in figure.get_axes()]
     assert len(titles) == 8
     assert sum("over seeds" in title for title in titles) == 4
@@ -449,7 +450,7 @@ def test_boxes_hold_each_seed_once_and_the_pooled_ones_every_epoch() -> None:
     for member in result.members:  # every epoch, mini-batch and seed another value
         for number, epoch in enumerate(member.epochs):
             epoch.test_batch_accuracies = [0.5 + number / 1000 + member.member.seed / 7, 0.6 + number / 900]
-    figure = training_figures._FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)])
+    figure = report_figures._FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)])
     titles = [panel.get_title() for panel in figure.get_axes()]
     for rule in ("chain", "injected"):
         over, pooled = (
@@ -486,7 +487,7 @@ def _drawn(series: list[tuple[list[float], list[float]]]) -> list[tuple[list[flo
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots()
-    training_figures._band(axes, series, "s = 1", ("#000000", "solid", "o"), marker=False)
+    report_figures._band(axes, series, "s = 1", ("#000000", "solid", "o"), marker=False)
     found = []
     for line in axes.get_lines():
         points = [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if y == y]
@@ -514,7 +515,7 @@ def test_a_value_stands_at_its_epoch() -> None:
     member = result.members[0]
     member.epochs = member.epochs[:4]
     member.epochs[1].train_loss = None
-    x, y = training_figures._curve(member, lambda epoch: epoch.train_loss)
+    x, y = report_figures._curve(member, lambda epoch: epoch.train_loss)
     assert (x, y) == ([1.0, 3.0, 4.0], [member.epochs[i].train_loss for i in (0, 2, 3)])
     whole = ([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0])
     mean = _drawn([(x, y), whole])[0]
@@ -526,7 +527,7 @@ def test_published_points_are_drawn_for_runs_as_long_only() -> None:
     from matplotlib import pyplot
 
     for name, points in (("bfloat16-product", 5), ("bfloat16-product-3-epochs", 0)):
-        figure = training_figures._FIGURES["error"](E2, "cpu", "a part", _runs(only=(name,)))
+        figure = report_figures._FIGURES["error"](E2, "cpu", "a part", _runs(only=(name,)))
         lines = [line for panel in figure.get_axes() for line in panel.get_lines()]
         assert sum(line.get_markerfacecolor() == "white" for line in lines) == points
         pyplot.close(figure)
@@ -540,7 +541,7 @@ def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     foreign.write_bytes(b"")
     pages = {}
     for name, runs in (("few", few), ("many", many), ("few again", few)):
-        written = training_figures.draw(E2, "cpu", runs, tmp_path)
+        written = report_figures.draw(E2, "cpu", runs, tmp_path)
         pages[name] = {path.name for path in written}
         assert {path.name for path in tmp_path.iterdir()} == {*pages[name], foreign.name}
     assert pages["few"] == pages["few again"]
@@ -557,7 +558,7 @@ def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
         {"identical": True},
     ]
     runs = [(c, made.result(c.settings, **o)) for c, o in zip(comparisons, options, strict=True)]
-    paths = training_figures.draw(E2, "cpu", runs, tmp_path)
+    paths = report_figures.draw(E2, "cpu", runs, tmp_path)
     assert len(paths) == 4
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
     for path in paths:
@@ -571,11 +572,11 @@ def test_many_arithmetics_go_on_in_further_files(tmp_path: Path, monkeypatch: py
     def drawn(scenario: Any, scale: str, part: str, page: Any) -> None:
         pages.append([comparison.name for comparison, _ in page])
 
-    monkeypatch.setattr(training_figures, "_FIGURES", {"boxes": drawn})
-    monkeypatch.setattr(training_figures, "_save", lambda figure, path: None)
+    monkeypatch.setattr(report_figures, "_FIGURES", {"boxes": drawn})
+    monkeypatch.setattr(report_figures, "_save", lambda figure, path: None)
     e3 = SCENARIOS["E3"]
     runs = [(comparison, made.result(comparison.settings)) for comparison in e3.comparisons("cpu")]
-    paths = training_figures.draw(e3, "cpu", runs, tmp_path)
+    paths = report_figures.draw(e3, "cpu", runs, tmp_path)
     assert [path.name for path in paths] == ["mnist-adam-relu-r22-boxes-1.png", "mnist-adam-relu-r22-boxes-2.png"]
     assert [name for page in pages for name in page] == [comparison.name for comparison, _ in runs]
     assert max(map(len, pages)) <= 4
@@ -591,7 +592,7 @@ def _ink(path: Path) -> float:
 def test_report_and_summary(tmp_path: Path) -> None:
 
     runs = tuple(_runs())
-    cells = tuple(training_summary.analyse(runs))
+    cells = tuple(report_summary.analyse(runs))
     drawn = (tmp_path / "figures" / "one.png",)
     whole = Reproduction(E2, "cpu", tmp_path, runs, ("float16",), cells, figures=drawn)
     text = report(whole)

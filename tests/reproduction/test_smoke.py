@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from relucheck.reproduce import ReproductionError, read, reproduce
-from relucheck.scenarios import SCENARIOS, Scenario
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.report.summary import Reproduction
+from relucheck.reproduction.run import ReproductionError, read, reproduce
+from relucheck.reproduction.scenario import Scenario
 from relucheck.training import engine, model
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
-from relucheck.training_summary import Reproduction
 from tests.reproduction import invariants
 
 Smoke = Callable[[str], Reproduction]

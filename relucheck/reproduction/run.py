@@ -15,16 +15,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.reproduction.cost import in_words, total
+from relucheck.reproduction.experiments.mlp import find
+from relucheck.reproduction.report.claims import claims
+from relucheck.reproduction.report.document import report, summary
+from relucheck.reproduction.report.summary import Reproduction, analyse, check
+from relucheck.reproduction.scenario import VERSION, Comparison, External, Scenario
 from relucheck.results.files import write_atomically
-from relucheck.scenarios import VERSION, Comparison, External, Scenario, find
 from relucheck.training import checkpoints
 from relucheck.training import engine as training_engine
 from relucheck.training.result import Result
 from relucheck.training.settings import SCHEMA
-from relucheck.training_claims import claims
-from relucheck.training_cost import in_words, total
-from relucheck.training_report import report, summary
-from relucheck.training_summary import Reproduction, analyse, check
 
 #: What the folder's own description is called, and its layout's name and version.
 MARK: Final = "scenario.json"
@@ -76,7 +77,7 @@ def reproduce(
     """Runs what is not finished of a scenario, and writes the report about all that is.
 
     Args:
-        name: of a scenario, see :data:`relucheck.scenarios.SCENARIOS`.
+        name: of a scenario, see :data:`relucheck.reproduction.experiments.mlp.SCENARIOS`.
         scale: "full", "cpu" or "smoke"; None: full on CUDA, else cpu.
         folder: for everything written; None: ``relucheck-results/NAME-SCALE``, with ``-EXECUTOR`` behind it where that is
             not the device's usual one.
@@ -127,7 +128,7 @@ def write(scenario: Scenario, scale: str, folder: Path) -> Reproduction:
     """Reads every finished comparison of a folder and writes ``figures/``, ``summary.json`` and ``report.md``.
 
     Raises:
-        relucheck.training.checkpoints.CheckpointError: for what cannot be written; every file is whole, or as it was before.
+        relucheck.training.checkpoints.CheckpointError: for what cannot be written; every file is whole, or as before.
     """
     every = scenario.comparisons(scale)
     found = [(comparison, read(folder, comparison)) for comparison in every]
@@ -159,7 +160,7 @@ def _figures(scenario: Scenario, scale: str, runs: Sequence[tuple[Comparison, Re
         import matplotlib  # noqa: F401
     except ImportError:
         return []
-    from relucheck.training_figures import draw
+    from relucheck.reproduction.report.figures import draw
 
     place = folder / "figures"
     try:
@@ -173,7 +174,7 @@ def _external(
 ) -> Reproduction:
     import importlib
 
-    from relucheck.scenarios import SCALES, ScenarioError
+    from relucheck.reproduction.scenario import SCALES, ScenarioError
 
     if only:
         raise ScenarioError(f"{scenario.name} runs as a whole; leave --only out")

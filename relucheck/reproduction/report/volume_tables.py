@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from relucheck.published import SOURCES
+from relucheck.reproduction.published import SOURCES
+from relucheck.reproduction.report.volume_figures import draw
+from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, TITLE, Entry, Line, Report
 from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, holm, interval, verdict
 from relucheck.results.store import SCHEMA, write_atomically
 from relucheck.volume import compensation as volume_compensation
 from relucheck.volume.cell import Estimate
 from relucheck.volume.compensation import Split, Sum
-from relucheck.volume_figures import draw
-from relucheck.volume_report import NAME, SWEEP_TITLES, TITLE, Entry, Line, Report
 
 if TYPE_CHECKING:
     from rich.table import Table

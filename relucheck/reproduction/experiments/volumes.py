@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck import data
-from relucheck.published import PublishedCell, volume_cells
+from relucheck.reproduction.published import PublishedCell, volume_cells
+from relucheck.reproduction.report.volume_tables import write
+from relucheck.reproduction.report.volumes import NAME, Entry, Line, Report
 from relucheck.results.store import Store
 from relucheck.volume.cell import IN_ORDER, REPLACED, Cell, VolumeError
 from relucheck.volume.compensation import Split, splits
 from relucheck.volume.estimate import describe, estimate, kept
 from relucheck.volume.workers import Listener, Step, compute, one_thread
-from relucheck.volume_report import NAME, Entry, Line, Report
-from relucheck.volume_tables import write
 
 SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
 #: Training images of MNIST.

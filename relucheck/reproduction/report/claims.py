@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from relucheck.scenarios import Comparison
+from relucheck.reproduction.report.summary import Cell, Checked, Claim, group
+from relucheck.reproduction.scenario import Comparison
 from relucheck.training.result import Result
-from relucheck.training_summary import Cell, Checked, Claim, group
 
 _NONE_FOUND: Final = "not found"
 _Runs = Sequence[tuple[Comparison, Result]]

@@ -6,15 +6,15 @@ import dataclasses
 import os
 from typing import Any, Final
 
+from relucheck.reproduction.cost import expected_seconds, in_words
+from relucheck.reproduction.report.claims import reason
+from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
+from relucheck.reproduction.report.tables import LEGEND, claim_lines, markdown, stated_lines
+from relucheck.reproduction.scenario import Comparison, Scenario
+from relucheck.reproduction.stated import READ_OFF
 from relucheck.results.tables import markdown_table
-from relucheck.scenarios import Comparison, Scenario
 from relucheck.training.result import Result
 from relucheck.training.settings import Settings
-from relucheck.training_claims import reason
-from relucheck.training_cost import expected_seconds, in_words
-from relucheck.training_stated import READ_OFF
-from relucheck.training_summary import Checked, Reproduction, group, kernel, label
-from relucheck.training_tables import LEGEND, claim_lines, markdown, stated_lines
 
 #: Version of ``summary.json``.
 SUMMARY_VERSION: Final = 2

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.reproduction.report.volumes import SWEEP_TITLES, Line, Report
 from relucheck.results.proportions import Interval, interval
 from relucheck.results.store import write_atomically
 from relucheck.volume.cell import SWEEPS
-from relucheck.volume_report import SWEEP_TITLES, Line, Report
 
 _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
 # M. Okabe, K. Ito, "Color universal design" (2008): told apart with every kind of colour vision; markers differ too.

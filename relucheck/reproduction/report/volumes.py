@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from relucheck.published import PublishedCell
+from relucheck.reproduction.published import PublishedCell
 from relucheck.volume.cell import Cell, Estimate
 
 NAME: Final = "E4"

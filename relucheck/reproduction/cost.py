@@ -8,7 +8,8 @@ from typing import Final
 
 import torch
 
-from relucheck.scenarios import SCENARIOS, Comparison
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.scenario import Comparison
 from relucheck.training.settings import Settings
 
 #: ms for a step of all members of one seed, by (hidden widths, arithmetic): forking executor, one thread of an EPYC with

@@ -1,6 +1,6 @@
 """One explained network per dtype, as Markdown: the first bifurcating mini-batch of a fresh draw on MNIST.
 
-RELUCHECK_DATA=ROOT python -m relucheck.explained reports/volume/explained.md
+RELUCHECK_DATA=ROOT python -m relucheck.reproduction.experiments.explained reports/volume/explained.md
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _found(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
     inputs, targets = images.scaled(dtype), images.labels
     if dtype == torch.float64:
         model, batch = shifted(dtype, inputs), 0
-        making = "model = shifted(torch.float64, x)  # relucheck.explained"
+        making = "model = shifted(torch.float64, x)  # relucheck.reproduction.experiments.explained"
     else:
         decisions = Engine(Architecture(), dtype, inputs, targets, batch_size=_BATCH).decide(range(_SEEDS))
         decision = next(decision for decision in decisions if decision.outcome == "bifurcate")
@@ -80,13 +80,14 @@ def _lines() -> Iterator[str]:
     yield "784-256-256-256-10, ReLU, mini-batches of 256 of MNIST's training file in file order, backprop_0 against"
     yield "backprop_1. bfloat16, float16 and float32: the lowest seed whose draw bifurcates, at its first bifurcating"
     yield "mini-batch. float64 draws hardly ever do, so there one bias of draw 0 is minus the rest of its pre-activation"
-    yield "for one sample (`relucheck.explained.shifted`)."
+    yield "for one sample (`relucheck.reproduction.experiments.explained.shifted`)."
     yield ""
     machine, threads = f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()})", torch.get_num_threads()
     yield f"torch {torch.__version__} on {machine}; {threads} thread(s)."
     yield "Another machine rounds otherwise and may find other mini-batches."
     yield ""
-    yield "    RELUCHECK_DATA=ROOT OMP_NUM_THREADS=1 python -m relucheck.explained reports/volume/explained.md"
+    command = "python -m relucheck.reproduction.experiments.explained reports/volume/explained.md"
+    yield f"    RELUCHECK_DATA=ROOT OMP_NUM_THREADS=1 {command}"
     yield ""
     yield "Each program below starts with"
     yield ""
@@ -94,7 +95,7 @@ def _lines() -> Iterator[str]:
     yield "import torch"
     yield "from relucheck import data"
     yield "from relucheck.bifurcation.explain import explain"
-    yield "from relucheck.explained import shifted"
+    yield "from relucheck.reproduction.experiments.explained import shifted"
     yield "from relucheck.volume.stack import Architecture, draw"
     yield "```"
     images = data.load("mnist")
@@ -112,5 +113,5 @@ def write(path: Path | str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m relucheck.explained PATH")
+        sys.exit("usage: python -m relucheck.reproduction.experiments.explained PATH")
     write(sys.argv[1])

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.reproduction.scenario import Comparison, External, Scenario
+from relucheck.reproduction.stated import Stated
 from relucheck.results.statistics import Paired, Summary, judge, paired, summarise
-from relucheck.scenarios import Comparison, External, Scenario
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
-from relucheck.training_stated import Stated
 
 
 @dataclasses.dataclass(frozen=True)

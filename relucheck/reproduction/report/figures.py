@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.reproduction.report.summary import final_accuracy, group, label
+from relucheck.reproduction.scenario import Comparison, Scenario
+from relucheck.reproduction.stated import PUBLISHED_EPOCHS
 from relucheck.results.files import write_atomically
-from relucheck.scenarios import Comparison, Scenario
 from relucheck.training.result import MemberResult, Result
-from relucheck.training_stated import PUBLISHED_EPOCHS
-from relucheck.training_summary import final_accuracy, group, label
 
 #: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {

@@ -1,4 +1,7 @@
-"""The report on hit rates: validation runs, plans, tables, a figure. ``python -m relucheck.hit_report --out FOLDER``."""
+"""The report on hit rates: validation runs, plans, tables, a figure.
+
+``python -m relucheck.reproduction.experiments.hit_rates --out FOLDER`` writes it.
+"""
 
 from __future__ import annotations
 
@@ -284,10 +287,10 @@ _NOTES: Final = """
 
 _TEXT: Final = """# Hit rates: predicted against measured, and planned
 
-`python -m relucheck.hit_report --out reports/volume` writes this file, the figure and `hit_rates.json` (torch {torch},
-CPU, one thread; the validation took {seconds} s of CPU time). P(hit) = density of the real pre-activation at 0 times
-the width of the set of real values that the arithmetic turns into 0; no hit is counted to predict
-(`relucheck/hits/rates.py`).
+`python -m relucheck.reproduction.experiments.hit_rates --out reports/volume` writes this file, the figure and
+`hit_rates.json` (torch {torch}, CPU, one thread; the validation took {seconds} s of CPU time). P(hit) = density of the
+real pre-activation at 0 times the width of the set of real values that the arithmetic turns into 0; no
+hit is counted to predict (`relucheck/hits/rates.py`).
 
 ## Validation
 ReLU networks of PyTorch's default initialisation on MNIST's training images, 1, 3, 6 hidden layers of 16, 64, 256
@@ -334,7 +337,9 @@ One forward in training mode, 4 images of noise at 224 x 224, PyTorch's default 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the validation (or reads it), plans, and writes hit_rates.md, hit_rates.png and hit_rates.json."""
-    parser = argparse.ArgumentParser(prog="python -m relucheck.hit_report", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m relucheck.reproduction.experiments.hit_rates", description=main.__doc__
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
     parser.add_argument("--root", help="data root with MNIST (default: RELUCHECK_DATA)")
     parser.add_argument("--cells", type=Path, help="an earlier hit_rates.json, to write the report again without the runs")

@@ -1,4 +1,7 @@
-"""How many random networks lie in the zone of max pooling's ties, by dtype; run as ``python -m relucheck.tie_volume``."""
+"""How many random networks lie in the zone of max pooling's ties, by dtype.
+
+Run as ``python -m relucheck.reproduction.experiments.ties``.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +123,7 @@ def table(volumes: Sequence[TieVolume]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table, or writes it where ``--out`` says."""
-    parser = argparse.ArgumentParser(prog="python -m relucheck.tie_volume", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m relucheck.reproduction.experiments.ties", description=__doc__)
     parser.add_argument("--draws", type=int, default=30)
     parser.add_argument("--images", type=int, default=512, help="MNIST training images, in file order")
     parser.add_argument("--data", help="data root with MNIST (default: the environment variable RELUCHECK_DATA)")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from relucheck.reproduction.report.summary import Cell, Checked, Claim
 from relucheck.results.tables import markdown_table
-from relucheck.training_summary import Cell, Checked, Claim
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}
 _LINES: Final = (

@@ -12,125 +12,21 @@ Settings and figures of the publications are quoted from their text and released
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
-from relucheck.training_stated import (
+from relucheck.reproduction.scenario import Comparison, External, Scenario, ScenarioError, _nearest
+from relucheck.reproduction.stated import (
     ERRORS,
     ERRORS_CPU,
-    PUBLISHED_EPOCHS,
-    READ_OFF,
     STATED_CPU,
     STATED_EMULATED,
     STATED_ROUNDED,
     SUBGRADIENTS,
-    Stated,
 )
+from relucheck.training.settings import Optimiser, Precision, Settings, members_of
 
-#: Version of the scenarios: raise it when a scenario's settings change, so that old folders are not mixed with new runs.
-VERSION: Final = 2
-SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
 SEEDS: Final[tuple[int, ...]] = tuple(range(10))
-
-
-class ScenarioError(ValueError):
-    """A scenario, scale or comparison that does not exist; names the nearest that does."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """One run of the engine: ``name`` is unique in its scenario (files, ``--only``), ``part`` names the table it is in."""
-
-    name: str
-    part: str
-    settings: Settings
-
-
-@dataclasses.dataclass(frozen=True)
-class Scenario:
-    """A published experiment.
-
-    Attributes:
-        name, title, source: for reports.
-        scales: comparisons per scale, in the order in which they run.
-        figures: of ("distance", "loss", "error", "boxes").
-        published: per scale that can be compared with it: final test error in % by comparison and s, read off the published
-            figure (:data:`PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the injected rule.
-        stated: figures to check, per scale.
-        shares: scenarios of which finished runs with equal settings are taken over.
-    """
-
-    name: str
-    title: str
-    source: str
-    scales: Mapping[str, tuple[Comparison, ...]]
-    figures: tuple[str, ...]
-    published: Mapping[str, Mapping[str, Mapping[float, float]]] = dataclasses.field(default_factory=dict)
-    stated: Mapping[str, tuple[Stated, ...]] = dataclasses.field(default_factory=dict)
-    shares: tuple[str, ...] = ()
-
-    def published_figures(self, scale: str) -> tuple[Stated, ...]:
-        """The published errors as figures to check, where a comparison of the scale trains for as many epochs."""
-        epochs = {comparison.name: comparison.settings.epochs for comparison in self.comparisons(scale)}
-        return tuple(
-            Stated("[R22] Fig. 3", name, "error", "injected" if s else "chain", s, value, READ_OFF)
-            for name, errors in self.published.get(scale, {}).items()
-            for s, value in errors.items()
-            if epochs.get(name) == PUBLISHED_EPOCHS
-        )
-
-    def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
-        """The comparisons of a scale, or those that ``only`` selects: by name, or where none has it by glob or precision.
-
-        Raises:
-            ScenarioError: for an unknown scale, and for a selection that selects nothing.
-        """
-        if scale not in SCALES:
-            raise ScenarioError(f"unknown scale {scale!r}; {_nearest(scale, SCALES)}known: {', '.join(SCALES)}")
-        every = self.scales[scale]
-        chosen: set[str] = set()
-        names = [comparison.name for comparison in every]
-        for wanted in only:
-            found = {
-                comparison.name
-                for comparison in every
-                if fnmatch.fnmatchcase(comparison.name, wanted) or comparison.settings.precision.name == wanted
-            }
-            if wanted in names:  # that one alone: "bfloat16" is also the precision of bfloat16-15-epochs
-                found = {wanted}
-            if not found:
-                labels = list(dict.fromkeys(comparison.settings.precision.name for comparison in every))
-                raise ScenarioError(
-                    f"{self.name} at scale {scale} has no comparison or precision {wanted!r}; "
-                    f"{_nearest(wanted, [*names, *labels])}comparisons: {', '.join(names)}; precisions: {', '.join(labels)}"
-                )
-            chosen |= found
-        return tuple(comparison for comparison in every if not only or comparison.name in chosen)
-
-
-@dataclasses.dataclass(frozen=True)
-class External:
-    """A scenario that no training comparison can describe, and that runs itself.
-
-    ``module`` has ``run(scale, folder, root, device, progress)``: scale as in :data:`SCALES`, folder a ``Path`` for
-    everything it writes (it resumes what it finds there), root a data root or None, device a name, progress whether to show
-    any. It returns text to print, or None, and raises this package's own errors for bad input. ``version`` is to be
-    raised when its settings change, as :data:`VERSION` is.
-    """
-
-    name: str
-    title: str
-    module: str
-    version: int = 1
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    lower = {option.lower(): option for option in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    return f"did you mean {lower[near[0]]!r}? " if near else ""
 
 
 # ---------------------------------------------------------------- arithmetics
@@ -343,7 +239,7 @@ def _all() -> dict[str, Scenario]:
 SCENARIOS: Final[Mapping[str, Scenario]] = _all()
 #: Scenarios that run themselves, by name; see :func:`register`.
 EXTERNAL: Final[dict[str, External]] = {
-    "E4": External("E4", "volume of the bifurcation zone", "relucheck.volume_scenario"),
+    "E4": External("E4", "volume of the bifurcation zone", "relucheck.reproduction.experiments.volumes"),
 }
 
 

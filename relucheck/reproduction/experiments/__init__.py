@@ -1,0 +1,1 @@
+"""The experiments E1 to E9, as data."""

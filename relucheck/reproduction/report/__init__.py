@@ -1,0 +1,1 @@
+"""What is said of an experiment: summaries, claims, tables, figures, documents."""
