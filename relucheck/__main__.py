@@ -14,14 +14,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-OK: Final = 0
-FAILED: Final = 1
-USAGE: Final = 2
-NO_TARGET: Final = 3
-STOPPED: Final = 4
-INTERRUPTED: Final = 130
+from relucheck.errors import FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -182,7 +177,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for line in compared:
         print(line)
     if imports:
-        return NO_TARGET
+        return MISSING
     if incomparable is not None:
         raise incomparable
     failed = arguments.command == "check" and any(result["outcome"] == "failed" for result in results)
@@ -213,40 +208,24 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from relucheck.data import DataError
-    from relucheck.reproduction.run import ReproductionError, reproduce
-    from relucheck.reproduction.scenario import Scenario, ScenarioError
-    from relucheck.training.checkpoints import CheckpointError
-    from relucheck.training.engine import DeviceError
+    from relucheck.reproduction.run import reproduce
+    from relucheck.reproduction.scenario import Scenario
 
     def say(line: str) -> None:
         if not arguments.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    def error(problem: BaseException, code: int) -> int:
-        print(f"relucheck: {problem}", file=sys.stderr)
-        return code
-
-    try:
-        made = reproduce(
-            arguments.scenario,
-            arguments.scale,
-            Path(arguments.out) if arguments.out else None,
-            root=arguments.data_root,
-            device=arguments.device,
-            only=arguments.only,
-            executor=arguments.executor,
-            progress=not arguments.quiet,
-            say=say,
-        )
-    except (DataError, DeviceError) as problem:
-        return error(problem, NO_TARGET)
-    except (ScenarioError, ReproductionError) as problem:
-        return error(problem, USAGE)
-    except CheckpointError as problem:
-        return error(problem, STOPPED)
-    except OSError as problem:
-        return error(RuntimeError(f"a file cannot be read or written: {problem}; what is finished is kept"), STOPPED)
+    made = reproduce(
+        arguments.scenario,
+        arguments.scale,
+        Path(arguments.out) if arguments.out else None,
+        root=arguments.data_root,
+        device=arguments.device,
+        only=arguments.only,
+        executor=arguments.executor,
+        progress=not arguments.quiet,
+        say=say,
+    )
     if made.text is not None:
         print(made.text)
         return OK
@@ -287,14 +266,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    from relucheck.gate.config import ConfigError
-    from relucheck.gate.report import ReportError
-
     try:
         return _reproduce(arguments) if arguments.command == "reproduce" else _run(arguments)
-    except (ConfigError, ReportError) as error:
+    except RelucheckError as error:
         print(f"relucheck: {error}", file=sys.stderr)
-        return USAGE
+        return error.exit_code
+    except OSError as error:
+        print(f"relucheck: a file cannot be read or written: {error}; what is finished is kept", file=sys.stderr)
+        return UNWRITABLE
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import gzip
 import hashlib
@@ -34,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relucheck.errors import MISSING, RelucheckError, did_you_mean
 from relucheck.numerics import dtypes as numerics_dtypes
 
 #: Environment variable that names the data root where no argument does.
@@ -51,8 +51,10 @@ _HEADERS: Final = (16, 8)  # bytes before the values of an idx3 (images) and an 
 _TIMEOUT: Final = 30.0  # seconds without an answer after which a download counts as failed
 
 
-class DataError(Exception):
+class DataError(RelucheckError):
     """Anything wrong with a data set, its files, or what was asked of it."""
+
+    exit_code = MISSING
 
 
 class DataValueError(DataError, ValueError):
@@ -393,6 +395,5 @@ def _known(what: str, value: str, known: Sequence[str], shown: object = None) ->
     """``value`` if it is one of the known ones, else a DataValueError that shows it and names the nearest."""
     if value in known:
         return value
-    near = difflib.get_close_matches(str(value).lower(), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise DataValueError(f"unknown {what} {shown or value!r}; {hint}Known: {', '.join(known)}")
+    hint = did_you_mean(value, known)
+    raise DataValueError(f"unknown {what} {shown or value!r}; {hint}known: {', '.join(known)}")

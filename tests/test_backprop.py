@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import ReLU
 from relucheck.activations.rules import SubgradientError
-from relucheck.bifurcation.compare import Backprops, ControlError, backprop, compare, judge
+from relucheck.bifurcation.compare import Backprops, backprop, compare, judge
 from relucheck.bifurcation.decide import ZoneDataError, decide
 from relucheck.bifurcation.explain import explain
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.bifurcation.wiring import check_wiring
-from relucheck.errors import ModelError
+from relucheck.errors import ControlError, ModelError
 from relucheck.networks.mlp import MLP
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import same_bits

@@ -232,7 +232,7 @@ def test_a_size_that_leaves_no_batch_is_refused() -> None:
 def test_bad_shape_and_dtype_are_refused_at_the_call() -> None:
     digits = data.load_digits("test")
     for call in (lambda **bad: data.batches(digits, 10, **bad), digits.scaled):
-        with pytest.raises(data.DataValueError, match=r"unknown shape 'imgae'; did you mean 'image'\? Known: flat, image"):
+        with pytest.raises(data.DataValueError, match=r"unknown shape 'imgae'; did you mean 'image'\? known: flat, image"):
             call(shape="imgae")
         with pytest.raises(dtypes.UnsupportedDtypeError, match="float16, bfloat16, float32 and float64"):
             call(dtype=torch.int8)
@@ -244,10 +244,10 @@ def test_bad_shape_and_dtype_are_refused_at_the_call() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("mnits", r"unknown data set 'mnits'; did you mean 'mnist'\? Known: digits, mnist, fashionmnist"),
+        ("mnits", r"unknown data set 'mnits'; did you mean 'mnist'\? known: digits, mnist, fashionmnist"),
         ("Digit", r"unknown data set 'Digit'; did you mean 'digits'\?"),
         ("fashon-mnist", r"unknown data set 'fashon-mnist'; did you mean 'fashionmnist'\?"),
-        ("cifar10", r"unknown data set 'cifar10'; Known: digits, mnist, fashionmnist"),
+        ("cifar10", r"unknown data set 'cifar10'; known: digits, mnist, fashionmnist"),
         (None, r"unknown data set"),
     ],
 )
@@ -261,7 +261,7 @@ def test_an_unknown_data_set_is_refused(name: str, says: str) -> None:
     ("split", "says"), [("tset", r"did you mean 'test'\? "), ("Train", r"did you mean 'train'\? "), ("", "")]
 )
 def test_an_unknown_split_is_refused(name: str, split: str, says: str) -> None:
-    with pytest.raises(data.DataValueError, match=f"unknown split {split!r}; {says}Known: train, test"):
+    with pytest.raises(data.DataValueError, match=f"unknown split {split!r}; {says}known: train, test"):
         data.load(name, split)
 
 

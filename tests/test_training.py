@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from relucheck.data import DataFileError
+from relucheck.errors import DeviceError, SettingsError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.progress import Progress
 from relucheck.training import checkpoints, engine
-from relucheck.training.engine import DeviceError, train
+from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.result import Result
-from relucheck.training.settings import Member, Optimiser, Precision, Settings, SettingsError, members_of
+from relucheck.training.settings import Member, Optimiser, Precision, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
 from tests.training_case import SETTINGS
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from relucheck.training.settings import Member, Optimiser, Precision, Settings, SettingsError, members_of
+from relucheck.errors import SettingsError
+from relucheck.training.settings import Member, Optimiser, Precision, Settings, members_of
 
 SETTINGS = Settings("digits", (16,), members_of([0], [1.0]), batch_size=32, train_samples=64, epochs=2)
 

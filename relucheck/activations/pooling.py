@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.errors import ModelError
+from relucheck.errors import ModelError, RelucheckError
 
 Choice = Literal["native", "minimal-norm"]
 CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
 
 
-class PoolingError(ValueError):
+class PoolingError(RelucheckError, ValueError):
     """A choice that does not exist, or a use of max pooling that the choice cannot serve."""
 
 

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from relucheck.errors import RelucheckError
+
 #: A subgradient as users give it: a real number, or a tensor with one per ensemble member that broadcasts to the input.
 Subgradient = float | Tensor
 
 
-class SubgradientError(ValueError):
+class SubgradientError(RelucheckError, ValueError):
     """A value that cannot be a subgradient, or whose shape does not fit the input."""
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from relucheck.activations.rules import Setting, SubgradientError, as_setting
 from relucheck.bifurcation.gradients import Gradients, gradients
 from relucheck.bifurcation.interception import Call, Interception, OutOfReach, as_arguments
-from relucheck.errors import ModelError
+from relucheck.errors import ControlError, ModelError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import differs, same_bits
 from relucheck.numerics.determinism import deterministic, generator
@@ -29,10 +29,6 @@ Outcome = Literal["agree", "bifurcate", "non-finite"]
 
 _INDEPENDENT: Final = "the output does not depend on any parameter, so there is no gradient to compare"
 _SHOWN: Final = 8  # parameters that the text of a comparison lists
-
-
-class ControlError(RuntimeError):
-    """Two backwards with the same subgradient differed: the comparison is void."""
 
 
 class _Counted:

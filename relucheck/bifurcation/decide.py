@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from relucheck.activations.rules import Setting, as_setting
 from relucheck.bifurcation.compare import backprop, judge_controlled, untouched
 from relucheck.bifurcation.interception import Interception
-from relucheck.errors import ModelError
+from relucheck.errors import ModelError, RelucheckError, one_of, whole
 from relucheck.numerics.determinism import deterministic
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
@@ -28,7 +28,7 @@ Outcome = Literal["agree", "bifurcate", "non-finite"]
 Watch = Literal["all", "first layer"]
 
 
-class ZoneDataError(ValueError):
+class ZoneDataError(RelucheckError, ValueError):
     """Inputs and targets that make no mini-batches."""
 
 
@@ -60,9 +60,9 @@ def checked_pair(pair: Any) -> tuple[Setting, Setting]:
 
 
 def checked_watch(watch: Any) -> Watch:
-    if watch not in get_args(Watch):
-        raise ModelError(f"watch={watch!r}: must be 'all' or 'first layer'")
-    return watch
+    one_of("watch", watch, get_args(Watch), error=ModelError)
+    checked: Watch = watch
+    return checked
 
 
 def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
@@ -70,8 +70,7 @@ def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
         raise ZoneDataError("the data set is empty: there is no mini-batch to decide; pass at least one sample")
     if len(targets) != len(inputs):
         raise ZoneDataError(f"{len(inputs)} inputs but {len(targets)} targets; pass one class index per input")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ZoneDataError(f"batch_size={batch_size!r}: must be a whole number of at least 1")
+    whole("batch_size", batch_size, error=ZoneDataError)
     return min(batch_size, len(inputs))
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Rule, Setting, as_setting, as_subgradient
-from relucheck.bifurcation.compare import Comparison, ControlError, Difference, compare, differences_of, root_of, untouched
+from relucheck.bifurcation.compare import Comparison, Difference, compare, differences_of, root_of, untouched
 from relucheck.bifurcation.exact_forward import ExactError, ExactRows, Reals, real_inputs
 from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.bifurcation.explanation import Explanation, Hit, Missed, Reason
 from relucheck.bifurcation.gradients import gradients
 from relucheck.bifurcation.interception import Call, Interception, as_arguments
-from relucheck.errors import ModelError
+from relucheck.errors import ControlError, ModelError, whole
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.emulation import EmulatedLinear
@@ -83,8 +83,7 @@ def explain(
     Raises:
         ModelError, ControlError, SubgradientError: as ``compare``.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise ModelError(f"explain: limit={limit!r} must be a whole number of at least 0")
+    whole("explain: limit", limit, 0, error=ModelError)
     comparison = compare(model, inputs, targets, subgradients=pair)
     arguments = as_arguments(inputs)
     first, second = (as_setting(setting) for setting in pair)

@@ -9,13 +9,16 @@ from typing import Any, Literal
 import torch
 
 from relucheck.activations.kinks import Activation
+from relucheck.errors import FAILED, RelucheckError
 from relucheck.gate.config import ConfigError, GateConfig
 from relucheck.gate.run import Gate, Item, Result
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 
-class GateFailure(AssertionError):
+class GateFailure(RelucheckError, AssertionError):
     """Laws that an activation breaks, all of them; ``results`` holds the verdicts."""
+
+    exit_code = FAILED
 
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = tuple(results)

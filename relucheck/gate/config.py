@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.errors import RelucheckError, did_you_mean
+
 DTYPE_NAMES: Final = ("float32", "float64", "bfloat16", "float16")
 CONVENTIONS: Final = ("clarke", "minimum-norm", "declared", "reference")
 FAIL_ON: Final = ("error", "notice")
 
 
-class ConfigError(ValueError):
+class ConfigError(RelucheckError, ValueError):
     """A setting that cannot be used: names the setting, the rule and the fix."""
 
 
@@ -103,15 +104,13 @@ def _among(setting: str, value: str, allowed: Iterable[str]) -> None:
 
 
 def _one_of(value: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}It must be one of {', '.join(allowed)}"
+    return f"{did_you_mean(value, allowed)}must be one of {', '.join(allowed)}"
 
 
 def suggestion(wanted: str, known: Iterable[str]) -> str:
     """``" (did you mean ...?)"`` for a name or id that does not exist, or nothing."""
-    near = difflib.get_close_matches(wanted, list(known), n=2, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""
+    hint = did_you_mean(wanted, known, most=2).strip()
+    return f" ({hint})" if hint else ""
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:

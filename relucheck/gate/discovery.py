@@ -7,7 +7,6 @@ and a time limit; whatever it does there becomes one :class:`Finding`, never a c
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import importlib
@@ -22,6 +21,7 @@ from typing import Any, Final, Literal
 from torch import Tensor, nn
 
 from relucheck.activations.kinks import Activation
+from relucheck.errors import MISSING, RelucheckError, did_you_mean
 from relucheck.gate.frameworks import TORCH_TARGETS
 from relucheck.gate.isolation.guard import TIME_LIMIT, TimeLimitExceeded, contained, preserved_state, silenced
 
@@ -31,8 +31,10 @@ _INPUT_NAMES: Final = frozenset({"x", "input", "inputs", "z", "t", "tensor", "hi
 _CONSTRUCTORS: Final[dict[str, Callable[..., Any]]] = {}
 
 
-class TargetImportError(Exception):
+class TargetImportError(RelucheckError):
     """A target that cannot be imported, does not exist, or holds no activations."""
+
+    exit_code = MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +168,8 @@ def _collect(
         value = container
         for part in attribute.split("."):
             if not hasattr(value, part):
-                near = difflib.get_close_matches(part, dir(value), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TargetImportError(f"target {target!r}: {part!r} does not exist{hint}")
+                hint = did_you_mean(part, dir(value))
+                raise TargetImportError(f"target {target!r}: {part!r} does not exist{'; ' * bool(hint)}{hint.strip()}")
             value = getattr(value, part)
         chosen = list(_unpack(attribute.split(".")[-1], value))
     found: list[Activation] = []

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.errors import RelucheckError
 from relucheck.results.files import write_atomically
 from relucheck.results.tables import markdown_table
 
@@ -34,7 +35,7 @@ _ORDER: Final = ("failed", "notice", "expected", "passed", "skipped")
 Row = Mapping[str, Any]
 
 
-class ReportError(ValueError):
+class ReportError(RelucheckError, ValueError):
     """A report that cannot be read, written, or compared with a run."""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, find_kinks
 from relucheck.activations.kinks import Activation
+from relucheck.errors import RelucheckError
 from relucheck.numerics.dtypes import dtype_name
 
 #: Seeds the parameters of modules, so that every dtype, worker and reproducing script sees the same ones.
@@ -24,7 +25,7 @@ SEED: Final = 0
 _PROBE: Final = (-2.5, -1.25, -0.625, -0.1, 0.15, 0.7, 1.3, 2.75)
 
 
-class NotAnActivation(Exception):
+class NotAnActivation(RelucheckError):
     """A callable that the laws do not speak about (changes shapes, mixes elements, draws random numbers): skipped."""
 
 
@@ -32,7 +33,7 @@ class _ChangesShape(NotAnActivation):
     """One of the reasons, which may hold for one layout of the input and not for another."""
 
 
-class TargetError(Exception):
+class TargetError(RelucheckError):
     """An activation that cannot be run at all: raises, returns something else than a tensor, needs arguments."""
 
 

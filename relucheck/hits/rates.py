@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.errors import ModelError
+from relucheck.errors import ModelError, RelucheckError
 from relucheck.hits.widths import FORMATS, Accumulation, widths
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import generator
@@ -31,7 +31,7 @@ from relucheck.numerics.emulation import Emulation
 _ACTIVATIONS: Final = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 
 
-class RateError(ValueError):
+class RateError(RelucheckError, ValueError):
     """Something that no hit rate can be told of: no samples, another dtype, a network of other layers."""
 
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import torch
 
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
-from relucheck.errors import ModelError
+from relucheck.errors import ModelError, one_of, whole
 from relucheck.networks.mlp import MLP
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.emulation import Emulation, emulate
@@ -40,11 +40,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in ("inputs", "width", "depth", "outputs"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ModelError(f"architecture: {name}={size!r} must be a whole number of at least 1")
-        if self.activation not in ACTIVATIONS:
-            raise ModelError(f"architecture: activation={self.activation!r} must be one of {', '.join(ACTIVATIONS)}")
+            whole(f"architecture: {name}", getattr(self, name), error=ModelError)
+        one_of("architecture: activation", self.activation, tuple(ACTIVATIONS), error=ModelError)
 
     def __str__(self) -> str:
         name = "" if self.activation == "relu" else f" {self.activation}"
@@ -70,8 +67,7 @@ def draw(architecture: Architecture, seed: int, arithmetic: LinearArithmetic, de
     Raises:
         ModelError: for a seed that is not a whole number of at least 0.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ModelError(f"draw: seed={seed!r} must be a whole number of at least 0")
+    whole("draw: seed", seed, 0, error=ModelError)
     dtype = parameter_dtype(arithmetic)
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from relucheck.activations.modules import ReLU
-from relucheck.errors import ModelError
+from relucheck.errors import ModelError, whole
 
 ActivationFactory = Callable[[], nn.Module]
 
@@ -55,5 +55,4 @@ class MLP(nn.Module):
 
 def _at_least_one(**sizes: int) -> None:
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ModelError(f"{name}={size!r}: must be a whole number of at least 1")
+        whole(name, size, error=ModelError)

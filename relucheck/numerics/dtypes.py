@@ -6,6 +6,8 @@ from typing import Final
 
 import torch
 
+from relucheck.errors import RelucheckError
+
 #: The dtypes that relucheck's semantics are stated and tested for, by increasing number of significand bits.
 DTYPES: Final[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -34,7 +36,7 @@ _BITS_DTYPE: Final[dict[torch.dtype, torch.dtype]] = {
 }
 
 
-class UnsupportedDtypeError(ValueError):
+class UnsupportedDtypeError(RelucheckError, ValueError):
     """A dtype that relucheck's semantics are not stated for."""
 
 

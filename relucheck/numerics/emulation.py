@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from relucheck.errors import RelucheckError
 from relucheck.numerics.dtypes import as_dtype, compute_dtype, dtype_name
 
 Kind = Literal["rounded", "product", "split-k", "tf32"]
@@ -23,7 +24,7 @@ KINDS: Final[tuple[str, ...]] = get_args(Kind)
 _TF32_DROPPED: Final = 13  # bits of a float32 significand that TF32 does not have (23 - 10)
 
 
-class EmulationError(ValueError):
+class EmulationError(RelucheckError, ValueError):
     """An emulation that does not exist, or that a model or dtype does not fit."""
 
 

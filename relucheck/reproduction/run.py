@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.errors import DeviceError, RelucheckError
 from relucheck.reproduction.cost import in_words, total
 from relucheck.reproduction.experiments.mlp import find
 from relucheck.reproduction.report.claims import claims
@@ -36,7 +37,7 @@ RESULTS: Final = Path("relucheck-results")
 Trainer = Callable[..., Result]
 
 
-class ReproductionError(ValueError):
+class ReproductionError(RelucheckError, ValueError):
     """A folder that holds something else, or that cannot be read."""
 
 
@@ -93,7 +94,7 @@ def reproduce(
     Raises:
         ScenarioError: unknown scenario, scale or comparison.
         ReproductionError: for an unknown executor, and for a folder that holds something else, or that cannot be read.
-        relucheck.training.engine.DeviceError: for a device that is not there or has too little memory.
+        relucheck.errors.DeviceError: for a device that is not there or has too little memory.
         relucheck.data.DataError: for a data root without the data, before anything is run.
         relucheck.training.checkpoints.CheckpointError: for what cannot be written, or a checkpoint of something else.
     """
@@ -196,11 +197,11 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise training_engine.DeviceError(
+        raise DeviceError(
             f"device {device!r} is not to be had here: {reason}; --device cpu runs the scale cpu or smoke"
         ) from error
     if place.type not in ("cpu", "cuda"):
-        raise training_engine.DeviceError(f"device {device!r}: relucheck trains on cpu and cuda; use one of these")
+        raise DeviceError(f"device {device!r}: relucheck trains on cpu and cuda; use one of these")
 
 
 def _check_data(comparisons: Sequence[Comparison], root: Any) -> None:

@@ -12,11 +12,11 @@ Settings and figures of the publications are quoted from their text and released
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from relucheck.errors import RelucheckError, did_you_mean
 from relucheck.reproduction.stated import (
     PUBLISHED_EPOCHS,
     READ_OFF,
@@ -30,7 +30,7 @@ VERSION: Final = 2
 SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
 
 
-class ScenarioError(ValueError):
+class ScenarioError(RelucheckError, ValueError):
     """A scenario, scale or comparison that does not exist; names the nearest that does."""
 
 
@@ -83,7 +83,7 @@ class Scenario:
             ScenarioError: for an unknown scale, and for a selection that selects nothing.
         """
         if scale not in SCALES:
-            raise ScenarioError(f"unknown scale {scale!r}; {_nearest(scale, SCALES)}known: {', '.join(SCALES)}")
+            raise ScenarioError(f"unknown scale {scale!r}; {did_you_mean(scale, SCALES)}known: {', '.join(SCALES)}")
         every = self.scales[scale]
         chosen: set[str] = set()
         names = [comparison.name for comparison in every]
@@ -97,9 +97,10 @@ class Scenario:
                 found = {wanted}
             if not found:
                 labels = list(dict.fromkeys(comparison.settings.precision.name for comparison in every))
+                hint = did_you_mean(wanted, [*names, *labels])
                 raise ScenarioError(
-                    f"{self.name} at scale {scale} has no comparison or precision {wanted!r}; "
-                    f"{_nearest(wanted, [*names, *labels])}comparisons: {', '.join(names)}; precisions: {', '.join(labels)}"
+                    f"{self.name} at scale {scale} has no comparison or precision {wanted!r}; {hint}comparisons: "
+                    f"{', '.join(names)}; precisions: {', '.join(labels)}"
                 )
             chosen |= found
         return tuple(comparison for comparison in every if not only or comparison.name in chosen)
@@ -119,9 +120,3 @@ class External:
     title: str
     module: str
     version: int = 1
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    lower = {option.lower(): option for option in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    return f"did you mean {lower[near[0]]!r}? " if near else ""

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from relucheck.errors import RelucheckError, whole
+
 #: The confidence of every interval and the level of every verdict, unless told otherwise.
 CONFIDENCE: Final = 0.95
 LEVEL: Final = 0.05
@@ -20,7 +22,7 @@ _SMALLEST: Final = 5e-4  # half-width that some four million draws reach
 _BLOCK: Final = 4096
 
 
-class ProportionError(ValueError):
+class ProportionError(RelucheckError, ValueError):
     """Counts, a share or a half-width that cannot be."""
 
 
@@ -131,11 +133,10 @@ def verdict(adjusted: float, level: float = LEVEL) -> str:
 
 
 def _check_counts(count: int, draws: int) -> None:
-    for name, value in (("count", count), ("draws", draws)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ProportionError(f"{name} {value!r}: must be a whole number")
-    if draws < 1 or not 0 <= count <= draws:
-        raise ProportionError(f"{count} of {draws} draws: draws must be at least 1, and the count from 0 to draws")
+    whole("draws", draws, error=ProportionError)
+    whole("count", count, 0, error=ProportionError)
+    if count > draws:
+        raise ProportionError(f"count={count!r}: must be at most the number of draws, {draws}")
 
 
 def _tail(confidence: float) -> float:

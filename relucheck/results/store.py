@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.results import files
 
 #: Version of the files' layout.
@@ -24,8 +25,10 @@ SCHEMA: Final = 1
 Json = dict[str, Any]
 
 
-class StoreError(RuntimeError):
+class StoreError(RelucheckError, RuntimeError):
     """A folder that cannot be written, or a file in it that belongs to something else or is damaged."""
+
+    exit_code = UNWRITABLE
 
 
 class Store:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 
+from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.results.files import write_atomically
 from relucheck.training.result import Result
 from relucheck.training.settings import SCHEMA, Settings
@@ -21,8 +22,10 @@ RESULT: Final = "result.json"
 STATE: Final = 3
 
 
-class CheckpointError(OSError):
+class CheckpointError(RelucheckError, OSError):
     """A checkpoint or result that cannot be written, or belongs to something else."""
+
+    exit_code = UNWRITABLE
 
 
 def write(path: Path, content: bytes) -> None:

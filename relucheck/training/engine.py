@@ -20,12 +20,13 @@ import torch
 import torch.utils.deterministic
 
 from relucheck import __version__, data
+from relucheck.errors import DeviceError, SettingsError
 from relucheck.numerics.determinism import deterministic
 from relucheck.results.progress import Progress
 from relucheck.training import checkpoints
 from relucheck.training.forking import ForkingExecutor, Split
 from relucheck.training.result import MemberResult, Result
-from relucheck.training.settings import Settings, SettingsError
+from relucheck.training.settings import Settings
 from relucheck.training.stacked import StackedExecutor
 
 EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
@@ -40,10 +41,6 @@ _SHARE: Final = 0.1
 
 class Interrupted(KeyboardInterrupt):
     """Control-C in mid-run; says what is kept and how to go on."""
-
-
-class DeviceError(RuntimeError):
-    """A device that is not there, or has too little memory."""
 
 
 class Executor(Protocol):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 
+from relucheck.errors import SettingsError, number, one_of, truth, whole
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 from relucheck.numerics.emulation import KINDS, Emulation
@@ -17,50 +17,6 @@ OPTIMISERS: Final[tuple[str, ...]] = ("adam", "sgd")
 RULES: Final[tuple[str, ...]] = ("chain", "injected")
 _MIXED: Final = ("bfloat16", "float16")
 _MOST_SEEDS: Final = 2**31
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be run; names the input, the rule and the fix."""
-
-
-def number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf, above: float | None = None) -> None:
-    """Refuses what is no finite number, or out of bounds."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most or (above is not None and value <= above):
-        bounds = [f"above {above:g}"] if above is not None else [f"at least {least:g}"] * math.isfinite(least)
-        bounds += [f"at most {most:g}"] * math.isfinite(most)
-        raise SettingsError(f"{name}={value!r}: must be a finite number{' ' * bool(bounds)}{' and '.join(bounds)}")
-
-
-def whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuses what is no whole number, or too small."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SettingsError(f"{name}={value!r}: must be a whole number of at least {least}")
-
-
-def known(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuses what is none of some names."""
-    if not isinstance(value, str) or value not in choices:
-        raise SettingsError(f"{name}={value!r}: must be one of {', '.join(choices)}")
-
-
-def truth(name: str, value: Any) -> None:
-    """Refuses what is neither True nor False: "no" would count as true."""
-    if not isinstance(value, bool):
-        raise SettingsError(f"{name}={value!r}: must be True or False")
-
-
-def instance(name: str, value: Any, kind: type, example: str) -> None:
-    """Refuses what is not of a class."""
-    if not isinstance(value, kind):
-        raise SettingsError(f"{name}={value!r}: must be of class {kind.__name__}, for example {example}")
-
-
-def listed(name: str, value: Any, example: str) -> tuple[Any, ...]:
-    """The tuple of a list or tuple; refuses everything else."""
-    if not isinstance(value, list | tuple):
-        raise SettingsError(f"{name}={value!r}: must be a list or tuple, for example {example}")
-    return tuple(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +40,7 @@ class Optimiser:
     fused: bool = False
 
     def __post_init__(self) -> None:
-        known("optimiser", self.name, OPTIMISERS)
+        one_of("optimiser", self.name, OPTIMISERS)
         number("lr", self.lr, above=0)
         number("eps", self.eps, least=0)
         number("momentum", self.momentum, least=0)
@@ -123,7 +79,7 @@ class Precision:
             truth(name, getattr(self, name))
         object.__setattr__(self, "dtype", dtype_name(as_dtype(self.dtype)))
         if self.mixed is not None:
-            known("mixed", self.mixed, _MIXED)
+            one_of("mixed", self.mixed, _MIXED)
             if self.dtype != "float32":
                 raise SettingsError(f"mixed={self.mixed!r} with dtype {self.dtype}: weights are float32 in mixed precision")
             if self.emulation is not None:
@@ -208,7 +164,7 @@ class Member:
         whole("seed", self.seed, 0)
         if self.seed >= _MOST_SEEDS:
             raise SettingsError(f"seed={self.seed!r}: must be less than 2**31")
-        known("rule", self.rule, RULES)
+        one_of("rule", self.rule, RULES)
         number("subgradient", self.subgradient)
         truth("control", self.control)
         if self.second is not None:

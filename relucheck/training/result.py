@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from relucheck.errors import SettingsError
 from relucheck.training.parts import (
     Member,
-    SettingsError,
 )
 from relucheck.training.settings import SCHEMA, Settings, _of_schema
 

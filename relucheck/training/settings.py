@@ -13,21 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from relucheck import data
-from relucheck.training.parts import (
-    OPTIMISERS,
-    RULES,
-    Member,
-    Optimiser,
-    Precision,
-    SettingsError,
-    instance,
-    known,
-    listed,
-    members_of,
-    number,
-    truth,
-    whole,
-)
+from relucheck.errors import SettingsError, instance, listed, number, one_of, truth, whole
+from relucheck.training.parts import OPTIMISERS, RULES, Member, Optimiser, Precision, members_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -95,7 +82,7 @@ class Settings:
         if name not in data.NAMES:
             raise SettingsError(f"data={self.data!r}: must be one of {', '.join(data.NAMES)}")
         object.__setattr__(self, "data", name)
-        known("activation", self.activation, ACTIVATIONS)
+        one_of("activation", self.activation, ACTIVATIONS)
         if not self.widths:
             raise SettingsError("widths=(): at least one hidden layer is needed, as only its activations have kinks")
         for width in self.widths:

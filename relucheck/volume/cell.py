@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 
 from relucheck import data
+from relucheck.errors import RelucheckError, one_of, whole
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 from relucheck.numerics.emulation import Emulation, EmulationError
 from relucheck.results.proportions import CONFIDENCE, Interval, interval
@@ -25,7 +26,7 @@ REPLACED: Final = "with replacement"
 SWEEPS: Final[tuple[str, ...]] = ("hidden_layers", "neurons", "batch_size", "sample_size")
 
 
-class VolumeError(ValueError):
+class VolumeError(RelucheckError, ValueError):
     """A cell that cannot be estimated."""
 
 
@@ -74,15 +75,15 @@ class Cell:
 
     def __post_init__(self) -> None:
         for name in ("hidden_layers", "neurons", "batch_size", "draws"):
-            _whole(name, getattr(self, name), 1)
+            whole(f"cell: {name}", getattr(self, name), 1, error=VolumeError)
         for name in ("first_seed", "sample_seed"):
-            _whole(name, getattr(self, name), 0)
+            whole(f"cell: {name}", getattr(self, name), 0, error=VolumeError)
         if self.sample_size is not None:
-            _whole("sample_size", self.sample_size, 1)
-        _one_of("sample", self.sample, (IN_ORDER, REPLACED))
-        _one_of("watch", self.watch, ("all", "first layer"))
-        _one_of("varied", self.varied, ("", *SWEEPS))
-        _one_of("data", self.data, data.NAMES)
+            whole("cell: sample_size", self.sample_size, 1, error=VolumeError)
+        one_of("cell: sample", self.sample, (IN_ORDER, REPLACED), error=VolumeError)
+        one_of("cell: watch", self.watch, ("all", "first layer"), error=VolumeError)
+        one_of("cell: varied", self.varied, ("", *SWEEPS), error=VolumeError)
+        one_of("cell: data", self.data, data.NAMES, error=VolumeError)
         if self.sample == REPLACED and self.sample_size is None:
             raise VolumeError("cell: sample='with replacement' needs a sample_size, the number of images to draw")
         object.__setattr__(self, "dtype", dtype_name(as_dtype(self.dtype)))
@@ -249,13 +250,3 @@ def draws_of(content: Mapping[str, Any], first_seed: int) -> Iterator[Draw]:
     """What :func:`columns` wrote; the seeds count up from ``first_seed``."""
     pairs = zip(content["outcomes"], content["batches"], strict=True)
     return (Draw(first_seed + index, _OUTCOMES[letter], batch) for index, (letter, batch) in enumerate(pairs))
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise VolumeError(f"cell: {name}={value!r} must be a whole number of at least {least}")
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise VolumeError(f"cell: {name}={value!r} must be one of {', '.join(map(repr, known))}")

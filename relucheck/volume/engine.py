@@ -27,7 +27,7 @@ from relucheck.bifurcation.decide import (
     checked_targets,
     checked_watch,
 )
-from relucheck.errors import ModelError
+from relucheck.errors import MISSING, ModelError, RelucheckError
 from relucheck.networks.architecture import (
     ACTIVATIONS,
     Architecture,
@@ -55,8 +55,10 @@ _CPU_MEMORY: Final = 2**30
 _SLOPE: Final = LeakyReLU().negative_slope
 
 
-class ZoneMemoryError(MemoryError):
+class ZoneMemoryError(RelucheckError, MemoryError):
     """Not even one network and one mini-batch fit into the device's memory."""
+
+    exit_code = MISSING
 
 
 class _Unproved(Exception):

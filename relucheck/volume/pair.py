@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
-from relucheck.bifurcation.compare import ControlError
 from relucheck.bifurcation.decide import Watch
 from relucheck.bifurcation.subgradient import set_subgradient
+from relucheck.errors import ControlError
 from relucheck.numerics.bits import same_bits
 
 

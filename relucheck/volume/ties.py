@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import ReLU
 from relucheck.activations.pooling import Choice, MaxPool2d, PoolingError, Setting, Windows, tied_maxima
-from relucheck.bifurcation.compare import ControlError, untouched
+from relucheck.bifurcation.compare import untouched
 from relucheck.bifurcation.decide import Outcome, checked_data
 from relucheck.bifurcation.gradients import gradients
-from relucheck.errors import ModelError
+from relucheck.errors import ControlError, ModelError
 from relucheck.networks.lenet import LeNet, draw
 from relucheck.numerics.bits import differs, same_bits
 from relucheck.numerics.determinism import deterministic

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from relucheck.__main__ import FAILED, NO_TARGET, OK, USAGE, main
+from relucheck.__main__ import main
+from relucheck.errors import FAILED, MISSING, OK, USAGE
 
 from .test_pytest_face import ROOT, project
 
@@ -35,7 +36,7 @@ def unread(*arguments, cwd, also_errors=False):
 
 
 @pytest.mark.parametrize(
-    ("target", "code"), [("mylib:injected", FAILED), ("mylib:Good", OK), ("nowhere", NO_TARGET)], ids=str
+    ("target", "code"), [("mylib:injected", FAILED), ("mylib:Good", OK), ("nowhere", MISSING)], ids=str
 )
 def test_a_broken_pipe_keeps_the_verdict_and_the_report(project, target, code):
     arguments = ("--dtypes", "float32", "--laws", "runs,chain_rule", "--report", "r.json", "--report", "r.md")

@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from relucheck.__main__ import FAILED, INTERRUPTED, main
+from relucheck.__main__ import main
+from relucheck.errors import FAILED, INTERRUPTED
 from relucheck.gate.discovery import find
 from relucheck.gate.isolation import guard
 from relucheck.gate.isolation.forks import StrayChild

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck.__main__ import FAILED, INTERRUPTED, NO_TARGET, OK, STOPPED, USAGE, main
+from relucheck.__main__ import main
+from relucheck.errors import FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, USAGE, DeviceError
 from relucheck.reproduction import run as reproduction_run
 from relucheck.reproduction import scenario as reproduction_scenario
 from relucheck.reproduction.experiments import mlp
@@ -118,7 +119,7 @@ def test_no_data_root(trained: list[str], tmp_path: Path, capsys: pytest.Capture
     file = tmp_path / "file"
     file.write_text("")
     arguments = ("--scale", "cpu", "--data-root", str(file), "--out", str(tmp_path / "out"))
-    assert _run("E2", *arguments) == NO_TARGET
+    assert _run("E2", *arguments) == MISSING
     assert f"data root {file} (given as the root) is not a directory" in capsys.readouterr().err
     assert not trained
     assert not (tmp_path / "out").exists()
@@ -126,7 +127,7 @@ def test_no_data_root(trained: list[str], tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])
 def test_no_such_device(device: str, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["reproduce", "E1", "--scale", "smoke", "--device", device, "--out", str(tmp_path / "out")]) == NO_TARGET
+    assert main(["reproduce", "E1", "--scale", "smoke", "--device", device, "--out", str(tmp_path / "out")]) == MISSING
     assert f"device '{device}'" in capsys.readouterr().err
     assert not trained
 
@@ -186,8 +187,8 @@ def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: 
             "epoch 2 of 3",
         ),
         (KeyboardInterrupt(), INTERRUPTED, "the same command goes on from the last checkpoint"),
-        (training_engine.DeviceError("no memory left on cuda for 100 members"), NO_TARGET, "no memory left on cuda"),
-        (checkpoints.CheckpointError("could not write x (3 bytes): no space left"), STOPPED, "no space left"),
+        (DeviceError("no memory left on cuda for 100 members"), MISSING, "no memory left on cuda"),
+        (checkpoints.CheckpointError("could not write x (3 bytes): no space left"), UNWRITABLE, "no space left"),
     ],
     ids=["interrupted", "control-c", "memory", "disk"],
 )
@@ -224,7 +225,7 @@ def test_a_report_that_cannot_be_written(
     folder = tmp_path / "out"
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == OK
     monkeypatch.setattr(reproduction_run, "write_atomically", full)
-    assert _run("E1", "--scale", "smoke", "--out", str(folder)) == STOPPED
+    assert _run("E1", "--scale", "smoke", "--out", str(folder)) == UNWRITABLE
     assert "summary.json (No space left on device); free space" in capsys.readouterr().err
 
 
@@ -243,7 +244,7 @@ def test_a_file_in_the_place_of_the_figures(
     out = ("E1", "--scale", "smoke", "--out", str(folder), "--only", "bfloat16")
     reproduction_run.claim(folder, "E1", "smoke", "cpu", "forking")
     (folder / "figures").write_text("in the way")
-    assert _run(*out) == STOPPED
+    assert _run(*out) == UNWRITABLE
     shown = capsys.readouterr().err
     assert f"relucheck: cannot write {folder / 'figures'}" in shown
     assert "see that nothing else is in its place" in shown
@@ -263,7 +264,7 @@ def test_any_other_file_error_is_one_line(
         raise PermissionError(13, "Permission denied", "somewhere")
 
     monkeypatch.setattr(reproduction_run, "write", broken)
-    assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "float32") == STOPPED
+    assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "float32") == UNWRITABLE
     assert "relucheck: a file cannot be read or written: [Errno 13] Permission denied" in capsys.readouterr().err
 
 

@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Final
 
+from relucheck.errors import RelucheckError
+
 #: Seconds in all that a region waits for its children to come back: the ones that do come at once.
 _PATIENCE: Final = 1.0
 _CAME_BACK: Final = b"came back "
 
 
-class StrayChild(Exception):
+class StrayChild(RelucheckError):
     """A process that a target forked and that came back into the caller's code, where it was ended."""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, derivatives
 from relucheck.activations.kinks import Activation
+from relucheck.errors import RelucheckError
 from relucheck.gate.laws.violation import (
     Counterexample,
     LawViolation,
@@ -53,7 +54,7 @@ class Settings:
     compile: bool = False
 
 
-class Disconnected(Exception):
+class Disconnected(RelucheckError):
     """The output does not depend on the input in the autograd graph."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import torch
 
+from relucheck.errors import FAILED, RelucheckError
 from relucheck.numerics.bits import ulp_distance
 from relucheck.numerics.dtypes import dtype_name
 
@@ -50,11 +51,11 @@ class Counterexample:
         return dataclasses.asdict(self)
 
 
-class NotApplicable(Exception):
+class NotApplicable(RelucheckError):
     """A law that has nothing to say about an activation or a dtype: the item is skipped, with this reason."""
 
 
-class LawViolation(AssertionError):
+class LawViolation(RelucheckError, AssertionError):
     """A law that an activation breaks.
 
     Attributes:
@@ -66,6 +67,8 @@ class LawViolation(AssertionError):
         what: one sentence that says what is wrong.
         counterexample: where, and how to see it.
     """
+
+    exit_code = FAILED
 
     def __init__(
         self,

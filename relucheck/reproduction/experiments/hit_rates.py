@@ -19,6 +19,7 @@ import torch
 from rich.table import Table
 
 from relucheck.data import load
+from relucheck.errors import RelucheckError
 from relucheck.hits import plans as hits_plans
 from relucheck.hits.plans import Network, Planned
 from relucheck.hits.rates import poisson_interval, probe
@@ -31,7 +32,7 @@ SCHEMA: Final = 1
 Rows = list[tuple[str, ...]]
 
 
-class ReportError(ValueError):
+class ReportError(RelucheckError, ValueError):
     """A results file of another version, or none."""
 
 

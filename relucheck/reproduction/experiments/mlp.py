@@ -15,7 +15,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.scenario import Comparison, External, Scenario, ScenarioError, _nearest
+from relucheck.errors import did_you_mean
+from relucheck.reproduction.scenario import Comparison, External, Scenario, ScenarioError
 from relucheck.reproduction.stated import (
     ERRORS,
     ERRORS_CPU,
@@ -265,5 +266,5 @@ def find(name: str) -> Scenario | External:
     found = {key.lower(): value for key, value in known.items()}.get(name.strip().lower())
     if found is None:
         listed = ", ".join(f"{key} ({value.title})" for key, value in sorted(known.items()))
-        raise ScenarioError(f"unknown scenario {name!r}; {_nearest(name, list(known))}known: {listed}")
+        raise ScenarioError(f"unknown scenario {name!r}; {did_you_mean(name, known)}known: {listed}")
     return found

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from relucheck import data
 from relucheck.bifurcation.decide import ZoneDataError
+from relucheck.errors import whole
 from relucheck.networks.lenet import ORDERS, Order, draw
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.files import write_atomically
@@ -66,8 +67,7 @@ def volume(inputs: Tensor, targets: Tensor, *, draws: int, order: Order = "relu-
     Raises:
         ZoneDataError: for a number of draws below 1, and as :func:`relucheck.volume.ties.decide`.
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ZoneDataError(f"draws={draws!r}: must be a whole number of at least 1")
+    whole("draws", draws, error=ZoneDataError)
     decisions, restricted, again, total = [], [], 0, 0
     for seed in range(draws):
         model = draw(seed, inputs.dtype, order)

@@ -1,0 +1,92 @@
+"""Every exception of the package is a RelucheckError with an exit code; the checks name input, rule and fix."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+import pytest
+
+import relucheck
+from relucheck import errors
+from relucheck.errors import ModelError, RelucheckError, SettingsError, did_you_mean, number, one_of, truth, whole
+
+#: What code of a target must not be able to catch as an Exception, and how pytest hears that an item failed.
+OUTSIDE = {"TimeLimitExceeded", "Interrupted", "GateVerdict"}
+
+
+def exceptions() -> dict[str, type[BaseException]]:
+    """Every public exception class that a module of relucheck defines, by its qualified name."""
+    found: dict[str, type[BaseException]] = {}
+    for module in pkgutil.walk_packages(relucheck.__path__, "relucheck."):
+        if module.name.endswith("__main__"):
+            continue
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if inspect.isclass(value) and issubclass(value, BaseException) and value.__module__ == module.name:
+                found[f"{module.name}.{name}"] = value
+    return found
+
+
+def test_every_exception_is_a_relucheck_error_with_a_documented_exit_code() -> None:
+    found = exceptions()
+    assert len(found) > 20
+    known = {errors.FAILED, errors.USAGE, errors.MISSING, errors.UNWRITABLE}
+    strangers = {
+        name
+        for name, value in found.items()
+        if not name.rpartition(".")[2].startswith("_")
+        and name.rpartition(".")[2] not in OUTSIDE
+        and not (issubclass(value, RelucheckError) and value.exit_code in known)
+    }
+    assert strangers == set()
+
+
+def test_the_command_ends_with_the_exit_code_of_the_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from relucheck import __main__ as command
+
+    class Peculiar(RelucheckError):
+        exit_code = 4
+
+    def stop(arguments: Any) -> int:
+        raise Peculiar("colour='mauve': must be a colour")
+
+    monkeypatch.setattr(command, "_reproduce", stop)
+    assert command.main(["reproduce", "E1"]) == 4
+    assert capsys.readouterr().err == "relucheck: colour='mauve': must be a colour\n"
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, "1", None])
+def test_what_is_no_whole_number_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ModelError, match=r"^width=.*: must be a whole number of at least 1$"):
+        whole("width", value, error=ModelError)
+
+
+def test_what_passes_the_checks() -> None:
+    whole("width", 1)
+    whole("seed", 0, 0)
+    number("lr", 0.1, above=0)
+    one_of("rule", "chain", ("chain", "injected"))
+    truth("strict", False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, "1", True, -1e-9])
+def test_what_is_out_of_bounds_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="must be a finite number above 0"):
+        number("lr", value, above=0)
+
+
+def test_an_unknown_name_is_answered_by_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"^rule='chian': did you mean 'chain'\? must be one of chain, injected$"):
+        one_of("rule", "chian", ("chain", "injected"))
+    with pytest.raises(SettingsError, match=r"^rule=3: must be one of"):
+        one_of("rule", 3, ("chain", "injected"))
+
+
+def test_suggestions() -> None:
+    assert did_you_mean("RELU", ["relu", "gelu"]) == "did you mean 'relu'? "
+    assert did_you_mean("relux", ["relu", "relu6"], most=2) == "did you mean 'relu' or 'relu6'? "
+    assert did_you_mean("softmax", ["relu"]) == did_you_mean(None, ["None"]) == ""
