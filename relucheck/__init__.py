@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from relucheck.activations.kinks import Activation, Kink
     from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
+    from relucheck.bifurcation.compare import Comparison, backprop, compare
+    from relucheck.bifurcation.explain import explain
+    from relucheck.bifurcation.subgradient import set_subgradient
+    from relucheck.bifurcation.wiring import check_wiring
     from relucheck.gate.api import check_activation, parametrize_with_laws
     from relucheck.gate.discovery import register_constructor
 
@@ -19,24 +23,36 @@ __version__ = "0.1.0"
 
 _HOME: Final = {
     "Activation": "activations.kinks",
+    "Comparison": "bifurcation.compare",
     "Kink": "activations.kinks",
     "LeakyReLU": "activations.modules",
     "ReLU": "activations.modules",
     "ReLU6": "activations.modules",
+    "backprop": "bifurcation.compare",
     "check_activation": "gate.api",
+    "check_wiring": "bifurcation.wiring",
+    "compare": "bifurcation.compare",
+    "explain": "bifurcation.explain",
     "parametrize_with_laws": "gate.api",
     "register_constructor": "gate.discovery",
+    "set_subgradient": "bifurcation.subgradient",
 }
 
 __all__ = [
     "Activation",
+    "Comparison",
     "Kink",
     "LeakyReLU",
     "ReLU",
     "ReLU6",
+    "backprop",
     "check_activation",
+    "check_wiring",
+    "compare",
+    "explain",
     "parametrize_with_laws",
     "register_constructor",
+    "set_subgradient",
 ]
 
 

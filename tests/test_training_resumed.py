@@ -33,7 +33,7 @@ def unbroken() -> Result:
 
 _CHILD = """
 import json, os, signal, sys
-from relucheck.training import forking
+from relucheck.training import engine, forking
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings
 settings = Settings.from_json(json.loads(sys.argv[1]))

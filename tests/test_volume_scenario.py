@@ -331,15 +331,6 @@ def test_the_split_is_shown_everywhere(tmp_path: Path) -> None:
     assert "over the reals" in text
 
 
-def test_rooms_import_downwards() -> None:
-    """Data below tables and figures, both below the scenario: each can be imported first, alone."""
-    for room in ("volume_report", "volume_figures", "volume_tables", "volume_scenario"):
-        source = Path(volume_estimate.__file__).with_name(f"{room}.py").read_text()
-        above = {"volume_report": ("figures", "tables", "scenario"), "volume_figures": ("tables", "scenario")}
-        for other in (*above.get(room, ()), *(("scenario",) if room == "volume_tables" else ())):
-            assert f"volume_{other}" not in source
-
-
 def test_figures_show_what_they_are_given(tmp_path: Path) -> None:
     """The picture changes with a share and with nothing else."""
     base = line(theirs("neurons", 16, 64), 40, dtype="float16")
