@@ -12,43 +12,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from relucheck.errors import FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose epilog is made when help is asked for, as it takes an import of torch."""
-
-    more: Callable[[], str] | None = None
-
-    def format_help(self) -> str:
-        if self.more is not None:
-            self.epilog = self.more()
-        return super().format_help()
-
-
 def _scenarios() -> str:
-    from relucheck.reproduction.cost import lines
-    from relucheck.reproduction.experiments.mlp import EXTERNAL, SCENARIOS
+    from relucheck.reproduction import TITLES
 
-    titles = {**{name: found.title for name, found in SCENARIOS.items()}, **{n: e.title for n, e in EXTERNAL.items()}}
-    return "\n".join(
-        [
-            "scenarios:",
-            *(f"  {name}  {title}" for name, title in sorted(titles.items())),
-            "",
-            "comparisons of scale cpu in the order in which they run, and what each takes on one CPU thread (from measured",
-            "steps, good to a factor of two); two processes with other --only share the work on two cores:",
-            *lines(),
-        ]
-    )
+    return "\n".join(["scenarios:", *(f"  {name}  {title}" for name, title in TITLES.items())])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="relucheck",
         description="What autodiff does at the kinks of activations.",
         epilog="exit codes: 0 nothing failed; 1 a law failed, kinks drifted or a control differed; 2 usage; 3 a target "
@@ -80,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     text = "run a published experiment into a folder and report on it; finished parts are not run again"
     reproduce = commands.add_parser("reproduce", help=text, description=text)
     reproduce.formatter_class = argparse.RawDescriptionHelpFormatter
-    reproduce.more = _scenarios
+    reproduce.epilog = _scenarios()
     reproduce.add_argument("scenario", metavar="SCENARIO", help="one of those listed below")
     reproduce.add_argument(
         "--scale",
         metavar="NAME",
-        help="full (for CUDA), cpu (times below) or smoke (seconds); default: full on CUDA, else cpu",
+        help="full (for CUDA), cpu (minutes to hours) or smoke (seconds); default: full on CUDA, else cpu",
     )
     reproduce.add_argument(
         "--data-root", metavar="ROOT", help="folder of MNIST/ and FashionMNIST/; default: $RELUCHECK_DATA"
@@ -97,14 +75,17 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="run these comparisons alone: a name, else a glob or a precision (repeatable)",
+        help="run these parts alone: a name, else a glob or an arithmetic (repeatable)",
     )
     reproduce.add_argument(
         "--executor",
         metavar="NAME",
-        help="forking (each member by itself, nn.Linear's own kernels) or stacked (all members in one baddbmm, quick on "
-        "CUDA; 16-bit ones there in one nn.Linear each); exact zeros depend on it; default: forking on the CPU, else "
-        "stacked",
+        help="how training members are computed. forking: each member by itself, with nn.Linear's own kernels. stacked: "
+        "all members in one batched product, which is quick on CUDA (there 16-bit members take one nn.Linear each). How "
+        "many pre-activations are exactly zero depends on it. Default: forking on the CPU, stacked elsewhere",
+    )
+    reproduce.add_argument(
+        "--processes", type=int, metavar="N", help="work in N processes of one thread each; default: one for each core"
     )
     reproduce.add_argument("--quiet", action="store_true", help="no progress")
     return parser
@@ -209,7 +190,7 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
 
 def _reproduce(arguments: argparse.Namespace) -> int:
     from relucheck.reproduction.run import reproduce
-    from relucheck.reproduction.scenario import Scenario
+    from relucheck.results.tables import render
 
     def say(line: str) -> None:
         if not arguments.quiet:
@@ -223,21 +204,13 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         only=arguments.only,
         executor=arguments.executor,
+        processes=arguments.processes,
         progress=not arguments.quiet,
         say=say,
     )
-    if made.text is not None:
-        print(made.text)
-        return OK
-    from relucheck.reproduction.report.tables import LEGEND, rich_outcomes, rich_tables
-    from relucheck.results.tables import render
-
-    assert isinstance(made.scenario, Scenario)
     width = _width()
-    shown = [*rich_tables(made.scenario.name, made.cells, made.scenario.published.get(made.scale, {}), width), LEGEND]
-    shown += rich_outcomes((*made.published, *made.checked), made.claims)
-    sys.stdout.write(render(*shown, width=width, color=sys.stdout.isatty()))
-    print(f"report: {made.folder / 'report.md'}")
+    sys.stdout.write(render(*made.shown(width), width=width, color=sys.stdout.isatty()))
+    print(f"report: {made.report}")
     if made.missing:
         print(f"not run (yet): {', '.join(made.missing)}")
     return FAILED if made.void else OK

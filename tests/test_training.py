@@ -16,10 +16,10 @@ from relucheck.data import DataFileError
 from relucheck.errors import DeviceError, SettingsError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.progress import Progress
-from relucheck.training import checkpoints, engine
+from relucheck.training import engine
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
-from relucheck.training.result import Result
+from relucheck.training.result import Result, SeedResult
 from relucheck.training.settings import Member, Optimiser, Precision, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
 from tests.training_case import SETTINGS
@@ -50,7 +50,9 @@ def test_control_is_exactly_zero_and_members_differ(unbroken: Result) -> None:
 
 
 def test_result_survives_json(unbroken: Result) -> None:
-    assert Result.from_json(json.loads(json.dumps(unbroken.to_json()))) == unbroken
+    for seed in SETTINGS.seeds:
+        part = SeedResult([m for m in unbroken.members if m.member.seed == seed], None, 1.5, {"device": "cpu"})
+        assert SeedResult.from_json(json.loads(json.dumps(part.to_json())), part.origin) == part
 
 
 def test_settings_survive_json_and_have_a_digest() -> None:
@@ -111,7 +113,7 @@ def test_plain_adam_in_float16_diverges_and_says_when() -> None:
     # float32 inside: another run, and labelled so
     assert "diverged: non-finite at step 1" not in {member.outcome for member in fused.members}
     assert fused.settings.optimiser.label == "adam, lr 0.001, eps 1e-08, fused"
-    assert fused.to_json()["settings"]["optimiser"]["fused"] is True
+    assert fused.settings.optimiser.fused is True
 
 
 def test_one_member_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +143,7 @@ def test_one_member_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatc
         ({"epochs": True}, "epochs=True"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"data": "cifar"}, "data='cifar': must be one of digits, mnist, fashionmnist"),
-        ({"activation": "gelu"}, "activation='gelu': must be one of relu, relu6, leaky_relu"),
+        ({"activation": "gelu"}, "activation='gelu': did you mean 'relu'? must be one of relu, relu6, leaky_relu"),
         ({"widths": ()}, "at least one hidden layer"),
         ({"widths": (0,)}, "widths=0"),
         ({"dropout": 1.0}, "dropout=1.0: must be less than 1"),
@@ -203,7 +205,7 @@ def test_bad_runs_are_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.M
         torch.empty(2**60, dtype=torch.uint8)
 
     monkeypatch.setattr(ForkingExecutor, "step", greedy)
-    with pytest.raises(DeviceError, match=r"no memory left on cpu for 8 members of widths \(16, 12\).*fewer seeds"):
+    with pytest.raises(DeviceError, match=r"no memory left on cpu for 4 members of widths \(16, 12\).*fewer seeds"):
         train(SETTINGS, progress=False)
 
 
@@ -216,7 +218,7 @@ def test_void_result_says_how_to_run_again(
     with monkeypatch.context() as patch:
         patch.setattr(ForkingExecutor, "_compare", faulty)
         made = train(SETTINGS, folder=tmp_path)
-    says = f"nothing may be concluded from it: delete {tmp_path / checkpoints.RESULT} to run it again"
+    says = f"nothing may be concluded from it: delete {tmp_path} to run it again"
     assert f"void: {made.void}; {says}" in capsys.readouterr().err
     assert train(SETTINGS, folder=tmp_path) == made  # read
     assert capsys.readouterr().err == f"void: {made.void}; {says}\n"

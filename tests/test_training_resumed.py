@@ -1,4 +1,4 @@
-"""Running a comparison that is broken off, interrupted or killed, and what lies in its folder: checkpoints, results."""
+"""Running a comparison that is broken off, interrupted or killed, and what lies in its folder: states, results of seeds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-from relucheck.training import checkpoints, engine
-from relucheck.training.checkpoints import STATE, CheckpointError
+from relucheck.results.store import State, Store, StoreError
+from relucheck.training import engine, sitting
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import ForkingExecutor
-from relucheck.training.result import Result
-from relucheck.training.settings import Optimiser, Settings
+from relucheck.training.result import MemberResult, Result
+from relucheck.training.settings import Member, Optimiser
+from relucheck.training.sitting import STATE
+from relucheck.work import Local
 from tests.training_case import SETTINGS, numbers
 
 
@@ -33,7 +35,7 @@ def unbroken() -> Result:
 
 _CHILD = """
 import json, os, signal, sys
-from relucheck.training import engine, forking
+from relucheck.training import forking, sitting
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings
 settings = Settings.from_json(json.loads(sys.argv[1]))
@@ -45,7 +47,7 @@ def counted(self, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, *rest)
 forking.ForkingExecutor.step = counted
-engine._DEAR_S = float("inf")  # every epoch, however slow the disk
+sitting.EXPENSIVE_S = float("inf")  # every epoch, however slow the disk
 train(settings, folder=sys.argv[2], progress=False)
 """
 
@@ -61,8 +63,9 @@ def _killed(folder: Path, at: int) -> None:
 
 def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_path: Path) -> None:
     _killed(tmp_path, 8 * 2 + 3)  # in epoch 3 of the first seed
-    assert (tmp_path / checkpoints.CHECKPOINT).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["seed-3.state"]
     _killed(tmp_path, 8 + 8 + 5)  # resumed at epoch 3: then in epoch 2 of the second seed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3.json", "seed-4.state"]
     steps: list[int] = []
     original = ForkingExecutor.step
 
@@ -75,37 +78,37 @@ def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_pa
         resumed = train(SETTINGS, folder=tmp_path, progress=False)
     assert steps == list(range(9, 25))  # epochs 2 and 3 of the second seed, and nothing twice
     assert numbers(resumed) == numbers(unbroken)
-    assert not (tmp_path / checkpoints.CHECKPOINT).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3.json", "seed-4.json"]
     assert train(SETTINGS, folder=tmp_path, progress=False) == resumed  # read, not run
 
 
-def test_dear_checkpoints_are_written_now_and_then(
+def test_expensive_states_are_written_now_and_then(
     unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every epoch's where they are cheap; else a group's, and so many that they take a share of the time."""
-    saved: list[tuple[int, int]] = []
-    original = checkpoints.save
+    """After every epoch where they are cheap; else so many that they take a share of the time."""
+    saved: list[tuple[str, int]] = []
+    original = Store.keep
 
-    def save(folder: Path, settings: Settings, origin: dict[str, str], state: dict[str, Any]) -> None:
-        saved.append((state["group"], state["epoch"]))
-        original(folder, settings, origin, state)
+    def keep(self: Store, name: str, identity: Any, origin: Any, state: State) -> None:
+        saved.append((name, state.steps))
+        original(self, name, identity, origin, state)
 
-    monkeypatch.setattr(checkpoints, "save", save)
-    monkeypatch.setattr(engine, "_DEAR_S", math.inf)
+    monkeypatch.setattr(Store, "keep", keep)
+    monkeypatch.setattr(sitting, "EXPENSIVE_S", math.inf)
     train(SETTINGS, folder=tmp_path / "cheap", progress=False)
-    assert saved == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert saved == [("seed-3", 8), ("seed-3", 16), ("seed-4", 8), ("seed-4", 16)]
     saved.clear()
-    monkeypatch.setattr(engine, "_DEAR_S", 0.0)
-    monkeypatch.setattr(engine, "_SHARE", 1e-9)
+    monkeypatch.setattr(sitting, "EXPENSIVE_S", 0.0)
+    monkeypatch.setattr(sitting, "SHARE", 1e-9)
     with monkeypatch.context() as patch:
         patch.setattr(ForkingExecutor, "end", _raising(ForkingExecutor.end, 3))
         with pytest.raises(
             Interrupted, match=r"in epoch 3 of 3, seed 3; what was finished before epoch 2 of seed 3 is kept in .*resume"
         ):
-            train(SETTINGS, folder=tmp_path / "dear", progress=False)
-    assert saved == [(0, 1)]
-    resumed = train(SETTINGS, folder=tmp_path / "dear", progress=False)
-    assert saved == [(0, 1), (0, 2), (1, 0)], "the first of a sitting, and each seed's last"
+            train(SETTINGS, folder=tmp_path / "expensive", progress=False)
+    assert saved == [("seed-3", 8)]
+    resumed = train(SETTINGS, folder=tmp_path / "expensive", progress=False)
+    assert saved == [("seed-3", 8), ("seed-3", 16), ("seed-4", 8)], "the first of a sitting"
     assert numbers(resumed) == numbers(unbroken)
 
 
@@ -144,12 +147,14 @@ def test_interrupt_keeps_finished_epochs_and_says_how_to_go_on(
     with pytest.raises(Interrupted, match="nothing is kept, as no folder was given"):
         train(SETTINGS, progress=False)
     count = 8
-    with pytest.raises(Interrupted, match=r"in epoch 1 of 3, seed 3; nothing is kept in .* yet: run the same again from"):
+    with pytest.raises(
+        Interrupted, match=r"in epoch 1 of 3, seed 3; nothing of seed 3 is kept in .* yet: run the same again"
+    ):
         train(SETTINGS, folder=tmp_path / "first", progress=False)
-    assert not (tmp_path / "first" / checkpoints.CHECKPOINT).exists()
+    assert not list((tmp_path / "first").iterdir())
 
 
-def test_full_disk_keeps_the_previous_checkpoint(unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_previous_state(unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, count = os.fsync, 0
 
     def full(handle: int) -> None:
@@ -161,13 +166,13 @@ def test_full_disk_keeps_the_previous_checkpoint(unbroken: Result, tmp_path: Pat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match=r"could not write .*No space left.*make room.*to resume"):
+        with pytest.raises(StoreError, match=r"cannot be written .No space left.*make room"):
             train(SETTINGS, folder=tmp_path, progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoints.CHECKPOINT]  # and no temporary file
+    assert [path.name for path in tmp_path.iterdir()] == ["seed-3.state"]  # and no temporary file
     assert numbers(train(SETTINGS, folder=tmp_path, progress=False)) == numbers(unbroken)
 
 
-def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: ForkingExecutor, epoch: int) -> None:
         if epoch == 1:
             raise RuntimeError("broken off")
@@ -179,61 +184,143 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: py
         with pytest.raises(RuntimeError, match="broken off"):
             train(SETTINGS, folder=tmp_path, progress=False)
     others = {
-        "optimiser": dataclasses.replace(SETTINGS, optimiser=Optimiser(lr=0.01)),
-        "epochs 3 there, 4 here": dataclasses.replace(SETTINGS, epochs=4),
+        "optimiser lr is 0.001, this run's is 0.01": dataclasses.replace(SETTINGS, optimiser=Optimiser(lr=0.01)),
+        "epochs is 3, this run's is 4": dataclasses.replace(SETTINGS, epochs=4),
     }
     for named, settings in others.items():
-        with pytest.raises(CheckpointError, match=f"is of other settings .*{named}.*another folder"):
+        with pytest.raises(StoreError, match=f"belongs to another run: its settings {named}.*another folder"):
             train(settings, folder=tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match="is of executor 'forking', this run has 'stacked'"):
-        train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "versions", lambda: {"torch": "1.0"})
-        with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
-            train(SETTINGS, folder=tmp_path, progress=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "STATE", 99)
-        with pytest.raises(CheckpointError, match=f"is of schema {STATE}, this run has 99"):
-            train(SETTINGS, folder=tmp_path, progress=False)
-    path = tmp_path / checkpoints.CHECKPOINT
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"unreadable or damaged.*delete it to start anew"):
-        train(SETTINGS, folder=tmp_path, progress=False)
-
-
-def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints.save_result(tmp_path, unbroken)
-    with pytest.raises(CheckpointError, match=r"is of executor 'forking', this run has 'stacked'.*another folder"):
-        train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "versions", lambda: {**unbroken.versions, "torch": "1.0"})
-        with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
-            train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(engine, "describe", lambda device: "cuda (NVIDIA H200)")
-        with pytest.raises(CheckpointError, match=r"is of device 'cpu.*', this run has 'cuda .NVIDIA H200.'.*delete"):
+        with pytest.raises(StoreError, match=r"its device is 'cpu.*', this run's is 'cuda .NVIDIA H200.'"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "SCHEMA", 99)
-        with pytest.raises(CheckpointError, match="is of schema 1, this run has 99"):
-            checkpoints.load_result(tmp_path, SETTINGS)
-    assert checkpoints.load_result(tmp_path, SETTINGS) == unbroken  # to report it, wherever it is from
-    with pytest.raises(CheckpointError, match=r"is of other settings .*batch_size 32 there, 16 here"):
-        train(dataclasses.replace(SETTINGS, batch_size=16), folder=tmp_path, progress=False)
-    (tmp_path / checkpoints.RESULT).write_text("{")
-    with pytest.raises(CheckpointError, match="unreadable or damaged"):
+        patch.setattr(sitting, "STATE", 99)
+        with pytest.raises(StoreError, match=f"its state is {STATE}, this run's is 99"):
+            train(SETTINGS, folder=tmp_path, progress=False)
+    path = tmp_path / "seed-3.state"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(StoreError, match=r"is damaged.*delete it to begin the seed anew"):
         train(SETTINGS, folder=tmp_path, progress=False)
 
 
-def test_interrupt_after_the_last_group_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = engine._Run._run_group
+def test_the_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path) -> None:
+    train(SETTINGS, folder=tmp_path, progress=False)
+    with pytest.raises(StoreError, match=r"its executor is 'forking', this run's is 'stacked'.*another folder"):
+        train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
+    with pytest.raises(StoreError, match=r"its settings batch size is 32, this run's is 16"):
+        train(dataclasses.replace(SETTINGS, batch_size=16), folder=tmp_path, progress=False)
+    path = tmp_path / "seed-3.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "schema": 1}))
+    with pytest.raises(StoreError, match="has schema version 1, this relucheck reads"):
+        train(SETTINGS, folder=tmp_path, progress=False)
+    path.write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        train(SETTINGS, folder=tmp_path, progress=False)
 
-    def late(self: Any, *rest: Any) -> str | None:
-        void = original(self, *rest)
-        if self.group == len(self.groups):
-            raise KeyboardInterrupt
-        return void
 
-    monkeypatch.setattr(engine._Run, "_run_group", late)
+# ---------------------------------------------------------------- more seeds, more members, other machines
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds whose members take a step."""
+    seeds: list[int] = []
+    original = ForkingExecutor.step
+
+    def step(self: ForkingExecutor, *rest: int) -> None:
+        seeds.append(self.seed)
+        original(self, *rest)
+
+    monkeypatch.setattr(ForkingExecutor, "step", step)
+    return seeds
+
+
+def test_more_seeds_run_only_themselves(unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = _counted(monkeypatch)
+    train(SETTINGS.of_seeds((3,)), folder=tmp_path, progress=False)
+    assert set(seeds) == {3}
+    seeds.clear()
+    both = train(SETTINGS, folder=tmp_path, progress=False)
+    assert set(seeds) == {4}
+    assert numbers(both) == numbers(unbroken)
+
+
+def test_more_members_run_beside_their_reference_alone(
+    unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The members of before are not run again, and all are those of one run."""
+    fewer = dataclasses.replace(SETTINGS, members=tuple(m for m in SETTINGS.members if m.rule == "chain"))
+    train(fewer, folder=tmp_path, progress=False)
+    before = (tmp_path / "seed-3.json").read_text()
+    ran: list[tuple[Member, ...]] = []
+    original = sitting.Sitting.run
+
+    def run(self: sitting.Sitting) -> Any:
+        ran.append(self.settings.members)
+        return original(self)
+
+    monkeypatch.setattr(sitting.Sitting, "run", run)
+    more = train(SETTINGS, folder=tmp_path, progress=False)
+    assert more.members == _unforked(more, unbroken)
+    assert [sorted(m.rule for m in members if m.subgradient) for members in ran] == [["injected"]] * 2
+    assert (tmp_path / "seed-3.json").read_text() != before
+    ran.clear()
+    again = train(fewer, folder=tmp_path, progress=False)
+    assert not ran, "fewer members than are stored"
+    assert [m.member for m in again.members] == list(fewer.members)
+
+
+def _unforked(one: Result, other: Result) -> list[MemberResult]:
+    """The other's members, with where they forked in this one: that depends on which members run together."""
+    return [
+        dataclasses.replace(theirs, forked_at=mine.forked_at, parent=mine.parent)
+        for mine, theirs in zip(one.members, other.members, strict=True)
+    ]
+
+
+def test_a_finished_seed_stays_finished_elsewhere_and_new_members_make_it_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processors may differ between the seeds of a comparison, never within one."""
+    fewer = dataclasses.replace(SETTINGS, members=tuple(m for m in SETTINGS.members if m.rule == "chain"))
+    train(fewer.of_seeds((3,)), folder=tmp_path, progress=False)
+    here = engine.describe(torch.device("cpu"))
+    monkeypatch.setattr(engine, "describe", lambda device: "another processor")
+    seeds = _counted(monkeypatch)
+    mixed = train(fewer, folder=tmp_path, progress=False)
+    assert set(seeds) == {4}
+    assert mixed.device == f"{here}; another processor"
+    seeds.clear()
+    whole = train(SETTINGS, folder=tmp_path, progress=False)
+    assert whole.device == "another processor"
+    assert seeds.count(3) == 2 * 24, "its new members, whose origin is another, and then all of it"
+    assert seeds.count(4) == 24
+
+
+def test_units_are_the_seeds_that_are_missing(unbroken: Result, tmp_path: Path) -> None:
+    units = engine.units(SETTINGS, tmp_path, name="small")
+    assert [unit.name for unit in units] == ["small seed-3", "small seed-4"]
+    assert [unit.steps for unit in units] == [24, 24]
+    Local(1, threads=None).run(units[:1])
+    assert engine.collect(SETTINGS, tmp_path, "forking") is None
+    assert set(engine.finished(SETTINGS, tmp_path, "forking")) == {3}
+    (left,) = engine.units(SETTINGS, tmp_path)
+    Local(1, threads=None).run([left])
+    found = engine.collect(SETTINGS, tmp_path, "forking")
+    assert found is not None
+    assert numbers(found) == numbers(unbroken)
+    (stacked,) = engine.units(SETTINGS, tmp_path / "stacked", executor="stacked")
+    assert (stacked.name, stacked.steps) == ("seeds-3-4", 24)
+
+
+def test_interrupt_after_the_last_epoch_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = sitting.Sitting._run
+
+    def late(self: sitting.Sitting) -> str | None:
+        original(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sitting.Sitting, "_run", late)
     with pytest.raises(Interrupted, match="interrupted after the last epoch; nothing is kept"):
         train(dataclasses.replace(SETTINGS, epochs=1), progress=False)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -26,9 +24,10 @@ from relucheck.networks import architecture
 from relucheck.numerics import dtypes
 from relucheck.volume import engine as volume_engine
 from relucheck.volume import estimate as volume_estimate
-from relucheck.volume import workers
+from relucheck.volume import units
 from relucheck.volume.cell import Outcome
 from relucheck.volume.estimate import Cell, Estimate, Store, StoreError, VolumeError, estimate
+from relucheck.work import Local
 
 SMALL = Cell(hidden_layers=2, neurons=8, batch_size=64, sample_size=256, data="digits", draws=6)
 #: What the fake engine says of seeds 0, 1, 2, ...
@@ -377,15 +376,16 @@ def test_what_follows_half_a_line_replaces_it(tmp_path: Path) -> None:
     """Also where it is shorter than what is left of the line."""
     identity = {"cell": "any"}
     store = Store(tmp_path)
-    store.append("name", identity, {"first": 1})
-    store.append("name", identity, {"second": "x" * 100})
+    origin = {"device": "any"}
+    store.append("name", identity, origin, {"first": 1})
+    store.append("name", identity, origin, {"second": "x" * 100})
     path = store.partial_path("name")
     path.write_bytes(path.read_bytes()[:-5])
     resumed = Store(tmp_path)
-    resumed.append("name", identity, {"second": 2})
+    resumed.append("name", identity, origin, {"second": 2})
     assert path.read_text().endswith('{"second":2}\n')
-    resumed.append("name", identity, {"third": 3})
-    assert Store(tmp_path).chunks("name", identity) == ({"first": 1}, {"second": 2}, {"third": 3})
+    resumed.append("name", identity, origin, {"third": 3})
+    assert Store(tmp_path).chunks("name", identity, origin) == ({"first": 1}, {"second": 2}, {"third": 3})
 
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -410,15 +410,12 @@ def _set(*keys: str, to: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("schema", to=99), r"has schema version 99, this relucheck reads 1; move it away, or name another folder"),
+        (_set("schema", to=99), r"has schema version 99, this relucheck reads 2; move it away, or name another folder"),
         (_set("identity", "data", to="0" * 64), r"belongs to another run: its data is '0000"),
         (_set("identity", "cell", "neurons", to=9), r"its cell neurons is 9, this run's is 8"),
-        (_set("identity", "device", to="cuda NVIDIA H200"), r"its device is 'cuda NVIDIA H200', this run's is 'cpu"),
-        (_set("identity", "processor", to="another"), r"its processor is 'another'"),
-        (_set("identity", "torch", to="1.8"), r"its torch is '1\.8'"),
         (_set("identity", to=None), r"belongs to another run"),
     ],
-    ids=["schema", "data", "cell", "device", "processor", "torch", "none"],
+    ids=["schema", "data", "cell", "none"],
 )
 def test_a_file_of_something_else_is_left_alone(
     tmp_path: Path, finished: bool, change: Callable[[dict[str, Any]], None], message: str
@@ -437,13 +434,31 @@ def test_a_file_of_something_else_is_left_alone(
     assert path.read_bytes() == before
 
 
-def test_another_processor_may_round_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are chosen by the processor's model, so its draws are not mixed with another's."""
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("origin", "device", to="cuda NVIDIA H200"), r"its device is 'cuda NVIDIA H200', this run's is 'cpu"),
+        (_set("origin", "processor", to="another"), r"its processor is 'another'"),
+        (_set("origin", "torch", to="1.8"), r"its torch is '1\.8'"),
+    ],
+    ids=["device", "processor", "torch"],
+)
+def test_another_processor_may_round_otherwise(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    """Draws that were begun elsewhere are not gone on with; a cell that was finished elsewhere is finished."""
+    store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        estimate(SMALL, store=Store(tmp_path), engine=Fake(stop_at=4), chunk=2)
-    monkeypatch.setattr(volume_estimate, "_processor", lambda: "one of another make")
-    with pytest.raises(StoreError, match=r"its processor is .*, this run's is 'one of another make'"):
+        estimate(SMALL, store=store, engine=Fake(stop_at=4), chunk=2)
+    path = store.partial_path(SMALL.name)
+    whole = path.read_bytes()
+    _edit(path, change)
+    with pytest.raises(StoreError, match=message):
         estimate(SMALL, store=Store(tmp_path), engine=refuse)
+    path.write_bytes(whole)
+    finished = estimate(SMALL, store=store, engine=Fake())
+    _edit(store.finished_path(SMALL.name), change)
+    assert plain(estimate(SMALL, store=Store(tmp_path), engine=refuse)) == plain(finished)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00\x01", '{"schema": 1}'])
@@ -549,92 +564,57 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, name: str) -> None:
         running.kill()
     assert running.returncode != 0
     store = Store(folder)
-    identity = json.loads(path.read_text().splitlines()[0])["identity"]
-    kept = sum(len(chunk["outcomes"]) for chunk in store.chunks(cell.name, identity))
+    header = json.loads(path.read_text().splitlines()[0])
+    kept = sum(len(chunk["outcomes"]) for chunk in store.chunks(cell.name, header["identity"], header["origin"]))
     assert 8 <= kept < 1000
     assert kept % 4 == 0
     assert plain(estimate(before.cell, store=store, engine=refuse)) == plain(before)
 
 
-# ---------------------------------------------------------------- several processes
+# ---------------------------------------------------------------- units of work
 
 
-def test_two_processes_decide_as_one_does(tmp_path: Path) -> None:
-    cells = [
-        dataclasses.replace(SMALL, dtype="bfloat16", emulation="product", neurons=width, draws=4) for width in (4, 6, 8)
-    ]
-    heard: list[workers.Step] = []
-    workers.compute(cells, tmp_path / "two", processes=2, listen=heard.append)
-    workers.compute(cells, tmp_path / "one", processes=1)
-    assert sum(step.finished for step in heard) == 3
-    assert sum(step.draws for step in heard) == 12
-    with workers.one_thread("cpu"):
-        for cell in cells:
-            both = [estimate(cell, store=Store(tmp_path / name), engine=refuse) for name in ("one", "two")]
-            assert plain(both[0]) == plain(both[1])
-    assert len({estimate.bifurcated for estimate in both}) == 1
+def test_blocks_are_the_cell() -> None:
+    cell = dataclasses.replace(SMALL, draws=250, first_seed=7)
+    blocks = cell.blocks(100)
+    assert [(block.first_seed, block.draws) for block in blocks] == [(7, 100), (107, 100), (207, 50)]
+    parts = [estimate(block, engine=Fake()) for block in blocks]
+    assert plain(Estimate.joined(cell, parts)) == plain(estimate(cell, engine=Fake()))
+    for wrong in (parts[:2], parts[::-1], [*parts, parts[0]]):
+        with pytest.raises(VolumeError, match="blocks are not the cell's"):
+            Estimate.joined(cell, wrong)
 
 
-def test_what_a_process_raises_is_raised_here(tmp_path: Path) -> None:
-    cells = [dataclasses.replace(SMALL, data="mnist", neurons=width) for width in (4, 6)]
+@pytest.mark.parametrize("processes", [1, 2])
+def test_blocks_in_processes_decide_as_one_run_does(
+    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cell.blocks, "__defaults__", (3,))
+    cells = [dataclasses.replace(SMALL, dtype="bfloat16", emulation="product", neurons=width, draws=4) for width in (4, 6)]
+    made = units.units(cells, tmp_path)
+    assert [unit.steps for unit in made] == [3, 1, 3, 1]
+    Local(processes).run(made)
+    assert len(list(tmp_path.iterdir())) == 4
+    found = units.collect(cells, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{cell.name}.json" for cell in cells)
+    assert units.units(cells, tmp_path) == ()
+    for cell in cells:
+        assert found[cell.name].decisions == estimate(cell).decisions
+    again = units.collect(cells, tmp_path)
+    assert {name: plain(one) for name, one in again.items()} == {name: plain(one) for name, one in found.items()}
+    assert any(one.bifurcated for one in found.values())
+
+
+def test_an_unfinished_cell_is_left_out(tmp_path: Path) -> None:
+    cells = [SMALL, dataclasses.replace(SMALL, neurons=4)]
+    Local(1).run(units.units(cells, tmp_path)[:1])
+    assert list(units.collect(cells, tmp_path)) == [SMALL.name]
+    assert [unit.name for unit in units.units(cells, tmp_path)] == [cells[1].name]
+
+
+def test_missing_data_are_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(data.DataFileError, match=r"lacks MNIST/raw/train-images-idx3-ubyte"):
-        workers.compute(cells, tmp_path / "cells", root=tmp_path, processes=2)
-
-
-def test_the_death_of_a_worker_is_told_and_its_draws_stay(tmp_path: Path) -> None:
-    """As the kernel ends a process for want of memory; these are our own children, killed once draws are in the store.
-
-    A file that exists may hold nothing yet: it is opened, then written.
-    """
-    cells = [dataclasses.replace(SMALL, draws=100_000, neurons=width, sample_size=64) for width in (4, 6)]
-
-    def kill(step: workers.Step) -> None:
-        if any(volume_estimate.kept(cell, Store(tmp_path)) for cell in cells):
-            for worker in multiprocessing.active_children():
-                worker.kill()
-
-    with pytest.raises(VolumeError, match=r"a worker process ended with exit code -9, mostly for want of memory; finished"):
-        workers.compute(cells, tmp_path, processes=2, listen=kill)
-    assert not multiprocessing.active_children()
-    assert any(volume_estimate.kept(cell, Store(tmp_path)) for cell in cells)
-
-
-def test_a_worker_waits_while_another_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue that looks empty for a moment ends no worker; the None at its end does."""
-
-    class Contended:
-        items: list[Cell | type[Exception] | None]
-
-        def __init__(self) -> None:
-            self.items = [queue.Empty, SMALL, queue.Empty, dataclasses.replace(SMALL, neurons=4), None, SMALL]
-
-        def get(self, block: bool = True, timeout: float | None = None) -> Cell | None:
-            item = self.items.pop(0)
-            if isinstance(item, type):
-                raise item
-            return item
-
-        def get_nowait(self) -> Cell | None:
-            return self.get(block=False)
-
-    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
-    todo, news = Contended(), queue.Queue[workers.Step]()
-    workers._work(todo, news, tmp_path, None, "cpu", os.getppid())
-    steps = [news.get_nowait() for _ in range(news.qsize())]
-    assert [step.cell.neurons for step in steps if step.finished] == [8, 4]
-    assert todo.items == [SMALL]
-
-
-def test_the_number_of_threads_is_put_back() -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with workers.one_thread("cpu"):
-            assert torch.get_num_threads() == 1
-            assert volume_estimate.describe(torch.device("cpu")).endswith(", 1 thread")
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+        units.units([dataclasses.replace(SMALL, data="mnist")], tmp_path / "cells", root=tmp_path)
 
 
 def test_dtypes_of_cells_are_numerics_dtypes() -> None:

@@ -23,6 +23,6 @@ SETTINGS = Settings(
 
 def numbers(result: Result) -> str:
     """Everything that must not depend on how a run was interrupted."""
-    content = result.to_json()
-    del content["wall_s"]
-    return json.dumps(content, sort_keys=True)
+    content = {name: value for name, value in vars(result).items() if name not in ("settings", "members", "wall_s")}
+    members = [member.to_json() for member in result.members]
+    return json.dumps({**content, "settings": result.settings.to_json(), "members": members}, sort_keys=True)

@@ -1,1 +1,14 @@
 """The published experiments: what they are, how they run, and what is reported of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+#: The scenarios that ``relucheck reproduce`` knows, with their titles.
+TITLES: Final[Mapping[str, str]] = {
+    "E1": "Initial experiment: two runs of s = 0 and one of s = 1 from one initialisation",
+    "E2": "Training an MLP with several subgradients at 0",
+    "E3": "Spread of the test accuracy by subgradient: over seeds, and pooled as published",
+    "E4": "Volume of the bifurcation zone",
+}

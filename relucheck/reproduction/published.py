@@ -1,4 +1,7 @@
-"""The published figures that this project's own are set beside, as data with their sources."""
+"""The published figures that this project's own are set beside, as data with their sources.
+
+Figures of training runs were read off [R22]'s figures.
+"""
 
 from __future__ import annotations
 
@@ -62,3 +65,61 @@ def volume_cells() -> tuple[PublishedCell, ...]:
     text = (importlib.resources.files("relucheck") / "_data" / "published_volume.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return tuple(PublishedCell(row["source"], row["varied"], *(int(row[name]) for name in _COUNTS)) for row in rows)
+
+
+@functools.cache
+def cpu_draws() -> dict[tuple[int, int, int, int | None, str], int]:
+    """How many networks E4 draws at scale cpu: by hidden layers, neurons, batch size, sample size (None: all), arithmetic.
+
+    What is not there is not estimated at that scale.
+    """
+    text = (importlib.resources.files("relucheck") / "_data" / "volume_draws.csv").read_text(encoding="utf-8")
+    found: dict[tuple[int, int, int, int | None, str], int] = {}
+    for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
+        layers, neurons, batch_size = (int(row.pop(name)) for name in ("hidden_layers", "neurons", "batch_size"))
+        sample = row.pop("sample_size")
+        size = int(sample) if sample else None
+        found |= {(layers, neurons, batch_size, size, name): int(draws) for name, draws in row.items() if draws}
+    return found
+
+
+# ---------------------------------------------------------------- training
+
+#: E2's non-zero subgradients; the reference s = 0 and its control come with every seed.
+SUBGRADIENTS: Final[tuple[float, ...]] = (-0.5, 0.5, 0.8, 1.0)
+#: Epochs of the run whose final errors were published, and how exactly they can be read off the figure, in points.
+PUBLISHED_EPOCHS: Final = 50
+READ_OFF: Final = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedError:
+    """A published final test error.
+
+    Attributes:
+        source: the publication and its figure.
+        comparison: name of the comparison that measures it.
+        rule, subgradient: of the members it is about.
+        value, spread: in %; read off to within ``spread``.
+    """
+
+    source: str
+    comparison: str
+    rule: str
+    subgradient: float
+    value: float
+    spread: float
+
+
+#: Final test error in %, read off [R22]'s Figure 3 (50 epochs, one run each, injected rule).
+_BFLOAT16_ERRORS: Final = {0.0: 2.0, -0.5: 4.0, 0.5: 7.0, 0.8: 9.0, 1.0: 11.0}
+#: By comparison. The coarse emulations stand for what the published GPU may have computed in bfloat16, the one that rounds
+#: once for what that would have been without coarse rounding.
+ERRORS: Final = {
+    "float32": dict.fromkeys((0.0, *SUBGRADIENTS), 2.0),
+    **{
+        f"bfloat16{arithmetic}{epochs}": _BFLOAT16_ERRORS
+        for arithmetic in ("", "-rounded", "-product", "-split-k-4")
+        for epochs in ("", "-3-epochs", "-15-epochs")
+    },
+}

@@ -1,42 +1,168 @@
-"""The published training experiments as frozen data, each with a full, a cpu and a smoke scale.
+"""What a scenario is: a published experiment at three scales, as units of work and as a report on what they left.
 
-Scale *full* is for a CUDA device, *cpu* for a machine without one (E1 complete, E2 with fewer seeds and the emulated
-arithmetics that bring a GPU's exact zeros to a CPU), *smoke* for CI: the shipped digits and networks of a few units, the
-same members, rules and reports.
-
-Settings and figures of the publications are quoted from their text and released result files:
-[B21] Bertoin, Bolte, Gerchinovitz, Pauwels, Numerical influence of ReLU'(0) on backpropagation, NeurIPS 2021.
-[R22] Martorella, Ramirez Contreras, Cerezo Garcia, Reproducibility Challenge, EPFL CS-433, 2022.
+Scale *full* is for a CUDA device, *cpu* for a machine without one, *smoke* for CI: the shipped digits and networks of a few
+units, the same members, rules and reports.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
 
+from relucheck import data
 from relucheck.errors import RelucheckError, did_you_mean
-from relucheck.reproduction.stated import (
-    PUBLISHED_EPOCHS,
-    READ_OFF,
-    Stated,
-)
+from relucheck.reproduction.published import PUBLISHED_EPOCHS, READ_OFF, PublishedError
 from relucheck.training.settings import Settings
-
-#: Version of the scenarios: raise it when a scenario's settings change, so that old folders are not mixed with new runs.
-VERSION: Final = 2
+from relucheck.work import Unit
 
 SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
 
 
 class ScenarioError(RelucheckError, ValueError):
-    """A scenario, scale or comparison that does not exist; names the nearest that does."""
+    """A scenario, scale or part that does not exist; names the nearest that does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where and how a scenario runs.
+
+    Attributes:
+        scale: one of :data:`SCALES`.
+        folder: for everything that is written.
+        root: data root, or None.
+        device: a name of torch.
+        executor: of training members, "forking" or "stacked".
+    """
+
+    scale: str
+    folder: Path
+    root: data.Root
+    device: str
+    executor: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a folder holds after a run.
+
+    Attributes:
+        folder: which.
+        report: the page to read.
+        missing: names of the parts that are not there (``--only`` left them out).
+        void: names of the comparisons whose control differed.
+        shown: called with a width, gives what a terminal shows, for :func:`relucheck.results.tables.render`.
+        made: what the report was made of.
+    """
+
+    folder: Path
+    report: Path
+    missing: tuple[str, ...]
+    void: tuple[str, ...]
+    shown: Callable[[int], Sequence[Any]]
+    made: Any
+
+
+class Scenario(Protocol):
+    """A published experiment that can be run.
+
+    Attributes:
+        name, title, source: for reports.
+        version: raised when settings change, so that old folders are not mixed with new runs.
+        unit: what a step of its progress is called, in the plural.
+        trains: whether it trains, so that an executor can be chosen.
+        shares: scenarios of which finished parts with equal settings are taken over.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def trains(self) -> bool: ...
+    @property
+    def shares(self) -> tuple[str, ...]: ...
+
+    def parts(self, scale: str, only: Sequence[str] = ()) -> tuple[str, ...]:
+        """The names of the parts of a scale that ``only`` selects: by name, or else by glob or arithmetic; () is all.
+
+        Raises:
+            ScenarioError: for an unknown scale, and for a selection that selects nothing.
+        """
+        ...
+
+    def data_sets(self, scale: str, only: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
+        """The data sets and splits that the parts read."""
+        ...
+
+    def units(self, place: Place, only: Sequence[str] = ()) -> tuple[Unit, ...]:
+        """The work that the folder has not finished; each unit leaves its result in the folder's store."""
+        ...
+
+    def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
+        """Takes finished parts over from the folder of a scenario in :attr:`shares`; their names."""
+        ...
+
+    def report(self, place: Place) -> Outcome:
+        """Writes report, tables and figures about all that the folder has finished."""
+        ...
+
+
+def selected(name: str, scale: str, parts: Mapping[str, str], only: Sequence[str]) -> tuple[str, ...]:
+    """The parts that ``only`` selects, in their order.
+
+    Args:
+        name, scale: of the scenario, for messages.
+        parts: the arithmetic of each part, by the part's name.
+        only: names, or where no part has one a glob or an arithmetic; () selects all.
+
+    Raises:
+        ScenarioError: for a selection that selects nothing.
+    """
+    chosen: set[str] = set()
+    for wanted in only:
+        found = {part for part, label in parts.items() if fnmatch.fnmatchcase(part, wanted) or label == wanted}
+        if wanted in parts:  # that one alone: "bfloat16" is also the arithmetic of bfloat16-15-epochs
+            found = {wanted}
+        if not found:
+            labels = list(dict.fromkeys(parts.values()))
+            raise ScenarioError(
+                f"{name} at scale {scale} has no part or arithmetic {wanted!r}; {did_you_mean(wanted, [*parts, *labels])}"
+                f"parts: {_some(list(parts))}; arithmetics: {', '.join(labels)}"
+            )
+        chosen |= found
+    return tuple(part for part in parts if not only or part in chosen)
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    left = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + left
+
+
+def check_scale(scale: str) -> None:
+    """Refuses what is no scale.
+
+    Raises:
+        ScenarioError: names the nearest.
+    """
+    if scale not in SCALES:
+        raise ScenarioError(f"unknown scale {scale!r}; {did_you_mean(scale, SCALES)}known: {', '.join(SCALES)}")
+
+
+# ---------------------------------------------------------------- training
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One run of the engine: ``name`` is unique in its scenario (files, ``--only``), ``part`` names the table it is in."""
+    """One run of the engine; ``name`` is unique in its experiment (files, ``--only``), ``part`` names its table."""
 
     name: str
     part: str
@@ -44,17 +170,18 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scenario:
-    """A published experiment.
+class Experiment:
+    """A published training experiment as data.
 
     Attributes:
         name, title, source: for reports.
         scales: comparisons per scale, in the order in which they run.
         figures: of ("distance", "loss", "error", "boxes").
-        published: per scale that can be compared with it: final test error in % by comparison and s, read off the published
-            figure (:data:`PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the injected rule.
-        stated: figures to check, per scale.
-        shares: scenarios of which finished runs with equal settings are taken over.
+        published: final test error in % by comparison and s, read off the published figure
+            (:data:`relucheck.reproduction.published.PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the
+            injected rule. Not for scale smoke, whose digits are others.
+        shares: experiments of which finished runs with equal settings are taken over.
+        version: raised when settings change.
     """
 
     name: str
@@ -62,61 +189,31 @@ class Scenario:
     source: str
     scales: Mapping[str, tuple[Comparison, ...]]
     figures: tuple[str, ...]
-    published: Mapping[str, Mapping[str, Mapping[float, float]]] = dataclasses.field(default_factory=dict)
-    stated: Mapping[str, tuple[Stated, ...]] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, Mapping[float, float]] = dataclasses.field(default_factory=dict)
     shares: tuple[str, ...] = ()
-
-    def published_figures(self, scale: str) -> tuple[Stated, ...]:
-        """The published errors as figures to check, where a comparison of the scale trains for as many epochs."""
-        epochs = {comparison.name: comparison.settings.epochs for comparison in self.comparisons(scale)}
-        return tuple(
-            Stated("[R22] Fig. 3", name, "error", "injected" if s else "chain", s, value, READ_OFF)
-            for name, errors in self.published.get(scale, {}).items()
-            for s, value in errors.items()
-            if epochs.get(name) == PUBLISHED_EPOCHS
-        )
+    version: int = 2
 
     def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
-        """The comparisons of a scale, or those that ``only`` selects: by name, or where none has it by glob or precision.
+        """The comparisons of a scale, or those that ``only`` selects, see :func:`selected`.
 
         Raises:
             ScenarioError: for an unknown scale, and for a selection that selects nothing.
         """
-        if scale not in SCALES:
-            raise ScenarioError(f"unknown scale {scale!r}; {did_you_mean(scale, SCALES)}known: {', '.join(SCALES)}")
-        every = self.scales[scale]
-        chosen: set[str] = set()
-        names = [comparison.name for comparison in every]
-        for wanted in only:
-            found = {
-                comparison.name
-                for comparison in every
-                if fnmatch.fnmatchcase(comparison.name, wanted) or comparison.settings.precision.name == wanted
-            }
-            if wanted in names:  # that one alone: "bfloat16" is also the precision of bfloat16-15-epochs
-                found = {wanted}
-            if not found:
-                labels = list(dict.fromkeys(comparison.settings.precision.name for comparison in every))
-                hint = did_you_mean(wanted, [*names, *labels])
-                raise ScenarioError(
-                    f"{self.name} at scale {scale} has no comparison or precision {wanted!r}; {hint}comparisons: "
-                    f"{', '.join(names)}; precisions: {', '.join(labels)}"
-                )
-            chosen |= found
-        return tuple(comparison for comparison in every if not only or comparison.name in chosen)
+        check_scale(scale)
+        every = {comparison.name: comparison for comparison in self.scales[scale]}
+        labels = {name: comparison.settings.precision.name for name, comparison in every.items()}
+        return tuple(every[name] for name in selected(self.name, scale, labels, only))
 
+    def published_at(self, scale: str) -> Mapping[str, Mapping[float, float]]:
+        """:attr:`published`, as far as it can be compared with a scale."""
+        return {} if scale == "smoke" else self.published
 
-@dataclasses.dataclass(frozen=True)
-class External:
-    """A scenario that no training comparison can describe, and that runs itself.
-
-    ``module`` has ``run(scale, folder, root, device, progress)``: scale as in :data:`SCALES`, folder a ``Path`` for
-    everything it writes (it resumes what it finds there), root a data root or None, device a name, progress whether to show
-    any. It returns text to print, or None, and raises this package's own errors for bad input. ``version`` is to be
-    raised when its settings change, as :data:`VERSION` is.
-    """
-
-    name: str
-    title: str
-    module: str
-    version: int = 1
+    def published_figures(self, scale: str) -> tuple[PublishedError, ...]:
+        """The published errors as figures to check, where a comparison of the scale trains for as many epochs."""
+        epochs = {comparison.name: comparison.settings.epochs for comparison in self.comparisons(scale)}
+        return tuple(
+            PublishedError("[R22] Fig. 3", name, "injected" if s else "chain", s, value, READ_OFF)
+            for name, errors in self.published_at(scale).items()
+            for s, value in errors.items()
+            if epochs.get(name) == PUBLISHED_EPOCHS
+        )

@@ -82,6 +82,13 @@ class Progress:
         if self._bar is not None and time.monotonic() - self._shown > _EVERY:
             self._show(self._bar)
 
+    def report(self, steps: int, note: str) -> None:
+        """What work says of itself: steps with what stands behind the bar, or a line that stays."""
+        if steps:
+            self.advance(steps, note or None)
+        elif note:
+            self.line(note)
+
     def line(self, text: str) -> None:
         """A line that stays: above the bar, or by itself."""
         if not self._enabled:

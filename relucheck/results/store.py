@@ -1,9 +1,12 @@
-"""Results on disk: one file per finished cell, and what an unfinished cell has computed so far.
+"""Results on disk: one file per finished unit of work, and what an unfinished one has so far.
 
-A cell's file is written whole, under a temporary name, and renamed into place. While a cell is computed its chunks are
-appended to ``NAME.partial.jsonl``, one line each behind a header; a line cut short by a kill is dropped on resuming.
-Every file says what it belongs to (its *identity*: schema, cell, data, device, processor, torch), and a file of another
-identity is neither used nor overwritten. This room knows nothing of what the results mean.
+A unit has a *name*, which is its file's, an *identity*, everything that decides its numbers, and an *origin*: device,
+processor and versions, which are recorded and may differ between the units of a report. What an unfinished unit has so far
+may only be continued where it began, since another processor may round otherwise; a finished one is finished wherever it is
+from. A file of another identity or layout is neither used nor overwritten. A finished file is written under a temporary
+name and renamed into place. An unfinished unit keeps either *chunks*, one line each behind a header in
+``NAME.partial.jsonl`` (a line cut short by a kill is dropped on resuming), or a *state*, bytes behind a header in
+``NAME.state``. This module knows nothing of what the results mean.
 """
 
 from __future__ import annotations
@@ -14,13 +17,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.results import files
 
 #: Version of the files' layout.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 Json = dict[str, Any]
 
@@ -29,6 +32,20 @@ class StoreError(RelucheckError, RuntimeError):
     """A folder that cannot be written, or a file in it that belongs to something else or is damaged."""
 
     exit_code = UNWRITABLE
+
+
+class Finished(NamedTuple):
+    """A finished unit: its result, and where it was computed."""
+
+    result: Json
+    origin: Json
+
+
+class State(NamedTuple):
+    """What an unfinished unit keeps: bytes, and how many steps it had taken."""
+
+    content: bytes
+    steps: int
 
 
 class Store:
@@ -56,44 +73,43 @@ class Store:
     def partial_path(self, name: str) -> Path:
         return self.folder / f"{name}.partial.jsonl"
 
-    def finished(self, name: str, identity: Mapping[str, Any]) -> Json | None:
-        """The result of a finished cell, or None where it is not finished.
+    def state_path(self, name: str) -> Path:
+        return self.folder / f"{name}.state"
+
+    def finished(self, name: str, identity: Mapping[str, Any]) -> Finished | None:
+        """The result of a finished unit, or None where it is not finished.
 
         Raises:
             StoreError: the file is damaged, or of another identity; it is left as it is.
         """
-        path = self.finished_path(name)
-        text = _read(path)
-        if text is None:
-            return None
-        content = _parse(path, text)
-        _check_identity(path, content, identity)
-        result = content.get("result")
-        if not isinstance(result, dict):
-            raise StoreError(f"{path} holds no result; {_MOVE}")
-        return result
+        return read_finished(self.finished_path(name), identity)
 
-    def finish(self, name: str, identity: Mapping[str, Any], result: Json) -> Path:
-        """Writes a finished cell, whole or not at all, and removes its chunks.
+    def finish(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any], result: Json) -> Path:
+        """Writes a finished unit, whole or not at all, and removes what it had while it was not.
 
         Raises:
             StoreError: it cannot be written; what was there before stays.
         """
         path = self.finished_path(name)
         # a line per entry: lists of a thousand decisions are not read line by line
-        entries = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
-        head = f'"schema": {SCHEMA},\n "identity": {json.dumps(dict(identity))}'
+        entries = ",\n".join(f"  {json.dumps(key)}: {_json(value)}" for key, value in result.items())
+        head = _json(_header(identity, origin))[1:-1].replace(',"origin":', ',\n "origin":', 1)
         write_atomically(path, f'{{{head},\n "result": {{\n{entries}\n }}\n}}\n')
-        with contextlib.suppress(OSError):  # a left-over is ignored where the cell is finished
-            self.partial_path(name).unlink(missing_ok=True)
-        self._lengths.pop(name, None)
+        self.forget(name)  # a left-over is ignored where the unit is finished
         return path
 
-    def chunks(self, name: str, identity: Mapping[str, Any]) -> tuple[Json, ...]:
-        """The chunks of an unfinished cell, in order; a last line that was cut short is left out.
+    def forget(self, name: str) -> None:
+        """Removes what an unfinished unit has so far."""
+        for left in (self.partial_path(name), self.state_path(name)):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+        self._lengths.pop(name, None)
+
+    def chunks(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any]) -> tuple[Json, ...]:
+        """The chunks of an unfinished unit, in order; a last line that was cut short is left out.
 
         Raises:
-            StoreError: the file is damaged before its last line, or of another identity; it is left as it is.
+            StoreError: the file is damaged before its last line, or of another identity or origin; it is left as it is.
         """
         path = self.partial_path(name)
         text = _read(path)
@@ -102,11 +118,11 @@ class Store:
         if not whole:
             return ()
         header, *lines = whole.splitlines()
-        _check_identity(path, _parse(path, header), identity)
+        _check(path, _parse(path, header), identity, origin)
         return tuple(_parse(path, line) for line in lines)
 
     def peek(self, name: str, key: str) -> Iterator[Any]:
-        """What the whole chunks of an unfinished cell hold under a key, unchecked; nothing of an unreadable one."""
+        """What the whole chunks of an unfinished unit hold under a key, unchecked; nothing of an unreadable one."""
         with contextlib.suppress(OSError, ValueError):
             text = self.partial_path(name).read_text(encoding="utf-8")
             for line in text[: text.rfind("\n") + 1].splitlines()[1:]:
@@ -114,16 +130,16 @@ class Store:
                 if isinstance(content, dict) and key in content:
                     yield content[key]
 
-    def append(self, name: str, identity: Mapping[str, Any], chunk: Json) -> None:
-        """Adds one chunk to an unfinished cell, behind what :meth:`chunks` returned or the last append wrote.
+    def append(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any], chunk: Json) -> None:
+        """Adds one chunk to an unfinished unit, behind what :meth:`chunks` returned or the last append wrote.
 
         Raises:
             StoreError: it cannot be written; the chunks before it are kept.
         """
         if name not in self._lengths:
-            self.chunks(name, identity)
+            self.chunks(name, identity, origin)
         path, length = self.partial_path(name), self._lengths[name]
-        header = "" if length else _line({"schema": SCHEMA, "identity": dict(identity)})
+        header = "" if length else _line(_header(identity, origin))
         content = (header + _line(chunk)).encode()
         try:
             with open(path, "r+b" if path.exists() else "wb") as stream:
@@ -136,8 +152,54 @@ class Store:
             ) from error
         self._lengths[name] = length + len(content)
 
+    def keep(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any], state: State) -> None:
+        """Writes the state of an unfinished unit in place of the one before.
+
+        Raises:
+            StoreError: it cannot be written; the state before stays.
+        """
+        header = _line({**_header(identity, origin), "steps": state.steps})
+        write_atomically(self.state_path(name), header.encode() + state.content)
+
+    def state(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any]) -> State | None:
+        """What :meth:`keep` wrote last, or None.
+
+        Raises:
+            StoreError: the file is damaged, or of another identity or origin; it is left as it is.
+        """
+        path = self.state_path(name)
+        try:
+            with open(path, "rb") as stream:
+                header = _parse(path, stream.readline().decode())
+                content = stream.read()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); {_MOVE}") from error
+        _check(path, header, identity, origin)
+        return State(content, int(header["steps"]))
+
+    def steps(self, name: str) -> int:
+        """Steps that an unfinished unit's state has taken, unchecked, for a progress bar; 0 where there is none."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(self.state_path(name), "rb") as stream:
+            return int(json.loads(stream.readline())["steps"])
+        return 0
+
 
 _MOVE: Final = "move it away, or name another folder (it is left as it is)"
+
+
+def read_finished(path: Path, identity: Mapping[str, Any]) -> Finished | None:
+    """What :meth:`Store.finished` says of a file, in a folder that need not be writable."""
+    text = _read(path)
+    if text is None:
+        return None
+    content = _parse(path, text)
+    _check(path, content, identity)
+    result, origin = content.get("result"), content.get("origin")
+    if not isinstance(result, dict) or not isinstance(origin, dict):
+        raise StoreError(f"{path} holds no result; {_MOVE}")
+    return Finished(result, origin)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -150,9 +212,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         files.write_atomically(path, content)
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}); what was there before is kept: make room or name "
-            "another folder, and run again"
+            f"{path} cannot be written ({error.strerror or error}); what was there before is kept: make room, see that "
+            "nothing else is in its place, or name another folder, and run the same again"
         ) from error
+
+
+def _header(identity: Mapping[str, Any], origin: Mapping[str, Any]) -> Json:
+    return {"schema": SCHEMA, "identity": dict(identity), "origin": dict(origin)}
+
+
+def _json(content: Any) -> str:
+    """Without NaN and infinity, which are no JSON."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))
 
 
 def _line(content: Json) -> str:
@@ -178,15 +249,25 @@ def _parse(path: Path, text: str) -> Json:
     return content
 
 
-def _check_identity(path: Path, content: Json, identity: Mapping[str, Any]) -> None:
+def _check(path: Path, content: Json, identity: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> None:
     schema = content.get("schema")
     if schema != SCHEMA:
         raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {_MOVE}")
-    found = content.get("identity")
-    different = _first_difference(found if isinstance(found, dict) else {}, dict(identity))
-    if different is not None:
-        what, theirs, ours = different
-        raise StoreError(f"{path} belongs to another run: its {what} is {theirs!r}, this run's is {ours!r}; {_MOVE}")
+    for name, expected in (("identity", identity), ("origin", origin)):
+        if expected is None:
+            continue
+        found = content.get(name)
+        different = _first_difference(found if isinstance(found, dict) else {}, dict(expected))
+        if different is not None:
+            what, theirs, ours = different
+            raise StoreError(
+                f"{path} belongs to another run: its {what} is {_short(theirs)}, this run's is {_short(ours)}; {_MOVE}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _first_difference(found: Json, expected: Json, prefix: str = "") -> tuple[str, Any, Any] | None:

@@ -2,61 +2,47 @@
 
 Members of a seed share initialisation, batch order and dropout masks, and differ in subgradient and rule only. Determinism
 is switched on and the control proves it at every step: where the control's parameters differ from the reference's in one
-bit, the run stops and its result is void.
+bit, the seed stops and the result is void.
+
+A *seed* is what is stored: its settings, its number and the executor are its identity. So seeds and members can be added to
+a comparison without a finished seed being run again, and seeds may be computed by several processes and machines, each by
+one. The forking executor runs seed by seed, the stacked one all seeds that are not finished as one batched model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import platform
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 import torch.utils.deterministic
 
 from relucheck import __version__, data
-from relucheck.errors import DeviceError, SettingsError
+from relucheck.errors import DeviceError, SettingsError, one_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.results.progress import Progress
-from relucheck.training import checkpoints
-from relucheck.training.forking import ForkingExecutor, Split
-from relucheck.training.result import MemberResult, Result
+from relucheck.results.store import Store, read_finished
+from relucheck.training.forking import Split
+from relucheck.training.result import MemberResult, Result, SeedResult
 from relucheck.training.settings import Settings
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.sitting import EXECUTORS, Interrupted, Sitting, group_name
+from relucheck.work import Report, Unit
 
-EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
+__all__ = ["EXECUTORS", "Interrupted", "collect", "finished", "keep", "train", "units", "usual_executor"]
+
 #: What torch says where memory ran out and the error is of no class of its own: the CPU, cuBLAS, CUDA.
 _NO_MEMORY: Final = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-_STOPPED: Final = "stopped: the comparison is void"
-#: Seconds from which on a checkpoint is dear: it is then written after an epoch only where the last one was so long ago
-#: that checkpoints take about a tenth of the time. 100 members of E2 take 1.4 s, an epoch on a GPU may take less.
-_DEAR_S: Final = 1.0
-_SHARE: Final = 0.1
 
 
-class Interrupted(KeyboardInterrupt):
-    """Control-C in mid-run; says what is kept and how to go on."""
-
-
-class Executor(Protocol):
-    """What runs the members of one group of seeds; see :class:`relucheck.training.forking.ForkingExecutor`."""
-
-    name: str
-    results: dict[int, MemberResult]
-    void: str | None
-
-    def alive(self) -> bool: ...
-    def note(self) -> str: ...
-    def begin(self, epoch: int) -> None: ...
-    def step(self, start: int, stop: int, number: int) -> None: ...
-    def end(self) -> None: ...
-    def state(self) -> dict[str, Any]: ...
-    def load(self, state: dict[str, Any]) -> None: ...
+def usual_executor(device: str) -> str:
+    """What runs unless another is asked for: forking on the CPU, stacked elsewhere."""
+    return "forking" if device.startswith("cpu") else "stacked"
 
 
 def train(
@@ -68,16 +54,16 @@ def train(
     progress: bool = True,
     executor: str | None = None,
 ) -> Result:
-    """Runs a comparison.
+    """Runs a comparison in this process, seed by seed.
 
     Args:
         settings: what to run.
         root: data root, see :func:`relucheck.data.data_root`.
         device: where.
-        folder: where checkpoints and the result go. A checkpoint is written after each epoch, one that takes over a second
-            only so often that a tenth of the time goes into them. A run that was broken off resumes at its last checkpoint
-            and ends bitwise equal to an unbroken one; a finished one is read and returned, also a void one (standard
-            error says how to run it again, if progress is shown). None keeps nothing.
+        folder: where states and the results of seeds go. A state is written after each epoch, one that takes over a second
+            only so often that a tenth of the time goes into them. A run that was broken off resumes at its last state and
+            ends bitwise equal to an unbroken one; finished seeds are read, also void ones (standard error says how to run
+            them again, if progress is shown). None keeps nothing.
         progress: whether to show any.
         executor: "forking" or "stacked"; unless given, forking on the CPU and stacked elsewhere.
 
@@ -85,161 +71,190 @@ def train(
         SettingsError: for an unknown executor, or more samples than the data has.
         DeviceError: for a device that is not there or has too little memory; names the sizes and the fix.
         relucheck.data.DataError: for a data root without the data.
-        relucheck.training.checkpoints.CheckpointError: for a full disk, and for a checkpoint or result of other settings,
-            device, executor or versions.
+        relucheck.results.store.StoreError: for a full disk, for the state of a seed of other settings, device or versions,
+            and for the result of a seed of other settings.
         Interrupted: on control-C, a KeyboardInterrupt.
     """
     place = _device(device)
-    kind = executor or ("forking" if place.type == "cpu" else "stacked")
-    if kind not in EXECUTORS:
-        raise SettingsError(f"executor={executor!r}: must be one of {', '.join(EXECUTORS)}")
-    keep = None if folder is None else Path(folder)
-    origin = {"device": describe(place), "executor": kind, **versions()}
-    if keep is not None and (known := checkpoints.load_result(keep, settings, origin)) is not None:
-        if known.void is not None and progress:
-            print(_void(keep, known.void, kind), file=sys.stderr, flush=True)
-        return known
-    with settings.precision.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
-        return _Run(settings, root, place, keep, origin, progress).run()
+    kind = executor or usual_executor(place.type)
+    one_of("executor", kind, EXECUTORS)
+    found: dict[int, SeedResult] = {}
+    keep_in = None if folder is None else Path(folder)
+    groups = _groups(settings, settings.seeds, kind) if keep_in is None else _missing(settings, keep_in, kind)
+    title = f"{settings.data} {settings.precision.name}"
+    left = sum(_steps(group, root) - (0 if keep_in is None else _taken(group, keep_in)) for group in groups)
+    with Progress(left, title, enabled=progress) as shown:
+        for group in groups:
+            if keep_in is None:
+                found |= _train_group(group, None, root, str(place), kind, shown.report)
+            else:
+                _train_and_keep(group, keep_in, root, str(place), kind, shown.report)
+                found = finished(settings, keep_in, kind)
+            if any(part.void for part in found.values()):
+                break
+    result = Result.of(settings, found if keep_in is None else finished(settings, keep_in, kind))
+    if result.void and progress:
+        print(_void(keep_in, result.void, kind), file=sys.stderr, flush=True)
+    return result
 
 
-class _Run:
-    """One sitting of a run: the loop over groups of seeds, epochs and steps."""
+def units(
+    settings: Settings,
+    folder: Path,
+    *,
+    root: data.Root = None,
+    device: str = "cpu",
+    executor: str = "forking",
+    name: str = "",
+) -> tuple[Unit, ...]:
+    """The work that a folder has not finished: one unit a seed (forking), or one for all those seeds (stacked).
 
-    def __init__(
-        self,
-        settings: Settings,
-        root: data.Root,
-        device: torch.device,
-        folder: Path | None,
-        origin: dict[str, str],
-        progress: bool,
-    ) -> None:
-        self.settings, self.device, self.folder, self.origin, self.progress = settings, device, folder, origin, progress
-        self.kind = kind = origin["executor"]
-        state = None if folder is None else checkpoints.load(folder, settings, self.origin)
-        self.train = _split(settings, "train", root, device)
-        self.steps = settings.steps_of(len(self.train))
-        self.test = _split(settings, "test", root, device)
-        self.groups = [(seed,) for seed in settings.seeds] if kind == "forking" else [settings.seeds]
-        self.finished: dict[int, MemberResult] = {}
-        self.group, self.epoch, self.before, self.begun = 0, 0, 0.0, time.monotonic()
-        self.executor: Executor | None = None
-        self.saving, self.saved = 0.0, 0.0  # seconds that the last checkpoint took, and when it was written
-        if state is not None:
-            self.finished = {int(index): MemberResult.from_json(content) for index, content in state["finished"].items()}
-            self.group, self.epoch, self.before = state["group"], state["epoch"], state["wall_s"]
-            if state["executor"] is not None:
-                self.executor = self._make()
-                self.executor.load(state["executor"])
-        self.kept = self.group, self.epoch
+    Args:
+        settings: of the comparison.
+        folder: its store.
+        root, device, executor: as for :func:`train`.
+        name: of the comparison, for messages.
 
-    def _make(self) -> Executor:
-        if self.kind == "forking":
-            return ForkingExecutor(self.settings, self.groups[self.group][0], self.train, self.test, self.device)
-        return StackedExecutor(self.settings, self.groups[self.group], self.train, self.test, self.device)
+    Raises:
+        relucheck.results.store.StoreError: for a folder that cannot be written, or results of other settings in it.
+    """
+    return tuple(
+        Unit(
+            f"{name} {group_name(group)}".strip(),
+            _train_and_keep,
+            (group, folder, root, device, executor),
+            _steps(group, root) - _taken(group, folder),
+        )
+        for group in _missing(settings, folder, executor)
+    )
 
-    @property
-    def wall_s(self) -> float:
-        return self.before + time.monotonic() - self.begun
 
-    def run(self) -> Result:
-        settings = self.settings
-        steps = self.steps
-        done = (self.group * settings.epochs + self.epoch) * steps
-        total = len(self.groups) * settings.epochs * steps
-        title = f"{settings.data} {settings.precision.name}"
-        with Progress(total, title, done=done, enabled=self.progress) as shown:
-            try:
-                void: str | None = None
-                while self.group < len(self.groups) and void is None:
-                    void = self._run_group(steps, shown)
-            except KeyboardInterrupt as error:
-                raise Interrupted(self._interrupted()) from error
-            if void is not None:
-                shown.line(_void(self.folder, void, self.kind))
-        return self._result(void)
+def finished(settings: Settings, folder: Path, executor: str) -> dict[int, SeedResult]:
+    """The seeds of a comparison of which a folder has every member, by seed; it need not be writable.
 
-    def _run_group(self, steps: int, shown: Progress) -> str | None:
-        settings = self.settings
-        if self.executor is None:
-            self.executor = self._make()
-        run = self.executor
-        while self.epoch < settings.epochs and run.alive():
-            run.begin(self.epoch)
-            for step in range(steps):
-                start = step * settings.batch_size
-                run.step(start, min(start + settings.batch_size, len(self.train)), self.epoch * steps + step + 1)
-                shown.advance(note=self._note() if shown.live and step % 16 == 0 else None)
-                if not run.alive():
-                    break
-            run.end()  # the stacked executor finds out only now whether a control differed
-            if run.void is not None:
-                return run.void
-            shown.line(self._note())
-            self.epoch += 1
-            if self.epoch < settings.epochs and run.alive():
-                self._save(sparing=True)
-        self.finished |= run.results
-        self.group, self.epoch, self.executor = self.group + 1, 0, None
-        if self.group < len(self.groups):
-            self._save()
+    Raises:
+        relucheck.results.store.StoreError: for a file that is damaged, or of other settings or another executor.
+    """
+    found = {}
+    for seed in settings.seeds:
+        part = _stored(settings, seed, folder, executor)
+        if part is None:
+            continue
+        known = {result.member for result in part.members}
+        if part.void or all(member in known for member in settings.members if member.seed == seed):
+            found[seed] = part
+    return found
+
+
+def collect(settings: Settings, folder: Path, executor: str) -> Result | None:
+    """The result of a comparison whose seeds are all finished, or one of which is void; else None.
+
+    Raises:
+        relucheck.results.store.StoreError: as :func:`finished`.
+    """
+    found = finished(settings, folder, executor)
+    if len(found) < len(settings.seeds) and not any(part.void for part in found.values()):
         return None
+    return Result.of(settings, found)
 
-    def _note(self) -> str:
-        seeds = ", ".join(map(str, self.groups[self.group]))
-        note = self.executor.note() if self.executor else ""
-        return f"seed {seeds} epoch {self.epoch + 1}/{self.settings.epochs} {note}"
 
-    def _save(self, *, sparing: bool = False) -> None:
-        """Writes a checkpoint; ``sparing``: unless it is dear and the last one was not long ago."""
-        started = time.monotonic()
-        apart = self.saving / _SHARE if self.saving >= _DEAR_S else 0.0
-        if self.folder is None or (sparing and started - self.saved < apart):
-            return
-        state = {
-            "finished": {index: result.to_json() for index, result in self.finished.items()},
-            "group": self.group,
-            "epoch": self.epoch,
-            "wall_s": self.wall_s,
-            "executor": None if self.executor is None else self.executor.state(),
-        }
-        checkpoints.save(self.folder, self.settings, self.origin, state)
-        self.kept, self.saved = (self.group, self.epoch), time.monotonic()
-        self.saving = self.saved - started
+def keep(settings: Settings, folder: Path, executor: str, seeds: Mapping[int, SeedResult]) -> None:
+    """Stores results of seeds; a seed's members of before stay, unless they are run again.
 
-    def _result(self, void: str | None) -> Result:
-        if void is not None and self.executor is not None:
-            self.finished |= self.executor.results
-        members = []
-        for index, member in enumerate(self.settings.members):
-            own = self.finished.get(index, MemberResult(member))
-            if void is not None and len(own.epochs) < self.settings.epochs and not own.diverged:
-                own.outcome = _STOPPED
-            members.append(own)
-        origin = self.origin
-        result = Result(self.settings, origin["device"], self.kind, versions(), self.wall_s, void, members)
-        if self.folder is not None:
-            checkpoints.save_result(self.folder, result)
-        return result
+    Raises:
+        relucheck.results.store.StoreError: where the file system refuses.
+    """
+    store = Store(folder)
+    for seed, part in seeds.items():
+        store.finish(f"seed-{seed}", _identity(settings, seed, executor), part.origin, part.to_json())
 
-    def _interrupted(self) -> str:
-        where = "interrupted after the last epoch"
-        if self.group < len(self.groups):
-            where = f"interrupted in epoch {self.epoch + 1} of {self.settings.epochs}, seed {self.groups[self.group][0]}"
-        if self.folder is None:
-            return f"{where}; nothing is kept, as no folder was given"
-        group, epoch = self.kept
-        if self.kept == (0, 0):
-            return f"{where}; nothing is kept in {self.folder} yet: run the same again from the start"
-        what = "finished epochs are"
-        if self.kept != (self.group, self.epoch):
-            what = f"what was finished before epoch {epoch + 1} of seed {self.groups[group][0]} is"
-        return f"{where}; {what} kept in {self.folder}: run the same again to resume there"
+
+def _identity(settings: Settings, seed: int, executor: str) -> dict[str, Any]:
+    return {"executor": executor, "seed": seed, "settings": settings.shared}
+
+
+def _stored(settings: Settings, seed: int, folder: Path, executor: str) -> SeedResult | None:
+    found = read_finished(folder / f"seed-{seed}.json", _identity(settings, seed, executor))
+    return None if found is None else SeedResult.from_json(found.result, found.origin)
+
+
+def _groups(settings: Settings, seeds: Sequence[int], executor: str) -> list[Settings]:
+    """What runs together: each seed by itself, or where they are stacked all of them."""
+    if executor == "stacked" and seeds:
+        return [settings.of_seeds(seeds)]
+    return [settings.of_seeds((seed,)) for seed in seeds]
+
+
+def _missing(settings: Settings, folder: Path, executor: str) -> list[Settings]:
+    """The groups that a folder has not finished; none where a seed is void, as nothing may be concluded from the others."""
+    done = finished(settings, folder, executor)
+    if any(part.void for part in done.values()):
+        return []
+    return _groups(settings, [seed for seed in settings.seeds if seed not in done], executor)
+
+
+def _steps(group: Settings, root: data.Root) -> int:
+    count = group.train_samples
+    if count is None:
+        count = len(data.load(group.data, "train", root))
+    return group.epochs * group.steps_of(count)
+
+
+def _taken(group: Settings, folder: Path) -> int:
+    """Steps that an earlier sitting took, for a progress bar."""
+    return Store(folder).steps(group_name(group))
+
+
+def _train_group(
+    settings: Settings, store: Store | None, root: data.Root, device: str, executor: str, report: Report
+) -> dict[int, SeedResult]:
+    """Trains the seeds that ``settings`` has, all of them together."""
+    place = _device(device)
+    origin = {"device": describe(place), "executor": executor, **versions()}
+    with settings.precision.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
+        splits = _split(settings, "train", root, place), _split(settings, "test", root, place)
+        return Sitting(settings, *splits, place, origin, store, report).run()
+
+
+def _train_and_keep(settings: Settings, folder: Path, root: data.Root, device: str, executor: str, report: Report) -> None:
+    """Trains a group of seeds and stores it; of a seed whose reference is stored only the members that are missing."""
+    store = Store(folder)
+    before = {seed: _stored(settings, seed, folder, executor) for seed in settings.seeds}
+    known = {result.member for part in before.values() if part is not None for result in part.members}
+    members = tuple(m for m in settings.members if m not in known or m.is_reference or m.control)
+    fewer = dataclasses.replace(settings, members=members)
+    found = _train_group(fewer, store, root, device, executor, report)
+    if all(_continues(before[seed], part) for seed, part in found.items()):
+        found = {seed: _joined(before[seed], part) for seed, part in found.items()}
+    else:
+        # another machine rounds otherwise, so the new members cannot stand beside the old ones: all of the seed anew
+        store.forget(group_name(fewer))
+        found = _train_group(settings, store, root, device, executor, report)
+    keep(settings, folder, executor, found)
+    store.forget(group_name(fewer))
+
+
+def _continues(before: SeedResult | None, part: SeedResult) -> bool:
+    """Whether new members may stand beside the stored ones: one origin, and the same reference, bit for bit."""
+    if before is None or before.void or part.void:
+        return before is None or not before.void
+    return before.origin == part.origin and _reference(before) == _reference(part)
+
+
+def _reference(part: SeedResult) -> MemberResult:
+    return next(result for result in part.members if result.member.is_reference)
+
+
+def _joined(before: SeedResult | None, part: SeedResult) -> SeedResult:
+    if before is None:
+        return part
+    new = {result.member for result in part.members}
+    members = [*(result for result in before.members if result.member not in new), *part.members]
+    return SeedResult(members, part.void, before.wall_s + part.wall_s, part.origin)
 
 
 def _void(folder: Path | None, why: str, executor: str) -> str:
-    again = "run the same again" if folder is None else f"delete {folder / checkpoints.RESULT} to run it again"
+    again = "run the same again" if folder is None else f"delete {folder} to run it again"
     if executor == "stacked":
         again += ", or take the executor forking, which stacks nothing"
     return f"void: {why}; nothing may be concluded from it: {again}"

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from relucheck.errors import SettingsError
 from relucheck.training.parts import (
     Member,
 )
-from relucheck.training.settings import SCHEMA, Settings, _of_schema
+from relucheck.training.settings import Settings
+
+#: The versions that a result's origin names.
+VERSIONS: Final = ("relucheck", "torch", "python")
+#: What became of a member that ended early, as a control differed.
+STOPPED: Final = "stopped: the comparison is void"
 
 
 @dataclasses.dataclass
@@ -108,15 +113,50 @@ class MemberResult:
 
 
 @dataclasses.dataclass
+class SeedResult:
+    """What the members of one seed yielded.
+
+    Attributes:
+        members: the seed's, in the order in which they were named.
+        void: None, or where a control differed: then nothing else in here may be concluded from.
+        wall_s: seconds, over all sittings of a resumed run. Seeds that ran stacked share theirs evenly.
+        origin: where it was computed: device, executor, processor, versions.
+    """
+
+    members: list[MemberResult]
+    void: str | None
+    wall_s: float
+    origin: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that :meth:`from_json` reads; the origin is kept beside it."""
+        return {"void": self.void, "wall_s": self.wall_s, "members": [member.to_json() for member in self.members]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], origin: Mapping[str, str]) -> SeedResult:
+        """The reverse of :meth:`to_json`.
+
+        Raises:
+            SettingsError: for unknown or missing fields.
+        """
+        try:
+            members = [MemberResult.from_json(member) for member in content["members"]]
+            return cls(members, content["void"], content["wall_s"], dict(origin))
+        except (KeyError, TypeError) as error:
+            raise SettingsError(f"result of a seed: {error}; pass what SeedResult.to_json wrote") from error
+
+
+@dataclasses.dataclass
 class Result:
-    """What a comparison yielded.
+    """What a comparison yielded: the results of its seeds, put together.
 
     Attributes:
         settings: what was run.
-        device: in words, for example "cpu (AVX512), 1 thread" or "cuda (NVIDIA H200)".
+        device: in words, for example "cpu (AVX512), 1 thread" or "cuda (NVIDIA H200)"; several where seeds were computed
+            on several.
         executor: "forking" or "stacked".
-        versions: of relucheck, torch and python.
-        wall_s: seconds, over all sittings of a resumed run.
+        versions: of relucheck, torch and python; likewise.
+        wall_s: seconds, over all seeds.
         void: None, or where a control differed: then nothing else in here may be concluded from.
         members: in the order of ``settings.members``.
     """
@@ -128,6 +168,24 @@ class Result:
     wall_s: float
     void: str | None
     members: list[MemberResult]
+
+    @classmethod
+    def of(cls, settings: Settings, seeds: Mapping[int, SeedResult]) -> Result:
+        """Puts the results of seeds together; members of a void comparison that were not run are "stopped"."""
+        void = next((part.void for part in seeds.values() if part.void is not None), None)
+        known = {found.member: found for part in seeds.values() for found in part.members}
+        members = [known.get(member) or MemberResult(member) for member in settings.members]
+        for found in members:
+            if void is not None and len(found.epochs) < settings.epochs and not found.diverged:
+                found.outcome = STOPPED
+        origins = [part.origin for part in seeds.values()]
+        texts = {
+            name: "; ".join(dict.fromkeys(origin.get(name, "unknown") for origin in origins))
+            for name in ("device", "executor", *VERSIONS)
+        }
+        versions = {name: texts[name] for name in VERSIONS}
+        wall_s = sum(part.wall_s for part in seeds.values())
+        return cls(settings, texts["device"], texts["executor"], versions, wall_s, void, members)
 
     def find(self, seed: int, subgradient: float, rule: str = "chain", *, control: bool = False) -> MemberResult:
         """The member of that seed, subgradient (at 0) and rule.
@@ -142,29 +200,3 @@ class Result:
         raise SettingsError(
             f"no member with seed {seed}, s = {subgradient:g}, rule {rule}, control {control} in this result"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that :meth:`from_json` reads."""
-        return {
-            "schema": SCHEMA,
-            "settings": self.settings.to_json(),
-            "digest": self.settings.digest,
-            **{name: getattr(self, name) for name in ("device", "executor", "versions", "wall_s", "void")},
-            "members": [member.to_json() for member in self.members],
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Result:
-        """The result of a JSON object.
-
-        Raises:
-            SettingsError: for another schema version, and for unknown or missing fields.
-        """
-        fields = _of_schema(content, "result")
-        try:
-            fields["settings"] = Settings.from_json(fields["settings"])
-            fields["members"] = [MemberResult.from_json(member) for member in fields["members"]]
-            del fields["digest"]
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise SettingsError(f"result: {error}; pass what Result.to_json wrote") from error

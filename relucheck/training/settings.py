@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from relucheck import data
@@ -134,6 +134,15 @@ class Settings:
     def seeds(self) -> tuple[int, ...]:
         """The seeds in the order of their first members."""
         return tuple(dict.fromkeys(member.seed for member in self.members))
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What the seeds of a comparison have in common, as JSON: everything but its members."""
+        return {name: value for name, value in self.to_json().items() if name != "members"}
+
+    def of_seeds(self, seeds: Sequence[int]) -> Settings:
+        """The same comparison with the members of some of its seeds."""
+        return dataclasses.replace(self, members=tuple(member for member in self.members if member.seed in seeds))
 
     @property
     def kinks(self) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ _LETTERS: Final[dict[Outcome, str]] = {"agree": "a", "bifurcate": "b", "non-fini
 _OUTCOMES: Final[dict[str, Outcome]] = {letter: outcome for outcome, letter in _LETTERS.items()}
 IN_ORDER: Final = "file order"
 REPLACED: Final = "with replacement"
+#: Draws that make one unit of work.
+BLOCK: Final = 100
 #: What a sweep varies.
 SWEEPS: Final[tuple[str, ...]] = ("hidden_layers", "neurons", "batch_size", "sample_size")
 
@@ -132,6 +134,13 @@ class Cell:
         words = "".join(letter if letter.isalnum() else "-" for letter in self.arithmetic.replace("(", "").replace(")", ""))
         return f"{self.data}-{self.hidden_layers}x{self.neurons}-b{self.batch_size}-n{size}-{words}-d{self.draws}-{digest}"
 
+    def blocks(self, size: int = BLOCK) -> tuple[Cell, ...]:
+        """The cell as cells of at most so many of its draws, which can be computed apart."""
+        starts = range(0, self.draws, size)
+        return tuple(
+            dataclasses.replace(self, first_seed=self.first_seed + at, draws=min(size, self.draws - at)) for at in starts
+        )
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any], varied: str = "") -> Cell:
         """The cell that :attr:`deciding` describes."""
@@ -170,6 +179,27 @@ class Estimate:
     device: str
     versions: Mapping[str, str]
     plan: str
+
+    @classmethod
+    def joined(cls, cell: Cell, blocks: Sequence[Estimate]) -> Estimate:
+        """The estimate of a cell from those of its :meth:`Cell.blocks`, in their order."""
+        draws = tuple(draw for block in blocks for draw in block.decisions)
+        if [draw.seed for draw in draws] != list(range(cell.first_seed, cell.first_seed + cell.draws)):
+            raise VolumeError(
+                f"{cell.name}: these {len(blocks)} blocks are not the cell's; pass one for each of its blocks"
+            )
+        hits, activations = sum(block.hits for block in blocks), sum(block.activations for block in blocks)
+        first = blocks[0]
+        versions = {
+            name: "; ".join(dict.fromkeys(block.versions.get(name, "unknown") for block in blocks))
+            for name in first.versions
+        }
+        return cls(
+            *(cell, draws, hits, activations, sum(block.wall_s for block in blocks), first.checksum),
+            "; ".join(dict.fromkeys(block.device for block in blocks)),
+            versions,
+            "; ".join(dict.fromkeys(block.plan for block in blocks)),
+        )
 
     def _count(self, outcome: Outcome) -> int:
         return sum(draw.outcome == outcome for draw in self.decisions)

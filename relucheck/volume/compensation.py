@@ -98,17 +98,11 @@ def split(
         relucheck.data.DataError: the data are not there.
     """
     cell = estimate.cell
-    identity = {
-        "cell": cell.deciding,
-        "data": estimate.checksum,
-        "device": estimate.device,
-        "decisions": _digest(estimate),
-        "torch": str(torch.__version__),  # it rebuilds the networks
-        "limit": limit,
-    }
+    identity = {"cell": cell.deciding, "data": estimate.checksum, "decisions": _digest(estimate), "limit": limit}
+    origin = {"device": estimate.device, "torch": str(torch.__version__)}  # torch rebuilds the networks
     name = f"split-{cell.name}"
     if store is not None and (found := store.finished(name, identity)) is not None:
-        return Split.from_json(found)
+        return Split.from_json(found.result)
     inside = [one for one in estimate.decisions if one.outcome == "bifurcate"][:limit]
     zones: list[tuple[int, Zone]] = []
     if inside:
@@ -123,7 +117,7 @@ def split(
             zones.append((one.seed, _zone(cell, one.seed, inputs, targets)))
     result = Split(tuple(zones))
     if store is not None:
-        store.finish(name, identity, result.to_json())
+        store.finish(name, identity, origin, result.to_json())
     return result
 
 

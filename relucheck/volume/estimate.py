@@ -25,7 +25,7 @@ from relucheck.results.store import Json, Store, StoreError
 from relucheck.volume import engine as volume_engine
 from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
 
-__all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "kept"]
+__all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "finished", "kept"]
 
 _CHUNK: Final = 50  # draws between two writes to disk
 _SECONDS: Final = 10.0  # or this long
@@ -95,26 +95,15 @@ def estimate(
     rows = sample(cell, len(dataset))
     where = describe(device)
     machine = versions()
-    identity = {
-        "cell": cell.deciding,
-        "data": dataset.checksum,
-        "device": where,
-        "processor": machine["processor"],
-        "torch": machine["torch"],
-    }
+    identity = {"cell": cell.deciding, "data": dataset.checksum}
+    origin = {"device": where, "processor": machine["processor"], "torch": machine["torch"]}
     draws: list[Draw] = []
     hits = activations = 0
     wall_s, plan = 0.0, ""
     if store is not None:
-        if (found := store.finished(cell.name, identity)) is not None:
-            try:
-                finished = Estimate.from_json(found, cell.varied)
-            except VolumeError as error:
-                raise StoreError(
-                    f"{store.finished_path(cell.name)}: {error}; move it away, or name another folder (it is left as it is)"
-                ) from error
-            return finished
-        for part in store.chunks(cell.name, identity):
+        if (found := finished(cell, dataset.checksum, store)) is not None:
+            return found
+        for part in store.chunks(cell.name, identity, origin):
             draws += draws_of(part, cell.first_seed + len(draws))
             hits, activations, wall_s = hits + part["hits"], activations + part["activations"], wall_s + part["wall_s"]
             plan = part["plan"]
@@ -128,11 +117,28 @@ def estimate(
                 hits, activations, wall_s = hits + part["hits"], activations + part["activations"], wall_s + part["wall_s"]
                 plan = part["plan"]
                 if store is not None:
-                    store.append(cell.name, identity, part)
+                    store.append(cell.name, identity, origin, part)
     result = Estimate(cell, tuple(draws), hits, activations, wall_s, dataset.checksum, where, machine, plan)
     if store is not None:
-        store.finish(cell.name, identity, result.to_json())
+        store.finish(cell.name, identity, origin, result.to_json())
     return result
+
+
+def finished(cell: Cell, checksum: str, store: Store) -> Estimate | None:
+    """The estimate of a cell in a store, wherever it was computed; None where it is not finished.
+
+    Raises:
+        StoreError: the file is damaged, or of another cell or data.
+    """
+    found = store.finished(cell.name, {"cell": cell.deciding, "data": checksum})
+    if found is None:
+        return None
+    try:
+        return Estimate.from_json(found.result, cell.varied)
+    except VolumeError as error:
+        raise StoreError(
+            f"{store.finished_path(cell.name)}: {error}; move it away, or name another folder (it is left as it is)"
+        ) from error
 
 
 def kept(cell: Cell, store: Store) -> int:

@@ -52,6 +52,7 @@ def _run_once(name: str, parent: Path) -> Reproduction:
         if kept.is_file():
             found: Reproduction = pickle.loads(kept.read_bytes())
             return found
-        made = reproduce(name, "smoke", parent / f"{name}-smoke", device="cpu", progress=False, say=lambda line: None)
+        folder = parent / f"{name}-smoke"
+        made: Reproduction = reproduce(name, "smoke", folder, device="cpu", progress=False, say=lambda line: None).made
         kept.write_bytes(pickle.dumps(made))
         return made

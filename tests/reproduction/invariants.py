@@ -7,7 +7,6 @@ import struct
 from pathlib import Path
 
 from relucheck.reproduction.report.summary import Reproduction
-from relucheck.reproduction.scenario import Scenario
 from relucheck.training.result import MemberResult, Result
 
 
@@ -74,10 +73,9 @@ def rules_differ(result: Result) -> None:
 
 def report_is_complete(made: Reproduction) -> None:
     """Report, summary and figures are there, and say device, versions, settings and wall time of every comparison."""
-    assert isinstance(made.scenario, Scenario)
     assert made.missing == ()
     assert made.void == ()
-    assert [comparison for comparison, _ in made.runs] == list(made.scenario.comparisons(made.scale))
+    assert [comparison for comparison, _ in made.runs] == list(made.experiment.comparisons(made.scale))
     text = (made.folder / "report.md").read_text(encoding="utf-8")
     summary = json.loads((made.folder / "summary.json").read_text(encoding="utf-8"))
     assert len(summary["runs"]) == len(made.runs)
@@ -87,7 +85,7 @@ def report_is_complete(made: Reproduction) -> None:
     verdicts = {cell.paired.verdict for cell in made.cells if cell.paired}
     assert verdicts <= {"differs", "equivalent", "undecided"}
     parts = {comparison.part for comparison, _ in made.runs}
-    assert len(made.figures) >= len(parts) * len(made.scenario.figures)
+    assert len(made.figures) >= len(parts) * len(made.experiment.figures)
     for path in made.figures:
         assert png_size(path) > (400, 300)
         assert path.relative_to(made.folder).as_posix() in text

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from relucheck.training.result import Distances, Epoch, MemberResult, Result
+from relucheck.training import engine
+from relucheck.training.result import Distances, Epoch, MemberResult, Result, SeedResult
 from relucheck.training.settings import Member, Settings
 
 VERSIONS = {"relucheck": "0", "torch": "0", "python": "0"}
+
+
+def keep(made: Result, folder: Path) -> None:
+    """Stores a made-up result, seed by seed, as the engine does."""
+    origin = {"device": made.device, "executor": made.executor, **made.versions}
+    seeds = {
+        seed: SeedResult([m for m in made.members if m.member.seed == seed], made.void, made.wall_s, origin)
+        for seed in made.settings.seeds
+    }
+    engine.keep(made.settings, folder, made.executor, seeds)
 
 
 def accuracy(member: Member, noise: float = 0.001) -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +12,51 @@ import torch
 
 from relucheck.__main__ import main
 from relucheck.errors import FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, USAGE, DeviceError
+from relucheck.reproduction import TITLES
 from relucheck.reproduction import run as reproduction_run
-from relucheck.reproduction import scenario as reproduction_scenario
-from relucheck.reproduction.experiments import mlp
-from relucheck.training import checkpoints
+from relucheck.reproduction import trained as trained_scenario
+from relucheck.reproduction.experiments import mlp, scenarios
+from relucheck.reproduction.folder import MARK, claim
+from relucheck.reproduction.scenario import Place
+from relucheck.results import files
+from relucheck.results.store import StoreError
 from relucheck.training import engine as training_engine
-from relucheck.training.result import Result
-from relucheck.training.settings import Settings
+from relucheck.training.engine import usual_executor
+from relucheck.work import Backend, Event, Listener, Unit
 from tests.reproduction import made
 
-Trainer = Callable[..., Result]
+
+class MadeUp:
+    """A backend that stores made-up results; it notes the comparisons that it was asked for."""
+
+    def __init__(self, calls: list[str], problem: BaseException | None = None, void: str | None = None) -> None:
+        self.calls, self.problem, self.void = calls, problem, void
+
+    def run(self, units: Sequence[Unit], listen: Listener | None = None) -> None:
+        for unit in units:
+            if self.problem is not None:
+                raise self.problem
+            settings, folder, _, _, executor = unit.arguments
+            if folder.name not in self.calls:
+                self.calls.append(folder.name)
+            made.keep(made.result(settings, executor=executor, void=self.void), folder)
+            if listen is not None:
+                listen(Event(unit, finished=True))
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replaces the engine by made-up results; the names of what it was asked to train."""
+    """Replaces the engine by made-up results; the names of the comparisons that it was asked to train."""
     calls: list[str] = []
-
-    def train(settings: Settings, *, folder: Path, **options: Any) -> Result:
-        calls.append(folder.name)
-        result = made.result(settings)
-        checkpoints.save_result(folder, result)
-        return result
-
-    _use(monkeypatch, train)
+    _use(monkeypatch, MadeUp(calls))
     return calls
 
 
-def _use(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, figures: bool = False) -> None:
+def _use(monkeypatch: pytest.MonkeyPatch, backend: Backend, figures: bool = False) -> None:
     options = dict(reproduction_run.reproduce.__kwdefaults__ or {})
-    monkeypatch.setattr(reproduction_run.reproduce, "__kwdefaults__", {**options, "trainer": trainer})
+    monkeypatch.setattr(reproduction_run.reproduce, "__kwdefaults__", {**options, "backend": backend})
     if not figures:
-        monkeypatch.setattr(reproduction_run, "_figures", lambda *arguments: [])
+        monkeypatch.setattr(trained_scenario, "_figures", lambda *arguments: [])
 
 
 def _run(*arguments: str) -> int:
@@ -56,8 +67,8 @@ def test_a_run(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
     folder = tmp_path / "out"
     assert _run("e1", "--scale", "smoke", "--out", str(folder)) == OK
     shown = capsys.readouterr()
-    assert "[1/6] float32: run in" in shown.err
-    assert "E1: 784-2000-10, Adam [R22]" in shown.out
+    assert "[1/12] float32 seed-0: finished, " in shown.err
+    assert "E1: 784-64-10, Adam [R22]" in shown.out, "the network that ran, not the published one"
     assert f"report: {folder / 'report.md'}" in shown.out
     assert len(trained) == 6
     assert json.loads((folder / "scenario.json").read_text())["scenario"] == "E1"
@@ -84,12 +95,7 @@ def test_default_folder_and_scale(trained: list[str], tmp_path: Path, monkeypatc
 def test_a_void_comparison_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def train(settings: Settings, *, folder: Path, **options: Any) -> Result:
-        result = made.result(settings, void="control differed at step 3 in parameter p (seed 0)")
-        checkpoints.save_result(folder, result)
-        return result
-
-    _use(monkeypatch, train)
+    _use(monkeypatch, MadeUp([], void="control differed at step 3 in parameter p (seed 0)"))
     assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "float32") == FAILED
     assert "void: float32: control differed at step 3" in capsys.readouterr().out
 
@@ -99,7 +105,7 @@ def test_a_void_comparison_fails(
     [
         (["E22"], "unknown scenario 'E22'; did you mean 'E2'?"),
         (["E2", "--scale", "smok"], "unknown scale 'smok'; did you mean 'smoke'?"),
-        (["E2", "--scale", "smoke", "--only", "flot32"], "no comparison or precision 'flot32'; did you mean 'float32'?"),
+        (["E2", "--scale", "smoke", "--only", "flot32"], "no part or arithmetic 'flot32'; did you mean 'float32'?"),
     ],
     ids=["scenario", "scale", "comparison"],
 )
@@ -154,7 +160,7 @@ def test_a_folder_of_another_version(
 ) -> None:
     folder = tmp_path / "out"
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == OK
-    mark = folder / reproduction_run.MARK
+    mark = folder / MARK
     mark.write_text(json.dumps({**json.loads(mark.read_text()), key: value}))
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == USAGE
     assert f"was made for {key} {value!r}, not " in capsys.readouterr().err
@@ -166,7 +172,7 @@ def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: 
     assert "holds other files and no scenario.json; choose another --out folder" in capsys.readouterr().err
     assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "thesis.tex")) == USAGE
     assert "is a file, or lies in one" in capsys.readouterr().err
-    mark = tmp_path / "marked" / reproduction_run.MARK
+    mark = tmp_path / "marked" / MARK
     mark.parent.mkdir()
     mark.write_text("{broken")
     assert _run("E1", "--scale", "smoke", "--out", str(mark.parent)) == USAGE
@@ -188,7 +194,7 @@ def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: 
         ),
         (KeyboardInterrupt(), INTERRUPTED, "the same command goes on from the last checkpoint"),
         (DeviceError("no memory left on cuda for 100 members"), MISSING, "no memory left on cuda"),
-        (checkpoints.CheckpointError("could not write x (3 bytes): no space left"), UNWRITABLE, "no space left"),
+        (StoreError("x cannot be written (no space left)"), UNWRITABLE, "no space left"),
     ],
     ids=["interrupted", "control-c", "memory", "disk"],
 )
@@ -204,11 +210,8 @@ def test_a_run_that_stops_says_why_and_keeps_what_is_finished(
     out = ("E1", "--scale", "smoke", "--out", str(tmp_path / "out"))
     assert _run(*out, "--only", "float32") == OK
 
-    def train(settings: Settings, **options: Any) -> Result:
-        raise error
-
     with monkeypatch.context() as patch:
-        _use(patch, train)
+        _use(patch, MadeUp([], error))
         assert _run(*out) == code
     assert message in capsys.readouterr().err
     assert _run(*out) == OK
@@ -224,29 +227,25 @@ def test_a_report_that_cannot_be_written(
 
     folder = tmp_path / "out"
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == OK
-    monkeypatch.setattr(reproduction_run, "write_atomically", full)
-    assert _run("E1", "--scale", "smoke", "--out", str(folder)) == UNWRITABLE
-    assert "summary.json (No space left on device); free space" in capsys.readouterr().err
+    monkeypatch.setattr(files, "write_atomically", full)
+    assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == UNWRITABLE
+    assert "summary.json cannot be written (No space left on device); what was there before is kept" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_file_in_the_place_of_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One clear error, the finished run kept, no report about figures that are not there, nothing half-written."""
-
-    def train(settings: Settings, *, folder: Path, **options: Any) -> Result:
-        result = made.result(settings)
-        checkpoints.save_result(folder, result)
-        return result
-
-    _use(monkeypatch, train, figures=True)
+    _use(monkeypatch, MadeUp([]), figures=True)
     folder = tmp_path / "out"
     out = ("E1", "--scale", "smoke", "--out", str(folder), "--only", "bfloat16")
-    reproduction_run.claim(folder, "E1", "smoke", "cpu", "forking")
+    claim(Place("smoke", folder, None, "cpu", "forking"), mlp.SCENARIOS["E1"])
     (folder / "figures").write_text("in the way")
     assert _run(*out) == UNWRITABLE
     shown = capsys.readouterr().err
-    assert f"relucheck: cannot write {folder / 'figures'}" in shown
+    assert f"relucheck: {folder / 'figures'}" in shown
     assert "see that nothing else is in its place" in shown
     assert "Traceback" not in shown
     assert sorted(path.name for path in folder.iterdir()) == ["figures", "runs", "scenario.json"]
@@ -263,7 +262,7 @@ def test_any_other_file_error_is_one_line(
     def broken(*arguments: Any) -> None:
         raise PermissionError(13, "Permission denied", "somewhere")
 
-    monkeypatch.setattr(reproduction_run, "write", broken)
+    monkeypatch.setattr(trained_scenario.TrainingScenario, "report", broken)
     assert _run("E1", "--scale", "smoke", "--out", str(tmp_path / "out"), "--only", "float32") == UNWRITABLE
     assert "relucheck: a file cannot be read or written: [Errno 13] Permission denied" in capsys.readouterr().err
 
@@ -274,34 +273,30 @@ def test_any_other_file_error_is_one_line(
 def test_the_executor_reaches_the_engine_and_names_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Any] = []
-
-    def train(settings: Settings, *, folder: Path, executor: str, **options: Any) -> Result:
-        asked.append(executor)
-        result = made.result(settings, executor=executor)
-        checkpoints.save_result(folder, result)
-        return result
-
-    _use(monkeypatch, train)
+    calls: list[str] = []
+    _use(monkeypatch, MadeUp(calls))
     monkeypatch.chdir(tmp_path)
     one = ("E1", "--scale", "smoke", "--only", "bfloat16")
     assert _run(*one) == OK
     assert _run(*one, "--executor", "stacked") == OK
-    assert asked == ["forking", "stacked"], "another executor's runs are other runs"
+    assert sorted(path.name for path in Path("relucheck-results/E1-smoke-stacked/runs").iterdir()) == ["bfloat16"]
     results = tmp_path / "relucheck-results"
     assert sorted(path.name for path in results.iterdir()) == ["E1-smoke", "E1-smoke-stacked"]
-    for name, kernel, other in (("E1-smoke", "nn.Linear", "baddbmm"), ("E1-smoke-stacked", "baddbmm", "nn.Linear")):
+    for name, executor, kernel, other in (
+        ("E1-smoke", "forking", "nn.Linear", "baddbmm"),
+        ("E1-smoke-stacked", "stacked", "baddbmm", "nn.Linear"),
+    ):
         text = (results / name / "report.md").read_text(encoding="utf-8")
         assert f"| hits / epoch ({kernel}) |" in text
         assert f"({other})" not in text
-        assert f"Executor: {asked.pop(0)} (" in text
+        assert f"Executor: {executor} (" in text
     assert "on cpu (stacked)" in capsys.readouterr().err
     assert _run(*one, "--executor", "stacked", "--out", str(results / "E1-smoke")) == USAGE
     assert "was made for executor 'forking', not 'stacked'" in capsys.readouterr().err
     assert _run(*one, "--executor", "serial") == USAGE
-    assert "unknown executor 'serial'; known: forking, stacked" in capsys.readouterr().err
+    assert "executor='serial': must be one of forking, stacked" in capsys.readouterr().err
     assert _run("E4", "--scale", "smoke", "--executor", "stacked", "--out", str(tmp_path / "e4")) == USAGE
-    assert reproduction_run.usual_executor("cuda:0") == "stacked"
+    assert usual_executor("cuda:0") == "stacked"
 
 
 def test_e3_leaves_a_stale_e2_folder_alone(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,43 +304,35 @@ def test_e3_leaves_a_stale_e2_folder_alone(trained: list[str], tmp_path: Path, c
     e2, e3 = tmp_path / "E2-smoke", tmp_path / "E3-smoke"
     one = ("--scale", "smoke", "--only", "float32")
     assert _run("E2", *one, "--out", str(e2)) == OK
-    mark = e2 / reproduction_run.MARK
+    mark = e2 / MARK
     content = mark.read_text()
-    mark.write_text(json.dumps({**json.loads(content), "scenario_version": 1}))
+    mark.write_text(json.dumps({**json.loads(content), "scenario_version": 0}))
     assert _run("E3", *one, "--out", str(e3)) == OK
     assert f"nothing is taken from {e2}: its scenario_version is another" in capsys.readouterr().err
-    assert trained == ["float32"] * 2
+    assert len(list((e3 / "runs" / "float32").iterdir())) == 2, "run here"
     mark.write_text(content)
-    (e2 / "runs" / "float32" / "result.json").write_text("{")
-    (e3 / "runs" / "float32" / "result.json").unlink()
+    (e2 / "runs" / "float32" / "seed-0.json").write_text("{")
+    for path in (e3 / "runs" / "float32").iterdir():
+        path.unlink()
     assert _run("E3", *one, "--out", str(e3)) == OK
-    assert f"nothing is taken from {e2}: " in capsys.readouterr().err
-    assert trained == ["float32"] * 3
+    assert f"nothing more is taken from {e2}: " in capsys.readouterr().err
+    assert len(list((e3 / "runs" / "float32").iterdir())) == 2, "run here"
 
 
-# ---------------------------------------------------------------- scenarios that run themselves
-
-
-def test_an_external_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    def run(scale: str, folder: Path, root: Any, device: str, progress: bool) -> str:
-        asked.append((scale, folder, root, device, progress))
-        return "volumes: 3"
-
-    module = types.ModuleType("relucheck_test_external")
-    module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(mlp, "EXTERNAL", {})
-    mlp.register(reproduction_scenario.External("E4", "volumes", module.__name__))
+def test_volumes_take_no_executor_and_know_their_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "out"
-    assert _run("E4", "--scale", "smoke", "--out", str(folder), "--data-root", "somewhere") == OK
-    assert asked == [("smoke", folder, "somewhere", "cpu", True)]
-    assert capsys.readouterr().out == "volumes: 3\n"
-    assert _run("E2", "--scale", "smoke", "--out", str(folder)) == USAGE, "the folder is E4's"
-    assert _run("E4", "--scale", "smoke", "--out", str(folder), "--only", "x") == USAGE
+    out = ("E4", "--scale", "smoke", "--out", str(folder))
+    one = "digits-4x16-*-float64-*"
+    assert _run(*out, "--only", one) == OK
+    shown = capsys.readouterr().out
+    assert "E4, [R22], by neurons" in shown
+    assert "not run (yet): digits-" in shown
+    assert _run("E2", *out[1:]) == USAGE, "the folder is E4's"
+    assert _run(*out, "--only", "x") == USAGE
+    assert "E4 at scale smoke has no part or arithmetic 'x'" in capsys.readouterr().err
     assert _run("E4", "--scale", "smo", "--out", str(folder)) == USAGE
-    assert len(asked) == 1
 
 
 def test_help_names_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,13 +342,12 @@ def test_help_names_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for needed in ("--scale", "--data-root", "--out", "--only", "--device", "--executor"):
         assert needed in shown
-    known = {**mlp.SCENARIOS, **mlp.EXTERNAL}
-    assert {"E1", "E2", "E3", "E4"} <= set(known)
-    for name, scenario in known.items():
+    for name, scenario in scenarios().items():
         assert f"  {name}  {scenario.title}" in shown
-    for comparison in mlp.SCENARIOS["E2"].comparisons("cpu"):
-        line = next(line for line in shown.splitlines() if line.startswith(f"    {comparison.name} "))
-        assert "about " in line, "its time"
+
+
+def test_every_title_has_its_scenario() -> None:
+    assert {name: scenario.title for name, scenario in scenarios().items()} == dict(TITLES)
 
 
 def test_default_device() -> None:

@@ -24,5 +24,4 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_full_scale(name: str) -> None:
-    made = reproduce(name, "full", device="cuda")
-    invariants.everything(made)
+    invariants.everything(reproduce(name, "full", device="cuda").made)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from relucheck.reproduction.experiments import volumes
+from relucheck.reproduction.report.volumes import Report
 from relucheck.reproduction.run import reproduce
 
 pytestmark = [
@@ -23,8 +24,9 @@ pytestmark = [
 
 def test_full_scale() -> None:
     """Every cell is there with the published number of draws, none is non-finite, and float64 stays out of the zone."""
-    made = reproduce("E4", "full", device="cuda")
-    report = volumes.reproduce("full", made.folder / "cells", device="cuda")  # finished cells are read
+    outcome = reproduce("E4", "full", device="cuda")
+    report: Report = outcome.made
+    assert not outcome.missing
     assert len(report.lines) == len(volumes.entries("full"))
     for line in report.lines:
         ours = line.estimate
@@ -33,4 +35,4 @@ def test_full_scale() -> None:
         if ours.cell.dtype == "float64":
             assert ours.bifurcated == 0
     assert {line.estimate.cell.arithmetic for line in report.lines} >= {"float16", "float16 strict", "float32 TF32"}
-    assert "E4, [B21], by hidden layers" in (made.text or "")
+    assert "E4, [B21], by hidden layers" in outcome.report.read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from relucheck.training.settings import Member
 from tests.reproduction import invariants, made
 
 E2 = SCENARIOS["E2"]
-PUBLISHED = E2.published["cpu"]
+PUBLISHED = E2.published_at("cpu")
 
 
 def _runs(
@@ -206,49 +206,32 @@ def test_one_seed_decides_nothing() -> None:
     assert tables.lines(cell)[1] == "-", "no interval of one run"
 
 
-def test_stated_figures_are_checked() -> None:
-    """The made-up chain members stay near s = 0, as was stated; the injected ones lose 8 points times s, which was not."""
-    runs = _runs(only=("bfloat16-product-3-epochs", "bfloat16-split-k-4"))
-    fifteen, *_ = E2.comparisons("cpu", ("bfloat16-split-k-4-15-epochs",))
-    one = tuple(member for member in fifteen.settings.members if member.seed == 0)
-    runs.append((fifteen, made.result(dataclasses.replace(fifteen.settings, members=one))))
-    checked = report_summary.check(E2.stated["cpu"], {comparison.name: result for comparison, result in runs})
-    found = {(c.stated.comparison, c.stated.quantity, c.stated.rule, c.stated.subgradient): c.verdict for c in checked}
-    assert found["bfloat16-product-3-epochs", "difference", "chain", 1.0] == "agrees"
-    assert found["bfloat16-product-3-epochs", "difference", "injected", 1.0] == "disagrees"
-    assert found["bfloat16-product-3-epochs", "hits", "chain", 0.0] == "disagrees"
-    assert found["bfloat16-split-k-4-15-epochs", "accuracy", "injected", 1.0] == "one run"
-    assert found["float32", "difference", "chain", 1.0] == "not measured"
-    header, body = tables.stated_lines(checked)
-    assert len(body) == len(E2.stated["cpu"])
+def test_published_figures_are_checked() -> None:
+    """The made-up members under the chain rule stay near s = 0; the injected ones lose 8 points times s."""
+    runs = _runs(only=("bfloat16-split-k-4",))
+    product, *_ = E2.comparisons("cpu", ("bfloat16-product",))
+    one = tuple(member for member in product.settings.members if member.seed == 0)
+    runs.append((product, made.result(dataclasses.replace(product.settings, members=one))))
+    figures = E2.published_figures("cpu")
+    checked = report_summary.check(figures, {comparison.name: result for comparison, result in runs})
+    found = {(c.published.comparison, c.published.rule, c.published.subgradient): c.verdict for c in checked}
+    assert found["bfloat16-split-k-4", "injected", 1.0] == "agrees"
+    assert found["bfloat16-split-k-4", "chain", 0.0] == "agrees"
+    assert found["bfloat16-product", "injected", 1.0] == "one run"
+    assert found["float32", "injected", 1.0] == "not measured"
+    far = [dataclasses.replace(figure, value=figure.value + 5) for figure in figures]
+    moved = report_summary.check(far, {comparison.name: result for comparison, result in runs})
+    assert {c.verdict for c in moved if c.published.comparison == "bfloat16-split-k-4"} == {"disagrees"}
+    header, body = tables.published_lines(checked)
+    assert len(body) == len(figures)
     assert all(len(line) == len(header) for line in body)
 
 
-@pytest.mark.parametrize(
-    ("options", "measured"),
-    [({}, True), ({"executor": "stacked"}, False), ({"device": "cuda (made up)"}, False)],
-    ids=["cpu", "cpu stacked", "cuda"],
-)
-def test_what_was_said_of_cpu_kernels_is_judged_by_them_alone(options: dict[str, Any], measured: bool) -> None:
-    runs = _runs(only=("float32", "bfloat16-product-3-epochs"), **options)
-    checked = report_summary.check(E2.stated["cpu"], {comparison.name: result for comparison, result in runs})
-    native = {c.verdict for c in checked if c.stated.comparison == "float32"}
-    assert ("not measured" not in native) == measured
-    assert "not measured" not in {c.verdict for c in checked if c.stated.comparison == "bfloat16-product-3-epochs"}
-    full = {stated.comparison for stated in E2.stated["full"]}
-    kinds = ("product", "split-k-4")
-    assert full == {
-        *(f"bfloat16-{kind}-3-epochs" for kind in kinds),
-        *("float16-product-3-epochs", "bfloat16-split-k-4-15-epochs", "bfloat16-rounded", "bfloat16-rounded-15-epochs"),
-    }
-
-
-def test_hits_up_to_an_epoch() -> None:
+def test_hits_of_an_epoch_are_those_of_all_layers() -> None:
     member = _runs(only=("float32",))[0][1].members[0]
-    member.hits = [[[2], [0], [1]], [[4], [0], [1]], *member.hits[2:]]
-    assert report_summary.hits_per_epoch(member, 1) == 3
-    assert report_summary.hits_per_epoch(member, 2) == 4
-    assert report_summary.hits_per_epoch(member, 51) is None
+    member.hits = [[[2], [0], [1]], [[4], [0], [1]]]
+    del member.epochs[2:]
+    assert report_summary.hits_per_epoch(member) == 4
 
 
 # ---------------------------------------------------------------- what agrees and what does not
@@ -277,7 +260,6 @@ def _outcomes(folder: Path) -> Reproduction:
         folder,
         runs,
         cells=cells,
-        checked=tuple(report_summary.check(E2.stated["cpu"], results)),
         published=tuple(report_summary.check(E2.published_figures("cpu"), results)),
         claims=tuple(report_claims.claims("E2", runs, cells)),
     )
@@ -286,7 +268,7 @@ def _outcomes(folder: Path) -> Reproduction:
 def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     whole = _outcomes(tmp_path)
     found = {
-        (c.stated.comparison, c.stated.subgradient): (c.verdict, report_claims.reason(c, whole.cells))
+        (c.published.comparison, c.published.subgradient): (c.verdict, report_claims.reason(c, whole.cells))
         for c in whole.published
     }
     assert len(found) == 25, "5 arithmetics, s = 0 and 4 others"
@@ -303,8 +285,8 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     section = text[
         text.index("## What agrees and what does not agree with the published figures") : text.index("## Figures\n")
     ]
-    for figure in (*whole.published, *whole.checked):
-        row = f"| {figure.stated.source} | {figure.stated.comparison} |"
+    for figure in whole.published:
+        row = f"| {figure.published.source} | {figure.published.comparison} |"
         assert row in section
     assert f"| {why} |" in section
     claims = {(claim.claim.split(":")[0], claim.measured.split(":")[0]): claim for claim in whole.claims}
@@ -318,13 +300,13 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     same = [(c, made.result(c.settings, identical=True, hits={"chain": 0}, executor="forking")) for c, _ in whole.runs[:1]]
     _, float32 = report_claims.claims("E2", same, report_summary.analyse(same))
     assert (float32.verdict, float32.reason) == ("disagrees", "hits of s = 0 an epoch: 0.0 with nn.Linear")
-    shown = render(*tables.rich_outcomes((*whole.published, *whole.checked), whole.claims), width=200, color=False)
-    assert "figures published or stated before" in shown
+    shown = render(*tables.rich_outcomes(whole.published, whole.claims), width=200, color=False)
+    assert "published figures, and what was measured here" in shown
     assert "disagrees" in shown
-    missing = [figure for figure in (*whole.published, *whole.checked) if figure.verdict == "not measured"]
+    missing = [figure for figure in whole.published if figure.verdict == "not measured"]
     assert missing
     assert f"{len(missing)} more are of comparisons that are not here; report.md lists them" in shown
-    assert "bfloat16-split-k-4" not in shown.partition("figures published")[2]
+    assert "bfloat16-split-k-4" not in shown.partition("published figures, and")[2]
     only_missing = tables.rich_outcomes(missing, ())
     assert only_missing == [], "nothing to show"
 
@@ -397,12 +379,11 @@ def test_a_reference_that_diverged_proves_nothing_about_hits() -> None:
         invariants.no_hits_no_difference(result)
 
 
-def test_accuracy_after_an_epoch() -> None:
-    """The figure for epoch 15 is read after epoch 15 of the 50."""
+def test_the_accuracy_is_that_of_the_last_epoch() -> None:
     member = _runs(only=("float32",))[0][1].members[0]
-    assert report_summary.final_accuracy(member, 15) == 100 * member.epochs[14].test_accuracy
-    assert report_summary.final_accuracy(member, 51) is None
     assert report_summary.final_accuracy(member) == 100 * member.epochs[-1].test_accuracy
+    member.outcome = "diverged: non-finite at step 3"
+    assert report_summary.final_accuracy(member) is None
 
 
 # ---------------------------------------------------------------- figures and files
@@ -599,7 +580,7 @@ def test_report_and_summary(tmp_path: Path) -> None:
     for needed in ("# E2: ", "![one](figures/one.png)", "Not run (yet): float16.", "784-200-200-200-10, relu", "made up"):
         assert needed in text
     body = json.loads(json.dumps(summary(whole), allow_nan=False))
-    assert body["schema_version"] == 2
+    assert body["schema_version"] == 3
     assert {run["comparison"] for run in body["runs"]} == {"float32", "bfloat16"}
     assert len(body["cells"]) == len(cells)
     bare = report(Reproduction(E2, "cpu", tmp_path, runs, (), cells))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.report.summary import Reproduction
-from relucheck.reproduction.run import ReproductionError, read, reproduce
-from relucheck.reproduction.scenario import Scenario
+from relucheck.reproduction.run import reproduce
+from relucheck.reproduction.scenario import Place
+from relucheck.reproduction.trained import read, store_of
+from relucheck.results.store import StoreError
 from relucheck.training import engine, model
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
+from relucheck.work import Listener, Local, Unit
 from tests.reproduction import invariants
 
 Smoke = Callable[[str], Reproduction]
@@ -30,18 +35,21 @@ def test_invariants(smoke: Smoke, name: str) -> None:
     invariants.everything(smoke(name))
 
 
+class Refusing:
+    """A backend that must have nothing to do."""
+
+    def run(self, units: Sequence[Unit], listen: Listener | None = None) -> None:
+        assert not units, [unit.name for unit in units]
+
+
 def test_e3_takes_over_e2s_runs(smoke: Smoke) -> None:
     e2 = {comparison.name: result for comparison, result in smoke("E2").runs}
-
-    def never(*args: Any, **options: Any) -> Result:
-        raise AssertionError("E3 trained what E2 had")
-
     parent = smoke("E2").folder.parent
-    e3 = reproduce("E3", "smoke", parent / "E3-smoke", device="cpu", progress=False, say=_quiet, trainer=never)
+    e3 = reproduce("E3", "smoke", parent / "E3-smoke", device="cpu", progress=False, say=_quiet, backend=Refusing()).made
     invariants.report_is_complete(e3)
     assert {comparison.name for comparison, _ in e3.runs} <= set(e2)
     for comparison, result in e3.runs:
-        assert result.to_json() == e2[comparison.name].to_json()
+        assert result == e2[comparison.name]
 
 
 def test_emulated_arithmetic_hits_and_members_part(smoke: Smoke) -> None:
@@ -109,7 +117,7 @@ def test_a_fault_in_a_rule_is_found(rule: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_control_that_differs_is_found(smoke: Smoke) -> None:
     """The invariants look at what they should: a result with one bit off is refused."""
-    result = Result.from_json(_result(smoke("E2"), HITTING).to_json())
+    result = copy.deepcopy(_result(smoke("E2"), HITTING))
     invariants.control_is_identical(result)
     _control(result).steps.l1 = [*_control(result).steps.l1[:-1], 5e-324]
     with pytest.raises(AssertionError):
@@ -127,54 +135,63 @@ class BrokenOff(KeyboardInterrupt):
     """Control-C, in a test."""
 
 
-def _counting(calls: list[str], stop_at: int | None = None) -> Callable[..., Result]:
-    def trainer(settings: Settings, **options: Any) -> Result:
-        calls.append(Path(options["folder"]).name)
-        if len(calls) == stop_at:
-            raise BrokenOff
-        return engine.train(settings, **options)
+class Counting:
+    """Runs units in this process; the names of those that began, and control-C before the ``stop_at``-th."""
 
-    return trainer
+    def __init__(self, calls: list[str], stop_at: int | None = None) -> None:
+        self.calls, self.stop_at = calls, stop_at
+
+    def run(self, units: Sequence[Unit], listen: Listener | None = None) -> None:
+        for unit in units:
+            self.calls.append(unit.name)
+            if len(self.calls) == self.stop_at:
+                raise BrokenOff
+            Local(1).run([unit], listen)
 
 
 def test_a_run_that_was_broken_off_goes_on(smoke: Smoke, tmp_path: Path) -> None:
-    """Finished comparisons are not run again, and all ends as in an unbroken run."""
+    """Finished seeds are not run again, and all ends as in an unbroken run."""
     only = ["float32", "float64", "b21-*"]
     folder, calls = tmp_path / "out", list[str]()
     options: dict[str, Any] = {"device": "cpu", "progress": False, "say": _quiet, "only": only}
     with pytest.raises(BrokenOff):
-        reproduce("E1", "smoke", folder, trainer=_counting(calls, stop_at=2), **options)
+        reproduce("E1", "smoke", folder, backend=Counting(calls, stop_at=2), **options)
     first = list(calls)
-    assert len(first) == 2
-    made = reproduce("E1", "smoke", folder, trainer=_counting(calls), **options)
+    assert first == ["float32 seed-0", "float32 seed-1"]
+    made = reproduce("E1", "smoke", folder, backend=Counting(calls), **options).made
     assert calls[2] == first[1], "the one that was broken off"
     assert first[0] not in calls[2:]
-    said: list[str] = []
-    again = reproduce("E1", "smoke", folder, **{**options, "say": said.append}, trainer=_counting(calls, stop_at=0))
-    assert len(calls) == 1 + len(made.runs), "nothing is left to run"
-    assert all("finished before, not run again" in line for line in said[1:])
+    assert len(calls) == 1 + 2 * len(made.runs)
+    again = reproduce("E1", "smoke", folder, backend=Refusing(), **options).made
     for runs in (made.runs, again.runs):
         for comparison, result in runs:
-            assert [m.to_json() for m in result.members] == [
-                m.to_json() for m in _result(smoke("E1"), comparison.name).members
-            ]
+            assert result.members == _result(smoke("E1"), comparison.name).members
     assert set(made.missing) == {"bfloat16", "bfloat16-product", "float16"}
+
+
+def test_seeds_run_in_processes_end_as_in_one(smoke: Smoke, tmp_path: Path) -> None:
+    made = reproduce(
+        "E1", "smoke", tmp_path / "out", device="cpu", progress=False, say=_quiet, only=["b21-float32"], processes=2
+    ).made
+    (comparison, result), *none = made.runs
+    assert not none
+    assert result.members == _result(smoke("E1"), comparison.name).members
 
 
 def test_a_damaged_result_is_no_result(smoke: Smoke, tmp_path: Path) -> None:
     scenario = SCENARIOS["E1"]
-    assert isinstance(scenario, Scenario)
-    comparison = scenario.comparisons("smoke", ["b21-float32"])[0]
-    path = tmp_path / "runs" / comparison.name / "result.json"
-    path.parent.mkdir(parents=True)
-    content = (smoke("E1").folder / "runs" / comparison.name / "result.json").read_bytes()
-    path.write_bytes(content)
-    assert read(tmp_path, comparison) is not None
+    comparison, other = scenario.comparisons("smoke", ["b21-*"])
+    place = Place("smoke", tmp_path, None, "cpu", "forking")
+    folder, before = store_of(tmp_path, comparison), store_of(smoke("E1").folder, comparison)
+    shutil.copytree(before, folder)
+    assert read(place, comparison) is not None
+    path = folder / "seed-1.json"
+    content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(ReproductionError, match=r"result\.json is unreadable or damaged: .*delete it"):
-        read(tmp_path, comparison)
-    other = scenario.comparisons("smoke", ["b21-float64"])[0]
-    path.parent.rename(path.parent.with_name(other.name))
-    path.parent.with_name(other.name).joinpath("result.json").write_bytes(content)
-    with pytest.raises(ReproductionError, match="is of other settings"):
-        read(tmp_path, other)
+    with pytest.raises(StoreError, match=r"seed-1\.json is damaged .*move it away"):
+        read(place, comparison)
+    path.unlink()
+    assert read(place, comparison) is None, "a seed is missing"
+    shutil.copytree(before, store_of(tmp_path, other))
+    with pytest.raises(StoreError, match="belongs to another run: its settings precision dtype is 'float32'"):
+        read(place, other)

@@ -1,1 +1,30 @@
 """The experiments E1 to E9, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from relucheck.errors import did_you_mean
+from relucheck.reproduction import TITLES
+from relucheck.reproduction.scenario import Scenario, ScenarioError
+
+
+def scenarios() -> Mapping[str, Scenario]:
+    """Every scenario by name."""
+    from relucheck.reproduction.experiments import mlp, volumes
+
+    every: tuple[Scenario, ...] = (*mlp.SCENARIOS.values(), volumes.E4)
+    return {scenario.name: scenario for scenario in every}
+
+
+def find(name: str) -> Scenario:
+    """The scenario of a name, in any case.
+
+    Raises:
+        ScenarioError: for an unknown name; names the nearest.
+    """
+    upper = name.strip().upper()
+    if upper not in TITLES:
+        listed = ", ".join(f"{key} ({title})" for key, title in TITLES.items())
+        raise ScenarioError(f"unknown scenario {name!r}; {did_you_mean(name, TITLES)}known: {listed}")
+    return scenarios()[upper]

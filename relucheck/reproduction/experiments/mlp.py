@@ -15,16 +15,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.errors import did_you_mean
-from relucheck.reproduction.scenario import Comparison, External, Scenario, ScenarioError
-from relucheck.reproduction.stated import (
-    ERRORS,
-    ERRORS_CPU,
-    STATED_CPU,
-    STATED_EMULATED,
-    STATED_ROUNDED,
-    SUBGRADIENTS,
-)
+from relucheck.reproduction import TITLES
+from relucheck.reproduction.published import ERRORS, SUBGRADIENTS
+from relucheck.reproduction.report.document import network
+from relucheck.reproduction.scenario import Comparison
+from relucheck.reproduction.trained import TrainingScenario
 from relucheck.training.settings import Optimiser, Precision, Settings, members_of
 
 SEEDS: Final[tuple[int, ...]] = tuple(range(10))
@@ -122,28 +117,37 @@ _E1_B21: Final = dataclasses.replace(
     epochs=1,
     members=members_of((123,), (1.0,)),
 )
-_E1_PARTS: Final = ("784-2000-10, Adam [R22]", "784-2000-128-10, SGD [B21]")
 
 
-def _e1() -> Scenario:
+def _part(settings: Settings, source: str) -> str:
+    """The table that a comparison of E1 is in: the network that ran, its optimiser, whose experiment it is."""
+    optimiser = {"adam": "Adam", "sgd": "SGD"}[settings.optimiser.name]
+    return f"{network(settings).partition(',')[0]}, {optimiser} [{source}]"
+
+
+def _e1() -> TrainingScenario:
     cpu = (
-        *_made(_E1_PARTS[0], (*_NATIVE, *_EMULATED), _E1),
-        *_made(_E1_PARTS[1], _rows("float32", "float64"), _E1_B21, "b21-"),
+        *_made(_part(_E1, "R22"), (*_NATIVE, *_EMULATED), _E1),
+        *_made(_part(_E1_B21, "B21"), _rows("float32", "float64"), _E1_B21, "b21-"),
     )
     many = dataclasses.replace(_E1, members=_with_seeds(_E1, (_E1_SEED, *SEEDS[1:])))
     many_b21 = dataclasses.replace(_E1_B21, members=_with_seeds(_E1_B21, (123, *SEEDS[1:])))
     full = (
-        *_made(_E1_PARTS[0], (*_NATIVE, *_SWITCHED, *_EMULATED), many),
-        *_made(_E1_PARTS[1], _rows("float32", "float64"), many_b21, "b21-"),
-        *_made(_E1_PARTS[1], _rows("float32-tf32"), many_b21, "b21-"),
+        *_made(_part(many, "R22"), (*_NATIVE, *_SWITCHED, *_EMULATED), many),
+        *_made(_part(many_b21, "B21"), _rows("float32", "float64"), many_b21, "b21-"),
+        *_made(_part(many_b21, "B21"), _rows("float32-tf32"), many_b21, "b21-"),
     )
     smoke = (
-        *_made(_E1_PARTS[0], _rows("float32", "bfloat16", "bfloat16-product", "float16"), _small(_E1, (64,))),
-        *_made(_E1_PARTS[1], _rows("float32", "float64"), _small(_E1_B21, (64, 16)), "b21-"),
+        *_made(
+            _part(_small(_E1, (64,)), "R22"),
+            _rows("float32", "bfloat16", "bfloat16-product", "float16"),
+            _small(_E1, (64,)),
+        ),
+        *_made(_part(_small(_E1_B21, (64, 16)), "B21"), _rows("float32", "float64"), _small(_E1_B21, (64, 16)), "b21-"),
     )
-    return Scenario(
+    return TrainingScenario(
         "E1",
-        "Initial experiment: two runs of s = 0 and one of s = 1 from one initialisation",
+        TITLES["E1"],
         "[R22] Fig. 1; [B21] Fig. 1",
         {"full": full, "cpu": cpu, "smoke": smoke},
         ("distance",),
@@ -156,8 +160,11 @@ _E2: Final = Settings(
     data="mnist", widths=(200, 200, 200), members=members_of(SEEDS, SUBGRADIENTS), optimiser=_ADAM, epochs=50, every=67
 )
 _PUBLISHED: Final = "MNIST, Adam, ReLU [R22]"
-_SHORT: Final = "MNIST, Adam, ReLU, 3 epochs"
-_MIDDLE: Final = "MNIST, Adam, ReLU, 15 epochs"
+
+
+def _fewer(settings: Settings) -> str:
+    """The table of runs that are shorter than the published one."""
+    return f"MNIST, Adam, ReLU, {settings.epochs} epochs"
 
 
 def _variations(base: Settings) -> tuple[tuple[str, str, Settings], ...]:
@@ -174,27 +181,29 @@ def _variations(base: Settings) -> tuple[tuple[str, str, Settings], ...]:
     )
 
 
-def _e2() -> Scenario:
+def _e2() -> TrainingScenario:
     pair = _rows("float32", "bfloat16")
     switched = _rows("float32-tf32", "bfloat16-strict")
     few = dataclasses.replace(_E2, members=_with_seeds(_E2, SEEDS[:3]))
     one = dataclasses.replace(_E2, members=_with_seeds(_E2, SEEDS[:1]))
     short = dataclasses.replace(_E2, epochs=3)
     middle = dataclasses.replace(_E2, epochs=15)
-    brief = _made(_SHORT, (*_EMULATED, *_EMULATED_FLOAT16), short, suffix="-3-epochs")
+    brief = _made(_fewer(short), (*_EMULATED, *_EMULATED_FLOAT16), short, suffix="-3-epochs")
     longer = (*_ROUNDED, *_rows("bfloat16-split-k-4"))
     # what is asked of a machine without a GPU first, the dearest last
     cpu = (
         *_made(_PUBLISHED, _rows("float32", "bfloat16", "float16", "bfloat16-rounded"), few),
         *brief,
-        *_made(_MIDDLE, longer, dataclasses.replace(middle, members=_with_seeds(_E2, SEEDS[:5])), suffix="-15-epochs"),
+        *_made(
+            _fewer(middle), longer, dataclasses.replace(middle, members=_with_seeds(_E2, SEEDS[:5])), suffix="-15-epochs"
+        ),
         # for processors without bfloat16 instructions, where 50 epochs take hours
-        *_made(_MIDDLE, _rows("bfloat16"), dataclasses.replace(few, epochs=15), suffix="-15-epochs"),
+        *_made(_fewer(middle), _rows("bfloat16"), dataclasses.replace(few, epochs=15), suffix="-15-epochs"),
         *_made(_PUBLISHED, _rows("bfloat16-product"), one),
         *_made(_PUBLISHED, _rows("bfloat16-split-k-4"), few),
     )
     full = [*_made(_PUBLISHED, (*_NATIVE, *_SWITCHED, *_EMULATED, *_ROUNDED), _E2), *brief]
-    full += _made(_MIDDLE, longer, middle, suffix="-15-epochs")
+    full += _made(_fewer(middle), longer, middle, suffix="-15-epochs")
     small = _small(_E2, (64, 64, 64))
     smoke = [*_made("digits, Adam, ReLU", (*pair, *_rows("float16", "bfloat16-product")), small)]
     for prefix, part, settings in _variations(_E2):
@@ -203,68 +212,35 @@ def _e2() -> Scenario:
     for prefix, _, settings in _variations(quick):
         if settings.data == "digits":
             smoke += _made("digits, variations", _rows("bfloat16-product"), settings, prefix)
-    return Scenario(
+    return TrainingScenario(
         "E2",
-        "Training an MLP with several subgradients at 0",
+        TITLES["E2"],
         "[R22] Figs. 2 and 3",
         {"full": tuple(full), "cpu": cpu, "smoke": tuple(smoke)},
         ("distance", "loss", "error", "boxes"),
-        {"full": ERRORS, "cpu": ERRORS_CPU},
-        {"full": (*STATED_EMULATED, *STATED_ROUNDED), "cpu": (*STATED_EMULATED, *STATED_ROUNDED, *STATED_CPU)},
+        ERRORS,
     )
 
 
-def _e3(e2: Scenario) -> Scenario:
+def _e3(e2: TrainingScenario) -> TrainingScenario:
     """Its runs are E2's in the published setting, which come first there."""
     scales = {
         scale: tuple(comparison for comparison in every if comparison.part == every[0].part)
         for scale, every in e2.scales.items()
     }
-    return Scenario(
+    return TrainingScenario(
         "E3",
-        "Spread of the test accuracy by subgradient: over seeds, and pooled as published",
+        TITLES["E3"],
         "[R22] Fig. 4",
         scales,
         ("boxes",),
-        {"full": ERRORS, "cpu": ERRORS},
+        ERRORS,
         shares=("E2",),
     )
 
 
-def _all() -> dict[str, Scenario]:
-    e2 = _e2()
-    return {scenario.name: scenario for scenario in (_e1(), e2, _e3(e2))}
-
-
-#: The training scenarios by name.
-SCENARIOS: Final[Mapping[str, Scenario]] = _all()
-#: Scenarios that run themselves, by name; see :func:`register`.
-EXTERNAL: Final[dict[str, External]] = {
-    "E4": External("E4", "volume of the bifurcation zone", "relucheck.reproduction.experiments.volumes"),
+_E2_SCENARIO: Final = _e2()
+#: The training scenarios of MLPs, by name.
+SCENARIOS: Final[Mapping[str, TrainingScenario]] = {
+    scenario.name: scenario for scenario in (_e1(), _E2_SCENARIO, _e3(_E2_SCENARIO))
 }
-
-
-def register(external: External) -> External:
-    """Adds a scenario that runs itself to the ones that ``relucheck reproduce`` knows.
-
-    Raises:
-        ScenarioError: if the name is taken.
-    """
-    if external.name in SCENARIOS or EXTERNAL.get(external.name, external) != external:
-        raise ScenarioError(f"scenario {external.name!r} exists already; choose another name")
-    EXTERNAL[external.name] = external
-    return external
-
-
-def find(name: str) -> Scenario | External:
-    """The scenario of a name, in any case.
-
-    Raises:
-        ScenarioError: for an unknown name; names the nearest.
-    """
-    known: dict[str, Scenario | External] = {**SCENARIOS, **EXTERNAL}
-    found = {key.lower(): value for key, value in known.items()}.get(name.strip().lower())
-    if found is None:
-        listed = ", ".join(f"{key} ({value.title})" for key, value in sorted(known.items()))
-        raise ScenarioError(f"unknown scenario {name!r}; {did_you_mean(name, known)}known: {listed}")
-    return found

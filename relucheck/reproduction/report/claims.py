@@ -32,11 +32,11 @@ def claims(scenario: str, runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
 
 def reason(checked: Checked, cells: Sequence[Cell]) -> str:
     """Why a figure agrees or does not, as far as the cells of the same run show it; "" where nothing is to be explained."""
-    stated = checked.stated
+    published = checked.published
     if checked.verdict not in ("agrees", "disagrees"):
         return ""
-    own = [cell for cell in cells if cell.comparison == stated.comparison and not cell.control]
-    if stated.quantity == "error" and stated.subgradient:
+    own = [cell for cell in cells if cell.comparison == published.comparison and not cell.control]
+    if published.subgradient:
         return _few_hits(own, cells) or _NONE_FOUND if checked.verdict == "disagrees" else _dropped_chain_rule(checked, own)
     return _NONE_FOUND if checked.verdict == "disagrees" else ""
 
@@ -68,7 +68,7 @@ def _few_hits(own: Sequence[Cell], cells: Sequence[Cell]) -> str:
 
 def _dropped_chain_rule(checked: Checked, own: Sequence[Cell]) -> str:
     """A loss of accuracy that the injected rule has and the chain rule has not."""
-    s, measured = checked.stated.subgradient, checked.measured
+    s, measured = checked.published.subgradient, checked.measured
     chain = next((cell for cell in own if cell.rule == "chain" and cell.subgradient == s), None)
     if chain is None or chain.summary.low is None or measured.low is None or chain.summary.mean is None:
         return ""

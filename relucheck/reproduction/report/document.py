@@ -6,26 +6,25 @@ import dataclasses
 import os
 from typing import Any, Final
 
-from relucheck.reproduction.cost import expected_seconds, in_words
+from relucheck.reproduction.published import READ_OFF
 from relucheck.reproduction.report.claims import reason
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
-from relucheck.reproduction.report.tables import LEGEND, claim_lines, markdown, stated_lines
-from relucheck.reproduction.scenario import Comparison, Scenario
-from relucheck.reproduction.stated import READ_OFF
+from relucheck.reproduction.report.tables import LEGEND, claim_lines, markdown, published_lines
+from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import markdown_table
 from relucheck.training.result import Result
 from relucheck.training.settings import Settings
 
 #: Version of ``summary.json``.
-SUMMARY_VERSION: Final = 2
+SUMMARY_VERSION: Final = 3
 
 
 def summary(made: Reproduction) -> dict[str, Any]:
-    """What ``summary.json`` holds: scenario, scale, runs (settings, device, versions, wall time), cells, stated figures."""
+    """What ``summary.json`` holds: scenario, scale, runs (settings, device, versions, wall time), cells, figures."""
     return {
         "schema": "relucheck-reproduction-summary",
         "schema_version": SUMMARY_VERSION,
-        "scenario": made.scenario.name,
+        "scenario": made.experiment.name,
         "scale": made.scale,
         "missing": list(made.missing),
         "runs": [
@@ -41,20 +40,18 @@ def summary(made: Reproduction) -> dict[str, Any]:
         "cells": [cell.as_dict() for cell in made.cells],
         "published": [checked.as_dict() for checked in made.published],
         "findings": [dataclasses.asdict(claim) for claim in made.claims],
-        "stated": [checked.as_dict() for checked in made.checked],
     }
 
 
 def report(made: Reproduction) -> str:
     """The report as Markdown; figures are linked by their paths below the folder."""
-    scenario = made.scenario
-    assert isinstance(scenario, Scenario)
+    experiment = made.experiment
     wall = sum(result.wall_s for _, result in made.runs)
     executors = sorted({result.executor for _, result in made.runs})
     lines = [
-        f"# {scenario.name}: {scenario.title}",
+        f"# {experiment.name}: {experiment.title}",
         "",
-        f"Published: {scenario.source}. Scale {made.scale}; {_counted(len(made.runs))}, {_duration(wall)} of training.",
+        f"Published: {experiment.source}. Scale {made.scale}; {_counted(len(made.runs))}, {_duration(wall)} of training.",
         "",
     ]
     if executors:
@@ -63,7 +60,7 @@ def report(made: Reproduction) -> str:
         lines += [f"Not run (yet): {', '.join(made.missing)}.", ""]
     if made.void:
         lines += [f"**Void, as a control differed: {', '.join(made.void)}.**", ""]
-    lines += ["## Results", "", _sentence(LEGEND), "", *markdown(made.cells, scenario.published.get(made.scale, {}))]
+    lines += ["## Results", "", _sentence(LEGEND), "", *markdown(made.cells, experiment.published_at(made.scale))]
     lines += _outcomes(made)
     lines += ["## Figures", ""]
     if made.figures:
@@ -92,7 +89,7 @@ def _executor(name: str) -> str:
 
 def _outcomes(made: Reproduction) -> list[str]:
     """What agrees and what does not, finding by finding and figure by figure."""
-    if not (made.claims or made.published or made.checked):
+    if not (made.claims or made.published):
         return []
 
     def why(checked: Checked) -> str:
@@ -101,7 +98,7 @@ def _outcomes(made: Reproduction) -> list[str]:
     lines = [
         "## What agrees and what does not agree with the published figures",
         "",
-        "agrees: the stated range and the measured 95 % interval meet, or the finding in words holds in this run; "
+        "agrees: the published range and the measured 95 % interval meet, or the finding in words holds in this run; "
         "disagrees: they do not, or it does not; one run: fewer than 2 seeds, nothing to test with; not measured: "
         "no such run here. Reasons are given where the numbers of this run show them.",
         "",
@@ -113,17 +110,7 @@ def _outcomes(made: Reproduction) -> list[str]:
             f"Read off, to within {READ_OFF:g} point, from a figure of one run on a GPU whose code injects the subgradient "
             "itself (for s = 0 that is the chain rule). Emulated arithmetics stand beside the published bfloat16."
         )
-        lines += ["### Published figures", "", text, "", *markdown_table(*stated_lines(made.published, why)), ""]
-    if made.checked:
-        text = "Stated for this project from a throw-away script before the engine existed."
-        lines += [
-            "### Figures that were stated before",
-            "",
-            text,
-            "",
-            *markdown_table(*stated_lines(made.checked, why)),
-            "",
-        ]
+        lines += ["### Published figures", "", text, "", *markdown_table(*published_lines(made.published, why)), ""]
     return lines
 
 
@@ -163,11 +150,10 @@ def _how(runs: _Runs) -> _Table:
             f"{result.executor} ({kernel(result)})",
             ", ".join(f"{name} {version}" for name, version in result.versions.items()),
             _duration(result.wall_s),
-            in_words(expected_seconds(result.settings)),
         ]
         for comparison, result in runs
     ]
-    return ["comparison", "arithmetic", "device", "executor", "versions", "wall time", "on one CPU thread"], body
+    return ["comparison", "arithmetic", "device", "executor", "versions", "wall time"], body
 
 
 def _settings(runs: _Runs) -> _Table:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.reproduction.published import PUBLISHED_EPOCHS
 from relucheck.reproduction.report.summary import final_accuracy, group, label
-from relucheck.reproduction.scenario import Comparison, Scenario
-from relucheck.reproduction.stated import PUBLISHED_EPOCHS
+from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.files import write_atomically
 from relucheck.training.result import MemberResult, Result
 
@@ -40,8 +40,8 @@ _TITLES: Final = {
 _Runs = Sequence[tuple[Comparison, Result]]
 
 
-def draw(scenario: Scenario, scale: str, runs: _Runs, folder: Path) -> list[Path]:
-    """Writes the scenario's figures for each part of its results as PNG files; their paths.
+def draw(experiment: Experiment, scale: str, runs: _Runs, folder: Path) -> list[Path]:
+    """Writes the experiment's figures for each part of its results as PNG files; their paths.
 
     A part with more arithmetics than fit goes on in further files; files of an earlier call for the part that this one has
     no use for are removed. Void comparisons are drawn and say so.
@@ -58,11 +58,11 @@ def draw(scenario: Scenario, scale: str, runs: _Runs, folder: Path) -> list[Path
     for part in dict.fromkeys(comparison.part for comparison, _ in runs):
         own = [run for run in runs if run[0].part == part]
         pages = [own[start : start + _COLUMNS] for start in range(0, len(own), _COLUMNS)]
-        for kind in scenario.figures:
+        for kind in experiment.figures:
             for number, page in enumerate(pages, start=1):
                 page_name = f"-{number}" if len(pages) > 1 else ""
                 path = folder / f"{_slug(part)}-{kind}{page_name}.png"
-                _save(_FIGURES[kind](scenario, scale, part, page), path)
+                _save(_FIGURES[kind](experiment, scale, part, page), path)
                 written.append(path)
             # pages of an earlier report, which had more or fewer of them
             name = re.compile(rf"{re.escape(f'{_slug(part)}-{kind}')}(-\d+)?\.png")
@@ -90,7 +90,9 @@ def _style(subgradient: float) -> tuple[str, Any, str]:
     return _STYLES.get(subgradient, ("#CC79A7", "solid", "x"))
 
 
-def _grid(scenario: Scenario, part: str, kind: str, runs: _Runs, rows: Sequence[str], **options: Any) -> tuple[Any, Any]:
+def _grid(
+    experiment: Experiment, part: str, kind: str, runs: _Runs, rows: Sequence[str], **options: Any
+) -> tuple[Any, Any]:
     """A figure with one column per run and one row per name in ``rows``; axes [rows, columns]."""
     from matplotlib import pyplot
 
@@ -102,7 +104,7 @@ def _grid(scenario: Scenario, part: str, kind: str, runs: _Runs, rows: Sequence[
         layout="constrained",
         **options,
     )
-    figure.suptitle(f"{scenario.name}, {part}\n{_TITLES[kind]}", fontsize=11)
+    figure.suptitle(f"{experiment.name}, {part}\n{_TITLES[kind]}", fontsize=11)
     for column, (_, result) in enumerate(runs):
         seeds = len(result.settings.seeds)
         void = " – VOID" if result.void else ""
@@ -175,10 +177,10 @@ def _legend(figure: Any, axes: Any) -> None:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(columns, len(found)), fontsize=9)
 
 
-def _distance(scenario: Scenario, scale: str, part: str, runs: _Runs) -> Any:
+def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
     """L1 distance per step (true, filled lines) and the report's |sum - sum| (thin); symmetric log, so that 0 is there."""
     rules = _rules(runs)
-    figure, axes = _grid(scenario, part, "distance", runs, rules, sharey=True)
+    figure, axes = _grid(experiment, part, "distance", runs, rules, sharey=True)
     smallest = math.inf
     for column, (_, result) in enumerate(runs):
         control = group(result)[0.0, "chain", True]
@@ -210,10 +212,10 @@ def _distance(scenario: Scenario, scale: str, part: str, runs: _Runs) -> Any:
     return figure
 
 
-def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Callable[[Scenario, str, str, _Runs], Any]:
-    def figure_of(scenario: Scenario, scale: str, part: str, runs: _Runs) -> Any:
+def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Callable[[Experiment, str, str, _Runs], Any]:
+    def figure_of(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
         rules = _rules(runs)
-        figure, axes = _grid(scenario, part, kind, runs, rules, sharey=True)
+        figure, axes = _grid(experiment, part, kind, runs, rules, sharey=True)
         for column, (comparison, result) in enumerate(runs):
             for row, rule in enumerate(rules):
                 panel = axes[row][column]
@@ -221,9 +223,7 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Ca
                     series = [_curve(member, value) for member in members]
                     _band(panel, series, f"s = {s:g}", _style(s), marker=True)
                     if kind == "error" and rule == "injected":
-                        _published_point(
-                            panel, scenario.published.get(scale, {}).get(comparison.name, {}).get(s), result, s
-                        )
+                        _published_point(panel, experiment.published_at(scale).get(comparison.name, {}).get(s), result, s)
                 panel.set_xlabel("epoch")
                 if panel.get_lines():
                     panel.xaxis.get_major_locator().set_params(integer=True)
@@ -269,11 +269,11 @@ def _published_point(panel: Any, error: float | None, result: Result, s: float) 
         )
 
 
-def _boxes(scenario: Scenario, scale: str, part: str, runs: _Runs) -> Any:
+def _boxes(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
     """Over seeds (the unit that repeats), and below pooled over test mini-batches of all epochs, as published."""
     rules = _rules(runs)
     rows = [name for rule in rules for name in (f"{rule}: over seeds", f"{rule}: published pooling")]
-    figure, axes = _grid(scenario, part, "boxes", runs, rows, sharey="row")
+    figure, axes = _grid(experiment, part, "boxes", runs, rows, sharey="row")
     for column, (_, result) in enumerate(runs):
         for index, rule in enumerate(rules):
             groups = _members(result, rule)
@@ -326,7 +326,7 @@ def _box(panel: Any, values: Mapping[float, Sequence[float]], points: bool) -> N
     panel.set_xlabel("s")
 
 
-_FIGURES: Final[Mapping[str, Callable[[Scenario, str, str, _Runs], Any]]] = {
+_FIGURES: Final[Mapping[str, Callable[[Experiment, str, str, _Runs], Any]]] = {
     "distance": _distance,
     "loss": _per_epoch("loss", "train loss (cross-entropy)", lambda epoch: epoch.train_loss),
     "error": _per_epoch("error", "test error, %", lambda epoch: 100 * (1 - epoch.test_accuracy)),

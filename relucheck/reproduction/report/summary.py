@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.reproduction.scenario import Comparison, External, Scenario
-from relucheck.reproduction.stated import Stated
+from relucheck.reproduction.published import PublishedError
+from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.statistics import Paired, Summary, judge, paired, summarise
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
@@ -93,18 +93,14 @@ def kernel(result: Result) -> str:
     return {"forking": "nn.Linear", "stacked": "baddbmm"}.get(result.executor, result.executor)
 
 
-def final_accuracy(member: MemberResult, epoch: int | None = None) -> float | None:
-    """Test accuracy in % after an epoch (from 1; None: the last), or None if the run diverged before it."""
-    if epoch is None:
-        return None if member.diverged or not member.epochs else 100 * member.epochs[-1].test_accuracy
-    return 100 * member.epochs[epoch - 1].test_accuracy if 0 < epoch <= len(member.epochs) else None
+def final_accuracy(member: MemberResult) -> float | None:
+    """Test accuracy in % after the last epoch, or None if the run diverged."""
+    return None if member.diverged or not member.epochs else 100 * member.epochs[-1].test_accuracy
 
 
-def hits_per_epoch(member: MemberResult, epochs: int | None = None) -> float | None:
-    """Mean over the finished epochs, or the first so many of them, of the hits of all layers and kinks."""
+def hits_per_epoch(member: MemberResult) -> float | None:
+    """Mean over the finished epochs of the hits of all layers and kinks."""
     counts = [sum(map(sum, layers)) for layers in member.hits[: len(member.epochs)]]
-    if epochs is not None:
-        counts = counts[:epochs] if len(counts) >= epochs else []
     return sum(counts) / len(counts) if counts else None
 
 
@@ -174,13 +170,13 @@ def _mean(values: Sequence[float]) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A stated or published figure beside the measured one.
+    """A published figure beside the measured one.
 
-    ``verdict``: "agrees" (stated range and measured 95 % interval meet), "disagrees" (they do not), "one run" (fewer than 2
-    seeds, nothing to test with), or "not measured", which goes for a figure of a CPU's kernels where others were used.
+    ``verdict``: "agrees" (the published range and the measured 95 % interval meet), "disagrees" (they do not), "one run"
+    (fewer than 2 seeds, nothing to test with), or "not measured".
     """
 
-    stated: Stated
+    published: PublishedError
     measured: Summary
     verdict: str
 
@@ -189,44 +185,21 @@ class Checked:
         return dataclasses.asdict(self)
 
 
-def check(stated: Sequence[Stated], results: Mapping[str, Result]) -> list[Checked]:
-    """Every stated figure with what the comparisons of that name measured."""
-    return [_checked(figure, results.get(figure.comparison)) for figure in stated]
+def check(published: Sequence[PublishedError], results: Mapping[str, Result]) -> list[Checked]:
+    """Every published figure with what the comparison of that name measured."""
+    return [_checked(figure, results.get(figure.comparison)) for figure in published]
 
 
-def _checked(stated: Stated, result: Result | None) -> Checked:
-    nothing = Checked(stated, summarise([]), "not measured")
-    if result is None or result.void or (stated.kernels == "cpu" and not _cpu_kernels(result)):
-        return nothing
-    groups = group(result)
-    members = groups.get((stated.subgradient, stated.rule, False))
-    if members is None:
-        return nothing
-
-    def accuracy(member: MemberResult) -> float | None:
-        return final_accuracy(member, stated.epoch)
-
-    def error(member: MemberResult) -> float | None:
-        return None if (found := accuracy(member)) is None else 100 - found
-
-    def hits(member: MemberResult) -> float | None:
-        return hits_per_epoch(member, stated.epoch)
-
-    values = [{"hits": hits, "error": error}.get(stated.quantity, accuracy)(member) for member in members]
-    if stated.quantity == "difference":
-        before = [accuracy(member) for member in groups[0.0, "chain", False]]
-        values = [None if a is None or b is None else a - b for a, b in zip(values, before, strict=True)]
-    measured = summarise([value for value in values if value is not None])
-    if measured.n < 2:
-        return Checked(stated, measured, "one run" if measured.n else "not measured")
-    assert measured.low is not None
-    assert measured.high is not None
-    meets = measured.low <= stated.value + stated.spread and stated.value - stated.spread <= measured.high
-    return Checked(stated, measured, "agrees" if meets else "disagrees")
-
-
-def _cpu_kernels(result: Result) -> bool:
-    return result.device.startswith("cpu") and result.executor != "stacked"
+def _checked(published: PublishedError, result: Result | None) -> Checked:
+    if result is None or result.void:
+        return Checked(published, summarise([]), "not measured")
+    members = group(result).get((published.subgradient, published.rule, False), [])
+    accuracies = [final_accuracy(member) for member in members]
+    measured = summarise([100 - accuracy for accuracy in accuracies if accuracy is not None])
+    if measured.low is None or measured.high is None:
+        return Checked(published, measured, "one run" if measured.n else "not measured")
+    low, high = published.value - published.spread, published.value + published.spread
+    return Checked(published, measured, "agrees" if measured.low <= high and low <= measured.high else "disagrees")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,26 +218,22 @@ class Reproduction:
     """What a folder holds after a run.
 
     Attributes:
-        scenario, scale, folder: which.
+        experiment, scale, folder: which.
         runs: every finished comparison of the folder, in the scenario's order.
         missing: names of the comparisons that are not there (``only`` left them out).
-        cells, published, claims, checked: what the tables say: measured, beside published figures and findings, beside
-            figures that were stated for this project before.
+        cells, published, claims: what the tables say: measured, beside published figures, beside published findings.
         figures: paths of the figures.
-        text: what an external scenario had to say.
     """
 
-    scenario: Scenario | External
+    experiment: Experiment
     scale: str
     folder: Path
     runs: tuple[tuple[Comparison, Result], ...] = ()
     missing: tuple[str, ...] = ()
     cells: tuple[Cell, ...] = ()
-    checked: tuple[Checked, ...] = ()
     published: tuple[Checked, ...] = ()
     claims: tuple[Claim, ...] = ()
     figures: tuple[Path, ...] = ()
-    text: str | None = None
 
     @property
     def void(self) -> tuple[str, ...]:

@@ -231,41 +231,24 @@ def _p_values(cell: Cell) -> list[str]:
     return ["-" if p is None else f"{p:.2g}" for p in (cell.paired.adjusted_difference, cell.paired.adjusted_equivalence)]
 
 
-def stated_lines(
+def published_lines(
     checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: ""
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of figures that were stated or published before."""
-    header = ["source", "comparison", "what", "s", "rule", "stated", "measured", "seeds", "outcome", "reason"]
+    """Header and rows of the table of published figures."""
+    header = ["source", "comparison", "what", "s", "rule", "published", "measured", "seeds", "outcome", "reason"]
     body = []
     for found in checked:
-        stated, measured = found.stated, found.measured
-        when = f" {'up to' if stated.quantity == 'hits' else 'after'} epoch {stated.epoch}" if stated.epoch else ""
-        what = _QUANTITIES[stated.quantity]
-        spread = f" ± {stated.spread:g}" if stated.spread else ""
+        published, measured = found.published, found.measured
         interval = f" [{number(measured.low)}, {number(measured.high)}]" if measured.low is not None else ""
         body.append(
             [
-                stated.source,
-                stated.comparison,
-                what + when,
-                f"{stated.subgradient:g}",
-                stated.rule,
-                f"{stated.value:g}{spread}",
+                *(published.source, published.comparison, "test error %", f"{published.subgradient:g}", published.rule),
+                f"{published.value:g} ± {published.spread:g}",
                 f"{number(measured.mean)}{interval}",
-                str(measured.n),
-                found.verdict,
-                reason(found),
+                *(str(measured.n), found.verdict, reason(found)),
             ]
         )
     return header, body
-
-
-_QUANTITIES: Final = {
-    "accuracy": "test accuracy %",
-    "error": "test error %",
-    "difference": "points to s = 0",
-    "hits": "hits per epoch",
-}
 
 
 def claim_lines(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
@@ -275,7 +258,7 @@ def claim_lines(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
 
 
 def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
-    """Published findings and figures, and what was stated before, as rich tables.
+    """Published findings and figures, as rich tables.
 
     The reasons are in the report, and so are the figures that nothing here measures.
     """
@@ -286,14 +269,14 @@ def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[A
     left_out = len(checked) - len(measured)
     for title, (header, body) in (
         ("published findings, and what was found here", claim_lines(claims)),
-        ("figures published or stated before, and measured here", stated_lines(measured)),
+        ("published figures, and what was measured here", published_lines(measured)),
     ):
         if not body:
             continue
         table = Table(title=title, title_justify="left")
         kept = header[:-1]
         for name in kept:
-            table.add_column(name, justify="right" if name in ("s", "stated", "seeds") else "left")
+            table.add_column(name, justify="right" if name in ("s", "published", "seeds") else "left")
         for line in body:
             table.add_row(*line[: len(kept)])
         shown.append(table)

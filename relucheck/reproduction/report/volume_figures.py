@@ -67,7 +67,7 @@ def _png(report: Report, varied: str, lines: Sequence[Line]) -> bytes:
             if row == len(dtypes) - 1:
                 axes.set_xlabel(SWEEP_TITLES[varied])
     figure.suptitle(
-        f"Volume of the bifurcation zone by {SWEEP_TITLES[varied]}; 95 % intervals; {report.device}", fontsize=11
+        f"Volume of the bifurcation zone by {SWEEP_TITLES[varied]}; 95 % intervals; {report.devices}", fontsize=11
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})

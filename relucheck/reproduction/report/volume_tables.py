@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from relucheck.reproduction.published import SOURCES
 from relucheck.reproduction.report.volume_figures import draw
-from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, TITLE, Entry, Line, Report
+from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, Entry, Line, Report
 from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, holm, interval, verdict
 from relucheck.results.store import SCHEMA, write_atomically
 from relucheck.volume import compensation as volume_compensation
@@ -35,7 +35,6 @@ _HEADINGS: Final = (
     "Holm p",
     "",
 )
-_WIDTH: Final = 200
 _WANTED: Final = 0.05  # the half-width that the notes plan for
 
 
@@ -141,7 +140,7 @@ def tables(judged: Iterable[Judged]) -> list[Table]:
 def markdown(report: Report, judged: Iterable[Judged]) -> str:
     """The report as a Markdown page: where and how it was computed, what to know, a table for each source and sweep."""
     judged = tuple(judged)
-    lines = [f"# {NAME}: {TITLE} ({report.scale} scale)", "", *notes(report, judged)]
+    lines = [f"# {NAME}: volume of the bifurcation zone ({report.scale} scale)", "", *notes(report, judged)]
     for (source, varied), rows in groups(judged).items():
         headings = (SWEEP_TITLES[varied], *_HEADINGS[:-1], "verdict")
         lines += ["", f"## {_title(source, varied)}", "", f"| {' | '.join(headings)} |"]
@@ -162,7 +161,7 @@ def notes(report: Report, judged: Iterable[Judged]) -> list[str]:
     said = f"{sum(one.text == 'differs' for one in tested)} differ" if tested else "none"
     drawn = sum(estimate.draws for estimate in estimates)
     facts = [
-        f"- Device: {report.device} ({versions['processor']}); torch {versions['torch']}.",
+        f"- Device: {report.devices}; torch {versions['torch']}.",
         f"- {len(estimates)} cells, {drawn:,} random networks on {data}, {computing:,.0f} s of computing. Half-widths (±): "
         f"{widths[0]:.3f} to {widths[-1]:.3f}, median {widths[len(widths) // 2]:.3f}.",
         "- A network counts as soon as one mini-batch of a pass gives first-layer gradients that differ between backprop_0 "
@@ -225,8 +224,8 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
             }
         )
     versions = dict(report.estimates[0].versions)
-    head = {"schema": SCHEMA, "scenario": NAME, "scale": report.scale, "device": report.device, "versions": versions}
-    return {**head, "wall_s": round(report.wall_s, 1), "computing_s": sum(e.wall_s for e in report.estimates), "rows": rows}
+    head = {"schema": SCHEMA, "scenario": NAME, "scale": report.scale, "device": report.devices, "versions": versions}
+    return {**head, "computing_s": sum(e.wall_s for e in report.estimates), "rows": rows}
 
 
 def split_table(sums: Mapping[str, Sum]) -> Table:
@@ -241,8 +240,8 @@ def split_table(sums: Mapping[str, Sum]) -> Table:
     return table
 
 
-def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None, *, figures: bool = True) -> str:
-    """Writes E4.json, E4.md and figures/ into a folder, and returns the tables as text.
+def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None, *, figures: bool = True) -> list[Any]:
+    """Writes E4.json, E4.md and figures/ into a folder, and returns what a terminal shows.
 
     Args:
         report: all lines of a scale.
@@ -253,24 +252,21 @@ def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None
     Raises:
         relucheck.results.store.StoreError: a file cannot be written.
     """
-    from relucheck.results.tables import render
-
     judged = judge(report)
-    folder.mkdir(parents=True, exist_ok=True)
     sums = None if found is None else volume_compensation.by_arithmetic(report.estimates, found)
-    content, page, shown = summary(report, judged), markdown(report, judged), tables(judged)
+    content, page, shown = summary(report, judged), markdown(report, judged), [*tables(judged)]
     if sums is not None:
         content["split"] = volume_compensation.as_json(sums)
         page += "\n" + "\n".join(volume_compensation.markdown(sums)) + "\n"
         shown.append(split_table(sums))
     write_atomically(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / f"{NAME}.md", page)
-    text = render(*shown, width=_WIDTH, color=False) + "\n".join(notes(report, judged)) + "\n"
+    said = [*shown, *notes(report, judged)]
     if not figures:
-        return text
+        return said
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        return text + "- No figures: matplotlib is not installed (pip install 'relucheck[plot]').\n"
+        return [*said, "- No figures: matplotlib is not installed (pip install 'relucheck[plot]')."]
     paths = draw(report, folder / "figures")
-    return text + f"- Figures: {', '.join(str(path) for path in paths)}\n"
+    return [*said, f"- Figures: {', '.join(str(path) for path in paths)}"]

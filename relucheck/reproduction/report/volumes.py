@@ -9,7 +9,6 @@ from relucheck.reproduction.published import PublishedCell
 from relucheck.volume.cell import Cell, Estimate
 
 NAME: Final = "E4"
-TITLE: Final = "volume of the bifurcation zone"
 SWEEP_TITLES: Final[dict[str, str]] = {
     "hidden_layers": "hidden layers",
     "neurons": "neurons",
@@ -50,19 +49,21 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All lines of a scale.
+    """The lines of a scale whose cells are finished.
 
     Attributes:
         scale: its name.
-        lines: one per entry, in the order of the tables.
-        wall_s: seconds of the run that computed the last of the cells (those that were finished before cost nothing).
-        device: where it was computed.
+        lines: one for each entry, in the order of the tables.
     """
 
     scale: str
     lines: tuple[Line, ...]
-    wall_s: float
-    device: str
+
+    @property
+    def devices(self) -> str:
+        """Where it was computed: devices and processors."""
+        where = dict.fromkeys(f"{one.device} ({one.versions['processor']})" for one in self.estimates)
+        return "; ".join(where)
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:

@@ -1,0 +1,91 @@
+"""The folder of a run: it belongs to one scenario, scale, kind of device and executor, and says so in ``scenario.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from relucheck.errors import RelucheckError
+from relucheck.reproduction.scenario import Place, Scenario
+from relucheck.results.store import SCHEMA, write_atomically
+from relucheck.training.engine import usual_executor
+
+#: What the folder's own description is called, and its layout's name and version.
+MARK: Final = "scenario.json"
+LAYOUT: Final = "relucheck-reproduction"
+LAYOUT_VERSION: Final = 2
+#: Where results go unless another folder is named; git ignores it.
+RESULTS: Final = Path("relucheck-results")
+
+
+class ReproductionError(RelucheckError, ValueError):
+    """A folder that holds something else, or that cannot be read."""
+
+
+def default_folder(scenario: str, scale: str, device: str, executor: str) -> Path:
+    """``relucheck-results/NAME-SCALE``, with ``-EXECUTOR`` behind it where that is not the device's usual one."""
+    return RESULTS / (f"{scenario}-{scale}" + f"-{executor}" * (executor != usual_executor(device)))
+
+
+def claim(place: Place, scenario: Scenario) -> None:
+    """Makes a folder this scenario's, or checks that it is.
+
+    Raises:
+        ReproductionError: if it belongs to another scenario, scale, kind of device, executor or version, or holds anything
+            else.
+        relucheck.results.store.StoreError: if it cannot be written.
+    """
+    wanted = _description(place, scenario)
+    mark = place.folder / MARK
+    fix = "choose another --out folder, or delete this one"
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if _holds_something(place.folder):
+            raise ReproductionError(
+                f"{place.folder} holds other files and no {MARK}; {fix} if nothing in it is needed"
+            ) from None
+        write_atomically(mark, json.dumps(wanted, indent=1) + "\n")
+        return
+    except NotADirectoryError:
+        raise ReproductionError(f"{place.folder} is a file, or lies in one; choose another --out folder") from None
+    except (OSError, ValueError) as error:
+        raise ReproductionError(f"{mark} cannot be read ({error}); {fix}") from error
+    different = [f"{key} {_of(found, key)!r}, not {value!r}" for key, value in wanted.items() if _of(found, key) != value]
+    if different:
+        raise ReproductionError(f"{place.folder} was made for {', '.join(different)}; {fix}")
+
+
+def differences(place: Place, scenario: Scenario, other: Path, name: str) -> list[str] | None:
+    """What keeps a folder of the scenario ``name`` from being of use to this run; None where there is no such folder."""
+    try:
+        found = json.loads((other / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = {**_description(place, scenario), "scenario": name}
+    return [key for key, value in wanted.items() if _of(found, key) != value]
+
+
+def _description(place: Place, scenario: Scenario) -> dict[str, object]:
+    wanted: dict[str, object] = {
+        "layout": LAYOUT,
+        "layout_version": LAYOUT_VERSION,
+        "results_schema": SCHEMA,
+        "scenario": scenario.name,
+        "scenario_version": scenario.version,
+        "scale": place.scale,
+        "device": place.device.partition(":")[0],
+    }
+    return {**wanted, "executor": place.executor} if scenario.trains else wanted
+
+
+def _holds_something(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except OSError as error:
+        raise ReproductionError(f"{folder} cannot be read ({error}); choose another --out folder") from error
+
+
+def _of(found: Any, key: str) -> Any:
+    return found.get(key) if isinstance(found, dict) else None
