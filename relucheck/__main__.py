@@ -10,6 +10,7 @@ cannot be written, or a checkpoint belongs to something else; 130 interrupted. A
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -94,23 +95,8 @@ def _parser() -> argparse.ArgumentParser:
 def _config(arguments: argparse.Namespace) -> Any:
     from relucheck.gate import config as gate_config
 
-    settings = dict(vars(gate_config.read(Path.cwd())))
-    if arguments.targets:
-        settings["targets"] = tuple(arguments.targets)
-    for name in ("dtypes", "devices", "laws"):
-        value = getattr(arguments, name, None)
-        if value:
-            settings[name] = tuple(part.strip() for part in value.split(","))
-    for name in ("convention", "fail_on", "time_limit"):
-        value = getattr(arguments, name, None)
-        if value is not None:
-            settings[name] = value
-    if getattr(arguments, "compile", False):
-        settings["compile"] = True
-    if arguments.command == "kinks":
-        # the table comes with the subgradient law; what is expected to fail is the gate's business
-        settings.update(laws=("subgradient",), expected=(), convention="clarke")
-    config = gate_config.GateConfig(**settings)
+    options = {name: getattr(arguments, name, None) for name in gate_config.OPTIONS}
+    config = gate_config.merged(Path.cwd(), options, Path.cwd())
     if not config.targets:
         raise gate_config.ConfigError("no target: name one, or set targets under [tool.relucheck] in pyproject.toml")
     return config
@@ -118,21 +104,24 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 def _run(arguments: argparse.Namespace) -> int:
     from relucheck.gate import report as gate_report
+    from relucheck.gate.verdicts import IMPORT
     from relucheck.results import files
 
     config = _config(arguments)
     for name in getattr(arguments, "report", []):
-        if Path(name).suffix not in (".json", ".md"):
-            raise gate_report.ReportError(f"--report {name}: a report is .json or .md; choose one of these suffixes")
+        gate_report.check_name(Path(name), "--report")
     against: str = getattr(arguments, "against", None) or ""
     old = gate_report.read_json(Path(against)) if against else None
     baseline = gate_report.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
 
-    from relucheck.gate.run import Gate
+    from relucheck.gate.run import Gate, kink_laws
 
+    if arguments.command == "kinks":
+        # the table alone: what is expected to fail, and which subgradients are allowed, is the gate's business
+        config = dataclasses.replace(config, laws=kink_laws(), expected=(), convention="clarke")
     gate = Gate(config)
     results = [gate.run(item).as_dict() for item in gate.items()]
-    imports = [result for result in results if result["law"] == "import" and result["outcome"] == "failed"]
+    imports = [result for result in results if result["law"] == IMPORT and result["outcome"] == "failed"]
     compared: list[str] = []
     changes: list[str] = []
     incomparable: gate_report.ReportError | None = None

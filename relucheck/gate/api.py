@@ -11,7 +11,8 @@ import torch
 from relucheck.activations.kinks import Activation
 from relucheck.errors import FAILED, RelucheckError
 from relucheck.gate.config import ConfigError, GateConfig
-from relucheck.gate.run import Gate, Item, Result
+from relucheck.gate.run import Gate
+from relucheck.gate.verdicts import Item, Verdict
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 
@@ -20,7 +21,7 @@ class GateFailure(RelucheckError, AssertionError):
 
     exit_code = FAILED
 
-    def __init__(self, results: Sequence[Result]) -> None:
+    def __init__(self, results: Sequence[Verdict]) -> None:
         self.results = tuple(results)
         failed = [result for result in results if result.outcome == "failed"]
         super().__init__(
@@ -36,7 +37,7 @@ def check_activation(
     convention: str = "clarke",
     on_fail: Literal["raise", "return"] = "raise",
     **settings: Any,
-) -> list[Result]:
+) -> list[Verdict]:
     """Runs the laws on one activation, without pytest; in the manner of scikit-learn's ``check_estimator``.
 
     Args:

@@ -235,3 +235,43 @@ def read_table(root: Path) -> Mapping[str, Any]:
 def read(root: Path) -> GateConfig:
     """The configuration in ``root/pyproject.toml``, defaults without one."""
     return from_table(read_table(root), root)
+
+
+def _separated(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+#: The fields that a command line can set, and what makes one of the option's value.
+OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "targets": tuple,
+    "dtypes": _separated,
+    "devices": _separated,
+    "laws": _separated,
+    "convention": str,
+    "fail_on": str,
+    "baseline": str,
+    "time_limit": float,
+    "compile": bool,
+}
+
+
+def merged(root: Path, options: Mapping[str, Any], folder: Path) -> GateConfig:
+    """The configuration in ``root/pyproject.toml`` with the options of a command line, which win.
+
+    Args:
+        root: folder of pyproject.toml.
+        options: values by the names in :data:`OPTIONS`, as the command line has them: lists of dtypes, devices and laws are
+            separated by commas. None, False, an empty list and an empty text for one leave what the file says.
+        folder: where the command line was given; its targets are looked for there.
+
+    Raises:
+        ConfigError: for a setting that cannot be used.
+    """
+    settings = dict(vars(read(root)))
+    for name, value in options.items():
+        if value is None or value is False or (OPTIONS[name] in (tuple, _separated) and not value):
+            continue
+        settings[name] = OPTIONS[name](value)
+        if name == "targets":
+            settings["root"] = folder
+    return GateConfig(**settings)

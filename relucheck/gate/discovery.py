@@ -74,7 +74,36 @@ def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
     _CONSTRUCTORS[key] = make
 
 
-def find(
+def as_activation(value: Any) -> Activation:
+    """An :class:`Activation` from what users have: one, an ``nn.Module`` class or instance, a function of one tensor.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(value, Activation):
+        return value
+    if isinstance(value, nn.Module):
+        return Activation(type(value).__name__, functools.partial(given, value))
+    if inspect.isclass(value) and issubclass(value, nn.Module):
+        reachable = "<" not in value.__qualname__
+        source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}()") if reachable else None
+        return Activation(value.__name__, value, source=source)
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        reachable = "<" not in getattr(value, "__qualname__", "<")
+        source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}") if reachable else None
+        return Activation(name, functools.partial(given, value), source=source)
+    raise TypeError(
+        f"{value!r} is no activation: pass an Activation, an nn.Module class or instance, or a function of one tensor"
+    )
+
+
+def given(value: Any) -> Any:
+    """The value itself: what makes an activation that is there already."""
+    return value
+
+
+def discover(
     target: str, *, constructors: Mapping[str, Any] | None = None, root: Path | None = None, seconds: float = TIME_LIMIT
 ) -> Finding:
     """The activations of one target; failures are in the result's ``error``.
@@ -180,7 +209,7 @@ def _collect(
             continue  # an alias of one that is there
         seen[id(value)] = name
         try:
-            found.append(_as_activation(name, value, container, attribute, constructors))
+            found.append(_activation_of(name, value, container, attribute, constructors))
         except _NeedsArguments as error:
             skipped.append((name, str(error)))
     return found, skipped
@@ -243,13 +272,13 @@ def _required(callable_: Any, skip: int) -> list[str]:
     return [p.name for p in parameters[skip:] if p.kind in kinds and p.default is p.empty]
 
 
-def _as_activation(name: str, value: Any, module: Any, attribute: str, constructors: Mapping[str, Any]) -> Activation:
+def _activation_of(name: str, value: Any, module: Any, attribute: str, constructors: Mapping[str, Any]) -> Activation:
     if isinstance(value, Activation):
         return value if value.source else dataclasses.replace(value, source=_source_of_declared(value, module, attribute))
     name = name.replace("/", "_")
     line, expression = _source(value, name, module, attribute)
     if isinstance(value, nn.Module):
-        return Activation(name, functools.partial(_identity, value), source=(line, expression))
+        return Activation(name, functools.partial(given, value), source=(line, expression))
     is_class = inspect.isclass(value)
     make = _CONSTRUCTORS.get(
         f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}"
@@ -267,7 +296,7 @@ def _as_activation(name: str, value: Any, module: Any, attribute: str, construct
         source = (line, f"lambda x: {expression}(x, {text})")
         # the fixed function hides its arguments, this one too, from who asks whether it announces working in place
         inplace: Literal[True] | None = True if named.get("inplace") is True else None
-        return Activation(name, functools.partial(_identity, fixed), inplace=inplace, source=source)
+        return Activation(name, functools.partial(given, fixed), inplace=inplace, source=source)
     needed = _required(value, 0 if is_class else 1)
     if needed:
         raise _NeedsArguments(
@@ -276,11 +305,7 @@ def _as_activation(name: str, value: Any, module: Any, attribute: str, construct
         )
     if is_class:
         return Activation(name, value, source=(line, f"{expression}()"))
-    return Activation(name, functools.partial(_identity, value), source=(line, expression))
-
-
-def _identity(value: Any) -> Any:
-    return value
+    return Activation(name, functools.partial(given, value), source=(line, expression))
 
 
 def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x: Tensor) -> Any:

@@ -19,7 +19,8 @@ from relucheck.gate import report as gate_report
 from relucheck.gate.config import ConfigError, GateConfig
 
 if TYPE_CHECKING:
-    from relucheck.gate.run import Gate, Item
+    from relucheck.gate.run import Gate
+    from relucheck.gate.verdicts import Item
 
 _RESULTS: Final = pytest.StashKey[list[dict[str, Any]]]()
 _CONFIG: Final = pytest.StashKey[GateConfig]()
@@ -34,35 +35,15 @@ def configuration(config: pytest.Config) -> GateConfig:
     if _CONFIG in config.stash:
         return config.stash[_CONFIG]
     try:
-        settings = dict(vars(gate_config.read(config.rootpath)))
-        targets = config.getoption("relucheck_targets")
-        if targets:
-            settings["targets"] = tuple(targets)
-            settings["root"] = config.invocation_params.dir
-        for option, field in (("relucheck_dtypes", "dtypes"), ("relucheck_laws", "laws"), ("relucheck_devices", "devices")):
-            value = config.getoption(option)
-            if value:
-                settings[field] = tuple(part.strip() for part in value.split(","))
-        for option, field in (
-            ("relucheck_convention", "convention"),
-            ("relucheck_fail_on", "fail_on"),
-            ("relucheck_baseline", "baseline"),
-            ("relucheck_time_limit", "time_limit"),
-        ):
-            value = config.getoption(option)
-            if value is not None:
-                settings[field] = value
-        if config.getoption("relucheck_compile"):
-            settings["compile"] = True
-        found = GateConfig(**settings)
+        options = {name: config.getoption(f"relucheck_{name}") for name in gate_config.OPTIONS}
+        found = gate_config.merged(config.rootpath, options, config.invocation_params.dir)
         if found.laws:
             from relucheck.gate.run import check_laws
 
             check_laws(found.laws)
         for name in config.getoption("relucheck_report"):
-            if Path(name).suffix not in (".json", ".md"):
-                raise ConfigError(f"--relucheck-report {name}: a report is .json or .md; choose one of these suffixes")
-    except ConfigError as error:
+            gate_report.check_name(Path(name), "--relucheck-report")
+    except (ConfigError, gate_report.ReportError) as error:
         raise pytest.UsageError(f"relucheck: {error}") from None
     config.stash[_CONFIG] = found
     return found
@@ -77,9 +58,7 @@ class GateItem(pytest.Item):
         self.add_marker("relucheck")
 
     def runtest(self) -> None:
-        from relucheck.gate.run import Result
-
-        result: Result = self.gate.run(self.item)
+        result = self.gate.run(self.item)
         self.relucheck_result = result.as_dict()
         if result.outcome == "failed":
             raise GateVerdict(result.message)

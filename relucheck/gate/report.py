@@ -1,7 +1,7 @@
 """The gate's results as a terminal table, JSON, Markdown and a kink table that two versions can be compared by.
 
-Reads and writes plain data only (:class:`~relucheck.gate.run.Result` dictionaries), so that the controller of a distributed
-run needs neither torch nor the target.
+Reads and writes plain data only (:class:`~relucheck.gate.verdicts.Verdict` as dictionaries), so that the controller of a
+distributed run needs neither torch nor the target.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from relucheck.errors import RelucheckError
 from relucheck.results.files import write_atomically
 from relucheck.results.tables import markdown_table
 
-#: Version of the JSON layout; a reader refuses a newer one.
+#: Version of the JSON layout; a reader refuses every other one.
 SCHEMA: Final = "relucheck-gate"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _MARKS: Final = {"failed": "FAIL", "notice": "note", "expected": "xfail", "passed": "pass", "skipped": "skip"}
 _STYLES: Final = {"failed": "bold red", "notice": "yellow", "expected": "cyan", "passed": "green", "skipped": "dim"}
 _SIGNS: Final = {"passed": ".", "failed": "F", "expected": "x", "notice": "n", "skipped": "s"}
@@ -70,7 +70,7 @@ def kink_table(results: Iterable[Row]) -> list[dict[str, Any]]:
     """One row per activation, device and kink: at, left, right, jump, and ``subgradient[dtype][mode]``."""
     rows: dict[tuple[str, str, float], dict[str, Any]] = {}
     for result in results:
-        for kink in result["kinks"]:
+        for kink in result["kinks"] or ():
             # a parameter rounded to a dtype moves a kink: rows meet where positions agree to 3 digits
             key = (result["activation"], result["device"], float(f"{kink['at']:.3g}"))
             row = rows.setdefault(
@@ -90,7 +90,10 @@ def kink_table(results: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
-    """The report as JSON: ``schema``, ``schema_version``, ``versions``, ``targets``, ``counts``, ``results``, ``kinks``."""
+    """The report as JSON: ``schema``, ``schema_version``, ``versions``, ``targets``, ``counts``, ``results``, ``kinks``.
+
+    ``searched`` holds the dtypes in which the kinks of each activation were looked for, with or without any.
+    """
     body = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -99,6 +102,7 @@ def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
         "counts": counts(results),
         **more,
         "results": [{key: value for key, value in result.items() if key not in ("kinks", "seconds")} for result in results],
+        "searched": searched(results),
         "kinks": kink_table(results),
     }
     return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -108,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A report written by :func:`as_json`.
 
     Raises:
-        ReportError: for a file that is missing, no report, or of a newer schema.
+        ReportError: for a file that is missing, no report, or of another schema version.
     """
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
@@ -118,17 +122,20 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ReportError(f"{path}: {error}") from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA or not isinstance(body.get("kinks"), list):
         raise ReportError(f"{path}: not a {SCHEMA} report; write one with 'relucheck kinks TARGET --json {path}'")
-    if body.get("schema_version", 0) > SCHEMA_VERSION:
-        raise ReportError(
-            f"{path}: schema version {body['schema_version']}, this relucheck reads {SCHEMA_VERSION}; update relucheck"
-        )
+    version = body.get("schema_version", 0)
+    if version != SCHEMA_VERSION:
+        fix = "update relucheck" if version > SCHEMA_VERSION else "write the table again"
+        raise ReportError(f"{path}: schema version {version}, this relucheck reads {SCHEMA_VERSION}; {fix}")
     return body
 
 
-def _covered(results: Iterable[Row], kinks: Iterable[Row]) -> set[tuple[str, str]]:
-    """The activations and dtypes whose kinks a run looked at, whether or not it found any (the law then skips)."""
-    judged = {(result["activation"], result["dtype"]) for result in results if result["law"] == "subgradient"}
-    return judged | {(row["activation"], dtype) for row in kinks for dtype in row["subgradient"]}
+def searched(results: Iterable[Row]) -> dict[str, list[str]]:
+    """The dtypes in which a run looked for the kinks of each activation, whether or not it found any."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        if result["kinks"] is not None and result["dtype"] not in found.setdefault(result["activation"], []):
+            found[result["activation"]].append(result["dtype"])
+    return found
 
 
 def differences(old: Mapping[str, Any], results: Sequence[Row], name: str) -> list[str]:
@@ -142,22 +149,21 @@ def differences(old: Mapping[str, Any], results: Sequence[Row], name: str) -> li
     Raises:
         ReportError: where the two share no activation or no dtype, so that there is nothing to compare.
     """
-    rows = kink_table(results)
-    before, now = _covered(old.get("results", ()), old["kinks"]), _covered(results, rows)
-    shared = {activation for activation, _ in before} & {activation for activation, _ in now}
+    before: Mapping[str, Sequence[str]] = old["searched"]
+    now = searched(results)
+    shared = before.keys() & now.keys()
     if not shared:
-        theirs, ours = (_names(activation for activation, _ in pairs) for pairs in (before, now))
         raise ReportError(
-            f"nothing to compare: {name} has the kinks of the activations {theirs}, this run has those of {ours}; "
-            "compare with a table of the same target"
+            f"nothing to compare: {name} has the kinks of the activations {_names(before)}, this run has those of "
+            f"{_names(now)}; compare with a table of the same target"
         )
-    if not before & now:
-        theirs, ours = (_names(dtype for activation, dtype in pairs if activation in shared) for pairs in (before, now))
+    if not any(set(before[activation]) & set(now[activation]) for activation in shared):
+        theirs, ours = (_names(dtype for key in shared for dtype in found[key]) for found in (before, now))
         raise ReportError(
             f"nothing to compare: {name} has the dtypes {theirs}, this run has {ours}; "
             f"run with one of the dtypes of {name} (--dtypes), or write it again"
         )
-    return drift(old["kinks"], rows)
+    return drift(old["kinks"], kink_table(results))
 
 
 def _names(names: Iterable[str]) -> str:
@@ -360,15 +366,29 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
     return "\n".join(lines)
 
 
+def check_name(path: Path, option: str = "") -> None:
+    """Refuses a report whose suffix chooses no layout.
+
+    Args:
+        path: the report's file.
+        option: what gave it, for the message.
+
+    Raises:
+        ReportError: for a suffix other than .json and .md.
+    """
+    if path.suffix not in (".json", ".md"):
+        given = f"{option} {path}".strip()
+        raise ReportError(f"{given}: a report is .json or .md; choose one of these suffixes")
+
+
 def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:
     """Writes a report; the suffix chooses JSON (``.json``) or Markdown (``.md``).
 
     Raises:
         ReportError: for another suffix.
     """
+    check_name(path)
     if path.suffix == ".json":
         write_atomically(path, as_json(results, targets, **({"drift": list(changes)} if changes else {})))
-    elif path.suffix == ".md":
-        write_atomically(path, as_markdown(results, targets, changes))
     else:
-        raise ReportError(f"{path}: a report is .json or .md; choose one of these suffixes")
+        write_atomically(path, as_markdown(results, targets, changes))

@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,14 @@ class TargetError(RelucheckError):
     """An activation that cannot be run at all: raises, returns something else than a tensor, needs arguments."""
 
 
-def _describe(error: BaseException) -> str:
+class Disconnected(RelucheckError):
+    """The output does not depend on the input, as far as differentiation knows."""
+
+
+def error_text(error: BaseException, most: int = 200) -> str:
+    """An error on one line: its type, and at most so many characters of what it says."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
 
 
 def _required_tensors(module: Any) -> list[str]:
@@ -64,9 +69,14 @@ def made(make: Callable[[], Any], seed: int = SEED) -> Any:
 
 
 class Subject:
-    """One activation under test.
+    """One activation under test: a map from R^n to R^n in any dtype, with reverse mode.
+
+    It is the port to a framework, torch here. A subclass for another one says its name, calls the activation
+    (:meth:`function`, :meth:`widened`, :meth:`exact`) and differentiates it (:meth:`pullback`), with torch's tensors as the
+    vectors that go in and come out; every law that is not for torch alone then serves it.
 
     Attributes:
+        framework: name of the framework that differentiates the activation.
         activation: what is declared about it.
         learnable: whether it has trainable parameters.
         evaluating: whether it is checked in eval mode, because it draws random numbers in training mode.
@@ -80,6 +90,8 @@ class Subject:
         NotAnActivation: for a function that the laws do not speak about.
         TargetError: for one that cannot be run.
     """
+
+    framework: ClassVar[str] = "torch"
 
     def __init__(self, activation: Activation, scan: tuple[float, float] = SCAN_RANGE) -> None:
         self.activation = activation
@@ -96,7 +108,7 @@ class Subject:
         except (KeyboardInterrupt, SystemExit):
             raise
         except Exception as error:
-            raise TargetError(f"could not be constructed: {_describe(error)}") from error
+            raise TargetError(f"could not be constructed: {error_text(error)}") from error
         if not callable(self.original):
             raise TargetError(f"making it gave {type(self.original).__name__!r}, which cannot be called")
         self._classify()
@@ -198,7 +210,7 @@ class Subject:
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except Exception as error:
-            raise TargetError(f"raised on an input of shape {tuple(x.shape)}: {_describe(error)}") from error
+            raise TargetError(f"raised on an input of shape {tuple(x.shape)}: {error_text(error)}") from error
         # (writing through .data leaves the version counter where it was)
         self.writes |= given._version > 0 or not torch.equal(given, x)
         if not isinstance(result, Tensor):
@@ -250,9 +262,11 @@ class Subject:
 
     def fresh(self, dtype: torch.dtype, device: str = "cpu") -> Any:
         """A new copy of the activation in a dtype and on a device (a function is itself)."""
-        if not isinstance(self.original, nn.Module):
-            return self.original
-        return self.copied(self.original).to(device=device, dtype=dtype)
+        return self.placed(self.original, dtype, device)
+
+    def placed(self, target: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
+        """A copy of a module in a dtype and on a device; any other callable as it is."""
+        return self.copied(target).to(device=device, dtype=dtype) if isinstance(target, nn.Module) else target
 
     def copied(self, module: nn.Module) -> nn.Module:
         """A deep copy; where the module cannot be copied, one made anew with the same seed."""
@@ -274,18 +288,41 @@ class Subject:
         """The activation in a dtype as a function from shape (n,) to shape (n,)."""
         return self.flat(self.callable_for(dtype, device))
 
+    def widened(self, dtype: torch.dtype, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+        """The activation in float64, its parameters rounded to ``dtype``: a bfloat16 slope of 0.3 is 0.30078125."""
+        target = self.fresh(dtype, device)
+        return self.flat(target.to(torch.float64) if isinstance(target, nn.Module) else target)
+
+    @staticmethod
+    def pullback(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The value of ``f`` at a vector, and what takes one cotangent of it back to the gradient at the vector.
+
+        Raises:
+            Disconnected: where the value does not depend on the vector, here or when the cotangent is taken back.
+        """
+        leaf = x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            y = f(leaf)
+        if not y.requires_grad:
+            raise Disconnected("the output carries no graph")
+
+        def back(cotangent: Tensor) -> Tensor:
+            (gradient,) = torch.autograd.grad(y, leaf, cotangent.to(y.dtype), allow_unused=True)
+            if gradient is None:
+                raise Disconnected("the graph of the output does not reach the input")
+            return gradient.detach()
+
+        return y, back
+
     # -- the truth it is judged by ----------------------------------------------------------------------------------
 
     def exact(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """The function over the reals that the activation in ``dtype`` approximates: float64 (n,) in and out, no graph.
 
-        Parameters are rounded to ``dtype`` first, because a bfloat16 slope of 0.3 is the slope 0.30078125. A module that
-        takes no float64 is called in float32, which :func:`relucheck.activations.kink_search.resolution` notices.
+        A module that takes no float64 is called in float32, which :func:`relucheck.activations.kink_search.resolution`
+        notices.
         """
-        target = self.original
-        if isinstance(target, nn.Module):
-            target = self.copied(target).to(dtype).to(torch.float64)
-        wide = self.flat(target)
+        wide = self.widened(dtype)
 
         def call(x: Tensor) -> Tensor:
             with torch.no_grad():
@@ -319,16 +356,11 @@ class Subject:
 
     def _gradient64(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
         """The activation's own float64 gradient, None where it has none; tells neighbouring floats at a kink apart."""
-        target = self.original
-        if isinstance(target, nn.Module):
-            target = self.copied(target).to(dtype).to(torch.float64)
-        f = self.flat(target)
+        f = self.widened(dtype)
 
         def gradient(x: Tensor) -> Tensor:
-            x = x.detach().clone().requires_grad_()
-            with torch.enable_grad():
-                y = f(x)
-            return torch.autograd.grad(y, x, torch.ones_like(y))[0].detach()
+            y, back = self.pullback(f, x)
+            return back(torch.ones_like(y))
 
         try:
             gradient(torch.tensor(_PROBE, dtype=torch.float64))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from relucheck.activations.kinks import Activation, Kink
-from relucheck.gate.config import ConfigError, ExpectedFailure, GateConfig, from_table, read
+from relucheck.gate.config import OPTIONS, ConfigError, ExpectedFailure, GateConfig, from_table, merged, read
+from relucheck.gate.report import SCHEMA_VERSION, ReportError, as_json, read_json
 from relucheck.gate.run import Gate
 
 from . import mutants
@@ -141,3 +144,37 @@ def test_names_that_nothing_has_are_noticed():
     noticed = {result.id: result for result in map(gate.run, gate.items()) if result.outcome == "notice"}
     assert list(noticed) == ["ReLUU/configuration/-", "Scaled/configuration/-"]
     assert "did you mean 'ReLU'" in noticed["ReLUU/configuration/-"].message
+
+
+def test_options_of_a_command_line_win(tmp_path):
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.relucheck]\ntargets = ["a.b"]\ndtypes = ["float16"]\nfail-on = "notice"\ncompile = true\ntime-limit = 5\n'
+    )
+    folder = tmp_path / "sub"
+    silent = dict.fromkeys(OPTIONS) | {"targets": [], "compile": False, "laws": ""}
+    assert merged(tmp_path, silent, folder) == merged(tmp_path, {}, folder) == read(tmp_path)
+    options = {"targets": ["c.py"], "dtypes": "float32, bfloat16", "laws": "runs", "fail_on": "error", "time_limit": 2.0}
+    config = merged(tmp_path, silent | options, folder)
+    assert (config.targets, config.dtypes, config.laws) == (("c.py",), ("float32", "bfloat16"), ("runs",))
+    assert (config.fail_on, config.time_limit, config.compile) == ("error", 2.0, True)
+    # a target of the command line lies where that was given, one of the file beside the file
+    assert (config.root, read(tmp_path).root) == (folder, tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'float32'"):
+        merged(tmp_path, {"dtypes": "float31"}, folder)
+    with pytest.raises(ConfigError, match="must be greater than 0"):
+        merged(tmp_path, {"time_limit": 0.0}, folder)
+
+
+def test_reports_of_another_schema_are_refused_by_name(tmp_path):
+    file = tmp_path / "old.json"
+    for version, fix in ((1, "write the table again"), (SCHEMA_VERSION + 1, "update relucheck")):
+        file.write_text(as_json([], []).replace(f'"schema_version": {SCHEMA_VERSION}', f'"schema_version": {version}'))
+        with pytest.raises(ReportError, match=rf"old\.json: schema version {version}, .*; {fix}"):
+            read_json(file)
+
+
+@pytest.mark.parametrize("name", ["torch.json", "torch_kinks_2.11_cpu.json", "torch_kinks_2.14.1_cpu.json"])
+def test_committed_tables_can_be_compared(name):
+    body = read_json(Path(__file__).parents[2] / "reports" / "gate" / name)
+    for row in body["kinks"]:
+        assert set(row["subgradient"]) <= set(body["searched"][row["activation"]])

@@ -11,9 +11,10 @@ import torch
 
 from relucheck import check_activation, register_constructor
 from relucheck.gate.config import GateConfig
-from relucheck.gate.discovery import find
+from relucheck.gate.discovery import discover
 from relucheck.gate.isolation.guard import TimeLimitExceeded, memory_limit, preserved_state, time_limit
-from relucheck.gate.run import Gate, Item
+from relucheck.gate.run import Gate
+from relucheck.gate.verdicts import Item
 
 from . import hostile
 
@@ -109,20 +110,20 @@ def test_global_state_is_put_back_and_reported():
 
 
 def test_a_module_that_does_not_exist(tmp_path):
-    assert "no module named 'nowhere'" in find("nowhere.activations", root=tmp_path).error
+    assert "no module named 'nowhere'" in discover("nowhere.activations", root=tmp_path).error
 
 
 def test_a_module_that_raises(tmp_path):
     (tmp_path / "broken.py").write_text("1 / 0\n")
-    assert "ZeroDivisionError" in find("broken.py", root=tmp_path).error
-    assert "no such file" in find("missing.py", root=tmp_path).error
+    assert "ZeroDivisionError" in discover("broken.py", root=tmp_path).error
+    assert "no such file" in discover("missing.py", root=tmp_path).error
 
 
 def test_a_module_that_loops_prints_and_exits(tmp_path):
     (tmp_path / "loops.py").write_text("while True: pass\n")
     (tmp_path / "leaves.py").write_text("raise SystemExit('bye')\n")
-    assert "time limit" in find("loops.py", root=tmp_path, seconds=0.5).error
-    assert "bye" in find("leaves.py", root=tmp_path).error
+    assert "time limit" in discover("loops.py", root=tmp_path, seconds=0.5).error
+    assert "bye" in discover("leaves.py", root=tmp_path).error
 
 
 def test_a_module_that_changes_the_process(tmp_path, capsys):
@@ -149,7 +150,7 @@ def test_a_target_without_activations_is_an_error(tmp_path):
 
 def test_an_attribute_that_does_not_exist_gets_a_suggestion(tmp_path):
     (tmp_path / "acts.py").write_text("import torch\ndef swish(x): return x * torch.sigmoid(x)\n")
-    assert "did you mean 'swish'" in find("acts.py:swich", root=tmp_path).error
+    assert "did you mean 'swish'" in discover("acts.py:swich", root=tmp_path).error
 
 
 def test_constructors_from_the_configuration_and_from_code(tmp_path):
@@ -158,14 +159,14 @@ def test_constructors_from_the_configuration_and_from_code(tmp_path):
         "    def __init__(self, slope): super().__init__(); self.slope = slope\n"
         "    def forward(self, x): return torch.where(x > 0, x, self.slope * x)\n"
     )
-    finding = find("scaled.py", root=tmp_path)
+    finding = discover("scaled.py", root=tmp_path)
     assert finding.skipped[0][0] == "Scaled"
     assert "needs arguments nobody gave: slope" in finding.skipped[0][1]
-    finding = find("scaled.py", root=tmp_path, constructors={"Scaled": {"slope": 0.1}})
+    finding = discover("scaled.py", root=tmp_path, constructors={"Scaled": {"slope": 0.1}})
     assert finding.activations[0].source[1].endswith("Scaled(slope=0.1)")
     register_constructor("Scaled", lambda cls: cls(0.2))
     try:
-        assert find("scaled.py", root=tmp_path).activations[0].make().slope == 0.2
+        assert discover("scaled.py", root=tmp_path).activations[0].make().slope == 0.2
     finally:
         from relucheck.gate import discovery
 
@@ -178,8 +179,8 @@ def test_lists_and_tables_of_activations(tmp_path):
     (tmp_path / "table.py").write_text(
         "import torch\nACTS = {'a': torch.nn.ReLU, 'b': torch.tanh}\nLIST = [torch.nn.SiLU]\n"
     )
-    assert [a.name for a in find("table.py:ACTS", root=tmp_path).activations] == ["a", "b"]
-    assert [a.name for a in find("table.py:LIST", root=tmp_path).activations] == ["SiLU"]
+    assert [a.name for a in discover("table.py:ACTS", root=tmp_path).activations] == ["a", "b"]
+    assert [a.name for a in discover("table.py:LIST", root=tmp_path).activations] == ["SiLU"]
 
 
 def test_check_activation_says_everything_at_once():

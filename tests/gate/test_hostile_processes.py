@@ -12,7 +12,7 @@ import torch
 
 from relucheck.__main__ import main
 from relucheck.errors import FAILED, INTERRUPTED
-from relucheck.gate.discovery import find
+from relucheck.gate.discovery import discover
 from relucheck.gate.isolation import guard
 from relucheck.gate.isolation.forks import StrayChild
 from relucheck.gate.isolation.guard import TimeLimitExceeded, guarded, time_limit
@@ -192,7 +192,7 @@ def test_a_child_of_the_import_of_a_target(tmp_path):
         "import os, torch\nos.fork()\ndef act(x): return torch.relu(x)\n"
     )  # fmt: skip
     process = os.getpid()
-    finding = find("forking.py", root=tmp_path)
+    finding = discover("forking.py", root=tmp_path)
     assert os.getpid() == process
     assert "the child came back into the caller's code" in finding.error
 

@@ -183,7 +183,7 @@ def test_an_in_place_reference_judges_as_well():
 def test_what_stands_before_healthy_activations_does_not_reach_them():
     found = results(target="inplace_beside_healthy.py", dtypes=("float32", "bfloat16"))
     assert failures(found) == [("a_abs_inplace", "input_unchanged", dtype) for dtype in ("float32", "bfloat16")]
-    spoiled = Gate(GateConfig(targets=("inplace_beside_healthy.py",), root=FOLDER)).groups
+    spoiled = Gate(GateConfig(targets=("inplace_beside_healthy.py",), root=FOLDER)).peers
     assert {name: set(peers) for name, peers in spoiled.items()} == {"leaky": {"torch.nn.functional.leaky_relu"}}
 
 

@@ -10,10 +10,11 @@ import torch
 
 from relucheck.activations.kinks import Activation
 from relucheck.gate.config import GateConfig
-from relucheck.gate.discovery import find
+from relucheck.gate.discovery import discover
 from relucheck.gate.isolation.guard import preserved_state
 from relucheck.gate.laws import LAWS
-from relucheck.gate.run import Gate, Item
+from relucheck.gate.run import Gate
+from relucheck.gate.verdicts import Item
 
 from . import mutants
 
@@ -24,7 +25,7 @@ FAST = [mutant for mutant in mutants.MUTANTS if not mutant.slow]
 def activation(name: str) -> Activation:
     """The mutant as the gate finds it in its file, so that scripts can reach it."""
     attribute = "DECLARED" if any(declared.name == name for declared in mutants.DECLARED) else name
-    finding = find(f"{FILE.name}:{attribute}", root=FILE.parent)
+    finding = discover(f"{FILE.name}:{attribute}", root=FILE.parent)
     assert not finding.error, finding.error
     (found,) = (found for found in finding.activations if found.name == name)
     return found

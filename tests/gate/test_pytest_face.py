@@ -70,7 +70,7 @@ def test_items_reports_summary_and_exit_code(project):
     assert "the cotangent is not passed on" in done.stdout
     assert "activation x law" in done.stdout
     body = json.loads((project / "out/report.json").read_text())
-    assert (body["schema"], body["schema_version"]) == ("relucheck-gate", 1)
+    assert (body["schema"], body["schema_version"]) == ("relucheck-gate", 2)
     by_id = {f"{r['activation']}/{r['law']}/{r['dtype']}": r for r in body["results"]}
     failed = by_id["injected/chain_rule/bfloat16"]
     assert failed["outcome"] == "failed"

@@ -25,9 +25,8 @@ try:
 except ImportError:  # not a POSIX system: no memory limit there
     resource = None  # type: ignore[assignment]
 
-#: Seconds one item may take, and bytes that it may allocate beyond what the process already holds.
+#: Seconds that an item, or the import of a target, may take.
 TIME_LIMIT: Final = 60.0
-MEMORY_LIMIT: Final = 4 * 2**30
 
 
 class TimeLimitExceeded(BaseException):

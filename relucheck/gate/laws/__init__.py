@@ -10,11 +10,21 @@ from __future__ import annotations
 from typing import Final
 
 # imported for the laws that they register, in the order in which reports show them
-from relucheck.gate.laws import chain_rule, derivatives, modes, modules, parameters, special_values
+from relucheck.gate.laws import (
+    calls,
+    chain_rule,
+    derivatives,
+    implementations,
+    modes,
+    modules,
+    parameters,
+    special_values,
+)
 from relucheck.gate.laws.law import REGISTRY, Law
 from relucheck.gate.laws.violation import Counterexample, LawViolation, NotApplicable
 
 __all__ = [
+    "EXPLAINS_FAILURE",
     "LAWS",
     "Counterexample",
     "Law",
@@ -25,7 +35,10 @@ __all__ = [
 #: Every law by name.
 LAWS: Final[dict[str, Law]] = {
     name: REGISTRY[name]
-    for module in (chain_rule, parameters, derivatives, special_values, modes, modules)
+    for module in (calls, chain_rule, parameters, derivatives, implementations, special_values, modes, modules)
     for name in REGISTRY
     if REGISTRY[name].check.__module__ == module.__name__
 }
+
+#: The one law that says why an activation does not run; an activation that could not be made gets an item of it alone.
+(EXPLAINS_FAILURE,) = (law for law in LAWS.values() if law.explains_failure)

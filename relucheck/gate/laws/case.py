@@ -5,57 +5,26 @@ Everything here is computed once per case and shared by all laws, which is what 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, derivatives
+from relucheck.activations.kink_search import FoundKink, derivatives
 from relucheck.activations.kinks import Activation
-from relucheck.errors import RelucheckError
-from relucheck.gate.laws.violation import (
-    Counterexample,
-    LawViolation,
-    Level,
-    NotApplicable,
-    hexadecimal,
-    literal,
-    ulps_between,
-)
-from relucheck.gate.subject import Subject
+from relucheck.gate.config import GateConfig
+from relucheck.gate.laws.script import Script
+from relucheck.gate.laws.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal, ulps_between
+from relucheck.gate.subject import Subject, error_text
 from relucheck.numerics.bits import all_values, neighbour
-from relucheck.numerics.dtypes import dtype_name
 
-Convention = Literal["clarke", "minimum-norm", "declared", "reference"]
-CONVENTIONS: Final[tuple[Convention, ...]] = ("clarke", "minimum-norm", "declared", "reference")
 #: Length of tensors that have a vector body and a scalar tail on every vector width up to 64 elements.
 TAIL_LENGTH: Final = 83
 #: Points at which activations tend to be special: knots, and where implementations divide or compare.
 ISOLATED: Final = (0.0, -0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a run asks for beyond the targets.
-
-    Attributes:
-        convention: which subgradients are allowed at a kink: inside the Clarke interval, PyTorch's minimum-norm rule, the
-            declared ones (every kink must then be declared), or those of a reference (every activation must then have one).
-        scan: range in which kinks are looked for.
-        compile: whether ``torch.compile`` is checked for every activation.
-    """
-
-    convention: Convention = "clarke"
-    scan: tuple[float, float] = SCAN_RANGE
-    compile: bool = False
-
-
-class Disconnected(RelucheckError):
-    """The output does not depend on the input in the autograd graph."""
 
 
 class Case:
@@ -65,16 +34,28 @@ class Case:
         subject: the activation.
         dtype: the dtype under test.
         device: the device under test.
-        settings: the run's settings.
-        law: name of the law that runs; failures carry it.
+        config: what the run was configured to do.
         peers: other activations of the run that are numerically the same function, by name.
+        changes: the global state that making the activation and a first call changed.
+        script: the lines of scripts that reproduce a violation.
+        law: name of the law that runs; failures carry it.
     """
 
-    def __init__(self, subject: Subject, dtype: torch.dtype, device: str = "cpu", settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        config: GateConfig | None = None,
+        *,
+        peers: Mapping[str, Subject] | None = None,
+        changes: Sequence[str] = (),
+    ) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
-        self.settings = settings or Settings()
+        self.config = config or GateConfig()
+        self.peers, self.changes = dict(peers or {}), tuple(changes)
+        self.script = Script(subject, dtype, device)
         self.law = ""
-        self.peers: dict[str, Subject] = {}
 
     @property
     def activation(self) -> Activation:
@@ -131,19 +112,11 @@ class Case:
         """Reverse-mode gradient: cotangent times derivative, shape and dtype of ``x``; the cotangent defaults to ones.
 
         Raises:
-            Disconnected: where no gradient reaches the input.
+            ~relucheck.gate.subject.Disconnected: where no gradient reaches the input.
         """
-        leaf = x.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            # (not `f or self.f`: asking a compiled module whether it is true asks it for its length)
-            y = (self.f if f is None else f)(leaf)
-        if not y.requires_grad:
-            raise Disconnected("the output carries no graph")
-        v = torch.ones_like(y) if cotangent is None else cotangent.to(y.dtype)
-        (gradient,) = torch.autograd.grad(y, leaf, v, allow_unused=True)
-        if gradient is None:
-            raise Disconnected("the graph of the output does not reach the input")
-        return gradient.detach()
+        # (not `f or self.f`: asking a compiled module whether it is true asks it for its length)
+        y, pullback = self.subject.pullback(self.f if f is None else f, x)
+        return pullback(torch.ones_like(y) if cotangent is None else cotangent)
 
     # -- probe points -----------------------------------------------------------------------------------------------
 
@@ -285,6 +258,10 @@ class Case:
         """Mask of the probe points that are a kink, exactly or as the forward may decide it."""
         return (self.nearest[1] == 0) | self.undecided
 
+    def represents(self, kink: FoundKink) -> bool:
+        """Whether the kink's position is a value of the dtype under test."""
+        return self.rounded(kink.at) == kink.at
+
     def tolerance(self, kink: FoundKink) -> float:
         """How far a subgradient may lie outside an interval: a few units of the dtype and the error of its ends."""
         low, high = kink.hull
@@ -296,72 +273,6 @@ class Case:
     def kink_near(self, x: float) -> FoundKink | None:
         """The kink nearest to a number."""
         return min(self.kinks, key=lambda kink: abs(kink.at - x), default=None) if math.isfinite(x) else None
-
-    def header(self, *, imports: Sequence[str] = (), copying: bool = True) -> list[str]:
-        """First lines of a reproducing script: they define ``act``, in the dtype under test.
-
-        An activation that writes to its input works on a copy of it, unless ``copying`` is False.
-        """
-        line, expression = self.activation.source or ("", f"{self.name}  # construct the activation here")
-        act = f"act = {expression}"
-        lines = [*dict.fromkeys(["import torch", *imports, *filter(None, [line])])]
-        if isinstance(self.subject.original, nn.Module):
-            if self.subject.has_state():
-                lines.append("torch.manual_seed(0)")
-            act = f"{act}.to({self.place})" if self.activation.source else act
-            if self.subject.evaluating:
-                act += ".eval()"
-        lines.append(act)
-        if self.subject.channel:
-            count = self.subject.channels
-            lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # channels get different ones")
-            lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
-        return lines + (self.copying() if copying else [])
-
-    def copying(self) -> list[str]:
-        """Lines of a script that let ``act`` work on a copy of its input; none where it does not write to it."""
-        if not self.subject.writes:
-            return []
-        if isinstance(self.subject.original, nn.Module):
-            return ["act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone())"]
-        return ["overwriting = act", "act = lambda x, **more: overwriting(x.clone(), **more)"]
-
-    @property
-    def place(self) -> str:
-        """The dtype, and the device where it is not the CPU, as arguments of ``to`` and of ``torch.tensor``."""
-        if self.device == "cpu":
-            return f"dtype=torch.{dtype_name(self.dtype)}"
-        return f'dtype=torch.{dtype_name(self.dtype)}, device="{self.device}"'
-
-    def make_x(self, values: Sequence[float], name: str = "x") -> str:
-        """A line of a script that makes the input, in the layout that the activation wants."""
-        numbers = ", ".join(literal(value) for value in values)
-        line = f"{name} = torch.tensor([{numbers}], {self.place})"
-        shape = self.subject.shape
-        if shape != (-1,):
-            view = tuple(n if n == -1 else 1 for n in shape)
-            line += f".reshape{view}.expand{shape}.clone()"
-        return line + ".requires_grad_()"
-
-    @property
-    def pick(self) -> str:
-        """What selects the looked-at elements of a result in a script: an index, empty for plain vectors."""
-        shape = self.subject.shape
-        if shape == (-1,):
-            return ""
-        return "[" + ", ".join(":" if n == -1 else str(min(self.subject.channel, n - 1)) for n in shape) + "]"
-
-    def gradient_script(self, x: float, cotangent: float, condition: str, comment: str) -> str:
-        """A script that computes one gradient and asserts ``condition`` about the number ``got``."""
-        lines = [
-            *self.header(),
-            self.make_x([x]),
-            f"act(x).backward(torch.full_like(x, {literal(cotangent)}))",
-            f"got = x.grad{self.pick}.item()",
-            f'print("gradient", got)  # {comment}',
-            f"assert {condition}, got",
-        ]
-        return "\n".join(lines)
 
     def fail(
         self,
@@ -394,8 +305,7 @@ class Case:
 
     def unsupported(self, mode: str, error: BaseException) -> LawViolation:
         """A notice: a mode that the activation does not support, with what it said."""
-        text = " ".join(str(error).split())
-        return self.fail(f"{mode} is not supported: {type(error).__name__}: {text[:160]}", level="notice")
+        return self.fail(f"{mode} is not supported: {error_text(error)}", level="notice")
 
     def skip_surrogate(self) -> None:
         """Skips a law about derivatives for an activation whose gradient is declared a surrogate."""

@@ -1,210 +1,17 @@
-"""Laws of the chain rule: a vector-Jacobian product is linear in the cotangent, element by element, call by call."""
+"""Laws of the chain rule: a vector-Jacobian product is linear in the cotangent, element by element, at every position."""
 
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import torch
 from torch import Tensor
 
-from relucheck.gate.isolation.guard import preserved_state
-from relucheck.gate.laws.case import TAIL_LENGTH, Case, Disconnected
+from relucheck.gate.laws.case import TAIL_LENGTH, Case
 from relucheck.gate.laws.law import law
+from relucheck.gate.laws.probing import dyadic, first
 from relucheck.gate.laws.violation import literal
 from relucheck.numerics.bits import differs
-
-#: Cotangents with few significant bits, so that sums and products of them are exact in every dtype.
-_DYADIC: Final = (1.0, -1.5, 0.75, 2.0, -0.5, 1.25)
-
-
-def dyadic(like: Tensor) -> Tensor:
-    """Cotangents of the shape of ``like`` that differ from element to element and round nowhere."""
-    pattern = torch.tensor(_DYADIC, dtype=like.dtype, device=like.device)
-    return pattern.repeat(like.numel() // len(_DYADIC) + 1)[: like.numel()].reshape(like.shape)
-
-
-def first(mask: Tensor) -> int:
-    """Index of the first true entry (probe points begin with the kinks)."""
-    return int(mask.nonzero()[0])
-
-
-@law()
-def runs(case: Case) -> None:
-    """Forward returns a tensor and backward reaches the input.
-
-    An output without a graph is right for a function that is constant between its jumps, where autograd says so itself;
-    anywhere else the gradient was lost (``.detach()``, ``torch.no_grad``, ``.data``, a round trip through NumPy).
-    """
-    try:
-        case.reverse(case.x)
-    except Disconnected as error:
-        moderate = torch.linspace(-3, 3, 41, dtype=torch.float64) + 0.01
-        flat = bool((case.exact(moderate + 1e-4) == case.exact(moderate)).all())
-        script = "\n".join(
-            [*case.header(), case.make_x([0.5]), 'assert act(x).requires_grad, "the output carries no graph"']
-        )
-        what = f"no gradient reaches the input: {error}"
-        raise case.fail(what, script=script, level="notice" if flat or case.activation.surrogate else "error") from None
-    except RuntimeError as error:
-        if "modified by an inplace operation" in str(error):
-            script = "\n".join(
-                [
-                    *case.header(),
-                    case.make_x([0.5]),
-                    "try:",
-                    "    act(x).sum().backward()",
-                    "except RuntimeError as error:",
-                    '    raise AssertionError("backward needs a value that was overwritten") from error',
-                ]
-            )
-            raise case.fail(
-                "cannot be differentiated: an in-place operation overwrites a value that its own backward needs; compute "
-                "out of place, or write to a copy (x.clone())",
-                got=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
-                script=script,
-            ) from None
-        if "not implemented for" in str(error) or "not supported" in str(error).lower():
-            raise case.unsupported(f"dtype {case.dtype}", error) from None
-        raise
-
-
-@law()
-def global_state(case: Case) -> None:
-    """Forward and backward leave the process as they found it: default dtype, grad mode, generators, threads."""
-    x = case.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])  # (the probe points come from calls, which would be the first ones)
-    with preserved_state() as changes:
-        # (called bare: a context manager around it would put the grad mode back)
-        try:
-            y = case.f(x.requires_grad_())
-            torch.autograd.grad(y, x, torch.ones_like(y), allow_unused=True)
-        except (TypeError, ValueError, RuntimeError):
-            pass  # the law runs says so
-    if changes:
-        script = "\n".join(
-            [
-                *case.header(),
-                "def state():",
-                "    modes = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()",
-                "    return *modes, torch.initial_seed(), torch.get_rng_state().sum().item()",
-                case.make_x([-1.0, 0.5]),
-                "before = state()",
-                "act(x).sum().backward()",
-                "assert state() == before, (before, state())",
-            ]
-        )
-        raise case.fail(f"global state was changed: {'; '.join(changes)}", got="; ".join(changes), script=script)
-
-
-@law()
-def input_unchanged(case: Case) -> None:
-    """Forward does not write to its input unless it announces that, backward never to the cotangent that it is given.
-
-    Source: https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
-    """
-    leaf = case.x.detach().clone().requires_grad_()
-    given = case.subject.spread(leaf)
-    kept, cotangent = given.detach().clone(), dyadic(given)
-    v = cotangent.clone()
-    y = case.subject.callable_for(case.dtype, case.device)(given)
-    different = differs(given.detach(), kept, signed_zero=True).flatten()
-    if bool(different.any()) and not case.subject.announces_inplace:
-        index = first(different)
-        value = float(kept.flatten()[index])
-        script = "\n".join(
-            [
-                *case.header(copying=False),
-                case.make_x([value]),
-                "z = x * 1",
-                "before = z.tolist()",
-                "act(z)",
-                "assert z.tolist() == before, z",
-            ]
-        )
-        raise case.fail(
-            "forward overwrites its input without saying so: return a new tensor, or announce it (an argument or attribute "
-            "inplace=True, a function's name that ends in _, or relucheck.Activation(..., inplace=True))",
-            x=value,
-            got=float(given.flatten()[index]),
-            allowed=repr(value),
-            script=script,
-        )
-    torch.autograd.grad(y, leaf, v.to(y.dtype), allow_unused=True)
-    if y.dtype == v.dtype and bool(differs(v, cotangent).any()):
-        index = first(differs(v, cotangent).flatten())
-        value = float(kept.flatten()[index])
-        script = "\n".join(
-            [
-                *case.header(),
-                case.make_x([value]),
-                "y = act(x)",
-                "v = torch.full_like(y, 2.0)",
-                "y.backward(v)",
-                "assert (v == 2).all(), v",
-            ]
-        )
-        raise case.fail("backward overwrites the cotangent", x=value, got=float(v.flatten()[index]), script=script)
-
-
-@law()
-def determinism(case: Case) -> None:
-    """The same input gives the same bits, in value and gradient."""
-    once = case.value(case.x), case.reverse(case.x)
-    again = case.value(case.x), case.reverse(case.x)
-    for what, a, b in zip(("value", "gradient"), once, again, strict=True):
-        different = differs(a, b, signed_zero=True)
-        if bool(different.any()):
-            index = first(different)
-            value = float(case.x[index])
-            script = "\n".join(
-                [
-                    *case.header(),
-                    case.make_x([value] * 8),
-                    "run = lambda: (act(x).tolist(), torch.autograd.grad(act(x).sum(), x)[0].tolist())",
-                    "assert len({str(run()) for _ in range(8)}) == 1",
-                ]
-            )
-            raise case.fail(
-                f"two calls on one input give different {what}s",
-                x=value,
-                got=f"{float(b[index])!r} after {float(a[index])!r}",
-                script=script,
-            )
-
-
-@law()
-def independent_calls(case: Case) -> None:
-    """Two forwards before one backward: each backward belongs to its own forward.
-
-    Broken by a module that keeps a mask or its input on ``self`` instead of in the autograd context.
-    """
-    a = case.x.detach().clone().requires_grad_()
-    b = (-case.x).detach().clone().requires_grad_()
-    y = case.f(a)
-    case.f(b)
-    (got,) = torch.autograd.grad(y, a, torch.ones_like(y))
-    different = differs(got, case.g)
-    if bool(different.any()):
-        index = first(different)
-        value = float(case.x[index])
-        script = "\n".join(
-            [
-                *case.header(),
-                case.make_x([value]),
-                "alone, = torch.autograd.grad(act(x).sum(), x)",
-                "y = act(x)",
-                "act(-x.detach())",
-                "late, = torch.autograd.grad(y.sum(), x)",
-                "assert torch.equal(late, alone), (late, alone)",
-            ]
-        )
-        raise case.fail(
-            "a second forward changes what backward of the first one returns",
-            x=value,
-            got=float(got[index]),
-            allowed=repr(float(case.g[index])),
-            script=script,
-        )
 
 
 def _judge_product(case: Case, x: Tensor, v: Tensor, got: Tensor, expected: Tensor, slack: Tensor, what: str) -> None:
@@ -234,8 +41,8 @@ def _judge_product(case: Case, x: Tensor, v: Tensor, got: Tensor, expected: Tens
 def _product_script(case: Case, x: float, cotangent: float) -> str:
     return "\n".join(
         [
-            *case.header(),
-            case.make_x([x]),
+            *case.script.header(),
+            case.script.make_x([x]),
             "one, = torch.autograd.grad(act(x).sum(), x)",
             f"got, = torch.autograd.grad(act(x), x, torch.full_like(x, {literal(cotangent)}))",
             f"expected = {literal(cotangent)} * one.double()",
@@ -255,7 +62,7 @@ def _ordinary(case: Case) -> tuple[Tensor, Tensor]:
     return case.x[chosen], 8 * case.inaccuracy.to(case.x.device)[chosen]
 
 
-@law()
+@law(per_channel=True)
 def cotangent_scaling(case: Case) -> None:
     """The gradient scales with the cotangent, at kinks and off them: vjp(c v) = c vjp(v).
 
@@ -299,8 +106,8 @@ def cotangent_additivity(case: Case) -> None:
         at, a, b = float(x[index]), float(u[index]), float(w[index])
         script = "\n".join(
             [
-                *case.header(),
-                case.make_x([at]),
+                *case.script.header(),
+                case.script.make_x([at]),
                 "g = lambda v: torch.autograd.grad(act(x), x, torch.full_like(x, v))[0].double()",
                 f"got, expected = g({a!r} + {b!r}), g({a!r}) + g({b!r})",
                 'print("got", got, "expected", expected)',
@@ -364,8 +171,8 @@ def locality(case: Case) -> None:
                 line = f"x.data[..., 0] = {literal(value)}" if spoiled == "input" else f"v[..., 0] = {literal(value)}"
                 script = "\n".join(
                     [
-                        *case.header(),
-                        case.make_x([-0.25 if value > 0 else 0.25, at]),
+                        *case.script.header(),
+                        case.script.make_x([-0.25 if value > 0 else 0.25, at]),
                         "v = torch.full_like(x, 1.5)",
                         "alone, = torch.autograd.grad(act(x), x, v)",
                         line,
@@ -428,10 +235,10 @@ def _judge_position(case: Case, value: float, got: Tensor, expected: Tensor) -> 
     index = first(~same)
     script = "\n".join(
         [
-            *case.header(),
-            case.make_x([0.0]).replace("[0.0]", f"[{literal(value)}] * {TAIL_LENGTH}"),
+            *case.script.header(),
+            case.script.make_x([0.0]).replace("[0.0]", f"[{literal(value)}] * {TAIL_LENGTH}"),
             "act(x).sum().backward()",
-            f"g = x.grad{case.pick}",
+            f"g = x.grad{case.script.pick}",
             f'print("first", g[0].item(), "position {index}", g[{index}].item())',
             f"assert str(g[0].item()) == str(g[{index}].item())",
         ]

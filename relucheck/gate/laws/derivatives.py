@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Kink
 from relucheck.gate.laws.case import Case
-from relucheck.gate.laws.chain_rule import first
+from relucheck.gate.laws.kink_table import kink_rows
 from relucheck.gate.laws.law import law
+from relucheck.gate.laws.probing import first
+from relucheck.gate.laws.script import interval, within
 from relucheck.gate.laws.violation import LawViolation, NotApplicable, literal
-from relucheck.gate.subject import Subject
 
 
 def declared_at(case: Case, kink: FoundKink) -> Kink | None:
@@ -36,35 +36,30 @@ def allowed_at(case: Case, kink: FoundKink) -> tuple[float, float, str]:
     low, high = kink.hull
     if declared is not None and declared.subgradient is not None:
         return declared.subgradient, declared.subgradient, "declared"
-    if case.settings.convention == "declared":
+    if case.config.convention == "declared":
         raise case.fail(
             f"the kink at {kink.at:g} has no declared subgradient, and the convention is 'declared'",
             x=kink.at,
             allowed="declare it: Activation(..., kinks=[Kink(at, left, right, subgradient)])",
         )
-    if case.settings.convention == "minimum-norm":
+    if case.config.convention == "minimum-norm":
         nearest = min(max(0.0, low), high)
         return nearest, nearest, "minimum-norm element of the Clarke interval"
     return low, high, "Clarke interval"
-
-
-def is_representable(case: Case, kink: FoundKink) -> bool:
-    """Whether the kink's position is a value of the dtype under test."""
-    return case.rounded(kink.at) == kink.at
 
 
 def _beyond(got: float, low: float, high: float, tolerance: float) -> bool:
     return not (low - tolerance <= got <= high + tolerance)
 
 
-@law()
+@law(per_channel=True, kink_rows=kink_rows)
 def subgradient(case: Case) -> None:
     """At every kink that the dtype represents the gradient lies in the allowed set, whatever the cotangent.
 
     The allowed set is the convention's (see :func:`allowed_at`). BVLC/caffe issue 1334 asks for this check since 2014.
     """
     case.skip_surrogate()
-    corners = [kink for kink in case.corners if is_representable(case, kink)]
+    corners = [kink for kink in case.corners if case.represents(kink)]
     if not corners:
         raise NotApplicable("no kink in the scanned range that the dtype represents")
     x = case.tensor([kink.at for kink in corners])
@@ -79,22 +74,14 @@ def subgradient(case: Case) -> None:
                     x=kink.at,
                     cotangent=v,
                     got=f"{value!r} times the cotangent",
-                    allowed=_interval(low, high),
-                    script=case.gradient_script(
+                    allowed=interval(low, high),
+                    script=case.script.gradient(
                         kink.at,
                         v,
-                        _within(f"got / {literal(v)}", low, high, tolerance),
-                        f"allowed: {_interval(low, high)} times {v}",
+                        within(f"got / {literal(v)}", low, high, tolerance),
+                        f"allowed: {interval(low, high)} times {v}",
                     ),
                 )
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{low!r}" if low == high else f"[{low!r}, {high!r}]"
-
-
-def _within(expression: str, low: float, high: float, tolerance: float) -> str:
-    return f"{low - tolerance:.9g} <= {expression} <= {high + tolerance:.9g}"
 
 
 def _outside(case: Case, mask: Tensor, at_most: float = math.inf) -> int | None:
@@ -117,12 +104,12 @@ def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> La
         x=x,
         cotangent=1.0,
         got=float(case.g[index]),
-        allowed=f"{_interval(low, high)} within {tolerance:.3g}",
-        script=case.gradient_script(x, 1.0, _within("got", low, high, tolerance), f"derivative: {_interval(low, high)}"),
+        allowed=f"{interval(low, high)} within {tolerance:.3g}",
+        script=case.script.gradient(x, 1.0, within("got", low, high, tolerance), f"derivative: {interval(low, high)}"),
     )
 
 
-@law()
+@law(per_channel=True)
 def derivative(case: Case) -> None:
     """Off its kinks the gradient is the derivative, and where both one-sided derivatives agree it takes their value.
 
@@ -169,7 +156,7 @@ def rounded_kinks(case: Case) -> None:
     decide, what lies outside both sides is wrong in any case.
     """
     case.skip_surrogate()
-    corners = [kink for kink in case.corners if not is_representable(case, kink)]
+    corners = [kink for kink in case.corners if not case.represents(kink)]
     if not corners:
         raise NotApplicable("the dtype represents every kink")
     index = _outside(case, _among(case, corners))
@@ -187,22 +174,18 @@ def _among(case: Case, corners: list[FoundKink]) -> Tensor:
     return torch.isin(index, numbers) & near
 
 
-@law()
+@law(per_channel=True)
 def dtype_agreement(case: Case) -> None:
     """The subgradient is the same in every dtype: equal to float64's at every kink that both represent."""
     if case.dtype == torch.float64:
         raise NotApplicable("float64 is what the other dtypes are compared with")
-    corners = [kink for kink in case.corners if is_representable(case, kink)]
+    corners = [kink for kink in case.corners if case.represents(kink)]
     if not corners:
         raise NotApplicable("no kink in the scanned range that the dtype represents")
-    wide = Case(case.subject, torch.float64, case.device, case.settings)
-    if case.subject.has_state():
-        module = case.subject.fresh(case.dtype, case.device)
-        assert isinstance(module, nn.Module)
-        wide.f = case.subject.flat(module.to(torch.float64))
     at = [kink.at for kink in corners]
+    wide = torch.tensor(at, dtype=torch.float64, device=case.device)
     try:
-        expected = wide.reverse(wide.tensor(at)).tolist()
+        expected = case.reverse(wide, f=case.subject.widened(case.dtype, case.device)).tolist()
     except RuntimeError as error:
         raise NotApplicable(f"no float64 to compare with: {error}") from None
     got = case.reverse(case.tensor(at)).tolist()
@@ -214,8 +197,8 @@ def dtype_agreement(case: Case) -> None:
                 cotangent=1.0,
                 got=value,
                 allowed=f"{right!r}, as in float64",
-                script=case.gradient_script(
-                    kink.at, 1.0, _within("got", right, right, case.tolerance(kink)), f"float64 gives {right!r}"
+                script=case.script.gradient(
+                    kink.at, 1.0, within("got", right, right, case.tolerance(kink)), f"float64 gives {right!r}"
                 ),
             )
 
@@ -230,9 +213,9 @@ def continuity(case: Case) -> None:
     claimed = case.activation.continuous
     script = "\n".join(
         [
-            *case.header(),
-            case.make_x([kink.at - 1e-2, kink.at + 1e-2]),
-            f"low, high = act(x){case.pick}.tolist()",
+            *case.script.header(),
+            case.script.make_x([kink.at - 1e-2, kink.at + 1e-2]),
+            f"low, high = act(x){case.script.pick}.tolist()",
             'print("values", low, high)',
             f"assert abs(high - low) < {abs(kink.jump) / 2 + 0.02 * max(abs(kink.left), abs(kink.right)):.6g}",
         ]
@@ -248,10 +231,10 @@ def continuity(case: Case) -> None:
     )
 
 
-@law(relevant=lambda subject: bool(subject.activation.kinks))
+@law(applies=lambda case: bool(case.activation.kinks))
 def declared_kinks(case: Case) -> None:
     """The declared kinks are those that the function has: same positions, left and right derivatives, none missing."""
-    low, high = case.settings.scan
+    low, high = case.config.scan
     slack = 1e-5 if not case.subject.has_state() else max(1e-5, 2 * case.eps)
     for kink in case.activation.kinks:
         if not low <= kink.at <= high:
@@ -282,117 +265,10 @@ def declared_kinks(case: Case) -> None:
 def _slopes_script(case: Case, kink: Kink) -> str:
     return "\n".join(
         [
-            *case.header(),
-            case.make_x([kink.at - 0.25, kink.at - 0.125, kink.at + 0.125, kink.at + 0.25]),
-            f"a, b, c, d = act(x){case.pick}.tolist()",
+            *case.script.header(),
+            case.script.make_x([kink.at - 0.25, kink.at - 0.125, kink.at + 0.125, kink.at + 0.25]),
+            f"a, b, c, d = act(x){case.script.pick}.tolist()",
             'print("slopes", (b - a) / 0.125, (d - c) / 0.125)',
             f"assert abs((b - a) / 0.125 - {kink.left!r}) < 0.05 and abs((d - c) / 0.125 - {kink.right!r}) < 0.05",
         ]
     )
-
-
-def _compare(
-    case: Case, other: Callable[[Tensor], Tensor], label: str, *, at_kinks: str = "error", source: str = ""
-) -> None:
-    """Raises where value or gradient differ from another implementation's, at the kinks first."""
-    x = case.x
-    theirs = case.reverse(x, f=other).to(torch.float64).cpu()
-    ours = case.g.to(torch.float64).cpu()
-    low, high, tolerance = case.allowed
-    scale = torch.minimum(2 * tolerance, 0.25 * (1 + theirs.abs()))
-    strict = torch.full_like(scale, math.inf)
-    for number, kink in enumerate(case.kinks):
-        strict = torch.where((case.nearest[0] == number) & case.on_kink, 2 * case.tolerance(kink), strict)
-    scale = torch.minimum(scale, strict)
-    different = ((ours - theirs).abs() > scale) & theirs.isfinite() & ours.isfinite()
-    if at_kinks == "error":  # (a gradient that is not finite is said once, by finite_gradient)
-        different |= theirs.isfinite() & ~ours.isfinite()
-    else:
-        # found, not declared: off the kinks the one that is not the derivative is to blame, and this one may be right
-        different &= case.on_kink | ~((ours >= low - tolerance) & (ours <= high + tolerance))
-    kinks = different & case.on_kink
-    index = first(kinks) if bool(kinks.any()) else first(different) if bool(different.any()) else None
-    if index is None:
-        return
-    value = float(x[index])
-    on_kink = bool(case.on_kink[index])
-    inside = not (
-        float(ours[index]) < float(low[index] - tolerance[index])
-        or float(ours[index]) > float(high[index] + tolerance[index])
-    )
-    right = float(theirs[index])
-    raise case.fail(
-        f"the gradient differs from {label}'s " + ("at the kink" if on_kink else "off the kinks"),
-        x=value,
-        cotangent=1.0,
-        got=float(ours[index]),
-        allowed=f"{right!r}, as {label}",
-        level="notice" if on_kink and inside and at_kinks == "notice" else "error",
-        script=case.gradient_script(
-            value, 1.0, _within("got", right, right, float(scale[index])), f"{label} gives {right!r}{source}"
-        ),
-    )
-
-
-@law(relevant=lambda subject: subject.activation.reference is not None)
-def reference(case: Case) -> None:
-    """The activation equals its declared reference, in value and gradient, at and around every kink."""
-    other = case.activation.reference
-    assert other is not None
-    if isinstance(other, nn.Module):
-        other = case.subject.copied(other).to(device=case.device, dtype=case.dtype)
-    other = case.subject.flat(other)
-    name = type(case.activation.reference).__name__
-    label = "the reference" if name == "function" else f"the reference {name}"
-    with torch.no_grad():
-        theirs = other(case.x.clone()).to(torch.float64)
-    ours = case.y.to(torch.float64)
-    wide = 16 * case.eps * (1 + theirs.abs()) * (1 + case.x.to(torch.float64).abs().clamp(max=8.0) / 4)
-    bad = ((ours - theirs).abs() > wide) & theirs.isfinite()
-    if bool(bad.any()):
-        index = first(bad)
-        value, right = float(case.x[index]), float(theirs[index])
-        script = "\n".join(
-            [
-                *case.header(),
-                case.make_x([value]),
-                f"got = act(x){case.pick}.item()",
-                f'print("value", got)  # {label} gives {right!r}',
-                f"assert abs(got - {literal(right)}) <= {float(wide[index]):.3g}",
-            ]
-        )
-        raise case.fail(
-            f"the value differs from {label}'s", x=value, got=float(ours[index]), allowed=repr(right), script=script
-        )
-    _compare(case, other, label)
-
-
-@law()
-def equal_spellings(case: Case) -> None:
-    """Activations that are numerically the same function have the same gradient, at and around the kinks.
-
-    Groups are declared (``same_as``: a difference is an error) or found among a target's activations and torch's own (a
-    difference inside the Clarke interval is a notice). Source: pytorch issues 184572 and 184574, clamp against relu6.
-    """
-    peers = dict(case.peers)
-    if not peers:
-        raise NotApplicable("no other activation of the run is the same function")
-    for name, peer in sorted(peers.items()):
-        declared = name == case.activation.same_as
-        try:
-            other = peer.function(case.dtype, case.device)
-            other(case.x[:4].clone())
-        except Exception as error:
-            if declared:
-                raise case.unsupported(f"{name} in {case.dtype}", error) from None
-            continue
-        _compare(case, other, name, at_kinks="error" if declared else "notice")
-
-
-def is_same_function(one: Subject, other: Subject) -> bool:
-    """Whether two activations have the same forward values, to 1e-9, on 513 points of [-8, 8] and beyond."""
-    x = torch.cat(
-        [torch.linspace(-8, 8, 513, dtype=torch.float64), torch.tensor([-100.0, -20.0, 20.0, 100.0], dtype=torch.float64)]
-    )
-    a, b = (subject.exact(torch.float64)(x) for subject in (one, other))
-    return a.shape == b.shape and bool(((a - b).abs() <= 1e-9 * (1 + a.abs())).all())

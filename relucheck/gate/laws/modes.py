@@ -1,17 +1,13 @@
-"""Laws of consistency between PyTorch's ways to differentiate: forward mode, vmap, double backward, compile, autocast."""
+"""Laws of consistency between torch's ways to differentiate: forward mode, vmap, double backward, compile, autocast."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
 from relucheck.gate.laws.case import Case
-from relucheck.gate.laws.chain_rule import dyadic, first
-from relucheck.gate.laws.derivatives import is_representable
 from relucheck.gate.laws.law import law
-from relucheck.gate.subject import Subject
+from relucheck.gate.laws.probing import dyadic, first
 
 
 def _agrees(case: Case, a: Tensor, b: Tensor, x: Tensor, units: float = 16) -> Tensor:
@@ -25,8 +21,8 @@ def _mode_script(case: Case, x: float, line: str) -> str:
     """A script that compares ``other`` (computed by ``line``) with reverse mode at one input."""
     return "\n".join(
         [
-            *case.header(),
-            case.make_x([x]),
+            *case.script.header(),
+            case.script.make_x([x]),
             "reverse, = torch.autograd.grad(act(x).sum(), x)",
             "x = x.detach()",
             line,
@@ -37,7 +33,7 @@ def _mode_script(case: Case, x: float, line: str) -> str:
     )
 
 
-@law()
+@law(frameworks=("torch",))
 def forward_mode(case: Case) -> None:
     """Forward-mode AD gives the same derivative as reverse mode, at kinks and off them.
 
@@ -73,7 +69,7 @@ def forward_mode(case: Case) -> None:
         )
 
 
-@law()
+@law(frameworks=("torch",))
 def vmap(case: Case) -> None:
     """Value and ``torch.func.grad`` under ``torch.func.vmap`` are those of plain calls. Not supporting vmap is a notice.
 
@@ -88,13 +84,13 @@ def vmap(case: Case) -> None:
     same = _agrees(case, value, case.y, x)
     if not bool(same.all()):
         index = first(~same)
-        at = float(x[index])
+        at, pick = float(x[index]), case.script.pick
         script = "\n".join(
             [
-                *case.header(),
-                case.make_x([at]),
-                f"plain = act(x){case.pick}",
-                f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){case.pick})(x{case.pick}[:, None])",
+                *case.script.header(),
+                case.script.make_x([at]),
+                f"plain = act(x){pick}",
+                f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){pick})(x{pick}[:, None])",
                 'print("under vmap", mapped, "plain", plain)',
                 "mapped, plain = mapped.flatten(), plain.flatten()",
                 f"assert torch.allclose(mapped, plain, rtol={32 * case.eps:.3g}, atol={16 * case.eps:.3g})",
@@ -112,7 +108,7 @@ def vmap(case: Case) -> None:
     if not bool(same.all()):
         index = first(~same)
         at = float(x[index])
-        one = "act(t)" if case.subject.shape == (-1,) else "act(t.expand(x.shape))" + case.pick
+        one = "act(t)" if case.subject.shape == (-1,) else "act(t.expand(x.shape))" + case.script.pick
         raise case.fail(
             "torch.func.grad under vmap differs from reverse mode",
             x=at,
@@ -134,19 +130,19 @@ def _unless_pruned(gradient: Tensor, leaf: Tensor) -> Tensor | None:
 def _double_script(case: Case, x: float, condition: str) -> str:
     return "\n".join(
         [
-            *case.header(),
-            case.make_x([x]),
+            *case.script.header(),
+            case.script.make_x([x]),
             "v = torch.ones_like(x).requires_grad_()",
             "g, = torch.autograd.grad(act(x), x, v, create_graph=True)",
-            f"second, = torch.autograd.grad(g{case.pick}.sum(), x, allow_unused=True)",
-            f"got = 0.0 if second is None else second{case.pick}.item()",
+            f"second, = torch.autograd.grad(g{case.script.pick}.sum(), x, allow_unused=True)",
+            f"got = 0.0 if second is None else second{case.script.pick}.item()",
             'print("second derivative", got)',
             f"assert {condition}, got",
         ]
     )
 
 
-@law()
+@law(frameworks=("torch",))
 def double_backward(case: Case) -> None:
     """The second derivative is finite and right (in float64), or backward of backward is refused with a clear error.
 
@@ -220,11 +216,7 @@ def _near_singular(case: Case, x: Tensor) -> Tensor:
     return result
 
 
-def _wants_compile(subject: Subject) -> bool:
-    return subject.activation.compile
-
-
-@law(relevant=_wants_compile)
+@law(frameworks=("torch",), applies=lambda case: case.activation.compile)
 def compile_agreement(case: Case) -> None:
     """``torch.compile`` gives the values and gradients of eager mode, at every kink, rounded bound and neighbour above all.
 
@@ -259,7 +251,7 @@ def compile_agreement(case: Case) -> None:
         )
 
 
-@law(dtypes=(torch.float32,))
+@law(frameworks=("torch",), applies=lambda case: case.dtype == torch.float32)
 def autocast(case: Case) -> None:
     """Under autocast a float32 input gets a finite float32 gradient, and the subgradient at a kink stays in the interval.
 
@@ -294,8 +286,8 @@ def autocast(case: Case) -> None:
         right = float(plain[index])
         script = "\n".join(
             [
-                *case.header(),
-                case.make_x([value]),
+                *case.script.header(),
+                case.script.make_x([value]),
                 f"with {context}:",
                 "    got, = torch.autograd.grad(act(x).sum(), x)",
                 "plain, = torch.autograd.grad(act(x).sum(), x)",
@@ -311,36 +303,3 @@ def autocast(case: Case) -> None:
             allowed=repr(right),
             script=script,
         )
-
-
-def kink_rows(case: Case) -> list[dict[str, object]]:
-    """The kink table of a case: where, left, right, jump, and the subgradient in every mode that runs (None elsewhere).
-
-    A kink that the dtype cannot represent shows the gradient at its rounded position (``rounded`` says which).
-    """
-    rows: list[dict[str, object]] = []
-    for kink in case.kinks:
-        x = case.tensor([kink.at])
-        modes: dict[str, float | None] = {"reverse": float(case.reverse(x)[0])}
-        try:
-            modes["forward"] = float(torch.func.jvp(case.f, (x,), (torch.ones_like(x),))[1][0])
-        except Exception:
-            modes["forward"] = None
-        try:
-            modes["vmap"] = float(torch.func.vmap(torch.func.grad(lambda t: case.f(t.reshape(1)).sum()))(x)[0])
-        except Exception:
-            modes["vmap"] = None
-        rows.append(
-            {
-                "at": kink.at,
-                "left": kink.left if math.isfinite(kink.left) else None,
-                "right": kink.right if math.isfinite(kink.right) else None,
-                "jump": kink.jump,
-                "singular": kink.singular,
-                "rounded": None if is_representable(case, kink) else case.rounded(kink.at),
-                "subgradient": {
-                    name: (value if value is None or math.isfinite(value) else str(value)) for name, value in modes.items()
-                },
-            }
-        )
-    return rows

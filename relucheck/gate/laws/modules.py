@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.gate.laws.case import Case
-from relucheck.gate.laws.chain_rule import dyadic, first
 from relucheck.gate.laws.law import law
+from relucheck.gate.laws.probing import dyadic, first
 from relucheck.gate.laws.violation import NotApplicable
 from relucheck.gate.subject import SEED, Subject, made
 from relucheck.numerics.bits import differs
 
 
-@law()
+@law(frameworks=("torch",))
 def dtype_and_shape(case: Case) -> None:
     """Value and gradient have the input's dtype, device and shape; several dimensions get the gradients of a vector.
 
@@ -47,8 +47,8 @@ def dtype_and_shape(case: Case) -> None:
                 expected = f"{leaf.dtype}, {leaf.device}, {tuple(leaf.shape)}"
                 script = "\n".join(
                     [
-                        *case.header(),
-                        f"x = torch.full({shape}, 0.5, {case.place})"
+                        *case.script.header(),
+                        f"x = torch.full({shape}, 0.5, {case.script.place})"
                         + ("" if case.subject.shape == (-1,) else f".reshape((1, 1, -1)).expand{case.subject.shape}"),
                         "y = act(x)",
                         "print(y.dtype, y.shape)",
@@ -90,8 +90,8 @@ def _judge_numbers(case: Case, x: Tensor, gradient: Tensor) -> None:
         values = ", ".join(repr(value) for value in flat.tolist())
         script = "\n".join(
             [
-                *case.header(),
-                f"x = torch.tensor([{values}], {case.place})",
+                *case.script.header(),
+                f"x = torch.tensor([{values}], {case.script.place})",
                 f"z = x.reshape({shape}).requires_grad_()",
                 "plain, = torch.autograd.grad(act(x.requires_grad_()).sum(), x)",
                 "got, = torch.autograd.grad(act(z).sum(), z)",
@@ -108,7 +108,7 @@ def _judge_numbers(case: Case, x: Tensor, gradient: Tensor) -> None:
         )
 
 
-@law(relevant=lambda subject: subject.shape == (-1,))
+@law(frameworks=("torch",), applies=lambda case: case.subject.shape == (-1,))
 def strides(case: Case) -> None:
     """Transposed, stepped, expanded and channels-last inputs get the gradients of contiguous ones, with their strides.
 
@@ -165,8 +165,8 @@ def _layout_script(case: Case, name: str) -> str:
     }
     return "\n".join(
         [
-            *case.header(),
-            f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({case.place})",
+            *case.script.header(),
+            f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({case.script.place})",
             f"x = {views[name]}.detach().requires_grad_()",
             "v = torch.arange(1.0, x.numel() + 1).to(x).reshape(x.shape)",
             "g, = torch.autograd.grad(act(x), x, v)",
@@ -213,7 +213,7 @@ def _inplace_line(case: Case) -> str:
     return "act_ = act" if announced else "act_ = lambda t: act(t, inplace=True)"
 
 
-@law(relevant=lambda subject: inplace_variant(subject) is not None)
+@law(frameworks=("torch",), applies=lambda case: inplace_variant(case.subject) is not None)
 def inplace(case: Case) -> None:
     """The in-place variant gives the same value and gradient, and never silently spoils a value that was saved.
 
@@ -241,10 +241,10 @@ def inplace(case: Case) -> None:
             at = float(case.x[index])
             script = "\n".join(
                 [
-                    *case.header(copying=False),
+                    *case.script.header(copying=False),
                     _inplace_line(case),
-                    *case.copying(),
-                    case.make_x([at]),
+                    *case.script.copying(),
+                    case.script.make_x([at]),
                     "plain, = torch.autograd.grad(act(x).sum(), x)",
                     "got, = torch.autograd.grad(act_(x * 1).sum(), x)",
                     'print("in-place", got, "out of place", plain)',
@@ -277,10 +277,10 @@ def _judge_saved(case: Case, x: Tensor, got: Tensor, expected: Tensor) -> None:
         value = float(x[index])
         script = "\n".join(
             [
-                *case.header(copying=False),
+                *case.script.header(copying=False),
                 _inplace_line(case),
-                *case.copying(),
-                case.make_x([value]),
+                *case.script.copying(),
+                case.script.make_x([value]),
                 "expected, = torch.autograd.grad(act(torch.tanh(x)).sum(), x)",
                 "try:",
                 "    got, = torch.autograd.grad(act_(torch.tanh(x)).sum(), x)",
@@ -299,11 +299,7 @@ def _judge_saved(case: Case, x: Tensor, got: Tensor, expected: Tensor) -> None:
         )
 
 
-def _is_module(subject: Subject) -> bool:
-    return isinstance(subject.original, nn.Module)
-
-
-@law(relevant=_is_module)
+@law(frameworks=("torch",), applies=lambda case: isinstance(case.subject.original, nn.Module))
 def copies(case: Case) -> None:
     """A deep copy, an unpickled copy and a fresh module that loads the state_dict have the same gradients, bit for bit.
 
@@ -345,10 +341,10 @@ def copies(case: Case) -> None:
             value = float(x[index])
             script = "\n".join(
                 [
-                    *case.header(copying=False),  # a hook that copies could not be pickled
+                    *case.script.header(copying=False),  # a hook that copies could not be pickled
                     "with torch.no_grad():",
                     "    [p.add_(0.125) for p in act.state_dict().values() if p.is_floating_point()]",
-                    case.make_x([value]),
+                    case.script.make_x([value]),
                     line,
                     "g = lambda f: torch.autograd.grad(f(x * 1).sum(), x)[0]",
                     "assert torch.equal(g(other), g(act)), (g(other), g(act))",

@@ -8,21 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.gate.laws.case import Case
-from relucheck.gate.laws.chain_rule import cotangent_scaling, dyadic
-from relucheck.gate.laws.derivatives import derivative, dtype_agreement, subgradient
-from relucheck.gate.laws.law import law
+from relucheck.gate.laws.law import REGISTRY, law
+from relucheck.gate.laws.probing import dyadic
 from relucheck.gate.laws.violation import LawViolation, NotApplicable
-from relucheck.gate.subject import Subject
 
 #: Channels beyond the first that are looked at: the last ones, so that a mix-up of first and last shows.
 _MOST_CHANNELS: Final = 3
 
 
-def _learnable(subject: Subject) -> bool:
-    return subject.learnable
-
-
-@law(relevant=_learnable)
+@law(frameworks=("torch",), applies=lambda case: case.subject.learnable)
 def parameters(case: Case) -> None:
     """Gradients of learnable parameters are linear in the cotangent, finite, of the parameter's dtype and shape, and right.
 
@@ -97,8 +91,10 @@ def _difference(case: Case, name: str, inputs: Tensor, v: Tensor) -> tuple[Tenso
 def _parameter_failure(case: Case, name: str, what: str, got: object, expected: object) -> LawViolation:
     step, slack = ("1e-4", "1e-3") if case.dtype == torch.float64 else ("0.0625", "0.1")
     lines = [
-        *case.header(),
-        "x = torch.tensor([-7.3, -2.9, -1.37, -0.61, -0.23, 0.19, 0.47, 0.83, 1.71, 2.3, 3.9, 8.1], " + case.place + ")",
+        *case.script.header(),
+        "x = torch.tensor([-7.3, -2.9, -1.37, -0.61, -0.23, 0.19, 0.47, 0.83, 1.71, 2.3, 3.9, 8.1], "
+        + case.script.place
+        + ")",
     ]
     if case.subject.shape != (-1,):
         view = tuple(n if n == -1 else 1 for n in case.subject.shape)
@@ -116,11 +112,7 @@ def _parameter_failure(case: Case, name: str, what: str, got: object, expected: 
     )
 
 
-def _channelwise(subject: Subject) -> bool:
-    return subject.channels > 1
-
-
-@law(relevant=_channelwise)
+@law(applies=lambda case: case.subject.channels > 1)
 def channels(case: Case) -> None:
     """What holds in the first channel holds in the others: linearity, derivative, subgradient, the same in all dtypes.
 
@@ -129,11 +121,11 @@ def channels(case: Case) -> None:
     """
     count = case.subject.channels
     for channel in range(max(1, count - _MOST_CHANNELS), count):
-        other = Case(case.subject.of_channel(channel), case.dtype, case.device, case.settings)
+        other = Case(case.subject.of_channel(channel), case.dtype, case.device, case.config)
         other.law = case.law
-        for check in (cotangent_scaling, derivative, subgradient, dtype_agreement):
+        for holds in (found for found in REGISTRY.values() if found.per_channel):
             try:
-                check(other)
+                holds.check(other)
             except NotApplicable:
                 continue
             except LawViolation as error:

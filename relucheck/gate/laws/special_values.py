@@ -8,8 +8,8 @@ import torch
 
 from relucheck.activations.kink_search import derivatives
 from relucheck.gate.laws.case import Case
-from relucheck.gate.laws.chain_rule import first
 from relucheck.gate.laws.law import law
+from relucheck.gate.laws.probing import first
 from relucheck.gate.laws.violation import literal
 
 
@@ -24,9 +24,9 @@ def nan_propagates(case: Case) -> None:
     if not bool(y[0].isnan()):
         script = "\n".join(
             [
-                *case.header(),
-                case.make_x([math.nan]),
-                f"y = act(x){case.pick}",
+                *case.script.header(),
+                case.script.make_x([math.nan]),
+                f"y = act(x){case.script.pick}",
                 "print(y)",
                 'assert y.isnan().all(), "NaN was swallowed"',
             ]
@@ -45,7 +45,7 @@ def nan_propagates(case: Case) -> None:
             cotangent="nan",
             got=float(got[index]),
             allowed="nan",
-            script=case.gradient_script(value, math.nan, "got != got", "allowed: nan"),
+            script=case.script.gradient(value, math.nan, "got != got", "allowed: nan"),
         )
 
 
@@ -91,7 +91,7 @@ def finite_gradient(case: Case) -> None:
             cotangent=1.0,
             got=f"gradient {float(gradients[index])!r}, value {float(values[index])!r}",
             allowed="a finite gradient",
-            script=case.gradient_script(value, 1.0, "abs(got) < float('inf')", "a finite gradient is needed"),
+            script=case.script.gradient(value, 1.0, "abs(got) < float('inf')", "a finite gradient is needed"),
         )
     index = int(wide.abs().argmin())
     raise case.fail(
@@ -131,11 +131,11 @@ def signed_zero(case: Case) -> None:
         if not same and not abs(plus - minus) <= 4 * case.eps * (1 + abs(plus)):
             script = "\n".join(
                 [
-                    *case.header(),
-                    case.make_x([0.0, -0.0]),
-                    f"y = act(x){case.pick}",
+                    *case.script.header(),
+                    case.script.make_x([0.0, -0.0]),
+                    f"y = act(x){case.script.pick}",
                     "y.sum().backward()",
-                    f"plus, minus = {'y' if what == 'value' else f'x.grad{case.pick}'}.tolist()",
+                    f"plus, minus = {'y' if what == 'value' else f'x.grad{case.script.pick}'}.tolist()",
                     f'print("{what}s", plus, minus)',
                     "assert plus == minus",
                 ]
@@ -172,7 +172,7 @@ def subnormals(case: Case) -> None:
                 cotangent=1.0,
                 got=g[1],
                 allowed=f"{g[0]!r}, as at {normal!r}",
-                script=case.gradient_script(
+                script=case.script.gradient(
                     subnormal, 1.0, f"{low:.9g} <= got <= {high:.9g}", f"at {normal!r} it is {g[0]!r}"
                 ),
             )
@@ -182,9 +182,9 @@ def subnormals(case: Case) -> None:
         if zero == 0 and y[1] == 0 and ratio > 0.01 and abs(y[0] / normal - g[0]) < 0.1 * abs(g[0]):
             script = "\n".join(
                 [
-                    *case.header(),
-                    case.make_x([subnormal]),
-                    f"y = act(x){case.pick}.item()",
+                    *case.script.header(),
+                    case.script.make_x([subnormal]),
+                    f"y = act(x){case.script.pick}.item()",
                     "print(y)",
                     'assert y != 0, "flushed to zero"',
                 ]
@@ -209,5 +209,5 @@ def subnormals(case: Case) -> None:
                 cotangent=small,
                 got=0.0,
                 allowed=f"about {float(case.reverse(case.tensor([value]))[0]) * small!r}",
-                script=case.gradient_script(value, small, "got != 0", f"cotangent {literal(small)}"),
+                script=case.script.gradient(value, small, "got != 0", f"cotangent {literal(small)}"),
             )

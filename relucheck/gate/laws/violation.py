@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 
 from relucheck.errors import FAILED, RelucheckError
+from relucheck.gate.verdicts import item_id
 from relucheck.numerics.bits import ulp_distance
 from relucheck.numerics.dtypes import dtype_name
 
 #: *error*: against mathematics or a declared convention. *notice*: a mode that is not supported, a convention inside the
 #: allowed set that differs from torch's, a value that is reported and not judged.
 Level = Literal["error", "notice"]
-LEVELS: Final[tuple[Level, ...]] = ("error", "notice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class LawViolation(RelucheckError, AssertionError):
     @property
     def id(self) -> str:
         """``Activation/law/dtype``, as expected failures and ``-k`` name it."""
-        return item_id(self.activation, self.law, self.dtype, self.device)
+        return item_id(self.activation, self.law, dtype_name(self.dtype), self.device)
 
     def text(self) -> str:
         """The whole message, several lines."""
@@ -107,11 +107,6 @@ class LawViolation(RelucheckError, AssertionError):
         if found.script:
             lines += ["  reproduce:", *(f"    {line}" for line in found.script.rstrip().split("\n"))]
         return "\n".join(lines)
-
-
-def item_id(activation: str, law: str, dtype: torch.dtype, device: str = "cpu") -> str:
-    """``Activation/law/dtype``; devices other than the CPU are appended as ``@device``."""
-    return f"{activation}/{law}/{dtype_name(dtype)}" + ("" if device == "cpu" else f"@{device}")
 
 
 def hexadecimal(value: float) -> str:

@@ -1,0 +1,42 @@
+"""The kink table of a case: what the gate reports about every kink, whether or not a law holds there."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from relucheck.gate.laws.case import Case
+
+
+def kink_rows(case: Case) -> list[dict[str, object]]:
+    """The kink table of a case: where, left, right, jump, and the subgradient in every mode that runs (None elsewhere).
+
+    A kink that the dtype cannot represent shows the gradient at its rounded position (``rounded`` says which).
+    """
+    rows: list[dict[str, object]] = []
+    for kink in case.kinks:
+        x = case.tensor([kink.at])
+        modes: dict[str, float | None] = {"reverse": float(case.reverse(x)[0])}
+        try:
+            modes["forward"] = float(torch.func.jvp(case.f, (x,), (torch.ones_like(x),))[1][0])
+        except Exception:
+            modes["forward"] = None
+        try:
+            modes["vmap"] = float(torch.func.vmap(torch.func.grad(lambda t: case.f(t.reshape(1)).sum()))(x)[0])
+        except Exception:
+            modes["vmap"] = None
+        rows.append(
+            {
+                "at": kink.at,
+                "left": kink.left if math.isfinite(kink.left) else None,
+                "right": kink.right if math.isfinite(kink.right) else None,
+                "jump": kink.jump,
+                "singular": kink.singular,
+                "rounded": None if case.represents(kink) else case.rounded(kink.at),
+                "subgradient": {
+                    name: (value if value is None or math.isfinite(value) else str(value)) for name, value in modes.items()
+                },
+            }
+        )
+    return rows

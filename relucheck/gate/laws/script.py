@@ -1,0 +1,96 @@
+"""Scripts that reproduce a violation: what their lines have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from relucheck.gate.laws.violation import literal
+from relucheck.gate.subject import Subject
+from relucheck.numerics.dtypes import dtype_name
+
+
+def interval(low: float, high: float) -> str:
+    """The allowed values as a message says them."""
+    return f"{low!r}" if low == high else f"[{low!r}, {high!r}]"
+
+
+def within(expression: str, low: float, high: float, tolerance: float) -> str:
+    """The condition of a script that an expression lies in an interval, up to a tolerance."""
+    return f"{low - tolerance:.9g} <= {expression} <= {high + tolerance:.9g}"
+
+
+class Script:
+    """The lines of reproducing scripts about one activation in one dtype on one device."""
+
+    def __init__(self, subject: Subject, dtype: torch.dtype, device: str) -> None:
+        self.subject, self.dtype, self.device = subject, dtype, device
+
+    def header(self, *, copying: bool = True) -> list[str]:
+        """First lines of a reproducing script: they define ``act``, in the dtype under test.
+
+        An activation that writes to its input works on a copy of it, unless ``copying`` is False.
+        """
+        source = self.subject.activation.source
+        line, expression = source or ("", f"{self.subject.name}  # construct the activation here")
+        act = f"act = {expression}"
+        lines = [*dict.fromkeys(["import torch", *filter(None, [line])])]
+        if isinstance(self.subject.original, nn.Module):
+            if self.subject.has_state():
+                lines.append("torch.manual_seed(0)")
+            act = f"{act}.to({self.place})" if source else act
+            if self.subject.evaluating:
+                act += ".eval()"
+        lines.append(act)
+        if self.subject.channel:
+            count = self.subject.channels
+            lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # channels get different ones")
+            lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
+        return lines + (self.copying() if copying else [])
+
+    def copying(self) -> list[str]:
+        """Lines of a script that let ``act`` work on a copy of its input; none where it does not write to it."""
+        if not self.subject.writes:
+            return []
+        if isinstance(self.subject.original, nn.Module):
+            return ["act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone())"]
+        return ["overwriting = act", "act = lambda x, **more: overwriting(x.clone(), **more)"]
+
+    @property
+    def place(self) -> str:
+        """The dtype, and the device where it is not the CPU, as arguments of ``to`` and of ``torch.tensor``."""
+        if self.device == "cpu":
+            return f"dtype=torch.{dtype_name(self.dtype)}"
+        return f'dtype=torch.{dtype_name(self.dtype)}, device="{self.device}"'
+
+    def make_x(self, values: Sequence[float], name: str = "x") -> str:
+        """A line of a script that makes the input, in the layout that the activation wants."""
+        numbers = ", ".join(literal(value) for value in values)
+        line = f"{name} = torch.tensor([{numbers}], {self.place})"
+        shape = self.subject.shape
+        if shape != (-1,):
+            view = tuple(n if n == -1 else 1 for n in shape)
+            line += f".reshape{view}.expand{shape}.clone()"
+        return line + ".requires_grad_()"
+
+    @property
+    def pick(self) -> str:
+        """What selects the looked-at elements of a result in a script: an index, empty for plain vectors."""
+        shape = self.subject.shape
+        if shape == (-1,):
+            return ""
+        return "[" + ", ".join(":" if n == -1 else str(min(self.subject.channel, n - 1)) for n in shape) + "]"
+
+    def gradient(self, x: float, cotangent: float, condition: str, comment: str) -> str:
+        """A script that computes one gradient and asserts ``condition`` about the number ``got``."""
+        lines = [
+            *self.header(),
+            self.make_x([x]),
+            f"act(x).backward(torch.full_like(x, {literal(cotangent)}))",
+            f"got = x.grad{self.pick}.item()",
+            f'print("gradient", got)  # {comment}',
+            f"assert {condition}, got",
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""Which activations are equal spellings: numerically the same function, among themselves and with torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from relucheck.gate.frameworks import functions
+from relucheck.gate.isolation.guard import TimeLimitExceeded
+from relucheck.gate.subject import Subject
+
+
+def equal_spellings_of(
+    subjects: Mapping[str, Subject], scan: tuple[float, float], guard: Callable[[], AbstractContextManager[Any]]
+) -> dict[str, dict[str, Subject]]:
+    """For every activation the others that are numerically the same function: of the run, and torch's own.
+
+    Args:
+        subjects: the activations of the run, by name.
+        scan: range in which kinks of torch's own are looked for.
+        guard: what calls of an activation run in.
+    """
+    x = torch.cat([torch.linspace(-8, 8, 513, dtype=torch.float64), torch.tensor([-100.0, -20.0, 20.0, 100.0]).double()])
+    known = dict(subjects)
+    for activation in functions():
+        known[f"torch.nn.functional.{activation.name}"] = Subject(activation, scan)
+    values: dict[str, torch.Tensor] = {}
+    for name, subject in known.items():
+        try:
+            with guard():
+                values[name] = subject.exact(torch.float64)(x)
+        except (Exception, TimeLimitExceeded):
+            continue
+    groups: dict[str, dict[str, Subject]] = {}
+    for name, subject in subjects.items():
+        declared = subject.activation.same_as
+        if declared is not None and declared in known:
+            groups.setdefault(name, {})[declared] = known[declared]
+        if name not in values or subject.activation.surrogate:
+            continue
+        for other, theirs in values.items():
+            if other == name or (other in subjects and subjects[other].activation.surrogate):
+                continue
+            mine = values[name]
+            if mine.shape == theirs.shape and bool(((mine - theirs).abs() <= 1e-9 * (1 + mine.abs())).all()):
+                groups.setdefault(name, {})[other] = known[other]
+    return groups
