@@ -48,7 +48,7 @@ class ExpectedFailure:
 
 @dataclasses.dataclass(frozen=True)
 class GateConfig:
-    """Everything a run of the gate is told.
+    """What a run of the gate looks at, and how.
 
     Attributes:
         targets: modules, ``module:attribute`` or .py files.

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from relucheck.activations.kinks import Activation
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover, given
 from relucheck.gate.isolation.forks import StrayChild
 from relucheck.gate.isolation.guard import TimeLimitExceeded, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
-from relucheck.gate.laws.case import Case
-from relucheck.gate.laws.violation import LawViolation, NotApplicable
 from relucheck.gate.spellings import equal_spellings_of
 from relucheck.gate.subject import Disconnected, NotAnActivation, Subject, TargetError, error_text
 from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged

@@ -56,7 +56,7 @@ class Verdict:
     Attributes:
         outcome: passed, failed, notice (reported, does not fail the run), expected (a listed failure) or skipped.
         message: what was found; empty for passed.
-        counterexample: fields of :class:`~relucheck.gate.laws.violation.Counterexample`, None without one.
+        counterexample: fields of :class:`~relucheck.gate.cases.violation.Counterexample`, None without one.
         kinks: rows of the kink table that this item contributes, None where its law contributes none.
         seconds: how long it took.
     """

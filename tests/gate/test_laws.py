@@ -15,9 +15,9 @@ import torch
 import relucheck.gate
 from relucheck.activations.kinks import Activation
 from relucheck.gate import run as gate_run
+from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.config import CONVENTIONS, GateConfig
 from relucheck.gate.laws import LAWS
-from relucheck.gate.laws.violation import NotApplicable
 from relucheck.gate.run import Gate, kink_laws
 from relucheck.gate.subject import Disconnected, Subject
 

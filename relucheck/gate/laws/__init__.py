@@ -1,8 +1,8 @@
 """All laws, by name. Each is a small pure function in one of the files of this package; this one says which there are.
 
-A law looks at a :class:`~relucheck.gate.laws.case.Case` and returns, or raises
-:class:`~relucheck.gate.laws.violation.LawViolation` (a counterexample, with a level) or
-:class:`~relucheck.gate.laws.violation.NotApplicable` (it has nothing to say here, and why).
+A law looks at a :class:`~relucheck.gate.cases.case.Case` and returns, or raises
+:class:`~relucheck.gate.cases.violation.LawViolation` (a counterexample, with a level) or
+:class:`~relucheck.gate.cases.violation.NotApplicable` (it has nothing to say here, and why).
 """
 
 from __future__ import annotations
@@ -21,15 +21,11 @@ from relucheck.gate.laws import (
     special_values,
 )
 from relucheck.gate.laws.law import REGISTRY, Law
-from relucheck.gate.laws.violation import Counterexample, LawViolation, NotApplicable
 
 __all__ = [
     "EXPLAINS_FAILURE",
     "LAWS",
-    "Counterexample",
     "Law",
-    "LawViolation",
-    "NotApplicable",
 ]
 
 #: Every law by name.

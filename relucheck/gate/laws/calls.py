@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.probing import dyadic, first
 from relucheck.gate.isolation.guard import preserved_state
-from relucheck.gate.laws.case import Case
 from relucheck.gate.laws.law import law
-from relucheck.gate.laws.probing import dyadic, first
 from relucheck.gate.subject import Disconnected, error_text
 from relucheck.numerics.bits import differs
 

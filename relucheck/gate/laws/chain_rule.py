@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from relucheck.gate.laws.case import TAIL_LENGTH, Case
+from relucheck.gate.cases.case import TAIL_LENGTH, Case
+from relucheck.gate.cases.probing import dyadic, first
+from relucheck.gate.cases.violation import literal
 from relucheck.gate.laws.law import law
-from relucheck.gate.laws.probing import dyadic, first
-from relucheck.gate.laws.violation import literal
 from relucheck.numerics.bits import differs
 
 

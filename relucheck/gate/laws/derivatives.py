@@ -9,12 +9,12 @@ from torch import Tensor
 
 from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Kink
-from relucheck.gate.laws.case import Case
-from relucheck.gate.laws.kink_table import kink_rows
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.kink_table import kink_rows
+from relucheck.gate.cases.probing import first
+from relucheck.gate.cases.script import interval, within
+from relucheck.gate.cases.violation import LawViolation, NotApplicable, literal
 from relucheck.gate.laws.law import law
-from relucheck.gate.laws.probing import first
-from relucheck.gate.laws.script import interval, within
-from relucheck.gate.laws.violation import LawViolation, NotApplicable, literal
 
 
 def declared_at(case: Case, kink: FoundKink) -> Kink | None:

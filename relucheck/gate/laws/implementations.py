@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from relucheck.gate.laws.case import Case
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.probing import first
+from relucheck.gate.cases.script import within
+from relucheck.gate.cases.violation import NotApplicable, literal
 from relucheck.gate.laws.law import law
-from relucheck.gate.laws.probing import first
-from relucheck.gate.laws.script import within
-from relucheck.gate.laws.violation import NotApplicable, literal
 
 
 def _compare(case: Case, theirs: Tensor, label: str, *, at_kinks: str = "error", source: str = "") -> None:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
-from relucheck.gate.laws.case import Case
+from relucheck.gate.cases.case import Case
 
 Check = Callable[[Case], None]
 KinkRows = Callable[[Case], list[dict[str, Any]]]
@@ -23,8 +23,8 @@ class Law:
 
     Attributes:
         name: second part of an item's id.
-        check: raises :class:`~relucheck.gate.laws.violation.LawViolation` where the property does not hold,
-            :class:`~relucheck.gate.laws.violation.NotApplicable` where it says nothing.
+        check: raises :class:`~relucheck.gate.cases.violation.LawViolation` where the property does not hold,
+            :class:`~relucheck.gate.cases.violation.NotApplicable` where it says nothing.
         summary: one sentence, from the function's docstring.
         applies: whether an activation, in a dtype on a device, gets an item for it at all.
         frameworks: the frameworks whose own modes it speaks of; None where it asks nothing but a

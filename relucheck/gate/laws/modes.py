@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relucheck.gate.laws.case import Case
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.probing import dyadic, first
 from relucheck.gate.laws.law import law
-from relucheck.gate.laws.probing import dyadic, first
 
 
 def _agrees(case: Case, a: Tensor, b: Tensor, x: Tensor, units: float = 16) -> Tensor:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relucheck.gate.laws.case import Case
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.probing import dyadic, first
+from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.laws.law import law
-from relucheck.gate.laws.probing import dyadic, first
-from relucheck.gate.laws.violation import NotApplicable
 from relucheck.gate.subject import SEED, Subject, made
 from relucheck.numerics.bits import differs
 

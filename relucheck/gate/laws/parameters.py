@@ -7,10 +7,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.gate.laws.case import Case
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.probing import dyadic
+from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.laws.law import REGISTRY, law
-from relucheck.gate.laws.probing import dyadic
-from relucheck.gate.laws.violation import LawViolation, NotApplicable
 
 #: Channels beyond the first that are looked at: the last ones, so that a mix-up of first and last shows.
 _MOST_CHANNELS: Final = 3

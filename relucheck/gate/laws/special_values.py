@@ -7,10 +7,10 @@ import math
 import torch
 
 from relucheck.activations.kink_search import derivatives
-from relucheck.gate.laws.case import Case
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.probing import first
+from relucheck.gate.cases.violation import literal
 from relucheck.gate.laws.law import law
-from relucheck.gate.laws.probing import first
-from relucheck.gate.laws.violation import literal
 
 
 @law()

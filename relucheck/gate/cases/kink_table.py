@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from relucheck.gate.laws.case import Case
+from relucheck.gate.cases.case import Case
 
 
 def kink_rows(case: Case) -> list[dict[str, object]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from relucheck.gate.laws.violation import literal
+from relucheck.gate.cases.violation import literal
 from relucheck.gate.subject import Subject
 from relucheck.numerics.dtypes import dtype_name
 

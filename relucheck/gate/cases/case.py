@@ -15,9 +15,9 @@ from torch import Tensor
 
 from relucheck.activations.kink_search import FoundKink, derivatives
 from relucheck.activations.kinks import Activation
+from relucheck.gate.cases.script import Script
+from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal, ulps_between
 from relucheck.gate.config import GateConfig
-from relucheck.gate.laws.script import Script
-from relucheck.gate.laws.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal, ulps_between
 from relucheck.gate.subject import Subject, error_text
 from relucheck.numerics.bits import all_values, neighbour
 
