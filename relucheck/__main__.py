@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="run these comparisons alone: a name, else a glob or a precision (repeatable)",
+        help="run these comparisons alone: a name, else a glob or an arithmetic (repeatable)",
     )
     reproduce.add_argument(
         "--executor",

@@ -26,7 +26,8 @@ from relucheck.networks.strategies import examples
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
-from relucheck.numerics.emulation import Emulation, emulate
+from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.layers import emulate
 
 Matrix = list[list[Fraction]]
 

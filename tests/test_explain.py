@@ -33,7 +33,8 @@ from relucheck.numerics import dyadics
 from relucheck.numerics.bits import differs
 from relucheck.numerics.determinism import deterministic, generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
-from relucheck.numerics.emulation import Emulation, emulate
+from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.layers import emulate
 from relucheck.reproduction.experiments import explained
 
 Y = torch.tensor([1])

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction import cost
 from relucheck.reproduction.cost import expected_seconds, in_words
 from relucheck.reproduction.experiments import mlp
@@ -49,7 +50,12 @@ def test_e1_is_the_published_one(scale: str) -> None:
         else:
             assert (settings.widths, settings.epochs, settings.optimiser.lr) == ((2000,), 2, 0.001)
             assert settings.seeds[0] == 42069
-    assert {settings.precision.dtype for settings in found.values()} >= {"float64", "float32", "bfloat16", "float16"}
+    assert {dtype_name(settings.arithmetic.dtype) for settings in found.values()} >= {
+        "float64",
+        "float32",
+        "bfloat16",
+        "float16",
+    }
     assert {"b21-float32", "b21-float64"} <= set(found)
 
 
@@ -75,18 +81,18 @@ def test_e2_full_is_the_published_one_over_ten_seeds() -> None:
 def test_e2_full_has_every_arithmetic_and_variation() -> None:
     found = _by_name("E2", "full")
     published = [settings for name, settings in found.items() if settings.widths and _plain(settings)]
-    labels = {settings.precision.name for settings in published}
-    assert {"float32", "float32 tf32"} <= labels
+    labels = {settings.arithmetic.name for settings in published}
+    assert {"float32", "float32 TF32"} <= labels
     assert "float32 strict" not in labels, "PyTorch's default is strict in float32"
     for label in ("bfloat16", "float16", "mixed bfloat16", "mixed float16"):
         assert {label, f"{label} strict"} <= labels
-    assert {"float64", "float32 tf32", "bfloat16 emulated (product)", "bfloat16 emulated (split-k 4)"} <= labels
+    assert {"float64", "float32 TF32", "bfloat16 emulated (product)", "bfloat16 emulated (split-k 4)"} <= labels
     assert {settings.data for settings in found.values()} == {"mnist", "fashionmnist"}
     assert {settings.activation for settings in found.values()} == {"relu", "relu6", "leaky_relu"}
     assert {settings.optimiser.name for settings in found.values()} == {"adam", "sgd"}
     assert {settings.batch_norm for settings in found.values()} == {False, True}
     # Adam in float16 is run as it is, and with a stated eps
-    assert {s.optimiser.eps for s in published if s.precision.name == "float16"} == {1e-8, 1e-4}
+    assert {s.optimiser.eps for s in published if s.arithmetic.name == "float16"} == {1e-8, 1e-4}
 
 
 def _plain(settings: Settings) -> bool:
@@ -112,7 +118,7 @@ def test_e2_on_a_cpu() -> None:
         assert (len(settings.seeds), settings.epochs) == (5, 15)
     assert (len(found["bfloat16-15-epochs"].seeds), found["bfloat16-15-epochs"].epochs) == (3, 15)
     assert found["float16-product-3-epochs"].optimiser.eps == 1e-4
-    assert not any(settings.precision.strict or settings.precision.tf32 for settings in found.values())
+    assert not any(settings.arithmetic.reduction != (True, True) or settings.arithmetic.tf32 for settings in found.values())
 
 
 def test_what_is_required_of_a_cpu_comes_first_and_dearer_things_last() -> None:
@@ -164,7 +170,7 @@ def test_e3_reads_e2s_runs(scale: str) -> None:
     e3 = {settings.digest for settings in _by_name("E3", scale).values()}
     assert e3
     assert e3 <= e2
-    labels = {settings.precision.name for settings in _by_name("E3", scale).values()}
+    labels = {settings.arithmetic.name for settings in _by_name("E3", scale).values()}
     assert {"float32", "bfloat16"} <= labels, "16 and 32 bits side by side"
 
 
@@ -175,12 +181,12 @@ def test_what_is_stated_is_measured_by_a_comparison_of_that_scale(scale: str) ->
         settings = found[stated.comparison]
         assert any((m.subgradient, m.rule) == (stated.subgradient, stated.rule) for m in settings.members), stated
         assert stated.epoch is None or stated.epoch <= settings.epochs
-        emulated = settings.precision.emulation is not None
+        emulated = settings.arithmetic.emulation is not None
         assert (stated.kernels == "any") == emulated, "a CPU's own kernels are said to be no others"
         assert scale == "cpu" or emulated
     assert {name for name in SCENARIOS["E2"].published[scale] if name in found} >= {"float32", "bfloat16"}
     if scale == "cpu":
-        native = {name for name, settings in found.items() if settings.precision.name == "bfloat16"}
+        native = {name for name, settings in found.items() if settings.arithmetic.name == "bfloat16"}
         assert native <= {stated.comparison for stated in SCENARIOS["E2"].stated[scale]}
         assert native <= set(SCENARIOS["E2"].published[scale])
     assert set(SCENARIOS["E2"].published[scale]) <= set(found)
@@ -232,7 +238,7 @@ def test_unknown_scale() -> None:
     ("only", "chosen"),
     [
         (["float32"], ["float32"]),
-        (["bfloat16"], ["bfloat16"]),  # and not bfloat16-15-epochs, which has that precision
+        (["bfloat16"], ["bfloat16"]),  # and not bfloat16-15-epochs, which has that arithmetic
         (["bfloat16 emulated (product)"], ["bfloat16-product-3-epochs", "bfloat16-product"]),
         (
             ["*-3-epochs"],
@@ -240,7 +246,7 @@ def test_unknown_scale() -> None:
         ),
         (["bfloat16-product", "float32"], ["float32", "bfloat16-product"]),
     ],
-    ids=["name", "name of a precision", "precision", "glob", "two"],
+    ids=["name", "name of an arithmetic", "arithmetic", "glob", "two"],
 )
 def test_only(only: list[str], chosen: list[str]) -> None:
     assert [comparison.name for comparison in SCENARIOS["E2"].comparisons("cpu", only)] == chosen
@@ -248,7 +254,7 @@ def test_only(only: list[str], chosen: list[str]) -> None:
 
 def test_only_of_something_unknown() -> None:
     with pytest.raises(
-        ScenarioError, match="E2 at scale cpu has no comparison or precision 'bfloat61'; did you mean 'bfloat16'"
+        ScenarioError, match="E2 at scale cpu has no comparison or arithmetic 'bfloat61'; did you mean 'bfloat16'"
     ):
         SCENARIOS["E2"].comparisons("cpu", ["float32", "bfloat61"])
 

@@ -20,7 +20,7 @@ from relucheck.training import checkpoints, engine
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.result import Result
-from relucheck.training.settings import Member, Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Member, Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
 from tests.training_case import SETTINGS
 
@@ -97,7 +97,7 @@ def test_control_that_differs_makes_the_comparison_void(bit: str, monkeypatch: p
 
 def test_plain_adam_in_float16_diverges_and_says_when() -> None:
     """eps = 1e-8 is 0 in float16, and where a gradient is 0 the first step is 0 / 0."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), epochs=1)
+    settings = dataclasses.replace(SETTINGS, arithmetic=Arithmetic.parse("float16"), epochs=1)
     assert settings.optimiser == Optimiser("adam", 1e-3, 1e-8)  # what a user gets who states nothing
     result = train(settings, progress=False)
     assert result.void is None
@@ -169,13 +169,6 @@ def test_bad_settings_are_refused_with_the_fix(change: dict[str, Any], message: 
         (lambda: Optimiser("lion"), "optimiser='lion'"),
         (lambda: Optimiser(lr=0), "lr=0: must be a finite number above 0"),
         (lambda: Optimiser(momentum=0.9), "Adam has none"),
-        (lambda: Precision("float8"), "dtype 'float8' is not supported"),
-        (lambda: Precision("bfloat16", mixed="float16"), "weights are float32"),
-        (lambda: Precision("float32", mixed="float64"), "mixed='float64'"),
-        (lambda: Precision("bfloat16", emulation="exact"), "emulation='exact'"),
-        (lambda: Precision("bfloat16", emulation="split-k"), "at least 2 parts"),
-        (lambda: Precision("bfloat16", emulation="tf32"), "use float32"),
-        (lambda: Precision("float32", strict=True, tf32=True), "strict means no TF32"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -232,18 +225,18 @@ def test_determinism_and_arithmetic_are_on_in_every_step(
     original = kind.step
 
     def reading(self: Any, *rest: int) -> None:
-        reduced = Arithmetic.current(torch.bfloat16).reduced_precision
+        reduced = Arithmetic.current(torch.bfloat16).reduction
         deterministic = torch.are_deterministic_algorithms_enabled()
         seen.append((deterministic, reduced, torch.utils.deterministic.fill_uninitialized_memory))
         original(self, *rest)
 
     monkeypatch.setattr(kind, "step", reading)
     before = torch.are_deterministic_algorithms_enabled(), Arithmetic.current(torch.bfloat16)
-    other = dataclasses.replace(before[1], reduced_precision=strict)  # the user has what the run must not have
+    other = dataclasses.replace(before[1], reduction=(strict, strict))  # the user has what the run must not have
     with other.active():
-        settings = dataclasses.replace(SETTINGS, precision=Precision("bfloat16", strict=strict), epochs=1)
+        settings = dataclasses.replace(SETTINGS, arithmetic="bfloat16 strict" if strict else "bfloat16", epochs=1)
         train(settings, progress=False, executor=executor)
-    assert set(seen) == {(True, not strict, False)}
+    assert set(seen) == {(True, (not strict, not strict), False)}
     assert before == (torch.are_deterministic_algorithms_enabled(), Arithmetic.current(torch.bfloat16))
 
 

@@ -14,11 +14,12 @@ from relucheck import data
 from relucheck.activations import modules as activations_modules
 from relucheck.activations import rules
 from relucheck.bifurcation import subgradient as bifurcation_subgradient
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
 from relucheck.training.forking import ForkingExecutor, Split
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings, members_of
 
 SETTINGS = Settings(
     "digits",
@@ -32,33 +33,33 @@ SETTINGS = Settings(
 )
 CPU = torch.device("cpu")
 VARIATIONS: dict[str, dict[str, Any]] = {
-    "float64": {"precision": Precision("float64")},
+    "float64": {"arithmetic": Arithmetic.parse("float64")},
     "float32": {},
-    "bfloat16": {"precision": Precision("bfloat16")},
-    "float16": {"precision": Precision("float16")},
-    "mixed bfloat16": {"precision": Precision("float32", mixed="bfloat16")},
-    "mixed float16": {"precision": Precision("float32", mixed="float16")},
-    "product": {"precision": Precision("bfloat16", emulation="product")},
-    "split-k": {"precision": Precision("bfloat16", emulation="split-k 4")},
-    "product float16": {"precision": Precision("float16", emulation="product")},
-    "tf32": {"precision": Precision("float32", emulation="tf32")},
-    "rounded": {"precision": Precision("bfloat16", emulation="rounded")},
+    "bfloat16": {"arithmetic": Arithmetic.parse("bfloat16")},
+    "float16": {"arithmetic": Arithmetic.parse("float16")},
+    "mixed bfloat16": {"arithmetic": Arithmetic.parse("mixed bfloat16")},
+    "mixed float16": {"arithmetic": Arithmetic.parse("mixed float16")},
+    "product": {"arithmetic": Arithmetic.parse("bfloat16 emulated (product)")},
+    "split-k": {"arithmetic": Arithmetic.parse("bfloat16 emulated (split-k 4)")},
+    "product float16": {"arithmetic": Arithmetic.parse("float16 emulated (product)")},
+    "tf32": {"arithmetic": Arithmetic.parse("float32 emulated (tf32)")},
+    "rounded": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded)")},
     "sgd": {"optimiser": Optimiser("sgd", lr=0.1)},
-    "sgd bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9), "precision": Precision("bfloat16")},
+    "sgd bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9), "arithmetic": Arithmetic.parse("bfloat16")},
     "sgd momentum": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
     "adam fused": {"optimiser": Optimiser(eps=1e-4, fused=True)},
-    "adam fused bfloat16": {"optimiser": Optimiser(fused=True), "precision": Precision("bfloat16")},
-    "adam fused float16": {"optimiser": Optimiser(eps=1e-4, fused=True), "precision": Precision("float16")},
-    "adam fused mixed": {"optimiser": Optimiser(fused=True), "precision": Precision("float32", mixed="float16")},
-    "adam float16, diverges": {"optimiser": Optimiser(), "precision": Precision("float16")},
+    "adam fused bfloat16": {"optimiser": Optimiser(fused=True), "arithmetic": Arithmetic.parse("bfloat16")},
+    "adam fused float16": {"optimiser": Optimiser(eps=1e-4, fused=True), "arithmetic": Arithmetic.parse("float16")},
+    "adam fused mixed": {"optimiser": Optimiser(fused=True), "arithmetic": Arithmetic.parse("mixed float16")},
+    "adam float16, diverges": {"optimiser": Optimiser(), "arithmetic": Arithmetic.parse("float16")},
     "sgd mixed float16": {
         "optimiser": Optimiser("sgd", lr=0.1, momentum=0.9),
-        "precision": Precision("float32", mixed="float16"),
+        "arithmetic": Arithmetic.parse("mixed float16"),
     },
     "sgd fused": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9, fused=True)},
-    "sgd fused bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, fused=True), "precision": Precision("bfloat16")},
+    "sgd fused bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, fused=True), "arithmetic": Arithmetic.parse("bfloat16")},
     "batch norm": {"batch_norm": True},
-    "batch norm bfloat16": {"batch_norm": True, "precision": Precision("bfloat16", emulation="product")},
+    "batch norm bfloat16": {"batch_norm": True, "arithmetic": Arithmetic.parse("bfloat16 emulated (product)")},
     "dropout": {"dropout": 0.2},
     "shuffle": {"shuffle": True},
     "relu6": {"activation": "relu6", "members": members_of([3], [-0.5, 1.0], second=0.5)},
@@ -71,14 +72,14 @@ def _splits(settings: Settings) -> tuple[Split, Split]:
     for split, count in (("train", settings.train_samples), ("test", settings.test_samples)):
         loaded = data.load("digits", split)
         order = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(0))[:count]
-        images = data.scale(loaded.images[order], settings.precision.torch_dtype)
+        images = data.scale(loaded.images[order], settings.arithmetic.dtype)
         found.append(Split(images, loaded.labels[order]))
     return found[0], found[1]
 
 
 def _run(settings: Settings, **options: Any) -> ForkingExecutor:
     train, test = _splits(settings)
-    with settings.precision.arithmetic.active(), deterministic():
+    with settings.arithmetic.active(), deterministic():
         run = ForkingExecutor(settings, settings.seeds[0], train, test, CPU, **options)
         steps = -(-len(train) // settings.batch_size)
         for epoch in range(settings.epochs):
@@ -210,7 +211,7 @@ def test_a_frozen_parameter_stays() -> None:
 
 def test_runs_that_diverge_as_one_never_differed() -> None:
     """NaN is unequal to itself, the same bits are not: members by themselves must tell what the merged ones tell."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=Optimiser())
+    settings = dataclasses.replace(SETTINGS, arithmetic=Arithmetic.parse("float16"), optimiser=Optimiser())
     forked, apart = _run(settings), _run(settings, apart=True)
     assert {result.forked_at for result in forked.results.values()} == {None}
     assert {result.outcome for result in forked.results.values()} == {"diverged: non-finite at step 1"}
@@ -272,7 +273,7 @@ PLAIN: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("dtype", PLAIN)
 def test_chain_equals_a_plain_loop_with_public_modules(dtype: str, fused: bool) -> None:
     """relucheck's public modules, set_subgradient, torch's own optimiser: the chain rule's member is that run."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision(dtype), optimiser=Optimiser(eps=1e-4, fused=fused))
+    settings = dataclasses.replace(SETTINGS, arithmetic=dtype, optimiser=Optimiser(eps=1e-4, fused=fused))
     options = {"fused": True} if fused else {}  # as its users write it
     run = _run(settings)
     train, _ = _splits(settings)

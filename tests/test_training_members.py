@@ -13,10 +13,11 @@ from torch import nn
 
 from relucheck.activations import rules
 from relucheck.activations.rules import injected
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import model as training_model
 from relucheck.training.forking import Branch, ForkingExecutor, Split, same_gradients
 from relucheck.training.model import Clock, Switch, build, stream
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def test_initialisation_is_torchs_own_and_of_the_seed(batch_norm: bool) -> None:
         for one, other in zip(found, linear, strict=True):
             assert torch.equal(one.weight, other.weight)
             assert torch.equal(one.bias, other.bias)
-        half = build(dataclasses.replace(settings, precision=Precision("bfloat16")), seed, Clock(seed), Switch())
+        half = build(dataclasses.replace(settings, arithmetic=Arithmetic.parse("bfloat16")), seed, Clock(seed), Switch())
         for mine, wide in zip(half.parameters(), model.parameters(), strict=True):
             assert torch.equal(mine, wide.bfloat16())
     assert not torch.equal(*(next(model.parameters()) for model in ours.values()))
@@ -139,7 +140,7 @@ def test_injected_is_divided_by_the_loss_scale(
     kind: str, mixed: str, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bias of a unit that is 0 on all 4 images moves by 4 s, where a scaler is used by 4 s / scale."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float32", mixed=mixed))
+    settings = dataclasses.replace(SETTINGS, arithmetic=f"mixed {mixed}")
     original = training_model.build
 
     def dead(*rest: Any) -> Any:
@@ -169,8 +170,8 @@ def test_injected_is_divided_by_the_loss_scale(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_test_loss_is_computed_from_wide_logits(dtype: str) -> None:
-    settings = dataclasses.replace(SETTINGS, precision=Precision(dtype), optimiser=Optimiser("sgd", 0.1))
-    images = torch.rand(200, 784, generator=torch.Generator().manual_seed(0)).to(settings.precision.torch_dtype)
+    settings = dataclasses.replace(SETTINGS, arithmetic=dtype, optimiser=Optimiser("sgd", 0.1))
+    images = torch.rand(200, 784, generator=torch.Generator().manual_seed(0)).to(settings.arithmetic.dtype)
     split = Split(images, torch.arange(200) % 10)
     run = ForkingExecutor(settings, 3, split, split, CPU)
     run.begin(0)

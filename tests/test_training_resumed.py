@@ -215,7 +215,11 @@ def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path, m
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "SCHEMA", 99)
-        with pytest.raises(CheckpointError, match="is of schema 1, this run has 99"):
+        with pytest.raises(CheckpointError, match="is of schema 2, this run has 99"):
+            checkpoints.load_result(tmp_path, SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SCHEMA", 3)
+        with pytest.raises(CheckpointError, match=r"is of schema 2, this run has 3: python tools/migrate_results\.py"):
             checkpoints.load_result(tmp_path, SETTINGS)
     assert checkpoints.load_result(tmp_path, SETTINGS) == unbroken  # to report it, wherever it is from
     with pytest.raises(CheckpointError, match=r"is of other settings .*batch_size 32 there, 16 here"):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import forking
 from relucheck.training import model as training_model
 from relucheck.training import optimisers as training_optimisers
@@ -18,7 +19,7 @@ from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.model import Clock, Switch
 from relucheck.training.optimisers import Scaled
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
 
 SETTINGS = Settings(
@@ -26,7 +27,7 @@ SETTINGS = Settings(
     (16, 12),
     members_of([3], [1.0]),
     optimiser=Optimiser(),
-    precision=Precision("float32", mixed="float16"),
+    arithmetic=Arithmetic.parse("mixed float16"),
     epochs=2,
     batch_size=32,
     train_samples=144,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from relucheck.numerics.dtypes import as_dtype
 from relucheck.reproduction import published
 from relucheck.reproduction.experiments import volumes
 from relucheck.reproduction.published import PublishedCell
@@ -71,12 +72,12 @@ def test_every_published_figure_has_its_cell(scale: str) -> None:
                 theirs.batch_size,
             )
             assert (cell.sample_size or 60_000) == theirs.sample_size
-            assert torch.finfo(getattr(torch, cell.dtype)).bits == theirs.precision_bits
-            assert cell.dtype != "bfloat16"
+            assert torch.finfo(cell.arithmetic.dtype).bits == theirs.precision_bits
+            assert cell.arithmetic.dtype != torch.bfloat16
         assert entry.comparable == (theirs is not None and theirs.computed)
     columns = {(entry.source, entry.varied, entry.x) for entry in entries}
     for dtype in ("float16", "bfloat16", "float32", "float64"):
-        assert {(e.source, e.varied, e.x) for e in entries if e.cell.dtype == dtype} == columns
+        assert {(e.source, e.varied, e.x) for e in entries if e.cell.arithmetic.dtype == as_dtype(dtype)} == columns
 
 
 def test_full_scale_has_the_published_draws_and_both_arithmetics() -> None:
@@ -84,7 +85,7 @@ def test_full_scale_has_the_published_draws_and_both_arithmetics() -> None:
     assert all(entry.cell.draws == {"B21": 1000, "R22": 100}[entry.source] for entry in entries)
     columns = {(entry.source, entry.varied, entry.x) for entry in entries}
     for arithmetic in ("float16", "float16 strict", "bfloat16", "bfloat16 strict", "float32", "float32 TF32", "float64"):
-        assert {(e.source, e.varied, e.x) for e in entries if e.cell.arithmetic == arithmetic} == columns
+        assert {(e.source, e.varied, e.x) for e in entries if e.cell.arithmetic.name == arithmetic} == columns
 
 
 def test_the_cpu_scale_fits_its_budget_and_favours_float32() -> None:
@@ -99,7 +100,7 @@ def test_the_cpu_scale_fits_its_budget_and_favours_float32() -> None:
     assert all(10 <= draws[name] <= limit for name, limit in most)
     assert min(draws.values()) == 10
     alike = {
-        cell.arithmetic: cell for cell in cells if (cell.hidden_layers, cell.neurons, cell.batch_size) == (3, 256, 256)
+        cell.arithmetic.name: cell for cell in cells if (cell.hidden_layers, cell.neurons, cell.batch_size) == (3, 256, 256)
     }
     widths = {name: proportions.interval(cell.draws // 2, cell.draws).half_width for name, cell in alike.items()}
     assert min(("float32", "float16", "bfloat16", "float64"), key=lambda name: widths[name]) == "float32"
@@ -216,11 +217,11 @@ def test_smoke_draws_a_figure_for_each_sweep(smoke: tuple[Path, str]) -> None:
 def test_a_folder_of_another_run_is_not_overwritten(smoke: tuple[Path, str]) -> None:
     path = sorted((smoke[0] / "cells").iterdir())[0]
     kept = path.read_text()
-    changed = kept.replace('"schema": 1', '"schema": 2')
+    changed = kept.replace('"schema": 2', '"schema": 3')
     assert changed != kept
     path.write_text(changed)
     try:
-        with pytest.raises(StoreError, match=r"has schema version 2, this relucheck reads 1"):
+        with pytest.raises(StoreError, match=r"has schema version 3, this relucheck reads 2"):
             volumes.run("smoke", smoke[0], device="cpu", progress=False)
         assert path.read_text() == changed
     finally:
@@ -276,7 +277,7 @@ def test_verdicts_are_holms_over_the_whole_report() -> None:
         line(near, 46),
         line(far, 80),
         line(near, 35),
-        line(theirs("hidden_layers", 64, 3), 0, dtype="float64"),
+        line(theirs("hidden_layers", 64, 3), 0, arithmetic="float64"),
         line(None, 3),
     )
     judged = volume_tables.judge(report(*lines))
@@ -297,7 +298,7 @@ def test_verdicts_are_holms_over_the_whole_report() -> None:
 def test_tables_show_counts_intervals_and_what_is_missing() -> None:
     lines = (
         line(theirs("hidden_layers", 32, 3), 46),
-        line(theirs("hidden_layers", 64, 3), 0, dtype="float64", non_finite=2),
+        line(theirs("hidden_layers", 64, 3), 0, arithmetic="float64", non_finite=2),
     )
     page = volume_tables.markdown(report(*lines), volume_tables.judge(report(*lines)))
     first, second = [text for text in page.splitlines() if text.startswith("| 3 |")]
@@ -313,7 +314,7 @@ def test_tables_show_counts_intervals_and_what_is_missing() -> None:
 
 def test_notes_plan_the_draws_for_a_half_width() -> None:
     """For the cell of each arithmetic whose share is nearest to one half, as planned for that share."""
-    lines = (line(None, 46), line(None, 2, neurons=16), line(None, 0, dtype="float64"))
+    lines = (line(None, 46), line(None, 2, neurons=16), line(None, 0, arithmetic="float64"))
     (note,) = [text for text in volume_tables.notes(report(*lines), ()) if "half-width of 0.05" in text]
     worst, none = proportions.draws_for(0.05, 0.46), proportions.draws_for(0.05, 0.0)
     assert none < proportions.draws_for(0.05, 0.02) < worst
@@ -333,8 +334,8 @@ def test_the_split_is_shown_everywhere(tmp_path: Path) -> None:
 
 def test_figures_show_what_they_are_given(tmp_path: Path) -> None:
     """The picture changes with a share and with nothing else."""
-    base = line(theirs("neurons", 16, 64), 40, dtype="float16")
-    other = dataclasses.replace(base, estimate=line(None, 41, dtype="float16").estimate)
+    base = line(theirs("neurons", 16, 64), 40, arithmetic="float16")
+    other = dataclasses.replace(base, estimate=line(None, 41, arithmetic="float16").estimate)
     drawn = [
         volume_figures.draw(report(one), tmp_path / str(index))[0].read_bytes()
         for index, one in enumerate((base, base, other))
@@ -345,7 +346,7 @@ def test_figures_show_what_they_are_given(tmp_path: Path) -> None:
 def test_points_stand_at_the_shares() -> None:
     from matplotlib.figure import Figure
 
-    one = line(theirs("neurons", 16, 64), 40, dtype="float16")
+    one = line(theirs("neurons", 16, 64), 40, arithmetic="float16")
     axes = Figure().subplots()
     volume_figures._panel(axes, [one])
     published_point, ours = axes.containers

@@ -21,9 +21,9 @@ from relucheck.networks import architecture as networks_architecture
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.networks.convnets import ConvNet
 from relucheck.networks.mlp import MLP
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES
-from relucheck.numerics.emulation import Emulation
 from relucheck.volume import engine as volume_engine
 from relucheck.volume import proof as volume_proof
 from relucheck.volume import stack as volume_stack
@@ -33,10 +33,10 @@ from relucheck.volume.stack import Stack
 from tests.two_networks import plain_decision
 
 EMULATIONS = [
-    Emulation(torch.float16, "rounded"),
-    Emulation(torch.bfloat16, "product"),
-    Emulation(torch.bfloat16, "split-k", 4),
-    Emulation(torch.float32, "tf32"),
+    Arithmetic.parse("float16 emulated (rounded)"),
+    Arithmetic.parse("bfloat16 emulated (product)"),
+    Arithmetic.parse("bfloat16 emulated (split-k 4)"),
+    Arithmetic.parse("float32 emulated (tf32)"),
 ]
 PAIRS = {
     "relu": (0.0, 1.0),
@@ -67,7 +67,7 @@ def _coarsen(model: MLP, grid: int, scale: float) -> MLP:
 
 @st.composite
 def cases(draw_: st.DrawFn) -> dict[str, object]:
-    arithmetic = draw_(st.sampled_from([*DTYPES, *EMULATIONS]))
+    arithmetic = draw_(st.sampled_from([*map(Arithmetic, DTYPES), *EMULATIONS]))
     rows, grid = draw_(st.one_of(st.integers(1, 70), st.just(400))), draw_(st.sampled_from([0, 4, 8, 10, 64, 256]))
     return {
         "arithmetic": arithmetic,
@@ -107,7 +107,7 @@ def _decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], l
             activation=architecture.activation,
             pair=(_kinks(pair[0]), _kinks(pair[1])),
             first_layer=case["watch"] == "first layer",
-            emulation=arithmetic if isinstance(arithmetic, Emulation) else None,
+            emulation=arithmetic.emulated,
         )
         for model in models
     ]
@@ -120,10 +120,10 @@ def test_decides_as_two_networks_do(case: dict[str, object]) -> None:
     assert ours == plain
 
 
-@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=networks_architecture.arithmetic_name)
+@pytest.mark.parametrize("arithmetic", [*map(Arithmetic, DTYPES), *EMULATIONS], ids=str)
 @pytest.mark.parametrize("width", [7, 15])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_few_rows_of_odd_widths(arithmetic: networks_architecture.LinearArithmetic, width: int, rows: int) -> None:
+def test_few_rows_of_odd_widths(arithmetic: Arithmetic, width: int, rows: int) -> None:
     """Kernels for few rows depend on alignment; sums of tenths show every change of order. 0/1 inputs, many trials."""
     architecture = Architecture(7, width, 2)
     for trial in range(6):
@@ -138,8 +138,7 @@ def test_few_rows_of_odd_widths(arithmetic: networks_architecture.LinearArithmet
         x, y = torch.randint(0, 2, (41, 7), generator=numbers).float(), torch.randint(0, 10, (41,), generator=numbers)
         engine = Engine(architecture, arithmetic, x, y, batch_size=rows)
         ours = [(found.outcome, found.batch) for found in engine.examine(models)]
-        emulation = arithmetic if isinstance(arithmetic, Emulation) else None
-        assert ours == [plain_decision(model, engine.inputs, y, rows, emulation=emulation) for model in models]
+        assert ours == [plain_decision(model, engine.inputs, y, rows, emulation=arithmetic.emulated) for model in models]
 
 
 def _misaligned(x: Tensor) -> Tensor:
@@ -149,7 +148,7 @@ def _misaligned(x: Tensor) -> Tensor:
 def _fixed(**changed: object) -> dict[str, object]:
     """A case whose four networks bifurcate, in the second mini-batch at the earliest."""
     case = {
-        "arithmetic": torch.float32,
+        "arithmetic": Arithmetic(torch.float32),
         "architecture": Architecture(20, 16, 2),
         "networks": 4,
         "rows": 64,
@@ -162,9 +161,9 @@ def _fixed(**changed: object) -> dict[str, object]:
     return case | changed
 
 
-@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=networks_architecture.arithmetic_name)
+@pytest.mark.parametrize("arithmetic", [*map(Arithmetic, DTYPES), *EMULATIONS], ids=str)
 @pytest.mark.parametrize("activation", sorted(networks_architecture.ACTIVATIONS))
-def test_bifurcating_networks(arithmetic: networks_architecture.LinearArithmetic, activation: str) -> None:
+def test_bifurcating_networks(arithmetic: Arithmetic, activation: str) -> None:
     ours, plain = _decisions(_fixed(arithmetic=arithmetic, architecture=Architecture(20, 16, 2, 10, activation)))
     assert ours == plain
     assert "bifurcate" in {outcome for outcome, _ in ours}
@@ -174,21 +173,20 @@ def test_fresh_networks_on_digits() -> None:
     """PyTorch's own initialisation, as in the published tables; hits are rare and met by rounding."""
     digits = data.load("digits", "train")
     x = (digits.scaled() > 0.5).to(torch.bfloat16)
-    engine = Engine(Architecture(784, 64, 3), torch.bfloat16, x, digits.labels, batch_size=128)
+    engine = Engine(Architecture(784, 64, 3), Arithmetic(torch.bfloat16), x, digits.labels, batch_size=128)
     found = list(engine.decide(range(20)))
     assert [decision.seed for decision in found] == list(range(20))
-    plain = [plain_decision(draw(engine.architecture, seed, torch.bfloat16), x, digits.labels, 128) for seed in range(20)]
+    plain = [
+        plain_decision(draw(engine.architecture, seed, Arithmetic(torch.bfloat16)), x, digits.labels, 128)
+        for seed in range(20)
+    ]
     assert [(decision.outcome, decision.batch) for decision in found] == plain
     assert {outcome for outcome, _ in plain} == {"agree", "bifurcate"}
 
 
-@pytest.mark.parametrize(
-    "arithmetic", [torch.float32, torch.bfloat16, EMULATIONS[1]], ids=networks_architecture.arithmetic_name
-)
+@pytest.mark.parametrize("arithmetic", [Arithmetic(torch.float32), Arithmetic(torch.bfloat16), EMULATIONS[1]], ids=str)
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
-def test_as_an_accelerator_runs(
-    arithmetic: networks_architecture.LinearArithmetic, activation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_an_accelerator_runs(arithmetic: Arithmetic, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large stacks, large blocks and counting without looking decide alike; here on the CPU."""
     for name in ("_CPU_ROWS", "_CPU_ROWS_BFLOAT16", "_CPU_UNITS", "_CPU_WIDEST"):
         monkeypatch.setattr(volume_engine, name, 10**6)
@@ -233,7 +231,7 @@ class TestSeededFaults:
             return counts, finite
 
         monkeypatch.setattr(Stack, "scan", early)
-        ours, plain = _decisions(_fixed(arithmetic=torch.bfloat16, rows=512, grid=64))
+        ours, plain = _decisions(_fixed(arithmetic=Arithmetic(torch.bfloat16), rows=512, grid=64))
         assert ours != plain
 
     def test_slices_instead_of_own_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +267,9 @@ class TestProof:
 
     @pytest.fixture
     def stack(self) -> Stack:
-        return Stack([draw(Architecture(20, 16, 2), seed, torch.float32) for seed in range(4)], torch.float32)
+        return Stack(
+            [draw(Architecture(20, 16, 2), seed, Arithmetic(torch.float32)) for seed in range(4)], Arithmetic(torch.float32)
+        )
 
     def test_a_product_that_rounds_otherwise_is_refused(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
         product = torch.baddbmm
@@ -281,7 +281,7 @@ class TestProof:
         assert "not bitwise" in str(prover)
 
     def test_rows_that_depend_on_their_block_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        stack = Stack([draw(Architecture(20, 16, 2), 0, torch.float32)], torch.float32)
+        stack = Stack([draw(Architecture(20, 16, 2), 0, Arithmetic(torch.float32))], Arithmetic(torch.float32))
         linear = nn.functional.linear
         monkeypatch.setattr(
             volume_stack.F, "linear", lambda x, w, b: linear(x, w, b) * (1 + 2**-23) if len(x) > 16 else linear(x, w, b)
@@ -349,8 +349,8 @@ class TestProof:
         told: list[str] = []
         x, y = _data(64, 20, 3, 8)
         architecture = Architecture(20, 16, 2)
-        engine = Engine(architecture, torch.float32, x, y, batch_size=16, note=told.append)
-        models = [_coarsen(draw(architecture, seed, torch.float32), 8, 1.0) for seed in range(4)]
+        engine = Engine(architecture, Arithmetic(torch.float32), x, y, batch_size=16, note=told.append)
+        models = [_coarsen(draw(architecture, seed, Arithmetic(torch.float32)), 8, 1.0) for seed in range(4)]
         ours = [(found.outcome, found.batch) for found in engine.examine(models)]
         assert ours == [plain_decision(model, engine.inputs, y, 16) for model in models]
         assert len(told) == 1
@@ -363,8 +363,8 @@ class TestOutcomes:
         """Hits and activations are those of the mini-batches up to the decision."""
         architecture = Architecture(20, 16, 2)
         x, y = _data(64, 20, 3, 8)
-        model = _coarsen(draw(architecture, 3, torch.float32), 8, 1.0)
-        engine = Engine(architecture, torch.float32, x, y, batch_size=16)
+        model = _coarsen(draw(architecture, 3, Arithmetic(torch.float32)), 8, 1.0)
+        engine = Engine(architecture, Arithmetic(torch.float32), x, y, batch_size=16)
         (found,) = engine.examine([model])
         assert found.outcome == "bifurcate"
         seen = engine.inputs[: (found.batch + 1) * 16]
@@ -374,40 +374,40 @@ class TestOutcomes:
 
     def test_a_rebuilt_network_decides_alike(self) -> None:
         x, y = _data(64, 20, 3, 8)
-        engine = Engine(Architecture(20, 16, 2), torch.bfloat16, x, y, batch_size=16)
+        engine = Engine(Architecture(20, 16, 2), Arithmetic(torch.bfloat16), x, y, batch_size=16)
         for found in engine.decide([5, 900, 7]):
-            model = draw(engine.architecture, found.seed, torch.bfloat16)
+            model = draw(engine.architecture, found.seed, Arithmetic(torch.bfloat16))
             (again,) = engine.examine([model])
             assert dataclasses.replace(again, seed=found.seed) == found
 
     def test_given_networks_keep_their_subgradients(self) -> None:
         x, y = _data(64, 20, 3, 8)
         architecture = Architecture(20, 16, 2)
-        model = _coarsen(draw(architecture, 3, torch.float32), 8, 1.0)
+        model = _coarsen(draw(architecture, 3, Arithmetic(torch.float32)), 8, 1.0)
         set_subgradient(model, 0.5)
-        Engine(architecture, torch.float32, x, y, batch_size=16).examine([model])
+        Engine(architecture, Arithmetic(torch.float32), x, y, batch_size=16).examine([model])
         assert [module.subgradient for module in model.modules() if isinstance(module, ReLU)] == [0.5, 0.5]
 
     def test_draw_depends_on_the_seed_alone(self) -> None:
         architecture = Architecture(20, 16, 2)
         before = torch.get_rng_state()
-        one = draw(architecture, 1, torch.float16)
+        one = draw(architecture, 1, Arithmetic(torch.float16))
         torch.rand(3)
         torch.set_rng_state(before)
-        two, other = draw(architecture, 1, torch.float16), draw(architecture, 2, torch.float16)
+        two, other = draw(architecture, 1, Arithmetic(torch.float16)), draw(architecture, 2, Arithmetic(torch.float16))
         assert torch.equal(torch.get_rng_state(), before)
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
         assert not torch.equal(next(one.parameters()), next(other.parameters()))
-        assert next(draw(architecture, 1, torch.float64).parameters()).dtype == torch.float64
+        assert next(draw(architecture, 1, Arithmetic(torch.float64)).parameters()).dtype == torch.float64
 
     def test_non_finite_at_once(self) -> None:
         """A NaN is never agreement, and is named at its mini-batch."""
         x, y = _data(64, 20, 3, 8)
         architecture = Architecture(20, 16, 2)
-        broken, sound = (draw(architecture, seed, torch.float32) for seed in (0, 1))
+        broken, sound = (draw(architecture, seed, Arithmetic(torch.float32)) for seed in (0, 1))
         with torch.no_grad():
             broken.layers[1].weight[0, 0] = float("nan")
-        engine = Engine(architecture, torch.float32, x, y, batch_size=16)
+        engine = Engine(architecture, Arithmetic(torch.float32), x, y, batch_size=16)
         found = engine.examine([broken, sound])
         assert (found[0].outcome, found[0].batch) == ("non-finite", 0)
         assert found[1].outcome != "non-finite"
@@ -417,8 +417,8 @@ class TestOutcomes:
         x, y = _data(64, 20, 3, 0)
         x[40] = 60000.0
         architecture = Architecture(20, 16, 2)
-        model = _coarsen(draw(architecture, 0, torch.float16), 0, 4.0)
-        engine = Engine(architecture, torch.float16, x, y, batch_size=16)
+        model = _coarsen(draw(architecture, 0, Arithmetic(torch.float16)), 0, 4.0)
+        engine = Engine(architecture, Arithmetic(torch.float16), x, y, batch_size=16)
         (found,) = engine.examine([model])
         assert (found.outcome, found.batch) == plain_decision(model, engine.inputs, y, 16) == ("non-finite", 2)
 
@@ -427,8 +427,8 @@ class TestOutcomes:
         """One sample, and mini-batches larger than the data: one mini-batch of what is there."""
         x, y = _data(rows, 20, 3, 8)
         architecture = Architecture(20, 16, 2)
-        models = [_coarsen(draw(architecture, seed, torch.float32), 8, 4.0) for seed in range(5)]
-        engine = Engine(architecture, torch.float32, x, y, batch_size=256)
+        models = [_coarsen(draw(architecture, seed, Arithmetic(torch.float32)), 8, 4.0) for seed in range(5)]
+        engine = Engine(architecture, Arithmetic(torch.float32), x, y, batch_size=256)
         ours = [(found.outcome, found.batch) for found in engine.examine(models)]
         assert ours == [plain_decision(model, engine.inputs, y, 256) for model in models]
 
@@ -444,7 +444,7 @@ class TestOutcomes:
 
 def _made(architecture: Architecture, dtype: torch.dtype, entries: dict[tuple[int, str, tuple[int, ...]], float]) -> MLP:
     """A network of zeros but for the given entries: (layer, "weight" or "bias", index)."""
-    model = draw(architecture, 0, dtype)
+    model = draw(architecture, 0, Arithmetic(dtype))
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     with torch.no_grad():
         for parameter in model.parameters():
@@ -509,7 +509,7 @@ def test_networks_made_by_hand(name: str) -> None:
     architecture, dtype, entries, rows, pair, watch, outcome = BY_HAND[name]
     model = _made(architecture, dtype, entries)
     x, y = torch.tensor(rows, dtype=dtype), torch.ones(len(rows), dtype=torch.int64)
-    (found,) = Engine(architecture, dtype, x, y, batch_size=1, pair=pair, watch=watch).examine([model])
+    (found,) = Engine(architecture, Arithmetic(dtype), x, y, batch_size=1, pair=pair, watch=watch).examine([model])
     plain = plain_decision(model, x, y, 1, pair=(_kinks(pair[0]), _kinks(pair[1])), first_layer=watch == "first layer")
     other = decide(model, x, y, batch_size=1, pair=pair, watch=watch)
     assert (found.outcome, found.batch) == plain == (other.outcome, other.batch) == (outcome, 0)
@@ -524,7 +524,7 @@ class TestMemory:
 
     def _engine(self, **options: object) -> Engine:
         x, y = _data(64, 20, 3, 8)
-        return Engine(Architecture(20, 16, 2), torch.bfloat16, x, y, batch_size=16, **options)
+        return Engine(Architecture(20, 16, 2), Arithmetic(torch.bfloat16), x, y, batch_size=16, **options)
 
     @pytest.mark.parametrize(
         "error",
@@ -540,7 +540,7 @@ class TestMemory:
     ) -> None:
         init = Stack.__init__
 
-        def small(self: Stack, models: list[nn.Module], arithmetic: torch.dtype) -> None:
+        def small(self: Stack, models: list[nn.Module], arithmetic: Arithmetic) -> None:
             if len(models) > 2:
                 raise error
             init(self, models, arithmetic)
@@ -588,7 +588,7 @@ class TestMemory:
 
 class TestBadInput:
     def _engine(self, x: Tensor, y: Tensor, **options: object) -> Engine:
-        return Engine(Architecture(20, 16, 2), torch.float32, x, y, **options)
+        return Engine(Architecture(20, 16, 2), Arithmetic(torch.float32), x, y, **options)
 
     def test_empty(self) -> None:
         with pytest.raises(ZoneDataError, match="the data set is empty"):
@@ -622,7 +622,7 @@ class TestBadInput:
     @pytest.mark.parametrize("seed", [-1, 0.5, True])
     def test_seed(self, seed: object) -> None:
         with pytest.raises(ModelError, match="seed"):
-            draw(Architecture(20, 16, 2), seed, torch.float32)
+            draw(Architecture(20, 16, 2), seed, Arithmetic(torch.float32))
 
     @pytest.mark.parametrize(
         "model",
@@ -644,7 +644,7 @@ class TestBadInput:
 
     def test_another_slope(self) -> None:
         x, y = torch.zeros(3, 20), torch.zeros(3, dtype=torch.int64)
-        engine = Engine(Architecture(20, 16, 2, 10, "leaky_relu"), torch.float32, x, y)
+        engine = Engine(Architecture(20, 16, 2, 10, "leaky_relu"), Arithmetic(torch.float32), x, y)
         engine.examine([MLP(20, 16, 2, activation=LeakyReLU)])
         with pytest.raises(ModelError, match=r"slope 0\.01"):
             engine.examine([MLP(20, 16, 2, activation=lambda: LeakyReLU(0.25))])
@@ -676,8 +676,8 @@ class TestAnyModel:
     @pytest.mark.parametrize("watch", ["all", "first layer"])
     def test_agrees_with_the_engine(self, batches: tuple[Tensor, Tensor], watch: Watch) -> None:
         architecture = Architecture(20, 16, 2)
-        engine = Engine(architecture, torch.float32, *batches, batch_size=16, watch=watch)
-        models = [_coarsen(draw(architecture, seed, torch.float32), 64, 1.0) for seed in range(3, 9)]
+        engine = Engine(architecture, Arithmetic(torch.float32), *batches, batch_size=16, watch=watch)
+        models = [_coarsen(draw(architecture, seed, Arithmetic(torch.float32)), 64, 1.0) for seed in range(3, 9)]
         found = engine.examine(models)
         assert found == [decide(model, *batches, batch_size=16, watch=watch) for model in models]
         assert {one.outcome for one in found} == {"agree", "bifurcate"}

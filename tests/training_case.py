@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training.result import Result
-from relucheck.training.settings import Precision, Settings, members_of
+from relucheck.training.settings import Settings, members_of
 
 SETTINGS = Settings(
     "digits",
     (16, 12),
     members_of([3, 4], [0.0, 1.0]),
-    precision=Precision("bfloat16", emulation="product"),
+    arithmetic=Arithmetic.parse("bfloat16 emulated (product)"),
     epochs=3,
     batch_size=32,
     train_samples=256,

@@ -10,8 +10,7 @@ import torch
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.errors import ModelError, one_of, whole
 from relucheck.networks.mlp import MLP
-from relucheck.numerics.dtypes import dtype_name
-from relucheck.numerics.emulation import Emulation, emulate
+from relucheck.numerics.arithmetic import Arithmetic
 
 ActivationName = Literal["relu", "relu6", "leaky_relu"]
 
@@ -20,9 +19,6 @@ ACTIVATIONS: Final[dict[str, type[ReLU] | type[ReLU6] | type[LeakyReLU]]] = {
     "relu6": ReLU6,
     "leaky_relu": LeakyReLU,
 }
-
-#: What the linear layers compute in: a dtype in the device's own arithmetic, or an emulated one.
-LinearArithmetic = torch.dtype | Emulation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +44,7 @@ class Architecture:
         return f"{self.inputs}-{self.depth}x{self.width}-{self.outputs}{name}"
 
 
-def parameter_dtype(arithmetic: LinearArithmetic) -> torch.dtype:
-    """The dtype of parameters and activations in an arithmetic."""
-    return arithmetic.dtype if isinstance(arithmetic, Emulation) else arithmetic
-
-
-def arithmetic_name(arithmetic: LinearArithmetic) -> str:
-    """How tables label an arithmetic."""
-    return arithmetic.name if isinstance(arithmetic, Emulation) else dtype_name(arithmetic)
-
-
-def draw(architecture: Architecture, seed: int, arithmetic: LinearArithmetic, device: torch.device | str = "cpu") -> MLP:
+def draw(architecture: Architecture, seed: int, arithmetic: Arithmetic, device: torch.device | str = "cpu") -> MLP:
     """One network with PyTorch's default initialisation, which depends on ``seed`` alone.
 
     Drawn on the CPU, in float32 and cast for the 16-bit dtypes, in float64 for float64 (as ``torch.set_default_dtype``
@@ -68,12 +54,11 @@ def draw(architecture: Architecture, seed: int, arithmetic: LinearArithmetic, de
         ModelError: for a seed that is not a whole number of at least 0.
     """
     whole("draw: seed", seed, 0, error=ModelError)
-    dtype = parameter_dtype(arithmetic)
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # not torch.manual_seed, which would seed every device
         torch.default_generator.manual_seed(seed)
-        torch.set_default_dtype(torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.set_default_dtype(torch.float64 if arithmetic.dtype == torch.float64 else torch.float32)
         try:
             model = MLP(
                 architecture.inputs,
@@ -84,7 +69,4 @@ def draw(architecture: Architecture, seed: int, arithmetic: LinearArithmetic, de
             )
         finally:
             torch.set_default_dtype(before)
-    model = model.to(device=device, dtype=dtype)
-    if isinstance(arithmetic, Emulation):
-        emulate(model, arithmetic)
-    return model
+    return arithmetic.apply(model).to(device)

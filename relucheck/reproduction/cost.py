@@ -56,11 +56,11 @@ def has_bfloat16() -> bool:
 
 def expected_seconds(settings: Settings) -> float | None:
     """Seconds for a run on one thread of this CPU, or None for what was not measured; good to a factor of two."""
-    key = settings.widths, settings.precision.name
+    key = settings.widths, settings.arithmetic.name
     found = MEASURED_MS.get(key) if has_bfloat16() else WITHOUT_BFLOAT16_MS.get(key, MEASURED_MS.get(key))
     if found is None or settings.data not in ("mnist", "fashionmnist"):
         return None
-    if settings.precision.name == "float16" and settings.optimiser.name == "adam" and settings.optimiser.eps < 6e-8:
+    if settings.arithmetic.name == "float16" and settings.optimiser.name == "adam" and settings.optimiser.eps < 6e-8:
         return float(len(settings.seeds))  # diverges at the first steps
     steps = -(-(settings.train_samples or _SAMPLES) // settings.batch_size) * settings.epochs
     return found / 1000 * steps * len(settings.seeds)

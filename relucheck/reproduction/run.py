@@ -22,7 +22,7 @@ from relucheck.reproduction.report.claims import claims
 from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.scenario import VERSION, Comparison, External, Scenario
-from relucheck.results.files import write_atomically
+from relucheck.results.files import MIGRATE, write_atomically
 from relucheck.training import checkpoints
 from relucheck.training import engine as training_engine
 from relucheck.training.result import Result
@@ -84,7 +84,7 @@ def reproduce(
             not the device's usual one.
         root: data root, see :func:`relucheck.data.data_root`.
         device: None: CUDA where there is one.
-        only: names, or else globs or precisions, of the comparisons to run; none: all.
+        only: names, or else globs or arithmetics, of the comparisons to run; none: all.
         executor: "forking" (nn.Linear's own kernels) or "stacked" (baddbmm; nn.Linear for 16-bit members on CUDA); None:
             forking on the CPU, else stacked.
         progress: whether the engine shows its progress.
@@ -246,6 +246,8 @@ def claim(folder: Path, scenario: str, scale: str, device: str, executor: str | 
     except (OSError, ValueError) as error:
         raise ReproductionError(f"{mark} cannot be read ({error}); {fix}") from error
     different = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if _of(found, key) != value]
+    if _of(found, "results_schema") == SCHEMA - 1:
+        fix = f"{MIGRATE}; or {fix}"
     if different:
         raise ReproductionError(f"{folder} was made for {', '.join(different)}; {fix}")
 

@@ -77,7 +77,7 @@ class Scenario:
         )
 
     def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
-        """The comparisons of a scale, or those that ``only`` selects: by name, or where none has it by glob or precision.
+        """The comparisons of a scale, or those that ``only`` selects: by name, or where none has it by glob or arithmetic.
 
         Raises:
             ScenarioError: for an unknown scale, and for a selection that selects nothing.
@@ -91,16 +91,16 @@ class Scenario:
             found = {
                 comparison.name
                 for comparison in every
-                if fnmatch.fnmatchcase(comparison.name, wanted) or comparison.settings.precision.name == wanted
+                if fnmatch.fnmatchcase(comparison.name, wanted) or comparison.settings.arithmetic.name == wanted
             }
-            if wanted in names:  # that one alone: "bfloat16" is also the precision of bfloat16-15-epochs
+            if wanted in names:  # that one alone: "bfloat16" is also the arithmetic of bfloat16-15-epochs
                 found = {wanted}
             if not found:
-                labels = list(dict.fromkeys(comparison.settings.precision.name for comparison in every))
+                labels = list(dict.fromkeys(comparison.settings.arithmetic.name for comparison in every))
                 hint = did_you_mean(wanted, [*names, *labels])
                 raise ScenarioError(
-                    f"{self.name} at scale {scale} has no comparison or precision {wanted!r}; {hint}comparisons: "
-                    f"{', '.join(names)}; precisions: {', '.join(labels)}"
+                    f"{self.name} at scale {scale} has no comparison or arithmetic {wanted!r}; {hint}comparisons: "
+                    f"{', '.join(names)}; arithmetics: {', '.join(labels)}"
                 )
             chosen |= found
         return tuple(comparison for comparison in every if not only or comparison.name in chosen)

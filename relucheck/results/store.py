@@ -19,8 +19,8 @@ from typing import Any, Final
 from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.results import files
 
-#: Version of the files' layout.
-SCHEMA: Final = 1
+#: Version of the files' layout and of the identities in it. 2: an arithmetic is its name.
+SCHEMA: Final = 2
 
 Json = dict[str, Any]
 
@@ -181,7 +181,8 @@ def _parse(path: Path, text: str) -> Json:
 def _check_identity(path: Path, content: Json, identity: Mapping[str, Any]) -> None:
     schema = content.get("schema")
     if schema != SCHEMA:
-        raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {_MOVE}")
+        fix = f"{files.MIGRATE}; or {_MOVE}" if schema == SCHEMA - 1 and path.suffix == ".json" else _MOVE
+        raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {fix}")
     found = content.get("identity")
     different = _first_difference(found if isinstance(found, dict) else {}, dict(identity))
     if different is not None:

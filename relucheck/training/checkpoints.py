@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from relucheck.errors import UNWRITABLE, RelucheckError
-from relucheck.results.files import write_atomically
+from relucheck.results.files import MIGRATE, write_atomically
 from relucheck.training.result import Result
 from relucheck.training.settings import SCHEMA, Settings
 
@@ -97,6 +97,8 @@ def load_result(folder: Path, settings: Settings, origin: dict[str, str] | None 
     path = folder / RESULT
     try:
         content = json.loads(path.read_bytes())
+        if content.get("schema") == SCHEMA - 1:
+            raise CheckpointError(f"{path} is of schema {SCHEMA - 1}, this run has {SCHEMA}: {MIGRATE}")
         _refuse(path, "schema", content.get("schema"), SCHEMA)
         if content.get("digest") != settings.digest:
             _refuse_settings(path, content["settings"], settings)

@@ -99,7 +99,7 @@ def train(
         if known.void is not None and progress:
             print(_void(keep, known.void, kind), file=sys.stderr, flush=True)
         return known
-    with settings.precision.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
+    with settings.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
         return _Run(settings, root, place, keep, origin, progress).run()
 
 
@@ -148,7 +148,7 @@ class _Run:
         steps = self.steps
         done = (self.group * settings.epochs + self.epoch) * steps
         total = len(self.groups) * settings.epochs * steps
-        title = f"{settings.data} {settings.precision.name}"
+        title = f"{settings.data} {settings.arithmetic.name}"
         with Progress(total, title, done=done, enabled=self.progress) as shown:
             try:
                 void: str | None = None
@@ -276,7 +276,7 @@ def _split(settings: Settings, split: str, root: data.Root, device: torch.device
     if wanted is not None and wanted > len(found):
         raise SettingsError(f"{split}_samples={wanted}: {settings.data} {split} has {len(found)} images; use at most that")
     count = len(found) if wanted is None else wanted
-    images = data.scale(found.images[:count], settings.precision.torch_dtype, "flat", device)
+    images = data.scale(found.images[:count], settings.arithmetic.dtype, "flat", device)
     return Split(images, found.labels[:count].to(device))
 
 
@@ -308,6 +308,6 @@ def _enough_memory(settings: Settings, device: torch.device) -> Iterator[None]:
             raise
         raise DeviceError(
             f"no memory left on {device} for {len(settings.members)} members of widths {settings.widths}, batch size "
-            f"{settings.batch_size}, {settings.precision.name}: {str(error).splitlines()[0]}; use fewer seeds at a time, a "
-            "smaller batch size, or another device"
+            f"{settings.batch_size}, {settings.arithmetic.name}: {str(error).splitlines()[0]}; use fewer seeds at a time, "
+            "a smaller batch size, or another device"
         ) from error

@@ -23,7 +23,6 @@ from relucheck.activations.rules import injected
 from relucheck.numerics.bits import find, has_value
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import compute_dtype
-from relucheck.numerics.emulation import emulate
 from relucheck.training.settings import Settings
 
 _RULES: Final = {"relu": rules.RELU, "relu6": rules.RELU6, "leaky_relu": rules.LEAKY_RELU}
@@ -161,7 +160,7 @@ def layers(model: nn.Module) -> list[Kinked]:
 
 
 def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Module:
-    """The fully connected model of a comparison, on the CPU, in the dtype of its precision.
+    """The fully connected model of a comparison, on the CPU, in its arithmetic.
 
     PyTorch's default initialisation, drawn in float32 after ``torch.manual_seed(seed)`` and then cast: one seed is one
     initialisation in every arithmetic, but for rounding.
@@ -179,8 +178,4 @@ def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Mod
                 parts[f"dropout{index}"] = SharedDropout(settings.dropout, index, clock)
             inputs = width
         parts["output"] = nn.Linear(inputs, CLASSES, dtype=torch.float32, device="cpu")
-    model = nn.Sequential(parts).to(settings.precision.torch_dtype)
-    emulation = settings.precision.emulated()
-    if emulation is not None:
-        emulate(model, emulation)
-    return model
+    return settings.arithmetic.apply(nn.Sequential(parts))

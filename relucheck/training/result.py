@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from relucheck.errors import SettingsError
-from relucheck.training.parts import (
-    Member,
-)
-from relucheck.training.settings import SCHEMA, Settings, _of_schema
+from relucheck.training.settings import SCHEMA, Member, Settings, _of_schema
 
 
 @dataclasses.dataclass

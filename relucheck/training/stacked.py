@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
-from relucheck.training.forking import Split, autocast, finite_or_none
+from relucheck.training.forking import Split, finite_or_none
 from relucheck.training.model import Clock, Kinked, SharedDropout, Switch, build, layers, stream
 from relucheck.training.optimisers import Scaled, make
 from relucheck.training.result import Epoch, MemberResult
@@ -33,6 +34,12 @@ from relucheck.training.stacked_layers import StackedKinked, batch_norm, linear_
 
 _ELEMENTS = 2**25  # of one layer's activations when evaluating, over all members
 _SERVED = (nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
+
+
+def alone_on(arithmetic: Arithmetic, device: str) -> bool:
+    """Whether products are taken one member at a time on a kind of device: 16-bit ones on CUDA, see the module."""
+    narrow = arithmetic.mixed is not None or (arithmetic.dtype.itemsize == 2 and arithmetic.emulated is None)
+    return device == "cuda" and narrow
 
 
 class StackedExecutor:
@@ -44,7 +51,7 @@ class StackedExecutor:
         train, test: the data, on the device.
         device: where.
         alone: whether linear layers are computed member by member, by ``nn.Linear``'s own kernels; None: as
-            :meth:`relucheck.training.settings.Precision.alone_on` says for the device.
+            :func:`alone_on` says for the device.
 
     Raises:
         TypeError: for a model with a module that cannot be stacked.
@@ -63,7 +70,7 @@ class StackedExecutor:
         alone: bool | None = None,
     ) -> None:
         self.settings, self.train, self.test, self.device = settings, train, test, device
-        self.alone = settings.precision.alone_on(device.type) if alone is None else alone
+        self.alone = alone_on(settings.arithmetic, device.type) if alone is None else alone
         self.seeds = tuple(seeds)
         own = [index for index, member in enumerate(settings.members) if member.seed in self.seeds]
         # controls behind all others: a kernel that treats places differently may still treat neighbours alike
@@ -91,7 +98,7 @@ class StackedExecutor:
         self.buffers: dict[str, Tensor] = {}
         for name, module in self.template.named_children():
             if isinstance(module, nn.BatchNorm1d):
-                shape, dtype = (count, module.num_features), settings.precision.torch_dtype
+                shape, dtype = (count, module.num_features), settings.arithmetic.dtype
                 self.buffers[f"{name}.mean"] = torch.zeros(shape, dtype=dtype, device=device)
                 self.buffers[f"{name}.var"] = torch.ones(shape, dtype=dtype, device=device)
         # [kinks, members, 1, 1] and [members, 1, 1]
@@ -137,7 +144,7 @@ class StackedExecutor:
 
     def _forward(self, x: Tensor, *, training: bool) -> Tensor:
         """Logits [members, n, classes] of x [n, inputs] or [members, n, inputs]."""
-        count, emulation = len(self.indices), self.settings.precision.emulated()
+        count, emulation = len(self.indices), self.settings.arithmetic.emulated
         h = x if x.ndim == 3 else x.expand(count, *x.shape)
         layer = 0
         for name, module in self.template.named_children():
@@ -146,7 +153,7 @@ class StackedExecutor:
                 if emulation is not None:
                     h = emulation.linear(h, own["weight"], own["bias"])
                 elif self.alone:
-                    h = linear_apart(h, own["weight"], own["bias"], self.settings.precision.mixed)
+                    h = linear_apart(h, own["weight"], own["bias"], self.settings.arithmetic.mixed)
                 else:
                     h = torch.baddbmm(own["bias"].unsqueeze(1), h, own["weight"].transpose(1, 2))
             elif isinstance(module, nn.BatchNorm1d):
@@ -176,7 +183,7 @@ class StackedExecutor:
             where = self._order[:, start:stop]
             x, y = self.train.images[where][self.seed_of], self.train.labels[where][self.seed_of]
         values = list(self.parameters.values())
-        with autocast(self.settings, self.device):
+        with self.settings.arithmetic.autocast(self.device):
             logits = self._forward(x, training=True)
             losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(count, -1).mean(1)
         self.loss += losses.detach().double() * y.shape[1]
@@ -248,13 +255,13 @@ class StackedExecutor:
     def _evaluate(self) -> None:
         size, count = self.settings.batch_size, len(self.indices)
         block = max(1, min(1024, _ELEMENTS // (count * max(self.settings.widths))) // size) * size
-        wide = torch.promote_types(self.settings.precision.torch_dtype, torch.float32)
+        wide = torch.promote_types(self.settings.arithmetic.dtype, torch.float32)
         total = torch.zeros(count, dtype=torch.float64, device=self.device)
         right = []
         with torch.no_grad():
             for start in range(0, len(self.test), block):
                 x, y = self.test.images[start : start + block], self.test.labels[start : start + block]
-                with autocast(self.settings, self.device):
+                with self.settings.arithmetic.autocast(self.device):
                     logits = self._forward(x, training=False)
                 logits = logits.to(wide)
                 each = F.cross_entropy(logits.flatten(0, 1), y.repeat(count), reduction="none")

@@ -134,7 +134,7 @@ def _digest(estimate: Estimate) -> str:
 
 def _zone(cell: Cell, seed: int, inputs: Tensor, targets: Tensor) -> Zone:
     architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
-    model = draw(architecture, seed, cell.linear_arithmetic())
+    model = draw(architecture, seed, cell.arithmetic)
     return over_the_reals(model, inputs, targets, cell.pair, watch=cell.watch).zone
 
 
@@ -161,9 +161,9 @@ def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, Split]) -> 
     networks: dict[str, dict[tuple[int, int, int], Zone]] = {}
     for estimate in estimates:
         cell = estimate.cell
-        mine = networks.setdefault(cell.arithmetic, {})
+        mine = networks.setdefault(cell.arithmetic.name, {})
         for seed, zone in found[cell.name].zones:
-            draws[cell.arithmetic] += 1
+            draws[cell.arithmetic.name] += 1
             key = cell.hidden_layers, cell.neurons, seed
             mine[key] = min(zone, mine.get(key, zone), key=_RANK.index)
     sums = {}

@@ -28,18 +28,12 @@ from relucheck.bifurcation.decide import (
     checked_watch,
 )
 from relucheck.errors import MISSING, ModelError, RelucheckError
-from relucheck.networks.architecture import (
-    ACTIVATIONS,
-    Architecture,
-    LinearArithmetic,
-    arithmetic_name,
-    draw,
-    parameter_dtype,
-)
+from relucheck.networks.architecture import ACTIVATIONS, Architecture, draw
 from relucheck.networks.mlp import MLP
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import deterministic
-from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.dtypes import compute_dtype
 from relucheck.volume.pair import first_difference
 from relucheck.volume.proof import Prover, Shape, offset_of
 from relucheck.volume.stack import Stack
@@ -82,7 +76,7 @@ class Engine:
 
     Args:
         architecture: of every network.
-        arithmetic: a dtype, in the device's own arithmetic under the switches that are set, or an emulation.
+        arithmetic: of every network; its switches are the caller's to set (``arithmetic.active()``). No mixed precision.
         inputs: [n, features], any floating dtype; converted once.
         targets: class indices, int64 [n].
         batch_size: mini-batches are taken in file order; the last one holds what is left.
@@ -93,14 +87,14 @@ class Engine:
         note: is told, in one line, of what a user should know: a stack that shrank, a proof that did not hold.
 
     Raises:
-        ModelError: for an unknown ``watch`` or a pair that is none.
+        ModelError: for an unknown ``watch``, a pair that is none, and mixed precision.
         ZoneDataError: for an empty data set, targets of another length, inputs of another width, a batch size below 1.
     """
 
     def __init__(
         self,
         architecture: Architecture,
-        arithmetic: LinearArithmetic,
+        arithmetic: Arithmetic,
         inputs: Tensor,
         targets: Tensor,
         *,
@@ -111,6 +105,10 @@ class Engine:
         memory: int | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
+        if arithmetic.mixed:
+            raise ModelError(
+                f"arithmetic {arithmetic.name!r}: networks of volumes have one dtype; choose one that is not mixed"
+            )
         self.architecture, self.arithmetic = architecture, arithmetic
         self.pair, self.watch = checked_pair(pair), checked_watch(watch)
         self.batch_size = checked_data(inputs, targets, batch_size)
@@ -120,7 +118,7 @@ class Engine:
                 "reshape them"
             )
         self.device = torch.device(device) if device is not None else inputs.device
-        self.inputs = inputs.to(self.device, parameter_dtype(arithmetic)).contiguous()
+        self.inputs = inputs.to(self.device, arithmetic.dtype).contiguous()
         checked_targets(targets, architecture.outputs)
         self.targets = targets.to(self.device)
         self.notes: list[str] = []
@@ -181,15 +179,14 @@ class Engine:
             and len(own) == a.depth
             and len(kinds) == len(linear) + len(own) + 1  # and nn.Flatten
             and all(
-                parameter.dtype == parameter_dtype(self.arithmetic) and parameter.requires_grad
-                for parameter in model.parameters()
+                parameter.dtype == self.arithmetic.dtype and parameter.requires_grad for parameter in model.parameters()
             )
             and not any(module.inplace for module in own)
             and all(getattr(module, "negative_slope", _SLOPE) == _SLOPE for module in own)
         )
         if not right:
             raise ModelError(
-                f"{type(model).__name__} is no {a} in {arithmetic_name(self.arithmetic)} as stacks.draw makes them "
+                f"{type(model).__name__} is no {a} in {self.arithmetic} as stacks.draw makes them "
                 f"(biases, no frozen parameter, relucheck's activations, not in place, slope {_SLOPE}); "
                 "relucheck.bifurcation.decide.decide takes any model"
             )
@@ -220,7 +217,7 @@ class Engine:
                 self._release(group)
                 if size == 1 and self._most_batches == 1:
                     raise ZoneMemoryError(
-                        f"{self.architecture} in {arithmetic_name(self.arithmetic)}, mini-batches of {self.batch_size}: "
+                        f"{self.architecture} in {self.arithmetic}, mini-batches of {self.batch_size}: "
                         f"one network and one mini-batch do not fit into the memory of {self.device}; use smaller "
                         "mini-batches or another device"
                     ) from error
@@ -360,7 +357,7 @@ class Engine:
                 hook.remove()
         if sum(found) != hits:
             raise _Unproved(
-                f"{self.architecture} in {arithmetic_name(self.arithmetic)}, samples {rows.start} to {rows.stop - 1}: the "
+                f"{self.architecture} in {self.arithmetic}, samples {rows.start} to {rows.stop - 1}: the "
                 f"fused forward has {hits} hits, the separate one {sum(found)}"
             )
         last = max(layer for layer, count in enumerate(found) if count)
@@ -377,7 +374,8 @@ class Engine:
     def _block_size(self) -> int:
         """Mini-batches of the largest block."""
         if self.device.type == "cpu":
-            most = (_CPU_ROWS_BFLOAT16 if self.arithmetic == torch.bfloat16 else _CPU_ROWS) // self.batch_size
+            slow = self.arithmetic.dtype == torch.bfloat16 and not self.arithmetic.emulated
+            most = (_CPU_ROWS_BFLOAT16 if slow else _CPU_ROWS) // self.batch_size
         else:
             most = _DEVICE_ROWS // self.batch_size
         left = self._budget() - self._networks * self._parameter_bytes
@@ -393,7 +391,8 @@ class Engine:
 
     @property
     def _bytes(self) -> int:
-        return 4 if isinstance(self.arithmetic, Emulation) else torch.finfo(self.arithmetic).bits // 8
+        dtype = self.arithmetic.dtype
+        return (compute_dtype(dtype) if self.arithmetic.emulated else dtype).itemsize
 
     @property
     def _parameter_bytes(self) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.networks.architecture import Architecture, draw
-from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.volume.engine import Engine
 from tests.two_networks import plain_decision
 
@@ -34,7 +34,7 @@ NETWORKS = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 4, torch.float64
 
 def _bare(architecture: Architecture, seed: int, dtype: torch.dtype, inputs: Tensor, batch_size: int) -> float:
     """CPU seconds of the forward products of the hidden layers alone, on inputs of the same shapes."""
-    model = draw(architecture, seed, dtype)
+    model = draw(architecture, seed, Arithmetic(dtype))
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)][:-1]
     with torch.no_grad():
         start = time.process_time()
@@ -62,21 +62,21 @@ def test_engine_against_two_networks(
     inputs, targets = digits[0].to(dtype), digits[1]
     architecture = Architecture(width=width)
     seeds = range(NETWORKS[dtype] if width <= 256 else 2)
-    engine = Engine(architecture, dtype, inputs, targets, batch_size=BATCH, watch="first layer")
+    engine = Engine(architecture, Arithmetic(dtype), inputs, targets, batch_size=BATCH, watch="first layer")
     warm = max(seeds) + 1
     list(engine.decide([warm]))
-    plain_decision(draw(architecture, warm, dtype), inputs[:BATCH], targets[:BATCH], BATCH, first_layer=True)
+    plain_decision(draw(architecture, warm, Arithmetic(dtype)), inputs[:BATCH], targets[:BATCH], BATCH, first_layer=True)
     ours, peer, bare = 0.0, 0.0, 0.0
     for seed in seeds:  # interleaved, so that a disturbance hits all of them
         start = time.process_time()
         (decision,) = engine.decide([seed])
         ours += time.process_time() - start
         start = time.process_time()
-        plain = plain_decision(draw(architecture, seed, dtype), inputs, targets, BATCH, first_layer=True)
+        plain = plain_decision(draw(architecture, seed, Arithmetic(dtype)), inputs, targets, BATCH, first_layer=True)
         peer += time.process_time() - start
         assert (decision.outcome, decision.batch) == plain
         rows = len(inputs) if decision.batch is None else (decision.batch + 1) * BATCH
-        bare += _bare(architecture, seed, dtype, inputs[:rows], BATCH)
+        bare += _bare(architecture, seed, Arithmetic(dtype), inputs[:rows], BATCH)
     with capsys.disabled():
         print(f"\n{digits[2]} 3 x {width}, {dtype!s:15}: {peer / ours:5.2f} x the two-network method, ", end="")
         print(f"{ours / bare:4.2f} x the bare products ({ours / len(seeds):.3f} s a network)")
@@ -90,14 +90,15 @@ def test_emulated_float16_against_native(digits: tuple[Tensor, Tensor, str], cap
     """The labelled emulation, per mini-batch forward, against the native float16 engine."""
     architecture, rows = Architecture(), BATCH * 4
     seconds = {}
-    for arithmetic in (torch.float16, Emulation(torch.float16, "rounded")):
+    native, emulated = Arithmetic.parse("float16"), Arithmetic.parse("float16 emulated (rounded)")
+    for arithmetic in (native, emulated):
         engine = Engine(architecture, arithmetic, digits[0][:rows], digits[1][:rows], batch_size=BATCH)
         list(engine.decide([0]))
         start = time.process_time()
         found = list(engine.decide(range(1, 9)))
         batches = sum(decision.activations for decision in found) / (BATCH * 3 * 256)
         seconds[arithmetic] = (time.process_time() - start) / batches
-    ratio = seconds[torch.float16] / seconds[Emulation(torch.float16, "rounded")]
+    ratio = seconds[native] / seconds[emulated]
     with capsys.disabled():
         print(f"\nfloat16 emulated by rounding: {ratio:.2f} x the native engine, per mini-batch")
     assert ratio >= 2.5
@@ -121,11 +122,11 @@ def test_stacked_networks_on_cuda(
         torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    engine = Engine(architecture, dtype, inputs, targets, batch_size=BATCH, watch="first layer")
+    engine = Engine(architecture, Arithmetic(dtype), inputs, targets, batch_size=BATCH, watch="first layer")
     list(engine.decide(range(draws)))
     found = []
     ours = seconds(lambda: found.extend(engine.decide(range(draws)))) / draws
-    models = [draw(architecture, seed, dtype, "cuda") for seed in range(3)]
+    models = [draw(architecture, seed, Arithmetic(dtype), "cuda") for seed in range(3)]
     plain = []
     peer = seconds(
         lambda: plain.extend(plain_decision(model, inputs, targets, BATCH, first_layer=True) for model in models)

@@ -99,7 +99,7 @@ def test_a_void_comparison_fails(
     [
         (["E22"], "unknown scenario 'E22'; did you mean 'E2'?"),
         (["E2", "--scale", "smok"], "unknown scale 'smok'; did you mean 'smoke'?"),
-        (["E2", "--scale", "smoke", "--only", "flot32"], "no comparison or precision 'flot32'; did you mean 'float32'?"),
+        (["E2", "--scale", "smoke", "--only", "flot32"], "no comparison or arithmetic 'flot32'; did you mean 'float32'?"),
     ],
     ids=["scenario", "scale", "comparison"],
 )
@@ -147,7 +147,14 @@ def test_a_folder_of_another_scenario(trained: list[str], tmp_path: Path, capsys
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("results_schema", 0), ("scenario_version", 0), ("layout_version", 99), ("scale", "cpu"), ("device", "cuda")],
+    [
+        ("results_schema", 0),
+        ("results_schema", 1),
+        ("scenario_version", 0),
+        ("layout_version", 99),
+        ("scale", "cpu"),
+        ("device", "cuda"),
+    ],
 )
 def test_a_folder_of_another_version(
     key: str, value: object, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -157,7 +164,9 @@ def test_a_folder_of_another_version(
     mark = folder / reproduction_run.MARK
     mark.write_text(json.dumps({**json.loads(mark.read_text()), key: value}))
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == USAGE
-    assert f"was made for {key} {value!r}, not " in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"was made for {key} {value!r}, not " in shown
+    assert ("migrate_results.py" in shown) == ((key, value) == ("results_schema", 1))
 
 
 def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.report.summary import kernel
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings
+from relucheck.training.stacked import alone_on
 from tests.reproduction import invariants
 
 STEPS = 3
@@ -39,10 +40,10 @@ def _check(settings: Settings, device: str) -> None:
     result = train(settings, device=device, executor="stacked", progress=False)
     invariants.control_is_identical(result)
     invariants.shapes_fit(result)
-    if settings.precision.name != "float16" or settings.optimiser.eps >= 1e-4:  # which diverges, as stated
+    if settings.arithmetic.name != "float16" or settings.optimiser.eps >= 1e-4:  # which diverges, as stated
         assert all(member.outcome == "finished" for member in result.members)
-    own = settings.precision.alone_on(device)
-    assert kernel(result) == ("emulated" if settings.precision.emulation else "nn.Linear" if own else "baddbmm")
+    own = alone_on(settings.arithmetic, device)
+    assert kernel(result) == ("emulated" if settings.arithmetic.emulation else "nn.Linear" if own else "baddbmm")
 
 
 @pytest.mark.parametrize("settings", SHORT.values())

@@ -599,7 +599,7 @@ def test_report_and_summary(tmp_path: Path) -> None:
     for needed in ("# E2: ", "![one](figures/one.png)", "Not run (yet): float16.", "784-200-200-200-10, relu", "made up"):
         assert needed in text
     body = json.loads(json.dumps(summary(whole), allow_nan=False))
-    assert body["schema_version"] == 2
+    assert body["schema_version"] == 3
     assert {run["comparison"] for run in body["runs"]} == {"float32", "bfloat16"}
     assert len(body["cells"]) == len(cells)
     bare = report(Reproduction(E2, "cpu", tmp_path, runs, (), cells))

@@ -21,6 +21,7 @@ from relucheck.bifurcation.explain import explain
 from relucheck.bifurcation.explanation import Explanation
 from relucheck.networks.architecture import Architecture, draw
 from relucheck.networks.mlp import MLP
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.results.files import write_atomically
 from relucheck.volume.engine import Engine
@@ -38,7 +39,7 @@ def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
     Raises:
         ValueError: on this machine no such bias makes a hit.
     """
-    model = draw(Architecture(), seed, dtype)
+    model = draw(Architecture(), seed, Arithmetic(dtype))
     layer = model.layers[1]
     assert isinstance(layer, torch.nn.Linear)
     x = inputs[:_BATCH]
@@ -58,12 +59,12 @@ def _found(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
         model, batch = shifted(dtype, inputs), 0
         making = "model = shifted(torch.float64, x)  # relucheck.reproduction.experiments.explained"
     else:
-        decisions = Engine(Architecture(), dtype, inputs, targets, batch_size=_BATCH).decide(range(_SEEDS))
+        decisions = Engine(Architecture(), Arithmetic(dtype), inputs, targets, batch_size=_BATCH).decide(range(_SEEDS))
         decision = next(decision for decision in decisions if decision.outcome == "bifurcate")
         assert decision.seed is not None
         assert decision.batch is not None
-        model, batch = draw(Architecture(), decision.seed, dtype), decision.batch
-        making = f"model = draw(Architecture(), {decision.seed}, torch.{dtype_name(dtype)})"
+        model, batch = draw(Architecture(), decision.seed, Arithmetic(dtype)), decision.batch
+        making = f'model = draw(Architecture(), {decision.seed}, Arithmetic.parse("{dtype_name(dtype)}"))'
     part = slice(batch * _BATCH, (batch + 1) * _BATCH)
     x, y = inputs[part], targets[part]
     command = (
@@ -95,8 +96,9 @@ def _lines() -> Iterator[str]:
     yield "import torch"
     yield "from relucheck import data"
     yield "from relucheck.bifurcation.explain import explain"
+    yield "from relucheck.networks.architecture import Architecture, draw"
+    yield "from relucheck.numerics.arithmetic import Arithmetic"
     yield "from relucheck.reproduction.experiments.explained import shifted"
-    yield "from relucheck.volume.stack import Architecture, draw"
     yield "```"
     images = data.load("mnist")
     for dtype in reversed(DTYPES):

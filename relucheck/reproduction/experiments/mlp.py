@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.errors import did_you_mean
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.reproduction.scenario import Comparison, External, Scenario, ScenarioError
 from relucheck.reproduction.stated import (
     ERRORS,
@@ -25,7 +26,7 @@ from relucheck.reproduction.stated import (
     STATED_ROUNDED,
     SUBGRADIENTS,
 )
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings, members_of
 
 SEEDS: Final[tuple[int, ...]] = tuple(range(10))
 
@@ -38,33 +39,33 @@ _ADAM_FLOAT16: Final = Optimiser("adam", 1e-3, eps=1e-4, fused=False)
 _ADAM: Final = Optimiser("adam", 1e-3, fused=False)
 
 #: (name in files, arithmetic, optimiser): what PyTorch computes on the device at hand, by its defaults.
-_Row = tuple[str, Precision, Optimiser]
+_Row = tuple[str, Arithmetic, Optimiser]
 _NATIVE: Final[tuple[_Row, ...]] = (
-    ("float64", Precision("float64"), _ADAM),
-    ("float32", Precision("float32"), _ADAM),
-    ("bfloat16", Precision("bfloat16"), _ADAM),
-    ("float16", Precision("float16"), _ADAM),
-    ("float16-eps1e-4", Precision("float16"), _ADAM_FLOAT16),
-    ("mixed-bfloat16", Precision("float32", mixed="bfloat16"), _ADAM),
-    ("mixed-float16", Precision("float32", mixed="float16"), _ADAM),
+    ("float64", Arithmetic.parse("float64"), _ADAM),
+    ("float32", Arithmetic.parse("float32"), _ADAM),
+    ("bfloat16", Arithmetic.parse("bfloat16"), _ADAM),
+    ("float16", Arithmetic.parse("float16"), _ADAM),
+    ("float16-eps1e-4", Arithmetic.parse("float16"), _ADAM_FLOAT16),
+    ("mixed-bfloat16", Arithmetic.parse("mixed bfloat16"), _ADAM),
+    ("mixed-float16", Arithmetic.parse("mixed float16"), _ADAM),
 )
 #: The other side of the switches; no switch changes a CPU's products, so these are for CUDA. float32 is strict by default.
 _SWITCHED: Final[tuple[_Row, ...]] = (
-    ("float32-tf32", Precision("float32", tf32=True), _ADAM),
-    ("bfloat16-strict", Precision("bfloat16", strict=True), _ADAM),
-    ("float16-eps1e-4-strict", Precision("float16", strict=True), _ADAM_FLOAT16),
-    ("mixed-bfloat16-strict", Precision("float32", mixed="bfloat16", strict=True), _ADAM),
-    ("mixed-float16-strict", Precision("float32", mixed="float16", strict=True), _ADAM),
+    ("float32-tf32", Arithmetic.parse("float32 TF32"), _ADAM),
+    ("bfloat16-strict", Arithmetic.parse("bfloat16 strict"), _ADAM),
+    ("float16-eps1e-4-strict", Arithmetic.parse("float16 strict"), _ADAM_FLOAT16),
+    ("mixed-bfloat16-strict", Arithmetic.parse("mixed bfloat16 strict"), _ADAM),
+    ("mixed-float16-strict", Arithmetic.parse("mixed float16 strict"), _ADAM),
 )
 _EMULATED: Final[tuple[_Row, ...]] = (
-    ("bfloat16-product", Precision("bfloat16", emulation="product"), _ADAM),
-    ("bfloat16-split-k-4", Precision("bfloat16", emulation="split-k 4"), _ADAM),
+    ("bfloat16-product", Arithmetic.parse("bfloat16 emulated (product)"), _ADAM),
+    ("bfloat16-split-k-4", Arithmetic.parse("bfloat16 emulated (split-k 4)"), _ADAM),
 )
 #: The same, rounded once: what a CPU with bfloat16 instructions computes, on any device. Hits are rare, so that beside the
 #: ones above it says what coarse rounding does and nothing else does.
-_ROUNDED: Final[tuple[_Row, ...]] = (("bfloat16-rounded", Precision("bfloat16", emulation="rounded"), _ADAM),)
+_ROUNDED: Final[tuple[_Row, ...]] = (("bfloat16-rounded", Arithmetic.parse("bfloat16 emulated (rounded)"), _ADAM),)
 _EMULATED_FLOAT16: Final[tuple[_Row, ...]] = (
-    ("float16-product", Precision("float16", emulation="product"), _ADAM_FLOAT16),
+    ("float16-product", Arithmetic.parse("float16 emulated (product)"), _ADAM_FLOAT16),
 )
 
 
@@ -80,10 +81,10 @@ def _made(part: str, rows: Sequence[_Row], base: Settings, prefix: str = "", suf
             f"{prefix}{name}{suffix}",
             part,
             dataclasses.replace(
-                base, precision=precision, optimiser=optimiser if base.optimiser.name == "adam" else base.optimiser
+                base, arithmetic=arithmetic, optimiser=optimiser if base.optimiser.name == "adam" else base.optimiser
             ),
         )
-        for name, precision, optimiser in rows
+        for name, arithmetic, optimiser in rows
     )
 
 

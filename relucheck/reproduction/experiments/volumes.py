@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck import data
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.published import PublishedCell, volume_cells
 from relucheck.reproduction.report.volume_tables import write
 from relucheck.reproduction.report.volumes import NAME, Entry, Line, Report
@@ -32,21 +34,16 @@ _ALL: Final = 60_000
 _BITS: Final[dict[str, int]] = {"float16": 16, "float32": 32, "float64": 64}
 
 
-Fields = dict[str, Any]
-
-_NATIVE: Final[tuple[Fields, ...]] = tuple({"dtype": name} for name in ("float16", "bfloat16", "float32", "float64"))
+_NATIVE: Final = tuple(map(Arithmetic.parse, ("float16", "bfloat16", "float32", "float64")))
 #: PyTorch's default and the strict arithmetic; in float32 and float64 they are one, and TF32 is what older defaults were.
-_CUDA: Final[tuple[Fields, ...]] = (
-    *_NATIVE,
-    *({"dtype": name, "strict": True} for name in ("float16", "bfloat16")),
-    {"dtype": "float32", "tf32": True},
-)
-_ROUNDED: Final[Fields] = {"dtype": "float16", "emulation": "rounded"}
-_TF32: Final[Fields] = {"dtype": "float32", "emulation": "tf32"}
-_COARSE: Final[tuple[Fields, ...]] = (
-    {"dtype": "float16", "emulation": "product"},
-    {"dtype": "float16", "emulation": "split-k 4"},
-    {"dtype": "bfloat16", "emulation": "product"},
+_CUDA: Final = (*_NATIVE, *map(Arithmetic.parse, ("float16 strict", "bfloat16 strict", "float32 TF32")))
+_ROUNDED: Final = Arithmetic.parse("float16 emulated (rounded)")
+_TF32: Final = Arithmetic.parse("float32 emulated (tf32)")
+_COARSE: Final = tuple(
+    map(
+        Arithmetic.parse,
+        ("float16 emulated (product)", "float16 emulated (split-k 4)", "bfloat16 emulated (product)"),
+    )
 )
 
 
@@ -62,9 +59,9 @@ def entries(scale: str) -> tuple[Entry, ...]:
     if scale == "smoke":
         return _smoke()
     made = [
-        _entry(published, {**fields, "draws": published.runs})
+        _entry(published, arithmetic, draws=published.runs)
         for published in _columns()
-        for fields in _arithmetics(scale, published)
+        for arithmetic in _arithmetics(scale, published)
     ]
     return tuple(made if scale == "full" else _affordable(made))
 
@@ -81,20 +78,20 @@ def _columns() -> Iterable[PublishedCell]:
     return reversed(seen.values())
 
 
-def _arithmetics(scale: str, published: PublishedCell) -> tuple[Fields, ...]:
+def _arithmetics(scale: str, published: PublishedCell) -> tuple[Arithmetic, ...]:
     shape = published.varied in ("hidden_layers", "neurons")
     if scale == "full":
         return (*_CUDA, _ROUNDED, *(_COARSE if shape else ()))
     # where native float16 is slow and every network bifurcates in it, rounding stands in; a few anchors see the rest
     wide = published.neurons > 256 or (published.source == "B21" and published.varied == "batch_size")
-    native = tuple(fields for fields in _NATIVE if not (wide and fields["dtype"] == "float16"))
+    native = tuple(one for one in _NATIVE if not (wide and one.name == "float16"))
     tf32 = (_TF32,) if published.source == "B21" and shape else ()
     anchor = (published.source, published.varied) in (("B21", "hidden_layers"), ("R22", "neurons"))
     return (*native, _ROUNDED, *tf32, *(_COARSE if anchor else ()))
 
 
-def _entry(column: PublishedCell, fields: Fields) -> Entry:
-    bits = _BITS.get(fields["dtype"])
+def _entry(column: PublishedCell, arithmetic: Arithmetic, **others: Any) -> Entry:
+    bits = _BITS.get(dtype_name(arithmetic.dtype))
     keys = ("source", "varied", "hidden_layers", "neurons", "batch_size", "sample_size")
     same = (other for other in volume_cells() if all(getattr(other, key) == getattr(column, key) for key in keys))
     published = next((other for other in same if other.precision_bits == bits), None)
@@ -105,8 +102,9 @@ def _entry(column: PublishedCell, fields: Fields) -> Entry:
         batch_size=column.batch_size,
         sample_size=column.sample_size if drawn else None,
         sample=REPLACED if drawn else IN_ORDER,
+        arithmetic=arithmetic,
         varied=column.varied,
-        **fields,
+        **others,
     )
     return Entry(column.source, column.varied, column.x, cell, published, published is not None and published.computed)
 
@@ -118,8 +116,8 @@ def _smoke() -> tuple[Entry, ...]:
     for column in _columns():
         if column.source != "R22" or (column.varied, column.x) not in chosen:
             continue
-        for fields in (*_NATIVE, _ROUNDED, _COARSE[-1]):
-            entry = _entry(column, {**fields, "draws": 4, "data": "digits"})
+        for arithmetic in (*_NATIVE, _ROUNDED, _COARSE[-1]):
+            entry = _entry(column, arithmetic, draws=4, data="digits")
             size = 500 if column.varied == "sample_size" else None
             x = column.x if size is None else size
             published = entry.published if size is None else None
@@ -173,7 +171,7 @@ def seconds(cell: Cell) -> float:
     Hits are modelled as a Poisson process along the pass: with h of them anticipated, (1 - exp(-h)) / h of a pass is looked
     at on average.
     """
-    own, per_batch, speed = _COSTS.get(cell.arithmetic, _OTHERS)
+    own, per_batch, speed = _COSTS.get(cell.arithmetic.name, _OTHERS)
     images = cell.sample_size or _ALL
     weights = 784 * cell.neurons + (cell.hidden_layers - 1) * cell.neurons**2 + 10 * cell.neurons
     whole = own * images / _ALL + per_batch * images / cell.batch_size + 2 * weights * images / speed
@@ -183,7 +181,7 @@ def seconds(cell: Cell) -> float:
 
 def _hits(cell: Cell) -> float:
     """Anticipated hits of a pass: activations times the rate that was measured in such an arithmetic."""
-    rate, growth = _RATES.get(cell.arithmetic, _COARSE_RATE)
+    rate, growth = _RATES.get(cell.arithmetic.name, _COARSE_RATE)
     activations = (cell.sample_size or _ALL) * cell.neurons * cell.hidden_layers
     return max(1e-3, 1e-6 * rate * (cell.neurons / 32) ** growth * activations)
 
@@ -198,7 +196,7 @@ def _affordable(made: Sequence[Entry]) -> list[Entry]:
     weights = {}
     for name, cell in different.items():
         share = min(0.95, max(0.05, -math.expm1(-_hits(cell))))
-        weights[name] = _IMPORTANCE.get(cell.arithmetic, 1.0) * math.sqrt(share * (1 - share) / seconds(cell))
+        weights[name] = _IMPORTANCE.get(cell.arithmetic.name, 1.0) * math.sqrt(share * (1 - share) / seconds(cell))
 
     def plan(scale: float) -> dict[str, int]:
         return {

@@ -17,7 +17,7 @@ from relucheck.training.result import Result
 from relucheck.training.settings import Settings
 
 #: Version of ``summary.json``.
-SUMMARY_VERSION: Final = 2
+SUMMARY_VERSION: Final = 3
 
 
 def summary(made: Reproduction) -> dict[str, Any]:
