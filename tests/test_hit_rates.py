@@ -22,11 +22,11 @@ from relucheck.hits.plans import Activations, Rounding
 from relucheck.hits.rates import Measured, RateError, accumulation, measure, poisson_interval, predict, predict_layer, probe
 from relucheck.hits.validation import Cell, agreement, validate
 from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
-from relucheck.networks.architecture import Architecture, draw
-from relucheck.networks.convnets import ConvNet, ResidualNet
+from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.reproduction.experiments import hit_rates
+from tests.uniform import images, mlp
 
 TORCH = {
     "bfloat16": torch.bfloat16,
@@ -255,7 +255,7 @@ def test_another_accumulation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
-    model = draw(Architecture(width=32, depth=2), 3, COARSE[0])
+    model = mlp(width=32, depth=2).draw(3, COARSE[0])
     x = data.load("digits").scaled(torch.bfloat16)[:300]
     first = predict(model, x)
     assert first == predict(model, x)
@@ -268,19 +268,20 @@ def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
 
 def test_the_networks_are_those_of_the_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rebuilt from their seeds by the one room that does it, which leaves the state of every device alone."""
-    seen: list[tuple[Architecture, int, Any]] = []
+    seen: list[tuple[Network, int, Any]] = []
 
-    def watched(architecture: Architecture, seed: int, arithmetic: Any) -> nn.Module:
-        seen.append((architecture, seed, arithmetic))
-        return draw(architecture, seed, arithmetic)
+    def watched(network: Network, seed: int, arithmetic: Any) -> nn.Module:
+        seen.append((network, seed, arithmetic))
+        return draw(network, seed, arithmetic)
 
     def refuse(seed: int) -> None:
         raise AssertionError("every device was seeded")
 
-    monkeypatch.setattr(validation, "draw", watched)
+    draw = Network.draw
+    monkeypatch.setattr(Network, "draw", watched)
     monkeypatch.setattr(torch, "manual_seed", refuse)
     validate(COARSE[0], 8, 2, torch.rand(20, 6, generator=generator(0)), [3, 5])
-    assert seen == [(Architecture(6, 8, 2), seed, COARSE[0]) for seed in (3, 5)]
+    assert seen == [(mlp(6, 8, 2), seed, COARSE[0]) for seed in (3, 5)]
 
 
 # ----------------------------------------------------------------------------------------------------- counting
@@ -349,7 +350,7 @@ def test_only_cells_with_enough_expected_can_surprise() -> None:
 
 
 def test_bad_input() -> None:
-    model = draw(Architecture(4, 8, 1), 0, Arithmetic(torch.float32))
+    model = mlp(4, 8, 1).draw(0, Arithmetic(torch.float32))
     with pytest.raises(RateError, match=r"shape \(0, 4\)"):
         predict(model, torch.zeros(0, 4))
     with pytest.raises(RateError, match="inputs are float16, the model float32"):
@@ -361,9 +362,9 @@ def test_bad_input() -> None:
     with pytest.raises(ModelError, match=r"no nn\.ReLU"):
         measure(nn.Linear(4, 4), torch.ones(3, 4))
     with pytest.raises(RateError, match=r"behind an nn\.Linear"):
-        predict(ResidualNet(activation=nn.ReLU), torch.ones(3, 1, 8, 8))
+        predict(images("residual").build(nn.ReLU), torch.ones(3, 1, 8, 8))
     with pytest.raises(RateError, match=r"behind an nn\.Linear"):
-        measure(ConvNet(activation=nn.ReLU), torch.ones(3, 1, 8, 8))
+        measure(images("convnet").build(nn.ReLU), torch.ones(3, 1, 8, 8))
     with pytest.raises(RateError, match="no seeds"):
         validate(Arithmetic(torch.float32), 8, 1, torch.ones(3, 4), [])
     part = Activations("x", 1, "linear")
@@ -374,7 +375,7 @@ def test_bad_input() -> None:
 
 
 def test_a_bias_alone_is_no_hit() -> None:
-    model = draw(Architecture(4, 8, 1), 0, Arithmetic(torch.float32))
+    model = mlp(4, 8, 1).draw(0, Arithmetic(torch.float32))
     assert predict(model, torch.zeros(5, 4))[0].per_million == 0
 
 
@@ -545,7 +546,7 @@ def test_the_figure_is_a_png() -> None:
 
 def test_emulated_networks_keep_their_hits_out_of_the_prediction() -> None:
     """No hit is looked at: with the hits taken out of the count, the prediction is the same."""
-    model = draw(Architecture(width=16, depth=1), 0, Arithmetic(torch.bfloat16))
+    model = mlp(width=16, depth=1).draw(0, Arithmetic(torch.bfloat16))
     COARSE[0].apply(model)
     x = data.load("digits").scaled(torch.bfloat16)[:200]
     before = predict(model, x)

@@ -22,13 +22,13 @@ import torch
 from relucheck import data
 from relucheck.bifurcation import decide as bifurcation_decide
 from relucheck.bifurcation.decide import Decision
-from relucheck.networks import architecture
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.volume import engine as volume_engine
 from relucheck.volume import estimate as volume_estimate
 from relucheck.volume import workers
 from relucheck.volume.cell import Outcome
 from relucheck.volume.estimate import Cell, Estimate, Store, StoreError, VolumeError, estimate
+from tests.uniform import mlp
 
 SMALL = Cell(hidden_layers=2, neurons=8, batch_size=64, sample_size=256, data="digits", draws=6)
 #: What the fake engine says of seeds 0, 1, 2, ...
@@ -165,9 +165,7 @@ def test_every_draw_can_be_rebuilt_and_decided_again(fields: dict[str, Any]) -> 
     inputs, targets = volume_estimate.scaled(cell, dataset, rows)
     assert torch.equal(inputs, dataset.scaled(cell.arithmetic.dtype)[rows])
     for draw in found.decisions:
-        model = architecture.draw(
-            architecture.Architecture(width=cell.neurons, depth=cell.hidden_layers), draw.seed, cell.arithmetic
-        )
+        model = mlp(width=cell.neurons, depth=cell.hidden_layers).draw(draw.seed, cell.arithmetic)
         again = bifurcation_decide.decide(model, inputs, targets, batch_size=cell.batch_size, watch=cell.watch)
         assert (again.outcome, again.batch) == (draw.outcome, draw.batch)
     assert [draw.seed for draw in found.decisions] == list(range(5, 11))

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from relucheck.hits.plans import resnet50_kinds
 from relucheck.hits.rates import RateError, measure, poisson_interval, predict
-from relucheck.networks.architecture import Architecture, draw
+from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import find
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One layer of one architecture in one arithmetic, pooled over draws: hits predicted and counted.
+    """One layer of one network in one arithmetic, pooled over draws: hits predicted and counted.
 
     ``expected`` is the predicted number of hits in the same ``activations`` in which ``hits`` were counted.
     """
@@ -74,9 +74,10 @@ def validate(
     """
     x = inputs.to(arithmetic.dtype)
     few = x[:: max(1, len(x) // planned)]
+    network = Network("mlp", (width,) * depth, input_shape=(x.shape[1],))
     expected, hits, seen, draws = [0.0] * depth, [0] * depth, [0] * depth, 0
     for seed in seeds:
-        model = draw(Architecture(x.shape[1], width, depth), seed, arithmetic)
+        model = network.draw(seed, arithmetic)
         draws += 1
         for layer, (told, counted) in enumerate(
             zip(predict(model, few, pairs=pairs, seed=seed), measure(model, x), strict=True)
@@ -164,7 +165,7 @@ def _quantiles(ratios: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One architecture in one arithmetic: how many draws, on how many MNIST training images, grey or thresholded at 1/2."""
+    """One network in one arithmetic: how many draws, on how many MNIST training images, grey or thresholded at 1/2."""
 
     arithmetic: Arithmetic
     width: int

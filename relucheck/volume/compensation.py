@@ -20,7 +20,7 @@ from torch import Tensor
 from relucheck import data
 from relucheck.bifurcation.exact_forward import Zone
 from relucheck.bifurcation.exact_gradients import over_the_reals
-from relucheck.networks.architecture import Architecture, draw
+from relucheck.networks.network import Network
 from relucheck.results.store import Json, Store
 from relucheck.volume.cell import Cell, Estimate, columns
 from relucheck.volume.estimate import sample, scaled
@@ -133,8 +133,8 @@ def _digest(estimate: Estimate) -> str:
 
 
 def _zone(cell: Cell, seed: int, inputs: Tensor, targets: Tensor) -> Zone:
-    architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
-    model = draw(architecture, seed, cell.arithmetic)
+    network = Network("mlp", (cell.neurons,) * cell.hidden_layers, input_shape=(inputs.shape[1],))
+    model = network.draw(seed, cell.arithmetic)
     return over_the_reals(model, inputs, targets, cell.pair, watch=cell.watch).zone
 
 

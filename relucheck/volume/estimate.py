@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from relucheck import data
-from relucheck.networks.architecture import Architecture
+from relucheck.networks.network import Network
 from relucheck.numerics.determinism import generator
 from relucheck.results.store import Json, Store, StoreError
 from relucheck.volume import engine as volume_engine
@@ -167,9 +167,9 @@ def scaled(cell: Cell, dataset: data.DataSet, rows: Tensor | None) -> tuple[Tens
 
 
 def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device, note: Note | None) -> Decider:
-    architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
+    network = Network("mlp", (cell.neurons,) * cell.hidden_layers, input_shape=(inputs.shape[1],))
     return volume_engine.Engine(
-        *(architecture, cell.arithmetic, inputs, targets),
+        *(network, cell.arithmetic, inputs, targets),
         batch_size=cell.batch_size,
         pair=cell.pair,
         watch=cell.watch,

@@ -1,6 +1,6 @@
 """Forward passes of many networks at once, and the proof that they are bitwise the separate ones.
 
-A stack holds the parameters of n networks of one architecture. It can run them one by one (*separate*: what
+A stack holds the parameters of n networks of one description. It can run them one by one (*separate*: what
 ``F.linear`` does for one network and one mini-batch), as batched products (*batched*), or with the first layers joined to
 one product, as all networks share its input (*joined*); and several mini-batches as one block of rows. Whether a fused
 way rounds as the separate one does depends on the device, the dtype and the shape, so every shape is proved where it is
@@ -27,7 +27,7 @@ Way = Literal["joined", "batched", "separate"]
 
 
 class Stack:
-    """The parameters of n networks of one architecture, and their forward passes.
+    """The parameters of n networks of one description, and their forward passes.
 
     Args:
         models: as :func:`draw` makes them.
