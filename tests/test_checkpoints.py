@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from relucheck.networks import Network
 from relucheck.training.checkpoints import CHECKPOINT, CheckpointError, load, load_result, write
 from relucheck.training.settings import Settings, members_of
 
-SETTINGS = Settings("digits", (4,), members_of([0], [1.0]))
+SETTINGS = Settings("digits", Network("mlp", (4,)), members_of([0], [1.0]))
 
 
 def test_write_makes_folders_and_replaces(tmp_path: Path) -> None:

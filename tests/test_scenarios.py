@@ -43,12 +43,12 @@ def test_e1_is_the_published_one(scale: str) -> None:
         assert {member.subgradient for member in settings.members} == {0.0, 1.0}
         assert (settings.data, settings.batch_size, settings.shuffle, settings.every) == ("mnist", 128, False, 1)
         if name.startswith("b21-"):
-            assert settings.widths == (2000, 128)
+            assert settings.network.widths == (2000, 128)
             assert settings.optimiser == Optimiser("sgd", settings.optimiser.lr, fused=False)
             assert settings.optimiser.lr == pytest.approx(0.0118592, abs=1e-7)
             assert settings.epochs == 1
         else:
-            assert (settings.widths, settings.epochs, settings.optimiser.lr) == ((2000,), 2, 0.001)
+            assert (settings.network.widths, settings.epochs, settings.optimiser.lr) == ((2000,), 2, 0.001)
             assert settings.seeds[0] == 42069
     assert {dtype_name(settings.arithmetic.dtype) for settings in found.values()} >= {
         "float64",
@@ -70,7 +70,7 @@ def test_b21s_learning_rate_is_its_notebooks() -> None:
 
 def test_e2_full_is_the_published_one_over_ten_seeds() -> None:
     for name, settings in _by_name("E2", "full").items():
-        assert settings.widths == (200, 200, 200)
+        assert settings.network.widths == (200, 200, 200)
         assert settings.epochs == (3 if name.endswith("-3-epochs") else 15 if name.endswith("-15-epochs") else 50)
         assert len(settings.seeds) >= 10
         assert {member.subgradient for member in settings.members} == {-0.5, 0.0, 0.5, 0.8, 1.0}
@@ -80,7 +80,7 @@ def test_e2_full_is_the_published_one_over_ten_seeds() -> None:
 
 def test_e2_full_has_every_arithmetic_and_variation() -> None:
     found = _by_name("E2", "full")
-    published = [settings for name, settings in found.items() if settings.widths and _plain(settings)]
+    published = [settings for name, settings in found.items() if settings.network.widths and _plain(settings)]
     labels = {settings.arithmetic.name for settings in published}
     assert {"float32", "float32 TF32"} <= labels
     assert "float32 strict" not in labels, "PyTorch's default is strict in float32"
@@ -88,9 +88,9 @@ def test_e2_full_has_every_arithmetic_and_variation() -> None:
         assert {label, f"{label} strict"} <= labels
     assert {"float64", "float32 TF32", "bfloat16 emulated (product)", "bfloat16 emulated (split-k 4)"} <= labels
     assert {settings.data for settings in found.values()} == {"mnist", "fashionmnist"}
-    assert {settings.activation for settings in found.values()} == {"relu", "relu6", "leaky_relu"}
+    assert {settings.network.activation for settings in found.values()} == {"relu", "relu6", "leaky_relu"}
     assert {settings.optimiser.name for settings in found.values()} == {"adam", "sgd"}
-    assert {settings.batch_norm for settings in found.values()} == {False, True}
+    assert {settings.network.batch_norm for settings in found.values()} == {False, True}
     # Adam in float16 is run as it is, and with a stated eps
     assert {s.optimiser.eps for s in published if s.arithmetic.name == "float16"} == {1e-8, 1e-4}
 
@@ -98,9 +98,9 @@ def test_e2_full_has_every_arithmetic_and_variation() -> None:
 def _plain(settings: Settings) -> bool:
     return (
         settings.data == "mnist"
-        and settings.activation == "relu"
+        and settings.network.activation == "relu"
         and settings.optimiser.name == "adam"
-        and not settings.batch_norm
+        and not settings.network.batch_norm
     )
 
 
@@ -161,7 +161,7 @@ def test_smoke_needs_no_data_root_and_little_time(name: str) -> None:
     for settings in _by_name(name, "smoke").values():
         assert settings.data == "digits"
         assert settings.epochs <= 2
-        assert max(settings.widths) <= 64
+        assert max(settings.network.widths) <= 64
 
 
 @pytest.mark.parametrize("scale", SCALES)

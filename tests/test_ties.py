@@ -328,10 +328,9 @@ def digits(dtype: torch.dtype, count: int = 96) -> tuple[Tensor, Tensor]:
 def test_lenet_decides_as_two_networks_in_both_orders(dtype: torch.dtype) -> None:
     inputs, targets = digits(dtype)
     for seed, order in itertools.product(range(2), LENETS):
-        found = decide(LENETS[order].draw(seed, Arithmetic(dtype)), inputs, targets, batch_size=32)
-        assert (found.outcome, found.batch) == two_networks(
-            LENETS[order].draw(seed, Arithmetic(dtype)), inputs, targets, 32
-        )
+        model, again = (LENETS[order].draw(seed, Arithmetic(dtype)) for _ in range(2))
+        found = decide(model, inputs, targets, batch_size=32)
+        assert (found.outcome, found.batch) == two_networks(again, inputs, targets, 32)
 
 
 @pytest.mark.parametrize("choice", ["native", "minimal-norm"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,16 +13,18 @@ from relucheck import data
 from relucheck.activations import modules as activations_modules
 from relucheck.activations import rules
 from relucheck.bifurcation import subgradient as bifurcation_subgradient
+from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
 from relucheck.training.forking import ForkingExecutor, Split
 from relucheck.training.settings import Optimiser, Settings, members_of
+from tests.training_case import changed
 
 SETTINGS = Settings(
     "digits",
-    (16, 12),
+    Network("mlp", (16, 12)),
     members_of([3], [-0.5, 1.0]),
     optimiser=Optimiser(eps=1e-4),
     epochs=2,
@@ -98,10 +99,10 @@ def dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def build(settings: Settings, *rest: Any) -> nn.Module:
         model = original(settings, *rest)
-        first: Any = model[0]
+        first: Any = model.layers[1]
         with torch.no_grad():
             first.weight[2:4].zero_()
-            first.bias[2:4] = 6.0 if settings.activation == "relu6" else 0.0
+            first.bias[2:4] = 6.0 if settings.network.activation == "relu6" else 0.0
             first.bias[3] = 0.0
         return model
 
@@ -120,7 +121,7 @@ def _without_forks(run: ForkingExecutor) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("dead_units")
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_forking_equals_every_member_by_itself(variation: str) -> None:
-    settings = dataclasses.replace(SETTINGS, **VARIATIONS[variation])
+    settings = changed(SETTINGS, **VARIATIONS[variation])
     forked, apart = _run(settings), _run(settings, apart=True)
     assert forked.void is None
     assert apart.void is None
@@ -153,10 +154,10 @@ def test_members_that_part_late_take_their_moments_along(variation: str) -> None
             mask[::3, 2] = float(module.training and clock.step >= 4)
             return result - (result * mask).detach()
 
-        model[0].register_forward_hook(hits)
+        model.layers[1].register_forward_hook(hits)
         return model
 
-    settings = dataclasses.replace(SETTINGS, **VARIATIONS[variation])
+    settings = changed(SETTINGS, **VARIATIONS[variation])
     forked, apart = _run(settings, model=make), _run(settings, model=make, apart=True)
     assert {result.forked_at for result in forked.results.values()} - {None} == {4}
     ours, theirs = _parameters(forked), _parameters(apart)
@@ -211,7 +212,7 @@ def test_a_frozen_parameter_stays() -> None:
 
 def test_runs_that_diverge_as_one_never_differed() -> None:
     """NaN is unequal to itself, the same bits are not: members by themselves must tell what the merged ones tell."""
-    settings = dataclasses.replace(SETTINGS, arithmetic=Arithmetic.parse("float16"), optimiser=Optimiser())
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("float16"), optimiser=Optimiser())
     forked, apart = _run(settings), _run(settings, apart=True)
     assert {result.forked_at for result in forked.results.values()} == {None}
     assert {result.outcome for result in forked.results.values()} == {"diverged: non-finite at step 1"}
@@ -221,7 +222,7 @@ def test_runs_that_diverge_as_one_never_differed() -> None:
 
 @pytest.mark.usefixtures("dead_units")
 def test_distances_are_recorded_every_so_often_but_every_step_is_looked_at() -> None:
-    often, seldom = _run(SETTINGS), _run(dataclasses.replace(SETTINGS, every=4))
+    often, seldom = _run(SETTINGS), _run(changed(SETTINGS, every=4))
     for one, other in zip(often.results.values(), seldom.results.values(), strict=True):
         assert one.steps.step == list(range(1, 11))
         assert other.steps.step == [4, 8]
@@ -273,14 +274,16 @@ PLAIN: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("dtype", PLAIN)
 def test_chain_equals_a_plain_loop_with_public_modules(dtype: str, fused: bool) -> None:
     """relucheck's public modules, set_subgradient, torch's own optimiser: the chain rule's member is that run."""
-    settings = dataclasses.replace(SETTINGS, arithmetic=dtype, optimiser=Optimiser(eps=1e-4, fused=fused))
+    settings = changed(SETTINGS, arithmetic=dtype, optimiser=Optimiser(eps=1e-4, fused=fused))
     options = {"fused": True} if fused else {}  # as its users write it
     run = _run(settings)
     train, _ = _splits(settings)
     for subgradient in (0.0, -0.5, 1.0):
         index = next(i for i, m in enumerate(settings.members) if m.subgradient == subgradient and m.rule == "chain")
         made = training_forking.build(settings, 3, training_model.Clock(3), training_model.Switch())
-        plain = nn.Sequential(*[activations_modules.ReLU() if isinstance(m, training_model.Kinked) else m for m in made])
+        plain = nn.Sequential(
+            *[activations_modules.ReLU() if isinstance(m, training_model.Kinked) else m for m in made.layers]
+        )
         bifurcation_subgradient.set_subgradient(plain, subgradient)
         optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-4, **options)
         for _ in range(settings.epochs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import itertools
 import json
@@ -23,7 +22,7 @@ from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import ForkingExecutor
 from relucheck.training.result import Result
 from relucheck.training.settings import Optimiser, Settings
-from tests.training_case import SETTINGS, numbers
+from tests.training_case import SETTINGS, changed, numbers
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +178,8 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: py
         with pytest.raises(RuntimeError, match="broken off"):
             train(SETTINGS, folder=tmp_path, progress=False)
     others = {
-        "optimiser": dataclasses.replace(SETTINGS, optimiser=Optimiser(lr=0.01)),
-        "epochs 3 there, 4 here": dataclasses.replace(SETTINGS, epochs=4),
+        "optimiser": changed(SETTINGS, optimiser=Optimiser(lr=0.01)),
+        "epochs 3 there, 4 here": changed(SETTINGS, epochs=4),
     }
     for named, settings in others.items():
         with pytest.raises(CheckpointError, match=f"is of other settings .*{named}.*another folder"):
@@ -223,7 +222,7 @@ def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path, m
             checkpoints.load_result(tmp_path, SETTINGS)
     assert checkpoints.load_result(tmp_path, SETTINGS) == unbroken  # to report it, wherever it is from
     with pytest.raises(CheckpointError, match=r"is of other settings .*batch_size 32 there, 16 here"):
-        train(dataclasses.replace(SETTINGS, batch_size=16), folder=tmp_path, progress=False)
+        train(changed(SETTINGS, batch_size=16), folder=tmp_path, progress=False)
     (tmp_path / checkpoints.RESULT).write_text("{")
     with pytest.raises(CheckpointError, match="unreadable or damaged"):
         train(SETTINGS, folder=tmp_path, progress=False)
@@ -240,4 +239,4 @@ def test_interrupt_after_the_last_group_is_told_too(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(engine._Run, "_run_group", late)
     with pytest.raises(Interrupted, match="interrupted after the last epoch; nothing is kept"):
-        train(dataclasses.replace(SETTINGS, epochs=1), progress=False)
+        train(changed(SETTINGS, epochs=1), progress=False)

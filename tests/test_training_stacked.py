@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import engine, stacked_layers
 from relucheck.training import forking as training_forking
@@ -20,10 +21,11 @@ from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
 from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor, alone_on
+from tests.training_case import changed
 
 SETTINGS = Settings(
     "digits",
-    (16, 12),
+    Network("mlp", (16, 12)),
     members_of([3, 4], [-0.5, 1.0]),
     arithmetic=Arithmetic.parse("float64"),
     optimiser=Optimiser(eps=1e-4),
@@ -52,7 +54,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_stacked_is_the_forking_run_but_for_rounding(variation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, **VARIATIONS[variation])
+    settings = changed(SETTINGS, **VARIATIONS[variation])
     _dead_units(monkeypatch)
     stacked, forked = (train(settings, progress=False, executor=name) for name in ("stacked", "forking"))
     assert stacked.void is forked.void is None
@@ -79,9 +81,9 @@ def _dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(settings: Settings, *rest: Any) -> Any:
         model: Any = original(settings, *rest)
         with torch.no_grad():
-            model[0].weight[2:4].zero_()
-            model[0].bias[2] = 6.0 if settings.activation == "relu6" else 0.0
-            model[0].bias[3] = 0.0
+            model.layers[1].weight[2:4].zero_()
+            model.layers[1].bias[2] = 6.0 if settings.network.activation == "relu6" else 0.0
+            model.layers[1].bias[3] = 0.0
         return model
 
     monkeypatch.setattr(training_forking, "build", build)
@@ -103,7 +105,7 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variation", RESUMED)
 def test_control_is_zero_and_a_broken_run_resumes(variation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, dropout=0.1, shuffle=True, **RESUMED[variation])
+    settings = changed(SETTINGS, dropout=0.1, shuffle=True, **RESUMED[variation])
     _dead_units(monkeypatch)
     unbroken = train(settings, progress=False, executor="stacked")
     assert unbroken.void is None
@@ -147,7 +149,7 @@ def test_products_made_member_by_member_are_those_of_the_forking_run(
     variation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, parameters and hits, in every step: what 16-bit products on CUDA are made with."""
-    settings = dataclasses.replace(SETTINGS, **BITWISE[variation])
+    settings = changed(SETTINGS, **BITWISE[variation])
     _dead_units(monkeypatch)
     device = torch.device("cpu")
     data = [engine._split(settings, split, None, device) for split in ("train", "test")]
@@ -235,7 +237,7 @@ def test_members_parts_are_aligned_alike(mixed: str | None, monkeypatch: pytest.
 
 def test_scaled_gradients_are_the_forking_ones() -> None:
     """Mixed float16, where the optimisers differ by rounding: the gradients of one step, bit for bit."""
-    settings = dataclasses.replace(SETTINGS, arithmetic=Arithmetic.parse("mixed float16"))
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("mixed float16"))
     device = torch.device("cpu")
     data = [engine._split(settings, split, None, device) for split in ("train", "test")]
     stacked = StackedExecutor(settings, (3,), *data, device, alone=True)
@@ -274,7 +276,7 @@ def test_controls_come_last() -> None:
 )
 def test_members_take_the_same_steps_wherever_they_are(optimiser: Optimiser, dtype: str) -> None:
     """In 16 bits torch's SGD, and in 32 and 64 its fused Adam, round the tail of a tensor by itself on a CPU."""
-    settings = dataclasses.replace(SETTINGS, optimiser=optimiser, arithmetic=dtype)
+    settings = changed(SETTINGS, optimiser=optimiser, arithmetic=dtype)
     random = torch.Generator().manual_seed(0)
 
     def drawn() -> list[torch.Tensor]:
@@ -293,7 +295,7 @@ def test_members_take_the_same_steps_wherever_they_are(optimiser: Optimiser, dty
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_scaled_members_take_the_same_steps_wherever_they_are(kind: str) -> None:
     optimiser = Optimiser(kind, momentum=0.9 if kind == "sgd" else 0.0)
-    settings = dataclasses.replace(SETTINGS, optimiser=optimiser, arithmetic=Arithmetic.parse("mixed float16"))
+    settings = changed(SETTINGS, optimiser=optimiser, arithmetic=Arithmetic.parse("mixed float16"))
     random = torch.Generator().manual_seed(0)
     parameters = [torch.randn(shape, generator=random).expand(11, *shape).contiguous() for shape in ((13, 9), (7,))]
     made = training_optimisers.make(settings, parameters)
@@ -315,7 +317,7 @@ def test_a_default_device_is_no_place_for_the_trial() -> None:
 def test_fused_optimisers_step_member_by_member_untried(kind: str) -> None:
     """float16's first moment, for one, differs by place only after a hundred steps, which no trial waits for."""
     parameters = [torch.zeros(3, 5, dtype=torch.float16)]
-    settings = dataclasses.replace(SETTINGS, optimiser=Optimiser(kind, fused=True), arithmetic=Arithmetic.parse("float16"))
+    settings = changed(SETTINGS, optimiser=Optimiser(kind, fused=True), arithmetic=Arithmetic.parse("float16"))
     made = training_optimisers.make(settings, parameters)
     assert isinstance(made, training_optimisers.Stacked)
     assert made.apart
@@ -346,18 +348,18 @@ def test_fault_in_the_control_makes_the_comparison_void(monkeypatch: pytest.Monk
     def faulty(self: StackedExecutor, number: int) -> None:
         if number == 7:
             control = int(self.controls[1])  # of seed 4
-            self.parameters["linear2.bias"].data[control, 5] *= 1 + 2**-52
+            self.parameters["layers.3.bias"].data[control, 5] *= 1 + 2**-52
         original(self, number)
 
     monkeypatch.setattr(StackedExecutor, "_compare", faulty)
     # the step of the fault is not one whose distances are recorded
-    result = train(dataclasses.replace(SETTINGS, every=3), progress=False, executor="stacked")
-    assert result.void == "control differed at step 7 in parameter linear2.bias (seed 4)"
+    result = train(changed(SETTINGS, every=3), progress=False, executor="stacked")
+    assert result.void == "control differed at step 7 in parameter layers.3.bias (seed 4)"
     assert all(member.outcome == "stopped: the comparison is void" for member in result.members)
 
 
 def test_divergence_is_recorded_and_ends_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, arithmetic=Arithmetic.parse("float16"), optimiser=Optimiser())
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("float16"), optimiser=Optimiser())
     stacked, forked = (train(settings, progress=False, executor=name) for name in ("stacked", "forking"))
     assert stacked.void is forked.void is None
     for result in (stacked, forked):
@@ -377,12 +379,12 @@ def test_what_cannot_be_stacked_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         return model
 
     monkeypatch.setattr(training_stacked, "build", build)
-    with pytest.raises(TypeError, match=r"Softplus 'soft' cannot be stacked, only Linear.*use the forking executor"):
+    with pytest.raises(TypeError, match=r"Softplus 'soft' cannot be stacked, only Flatten, Linear.*use the forking"):
         train(SETTINGS, progress=False, executor="stacked")
 
 
 def test_test_loss_is_computed_from_wide_logits() -> None:
-    settings = dataclasses.replace(SETTINGS, arithmetic=Arithmetic.parse("bfloat16"))
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("bfloat16"))
     _, test = (engine._split(settings, split, None, torch.device("cpu")) for split in ("train", "test"))
     run = StackedExecutor(settings, (3,), test, test, torch.device("cpu"))
     run.begin(0)

@@ -28,9 +28,9 @@ from relucheck.volume import estimate as volume_estimate
 from relucheck.volume import workers
 from relucheck.volume.cell import Outcome
 from relucheck.volume.estimate import Cell, Estimate, Store, StoreError, VolumeError, estimate
-from tests.uniform import mlp
+from tests.uniform import images, mlp
 
-SMALL = Cell(hidden_layers=2, neurons=8, batch_size=64, sample_size=256, data="digits", draws=6)
+SMALL = Cell(mlp(784, 8, 2), batch_size=64, sample_size=256, data="digits", draws=6)
 #: What the fake engine says of seeds 0, 1, 2, ...
 SAID: tuple[tuple[Outcome, int | None], ...] = (
     *(("agree", None), ("bifurcate", 3), ("non-finite", 0), ("bifurcate", 0), ("agree", None)),
@@ -81,8 +81,9 @@ def digits(images: int) -> data.DataSet:
     [
         ({"draws": 0}, r"cell: draws=0: must be a whole number of at least 1"),
         ({"draws": True}, r"cell: draws=True: must be a whole number"),
-        ({"hidden_layers": 0}, r"hidden_layers=0: must be"),
-        ({"neurons": 2.0}, r"neurons=2\.0: must be"),
+        ({"network": 256}, r"network=256: must be of class Network"),
+        ({"network": mlp(batch_norm=True)}, r"network=784-.*batch norm.*: must be an mlp with biases"),
+        ({"network": images("convnet")}, r"network=convnet .*: must be an mlp with biases"),
         ({"batch_size": 0}, r"batch_size=0: must be"),
         ({"sample_size": 0}, r"sample_size=0: must be"),
         ({"first_seed": -1}, r"first_seed=-1: must be a whole number of at least 0"),
@@ -105,8 +106,7 @@ def test_a_cell_that_cannot_be_is_refused_at_once(fields: dict[str, Any], messag
 
 def test_the_name_holds_all_that_decides_and_nothing_else() -> None:
     other: dict[str, Any] = {
-        "hidden_layers": 4,
-        "neurons": 9,
+        "network": mlp(784, 9, 4),
         "batch_size": 65,
         "sample_size": 255,
         "sample": "with replacement",
@@ -148,7 +148,7 @@ def test_an_arithmetic_is_an_arithmetic_or_its_name() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"arithmetic": "float16", "neurons": 64},
+        {"arithmetic": "float16", "network": mlp(784, 64, 2)},
         {"arithmetic": "bfloat16 emulated (product)"},
         {"arithmetic": "float16 emulated (split-k 4)", "watch": "all", "sample": "with replacement"},
         {"arithmetic": "float64"},
@@ -165,7 +165,7 @@ def test_every_draw_can_be_rebuilt_and_decided_again(fields: dict[str, Any]) -> 
     inputs, targets = volume_estimate.scaled(cell, dataset, rows)
     assert torch.equal(inputs, dataset.scaled(cell.arithmetic.dtype)[rows])
     for draw in found.decisions:
-        model = mlp(width=cell.neurons, depth=cell.hidden_layers).draw(draw.seed, cell.arithmetic)
+        model = cell.network.draw(draw.seed, cell.arithmetic)
         again = bifurcation_decide.decide(model, inputs, targets, batch_size=cell.batch_size, watch=cell.watch)
         assert (again.outcome, again.batch) == (draw.outcome, draw.batch)
     assert [draw.seed for draw in found.decisions] == list(range(5, 11))
@@ -414,13 +414,17 @@ def test_a_file_of_the_schema_before_is_refused_with_the_way_to_migrate_it(tmp_p
     [
         (_set("schema", to=99), r"has schema version 99, this relucheck reads 2; move it away, or name another folder"),
         (_set("identity", "data", to="0" * 64), r"belongs to another run: its data is '0000"),
-        (_set("identity", "cell", "neurons", to=9), r"its cell neurons is 9, this run's is 8"),
+        (_set("identity", "cell", "batch_size", to=9), r"its cell batch size is 9, this run's is 64"),
+        (
+            _set("identity", "cell", "network", "widths", to=[9, 9]),
+            r"its cell network widths is \[9, 9\], this run's is \[8, 8\]",
+        ),
         (_set("identity", "device", to="cuda NVIDIA H200"), r"its device is 'cuda NVIDIA H200', this run's is 'cpu"),
         (_set("identity", "processor", to="another"), r"its processor is 'another'"),
         (_set("identity", "torch", to="1.8"), r"its torch is '1\.8'"),
         (_set("identity", to=None), r"belongs to another run"),
     ],
-    ids=["schema", "data", "cell", "device", "processor", "torch", "none"],
+    ids=["schema", "data", "cell", "network", "device", "processor", "torch", "none"],
 )
 def test_a_file_of_something_else_is_left_alone(
     tmp_path: Path, finished: bool, change: Callable[[dict[str, Any]], None], message: str
@@ -512,6 +516,7 @@ def test_a_full_disk_keeps_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyP
 SLOW = """
 import sys, time
 from pathlib import Path
+from relucheck.networks import Network
 from relucheck.volume.estimate import Cell, Store, estimate
 from relucheck.bifurcation.decide import Decision
 
@@ -522,7 +527,7 @@ class Slow:
             time.sleep(0.02)
             yield Decision(seed, "bifurcate" if seed % 3 else "agree", seed if seed % 3 else None, 1, 10)
 
-cell = Cell(hidden_layers=1, neurons=2, data="digits", draws=int(sys.argv[2]))
+cell = Cell(Network("mlp", (2,)), data="digits", draws=int(sys.argv[2]))
 estimate(cell, store=Store(Path(sys.argv[1])), engine=lambda *_: Slow(), chunk=4)
 """
 
@@ -533,7 +538,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, name: str) -> None:
     """The cell before it stays finished, and of this one all chunks but the last."""
     script = tmp_path / "slow.py"
     script.write_text(textwrap.dedent(SLOW))
-    folder, cell = tmp_path / "cells", Cell(hidden_layers=1, neurons=2, data="digits", draws=1000)
+    folder, cell = tmp_path / "cells", Cell(mlp(784, 2, 1), data="digits", draws=1000)
     environment = {**os.environ, "PYTHONPATH": str(Path(volume_estimate.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     before = estimate(dataclasses.replace(cell, draws=7), store=Store(folder), engine=Fake())
     running = subprocess.Popen(
@@ -563,7 +568,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, name: str) -> None:
 
 def test_two_processes_decide_as_one_does(tmp_path: Path) -> None:
     cells = [
-        dataclasses.replace(SMALL, arithmetic="bfloat16 emulated (product)", neurons=width, draws=4) for width in (4, 6, 8)
+        dataclasses.replace(SMALL, arithmetic="bfloat16 emulated (product)", network=mlp(784, width, 2), draws=4)
+        for width in (4, 6, 8)
     ]
     heard: list[workers.Step] = []
     workers.compute(cells, tmp_path / "two", processes=2, listen=heard.append)
@@ -578,7 +584,7 @@ def test_two_processes_decide_as_one_does(tmp_path: Path) -> None:
 
 
 def test_what_a_process_raises_is_raised_here(tmp_path: Path) -> None:
-    cells = [dataclasses.replace(SMALL, data="mnist", neurons=width) for width in (4, 6)]
+    cells = [dataclasses.replace(SMALL, data="mnist", network=mlp(784, width, 2)) for width in (4, 6)]
     with pytest.raises(data.DataFileError, match=r"lacks MNIST/raw/train-images-idx3-ubyte"):
         workers.compute(cells, tmp_path / "cells", root=tmp_path, processes=2)
 
@@ -588,7 +594,7 @@ def test_the_death_of_a_worker_is_told_and_its_draws_stay(tmp_path: Path) -> Non
 
     A file that exists may hold nothing yet: it is opened, then written.
     """
-    cells = [dataclasses.replace(SMALL, draws=100_000, neurons=width, sample_size=64) for width in (4, 6)]
+    cells = [dataclasses.replace(SMALL, draws=100_000, network=mlp(784, width, 2), sample_size=64) for width in (4, 6)]
 
     def kill(step: workers.Step) -> None:
         if any(volume_estimate.kept(cell, Store(tmp_path)) for cell in cells):
@@ -608,7 +614,7 @@ def test_a_worker_waits_while_another_reads(tmp_path: Path, monkeypatch: pytest.
         items: list[Cell | type[Exception] | None]
 
         def __init__(self) -> None:
-            self.items = [queue.Empty, SMALL, queue.Empty, dataclasses.replace(SMALL, neurons=4), None, SMALL]
+            self.items = [queue.Empty, SMALL, queue.Empty, dataclasses.replace(SMALL, network=mlp(784, 4, 2)), None, SMALL]
 
         def get(self, block: bool = True, timeout: float | None = None) -> Cell | None:
             item = self.items.pop(0)

@@ -27,6 +27,7 @@ from relucheck.volume.cell import columns
 from relucheck.volume.compensation import Split
 from relucheck.volume.estimate import Cell, Draw, Estimate, StoreError, VolumeError
 from relucheck.volume.workers import Step
+from tests.uniform import mlp
 
 # ---------------------------------------------------------------- published figures
 
@@ -314,7 +315,7 @@ def test_tables_show_counts_intervals_and_what_is_missing() -> None:
 
 def test_notes_plan_the_draws_for_a_half_width() -> None:
     """For the cell of each arithmetic whose share is nearest to one half, as planned for that share."""
-    lines = (line(None, 46), line(None, 2, neurons=16), line(None, 0, arithmetic="float64"))
+    lines = (line(None, 46), line(None, 2, network=mlp(784, 16, 3)), line(None, 0, arithmetic="float64"))
     (note,) = [text for text in volume_tables.notes(report(*lines), ()) if "half-width of 0.05" in text]
     worst, none = proportions.draws_for(0.05, 0.46), proportions.draws_for(0.05, 0.0)
     assert none < proportions.draws_for(0.05, 0.02) < worst

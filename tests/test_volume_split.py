@@ -23,7 +23,7 @@ from relucheck.volume.compensation import Split, Sum, as_json, by_arithmetic, ma
 from relucheck.volume.estimate import estimate, sample, scaled
 from tests.uniform import mlp
 
-CELL = Cell(2, 16, 128, arithmetic="bfloat16 emulated (product)", draws=4, data="digits", watch="all")
+CELL = Cell(mlp(784, 16, 2), 128, arithmetic="bfloat16 emulated (product)", draws=4, data="digits", watch="all")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def compare_at(found: Estimate, digits: data.DataSet, one: Draw) -> Any:
     assert one.batch is not None
     inputs, targets = scaled(cell, digits, sample(cell, len(digits)))
     rows = slice(one.batch * cell.batch_size, (one.batch + 1) * cell.batch_size)
-    model = mlp(784, cell.neurons, cell.hidden_layers).draw(one.seed, cell.arithmetic)
+    model = cell.network.draw(one.seed, cell.arithmetic)
     return compare(model, inputs[rows], targets[rows])
 
 
@@ -179,8 +179,8 @@ def test_each_network_counts_once(found: Estimate) -> None:
     def cell(**fields: Any) -> Estimate:
         return dataclasses.replace(found, cell=dataclasses.replace(CELL, **fields))
 
-    one, batches, deep = cell(), cell(batch_size=64), cell(hidden_layers=3)
-    wide, plain, none = cell(neurons=32), cell(arithmetic="bfloat16"), cell(arithmetic="float64")
+    one, batches, deep = cell(), cell(batch_size=64), cell(network=mlp(784, 16, 3))
+    wide, plain, none = cell(network=mlp(784, 32, 2)), cell(arithmetic="bfloat16"), cell(arithmetic="float64")
     zones: dict[str, Split] = {
         one.cell.name: Split(((0, "compensation"), (1, "compensation"), (2, "bifurcation"), (4, "undecided"))),
         batches.cell.name: Split(((0, "compensation"), (1, "undecided"), (2, "compensation"), (4, "bifurcation"))),

@@ -30,7 +30,7 @@ from relucheck.volume.engine import Engine, ZoneMemoryError
 from relucheck.volume.proof import Prover, Shape
 from relucheck.volume.stack import Stack
 from tests.two_networks import plain_decision
-from tests.uniform import mlp
+from tests.uniform import images, mlp
 
 EMULATIONS = [
     Arithmetic.parse("float16 emulated (rounded)"),

@@ -1,11 +1,13 @@
-"""Rewrites committed results whose arithmetic is spelt in several fields: a one-off, for results of schema 1.
+"""Rewrites committed results whose arithmetic and network are spelt in several fields: a one-off, for schema 1.
 
     python tools/migrate_results.py reports
 
 Schema 1 said an arithmetic in the fields of a ``precision`` (training: dtype, mixed, emulation, strict, tf32) or of a cell
-(volumes: dtype, emulation, strict, tf32). Schema 2 stores its name, which ``Arithmetic.parse`` reads. No number is computed
-anew: fields are renamed, digests and the file names that hold them follow. Files of schema 2 stay as they are, so running
-it twice does nothing. Remove this script when no result of schema 1 is left.
+(volumes: dtype, emulation, strict, tf32), and a network in the fields widths, activation, batch_norm and dropout (training)
+or hidden_layers and neurons (volumes). Schema 2 stores an arithmetic's name, which ``Arithmetic.parse`` reads, and a
+network's description, which ``Network.from_json`` reads. No number is computed anew: fields are renamed, digests and the
+file names that hold them follow. Files of schema 2 stay as they are, so running it twice does nothing.
+Remove this script when no result of schema 1 is left.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from relucheck.networks import Network
 from relucheck.numerics.arithmetic import DEFAULT, STRICT, Arithmetic
 from relucheck.reproduction.report.document import SUMMARY_VERSION
 from relucheck.results.files import write_atomically
@@ -25,6 +28,7 @@ from relucheck.training.settings import SCHEMA, Settings
 from relucheck.volume.cell import Cell
 
 _OLD = 1
+_NETWORK = ("widths", "activation", "batch_norm", "dropout")
 
 
 def arithmetic(fields: Mapping[str, Any]) -> Arithmetic:
@@ -37,14 +41,18 @@ def arithmetic(fields: Mapping[str, Any]) -> Arithmetic:
 
 def settings(old: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON form of a training comparison's settings."""
-    new = {("arithmetic" if key == "precision" else key): value for key, value in old.items()}
-    return {**new, "schema": SCHEMA, "arithmetic": arithmetic(old["precision"]).name}
+    spelt = {"precision", *_NETWORK}
+    network = Network("mlp", **{name: old[name] for name in _NETWORK})
+    said = {"schema": SCHEMA, "arithmetic": arithmetic(old["precision"]).name, "network": network.to_json()}
+    return Settings.from_json({**{key: value for key, value in old.items() if key not in spelt}, **said}).to_json()
 
 
 def cell(old: Mapping[str, Any]) -> Cell:
     """A cell of a volume table."""
-    spelt = {"dtype", "emulation", "strict", "tf32"}
-    return Cell.from_json({**{k: v for k, v in old.items() if k not in spelt}, "arithmetic": arithmetic(old).name})
+    spelt = {"dtype", "emulation", "strict", "tf32", "hidden_layers", "neurons"}
+    network = Network("mlp", (old["neurons"],) * old["hidden_layers"])
+    said = {"arithmetic": arithmetic(old).name, "network": network.to_json()}
+    return Cell.from_json({**{key: value for key, value in old.items() if key not in spelt}, **said})
 
 
 def training(folder: Path) -> int:

@@ -38,4 +38,9 @@ def shapes(network: Network) -> list[tuple[int, int]]:
     return [(after, before) for before, after in itertools.pairwise(sizes)]
 
 
+def is_plain(network: Network) -> bool:
+    """Whether it is an MLP with biases, without batch norm and dropout."""
+    return network.kind == "mlp" and network.bias and not network.batch_norm and not network.dropout
+
+
 KINDS["mlp"] = Kind(MLP, flat=True)

@@ -56,9 +56,9 @@ def has_bfloat16() -> bool:
 
 def expected_seconds(settings: Settings) -> float | None:
     """Seconds for a run on one thread of this CPU, or None for what was not measured; good to a factor of two."""
-    key = settings.widths, settings.arithmetic.name
+    key = settings.network.widths, settings.arithmetic.name
     found = MEASURED_MS.get(key) if has_bfloat16() else WITHOUT_BFLOAT16_MS.get(key, MEASURED_MS.get(key))
-    if found is None or settings.data not in ("mnist", "fashionmnist"):
+    if found is None or settings.network.kind != "mlp" or settings.data not in ("mnist", "fashionmnist"):
         return None
     if settings.arithmetic.name == "float16" and settings.optimiser.name == "adam" and settings.optimiser.eps < 6e-8:
         return float(len(settings.seeds))  # diverges at the first steps

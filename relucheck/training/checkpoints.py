@@ -18,8 +18,9 @@ from relucheck.training.settings import SCHEMA, Settings
 CHECKPOINT: Final = "checkpoint.pt"
 RESULT: Final = "result.json"
 #: Version of what a checkpoint holds. Raise it when an executor's state changes; 2: the optimiser's may be of one tensor;
-#: 3: the stacked executor has the controls last, statistics by member, and Adam's betas as powers.
-STATE: Final = 3
+#: 3: the stacked executor has the controls last, statistics by member, and Adam's betas as powers; 4: parameters have the
+#: names of networks.MLP.
+STATE: Final = 4
 
 
 class CheckpointError(RelucheckError, OSError):

@@ -27,7 +27,7 @@ from relucheck.training import checkpoints
 from relucheck.training.forking import ForkingExecutor, Split
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.stacked import StackedExecutor, stackable
 
 EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
 #: What torch says where memory ran out and the error is of no class of its own: the CPU, cuBLAS, CUDA.
@@ -79,7 +79,8 @@ def train(
             and ends bitwise equal to an unbroken one; a finished one is read and returned, also a void one (standard
             error says how to run it again, if progress is shown). None keeps nothing.
         progress: whether to show any.
-        executor: "forking" or "stacked"; unless given, forking on the CPU and stacked elsewhere.
+        executor: "forking" or "stacked"; unless given, forking on the CPU and for networks that cannot be stacked, else
+            stacked.
 
     Raises:
         SettingsError: for an unknown executor, or more samples than the data has.
@@ -90,7 +91,7 @@ def train(
         Interrupted: on control-C, a KeyboardInterrupt.
     """
     place = _device(device)
-    kind = executor or ("forking" if place.type == "cpu" else "stacked")
+    kind = executor or ("forking" if place.type == "cpu" or not stackable(settings.network) else "stacked")
     if kind not in EXECUTORS:
         raise SettingsError(f"executor={executor!r}: must be one of {', '.join(EXECUTORS)}")
     keep = None if folder is None else Path(folder)
@@ -276,8 +277,15 @@ def _split(settings: Settings, split: str, root: data.Root, device: torch.device
     if wanted is not None and wanted > len(found):
         raise SettingsError(f"{split}_samples={wanted}: {settings.data} {split} has {len(found)} images; use at most that")
     count = len(found) if wanted is None else wanted
+    network, labels = settings.network, found.labels[:count]
+    if found.images[0].numel() != network.features or int(labels.max()) >= network.classes:
+        raise SettingsError(
+            f"network={network}: takes {network.features} numbers and has {network.classes} classes, {settings.data} has "
+            f"images of {found.images[0].numel()} pixels and classes 0 to {int(labels.max())}; change its input_shape or "
+            "classes"
+        )
     images = data.scale(found.images[:count], settings.arithmetic.dtype, "flat", device)
-    return Split(images, found.labels[:count].to(device))
+    return Split(images.reshape(count, *network.input_shape), labels.to(device))
 
 
 @contextlib.contextmanager
@@ -307,7 +315,7 @@ def _enough_memory(settings: Settings, device: torch.device) -> Iterator[None]:
         ):
             raise
         raise DeviceError(
-            f"no memory left on {device} for {len(settings.members)} members of widths {settings.widths}, batch size "
+            f"no memory left on {device} for {len(settings.members)} members of {settings.network}, batch size "
             f"{settings.batch_size}, {settings.arithmetic.name}: {str(error).splitlines()[0]}; use fewer seeds at a time, "
             "a smaller batch size, or another device"
         ) from error

@@ -25,7 +25,7 @@ Factory = Callable[[Settings, int, Clock, Switch], nn.Module]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images as floats [n, 784] and labels, int64 [n], on the device."""
+    """Images as floats [n, ...], in the input shape of the network, and labels, int64 [n], on the device."""
 
     images: Tensor
     labels: Tensor
@@ -182,7 +182,7 @@ class ForkingExecutor:
         train, test: the data, on the device.
         device: where.
         apart: run every member by itself from the start, to prove the above.
-        model: makes the model; unless given the fully connected one, :func:`relucheck.training.model.build`.
+        model: makes the model; unless given that of the settings, :func:`relucheck.training.model.build`.
 
     Raises:
         TypeError: for a model without a Kinked.

@@ -1,6 +1,6 @@
 """What decides a training comparison, and what it yields: frozen data with a digest and a JSON form.
 
-A comparison is one architecture, data set, arithmetic and optimiser; its members differ in seed, subgradient and rule
+A comparison is one network, data set, arithmetic and optimiser; its members differ in seed, subgradient and rule
 only. Nothing here computes; :mod:`relucheck.training.engine` runs what is described.
 """
 
@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from relucheck import data
 from relucheck.errors import SettingsError, instance, listed, number, one_of, truth, whole
+from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.files import MIGRATE
 
 #: Version of the JSON forms of :class:`Settings` and :class:`Result`. Raise it when a field changes. 2: an arithmetic is
-#: its name.
+#: its name, a network its description.
 SCHEMA: Final = 2
 OPTIMISERS: Final[tuple[str, ...]] = ("adam", "sgd")
 RULES: Final[tuple[str, ...]] = ("chain", "injected")
 _MOST_SEEDS: Final = 2**31
-ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "relu6", "leaky_relu")
 _FLOAT32: Final = Arithmetic.parse("float32")
 
 
@@ -144,10 +144,7 @@ class Settings:
     Attributes:
         data: a name that :func:`relucheck.data.load` knows.
         train_samples, test_samples: the first so many images; None means all.
-        widths: units of each hidden layer.
-        activation: "relu", "relu6" or "leaky_relu" (negative slope 0.01).
-        batch_norm: whether batch norm stands between linear layer and activation.
-        dropout: probability behind each activation; 0 means none.
+        network: what is trained; the executor "stacked" serves MLPs.
         optimiser: see there.
         arithmetic: also given by its name ("bfloat16 emulated (product)").
         epochs, batch_size: the last batch of an epoch holds what is left.
@@ -157,7 +154,7 @@ class Settings:
     """
 
     data: str
-    widths: tuple[int, ...]
+    network: Network
     members: tuple[Member, ...]
     optimiser: Optimiser = _ADAM
     arithmetic: Arithmetic = _FLOAT32
@@ -165,40 +162,28 @@ class Settings:
     batch_size: int = 128
     train_samples: int | None = None
     test_samples: int | None = None
-    activation: str = "relu"
-    batch_norm: bool = False
-    dropout: float = 0.0
     shuffle: bool = False
     every: int = 1
 
     def __post_init__(self) -> None:
-        for name, example in (("widths", "(200, 200, 200)"), ("members", "members_of([0, 1], [0.5])")):
-            object.__setattr__(self, name, listed(name, getattr(self, name), example))
+        instance("network", self.network, Network, 'Network("mlp", (200, 200, 200))')
+        object.__setattr__(self, "members", listed("members", self.members, "members_of([0, 1], [0.5])"))
         for member in self.members:
             instance("members", member, Member, "Member(0, 0.5)")
         instance("optimiser", self.optimiser, Optimiser, 'Optimiser("adam")')
         arithmetic: Arithmetic | str = self.arithmetic
         if not isinstance(arithmetic, Arithmetic):
             object.__setattr__(self, "arithmetic", Arithmetic.parse(arithmetic))
-        for name in ("batch_norm", "shuffle"):
-            truth(name, getattr(self, name))
+        truth("shuffle", self.shuffle)
         name = str(self.data).lower().replace("-", "").replace("_", "")
         if name not in data.NAMES:
             raise SettingsError(f"data={self.data!r}: must be one of {', '.join(data.NAMES)}")
         object.__setattr__(self, "data", name)
-        one_of("activation", self.activation, ACTIVATIONS)
-        if not self.widths:
-            raise SettingsError("widths=(): at least one hidden layer is needed, as only its activations have kinks")
-        for width in self.widths:
-            whole("widths", width)
         for name in ("epochs", "batch_size", "every"):
             whole(name, getattr(self, name))
         for name in ("train_samples", "test_samples"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name))
-        number("dropout", self.dropout, least=0)
-        if self.dropout >= 1:
-            raise SettingsError(f"dropout={self.dropout!r}: must be less than 1, else nothing is left")
         if self.optimiser.fused and self.optimiser.momentum and self.arithmetic.scaled:
             # torch 2.14: where the first step overflows, the fused kernel leaves the momentum as it was allocated
             raise SettingsError(
@@ -239,11 +224,6 @@ class Settings:
         """The seeds in the order of their first members."""
         return tuple(dict.fromkeys(member.seed for member in self.members))
 
-    @property
-    def kinks(self) -> tuple[float, ...]:
-        """Where the activation's kinks are."""
-        return (0.0, 6.0) if self.activation == "relu6" else (0.0,)
-
     def rule_name(self, rule: str) -> str:
         """How tables label a rule: "injected / loss scale" where the subgradient that was injected is divided by it."""
         return "injected / loss scale" if rule == "injected" and self.arithmetic.scaled else rule
@@ -263,6 +243,7 @@ class Settings:
         fields = dict(_of_schema(content, "settings"))
         try:
             fields["optimiser"] = Optimiser(**fields["optimiser"])
+            fields["network"] = Network.from_json(fields["network"])
             fields["members"] = tuple(Member(**member) for member in fields["members"])
             return cls(**fields)
         except (KeyError, TypeError) as error:

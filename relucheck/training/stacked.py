@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relucheck.errors import SettingsError
+from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
@@ -33,7 +35,12 @@ from relucheck.training.settings import Settings
 from relucheck.training.stacked_layers import StackedKinked, batch_norm, linear_apart
 
 _ELEMENTS = 2**25  # of one layer's activations when evaluating, over all members
-_SERVED = (nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
+_SERVED = (nn.Flatten, nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
+
+
+def stackable(network: Network) -> bool:
+    """Whether the members of a comparison of such networks can be stacked: MLPs with biases."""
+    return network.kind == "mlp" and network.bias
 
 
 def alone_on(arithmetic: Arithmetic, device: str) -> bool:
@@ -54,6 +61,7 @@ class StackedExecutor:
             :func:`alone_on` says for the device.
 
     Raises:
+        SettingsError: for a network that cannot be stacked.
         TypeError: for a model with a module that cannot be stacked.
     """
 
@@ -69,6 +77,11 @@ class StackedExecutor:
         *,
         alone: bool | None = None,
     ) -> None:
+        if not stackable(settings.network):
+            raise SettingsError(
+                f"{settings.network} cannot be stacked, only an mlp with biases can; use the forking executor, which runs "
+                "any network"
+            )
         self.settings, self.train, self.test, self.device = settings, train, test, device
         self.alone = alone_on(settings.arithmetic, device.type) if alone is None else alone
         self.seeds = tuple(seeds)
@@ -81,7 +94,8 @@ class StackedExecutor:
         self.clocks = {seed: Clock(seed) for seed in self.seeds}
         models = {seed: build(settings, seed, self.clocks[seed], Switch()) for seed in self.seeds}
         self.template = models[self.seeds[0]]
-        for name, module in self.template.named_children():
+        self.modules = [(name, module) for name, module in self.template.named_modules() if not list(module.children())]
+        for name, module in self.modules:
             if not isinstance(module, _SERVED):
                 served = ", ".join(one.__name__ for one in _SERVED)
                 raise TypeError(
@@ -96,7 +110,7 @@ class StackedExecutor:
         self.sizes = [value[0].numel() for value in stacked.values()]
         count = len(members)
         self.buffers: dict[str, Tensor] = {}
-        for name, module in self.template.named_children():
+        for name, module in self.modules:
             if isinstance(module, nn.BatchNorm1d):
                 shape, dtype = (count, module.num_features), settings.arithmetic.dtype
                 self.buffers[f"{name}.mean"] = torch.zeros(shape, dtype=dtype, device=device)
@@ -136,7 +150,7 @@ class StackedExecutor:
         count = len(self.indices)
         self.loss = torch.zeros(count, dtype=torch.float64, device=self.device)
         self.samples = 0
-        self.hits = torch.zeros(self.kinked, len(self.settings.kinks), count, dtype=torch.int64, device=self.device)
+        self.hits = torch.zeros(self.kinked, len(self.settings.network.kinks), count, dtype=torch.int64, device=self.device)
         self.activations = [0] * self.kinked
         self.flags: list[Tensor] = []  # one row a step: [3, members]: finite, differs from reference, place of difference
         self.numbers: list[int] = []
@@ -147,8 +161,8 @@ class StackedExecutor:
         count, emulation = len(self.indices), self.settings.arithmetic.emulated
         h = x if x.ndim == 3 else x.expand(count, *x.shape)
         layer = 0
-        for name, module in self.template.named_children():
-            own = {key.split(".")[1]: value for key, value in self.parameters.items() if key.split(".")[0] == name}
+        for name, module in self.modules:
+            own = {part: self.parameters[f"{name}.{part}"] for part, _ in module.named_parameters()}
             if isinstance(module, nn.Linear):
                 if emulation is not None:
                     h = emulation.linear(h, own["weight"], own["bias"])
@@ -254,7 +268,7 @@ class StackedExecutor:
 
     def _evaluate(self) -> None:
         size, count = self.settings.batch_size, len(self.indices)
-        block = max(1, min(1024, _ELEMENTS // (count * max(self.settings.widths))) // size) * size
+        block = max(1, min(1024, _ELEMENTS // (count * max(self.settings.network.widths))) // size) * size
         wide = torch.promote_types(self.settings.arithmetic.dtype, torch.float32)
         total = torch.zeros(count, dtype=torch.float64, device=self.device)
         right = []

@@ -9,13 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from relucheck import data
-from relucheck.errors import RelucheckError, one_of, whole
+from relucheck.errors import RelucheckError, instance, one_of, whole
+from relucheck.networks.mlp import is_plain
+from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic, UnsupportedArithmeticError
 from relucheck.results.proportions import CONFIDENCE, Interval, interval
 from relucheck.results.store import Json
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
 _FLOAT32: Final = Arithmetic.parse("float32")
+#: In the middle of every sweep of the published tables.
+_MIDDLE: Final = Network("mlp", (256, 256, 256))
 _LETTERS: Final[dict[Outcome, str]] = {"agree": "a", "bifurcate": "b", "non-finite": "n"}
 _OUTCOMES: Final[dict[str, Outcome]] = {letter: outcome for outcome, letter in _LETTERS.items()}
 IN_ORDER: Final = "file order"
@@ -33,8 +37,7 @@ class Cell:
     """One cell of a volume table: everything that decides its numbers.
 
     Attributes:
-        hidden_layers, neurons: of a fully connected network, inputs - neurons x hidden_layers - classes, with ReLU and
-            PyTorch's default initialisation.
+        network: an MLP with biases, without batch norm and dropout; it has PyTorch's default initialisation.
         batch_size: of mini-batches in file order; the last one may be smaller, and one that is larger than the data makes
             one mini-batch of them all.
         sample_size: training images used, or None for all.
@@ -50,8 +53,7 @@ class Cell:
         varied: the sweep for whose sake the cell is computed, or "" (a label: it decides nothing).
     """
 
-    hidden_layers: int = 3
-    neurons: int = 256
+    network: Network = _MIDDLE
     batch_size: int = 256
     sample_size: int | None = None
     sample: Literal["file order", "with replacement"] = "file order"
@@ -65,7 +67,10 @@ class Cell:
     varied: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_layers", "neurons", "batch_size", "draws"):
+        instance("cell: network", self.network, Network, 'Network("mlp", (256, 256, 256))', error=VolumeError)
+        if not is_plain(self.network):
+            raise VolumeError(f"cell: network={self.network}: must be an mlp with biases, without batch norm and dropout")
+        for name in ("batch_size", "draws"):
             whole(f"cell: {name}", getattr(self, name), 1, error=VolumeError)
         for name in ("first_seed", "sample_seed"):
             whole(f"cell: {name}", getattr(self, name), 0, error=VolumeError)
@@ -83,11 +88,22 @@ class Cell:
             raise VolumeError(f"cell: pair={self.pair!r} must be two subgradients, for example (0.0, 1.0)")
 
     @property
+    def hidden_layers(self) -> int:
+        """How many hidden layers the networks have."""
+        return len(self.network.widths)
+
+    @property
+    def neurons(self) -> int:
+        """Units of the networks' widest hidden layer."""
+        return max(self.network.widths)
+
+    @property
     def deciding(self) -> Json:
         """What decides the numbers, as plain JSON: every field but the label ``varied``."""
         content = dataclasses.asdict(self)
         del content["varied"]
-        return {**content, "arithmetic": self.arithmetic.name, "pair": list(self.pair)}
+        plain = {"network": self.network.to_json(), "arithmetic": self.arithmetic.name, "pair": list(self.pair)}
+        return {**content, **plain}
 
     @property
     def name(self) -> str:
@@ -102,7 +118,8 @@ class Cell:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], varied: str = "") -> Cell:
         """The cell that :attr:`deciding` describes."""
-        return cls(**{**content, "pair": tuple(content["pair"])}, varied=varied)
+        plain = {"network": Network.from_json(content["network"]), "pair": tuple(content["pair"])}
+        return cls(**{**content, **plain}, varied=varied)
 
 
 class Draw(NamedTuple):

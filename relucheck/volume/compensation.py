@@ -133,8 +133,7 @@ def _digest(estimate: Estimate) -> str:
 
 
 def _zone(cell: Cell, seed: int, inputs: Tensor, targets: Tensor) -> Zone:
-    network = Network("mlp", (cell.neurons,) * cell.hidden_layers, input_shape=(inputs.shape[1],))
-    model = network.draw(seed, cell.arithmetic)
+    model = cell.network.draw(seed, cell.arithmetic)
     return over_the_reals(model, inputs, targets, cell.pair, watch=cell.watch).zone
 
 
@@ -158,13 +157,13 @@ def splits(
 def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, Split]) -> dict[str, Sum]:
     """The different networks of each arithmetic over all its cells, in the order met."""
     draws: Counter[str] = Counter()
-    networks: dict[str, dict[tuple[int, int, int], Zone]] = {}
+    networks: dict[str, dict[tuple[Network, int], Zone]] = {}
     for estimate in estimates:
         cell = estimate.cell
         mine = networks.setdefault(cell.arithmetic.name, {})
         for seed, zone in found[cell.name].zones:
             draws[cell.arithmetic.name] += 1
-            key = cell.hidden_layers, cell.neurons, seed
+            key = cell.network, seed
             mine[key] = min(zone, mine.get(key, zone), key=_RANK.index)
     sums = {}
     for name, mine in networks.items():

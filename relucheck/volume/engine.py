@@ -28,7 +28,7 @@ from relucheck.bifurcation.decide import (
     checked_watch,
 )
 from relucheck.errors import MISSING, ModelError, RelucheckError
-from relucheck.networks.mlp import MLP, shapes
+from relucheck.networks.mlp import MLP, is_plain, shapes
 from relucheck.networks.network import ACTIVATIONS, Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import find
@@ -355,7 +355,7 @@ class Engine:
 
 def _plain(network: Network) -> Network:
     """Refuses what a stack cannot hold."""
-    if network.kind != "mlp" or network.batch_norm or network.dropout or not network.bias:
+    if not is_plain(network):
         raise ModelError(
             f"{network}: stacks hold MLPs with biases, without batch norm and dropout; relucheck.bifurcation.decide.decide "
             "takes any model"

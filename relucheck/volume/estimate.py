@@ -1,6 +1,6 @@
 """Volumes: the share of random networks in the bifurcation zone, one cell at a time, with exact intervals.
 
-A *cell* says everything that decides an estimate: architecture, arithmetic, data, mini-batches, draws and their seeds. An
+A *cell* says everything that decides an estimate: network, arithmetic, data, mini-batches, draws and their seeds. An
 *estimate* keeps the outcome of every draw, so that any single network can be rebuilt from its seed and looked at.
 Source: Bertoin et al. 2021, section 3.1, where the volume of the zone is estimated in the same way, by 1,000 draws.
 """
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from relucheck import data
-from relucheck.networks.network import Network
 from relucheck.numerics.determinism import generator
 from relucheck.results.store import Json, Store, StoreError
 from relucheck.volume import engine as volume_engine
@@ -161,15 +160,14 @@ def sample(cell: Cell, size: int) -> Tensor | None:
 
 
 def scaled(cell: Cell, dataset: data.DataSet, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Inputs [n, 784] in the cell's dtype and classes, int64 [n], of the chosen rows."""
+    """Inputs [n, features] in the cell's dtype and classes, int64 [n], of the chosen rows."""
     images, labels = (dataset.images, dataset.labels) if rows is None else (dataset.images[rows], dataset.labels[rows])
     return data.scale(images, cell.arithmetic.dtype), labels
 
 
 def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device, note: Note | None) -> Decider:
-    network = Network("mlp", (cell.neurons,) * cell.hidden_layers, input_shape=(inputs.shape[1],))
     return volume_engine.Engine(
-        *(network, cell.arithmetic, inputs, targets),
+        *(cell.network, cell.arithmetic, inputs, targets),
         batch_size=cell.batch_size,
         pair=cell.pair,
         watch=cell.watch,

@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_tensor
 
 from relucheck import data
 from relucheck.activations import modules
+from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training.settings import Optimiser, Settings, members_of
 
@@ -27,7 +28,7 @@ def settings_of(arithmetic: Arithmetic, seeds: Sequence[int], *, fused: bool, ev
     """Of the engine's side: the members of some seeds, distances every so many steps."""
     return Settings(
         "digits",
-        WIDTHS,
+        Network("mlp", WIDTHS),
         members_of(seeds, SUBGRADIENTS, ["chain"]),
         optimiser=Optimiser(fused=fused),
         arithmetic=arithmetic,

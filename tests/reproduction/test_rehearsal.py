@@ -16,6 +16,7 @@ from relucheck.training.engine import train
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import alone_on
 from tests.reproduction import invariants
+from tests.training_case import changed
 
 STEPS = 3
 
@@ -50,7 +51,7 @@ def _check(settings: Settings, device: str) -> None:
 def test_on_a_cpu(settings: Settings) -> None:
     first = settings.seeds[0]
     few = tuple(member for member in settings.members if member.seed == first)
-    _check(dataclasses.replace(settings, widths=tuple(16 for _ in settings.widths), members=few), "cpu")
+    _check(changed(settings, widths=tuple(16 for _ in settings.network.widths), members=few), "cpu")
 
 
 @pytest.mark.gpu_training

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.errors import did_you_mean
+from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.reproduction.scenario import Comparison, External, Scenario, ScenarioError
 from relucheck.reproduction.stated import (
@@ -93,7 +94,7 @@ def _small(settings: Settings, widths: tuple[int, ...]) -> Settings:
     return dataclasses.replace(
         settings,
         data="digits",
-        widths=widths,
+        network=dataclasses.replace(settings.network, widths=widths),
         train_samples=500,
         test_samples=200,
         batch_size=50,
@@ -113,12 +114,12 @@ def _with_seeds(settings: Settings, seeds: Sequence[int]) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- E1
 
 _E1_SEED: Final = 42069
-_E1: Final = Settings(data="mnist", widths=(2000,), members=members_of((_E1_SEED,), (1.0,)), optimiser=_ADAM, epochs=2)
+_E1: Final = Settings("mnist", Network("mlp", (2000,)), members_of((_E1_SEED,), (1.0,)), optimiser=_ADAM, epochs=2)
 #: [B21]'s introduction: one pass, plain SGD; its notebook draws lr = 0.01 (1 + u / 5) with NumPy's generator seeded 12345,
 #: whose first u is 0.92961609.
 _E1_B21: Final = dataclasses.replace(
     _E1,
-    widths=(2000, 128),
+    network=Network("mlp", (2000, 128)),
     optimiser=Optimiser("sgd", 0.01 * (1 + 0.92961609 / 5), fused=False),
     epochs=1,
     members=members_of((123,), (1.0,)),
@@ -154,7 +155,7 @@ def _e1() -> Scenario:
 # ---------------------------------------------------------------- E2 and E3
 
 _E2: Final = Settings(
-    data="mnist", widths=(200, 200, 200), members=members_of(SEEDS, SUBGRADIENTS), optimiser=_ADAM, epochs=50, every=67
+    *("mnist", Network("mlp", (200, 200, 200)), members_of(SEEDS, SUBGRADIENTS)), optimiser=_ADAM, epochs=50, every=67
 )
 _PUBLISHED: Final = "MNIST, Adam, ReLU [R22]"
 _SHORT: Final = "MNIST, Adam, ReLU, 3 epochs"
@@ -164,14 +165,18 @@ _MIDDLE: Final = "MNIST, Adam, ReLU, 15 epochs"
 def _variations(base: Settings) -> tuple[tuple[str, str, Settings], ...]:
     """(prefix, part, settings) of the variations that [R22] names: each changes one thing."""
     change = dataclasses.replace
+
+    def network(**changes: Any) -> Network:
+        return change(base.network, **changes)
+
     # ReLU6 as [R22] has it: the subgradient at 0 varies, the one at 6 stays 0
     relu6 = members_of(base.seeds, SUBGRADIENTS, second=0.0)
     return (
         ("fashionmnist-", "FashionMNIST, Adam, ReLU", change(base, data="fashionmnist")),
         ("sgd-", "MNIST, SGD, ReLU", change(base, optimiser=Optimiser("sgd", 0.1, fused=False))),
-        ("batchnorm-", "MNIST, Adam, ReLU, batch norm", change(base, batch_norm=True)),
-        ("relu6-", "MNIST, Adam, ReLU6", change(base, activation="relu6", members=relu6)),
-        ("leaky-", "MNIST, Adam, LeakyReLU", change(base, activation="leaky_relu")),
+        ("batchnorm-", "MNIST, Adam, ReLU, batch norm", change(base, network=network(batch_norm=True))),
+        ("relu6-", "MNIST, Adam, ReLU6", change(base, network=network(activation="relu6"), members=relu6)),
+        ("leaky-", "MNIST, Adam, LeakyReLU", change(base, network=network(activation="leaky_relu"))),
     )
 
 

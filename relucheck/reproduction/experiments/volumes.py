@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck import data
+from relucheck.networks.mlp import shapes
+from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.published import PublishedCell, volume_cells
@@ -97,8 +99,7 @@ def _entry(column: PublishedCell, arithmetic: Arithmetic, **others: Any) -> Entr
     published = next((other for other in same if other.precision_bits == bits), None)
     drawn = column.varied == "sample_size"
     cell = Cell(
-        hidden_layers=column.hidden_layers,
-        neurons=column.neurons,
+        network=Network("mlp", (column.neurons,) * column.hidden_layers),
         batch_size=column.batch_size,
         sample_size=column.sample_size if drawn else None,
         sample=REPLACED if drawn else IN_ORDER,
@@ -173,7 +174,7 @@ def seconds(cell: Cell) -> float:
     """
     own, per_batch, speed = _COSTS.get(cell.arithmetic.name, _OTHERS)
     images = cell.sample_size or _ALL
-    weights = 784 * cell.neurons + (cell.hidden_layers - 1) * cell.neurons**2 + 10 * cell.neurons
+    weights = sum(rows * columns for rows, columns in shapes(cell.network))
     whole = own * images / _ALL + per_batch * images / cell.batch_size + 2 * weights * images / speed
     hits = _hits(cell)
     return whole * (1 - math.exp(-hits)) / hits + _DRAWING[0] + weights / _DRAWING[1]
@@ -182,7 +183,7 @@ def seconds(cell: Cell) -> float:
 def _hits(cell: Cell) -> float:
     """Anticipated hits of a pass: activations times the rate that was measured in such an arithmetic."""
     rate, growth = _RATES.get(cell.arithmetic.name, _COARSE_RATE)
-    activations = (cell.sample_size or _ALL) * cell.neurons * cell.hidden_layers
+    activations = (cell.sample_size or _ALL) * sum(cell.network.widths)
     return max(1e-3, 1e-6 * rate * (cell.neurons / 32) ** growth * activations)
 
 

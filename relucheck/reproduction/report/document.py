@@ -189,10 +189,8 @@ def _settings(runs: _Runs) -> _Table:
 
 
 def network(settings: Settings) -> str:
-    """The architecture in words, for example "784-200-200-200-10, relu"."""
-    parts = ["-".join(map(str, (784, *settings.widths, 10))), settings.activation]
-    parts += ["batch norm"] * settings.batch_norm + [f"dropout {settings.dropout:g}"] * bool(settings.dropout)
-    return ", ".join(parts)
+    """The network in words, for example "784-200-200-200-10, relu"."""
+    return ", ".join((settings.network.name, *settings.network.traits))
 
 
 def optimiser(settings: Settings) -> str:

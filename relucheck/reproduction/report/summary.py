@@ -71,11 +71,11 @@ class Cell:
 
 def label(settings: Settings) -> str:
     """The arithmetic, and what else is not as in E2: Adam's eps, SGD, fused kernels, batch norm, the activation."""
-    optimiser = settings.optimiser
+    optimiser, network = settings.optimiser, settings.network
     parts = [settings.arithmetic.name]
     parts += [f"eps {optimiser.eps:g}"] * (optimiser.name == "adam" and optimiser.eps != 1e-8)
-    parts += ["SGD"] * (optimiser.name == "sgd") + ["fused"] * optimiser.fused + ["batch norm"] * settings.batch_norm
-    return ", ".join([*parts, *_ACTIVATIONS[settings.activation]])
+    parts += ["SGD"] * (optimiser.name == "sgd") + ["fused"] * optimiser.fused + ["batch norm"] * network.batch_norm
+    return ", ".join([*parts, *_ACTIVATIONS[network.activation]])
 
 
 _ACTIVATIONS: Final = {"relu": (), "relu6": ("ReLU6",), "leaky_relu": ("LeakyReLU",)}
