@@ -22,7 +22,7 @@ from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.errors import ModelError
 from relucheck.networks.examples import (
     AIMS,
-    KINDS,
+    EXAMPLE_KINDS,
     Example,
     Inputs,
     Weights,
@@ -74,7 +74,7 @@ def check_promise(example: Example) -> None:
 
 def aimed(dtype: str, seeds: range) -> Iterator[Example]:
     """Every aim, and every way not to hit, on every kind that allows it."""
-    for aim, kind, batch_norm in itertools.product(AIMS[1:], KINDS, (False, True)):
+    for aim, kind, batch_norm in itertools.product(AIMS[1:], EXAMPLE_KINDS, (False, True)):
         mlp = aim in ("negated twin", "shifted bias")
         if (mlp and kind != "mlp") or (batch_norm and aim not in ("dead unit", "saturated unit")):
             continue
@@ -91,7 +91,7 @@ def aimed(dtype: str, seeds: range) -> Iterator[Example]:
                 inputs=inputs,
             )
             yield Example(dtype, network, weights, inputs, aim, 2 + seed % 3, seed)
-    for kind, weights in itertools.product(KINDS, ("offset", "positive")):
+    for kind, weights in itertools.product(EXAMPLE_KINDS, ("offset", "positive")):
         if (kind, weights) == ("residual", "offset"):
             continue
         for seed in seeds:
@@ -175,7 +175,7 @@ def test_what_cannot_be_kept_is_not_promised(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", NAMES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EXAMPLE_KINDS)
 @pytest.mark.parametrize("inputs", get_args(Inputs))
 def test_built_alike_each_time_and_for_each_activation(dtype: str, kind: Any, inputs: Any) -> None:
     network = network_for(kind, width=3, batch_norm=True, inputs=inputs)
@@ -372,7 +372,7 @@ def test_examples_draw_every_knob_and_keep_their_promises() -> None:
 
     attempt()
     assert seen["aim"] == set(AIMS)
-    assert seen["kind"] == set(KINDS)
+    assert seen["kind"] == set(EXAMPLE_KINDS)
     assert seen["activation"] == set(ACTIVATIONS)
     assert seen["weights"] == set(get_args(Weights))
     assert seen["inputs"] == set(get_args(Inputs))

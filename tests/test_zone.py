@@ -247,7 +247,7 @@ class TestSeededFaults:
         seen = 0
         for dtype in (torch.float32, torch.float64):
             try:
-                test_few_rows_of_odd_widths(dtype, 15, 1)
+                test_few_rows_of_odd_widths(Arithmetic(dtype), 15, 1)
             except AssertionError:
                 seen += 1
         assert seen

@@ -22,7 +22,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype
 
-Kind = Literal["mlp", "convnet", "residual"]
+ExampleKind = Literal["mlp", "convnet", "residual"]
 Weights = Literal["default", "integer", "offset", "positive"]
 Inputs = Literal["normal", "integer", "tiny", "positive", "digits", "ink"]
 Aim = Literal["none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input"]
@@ -30,7 +30,7 @@ Aim = Literal["none", "dead unit", "saturated unit", "negated twin", "shifted bi
 #: Makes an activation module from its name and its negative slope.
 ActivationMaker = Callable[[ActivationName, float], nn.Module]
 
-KINDS: Final = get_args(Kind)
+EXAMPLE_KINDS: Final = get_args(ExampleKind)
 AIMS: Final = get_args(Aim)
 _CHOICES: Final = {
     "weights": get_args(Weights),
@@ -54,7 +54,7 @@ def torch_activation(name: ActivationName, negative_slope: float) -> nn.Module:
 
 
 def network_for(
-    kind: Kind = "mlp",
+    kind: ExampleKind = "mlp",
     activation: ActivationName = "relu",
     depth: int = 1,
     width: int = 1,
@@ -117,9 +117,10 @@ class Example:
             if value not in known:
                 raise ValueError(f"Example({name}={value!r}): unknown; pass one of {', '.join(map(repr, known))}")
         instance("network", self.network, Network, 'network_for("mlp")', error=ModelError)
-        if self.network.kind not in KINDS or self.network.dropout or not self.network.bias:
+        if self.network.kind not in EXAMPLE_KINDS or self.network.dropout or not self.network.bias:
             raise ModelError(
-                f"Example(network={self.network}): must be one of {', '.join(KINDS)}, with biases and without dropout"
+                f"Example(network={self.network}): must be one of {', '.join(EXAMPLE_KINDS)}, with biases and without "
+                "dropout"
             )
         if self.inputs in ("digits", "ink") and self.network.features != 784:
             raise ModelError(

@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from relucheck.networks.examples import KINDS, Aim, Example, Inputs, Kind, Weights, network_for
+from relucheck.networks.examples import EXAMPLE_KINDS, Aim, Example, ExampleKind, Inputs, Weights, network_for
 from relucheck.networks.network import ACTIVATIONS, ActivationName
 from relucheck.numerics.bits import from_ordinals, ordinals
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
@@ -84,7 +84,7 @@ def examples(
     draw: st.DrawFn,
     dtype: str | torch.dtype,
     *,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[ExampleKind] = EXAMPLE_KINDS,
     activations: Sequence[ActivationName] = tuple(ACTIVATIONS),
     weights: Sequence[Weights] = ("default", "integer"),
     inputs: Sequence[Inputs] = ("normal", "integer", "tiny", "digits", "ink"),
@@ -106,7 +106,7 @@ def examples(
     """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
     aim = draw(st.sampled_from(list(aims)))
-    kind: Kind = draw(st.sampled_from(["mlp"] if aim in ("negated twin", "shifted bias") else list(kinds)))
+    kind: ExampleKind = draw(st.sampled_from(["mlp"] if aim in ("negated twin", "shifted bias") else list(kinds)))
     chosen_weights = draw(st.sampled_from(list(weights)))
     if aim in ("negated twin", "shifted bias"):
         chosen_weights = "integer"  # these two cancel exactly, or not at all
