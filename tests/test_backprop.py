@@ -20,10 +20,10 @@ from relucheck.bifurcation.explain import explain
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.bifurcation.wiring import check_wiring
 from relucheck.errors import ControlError, ModelError
-from relucheck.networks.mlp import MLP
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
+from tests.uniform import mlp
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2])
@@ -83,7 +83,7 @@ def test_the_check_fails_a_dropped_cotangent() -> None:
 
 
 def test_gradients_are_torchs_own_with_targets_loss_and_cotangent() -> None:
-    model = MLP(4, 5, 2, 3, activation=nn.ReLU)
+    model = mlp(4, 5, 2, 3).build(nn.ReLU)
     ways: list[tuple[dict[str, Any], Callable[[Tensor], Tensor]]] = [
         ({"targets": Y}, lambda y: F.cross_entropy(y, Y)),
         ({"loss": lambda y: y.square().mean()}, lambda y: y.square().mean()),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from relucheck.numerics import emulation
 from relucheck.numerics.bits import same_bits
-from relucheck.numerics.emulation import Emulation, EmulationError, emulate
+from relucheck.numerics.emulation import Emulation, EmulationError
+from relucheck.numerics.layers import emulate
 
 KINDS: dict[str, Emulation] = {
     "rounded": Emulation(torch.bfloat16, "rounded"),
@@ -212,8 +213,8 @@ def test_emulate_turns_linear_layers_and_refuses_the_rest() -> None:
     x = torch.ones(1, 3, dtype=torch.bfloat16)
     hidden = torch.relu(chosen.linear(x, model[0].weight, model[0].bias))
     assert same_bits(model(x).detach(), chosen.linear(hidden, model[2].weight, model[2].bias).detach())
-    with pytest.raises(EmulationError, match=r"'0' is no nn.Linear"):
-        emulate(nn.Sequential(nn.Conv2d(1, 1, 3)).bfloat16(), chosen)
+    with pytest.raises(EmulationError, match=r"'0' is no nn\.Linear and no nn\.Conv2d"):
+        emulate(nn.Sequential(nn.Conv1d(1, 1, 3)).bfloat16(), chosen)
     with pytest.raises(EmulationError, match=r"'0.weight' is not bfloat16; convert the model"):
         emulate(nn.Sequential(nn.Linear(1, 1)), chosen)
     with pytest.raises(EmulationError, match=r"has no nn\.Linear"):

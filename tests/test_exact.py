@@ -19,14 +19,15 @@ from relucheck.bifurcation import exact_forward, exact_gradients
 from relucheck.bifurcation.decide import decide
 from relucheck.bifurcation.exact_forward import ExactError, Layer, RealLayer, forward, layers_of, real_inputs
 from relucheck.bifurcation.exact_gradients import over_the_reals, split
-from relucheck.networks.convnets import ConvNet
-from relucheck.networks.examples import Example
+from relucheck.networks.examples import Example, network_for
 from relucheck.networks.mlp import MLP
 from relucheck.networks.strategies import examples
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
-from relucheck.numerics.emulation import Emulation, emulate
+from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.layers import emulate
+from tests.uniform import images, mlp
 
 Matrix = list[list[Fraction]]
 
@@ -90,7 +91,7 @@ def finite(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def wild(dtype: torch.dtype, make: Callable[[], nn.Module], seed: int) -> tuple[nn.Module, Tensor]:
-    model = MLP(3, 3, 2, 2, make).to(dtype)
+    model = mlp(3, 3, 2, 2).build(make).to(dtype)
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             parameter.copy_(finite(tuple(parameter.shape), dtype, 16 * seed + index))
@@ -102,7 +103,7 @@ def permuted_twins(dtype: torch.dtype, seed: int, terms: int = 12) -> tuple[nn.M
     random = generator(seed)
     orders = [torch.randperm(terms, generator=random) for _ in range(2)]
     a, w = (torch.randn(terms, generator=random, dtype=torch.float64).to(dtype) for _ in range(2))
-    model = MLP(3 * terms, 2, 2, 2).to(dtype)
+    model = mlp(3 * terms, 2, 2, 2).build().to(dtype)
     one, _, two, *_ = list(model.layers)[1:]
     with torch.no_grad():
         one.weight.zero_()
@@ -127,7 +128,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
 @given(data=st.data())
 def test_forward_is_that_of_fractions(dtype: torch.dtype, data: st.DataObject) -> None:
     aims = ("none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input")
-    drawn = examples(dtype, architectures=["mlp"], aims=aims, inputs=("normal", "integer", "tiny"), batch_norm=False)
+    drawn = examples(dtype, kinds=["mlp"], aims=aims, inputs=("normal", "integer", "tiny"), batch_norm=False)
     model, inputs, _ = data.draw(drawn).build()
     check_forward(model, inputs)
 
@@ -231,7 +232,7 @@ def test_verdict_is_that_of_fractions(dtype: torch.dtype, data: st.DataObject) -
     aims = ("none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input")
     drawn = examples(
         dtype,
-        architectures=["mlp"],
+        kinds=["mlp"],
         weights=("integer",),
         aims=aims,
         inputs=("integer",),
@@ -246,7 +247,7 @@ def test_verdict_is_that_of_fractions(dtype: torch.dtype, data: st.DataObject) -
 
 def undecided() -> tuple[MLP, Tensor, Tensor]:
     """Equal columns: the cotangent of the dead unit is 1/3 sum(p - y), which is 0 but for rounding."""
-    model = MLP(2, 2, 1, 7)
+    model = mlp(2, 2, 1, 7).build()
     linear_one, _, last = list(model.layers)[1:]
     with torch.no_grad():
         linear_one.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
@@ -274,9 +275,14 @@ def test_every_verdict_occurs() -> None:
 
 
 def _aimed_verdicts() -> None:
-    for rule, aim in (("ReLU", "dead unit"), ("ReLU6", "saturated unit"), ("LeakyReLU", "dead input")):
+    for name, aim in (("relu", "dead unit"), ("relu6", "saturated unit"), ("leaky_relu", "dead input")):
         example = Example(
-            "float32", rule=rule, depth=2, width=3, weights="integer", inputs="integer", aim=aim, batch=2, seed=4
+            *("float32", network_for("mlp", name, 2, 3, weights="integer")),
+            weights="integer",
+            inputs="integer",
+            aim=aim,
+            batch=2,
+            seed=4,
         )
         model, inputs, _ = example.build()
         assert check_verdict(model, inputs, example.cotangent(exact=True), (0.0, 1.0)) == "differs"
@@ -302,7 +308,7 @@ def test_faults_in_verdicts_are_caught(fault: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_first_layer_alone() -> None:
-    model = MLP(1, 1, 2, 2)
+    model = mlp(1, 1, 2, 2).build()
     one, _, two, *_ = list(model.layers)[1:]
     with torch.no_grad():
         one.weight.fill_(-1)
@@ -399,7 +405,7 @@ def test_split_agrees_with_the_hits_of_a_decision() -> None:
     outcomes = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        model = MLP(8, 16, 2, 3).to(torch.bfloat16)
+        model = mlp(8, 16, 2, 3).build().to(torch.bfloat16)
         if seed % 2:
             with torch.no_grad():
                 model.layers[1].weight[0] = model.layers[1].bias[0] = 0
@@ -415,13 +421,13 @@ def test_split_agrees_with_the_hits_of_a_decision() -> None:
 def _refusals() -> dict[str, tuple[Callable[[], Any], str]]:
     x, y = torch.ones(2, 3), torch.tensor([0, 1])
     tied = nn.Linear(3, 3)
-    broken = MLP(3, 2, 1, 2)
+    broken = mlp(3, 2, 1, 2).build()
     with torch.no_grad():
         broken.layers[1].weight[0, 0] = torch.nan
-    good = MLP(3, 2, 1, 2)
+    good = mlp(3, 2, 1, 2).build()
     return {
-        "convolutions": (lambda: over_the_reals(ConvNet(), x, y), "exact evaluation serves .* got ConvNet"),
-        "batch norm": (lambda: over_the_reals(MLP(3, 2, batch_norm=True), x, y), "got BatchNorm1d at 'layers.2'"),
+        "convolutions": (lambda: over_the_reals(images("convnet").build(), x, y), "exact evaluation serves .* got ConvNet"),
+        "batch norm": (lambda: over_the_reals(mlp(3, 2, batch_norm=True).build(), x, y), "got BatchNorm1d at 'layers.2'"),
         "gelu": (lambda: layers_of(nn.Sequential(nn.Linear(3, 2), nn.GELU())), "got GELU"),
         "nothing in front": (lambda: layers_of(nn.Sequential(nn.ReLU(), nn.Linear(3, 2))), "got ReLU"),
         "tied": (lambda: layers_of(nn.Sequential(tied, nn.ReLU(), tied)), "shares its weight"),
@@ -436,7 +442,7 @@ def _refusals() -> dict[str, tuple[Callable[[], Any], str]]:
 
 
 def _dead() -> nn.Module:
-    model = MLP(3, 2, 1, 2)
+    model = mlp(3, 2, 1, 2).build()
     with torch.no_grad():
         model.layers[1].weight[0] = model.layers[1].bias[0] = 0
     return model

@@ -19,21 +19,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
+from relucheck.errors import ModelError
 from relucheck.networks.examples import (
     AIMS,
-    ARCHITECTURES,
-    RULES,
+    EXAMPLE_KINDS,
     Example,
     Inputs,
     Weights,
+    network_for,
     own_activation,
     torch_activation,
 )
+from relucheck.networks.network import ACTIVATIONS, Network
 from relucheck.networks.strategies import dtypes, examples, floats_at, pairs, subgradients, tensors_at
 from relucheck.numerics.bits import neighbour, same_bits
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
 
-KINKS = {"ReLU": (0.0,), "ReLU6": (0.0, 6.0), "LeakyReLU": (0.0,)}
+KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,)}
+NAMES_OF_ACTIVATIONS = tuple(ACTIVATIONS)
 NAMES = [dtype_name(dtype) for dtype in DTYPES]
 SEARCH = settings(
     max_examples=2000,
@@ -52,7 +55,7 @@ def hits(example: Example) -> int:
 
     def look(module: nn.Module, args: tuple[Tensor]) -> None:
         nonlocal count
-        for at in KINKS[example.rule]:
+        for at in KINKS[example.network.activation]:
             count += int(((args[0].detach().double() - at) == 0).sum())
 
     for module in model.modules():
@@ -70,41 +73,39 @@ def check_promise(example: Example) -> None:
 
 
 def aimed(dtype: str, seeds: range) -> Iterator[Example]:
-    """Every aim, and every way not to hit, on every architecture that allows it."""
-    for aim, architecture, batch_norm in itertools.product(AIMS[1:], ARCHITECTURES, (False, True)):
+    """Every aim, and every way not to hit, on every kind that allows it."""
+    for aim, kind, batch_norm in itertools.product(AIMS[1:], EXAMPLE_KINDS, (False, True)):
         mlp = aim in ("negated twin", "shifted bias")
-        if (mlp and architecture != "mlp") or (batch_norm and aim not in ("dead unit", "saturated unit")):
+        if (mlp and kind != "mlp") or (batch_norm and aim not in ("dead unit", "saturated unit")):
             continue
         for seed in seeds:
-            yield Example(
-                dtype,
-                architecture,
-                "ReLU6" if aim == "saturated unit" else RULES[seed % 3],
+            weights = "integer" if mlp else ("default", "integer")[seed % 2]
+            inputs = "integer" if mlp else ("normal", "tiny", "integer", "positive", "ink", "digits")[seed % 6]
+            network = network_for(
+                kind,
+                "relu6" if aim == "saturated unit" else NAMES_OF_ACTIVATIONS[seed % 3],
                 2 + seed % 2,
                 2 + seed % 4,
-                batch_norm,
-                "integer" if mlp else ("default", "integer")[seed % 2],
-                "integer" if mlp else ("normal", "tiny", "integer", "positive", "ink", "digits")[seed % 6],
-                aim,
-                2 + seed % 3,
-                seed,
+                batch_norm=batch_norm,
+                weights=weights,
+                inputs=inputs,
             )
-    for architecture, weights in itertools.product(ARCHITECTURES, ("offset", "positive")):
-        if (architecture, weights) == ("residual", "offset"):
+            yield Example(dtype, network, weights, inputs, aim, 2 + seed % 3, seed)
+    for kind, weights in itertools.product(EXAMPLE_KINDS, ("offset", "positive")):
+        if (kind, weights) == ("residual", "offset"):
             continue
         for seed in seeds:
             positive = weights == "positive"
-            yield Example(
-                dtype,
-                architecture,
-                "ReLU" if positive and seed % 3 == 1 else RULES[seed % 3],
+            inputs = ("positive", "digits")[seed % 2] if positive else "integer"
+            network = network_for(
+                kind,
+                "relu" if positive and seed % 3 == 1 else NAMES_OF_ACTIVATIONS[seed % 3],
                 1 + seed % 2,
                 1 + seed % 6,
-                weights="positive" if positive else "offset",
-                inputs=("positive", "digits")[seed % 2] if positive else "integer",
-                batch=8,
-                seed=seed,
+                weights=weights,
+                inputs=inputs,
             )
+            yield Example(dtype, network, weights, inputs, batch=8, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", NAMES)
@@ -135,8 +136,8 @@ class Trembling(Example):
 def test_the_promise_check_fails_examples_that_miss(aim: Any) -> None:
     def check(seeds: range) -> None:
         for example in aimed("float32", seeds):
-            if example.aim == aim and not example.batch_norm:
-                check_promise(Missing(**dataclasses.asdict(example)))
+            if example.aim == aim and not example.network.batch_norm:
+                check_promise(Missing(**vars(example)))
 
     with pytest.raises(AssertionError, match="no hit for certain"):
         check(range(200))
@@ -146,22 +147,23 @@ def test_the_promise_check_fails_examples_that_hit() -> None:
     example = Example("float32", weights="offset", inputs="integer", batch=4)
     check_promise(example)
     with pytest.raises(AssertionError, match="hits that cannot be"):
-        check_promise(Trembling(**dataclasses.asdict(example)))
+        check_promise(Trembling(**vars(example)))
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"aim": "saturated unit"},
-        {"aim": "dead input", "batch_norm": True},
-        {"aim": "negated twin", "depth": 2, "width": 2},
+        {"aim": "dead input", "network": network_for(batch_norm=True)},
+        {"aim": "negated twin", "network": network_for(depth=2, width=2)},
         {"aim": "shifted bias"},
         {"weights": "offset", "inputs": "normal"},
-        {"weights": "offset", "inputs": "integer", "depth": 3},
-        {"weights": "offset", "inputs": "integer", "architecture": "residual"},
-        {"weights": "offset", "inputs": "integer", "batch_norm": True},
+        {"weights": "offset", "inputs": "integer", "network": network_for(depth=3)},
+        {"weights": "offset", "inputs": "integer", "network": network_for("residual")},
+        {"weights": "offset", "inputs": "integer", "network": network_for(batch_norm=True)},
+        {"weights": "offset", "inputs": "integer", "network": network_for("mlp", "leaky_relu")},
         {"weights": "positive", "inputs": "normal"},
-        {"weights": "positive", "inputs": "positive", "rule": "ReLU6"},
+        {"weights": "positive", "inputs": "positive", "network": network_for("mlp", "relu6")},
         {},
     ],
     ids=str,
@@ -173,10 +175,11 @@ def test_what_cannot_be_kept_is_not_promised(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", NAMES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", EXAMPLE_KINDS)
 @pytest.mark.parametrize("inputs", get_args(Inputs))
-def test_built_alike_each_time_and_for_each_activation(dtype: str, architecture: Any, inputs: Any) -> None:
-    example = Example(dtype, architecture, inputs=inputs, width=3, batch=4, weights="integer", seed=7, batch_norm=True)
+def test_built_alike_each_time_and_for_each_activation(dtype: str, kind: Any, inputs: Any) -> None:
+    network = network_for(kind, width=3, batch_norm=True, inputs=inputs)
+    example = Example(dtype, network, inputs=inputs, batch=4, weights="integer", seed=7)
     state = torch.get_rng_state()
     (one, x, t), (other, y, u) = example.build(), example.build(torch_activation)
     assert torch.equal(torch.get_rng_state(), state)
@@ -190,12 +193,14 @@ def test_built_alike_each_time_and_for_each_activation(dtype: str, architecture:
     assert one(x).shape == (4, 3)
     assert len(example.with_batch(9).build()[1]) == 9
     assert not torch.equal(dataclasses.replace(example, seed=8).build()[0].state_dict()["layers.1.weight"
-                           if architecture == "mlp" else "head.weight"], one.state_dict()["layers.1.weight"
-                           if architecture == "mlp" else "head.weight"])  # fmt: skip
+                           if kind == "mlp" else "head.weight"], one.state_dict()["layers.1.weight"
+                           if kind == "mlp" else "head.weight"])  # fmt: skip
 
 
 def test_inputs_are_what_they_say() -> None:
-    made = {kind: Example("float32", inputs=kind, batch=50).build()[1] for kind in get_args(Inputs)}
+    made = {
+        kind: Example("float32", network_for(inputs=kind), inputs=kind, batch=50).build()[1] for kind in get_args(Inputs)
+    }
     assert set(made["integer"].flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
     assert set((made["tiny"] * 2.0**40).flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
     assert bool((made["positive"] >= 0).all())
@@ -203,7 +208,7 @@ def test_inputs_are_what_they_say() -> None:
     assert made["ink"].shape == made["digits"].shape == (50, 784)
     assert 0 == made["digits"].min() < made["digits"].max() <= 1
     assert len(made["digits"].unique()) > 100
-    assert Example("float32", "conv", inputs="ink").build()[1].shape == (1, 1, 28, 28)
+    assert Example("float32", network_for("convnet", inputs="ink"), inputs="ink").build()[1].shape == (1, 1, 28, 28)
     dead = Example("float32", inputs="normal", aim="dead input", batch=2).build()[1]
     assert [bool(row.any()) for row in dead] == [False, True]
 
@@ -221,23 +226,27 @@ def test_cotangents(dtype: str) -> None:
 
 
 def test_activations_and_slopes() -> None:
-    assert [type(own_activation(rule, 0.25)) for rule in RULES] == [ReLU, ReLU6, LeakyReLU]
-    assert [type(torch_activation(rule, 0.25)) for rule in RULES] == [nn.ReLU, nn.ReLU6, nn.LeakyReLU]
-    assert own_activation("LeakyReLU", 0.25).negative_slope == torch_activation("LeakyReLU", 0.25).negative_slope == 0.25
-    slopes = {weights: Example("float32", weights=weights).negative_slope for weights in get_args(Weights)}
+    assert [type(own_activation(name, 0.25)) for name in ACTIVATIONS] == [ReLU, ReLU6, LeakyReLU]
+    assert [type(torch_activation(name, 0.25)) for name in ACTIVATIONS] == [nn.ReLU, nn.ReLU6, nn.LeakyReLU]
+    assert own_activation("leaky_relu", 0.25).negative_slope == torch_activation("leaky_relu", 0.25).negative_slope == 0.25
+    slopes = {w: network_for("mlp", "leaky_relu", weights=w).negative_slope for w in get_args(Weights)}
     assert slopes == {"default": 0.01, "positive": 0.01, "integer": 0.25, "offset": 0.25}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "cnn"}, "architecture='cnn'.*pass one of 'mlp', 'conv', 'residual'"),
-        ({"rule": "GELU"}, "rule='GELU'.*pass one of 'ReLU', "),
+        ({"network": "mlp"}, r"network='mlp': must be of class Network, for example network_for"),
+        ({"network": Network("lenet", (6, 16, 120, 84))}, "one of mlp, convnet, residual, with biases and without dropout"),
+        ({"network": Network("mlp", (2,), dropout=0.1)}, r"784-2-10 \(dropout 0.1\).*without dropout"),
+        ({"network": Network("mlp", (2,), bias=False)}, r"784-2-10 \(no bias\).*with biases"),
+        ({"inputs": "ink"}, r"inputs='ink', network=4-1-3\): digits have 28 x 28 pixels; give the network the input shape"),
         ({"weights": "zero"}, "weights='zero'.*pass one of"),
         ({"inputs": "cat"}, "inputs='cat'.*pass one of"),
         ({"aim": "high"}, "aim='high'.*pass one of"),
         ({"aim": "negated twin"}, "needs an mlp of depth and width 2"),
-        ({"aim": "negated twin", "architecture": "conv", "depth": 2, "width": 2}, "needs an mlp"),
+        ({"aim": "negated twin", "network": network_for("convnet", depth=2, width=2)}, "needs an mlp"),
+        ({"aim": "negated twin", "network": network_for(depth=2)}, "needs an mlp"),
     ],
     ids=str,
 )
@@ -252,7 +261,7 @@ def test_an_unsupported_dtype_is_refused() -> None:
 
 
 def test_the_script_runs_and_prints_the_comparison() -> None:
-    script = Example("bfloat16", "residual", "ReLU6", aim="dead unit", batch=2, seed=5).script((0.0, 0.5))
+    script = Example("bfloat16", network_for("residual", "relu6"), aim="dead unit", batch=2, seed=5).script((0.0, 0.5))
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
@@ -345,31 +354,32 @@ def test_small_strategies() -> None:
 
 
 def test_examples_draw_every_knob_and_keep_their_promises() -> None:
-    seen: dict[str, set[Any]] = {field.name: set() for field in dataclasses.fields(Example)}
+    fields = (*dataclasses.fields(Example), *dataclasses.fields(Network))
+    seen: dict[str, set[Any]] = {field.name: set() for field in fields}
 
-    @settings(SEARCH, max_examples=250)
+    @settings(SEARCH, max_examples=400)
     @given(examples("float16", aims=AIMS, weights=get_args(Weights), max_depth=2, max_width=5, max_batch=6))
     def attempt(example: Example) -> None:
-        for name, value in dataclasses.asdict(example).items():
+        for name, value in {**vars(example), **vars(example.network)}.items():
             seen[name].add(value)
         assert example.hits_for_certain == (example.aim != "none")
         if example.aim == "none" and example.weights in ("offset", "positive"):
             assert example.cannot_hit
-        assert example.depth <= 2
-        assert example.width <= 5
+        assert len(example.network.widths) <= 2
+        assert max(example.network.widths) <= 5
         assert example.batch <= 6
         check_promise(example)
 
     attempt()
     assert seen["aim"] == set(AIMS)
-    assert seen["architecture"] == set(ARCHITECTURES)
-    assert seen["rule"] == set(RULES)
+    assert seen["kind"] == set(EXAMPLE_KINDS)
+    assert seen["activation"] == set(ACTIVATIONS)
     assert seen["weights"] == set(get_args(Weights))
     assert seen["inputs"] == set(get_args(Inputs))
     assert seen["batch_norm"] == {False, True}
     assert seen["dtype"] == {"float16"}
-    assert {1, 2} <= seen["depth"]
-    assert {1, 5} <= seen["width"]
+    assert {len(widths) for widths in seen["widths"]} == {1, 2}
+    assert {1, 5} <= {widths[0] for widths in seen["widths"]}
     assert len(seen["batch"]) == 6
 
 
@@ -377,15 +387,15 @@ def test_knobs_limit_what_is_drawn() -> None:
     @settings(SEARCH, max_examples=60)
     @given(
         examples(
-            torch.float64, architectures=("conv",), rules=("LeakyReLU",), inputs=("ink",), batch_norm=True, max_batch=1
+            torch.float64, kinds=("convnet",), activations=("leaky_relu",), inputs=("ink",), batch_norm=True, max_batch=1
         )
     )
     def attempt(example: Example) -> None:
-        assert (example.dtype, example.architecture, example.rule) == ("float64", "conv", "LeakyReLU")
-        assert (example.inputs, example.batch_norm, example.batch, example.aim) == ("ink", True, 1, "none")
+        assert (example.dtype, example.network.kind, example.network.activation) == ("float64", "convnet", "leaky_relu")
+        assert (example.inputs, example.network.batch_norm, example.batch, example.aim) == ("ink", True, 1, "none")
 
     attempt()
     with pytest.raises(ValueError, match="inputs='cat'"):
         find(examples("float32", inputs=("cat",)), lambda example: True)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="architecture='cnn'"):
-        find(examples("float32", architectures=("cnn",)), lambda example: True)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="kind='cnn'"):
+        find(examples("float32", kinds=("cnn",)), lambda example: True)  # type: ignore[arg-type]

@@ -26,15 +26,17 @@ from relucheck.bifurcation.explain import explain
 from relucheck.bifurcation.explanation import Explanation, Hit, Reason
 from relucheck.errors import ModelError
 from relucheck.networks.convnets import ConvNet
-from relucheck.networks.examples import Example
+from relucheck.networks.examples import Example, network_for
 from relucheck.networks.mlp import MLP
 from relucheck.networks.strategies import examples
 from relucheck.numerics import dyadics
 from relucheck.numerics.bits import differs
 from relucheck.numerics.determinism import deterministic, generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
-from relucheck.numerics.emulation import Emulation, emulate
+from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.layers import emulate
 from relucheck.reproduction.experiments import explained
+from tests.uniform import mlp
 
 Y = torch.tensor([1])
 #: A product of these two is lost beside 1 in every dtype and in float32 accumulation.
@@ -232,7 +234,7 @@ def check_effects(model: MLP, x: Tensor, y: Tensor, pair: tuple[float, float] = 
 def test_effects_are_those_of_brute_force(dtype: torch.dtype, draws: st.DataObject) -> None:
     drawn = examples(
         dtype,
-        architectures=["mlp"],
+        kinds=["mlp"],
         aims=("dead unit", "saturated unit", "negated twin", "shifted bias", "dead input"),
         inputs=("normal", "integer"),
         batch_norm=False,
@@ -245,8 +247,8 @@ def test_effects_are_those_of_brute_force(dtype: torch.dtype, draws: st.DataObje
 
 
 def _aimed_effects() -> None:
-    for rule, aim in (("ReLU", "dead unit"), ("ReLU6", "saturated unit"), ("LeakyReLU", "dead input")):
-        example = Example("float32", rule=rule, depth=2, width=3, aim=aim, batch=3, seed=5)
+    for name, aim in (("relu", "dead unit"), ("relu6", "saturated unit"), ("leaky_relu", "dead input")):
+        example = Example("float32", network_for("mlp", name, 2, 3), aim=aim, batch=3, seed=5)
         model, x, y = example.build()
         assert isinstance(model, MLP)
         assert any(hit.changed for hit in check_effects(model, x, y).hits)
@@ -280,7 +282,7 @@ def test_faults_in_effects_are_caught(fault: str, monkeypatch: pytest.MonkeyPatc
 
 
 def many_hits() -> tuple[MLP, Tensor, Tensor]:
-    model, x, y = Example("float32", depth=2, width=4, aim="dead unit", batch=6, seed=2).build()
+    model, x, y = Example("float32", network_for("mlp", depth=2, width=4), aim="dead unit", batch=6, seed=2).build()
     assert isinstance(model, MLP)
     return model, x, y
 
@@ -324,7 +326,7 @@ def test_hits_that_rounding_misses() -> None:
 def test_other_models_have_hits_and_effects_but_no_reasons() -> None:
     for batch_norm in (False, True):
         model, x, y = Example(
-            "float32", "conv", depth=2, width=3, batch_norm=batch_norm, aim="dead unit", batch=2, seed=1
+            "float32", network_for("convnet", depth=2, width=3, batch_norm=batch_norm), aim="dead unit", batch=2, seed=1
         ).build()
         assert isinstance(model, ConvNet)
         explanation = explain(model, x, y, limit=5)
@@ -341,7 +343,7 @@ def test_what_nothing_proves_is_undecided() -> None:
     """Equal columns: over the reals the dead unit's cotangent is 0, which no bound proves; as floats it is not 0."""
     outcomes = []
     for seed in range(8):
-        model = MLP(2, 2, 1, 7)
+        model = mlp(2, 2, 1, 7).build()
         one, _, last = list(model.layers)[1:]
         assert isinstance(one, nn.Linear)
         assert isinstance(last, nn.Linear)
@@ -361,7 +363,7 @@ def test_what_nothing_proves_is_undecided() -> None:
 
 
 def test_emulated_arithmetic_is_labelled_and_explained() -> None:
-    model, x, y = Example("bfloat16", depth=2, width=3, aim="dead unit", batch=2, seed=1).build()
+    model, x, y = Example("bfloat16", network_for("mlp", depth=2, width=3), aim="dead unit", batch=2, seed=1).build()
     emulate(model, Emulation(torch.bfloat16, "product"))
     explanation = explain(model, x, y)
     assert str(explanation).startswith("backprop_0.0 and backprop_1.0 in bfloat16 emulated (product): bifurcate")
@@ -452,7 +454,7 @@ def test_the_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
 
 
 def test_no_hit_reads_well() -> None:
-    model = MLP(2, 2, 1, 2)
+    model = mlp(2, 2, 1, 2).build()
     with torch.no_grad():
         model.layers[1].bias.fill_(5)
     text = str(explain(model, torch.ones(1, 2), Y))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from relucheck.numerics.determinism import generator
 from relucheck.training import flat
 from relucheck.training.flat import Flat, make_optimiser, same_as_apart
-from relucheck.training.parts import Optimiser
+from relucheck.training.settings import Optimiser
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIMISERS = {

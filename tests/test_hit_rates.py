@@ -22,11 +22,11 @@ from relucheck.hits.plans import Activations, Rounding
 from relucheck.hits.rates import Measured, RateError, accumulation, measure, poisson_interval, predict, predict_layer, probe
 from relucheck.hits.validation import Cell, agreement, validate
 from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
-from relucheck.networks.architecture import Architecture, draw
-from relucheck.networks.convnets import ConvNet, ResidualNet
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
-from relucheck.numerics.emulation import Emulation, emulate
 from relucheck.reproduction.experiments import hit_rates
+from tests.uniform import images, mlp
 
 TORCH = {
     "bfloat16": torch.bfloat16,
@@ -182,29 +182,29 @@ def test_probe_finds_where_the_bias_joins(monkeypatch: pytest.MonkeyPatch, block
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_probe_of_this_device(dtype: torch.dtype) -> None:
-    found = probe(dtype, 100, 16)
+    found = probe(Arithmetic(dtype), 100, 16)
     assert sum(found.blocks) == 100
     assert found.accumulator.bits >= 24
 
 
 def test_accumulations_of_emulations() -> None:
-    split = accumulation(Emulation(torch.bfloat16, "split-k", 4), 18, 8)
+    split = accumulation(Arithmetic.parse("bfloat16 emulated (split-k 4)"), 18, 8)
     assert (split.blocks, split.bias, split.partial, split.accumulator) == ((5, 5, 5, 3), "last", BF16, F32)
-    assert accumulation(Emulation(torch.float16, "product"), 18, 8).blocks == (18,)
-    assert accumulation(Emulation(torch.float16, "rounded"), 18, 8).output is F16
-    assert accumulation(Emulation(torch.float32, "tf32"), 18, 8).factors.bits == 11
+    assert accumulation(Arithmetic.parse("float16 emulated (product)"), 18, 8).blocks == (18,)
+    assert accumulation(Arithmetic.parse("float16 emulated (rounded)"), 18, 8).output is F16
+    assert accumulation(Arithmetic.parse("float32 emulated (tf32)"), 18, 8).factors.bits == 11
 
 
 # ----------------------------------------------------------------------------------------------------- whole networks
 
 COARSE = [
-    Emulation(torch.bfloat16, "product"),
-    Emulation(torch.bfloat16, "split-k", 4),
-    Emulation(torch.float16, "product"),
+    Arithmetic.parse("bfloat16 emulated (product)"),
+    Arithmetic.parse("bfloat16 emulated (split-k 4)"),
+    Arithmetic.parse("float16 emulated (product)"),
 ]
 
 
-def cells_of(arithmetic: Emulation) -> tuple[Cell, ...]:
+def cells_of(arithmetic: Arithmetic) -> tuple[Cell, ...]:
     images = data.load("digits").scaled(torch.float32)[::2]
     return validate(arithmetic, 64, 2, images, range(16 if arithmetic.dtype == torch.float16 else 4), pairs=800)
 
@@ -216,7 +216,7 @@ def close(cells: tuple[Cell, ...]) -> bool:
 
 
 @pytest.mark.parametrize("arithmetic", COARSE, ids=lambda emulation: emulation.name)
-def test_predictions_meet_counts_on_digits(arithmetic: Emulation) -> None:
+def test_predictions_meet_counts_on_digits(arithmetic: Arithmetic) -> None:
     cells = cells_of(arithmetic)
     assert close(cells), [(cell.layer, cell.expected, cell.hits) for cell in cells]
 
@@ -249,18 +249,18 @@ def test_a_spacing_off_by_two_is_noticed(monkeypatch: pytest.MonkeyPatch, factor
 
 def test_another_accumulation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single rounding predicted where the product is rounded: thousands of times too few."""
-    monkeypatch.setattr(rates, "arithmetic_of", lambda linear: Emulation(torch.bfloat16, "rounded"))
+    monkeypatch.setattr(rates.Arithmetic, "of", lambda linear: Arithmetic.parse("bfloat16 emulated (rounded)"))
     told = agreement(cells_of(COARSE[0]))
     assert told.expected < 0.01 * told.hits
 
 
 def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
-    model = draw(Architecture(width=32, depth=2), 3, COARSE[0])
+    model = mlp(width=32, depth=2).draw(3, COARSE[0])
     x = data.load("digits").scaled(torch.bfloat16)[:300]
     first = predict(model, x)
     assert first == predict(model, x)
     assert [told.layer for told in first] == ["layers.1", "layers.3"]
-    ways = [accumulation(Emulation(torch.float16, "product"), inputs, 32) for inputs in (784, 32)]
+    ways = [accumulation(Arithmetic.parse("float16 emulated (product)"), inputs, 32) for inputs in (784, 32)]
     other = predict(model, x, ways)
     # 3 more bits of significand: 8 times rarer
     assert sum(t.per_million for t in first) / sum(t.per_million for t in other) == pytest.approx(8, rel=0.1)
@@ -268,19 +268,20 @@ def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
 
 def test_the_networks_are_those_of_the_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rebuilt from their seeds by the one room that does it, which leaves the state of every device alone."""
-    seen: list[tuple[Architecture, int, Any]] = []
+    seen: list[tuple[Network, int, Any]] = []
 
-    def watched(architecture: Architecture, seed: int, arithmetic: Any) -> nn.Module:
-        seen.append((architecture, seed, arithmetic))
-        return draw(architecture, seed, arithmetic)
+    def watched(network: Network, seed: int, arithmetic: Any) -> nn.Module:
+        seen.append((network, seed, arithmetic))
+        return draw(network, seed, arithmetic)
 
     def refuse(seed: int) -> None:
         raise AssertionError("every device was seeded")
 
-    monkeypatch.setattr(validation, "draw", watched)
+    draw = Network.draw
+    monkeypatch.setattr(Network, "draw", watched)
     monkeypatch.setattr(torch, "manual_seed", refuse)
     validate(COARSE[0], 8, 2, torch.rand(20, 6, generator=generator(0)), [3, 5])
-    assert seen == [(Architecture(6, 8, 2), seed, COARSE[0]) for seed in (3, 5)]
+    assert seen == [(mlp(6, 8, 2), seed, COARSE[0]) for seed in (3, 5)]
 
 
 # ----------------------------------------------------------------------------------------------------- counting
@@ -349,7 +350,7 @@ def test_only_cells_with_enough_expected_can_surprise() -> None:
 
 
 def test_bad_input() -> None:
-    model = draw(Architecture(4, 8, 1), 0, torch.float32)
+    model = mlp(4, 8, 1).draw(0, Arithmetic(torch.float32))
     with pytest.raises(RateError, match=r"shape \(0, 4\)"):
         predict(model, torch.zeros(0, 4))
     with pytest.raises(RateError, match="inputs are float16, the model float32"):
@@ -361,11 +362,11 @@ def test_bad_input() -> None:
     with pytest.raises(ModelError, match=r"no nn\.ReLU"):
         measure(nn.Linear(4, 4), torch.ones(3, 4))
     with pytest.raises(RateError, match=r"behind an nn\.Linear"):
-        predict(ResidualNet(activation=nn.ReLU), torch.ones(3, 1, 8, 8))
+        predict(images("residual").build(nn.ReLU), torch.ones(3, 1, 8, 8))
     with pytest.raises(RateError, match=r"behind an nn\.Linear"):
-        measure(ConvNet(activation=nn.ReLU), torch.ones(3, 1, 8, 8))
+        measure(images("convnet").build(nn.ReLU), torch.ones(3, 1, 8, 8))
     with pytest.raises(RateError, match="no seeds"):
-        validate(torch.float32, 8, 1, torch.ones(3, 4), [])
+        validate(Arithmetic(torch.float32), 8, 1, torch.ones(3, 4), [])
     part = Activations("x", 1, "linear")
     with pytest.raises(RateError, match="fan_in=0"):
         hits_plans.rate(part, hits_plans.roundings()[0])
@@ -374,7 +375,7 @@ def test_bad_input() -> None:
 
 
 def test_a_bias_alone_is_no_hit() -> None:
-    model = draw(Architecture(4, 8, 1), 0, torch.float32)
+    model = mlp(4, 8, 1).draw(0, Arithmetic(torch.float32))
     assert predict(model, torch.zeros(5, 4))[0].per_million == 0
 
 
@@ -545,8 +546,8 @@ def test_the_figure_is_a_png() -> None:
 
 def test_emulated_networks_keep_their_hits_out_of_the_prediction() -> None:
     """No hit is looked at: with the hits taken out of the count, the prediction is the same."""
-    model = draw(Architecture(width=16, depth=1), 0, torch.bfloat16)
-    emulate(model, COARSE[0])
+    model = mlp(width=16, depth=1).draw(0, Arithmetic(torch.bfloat16))
+    COARSE[0].apply(model)
     x = data.load("digits").scaled(torch.bfloat16)[:200]
     before = predict(model, x)
     hook = model.get_submodule("layers.1").register_forward_hook(lambda module, given, z: z.add_(z == 0))

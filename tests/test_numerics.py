@@ -1,11 +1,11 @@
-"""Float neighbours, bitwise comparison, zero tests, arithmetics and determinism switches."""
+"""Float neighbours, bitwise comparison, zero tests and determinism switches."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from relucheck.numerics import arithmetic as numerics_arithmetic
 from relucheck.numerics import bits as numerics_bits
-from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import (
     all_values,
     differs,
@@ -326,100 +324,6 @@ def test_same_bits_tells_every_value_from_its_neighbour(dtype: torch.dtype) -> N
     bits = x.view(torch.int16)
     strict = differs(x, (bits ^ 1).view(dtype), signed_zero=True)  # flipping the last bit shows, but inside NaN
     assert (strict | x.isnan()).all()
-
-
-# ---------------------------------------------------------------------------------------------------- arithmetic
-
-
-@pytest.fixture
-def switches() -> Iterator[Callable[[], tuple[Any, ...]]]:
-    """Reads every switch that Arithmetic touches, and puts torch back to its defaults."""
-    cuda, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
-    parts: list[Any] = [cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul]
-
-    def read() -> tuple[Any, ...]:
-        return (
-            *[part.fp32_precision for part in parts],
-            cuda.allow_fp16_reduced_precision_reduction,
-            cuda.allow_bf16_reduced_precision_reduction,
-        )
-
-    before = read()
-    yield read
-    torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32 = True
-    for part, value in zip(parts, before, strict=False):
-        part.fp32_precision = value
-    cuda.allow_fp16_reduced_precision_reduction, cuda.allow_bf16_reduced_precision_reduction = before[-2:]
-
-
-def _set_old(precision: str) -> Callable[[], None]:
-    return lambda: torch.set_float32_matmul_precision(precision)
-
-
-def _set_new() -> None:
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-
-
-def _set_new_convolutions() -> None:
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-
-
-def _set_reductions() -> None:
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-
-
-STATES = {
-    "default": lambda: None, "highest": _set_old("highest"), "high": _set_old("high"), "medium": _set_old("medium"),
-    "newer switch": _set_new, "newer convolution switch": _set_new_convolutions, "reductions": _set_reductions,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("tf32", [False, True])
-@pytest.mark.parametrize("reduced", [False, True])
-def test_active_sets_the_switches_and_puts_them_back(state: str, tf32: bool, reduced: bool, switches: Any) -> None:
-    STATES[state]()
-    before, old = switches(), numerics_arithmetic._unless_mixed(torch.get_float32_matmul_precision)
-
-    def run() -> None:
-        with Arithmetic(torch.float32, tf32=tf32, reduced_precision=reduced).active():
-            inside = switches()
-            assert [value == "tf32" for value in inside[:3]] == [tf32] * 3
-            assert inside[3] != "bf16"  # strict float32 on the CPU, too
-            assert inside[4:] == (reduced, reduced)
-            for dtype in DTYPES:
-                assert Arithmetic.current(dtype) == Arithmetic(dtype, tf32=tf32, reduced_precision=reduced)
-            raise KeyError
-
-    with pytest.raises(KeyError):  # put back after an error, too
-        run()
-    assert switches() == before
-    assert numerics_arithmetic._unless_mixed(torch.get_float32_matmul_precision) == old
-
-
-def test_current_reads_what_the_user_set(switches: Any) -> None:
-    assert not Arithmetic.current(torch.float32).tf32
-    torch.set_float32_matmul_precision("high")
-    assert Arithmetic.current(torch.float32).tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    assert not Arithmetic.current(torch.bfloat16).reduced_precision
-    assert Arithmetic.current(torch.float16).reduced_precision
-    _set_new()
-    assert Arithmetic.current(torch.float32).tf32
-
-
-def test_arithmetic_names() -> None:
-    assert Arithmetic("bf16").name == "bfloat16"  # type: ignore[arg-type]
-    assert Arithmetic("bf16").dtype is torch.bfloat16  # type: ignore[arg-type]
-    assert Arithmetic(torch.float32, name="mine").name == "mine"
-    strict = Arithmetic.strict(torch.float16)
-    assert (strict.name, strict.tf32, strict.reduced_precision) == ("float16 strict", False, False)
-    assert Arithmetic(torch.float16) == Arithmetic(torch.float16)
-    for make in (Arithmetic, Arithmetic.strict, Arithmetic.current):
-        with pytest.raises(UnsupportedDtypeError, match=r"torch\.int8.*not supported"):
-            make(torch.int8)
 
 
 # --------------------------------------------------------------------------------------------------- determinism

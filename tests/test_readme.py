@@ -12,8 +12,7 @@ from torch import nn
 
 import relucheck
 from relucheck import data
-from relucheck.networks.convnets import ResidualNet
-from relucheck.networks.mlp import MLP
+from relucheck.networks import Network
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,7 +24,7 @@ class MyResNet(nn.Module):
 
     def __init__(self, activation: Any) -> None:
         super().__init__()
-        self.blocks = ResidualNet(width=1).blocks
+        self.blocks = Network("residual", (1,)).build().blocks
         self.stem = activation()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -40,7 +39,7 @@ def _namespace() -> dict[str, Any]:
         "torchvision": torchvision,
         "relucheck": relucheck,
         "MyResNet": MyResNet,
-        "model": MLP(784, 8, 2, 10),
+        "model": Network("mlp", (8, 8)).build(),
         "images": torch.rand(4, 1, 28, 28),
         "labels": torch.tensor([0, 1, 2, 3]),
     }

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.experiments import find
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.scenario import SCALES, ScenarioError
@@ -40,14 +41,19 @@ def test_e1_is_the_published_one(scale: str) -> None:
         assert {member.subgradient for member in settings.members} == {0.0, 1.0}
         assert (settings.data, settings.batch_size, settings.shuffle, settings.every) == ("mnist", 128, False, 1)
         if name.startswith("b21-"):
-            assert settings.widths == (2000, 128)
+            assert settings.network.widths == (2000, 128)
             assert settings.optimiser == Optimiser("sgd", settings.optimiser.lr, fused=False)
             assert settings.optimiser.lr == pytest.approx(0.0118592, abs=1e-7)
             assert settings.epochs == 1
         else:
-            assert (settings.widths, settings.epochs, settings.optimiser.lr) == ((2000,), 2, 0.001)
+            assert (settings.network.widths, settings.epochs, settings.optimiser.lr) == ((2000,), 2, 0.001)
             assert settings.seeds[0] == 42069
-    assert {settings.precision.dtype for settings in found.values()} >= {"float64", "float32", "bfloat16", "float16"}
+    assert {dtype_name(settings.arithmetic.dtype) for settings in found.values()} >= {
+        "float64",
+        "float32",
+        "bfloat16",
+        "float16",
+    }
     assert {"b21-float32", "b21-float64"} <= set(found)
 
 
@@ -62,7 +68,7 @@ def test_b21s_learning_rate_is_its_notebooks() -> None:
 
 def test_e2_full_is_the_published_one_over_ten_seeds() -> None:
     for name, settings in _by_name("E2", "full").items():
-        assert settings.widths == (200, 200, 200)
+        assert settings.network.widths == (200, 200, 200)
         assert settings.epochs == (3 if name.endswith("-3-epochs") else 15 if name.endswith("-15-epochs") else 50)
         assert len(settings.seeds) >= 10
         assert {member.subgradient for member in settings.members} == {-0.5, 0.0, 0.5, 0.8, 1.0}
@@ -72,27 +78,27 @@ def test_e2_full_is_the_published_one_over_ten_seeds() -> None:
 
 def test_e2_full_has_every_arithmetic_and_variation() -> None:
     found = _by_name("E2", "full")
-    published = [settings for name, settings in found.items() if settings.widths and _plain(settings)]
-    labels = {settings.precision.name for settings in published}
-    assert {"float32", "float32 tf32"} <= labels
+    published = [settings for name, settings in found.items() if settings.network.widths and _plain(settings)]
+    labels = {settings.arithmetic.name for settings in published}
+    assert {"float32", "float32 TF32"} <= labels
     assert "float32 strict" not in labels, "PyTorch's default is strict in float32"
     for label in ("bfloat16", "float16", "mixed bfloat16", "mixed float16"):
         assert {label, f"{label} strict"} <= labels
-    assert {"float64", "float32 tf32", "bfloat16 emulated (product)", "bfloat16 emulated (split-k 4)"} <= labels
+    assert {"float64", "float32 TF32", "bfloat16 emulated (product)", "bfloat16 emulated (split-k 4)"} <= labels
     assert {settings.data for settings in found.values()} == {"mnist", "fashionmnist"}
-    assert {settings.activation for settings in found.values()} == {"relu", "relu6", "leaky_relu"}
+    assert {settings.network.activation for settings in found.values()} == {"relu", "relu6", "leaky_relu"}
     assert {settings.optimiser.name for settings in found.values()} == {"adam", "sgd"}
-    assert {settings.batch_norm for settings in found.values()} == {False, True}
+    assert {settings.network.batch_norm for settings in found.values()} == {False, True}
     # Adam in float16 is run as it is, and with a stated eps
-    assert {s.optimiser.eps for s in published if s.precision.name == "float16"} == {1e-8, 1e-4}
+    assert {s.optimiser.eps for s in published if s.arithmetic.name == "float16"} == {1e-8, 1e-4}
 
 
 def _plain(settings: Settings) -> bool:
     return (
         settings.data == "mnist"
-        and settings.activation == "relu"
+        and settings.network.activation == "relu"
         and settings.optimiser.name == "adam"
-        and not settings.batch_norm
+        and not settings.network.batch_norm
     )
 
 
@@ -110,7 +116,7 @@ def test_e2_on_a_cpu() -> None:
         assert (len(settings.seeds), settings.epochs) == (5, 15)
     assert (len(found["bfloat16-15-epochs"].seeds), found["bfloat16-15-epochs"].epochs) == (3, 15)
     assert found["float16-product-3-epochs"].optimiser.eps == 1e-4
-    assert not any(settings.precision.strict or settings.precision.tf32 for settings in found.values())
+    assert not any(settings.arithmetic.reduction != (True, True) or settings.arithmetic.tf32 for settings in found.values())
 
 
 def test_what_is_required_of_a_cpu_comes_first_and_dearer_things_last() -> None:
@@ -130,7 +136,7 @@ def test_smoke_needs_no_data_root_and_little_time(name: str) -> None:
     for settings in _by_name(name, "smoke").values():
         assert settings.data == "digits"
         assert settings.epochs <= 2
-        assert max(settings.widths) <= 64
+        assert max(settings.network.widths) <= 64
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -139,7 +145,7 @@ def test_e3_reads_e2s_runs(scale: str) -> None:
     e3 = {settings.digest for settings in _by_name("E3", scale).values()}
     assert e3
     assert e3 <= e2
-    labels = {settings.precision.name for settings in _by_name("E3", scale).values()}
+    labels = {settings.arithmetic.name for settings in _by_name("E3", scale).values()}
     assert {"float32", "bfloat16"} <= labels, "16 and 32 bits side by side"
 
 
@@ -147,7 +153,7 @@ def test_e3_reads_e2s_runs(scale: str) -> None:
 def test_what_is_published_is_measured_by_a_comparison_of_that_scale(scale: str) -> None:
     found, published = _by_name("E2", scale), SCENARIOS["E2"].published_at(scale)
     assert {"float32", "bfloat16"} <= set(published) & set(found)
-    native = {name for name, settings in found.items() if _plain(settings) and settings.precision.name == "bfloat16"}
+    native = {name for name, settings in found.items() if _plain(settings) and settings.arithmetic.name == "bfloat16"}
     assert native <= set(published)
 
 
@@ -201,7 +207,7 @@ def test_unknown_scale() -> None:
     ("only", "chosen"),
     [
         (["float32"], ["float32"]),
-        (["bfloat16"], ["bfloat16"]),  # and not bfloat16-15-epochs, which has that precision
+        (["bfloat16"], ["bfloat16"]),  # and not bfloat16-15-epochs, which has that arithmetic
         (["bfloat16 emulated (product)"], ["bfloat16-product-3-epochs", "bfloat16-product"]),
         (
             ["*-3-epochs"],
@@ -209,7 +215,7 @@ def test_unknown_scale() -> None:
         ),
         (["bfloat16-product", "float32"], ["float32", "bfloat16-product"]),
     ],
-    ids=["name", "name of a precision", "precision", "glob", "two"],
+    ids=["name", "name of an arithmetic", "arithmetic", "glob", "two"],
 )
 def test_only(only: list[str], chosen: list[str]) -> None:
     assert [comparison.name for comparison in SCENARIOS["E2"].comparisons("cpu", only)] == chosen

@@ -20,7 +20,8 @@ from relucheck.activations import pooling
 from relucheck.activations.pooling import MaxPool2d, PoolingError, Windows, set_pooling, tied_maxima
 from relucheck.bifurcation.decide import ZoneDataError
 from relucheck.errors import ModelError
-from relucheck.networks.lenet import ORDERS, LeNet, draw
+from relucheck.networks.lenet import LENETS
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.dtypes import DTYPES
@@ -28,6 +29,8 @@ from relucheck.reproduction.experiments import ties as experiments_ties
 from relucheck.volume.ties import decide, different_inputs, equal_in_float64, ties
 
 Gradient = Callable[[nn.MaxPool2d, Tensor, Tensor], Tensor]
+
+LENET = LENETS["relu-pool"]
 
 
 def gradient(module: nn.MaxPool2d, x: Tensor, cotangent: Tensor) -> Tensor:
@@ -324,9 +327,10 @@ def digits(dtype: torch.dtype, count: int = 96) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_lenet_decides_as_two_networks_in_both_orders(dtype: torch.dtype) -> None:
     inputs, targets = digits(dtype)
-    for seed, order in itertools.product(range(2), ORDERS):
-        found = decide(draw(seed, dtype, order), inputs, targets, batch_size=32)
-        assert (found.outcome, found.batch) == two_networks(draw(seed, dtype, order), inputs, targets, 32)
+    for seed, order in itertools.product(range(2), LENETS):
+        model, again = (LENETS[order].draw(seed, Arithmetic(dtype)) for _ in range(2))
+        found = decide(model, inputs, targets, batch_size=32)
+        assert (found.outcome, found.batch) == two_networks(again, inputs, targets, 32)
 
 
 @pytest.mark.parametrize("choice", ["native", "minimal-norm"])
@@ -335,7 +339,7 @@ def test_the_orders_have_the_same_gradients_while_relu_s_subgradient_is_zero(cho
     inputs, targets = digits(torch.float32, 16)
 
     def gradients(order: Any, subgradient: float) -> list[Tensor]:
-        model = draw(3, torch.float32, order)
+        model = LENETS[order].draw(3, Arithmetic(torch.float32))
         set_pooling(model, choice)
         for module in model.modules():
             if hasattr(module, "subgradient"):
@@ -352,8 +356,8 @@ def test_the_orders_have_the_same_gradients_while_relu_s_subgradient_is_zero(cho
 def test_the_orders_have_the_same_ties_that_matter() -> None:
     inputs, _ = digits(torch.float32, 16)
     counts = {}
-    for order in ORDERS:
-        model = draw(0, torch.float32, order)
+    for order in LENETS:
+        model = LENETS[order].draw(0, Arithmetic(torch.float32))
         with torch.no_grad(), ties(model) as calls:
             model(inputs)
         counts[order] = [(int((call.tied > 1).sum()), call.matters) for call in calls]
@@ -363,7 +367,7 @@ def test_the_orders_have_the_same_ties_that_matter() -> None:
 
 
 def test_a_relu_with_another_subgradient_kills_no_tie() -> None:
-    model = draw(0, torch.float32)
+    model = LENET.draw(0, Arithmetic(torch.float32))
     model.relu1.subgradient = 1.0
     inputs, _ = digits(torch.float32, 8)
     with torch.no_grad(), ties(model) as calls:
@@ -374,7 +378,7 @@ def test_a_relu_with_another_subgradient_kills_no_tie() -> None:
 
 def test_identical_and_different_inputs() -> None:
     """A blank image ties everywhere over the reals; one that ties by weights of zero, between different inputs."""
-    model = draw(0, torch.float64)
+    model = LENET.draw(0, Arithmetic(torch.float64))
     blank = torch.zeros(1, 1, 28, 28, dtype=torch.float64)
     with torch.no_grad(), ties(model) as calls:
         model(blank)
@@ -397,14 +401,12 @@ def test_bad_input() -> None:
     with pytest.raises(ModelError, match="LeNet only"):
         decide(nn.Sequential(nn.Conv2d(1, 1, 1), nn.MaxPool2d(2)), inputs, targets, kind="different inputs")
     with pytest.raises(PoolingError, match="kind="):
-        decide(LeNet(), inputs, targets, kind="rounding")  # type: ignore[arg-type]
+        decide(LENET.build(), inputs, targets, kind="rounding")  # type: ignore[arg-type]
     with pytest.raises(ZoneDataError, match="empty"):
-        decide(LeNet(), inputs[:0], targets[:0])
+        decide(LENET.build(), inputs[:0], targets[:0])
     with pytest.raises(ZoneDataError, match="draws=0"):
         experiments_ties.volume(inputs, targets, draws=0)
-    with pytest.raises(ModelError, match="order="):
-        LeNet("pool")  # type: ignore[arg-type]
-    broken = LeNet()
+    broken = LENET.build()
     broken.conv1.weight.data.fill_(torch.nan)
     assert decide(broken, inputs, targets).outcome == "non-finite"
 

@@ -20,9 +20,9 @@ from relucheck.training import engine
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.result import Result, SeedResult
-from relucheck.training.settings import Member, Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Member, Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
-from tests.training_case import SETTINGS
+from tests.training_case import SETTINGS, changed
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_result_survives_json(unbroken: Result) -> None:
 
 def test_settings_survive_json_and_have_a_digest() -> None:
     assert Settings.from_json(json.loads(json.dumps(SETTINGS.to_json()))) == SETTINGS
-    other = dataclasses.replace(SETTINGS, optimiser=Optimiser(eps=1e-4))
+    other = changed(SETTINGS, optimiser=Optimiser(eps=1e-4))
     assert other.digest != SETTINGS.digest
     assert dataclasses.replace(other, optimiser=Optimiser()).digest == SETTINGS.digest
 
@@ -74,7 +74,7 @@ def test_control_that_differs_makes_the_comparison_void(bit: str, monkeypatch: p
             steps += 1
             if steps == 11:
                 with torch.no_grad():
-                    bias = dict(self.model.named_parameters())["linear2.bias"]
+                    bias = dict(self.model.named_parameters())["layers.3.bias"]
                     bias[5] = -0.0 if bit == "sign of zero" else bias[5] * (1 + 2**-7)
                     if bit == "sign of zero":
                         reference[0].parameters[3][5] = 0.0
@@ -89,9 +89,9 @@ def test_control_that_differs_makes_the_comparison_void(bit: str, monkeypatch: p
     monkeypatch.setattr(Branch, "update", faulty)
     monkeypatch.setattr(ForkingExecutor, "begin", remembering)
     # the step of the fault is not one whose distances are recorded
-    result = train(dataclasses.replace(SETTINGS, every=10), progress=False)
+    result = train(changed(SETTINGS, every=10), progress=False)
     # the second fault needs the reference to have been updated in the same step, which it was: it goes first
-    assert result.void == "control differed at step 11 in parameter linear2.bias (seed 3)"
+    assert result.void == "control differed at step 11 in parameter layers.3.bias (seed 3)"
     assert [member.outcome for member in result.members] == ["stopped: the comparison is void"] * len(result.members)
     assert len(result.find(3, 0.0).epochs) == 1  # of three: the fault is in the second
     assert result.find(4, 0.0).epochs == []
@@ -99,7 +99,7 @@ def test_control_that_differs_makes_the_comparison_void(bit: str, monkeypatch: p
 
 def test_plain_adam_in_float16_diverges_and_says_when() -> None:
     """eps = 1e-8 is 0 in float16, and where a gradient is 0 the first step is 0 / 0."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), epochs=1)
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("float16"), epochs=1)
     assert settings.optimiser == Optimiser("adam", 1e-3, 1e-8)  # what a user gets who states nothing
     result = train(settings, progress=False)
     assert result.void is None
@@ -107,9 +107,9 @@ def test_plain_adam_in_float16_diverges_and_says_when() -> None:
         assert member.outcome == "diverged: non-finite at step 1"
         assert member.epochs == []
         assert member.steps.step == []
-    stated = train(dataclasses.replace(settings, optimiser=Optimiser(eps=1e-4)), progress=False)
+    stated = train(changed(settings, optimiser=Optimiser(eps=1e-4)), progress=False)
     assert {member.outcome for member in stated.members} == {"finished"}
-    fused = train(dataclasses.replace(settings, optimiser=Optimiser(fused=True)), progress=False)
+    fused = train(changed(settings, optimiser=Optimiser(fused=True)), progress=False)
     # float32 inside: another run, and labelled so
     assert "diverged: non-finite at step 1" not in {member.outcome for member in fused.members}
     assert fused.settings.optimiser.label == "adam, lr 0.001, eps 1e-08, fused"
@@ -143,11 +143,7 @@ def test_one_member_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatc
         ({"epochs": True}, "epochs=True"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"data": "cifar"}, "data='cifar': must be one of digits, mnist, fashionmnist"),
-        ({"activation": "gelu"}, "activation='gelu': did you mean 'relu'? must be one of relu, relu6, leaky_relu"),
-        ({"widths": ()}, "at least one hidden layer"),
-        ({"widths": (0,)}, "widths=0"),
-        ({"dropout": 1.0}, "dropout=1.0: must be less than 1"),
-        ({"dropout": float("nan")}, "dropout=nan"),
+        ({"network": (200, 200)}, "network=(200, 200): must be of class Network, for example Network("),
         ({"members": ()}, "members_of"),
         ({"members": (Member(0, 0.0),)}, "seed 0 has 0 members that are its control"),
         ({"members": (Member(0, 0.0, control=True), Member(0, 1.0))}, "seed 0 has 0 members that are its reference"),
@@ -171,13 +167,6 @@ def test_bad_settings_are_refused_with_the_fix(change: dict[str, Any], message: 
         (lambda: Optimiser("lion"), "optimiser='lion'"),
         (lambda: Optimiser(lr=0), "lr=0: must be a finite number above 0"),
         (lambda: Optimiser(momentum=0.9), "Adam has none"),
-        (lambda: Precision("float8"), "dtype 'float8' is not supported"),
-        (lambda: Precision("bfloat16", mixed="float16"), "weights are float32"),
-        (lambda: Precision("float32", mixed="float64"), "mixed='float64'"),
-        (lambda: Precision("bfloat16", emulation="exact"), "emulation='exact'"),
-        (lambda: Precision("bfloat16", emulation="split-k"), "at least 2 parts"),
-        (lambda: Precision("bfloat16", emulation="tf32"), "use float32"),
-        (lambda: Precision("float32", strict=True, tf32=True), "strict means no TF32"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -189,8 +178,8 @@ def test_bad_parts_are_refused_with_the_fix(make: Any, message: str) -> None:
 
 def test_bad_runs_are_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="train_samples=5000: digits train has 2000 images"):
-        train(dataclasses.replace(SETTINGS, train_samples=5000), progress=False)
-    whole = dataclasses.replace(SETTINGS, train_samples=None, batch_size=43, epochs=4, every=189)
+        train(changed(SETTINGS, train_samples=5000), progress=False)
+    whole = changed(SETTINGS, train_samples=None, batch_size=43, epochs=4, every=189)
     with pytest.raises(SettingsError, match=r"every=189: the run has 188 steps .4 epochs of 47.*use at most that"):
         train(whole, progress=False)
     with pytest.raises(SettingsError, match="executor='serial': must be one of forking, stacked"):
@@ -199,13 +188,13 @@ def test_bad_runs_are_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.M
         train(SETTINGS, progress=False, device="cuda:99")
     (tmp_path / "file").touch()
     with pytest.raises(DataFileError, match="data root"):
-        train(dataclasses.replace(SETTINGS, data="mnist"), root=tmp_path / "file", progress=False)
+        train(changed(SETTINGS, data="mnist"), root=tmp_path / "file", progress=False)
 
     def greedy(self: ForkingExecutor, *rest: Any) -> None:
         torch.empty(2**60, dtype=torch.uint8)
 
     monkeypatch.setattr(ForkingExecutor, "step", greedy)
-    with pytest.raises(DeviceError, match=r"no memory left on cpu for 4 members of widths \(16, 12\).*fewer seeds"):
+    with pytest.raises(DeviceError, match=r"no memory left on cpu for 4 members of 784-16-12-10 \(dropout 0\.1\).*fewer"):
         train(SETTINGS, progress=False)
 
 
@@ -234,18 +223,18 @@ def test_determinism_and_arithmetic_are_on_in_every_step(
     original = kind.step
 
     def reading(self: Any, *rest: int) -> None:
-        reduced = Arithmetic.current(torch.bfloat16).reduced_precision
+        reduced = Arithmetic.current(torch.bfloat16).reduction
         deterministic = torch.are_deterministic_algorithms_enabled()
         seen.append((deterministic, reduced, torch.utils.deterministic.fill_uninitialized_memory))
         original(self, *rest)
 
     monkeypatch.setattr(kind, "step", reading)
     before = torch.are_deterministic_algorithms_enabled(), Arithmetic.current(torch.bfloat16)
-    other = dataclasses.replace(before[1], reduced_precision=strict)  # the user has what the run must not have
+    other = dataclasses.replace(before[1], reduction=(strict, strict))  # the user has what the run must not have
     with other.active():
-        settings = dataclasses.replace(SETTINGS, precision=Precision("bfloat16", strict=strict), epochs=1)
+        settings = changed(SETTINGS, arithmetic="bfloat16 strict" if strict else "bfloat16", epochs=1)
         train(settings, progress=False, executor=executor)
-    assert set(seen) == {(True, not strict, False)}
+    assert set(seen) == {(True, (not strict, not strict), False)}
     assert before == (torch.are_deterministic_algorithms_enabled(), Arithmetic.current(torch.bfloat16))
 
 
@@ -279,7 +268,7 @@ def test_forced_colour_makes_no_bar_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    train(dataclasses.replace(SETTINGS, members=members_of([3], [1.0])))
+    train(changed(SETTINGS, members=members_of([3], [1.0])))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3  # one an epoch
     assert lines[0].startswith("digits bfloat16 emulated (product): seed 3 epoch 1/3 ")

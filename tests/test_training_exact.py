@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +13,18 @@ from relucheck import data
 from relucheck.activations import modules as activations_modules
 from relucheck.activations import rules
 from relucheck.bifurcation import subgradient as bifurcation_subgradient
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
 from relucheck.training.forking import ForkingExecutor, Split
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings, members_of
+from tests.training_case import changed
 
 SETTINGS = Settings(
     "digits",
-    (16, 12),
+    Network("mlp", (16, 12)),
     members_of([3], [-0.5, 1.0]),
     optimiser=Optimiser(eps=1e-4),
     epochs=2,
@@ -32,33 +34,33 @@ SETTINGS = Settings(
 )
 CPU = torch.device("cpu")
 VARIATIONS: dict[str, dict[str, Any]] = {
-    "float64": {"precision": Precision("float64")},
+    "float64": {"arithmetic": Arithmetic.parse("float64")},
     "float32": {},
-    "bfloat16": {"precision": Precision("bfloat16")},
-    "float16": {"precision": Precision("float16")},
-    "mixed bfloat16": {"precision": Precision("float32", mixed="bfloat16")},
-    "mixed float16": {"precision": Precision("float32", mixed="float16")},
-    "product": {"precision": Precision("bfloat16", emulation="product")},
-    "split-k": {"precision": Precision("bfloat16", emulation="split-k 4")},
-    "product float16": {"precision": Precision("float16", emulation="product")},
-    "tf32": {"precision": Precision("float32", emulation="tf32")},
-    "rounded": {"precision": Precision("bfloat16", emulation="rounded")},
+    "bfloat16": {"arithmetic": Arithmetic.parse("bfloat16")},
+    "float16": {"arithmetic": Arithmetic.parse("float16")},
+    "mixed bfloat16": {"arithmetic": Arithmetic.parse("mixed bfloat16")},
+    "mixed float16": {"arithmetic": Arithmetic.parse("mixed float16")},
+    "product": {"arithmetic": Arithmetic.parse("bfloat16 emulated (product)")},
+    "split-k": {"arithmetic": Arithmetic.parse("bfloat16 emulated (split-k 4)")},
+    "product float16": {"arithmetic": Arithmetic.parse("float16 emulated (product)")},
+    "tf32": {"arithmetic": Arithmetic.parse("float32 emulated (tf32)")},
+    "rounded": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded)")},
     "sgd": {"optimiser": Optimiser("sgd", lr=0.1)},
-    "sgd bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9), "precision": Precision("bfloat16")},
+    "sgd bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9), "arithmetic": Arithmetic.parse("bfloat16")},
     "sgd momentum": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
     "adam fused": {"optimiser": Optimiser(eps=1e-4, fused=True)},
-    "adam fused bfloat16": {"optimiser": Optimiser(fused=True), "precision": Precision("bfloat16")},
-    "adam fused float16": {"optimiser": Optimiser(eps=1e-4, fused=True), "precision": Precision("float16")},
-    "adam fused mixed": {"optimiser": Optimiser(fused=True), "precision": Precision("float32", mixed="float16")},
-    "adam float16, diverges": {"optimiser": Optimiser(), "precision": Precision("float16")},
+    "adam fused bfloat16": {"optimiser": Optimiser(fused=True), "arithmetic": Arithmetic.parse("bfloat16")},
+    "adam fused float16": {"optimiser": Optimiser(eps=1e-4, fused=True), "arithmetic": Arithmetic.parse("float16")},
+    "adam fused mixed": {"optimiser": Optimiser(fused=True), "arithmetic": Arithmetic.parse("mixed float16")},
+    "adam float16, diverges": {"optimiser": Optimiser(), "arithmetic": Arithmetic.parse("float16")},
     "sgd mixed float16": {
         "optimiser": Optimiser("sgd", lr=0.1, momentum=0.9),
-        "precision": Precision("float32", mixed="float16"),
+        "arithmetic": Arithmetic.parse("mixed float16"),
     },
     "sgd fused": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9, fused=True)},
-    "sgd fused bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, fused=True), "precision": Precision("bfloat16")},
+    "sgd fused bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, fused=True), "arithmetic": Arithmetic.parse("bfloat16")},
     "batch norm": {"batch_norm": True},
-    "batch norm bfloat16": {"batch_norm": True, "precision": Precision("bfloat16", emulation="product")},
+    "batch norm bfloat16": {"batch_norm": True, "arithmetic": Arithmetic.parse("bfloat16 emulated (product)")},
     "dropout": {"dropout": 0.2},
     "shuffle": {"shuffle": True},
     "relu6": {"activation": "relu6", "members": members_of([3], [-0.5, 1.0], second=0.5)},
@@ -71,14 +73,14 @@ def _splits(settings: Settings) -> tuple[Split, Split]:
     for split, count in (("train", settings.train_samples), ("test", settings.test_samples)):
         loaded = data.load("digits", split)
         order = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(0))[:count]
-        images = data.scale(loaded.images[order], settings.precision.torch_dtype)
+        images = data.scale(loaded.images[order], settings.arithmetic.dtype)
         found.append(Split(images, loaded.labels[order]))
     return found[0], found[1]
 
 
 def _run(settings: Settings, **options: Any) -> ForkingExecutor:
     train, test = _splits(settings)
-    with settings.precision.arithmetic.active(), deterministic():
+    with settings.arithmetic.active(), deterministic():
         run = ForkingExecutor(settings, settings.seeds[0], train, test, CPU, **options)
         steps = -(-len(train) // settings.batch_size)
         for epoch in range(settings.epochs):
@@ -97,10 +99,10 @@ def dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def build(settings: Settings, *rest: Any) -> nn.Module:
         model = original(settings, *rest)
-        first: Any = model[0]
+        first: Any = model.layers[1]
         with torch.no_grad():
             first.weight[2:4].zero_()
-            first.bias[2:4] = 6.0 if settings.activation == "relu6" else 0.0
+            first.bias[2:4] = 6.0 if settings.network.activation == "relu6" else 0.0
             first.bias[3] = 0.0
         return model
 
@@ -119,7 +121,7 @@ def _without_forks(run: ForkingExecutor) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("dead_units")
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_forking_equals_every_member_by_itself(variation: str) -> None:
-    settings = dataclasses.replace(SETTINGS, **VARIATIONS[variation])
+    settings = changed(SETTINGS, **VARIATIONS[variation])
     forked, apart = _run(settings), _run(settings, apart=True)
     assert forked.void is None
     assert apart.void is None
@@ -152,10 +154,10 @@ def test_members_that_part_late_take_their_moments_along(variation: str) -> None
             mask[::3, 2] = float(module.training and clock.step >= 4)
             return result - (result * mask).detach()
 
-        model[0].register_forward_hook(hits)
+        model.layers[1].register_forward_hook(hits)
         return model
 
-    settings = dataclasses.replace(SETTINGS, **VARIATIONS[variation])
+    settings = changed(SETTINGS, **VARIATIONS[variation])
     forked, apart = _run(settings, model=make), _run(settings, model=make, apart=True)
     assert {result.forked_at for result in forked.results.values()} - {None} == {4}
     ours, theirs = _parameters(forked), _parameters(apart)
@@ -210,7 +212,7 @@ def test_a_frozen_parameter_stays() -> None:
 
 def test_runs_that_diverge_as_one_never_differed() -> None:
     """NaN is unequal to itself, the same bits are not: members by themselves must tell what the merged ones tell."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=Optimiser())
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("float16"), optimiser=Optimiser())
     forked, apart = _run(settings), _run(settings, apart=True)
     assert {result.forked_at for result in forked.results.values()} == {None}
     assert {result.outcome for result in forked.results.values()} == {"diverged: non-finite at step 1"}
@@ -220,7 +222,7 @@ def test_runs_that_diverge_as_one_never_differed() -> None:
 
 @pytest.mark.usefixtures("dead_units")
 def test_distances_are_recorded_every_so_often_but_every_step_is_looked_at() -> None:
-    often, seldom = _run(SETTINGS), _run(dataclasses.replace(SETTINGS, every=4))
+    often, seldom = _run(SETTINGS), _run(changed(SETTINGS, every=4))
     for one, other in zip(often.results.values(), seldom.results.values(), strict=True):
         assert one.steps.step == list(range(1, 11))
         assert other.steps.step == [4, 8]
@@ -272,14 +274,16 @@ PLAIN: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("dtype", PLAIN)
 def test_chain_equals_a_plain_loop_with_public_modules(dtype: str, fused: bool) -> None:
     """relucheck's public modules, set_subgradient, torch's own optimiser: the chain rule's member is that run."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision(dtype), optimiser=Optimiser(eps=1e-4, fused=fused))
+    settings = changed(SETTINGS, arithmetic=dtype, optimiser=Optimiser(eps=1e-4, fused=fused))
     options = {"fused": True} if fused else {}  # as its users write it
     run = _run(settings)
     train, _ = _splits(settings)
     for subgradient in (0.0, -0.5, 1.0):
         index = next(i for i, m in enumerate(settings.members) if m.subgradient == subgradient and m.rule == "chain")
         made = training_forking.build(settings, 3, training_model.Clock(3), training_model.Switch())
-        plain = nn.Sequential(*[activations_modules.ReLU() if isinstance(m, training_model.Kinked) else m for m in made])
+        plain = nn.Sequential(
+            *[activations_modules.ReLU() if isinstance(m, training_model.Kinked) else m for m in made.layers]
+        )
         bifurcation_subgradient.set_subgradient(plain, subgradient)
         optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3, eps=1e-4, **options)
         for _ in range(settings.epochs):

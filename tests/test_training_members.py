@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -13,15 +12,23 @@ from torch import nn
 
 from relucheck.activations import rules
 from relucheck.activations.rules import injected
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import model as training_model
 from relucheck.training.forking import Branch, ForkingExecutor, Split, same_gradients
 from relucheck.training.model import Clock, Switch, build, stream
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
+from tests.training_case import changed
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(
-    "digits", (16, 12), members_of([3], [0.5]), optimiser=Optimiser("sgd", 1.0), batch_size=4, train_samples=32
+    "digits",
+    Network("mlp", (16, 12)),
+    members_of([3], [0.5]),
+    optimiser=Optimiser("sgd", 1.0),
+    batch_size=4,
+    train_samples=32,
 )
 
 
@@ -65,7 +72,7 @@ def test_dropout_keeps_the_mean_and_is_off_in_evaluation() -> None:
 
 @pytest.mark.parametrize("kind", [ForkingExecutor, StackedExecutor])
 def test_order_differs_by_epoch_and_masks_by_step_in_a_run(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, shuffle=True, dropout=0.5)
+    settings = changed(SETTINGS, shuffle=True, dropout=0.5)
     masks: list[torch.Tensor] = []
     original = Clock.mask
 
@@ -90,7 +97,7 @@ def test_order_differs_by_epoch_and_masks_by_step_in_a_run(kind: Any, monkeypatc
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_initialisation_is_torchs_own_and_of_the_seed(batch_norm: bool) -> None:
-    settings = dataclasses.replace(SETTINGS, batch_norm=batch_norm)
+    settings = changed(SETTINGS, batch_norm=batch_norm)
     before = torch.random.get_rng_state()
     ours = {seed: build(settings, seed, Clock(seed), Switch()) for seed in (3, 4)}
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -98,11 +105,11 @@ def test_initialisation_is_torchs_own_and_of_the_seed(batch_norm: bool) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             linear = [nn.Linear(784, 16), nn.Linear(16, 12), nn.Linear(12, 10)]
-        found = [module for module in model.children() if isinstance(module, nn.Linear)]
+        found = [module for module in model.layers if isinstance(module, nn.Linear)]
         for one, other in zip(found, linear, strict=True):
             assert torch.equal(one.weight, other.weight)
             assert torch.equal(one.bias, other.bias)
-        half = build(dataclasses.replace(settings, precision=Precision("bfloat16")), seed, Clock(seed), Switch())
+        half = build(changed(settings, arithmetic=Arithmetic.parse("bfloat16")), seed, Clock(seed), Switch())
         for mine, wide in zip(half.parameters(), model.parameters(), strict=True):
             assert torch.equal(mine, wide.bfloat16())
     assert not torch.equal(*(next(model.parameters()) for model in ours.values()))
@@ -139,15 +146,15 @@ def test_injected_is_divided_by_the_loss_scale(
     kind: str, mixed: str, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bias of a unit that is 0 on all 4 images moves by 4 s, where a scaler is used by 4 s / scale."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float32", mixed=mixed))
+    settings = changed(SETTINGS, arithmetic=f"mixed {mixed}")
     original = training_model.build
 
     def dead(*rest: Any) -> Any:
         model: Any = original(*rest)
         with torch.no_grad():
-            model[0].weight[2].zero_()
-            model[0].bias[2] = 0.0
-            model[-1].weight /= 1024  # so that nothing overflows
+            model.layers[1].weight[2].zero_()
+            model.layers[1].bias[2] = 0.0
+            model.layers[-1].weight /= 1024  # so that nothing overflows
         return model
 
     monkeypatch.setattr(f"relucheck.training.{kind}.build", dead)
@@ -158,19 +165,19 @@ def test_injected_is_divided_by_the_loss_scale(
         forked.begin(0)
         forked.step(0, 4, 1)
         branch: Branch = next(branch for branch in forked.branches if index in branch.members)
-        bias = dict(branch.model.named_parameters())["linear1.bias"]
+        bias = dict(branch.model.named_parameters())["layers.1.bias"]
     else:
         stacked = StackedExecutor(settings, (3,), split, split, CPU)
         stacked.begin(0)
         stacked.step(0, 4, 1)
-        bias = stacked.parameters["linear1.bias"][stacked.indices.index(index)]
+        bias = stacked.parameters["layers.1.bias"][stacked.indices.index(index)]
     assert bias[2].item() == -4 * 0.5 / scale  # learning rate 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_test_loss_is_computed_from_wide_logits(dtype: str) -> None:
-    settings = dataclasses.replace(SETTINGS, precision=Precision(dtype), optimiser=Optimiser("sgd", 0.1))
-    images = torch.rand(200, 784, generator=torch.Generator().manual_seed(0)).to(settings.precision.torch_dtype)
+    settings = changed(SETTINGS, arithmetic=dtype, optimiser=Optimiser("sgd", 0.1))
+    images = torch.rand(200, 784, generator=torch.Generator().manual_seed(0)).to(settings.arithmetic.dtype)
     split = Split(images, torch.arange(200) % 10)
     run = ForkingExecutor(settings, 3, split, split, CPU)
     run.begin(0)

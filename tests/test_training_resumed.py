@@ -25,7 +25,7 @@ from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Member, Optimiser
 from relucheck.training.sitting import STATE
 from relucheck.work import Local
-from tests.training_case import SETTINGS, numbers
+from tests.training_case import SETTINGS, changed, numbers
 
 
 @pytest.fixture(scope="module")
@@ -323,4 +323,4 @@ def test_interrupt_after_the_last_epoch_is_said_too(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(sitting.Sitting, "_run", late)
     with pytest.raises(Interrupted, match="interrupted after the last epoch; nothing is kept"):
-        train(dataclasses.replace(SETTINGS, epochs=1), progress=False)
+        train(changed(SETTINGS, epochs=1), progress=False)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import forking
 from relucheck.training import model as training_model
 from relucheck.training import optimisers as training_optimisers
@@ -18,15 +20,16 @@ from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.model import Clock, Switch
 from relucheck.training.optimisers import Scaled
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
+from tests.training_case import changed
 
 SETTINGS = Settings(
     "digits",
-    (16, 12),
+    Network("mlp", (16, 12)),
     members_of([3], [1.0]),
     optimiser=Optimiser(),
-    precision=Precision("float32", mixed="float16"),
+    arithmetic=Arithmetic.parse("mixed float16"),
     epochs=2,
     batch_size=32,
     train_samples=144,
@@ -44,9 +47,9 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*rest: Any) -> Any:
         model: Any = original(*rest)
         with torch.no_grad():
-            model[0].weight[2:4].zero_()
-            model[0].bias[2:4] = 0.0
-            model[-1].weight.mul_(60)
+            model.layers[1].weight[2:4].zero_()
+            model.layers[1].bias[2:4] = 0.0
+            model.layers[-1].weight.mul_(60)
         return model
 
     monkeypatch.setattr(forking, "build", build)
@@ -87,7 +90,7 @@ def test_a_fork_has_its_parents_scaler() -> None:
 @pytest.mark.parametrize("kind", [ForkingExecutor, StackedExecutor])
 @pytest.mark.parametrize("optimiser", [Optimiser(), Optimiser(fused=True), Optimiser("sgd", 0.01, momentum=0.9)])
 def test_a_resumed_run_has_its_scaler(kind: Any, optimiser: Optimiser, tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, optimiser=optimiser)
+    settings = changed(SETTINGS, optimiser=optimiser)
     begin, scales = kind.begin, []
 
     def noting(self: Any, epoch: int) -> None:
@@ -127,7 +130,7 @@ def test_the_stacked_scaler_is_torchs_for_each_member(optimiser: Optimiser, monk
     random = torch.Generator().manual_seed(0)
     start = [torch.randn(2, 5, 4, generator=random), torch.randn(2, 5, generator=random)]
     ours = [value.clone() for value in start]
-    scaled = Scaled(dataclasses.replace(SETTINGS, optimiser=optimiser), ours)
+    scaled = Scaled(changed(SETTINGS, optimiser=optimiser), ours)
     theirs = []
     for member in range(2):
         values = [value[member].clone().requires_grad_() for value in start]

@@ -8,26 +8,25 @@ from typing import Any
 import pytest
 
 from relucheck.errors import SettingsError
-from relucheck.training.settings import Member, Optimiser, Precision, Settings, members_of
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.training.settings import Member, Optimiser, Settings, members_of
+from tests.training_case import changed
 
-SETTINGS = Settings("digits", (16,), members_of([0], [1.0]), batch_size=32, train_samples=64, epochs=2)
+SETTINGS = Settings("digits", Network("mlp", (16,)), members_of([0], [1.0]), batch_size=32, train_samples=64, epochs=2)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"precision": "float32"}, "precision='float32': must be of class Precision, for example Precision(\"float32\")"),
+        ({"arithmetic": "float8"}, "arithmetic 'float8': dtype 'float8' is not supported"),
+        ({"arithmetic": 32}, "arithmetic 32: must be a dtype"),
         ({"optimiser": "adam"}, "optimiser='adam': must be of class Optimiser, for example Optimiser(\"adam\")"),
-        ({"batch_norm": "no"}, "batch_norm='no': must be True or False"),
         ({"shuffle": 1}, "shuffle=1: must be True or False"),
-        ({"widths": 5}, "widths=5: must be a list or tuple, for example (200, 200, 200)"),
-        ({"widths": "200"}, "widths='200': must be a list or tuple"),
-        ({"widths": (200, 1.5)}, "widths=1.5: must be a whole number of at least 1"),
+        ({"network": "mlp"}, "network='mlp': must be of class Network, for example Network(\"mlp\", (200, 200, 200))"),
         ({"members": None}, "members=None: must be a list or tuple, for example members_of([0, 1], [0.5])"),
         ({"members": (0, 1)}, "members=0: must be of class Member, for example Member(0, 0.5)"),
         ({"data": None}, "data=None: must be one of digits"),
-        ({"activation": ["relu"]}, "activation=['relu']: must be one of relu"),
-        ({"dropout": "0.1"}, "dropout='0.1': must be a finite number"),
         ({"train_samples": 10.0}, "train_samples=10.0: must be a whole number"),
         ({"every": 5}, "every=5: the run has 4 steps (2 epochs of 2), so no distance would be recorded; use at most that"),
         ({"every": 0}, "every=0: must be a whole number"),
@@ -37,7 +36,7 @@ def test_settings_of_a_wrong_type_are_refused(change: dict[str, Any], message: s
     with pytest.raises(SettingsError) as caught:
         dataclasses.replace(SETTINGS, **change)
     assert str(caught.value).startswith(message)
-    assert dataclasses.replace(SETTINGS, every=4).steps_of(64) == 2
+    assert changed(SETTINGS, every=4).steps_of(64) == 2
 
 
 @pytest.mark.parametrize(
@@ -51,12 +50,6 @@ def test_settings_of_a_wrong_type_are_refused(change: dict[str, Any], message: s
         (Optimiser, {"name": None}, "optimiser=None: must be one of adam, sgd"),
         (Optimiser, {"lr": "0.1"}, "lr='0.1': must be a finite number above 0"),
         (Optimiser, {"fused": None}, "fused=None: must be True or False"),
-        (Precision, {"dtype": 32}, "dtype 32 is not supported"),
-        (Precision, {"dtype": ["float32"]}, "dtype ['float32'] is not supported"),
-        (Precision, {"dtype": "float32", "mixed": True}, "mixed=True: must be one of bfloat16, float16"),
-        (Precision, {"dtype": "float32", "emulation": 4}, "emulation=4: must be one of"),
-        (Precision, {"dtype": "float32", "strict": "yes"}, "strict='yes': must be True or False"),
-        (Precision, {"dtype": "float32", "tf32": 1}, "tf32=1: must be True or False"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -66,25 +59,35 @@ def test_parts_of_a_wrong_type_are_refused(kind: Any, fields: dict[str, Any], me
     assert str(caught.value).startswith(message)
 
 
+def test_settings_of_the_schema_before_are_refused_with_the_way_to_migrate_them() -> None:
+    assert Settings.from_json(SETTINGS.to_json()) == SETTINGS
+    assert SETTINGS.to_json()["arithmetic"] == "float32"
+    with pytest.raises(SettingsError, match=r"schema 1: .* reads schema 2; .*python tools/migrate_results\.py"):
+        Settings.from_json({**SETTINGS.to_json(), "schema": 1})
+    with pytest.raises(SettingsError, match=r"schema 0: .*run it again$"):
+        Settings.from_json({**SETTINGS.to_json(), "schema": 0})
+
+
 def test_fused_momentum_under_a_scaler_is_refused() -> None:
     """torch's fused SGD would read momentum that was never written, if the first step overflows."""
-    mixed = Precision("float32", mixed="float16")
+    mixed = Arithmetic.parse("mixed float16")
     fused = Optimiser("sgd", 0.1, momentum=0.9, fused=True)
     with pytest.raises(SettingsError, match=r"momentum=0.9 with fused=True and a gradient scaler.*use fused=False"):
-        dataclasses.replace(SETTINGS, precision=mixed, optimiser=fused)
-    for precision, optimiser in (
+        changed(SETTINGS, arithmetic=mixed, optimiser=fused)
+    for arithmetic, optimiser in (
         (mixed, dataclasses.replace(fused, fused=False)),
         (mixed, dataclasses.replace(fused, momentum=0.0)),
-        (Precision("float32", mixed="bfloat16"), fused),
+        (Arithmetic.parse("mixed bfloat16"), fused),
     ):
-        dataclasses.replace(SETTINGS, precision=precision, optimiser=optimiser)
+        changed(SETTINGS, arithmetic=arithmetic, optimiser=optimiser)
 
 
 def test_labels_say_what_a_run_is() -> None:
     assert Optimiser().label == "adam, lr 0.001, eps 1e-08"  # torch's own default
     assert Optimiser("sgd", 0.1).label == "sgd, lr 0.1"
     assert Optimiser("sgd", 0.1, momentum=0.9, fused=True).label == "sgd, lr 0.1, momentum 0.9, fused"
-    for precision in (Precision("float16"), Precision("float32"), Precision("float32", mixed="bfloat16")):
-        assert [precision.rule_name(rule) for rule in ("chain", "injected")] == ["chain", "injected"]
-    mixed = Precision("float32", mixed="float16")
+    for name in ("float16", "float32", "mixed bfloat16"):
+        settings = changed(SETTINGS, arithmetic=name)
+        assert [settings.rule_name(rule) for rule in ("chain", "injected")] == ["chain", "injected"]
+    mixed = changed(SETTINGS, arithmetic="mixed float16")
     assert [mixed.rule_name(rule) for rule in ("chain", "injected")] == ["chain", "injected / loss scale"]

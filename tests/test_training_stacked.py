@@ -11,20 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import engine, stacked_layers
 from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
 from relucheck.training import optimisers as training_optimisers
 from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.stacked import StackedExecutor, alone_on
+from tests.training_case import changed
 
 SETTINGS = Settings(
     "digits",
-    (16, 12),
+    Network("mlp", (16, 12)),
     members_of([3, 4], [-0.5, 1.0]),
-    precision=Precision("float64"),
+    arithmetic=Arithmetic.parse("float64"),
     optimiser=Optimiser(eps=1e-4),
     epochs=2,
     batch_size=32,
@@ -41,21 +44,21 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "dropout, shuffle": {"dropout": 0.2, "shuffle": True},
     "relu6": {"activation": "relu6", "members": members_of([3, 4], [-0.5, 1.0], second=0.5)},
     "leaky_relu": {"activation": "leaky_relu"},
-    "float32": {"precision": Precision("float32")},
-    "tf32": {"precision": Precision("float32", emulation="tf32")},
-    "rounded": {"precision": Precision("bfloat16", emulation="rounded")},
-    "mixed float16": {"precision": Precision("float32", mixed="float16")},
-    "mixed float16 sgd": {"precision": Precision("float32", mixed="float16"), "optimiser": Optimiser("sgd", lr=0.1)},
+    "float32": {"arithmetic": Arithmetic.parse("float32")},
+    "tf32": {"arithmetic": Arithmetic.parse("float32 emulated (tf32)")},
+    "rounded": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded)")},
+    "mixed float16": {"arithmetic": Arithmetic.parse("mixed float16")},
+    "mixed float16 sgd": {"arithmetic": Arithmetic.parse("mixed float16"), "optimiser": Optimiser("sgd", lr=0.1)},
 }
 
 
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_stacked_is_the_forking_run_but_for_rounding(variation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, **VARIATIONS[variation])
+    settings = changed(SETTINGS, **VARIATIONS[variation])
     _dead_units(monkeypatch)
     stacked, forked = (train(settings, progress=False, executor=name) for name in ("stacked", "forking"))
     assert stacked.void is forked.void is None
-    wide = settings.precision.dtype == "float64"
+    wide = settings.arithmetic.dtype == torch.float64
     for ours, theirs in zip(stacked.members, forked.members, strict=True):
         assert ours.activations == theirs.activations
         assert ours.first_difference == theirs.first_difference
@@ -78,9 +81,9 @@ def _dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(settings: Settings, *rest: Any) -> Any:
         model: Any = original(settings, *rest)
         with torch.no_grad():
-            model[0].weight[2:4].zero_()
-            model[0].bias[2] = 6.0 if settings.activation == "relu6" else 0.0
-            model[0].bias[3] = 0.0
+            model.layers[1].weight[2:4].zero_()
+            model.layers[1].bias[2] = 6.0 if settings.network.activation == "relu6" else 0.0
+            model.layers[1].bias[3] = 0.0
         return model
 
     monkeypatch.setattr(training_forking, "build", build)
@@ -88,12 +91,12 @@ def _dead_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 RESUMED: dict[str, dict[str, Any]] = {
-    "bfloat16": {"precision": Precision("bfloat16", emulation="product")},
-    "float16": {"precision": Precision("float16", emulation="product")},
-    "float32 batch norm": {"precision": Precision("float32"), "batch_norm": True},
-    "mixed float16": {"precision": Precision("float32", mixed="float16")},
+    "bfloat16": {"arithmetic": Arithmetic.parse("bfloat16 emulated (product)")},
+    "float16": {"arithmetic": Arithmetic.parse("float16 emulated (product)")},
+    "float32 batch norm": {"arithmetic": Arithmetic.parse("float32"), "batch_norm": True},
+    "mixed float16": {"arithmetic": Arithmetic.parse("mixed float16")},
     "mixed float16 sgd": {
-        "precision": Precision("float32", mixed="float16"),
+        "arithmetic": Arithmetic.parse("mixed float16"),
         "optimiser": Optimiser("sgd", lr=0.1, momentum=0.9),
         "batch_norm": True,
     },
@@ -102,7 +105,7 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variation", RESUMED)
 def test_control_is_zero_and_a_broken_run_resumes(variation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, dropout=0.1, shuffle=True, **RESUMED[variation])
+    settings = changed(SETTINGS, dropout=0.1, shuffle=True, **RESUMED[variation])
     _dead_units(monkeypatch)
     unbroken = train(settings, progress=False, executor="stacked")
     assert unbroken.void is None
@@ -128,16 +131,16 @@ def test_control_is_zero_and_a_broken_run_resumes(variation: str, tmp_path: Path
 
 BITWISE: dict[str, dict[str, Any]] = {
     "float64": {},
-    "float32": {"precision": Precision("float32")},
-    "bfloat16": {"precision": Precision("bfloat16")},
-    "float16": {"precision": Precision("float16")},
-    "mixed bfloat16": {"precision": Precision("float32", mixed="bfloat16")},
-    "sgd in bfloat16": {"precision": Precision("bfloat16"), "optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
+    "float32": {"arithmetic": Arithmetic.parse("float32")},
+    "bfloat16": {"arithmetic": Arithmetic.parse("bfloat16")},
+    "float16": {"arithmetic": Arithmetic.parse("float16")},
+    "mixed bfloat16": {"arithmetic": Arithmetic.parse("mixed bfloat16")},
+    "sgd in bfloat16": {"arithmetic": Arithmetic.parse("bfloat16"), "optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
     "fused": {"optimiser": Optimiser(eps=1e-4, fused=True)},
-    "batch norm": {"precision": Precision("float32"), "batch_norm": True},
-    "dropout, shuffle": {"precision": Precision("float32"), "dropout": 0.2, "shuffle": True},
-    "relu6": {"precision": Precision("float32"), "activation": "relu6"},
-    "leaky_relu": {"precision": Precision("float32"), "activation": "leaky_relu"},
+    "batch norm": {"arithmetic": Arithmetic.parse("float32"), "batch_norm": True},
+    "dropout, shuffle": {"arithmetic": Arithmetic.parse("float32"), "dropout": 0.2, "shuffle": True},
+    "relu6": {"arithmetic": Arithmetic.parse("float32"), "activation": "relu6"},
+    "leaky_relu": {"arithmetic": Arithmetic.parse("float32"), "activation": "leaky_relu"},
 }
 
 
@@ -146,7 +149,7 @@ def test_products_made_member_by_member_are_those_of_the_forking_run(
     variation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, parameters and hits, in every step: what 16-bit products on CUDA are made with."""
-    settings = dataclasses.replace(SETTINGS, **BITWISE[variation])
+    settings = changed(SETTINGS, **BITWISE[variation])
     _dead_units(monkeypatch)
     device = torch.device("cpu")
     data = [engine._split(settings, split, None, device) for split in ("train", "test")]
@@ -170,33 +173,33 @@ def test_products_made_member_by_member_are_those_of_the_forking_run(
 def test_16_bit_products_on_cuda_are_made_member_by_member() -> None:
     """Where batched ones heed no switch; decided by what is multiplied."""
     alone = {
-        *(Precision("bfloat16"), Precision("float16", strict=True)),
-        *(Precision("float32", mixed="bfloat16"), Precision("float32", mixed="float16", strict=True)),
+        *(Arithmetic.parse("bfloat16"), Arithmetic.parse("float16 strict")),
+        *(Arithmetic.parse("mixed bfloat16"), Arithmetic.parse("mixed float16 strict")),
     }
     batched = {
-        *(Precision("float32"), Precision("float32", tf32=True), Precision("float64")),
-        *(Precision("bfloat16", emulation="product"), Precision("float16", emulation="split-k 4")),
+        *(Arithmetic.parse("float32"), Arithmetic.parse("float32 TF32"), Arithmetic.parse("float64")),
+        *(Arithmetic.parse("bfloat16 emulated (product)"), Arithmetic.parse("float16 emulated (split-k 4)")),
     }
-    assert all(precision.alone_on("cuda") for precision in alone)
-    assert not any(precision.alone_on("cuda") for precision in batched)
-    assert not any(precision.alone_on("cpu") for precision in alone | batched)
+    assert all(alone_on(one, "cuda") for one in alone)
+    assert not any(alone_on(one, "cuda") for one in batched)
+    assert not any(alone_on(one, "cpu") for one in alone | batched)
 
 
-def test_the_executor_asks_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_executor_asks_what_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """And makes every product member by member where it says so."""
     device = torch.device("cpu")
     data = [engine._split(SETTINGS, split, None, device) for split in ("train", "test")]
     asked: list[str] = []
     calls: list[str] = []
 
-    def alone_on(self: Precision, kind: str) -> bool:
+    def alone(_: Arithmetic, kind: str) -> bool:
         asked.append(kind)
         return True
 
     def counted(name: str, original: Any) -> Any:
         return lambda *rest: calls.append(name) or original(*rest)
 
-    monkeypatch.setattr(Precision, "alone_on", alone_on)
+    monkeypatch.setattr(training_stacked, "alone_on", alone)
     monkeypatch.setattr(F, "linear", counted("linear", F.linear))
     monkeypatch.setattr(torch, "baddbmm", counted("baddbmm", torch.baddbmm))
     run = StackedExecutor(SETTINGS, (3,), *data, device)
@@ -234,7 +237,7 @@ def test_members_parts_are_aligned_alike(mixed: str | None, monkeypatch: pytest.
 
 def test_scaled_gradients_are_the_forking_ones() -> None:
     """Mixed float16, where the optimisers differ by rounding: the gradients of one step, bit for bit."""
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float32", mixed="float16"))
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("mixed float16"))
     device = torch.device("cpu")
     data = [engine._split(settings, split, None, device) for split in ("train", "test")]
     stacked = StackedExecutor(settings, (3,), *data, device, alone=True)
@@ -273,13 +276,13 @@ def test_controls_come_last() -> None:
 )
 def test_members_take_the_same_steps_wherever_they_are(optimiser: Optimiser, dtype: str) -> None:
     """In 16 bits torch's SGD, and in 32 and 64 its fused Adam, round the tail of a tensor by itself on a CPU."""
-    settings = dataclasses.replace(SETTINGS, optimiser=optimiser, precision=Precision(dtype))
+    settings = changed(SETTINGS, optimiser=optimiser, arithmetic=dtype)
     random = torch.Generator().manual_seed(0)
 
     def drawn() -> list[torch.Tensor]:
         shapes = ((10, 50), (13, 9), (10,), (7,))
         made = [torch.randn(shape, generator=random, dtype=torch.float32) for shape in shapes]
-        return [value.to(settings.precision.torch_dtype).expand(5, *value.shape).contiguous() for value in made]
+        return [value.to(settings.arithmetic.dtype).expand(5, *value.shape).contiguous() for value in made]
 
     parameters = drawn()
     made = training_optimisers.make(settings, parameters)
@@ -292,7 +295,7 @@ def test_members_take_the_same_steps_wherever_they_are(optimiser: Optimiser, dty
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_scaled_members_take_the_same_steps_wherever_they_are(kind: str) -> None:
     optimiser = Optimiser(kind, momentum=0.9 if kind == "sgd" else 0.0)
-    settings = dataclasses.replace(SETTINGS, optimiser=optimiser, precision=Precision("float32", mixed="float16"))
+    settings = changed(SETTINGS, optimiser=optimiser, arithmetic=Arithmetic.parse("mixed float16"))
     random = torch.Generator().manual_seed(0)
     parameters = [torch.randn(shape, generator=random).expand(11, *shape).contiguous() for shape in ((13, 9), (7,))]
     made = training_optimisers.make(settings, parameters)
@@ -314,7 +317,7 @@ def test_a_default_device_is_no_place_for_the_trial() -> None:
 def test_fused_optimisers_step_member_by_member_untried(kind: str) -> None:
     """float16's first moment, for one, differs by place only after a hundred steps, which no trial waits for."""
     parameters = [torch.zeros(3, 5, dtype=torch.float16)]
-    settings = dataclasses.replace(SETTINGS, optimiser=Optimiser(kind, fused=True), precision=Precision("float16"))
+    settings = changed(SETTINGS, optimiser=Optimiser(kind, fused=True), arithmetic=Arithmetic.parse("float16"))
     made = training_optimisers.make(settings, parameters)
     assert isinstance(made, training_optimisers.Stacked)
     assert made.apart
@@ -345,18 +348,18 @@ def test_fault_in_the_control_makes_the_comparison_void(monkeypatch: pytest.Monk
     def faulty(self: StackedExecutor, number: int) -> None:
         if number == 7:
             control = int(self.controls[1])  # of seed 4
-            self.parameters["linear2.bias"].data[control, 5] *= 1 + 2**-52
+            self.parameters["layers.3.bias"].data[control, 5] *= 1 + 2**-52
         original(self, number)
 
     monkeypatch.setattr(StackedExecutor, "_compare", faulty)
     # the step of the fault is not one whose distances are recorded
-    result = train(dataclasses.replace(SETTINGS, every=3), progress=False, executor="stacked")
-    assert result.void == "control differed at step 7 in parameter linear2.bias (seed 4)"
+    result = train(changed(SETTINGS, every=3), progress=False, executor="stacked")
+    assert result.void == "control differed at step 7 in parameter layers.3.bias (seed 4)"
     assert all(member.outcome == "stopped: the comparison is void" for member in result.members)
 
 
 def test_divergence_is_recorded_and_ends_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(SETTINGS, precision=Precision("float16"), optimiser=Optimiser())
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("float16"), optimiser=Optimiser())
     stacked, forked = (train(settings, progress=False, executor=name) for name in ("stacked", "forking"))
     assert stacked.void is forked.void is None
     for result in (stacked, forked):
@@ -376,12 +379,12 @@ def test_what_cannot_be_stacked_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         return model
 
     monkeypatch.setattr(training_stacked, "build", build)
-    with pytest.raises(TypeError, match=r"Softplus 'soft' cannot be stacked, only Linear.*use the forking executor"):
+    with pytest.raises(TypeError, match=r"Softplus 'soft' cannot be stacked, only Flatten, Linear.*use the forking"):
         train(SETTINGS, progress=False, executor="stacked")
 
 
 def test_test_loss_is_computed_from_wide_logits() -> None:
-    settings = dataclasses.replace(SETTINGS, precision=Precision("bfloat16"))
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse("bfloat16"))
     _, test = (engine._split(settings, split, None, torch.device("cpu")) for split in ("train", "test"))
     run = StackedExecutor(settings, (3,), test, test, torch.device("cpu"))
     run.begin(0)

@@ -20,16 +20,16 @@ import torch
 from relucheck import data
 from relucheck.bifurcation import decide as bifurcation_decide
 from relucheck.bifurcation.decide import Decision
-from relucheck.networks import architecture
-from relucheck.numerics import dtypes
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.volume import engine as volume_engine
 from relucheck.volume import estimate as volume_estimate
 from relucheck.volume import units
 from relucheck.volume.cell import Outcome
 from relucheck.volume.estimate import Cell, Estimate, Store, StoreError, VolumeError, estimate
 from relucheck.work import Local
+from tests.uniform import images, mlp
 
-SMALL = Cell(hidden_layers=2, neurons=8, batch_size=64, sample_size=256, data="digits", draws=6)
+SMALL = Cell(mlp(784, 8, 2), batch_size=64, sample_size=256, data="digits", draws=6)
 #: What the fake engine says of seeds 0, 1, 2, ...
 SAID: tuple[tuple[Outcome, int | None], ...] = (
     *(("agree", None), ("bifurcate", 3), ("non-finite", 0), ("bifurcate", 0), ("agree", None)),
@@ -80,8 +80,9 @@ def digits(images: int) -> data.DataSet:
     [
         ({"draws": 0}, r"cell: draws=0: must be a whole number of at least 1"),
         ({"draws": True}, r"cell: draws=True: must be a whole number"),
-        ({"hidden_layers": 0}, r"hidden_layers=0: must be"),
-        ({"neurons": 2.0}, r"neurons=2\.0: must be"),
+        ({"network": 256}, r"network=256: must be of class Network"),
+        ({"network": mlp(batch_norm=True)}, r"network=784-.*batch norm.*: must be an mlp with biases"),
+        ({"network": images("convnet")}, r"network=convnet .*: must be an mlp with biases"),
         ({"batch_size": 0}, r"batch_size=0: must be"),
         ({"sample_size": 0}, r"sample_size=0: must be"),
         ({"first_seed": -1}, r"first_seed=-1: must be a whole number of at least 0"),
@@ -91,13 +92,10 @@ def digits(images: int) -> data.DataSet:
         ({"data": "cifar"}, r"data='cifar': must be one of digits"),
         ({"varied": "depth"}, r"varied='depth': must be one of"),
         ({"pair": (0.0,)}, r"pair=\(0\.0,\) must be two subgradients"),
-        ({"dtype": "float8"}, r"'float8' is not supported"),
-        ({"dtype": "float16", "tf32": True}, r"tf32 with float16: TF32 is a way to multiply float32"),
-        ({"emulation": "tf32", "tf32": True}, r"exclude each other"),
-        ({"emulation": "rounded", "strict": True}, r"exclude each other"),
-        ({"emulation": "folded"}, r"emulation kind 'folded': must be one of"),
-        ({"emulation": "split-k"}, r"split-k takes at least 2 parts"),
-        ({"emulation": "split-k many"}, r"parts must be a number, as in 'split-k 4'"),
+        ({"arithmetic": "float8"}, r"cell: arithmetic 'float8': dtype 'float8' is not supported"),
+        ({"arithmetic": "float16 TF32"}, r"cell: arithmetic of float16: tf32=True is a way to multiply float32"),
+        ({"arithmetic": "mixed float16"}, r"cell: arithmetic 'mixed float16': .*choose one that is not mixed"),
+        ({"arithmetic": None}, r"cell: arithmetic None: must be"),
     ],
 )
 def test_a_cell_that_cannot_be_is_refused_at_once(fields: dict[str, Any], message: str) -> None:
@@ -107,16 +105,12 @@ def test_a_cell_that_cannot_be_is_refused_at_once(fields: dict[str, Any], messag
 
 def test_the_name_holds_all_that_decides_and_nothing_else() -> None:
     other: dict[str, Any] = {
-        "hidden_layers": 4,
-        "neurons": 9,
+        "network": mlp(784, 9, 4),
         "batch_size": 65,
         "sample_size": 255,
         "sample": "with replacement",
         "sample_seed": 1,
-        "dtype": "bfloat16",
-        "emulation": "product",
-        "strict": True,
-        "tf32": True,
+        "arithmetic": "float16 strict",
         "draws": 7,
         "first_seed": 1,
         "data": "mnist",
@@ -130,22 +124,21 @@ def test_the_name_holds_all_that_decides_and_nothing_else() -> None:
     assert all(not set(name) & set("/ ()") for name in names)
 
 
-@pytest.mark.parametrize("cell", [SMALL, Cell(dtype="float16", emulation="split-k 4", pair=(0, 0.5)), Cell(tf32=True)])
+@pytest.mark.parametrize(
+    "cell", [SMALL, Cell(arithmetic="float16 emulated (split-k 4)", pair=(0, 0.5)), Cell(arithmetic="float32 TF32")]
+)
 def test_cells_survive_json(cell: Cell) -> None:
     assert Cell.from_json(json.loads(json.dumps(cell.deciding)), cell.varied) == cell
 
 
-@pytest.mark.parametrize(
-    ("fields", "label"),
-    [
-        ({}, "float32"),
-        ({"dtype": "float16", "strict": True}, "float16 strict"),
-        ({"tf32": True}, "float32 TF32"),
-        ({"dtype": "float16", "emulation": "split-k 4"}, "float16 emulated (split-k 4)"),
-    ],
-)
-def test_arithmetics_are_labelled(fields: dict[str, Any], label: str) -> None:
-    assert Cell(**fields).arithmetic == label
+def test_an_arithmetic_is_an_arithmetic_or_its_name() -> None:
+    """Stored as the name, and one cell whichever it was given by."""
+    name = "float16 emulated (split-k 4)"
+    cell = Cell(arithmetic=name)
+    assert cell == Cell(arithmetic=Arithmetic(torch.float16, emulation="split-k 4"))
+    assert cell.arithmetic.emulated is not None
+    assert cell.deciding["arithmetic"] == name
+    assert Cell().arithmetic.name == "float32"
 
 
 # ---------------------------------------------------------------- estimates
@@ -154,10 +147,10 @@ def test_arithmetics_are_labelled(fields: dict[str, Any], label: str) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"dtype": "float16", "neurons": 64},
-        {"dtype": "bfloat16", "emulation": "product"},
-        {"dtype": "float16", "emulation": "split-k 4", "watch": "all", "sample": "with replacement"},
-        {"dtype": "float64"},
+        {"arithmetic": "float16", "network": mlp(784, 64, 2)},
+        {"arithmetic": "bfloat16 emulated (product)"},
+        {"arithmetic": "float16 emulated (split-k 4)", "watch": "all", "sample": "with replacement"},
+        {"arithmetic": "float64"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())).replace(" ", "-"),
 )
@@ -169,12 +162,9 @@ def test_every_draw_can_be_rebuilt_and_decided_again(fields: dict[str, Any]) -> 
     rows = volume_estimate.sample(cell, len(dataset))
     assert rows is not None
     inputs, targets = volume_estimate.scaled(cell, dataset, rows)
-    assert torch.equal(inputs, dataset.scaled(cell.dtype)[rows])
-    arithmetic = cell.linear_arithmetic()
+    assert torch.equal(inputs, dataset.scaled(cell.arithmetic.dtype)[rows])
     for draw in found.decisions:
-        model = architecture.draw(
-            architecture.Architecture(width=cell.neurons, depth=cell.hidden_layers), draw.seed, arithmetic
-        )
+        model = cell.network.draw(draw.seed, cell.arithmetic)
         again = bifurcation_decide.decide(model, inputs, targets, batch_size=cell.batch_size, watch=cell.watch)
         assert (again.outcome, again.batch) == (draw.outcome, draw.batch)
     assert [draw.seed for draw in found.decisions] == list(range(5, 11))
@@ -249,8 +239,11 @@ def test_a_stack_that_shrank_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.decisions == estimate(SMALL).decisions
 
 
-@pytest.mark.parametrize(("strict", "tf32"), [(False, False), (True, False), (False, True)])
-def test_the_switches_are_the_cells_and_go_back(strict: bool, tf32: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "strict", "tf32"),
+    [("float16", False, False), ("float16 strict", True, False), ("float32 TF32", False, True)],
+)
+def test_the_switches_are_the_cells_and_go_back(name: str, strict: bool, tf32: bool) -> None:
     seen: list[tuple[bool, bool]] = []
 
     def read() -> tuple[bool, bool]:
@@ -263,7 +256,7 @@ def test_the_switches_are_the_cells_and_go_back(strict: bool, tf32: bool) -> Non
             return super().decide(seeds)
 
     before = read()
-    estimate(dataclasses.replace(SMALL, strict=strict, tf32=tf32), engine=Reading())
+    estimate(dataclasses.replace(SMALL, arithmetic=name), engine=Reading())
     assert seen == [(tf32, not strict)]
     assert read() == before
 
@@ -290,7 +283,7 @@ def test_other_data_than_the_cells_are_refused() -> None:
 
 @pytest.mark.parametrize("images", [1, 5])
 def test_one_image_and_a_batch_larger_than_the_data_are_one_mini_batch(images: int) -> None:
-    cell = dataclasses.replace(SMALL, sample_size=None, dtype="bfloat16", emulation="product", draws=12)
+    cell = dataclasses.replace(SMALL, sample_size=None, arithmetic="bfloat16 emulated (product)", draws=12)
     found = estimate(cell, dataset=digits(images))
     assert found.draws == 12
     assert {draw.batch for draw in found.decisions} <= {None, 0}
@@ -404,6 +397,15 @@ def _set(*keys: str, to: object) -> Callable[[dict[str, Any]], None]:
         content[keys[-1]] = to
 
     return change
+
+
+def test_a_file_of_the_schema_before_is_refused_with_the_way_to_migrate_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    estimate(SMALL, store=store, engine=Fake())
+    path = store.finished_path(SMALL.name)
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(StoreError, match=r"has schema version 1, this relucheck reads 2; python tools/migrate_results\.py"):
+        estimate(SMALL, store=store, engine=refuse)
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "partial"])
@@ -525,6 +527,7 @@ def test_a_full_disk_keeps_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyP
 SLOW = """
 import sys, time
 from pathlib import Path
+from relucheck.networks import Network
 from relucheck.volume.estimate import Cell, Store, estimate
 from relucheck.bifurcation.decide import Decision
 
@@ -535,7 +538,7 @@ class Slow:
             time.sleep(0.02)
             yield Decision(seed, "bifurcate" if seed % 3 else "agree", seed if seed % 3 else None, 1, 10)
 
-cell = Cell(hidden_layers=1, neurons=2, data="digits", draws=int(sys.argv[2]))
+cell = Cell(Network("mlp", (2,)), data="digits", draws=int(sys.argv[2]))
 estimate(cell, store=Store(Path(sys.argv[1])), engine=lambda *_: Slow(), chunk=4)
 """
 
@@ -546,8 +549,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, name: str) -> None:
     """The cell before it stays finished, and of this one all chunks but the last."""
     script = tmp_path / "slow.py"
     script.write_text(textwrap.dedent(SLOW))
-    folder, cell = tmp_path / "cells", Cell(hidden_layers=1, neurons=2, data="digits", draws=1000)
-    environment = {**os.environ, "PYTHONPATH": str(Path(volume_estimate.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    folder, cell = tmp_path / "cells", Cell(mlp(784, 2, 1), data="digits", draws=1000)
+    environment = {**os.environ, "PYTHONPATH": str(Path(volume_estimate.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     before = estimate(dataclasses.replace(cell, draws=7), store=Store(folder), engine=Fake())
     running = subprocess.Popen(
         [sys.executable, str(script), str(folder), "1000"], env=environment, stderr=subprocess.PIPE, text=True
@@ -590,7 +593,10 @@ def test_blocks_in_processes_decide_as_one_run_does(
     tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Cell.blocks, "__defaults__", (3,))
-    cells = [dataclasses.replace(SMALL, dtype="bfloat16", emulation="product", neurons=width, draws=4) for width in (4, 6)]
+    cells = [
+        dataclasses.replace(SMALL, arithmetic="bfloat16 emulated (product)", network=mlp(784, width, 2), draws=4)
+        for width in (4, 6)
+    ]
     made = units.units(cells, tmp_path)
     assert [unit.steps for unit in made] == [3, 1, 3, 1]
     Local(processes).run(made)
@@ -606,7 +612,7 @@ def test_blocks_in_processes_decide_as_one_run_does(
 
 
 def test_an_unfinished_cell_is_left_out(tmp_path: Path) -> None:
-    cells = [SMALL, dataclasses.replace(SMALL, neurons=4)]
+    cells = [SMALL, dataclasses.replace(SMALL, network=mlp(784, 4, 2))]
     Local(1).run(units.units(cells, tmp_path)[:1])
     assert list(units.collect(cells, tmp_path)) == [SMALL.name]
     assert [unit.name for unit in units.units(cells, tmp_path)] == [cells[1].name]
@@ -615,7 +621,3 @@ def test_an_unfinished_cell_is_left_out(tmp_path: Path) -> None:
 def test_missing_data_are_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(data.DataFileError, match=r"lacks MNIST/raw/train-images-idx3-ubyte"):
         units.units([dataclasses.replace(SMALL, data="mnist")], tmp_path / "cells", root=tmp_path)
-
-
-def test_dtypes_of_cells_are_numerics_dtypes() -> None:
-    assert {Cell(dtype=dtypes.dtype_name(dtype)).linear_arithmetic() for dtype in dtypes.DTYPES} == set(dtypes.DTYPES)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from relucheck.numerics.dtypes import as_dtype
 from relucheck.reproduction import published
 from relucheck.reproduction.experiments import volumes
 from relucheck.reproduction.published import PublishedCell
@@ -30,6 +31,7 @@ from relucheck.volume.cell import columns
 from relucheck.volume.compensation import Split
 from relucheck.volume.estimate import Cell, Draw, Estimate, StoreError
 from relucheck.work import Event, Listener, Local, Unit
+from tests.uniform import mlp
 
 # ---------------------------------------------------------------- published figures
 
@@ -75,12 +77,12 @@ def test_every_published_figure_has_its_cell(scale: str) -> None:
                 theirs.batch_size,
             )
             assert (cell.sample_size or 60_000) == theirs.sample_size
-            assert torch.finfo(getattr(torch, cell.dtype)).bits == theirs.precision_bits
-            assert cell.dtype != "bfloat16"
+            assert torch.finfo(cell.arithmetic.dtype).bits == theirs.precision_bits
+            assert cell.arithmetic.dtype != torch.bfloat16
         assert entry.comparable == (theirs is not None and theirs.computed)
     columns = {(entry.source, entry.varied, entry.x) for entry in entries}
     for dtype in ("float16", "bfloat16", "float32", "float64"):
-        assert {(e.source, e.varied, e.x) for e in entries if e.cell.dtype == dtype} == columns
+        assert {(e.source, e.varied, e.x) for e in entries if e.cell.arithmetic.dtype == as_dtype(dtype)} == columns
 
 
 def test_full_scale_has_the_published_draws_and_both_arithmetics() -> None:
@@ -88,7 +90,7 @@ def test_full_scale_has_the_published_draws_and_both_arithmetics() -> None:
     assert all(entry.cell.draws == {"B21": 1000, "R22": 100}[entry.source] for entry in entries)
     columns = {(entry.source, entry.varied, entry.x) for entry in entries}
     for arithmetic in ("float16", "float16 strict", "bfloat16", "bfloat16 strict", "float32", "float32 TF32", "float64"):
-        assert {(e.source, e.varied, e.x) for e in entries if e.cell.arithmetic == arithmetic} == columns
+        assert {(e.source, e.varied, e.x) for e in entries if e.cell.arithmetic.name == arithmetic} == columns
 
 
 def test_the_cpu_scale_draws_at_most_what_was_published_and_favours_float32() -> None:
@@ -98,7 +100,7 @@ def test_the_cpu_scale_draws_at_most_what_was_published_and_favours_float32() ->
     draws = {cell.name: cell.draws for cell in cells}
     assert all(10 <= draws[name] <= limit for name, limit in most)
     alike = {
-        cell.arithmetic: cell for cell in cells if (cell.hidden_layers, cell.neurons, cell.batch_size) == (3, 256, 256)
+        cell.arithmetic.name: cell for cell in cells if (cell.hidden_layers, cell.neurons, cell.batch_size) == (3, 256, 256)
     }
     widths = {name: proportions.interval(cell.draws // 2, cell.draws).half_width for name, cell in alike.items()}
     assert min(("float32", "float16", "bfloat16", "float64"), key=lambda name: widths[name]) == "float32"
@@ -107,7 +109,7 @@ def test_the_cpu_scale_draws_at_most_what_was_published_and_favours_float32() ->
 
 def test_every_row_of_the_table_of_draws_is_a_cell_of_the_cpu_scale() -> None:
     used = {
-        (cell.hidden_layers, cell.neurons, cell.batch_size, cell.sample_size, cell.arithmetic): cell.draws
+        (cell.hidden_layers, cell.neurons, cell.batch_size, cell.sample_size, cell.arithmetic.name): cell.draws
         for cell in volumes.cells("cpu")
     }
     assert used == published.cpu_draws()
@@ -199,7 +201,7 @@ def test_a_resumed_run_has_only_its_own_draws_to_do(smoke: tuple[Path, str], tmp
 
     run(folder, backend=Heard())
     assert sum(event.steps for event in heard) == first.draws + 1
-    assert any(event.note == f"{first.hidden_layers}x{first.neurons} {first.arithmetic}" for event in heard)
+    assert any(event.note == f"{first.hidden_layers}x{first.neurons} {first.arithmetic.name}" for event in heard)
     # the resumed cell is what it was
     again = json.loads(store.finished_path(second.name).read_text())["result"]
     assert [again[key] for key in ("outcomes", "batches")] == [content["result"][key] for key in ("outcomes", "batches")]
@@ -262,7 +264,7 @@ def test_verdicts_are_holms_over_the_whole_report() -> None:
         line(near, 46),
         line(far, 80),
         line(near, 35),
-        line(theirs("hidden_layers", 64, 3), 0, dtype="float64"),
+        line(theirs("hidden_layers", 64, 3), 0, arithmetic="float64"),
         line(None, 3),
     )
     judged = volume_tables.judge(report(*lines))
@@ -283,7 +285,7 @@ def test_verdicts_are_holms_over_the_whole_report() -> None:
 def test_tables_show_counts_intervals_and_what_is_missing() -> None:
     lines = (
         line(theirs("hidden_layers", 32, 3), 46),
-        line(theirs("hidden_layers", 64, 3), 0, dtype="float64", non_finite=2),
+        line(theirs("hidden_layers", 64, 3), 0, arithmetic="float64", non_finite=2),
     )
     page = volume_tables.markdown(report(*lines), volume_tables.judge(report(*lines)))
     first, second = [text for text in page.splitlines() if text.startswith("| 3 |")]
@@ -299,7 +301,7 @@ def test_tables_show_counts_intervals_and_what_is_missing() -> None:
 
 def test_notes_plan_the_draws_for_a_half_width() -> None:
     """For the cell of each arithmetic whose share is nearest to one half, as planned for that share."""
-    lines = (line(None, 46), line(None, 2, neurons=16), line(None, 0, dtype="float64"))
+    lines = (line(None, 46), line(None, 2, network=mlp(784, 16, 3)), line(None, 0, arithmetic="float64"))
     (note,) = [text for text in volume_tables.notes(report(*lines), ()) if "half-width of 0.05" in text]
     worst, none = proportions.draws_for(0.05, 0.46), proportions.draws_for(0.05, 0.0)
     assert none < proportions.draws_for(0.05, 0.02) < worst
@@ -319,8 +321,8 @@ def test_the_split_is_shown_everywhere(tmp_path: Path) -> None:
 
 def test_figures_show_what_they_are_given(tmp_path: Path) -> None:
     """The picture changes with a share and with nothing else."""
-    base = line(theirs("neurons", 16, 64), 40, dtype="float16")
-    other = dataclasses.replace(base, estimate=line(None, 41, dtype="float16").estimate)
+    base = line(theirs("neurons", 16, 64), 40, arithmetic="float16")
+    other = dataclasses.replace(base, estimate=line(None, 41, arithmetic="float16").estimate)
     drawn = [
         volume_figures.draw(report(one), tmp_path / str(index))[0].read_bytes()
         for index, one in enumerate((base, base, other))
@@ -331,7 +333,7 @@ def test_figures_show_what_they_are_given(tmp_path: Path) -> None:
 def test_points_stand_at_the_shares() -> None:
     from matplotlib.figure import Figure
 
-    one = line(theirs("neurons", 16, 64), 40, dtype="float16")
+    one = line(theirs("neurons", 16, 64), 40, arithmetic="float16")
     axes = Figure().subplots()
     volume_figures._panel(axes, [one])
     published_point, ours = axes.containers

@@ -14,14 +14,16 @@ from relucheck import data
 from relucheck.bifurcation.compare import compare
 from relucheck.bifurcation.exact_forward import Reals
 from relucheck.bifurcation.subgradient import set_subgradient
-from relucheck.networks.architecture import Architecture, draw
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.store import Store, StoreError
 from relucheck.volume import compensation as volume_compensation
 from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate
 from relucheck.volume.compensation import Split, Sum, as_json, by_arithmetic, markdown, split
 from relucheck.volume.estimate import estimate, sample, scaled
+from tests.uniform import mlp
 
-CELL = Cell(2, 16, 128, dtype="bfloat16", emulation="product", draws=4, data="digits", watch="all")
+CELL = Cell(mlp(784, 16, 2), 128, arithmetic="bfloat16 emulated (product)", draws=4, data="digits", watch="all")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def compare_at(found: Estimate, digits: data.DataSet, one: Draw) -> Any:
     assert one.batch is not None
     inputs, targets = scaled(cell, digits, sample(cell, len(digits)))
     rows = slice(one.batch * cell.batch_size, (one.batch + 1) * cell.batch_size)
-    model = draw(Architecture(784, cell.neurons, cell.hidden_layers), one.seed, cell.linear_arithmetic())
+    model = cell.network.draw(one.seed, cell.arithmetic)
     return compare(model, inputs[rows], targets[rows])
 
 
@@ -122,8 +124,8 @@ def test_watch_and_pair_are_the_cells(
 ) -> None:
     """A network whose second layer alone hits over the reals: its bias moves, the first layer does not."""
 
-    def dead(architecture: Architecture, seed: int, arithmetic: Any) -> nn.Module:
-        model = draw(architecture, seed, arithmetic)
+    def dead(network: Network, seed: int, arithmetic: Any) -> nn.Module:
+        model = draw(network, seed, arithmetic)
         with torch.no_grad():
             first, second = (module for module in list(model.layers)[1:4] if isinstance(module, nn.Linear))
             first.weight.zero_()
@@ -131,8 +133,9 @@ def test_watch_and_pair_are_the_cells(
             second.bias.zero_()
         return model
 
-    monkeypatch.setattr(volume_compensation, "draw", dead)
-    cell = dataclasses.replace(CELL, emulation=None, draws=1, **{"watch": "first layer", **fields})
+    draw = Network.draw
+    monkeypatch.setattr(Network, "draw", dead)
+    cell = dataclasses.replace(CELL, arithmetic="bfloat16", draws=1, **{"watch": "first layer", **fields})
     found = Estimate(cell, (Draw(3, "bifurcate", 0),), 1, 1, 1.0, digits.checksum, "cpu", {}, "")
     zone = {"equal": "compensation", "differs": "bifurcation"}[verdict]
     assert split(found, dataset=digits) == Split(((3, zone),))  # type: ignore[arg-type]
@@ -175,8 +178,8 @@ def test_each_network_counts_once(found: Estimate) -> None:
     def cell(**fields: Any) -> Estimate:
         return dataclasses.replace(found, cell=dataclasses.replace(CELL, **fields))
 
-    one, batches, deep = cell(), cell(batch_size=64), cell(hidden_layers=3)
-    wide, plain, none = cell(neurons=32), cell(emulation=None), cell(dtype="float64", emulation=None)
+    one, batches, deep = cell(), cell(batch_size=64), cell(network=mlp(784, 16, 3))
+    wide, plain, none = cell(network=mlp(784, 32, 2)), cell(arithmetic="bfloat16"), cell(arithmetic="float64")
     zones: dict[str, Split] = {
         one.cell.name: Split(((0, "compensation"), (1, "compensation"), (2, "bifurcation"), (4, "undecided"))),
         batches.cell.name: Split(((0, "compensation"), (1, "undecided"), (2, "compensation"), (4, "bifurcation"))),
@@ -186,8 +189,8 @@ def test_each_network_counts_once(found: Estimate) -> None:
         none.cell.name: Split(),
     }
     sums = by_arithmetic([one, batches, deep, wide, plain, none], zones)
-    assert sums == {found.cell.arithmetic: Sum(10, 2, 3, 1), "bfloat16": Sum(1, 0, 1, 0), "float64": Sum(0, 0, 0, 0)}
-    assert sums[found.cell.arithmetic].networks == 6
+    assert sums == {found.cell.arithmetic.name: Sum(10, 2, 3, 1), "bfloat16": Sum(1, 0, 1, 0), "float64": Sum(0, 0, 0, 0)}
+    assert sums[found.cell.arithmetic.name].networks == 6
     # in any order of the cells
     assert by_arithmetic([deep, batches, one, wide, plain, none], zones) == sums
     text = "\n".join(markdown(sums))
@@ -198,5 +201,5 @@ def test_each_network_counts_once(found: Estimate) -> None:
 
 def test_networks_of_a_seed_share_layers() -> None:
     """Why the split has no interval: more hidden layers are drawn behind the same first ones."""
-    shallow, deep = (draw(Architecture(width=16, depth=depth), 5, torch.float32) for depth in (1, 3))
+    shallow, deep = (mlp(width=16, depth=depth).draw(5, Arithmetic(torch.float32)) for depth in (1, 3))
     assert torch.equal(shallow.layers[1].weight, deep.layers[1].weight)  # type: ignore[arg-type]

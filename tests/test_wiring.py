@@ -15,9 +15,8 @@ from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.activations.rules import SubgradientError
 from relucheck.bifurcation.wiring import Wire, WiringError, check_wiring, probe_wiring
 from relucheck.errors import ModelError
-from relucheck.networks.convnets import ConvNet, ResidualNet
-from relucheck.networks.mlp import MLP
 from relucheck.numerics.dtypes import DTYPES, dtype_name
+from tests.uniform import images
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -68,10 +67,10 @@ def test_subnormal_products_are_right() -> None:
     check_wiring(nn.ReLU(), torch.randn(2**18).half())
 
 
-@pytest.mark.parametrize("network", [MLP, ConvNet, ResidualNet])
-def test_own_networks_pass(network: Any) -> None:
-    x = torch.randn(2, 784) if network is MLP else torch.randn(2, 1, 5, 5)
-    wires = check_wiring(lambda s: network(width=3, activation=lambda: ReLU(s), batch_norm=True), x)
+@pytest.mark.parametrize("kind", ["mlp", "convnet", "residual"])
+def test_own_networks_pass(kind: str) -> None:
+    network = images(kind, 3, batch_norm=True, input_shape=(1, 5, 5))
+    wires = check_wiring(lambda s: network.build(lambda: ReLU(s)), torch.randn(2, 1, 5, 5))
     assert {wire.verdict for wire in wires} == {"answers"}
 
 
@@ -90,7 +89,7 @@ def test_published_dropped_chain_rule_is_caught() -> None:
 
 def test_published_residual_net_with_the_stem_only_is_caught() -> None:
     def build(s: float) -> nn.Module:
-        model = ResidualNet(width=3, depth=2, activation=nn.ReLU)
+        model = images("residual", 3, 2).build(nn.ReLU)
         model.activation = ReLU(s)
         return model
 

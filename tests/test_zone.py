@@ -17,26 +17,26 @@ from relucheck.bifurcation import compare
 from relucheck.bifurcation.decide import Decision, Watch, ZoneDataError, decide
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ModelError
-from relucheck.networks import architecture as networks_architecture
-from relucheck.networks.architecture import Architecture, draw
-from relucheck.networks.convnets import ConvNet
+from relucheck.networks import ACTIVATIONS, Network
 from relucheck.networks.mlp import MLP
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES
-from relucheck.numerics.emulation import Emulation
 from relucheck.volume import engine as volume_engine
 from relucheck.volume import proof as volume_proof
+from relucheck.volume import sizes as volume_sizes
 from relucheck.volume import stack as volume_stack
 from relucheck.volume.engine import Engine, ZoneMemoryError
 from relucheck.volume.proof import Prover, Shape
 from relucheck.volume.stack import Stack
 from tests.two_networks import plain_decision
+from tests.uniform import images, mlp
 
 EMULATIONS = [
-    Emulation(torch.float16, "rounded"),
-    Emulation(torch.bfloat16, "product"),
-    Emulation(torch.bfloat16, "split-k", 4),
-    Emulation(torch.float32, "tf32"),
+    Arithmetic.parse("float16 emulated (rounded)"),
+    Arithmetic.parse("bfloat16 emulated (product)"),
+    Arithmetic.parse("bfloat16 emulated (split-k 4)"),
+    Arithmetic.parse("float32 emulated (tf32)"),
 ]
 PAIRS = {
     "relu": (0.0, 1.0),
@@ -67,16 +67,16 @@ def _coarsen(model: MLP, grid: int, scale: float) -> MLP:
 
 @st.composite
 def cases(draw_: st.DrawFn) -> dict[str, object]:
-    arithmetic = draw_(st.sampled_from([*DTYPES, *EMULATIONS]))
+    arithmetic = draw_(st.sampled_from([*map(Arithmetic, DTYPES), *EMULATIONS]))
     rows, grid = draw_(st.one_of(st.integers(1, 70), st.just(400))), draw_(st.sampled_from([0, 4, 8, 10, 64, 256]))
     return {
         "arithmetic": arithmetic,
-        "architecture": Architecture(
+        "network": mlp(
             draw_(st.integers(1, 40)),
             draw_(st.sampled_from([1, 2, 3, 4, 7, 16, 40])),
             draw_(st.integers(1, 4)),
             10,
-            draw_(st.sampled_from(sorted(networks_architecture.ACTIVATIONS))),
+            draw_(st.sampled_from(sorted(ACTIVATIONS))),
         ),
         "networks": draw_(st.integers(1, 5)),
         "rows": rows,
@@ -89,14 +89,14 @@ def cases(draw_: st.DrawFn) -> dict[str, object]:
 
 
 def _decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], list[tuple[str, int | None]]]:
-    architecture, arithmetic = case["architecture"], case["arithmetic"]
-    x, y = _data(case["rows"], architecture.inputs, case["seed"], case["grid"])
+    network, arithmetic = case["network"], case["arithmetic"]
+    x, y = _data(case["rows"], network.features, case["seed"], case["grid"])
     models = [
-        _coarsen(draw(architecture, case["seed"] + index, arithmetic), case["grid"], case["scale"])
+        _coarsen(network.draw(case["seed"] + index, arithmetic), case["grid"], case["scale"])
         for index in range(case["networks"])
     ]
-    pair = PAIRS[architecture.activation]
-    engine = Engine(architecture, arithmetic, x, y, batch_size=case["batch_size"], pair=pair, watch=case["watch"])
+    pair = PAIRS[network.activation]
+    engine = Engine(network, arithmetic, x, y, batch_size=case["batch_size"], pair=pair, watch=case["watch"])
     ours = [(found.outcome, found.batch) for found in engine.examine(models)]
     plain = [
         plain_decision(
@@ -104,10 +104,10 @@ def _decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], l
             engine.inputs,
             y,
             min(case["batch_size"], len(x)),
-            activation=architecture.activation,
+            activation=network.activation,
             pair=(_kinks(pair[0]), _kinks(pair[1])),
             first_layer=case["watch"] == "first layer",
-            emulation=arithmetic if isinstance(arithmetic, Emulation) else None,
+            emulation=arithmetic.emulated,
         )
         for model in models
     ]
@@ -120,26 +120,25 @@ def test_decides_as_two_networks_do(case: dict[str, object]) -> None:
     assert ours == plain
 
 
-@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=networks_architecture.arithmetic_name)
+@pytest.mark.parametrize("arithmetic", [*map(Arithmetic, DTYPES), *EMULATIONS], ids=str)
 @pytest.mark.parametrize("width", [7, 15])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_few_rows_of_odd_widths(arithmetic: networks_architecture.LinearArithmetic, width: int, rows: int) -> None:
+def test_few_rows_of_odd_widths(arithmetic: Arithmetic, width: int, rows: int) -> None:
     """Kernels for few rows depend on alignment; sums of tenths show every change of order. 0/1 inputs, many trials."""
-    architecture = Architecture(7, width, 2)
+    network = mlp(7, width, 2)
     for trial in range(6):
         models = []
         for seed in range(4):
-            model, numbers = draw(architecture, seed, arithmetic), generator(100 * trial + seed)
+            model, numbers = network.draw(seed, arithmetic), generator(100 * trial + seed)
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.copy_(torch.randint(-9, 10, parameter.shape, generator=numbers).double() / 10)
             models.append(model)
         numbers = generator(trial)
         x, y = torch.randint(0, 2, (41, 7), generator=numbers).float(), torch.randint(0, 10, (41,), generator=numbers)
-        engine = Engine(architecture, arithmetic, x, y, batch_size=rows)
+        engine = Engine(network, arithmetic, x, y, batch_size=rows)
         ours = [(found.outcome, found.batch) for found in engine.examine(models)]
-        emulation = arithmetic if isinstance(arithmetic, Emulation) else None
-        assert ours == [plain_decision(model, engine.inputs, y, rows, emulation=emulation) for model in models]
+        assert ours == [plain_decision(model, engine.inputs, y, rows, emulation=arithmetic.emulated) for model in models]
 
 
 def _misaligned(x: Tensor) -> Tensor:
@@ -149,8 +148,8 @@ def _misaligned(x: Tensor) -> Tensor:
 def _fixed(**changed: object) -> dict[str, object]:
     """A case whose four networks bifurcate, in the second mini-batch at the earliest."""
     case = {
-        "arithmetic": torch.float32,
-        "architecture": Architecture(20, 16, 2),
+        "arithmetic": Arithmetic(torch.float32),
+        "network": mlp(20, 16, 2),
         "networks": 4,
         "rows": 64,
         "grid": 8,
@@ -162,10 +161,10 @@ def _fixed(**changed: object) -> dict[str, object]:
     return case | changed
 
 
-@pytest.mark.parametrize("arithmetic", [*DTYPES, *EMULATIONS], ids=networks_architecture.arithmetic_name)
-@pytest.mark.parametrize("activation", sorted(networks_architecture.ACTIVATIONS))
-def test_bifurcating_networks(arithmetic: networks_architecture.LinearArithmetic, activation: str) -> None:
-    ours, plain = _decisions(_fixed(arithmetic=arithmetic, architecture=Architecture(20, 16, 2, 10, activation)))
+@pytest.mark.parametrize("arithmetic", [*map(Arithmetic, DTYPES), *EMULATIONS], ids=str)
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_bifurcating_networks(arithmetic: Arithmetic, activation: str) -> None:
+    ours, plain = _decisions(_fixed(arithmetic=arithmetic, network=mlp(20, 16, 2, 10, activation)))
     assert ours == plain
     assert "bifurcate" in {outcome for outcome, _ in ours}
 
@@ -174,30 +173,28 @@ def test_fresh_networks_on_digits() -> None:
     """PyTorch's own initialisation, as in the published tables; hits are rare and met by rounding."""
     digits = data.load("digits", "train")
     x = (digits.scaled() > 0.5).to(torch.bfloat16)
-    engine = Engine(Architecture(784, 64, 3), torch.bfloat16, x, digits.labels, batch_size=128)
+    engine = Engine(mlp(784, 64, 3), Arithmetic(torch.bfloat16), x, digits.labels, batch_size=128)
     found = list(engine.decide(range(20)))
     assert [decision.seed for decision in found] == list(range(20))
-    plain = [plain_decision(draw(engine.architecture, seed, torch.bfloat16), x, digits.labels, 128) for seed in range(20)]
+    plain = [
+        plain_decision(engine.network.draw(seed, Arithmetic(torch.bfloat16)), x, digits.labels, 128) for seed in range(20)
+    ]
     assert [(decision.outcome, decision.batch) for decision in found] == plain
     assert {outcome for outcome, _ in plain} == {"agree", "bifurcate"}
 
 
-@pytest.mark.parametrize(
-    "arithmetic", [torch.float32, torch.bfloat16, EMULATIONS[1]], ids=networks_architecture.arithmetic_name
-)
+@pytest.mark.parametrize("arithmetic", [Arithmetic(torch.float32), Arithmetic(torch.bfloat16), EMULATIONS[1]], ids=str)
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
-def test_as_an_accelerator_runs(
-    arithmetic: networks_architecture.LinearArithmetic, activation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_an_accelerator_runs(arithmetic: Arithmetic, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large stacks, large blocks and counting without looking decide alike; here on the CPU."""
     for name in ("_CPU_ROWS", "_CPU_ROWS_BFLOAT16", "_CPU_UNITS", "_CPU_WIDEST"):
-        monkeypatch.setattr(volume_engine, name, 10**6)
+        monkeypatch.setattr(volume_sizes, name, 10**6)
     monkeypatch.setattr(
         volume_stack, "_count", lambda z, kink, batches, rows, counts: volume_stack._count_unseen(z, kink, batches, counts)
     )
     monkeypatch.setattr(Stack, "_hit", lambda self, x: True)
-    architecture = Architecture(20, 16, 2, 10, activation)
-    ours, plain = _decisions(_fixed(arithmetic=arithmetic, architecture=architecture, rows=500, grid=64, networks=9))
+    network = mlp(20, 16, 2, 10, activation)
+    ours, plain = _decisions(_fixed(arithmetic=arithmetic, network=network, rows=500, grid=64, networks=9))
     assert ours == plain
     assert len({batch for _, batch in ours}) > 3
 
@@ -213,7 +210,7 @@ class TestSeededFaults:
                 count(z, kink, batches, rows, counts)
 
         monkeypatch.setattr(volume_stack, "_count", blind)
-        ours, plain = _decisions(_fixed(architecture=Architecture(20, 7, 2)))
+        ours, plain = _decisions(_fixed(network=mlp(20, 7, 2)))
         assert ours != plain
 
     def test_output_instead_of_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +230,7 @@ class TestSeededFaults:
             return counts, finite
 
         monkeypatch.setattr(Stack, "scan", early)
-        ours, plain = _decisions(_fixed(arithmetic=torch.bfloat16, rows=512, grid=64))
+        ours, plain = _decisions(_fixed(arithmetic=Arithmetic(torch.bfloat16), rows=512, grid=64))
         assert ours != plain
 
     def test_slices_instead_of_own_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +247,7 @@ class TestSeededFaults:
         seen = 0
         for dtype in (torch.float32, torch.float64):
             try:
-                test_few_rows_of_odd_widths(dtype, 15, 1)
+                test_few_rows_of_odd_widths(Arithmetic(dtype), 15, 1)
             except AssertionError:
                 seen += 1
         assert seen
@@ -269,7 +266,7 @@ class TestProof:
 
     @pytest.fixture
     def stack(self) -> Stack:
-        return Stack([draw(Architecture(20, 16, 2), seed, torch.float32) for seed in range(4)], torch.float32)
+        return Stack([mlp(20, 16, 2).draw(seed, Arithmetic(torch.float32)) for seed in range(4)], Arithmetic(torch.float32))
 
     def test_a_product_that_rounds_otherwise_is_refused(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
         product = torch.baddbmm
@@ -281,7 +278,7 @@ class TestProof:
         assert "not bitwise" in str(prover)
 
     def test_rows_that_depend_on_their_block_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        stack = Stack([draw(Architecture(20, 16, 2), 0, torch.float32)], torch.float32)
+        stack = Stack([mlp(20, 16, 2).draw(0, Arithmetic(torch.float32))], Arithmetic(torch.float32))
         linear = nn.functional.linear
         monkeypatch.setattr(
             volume_stack.F, "linear", lambda x, w, b: linear(x, w, b) * (1 + 2**-23) if len(x) > 16 else linear(x, w, b)
@@ -348,9 +345,9 @@ class TestProof:
         monkeypatch.setattr(Stack, "_affine", shifted)
         told: list[str] = []
         x, y = _data(64, 20, 3, 8)
-        architecture = Architecture(20, 16, 2)
-        engine = Engine(architecture, torch.float32, x, y, batch_size=16, note=told.append)
-        models = [_coarsen(draw(architecture, seed, torch.float32), 8, 1.0) for seed in range(4)]
+        network = mlp(20, 16, 2)
+        engine = Engine(network, Arithmetic(torch.float32), x, y, batch_size=16, note=told.append)
+        models = [_coarsen(network.draw(seed, Arithmetic(torch.float32)), 8, 1.0) for seed in range(4)]
         ours = [(found.outcome, found.batch) for found in engine.examine(models)]
         assert ours == [plain_decision(model, engine.inputs, y, 16) for model in models]
         assert len(told) == 1
@@ -361,10 +358,10 @@ class TestProof:
 class TestOutcomes:
     def test_counts(self) -> None:
         """Hits and activations are those of the mini-batches up to the decision."""
-        architecture = Architecture(20, 16, 2)
+        network = mlp(20, 16, 2)
         x, y = _data(64, 20, 3, 8)
-        model = _coarsen(draw(architecture, 3, torch.float32), 8, 1.0)
-        engine = Engine(architecture, torch.float32, x, y, batch_size=16)
+        model = _coarsen(network.draw(3, Arithmetic(torch.float32)), 8, 1.0)
+        engine = Engine(network, Arithmetic(torch.float32), x, y, batch_size=16)
         (found,) = engine.examine([model])
         assert found.outcome == "bifurcate"
         seen = engine.inputs[: (found.batch + 1) * 16]
@@ -374,40 +371,40 @@ class TestOutcomes:
 
     def test_a_rebuilt_network_decides_alike(self) -> None:
         x, y = _data(64, 20, 3, 8)
-        engine = Engine(Architecture(20, 16, 2), torch.bfloat16, x, y, batch_size=16)
+        engine = Engine(mlp(20, 16, 2), Arithmetic(torch.bfloat16), x, y, batch_size=16)
         for found in engine.decide([5, 900, 7]):
-            model = draw(engine.architecture, found.seed, torch.bfloat16)
+            model = engine.network.draw(found.seed, Arithmetic(torch.bfloat16))
             (again,) = engine.examine([model])
             assert dataclasses.replace(again, seed=found.seed) == found
 
     def test_given_networks_keep_their_subgradients(self) -> None:
         x, y = _data(64, 20, 3, 8)
-        architecture = Architecture(20, 16, 2)
-        model = _coarsen(draw(architecture, 3, torch.float32), 8, 1.0)
+        network = mlp(20, 16, 2)
+        model = _coarsen(network.draw(3, Arithmetic(torch.float32)), 8, 1.0)
         set_subgradient(model, 0.5)
-        Engine(architecture, torch.float32, x, y, batch_size=16).examine([model])
+        Engine(network, Arithmetic(torch.float32), x, y, batch_size=16).examine([model])
         assert [module.subgradient for module in model.modules() if isinstance(module, ReLU)] == [0.5, 0.5]
 
     def test_draw_depends_on_the_seed_alone(self) -> None:
-        architecture = Architecture(20, 16, 2)
+        network = mlp(20, 16, 2)
         before = torch.get_rng_state()
-        one = draw(architecture, 1, torch.float16)
+        one = network.draw(1, Arithmetic(torch.float16))
         torch.rand(3)
         torch.set_rng_state(before)
-        two, other = draw(architecture, 1, torch.float16), draw(architecture, 2, torch.float16)
+        two, other = network.draw(1, Arithmetic(torch.float16)), network.draw(2, Arithmetic(torch.float16))
         assert torch.equal(torch.get_rng_state(), before)
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
         assert not torch.equal(next(one.parameters()), next(other.parameters()))
-        assert next(draw(architecture, 1, torch.float64).parameters()).dtype == torch.float64
+        assert next(network.draw(1, Arithmetic(torch.float64)).parameters()).dtype == torch.float64
 
     def test_non_finite_at_once(self) -> None:
         """A NaN is never agreement, and is named at its mini-batch."""
         x, y = _data(64, 20, 3, 8)
-        architecture = Architecture(20, 16, 2)
-        broken, sound = (draw(architecture, seed, torch.float32) for seed in (0, 1))
+        network = mlp(20, 16, 2)
+        broken, sound = (network.draw(seed, Arithmetic(torch.float32)) for seed in (0, 1))
         with torch.no_grad():
             broken.layers[1].weight[0, 0] = float("nan")
-        engine = Engine(architecture, torch.float32, x, y, batch_size=16)
+        engine = Engine(network, Arithmetic(torch.float32), x, y, batch_size=16)
         found = engine.examine([broken, sound])
         assert (found[0].outcome, found[0].batch) == ("non-finite", 0)
         assert found[1].outcome != "non-finite"
@@ -416,9 +413,9 @@ class TestOutcomes:
     def test_overflow_in_a_later_mini_batch(self) -> None:
         x, y = _data(64, 20, 3, 0)
         x[40] = 60000.0
-        architecture = Architecture(20, 16, 2)
-        model = _coarsen(draw(architecture, 0, torch.float16), 0, 4.0)
-        engine = Engine(architecture, torch.float16, x, y, batch_size=16)
+        network = mlp(20, 16, 2)
+        model = _coarsen(network.draw(0, Arithmetic(torch.float16)), 0, 4.0)
+        engine = Engine(network, Arithmetic(torch.float16), x, y, batch_size=16)
         (found,) = engine.examine([model])
         assert (found.outcome, found.batch) == plain_decision(model, engine.inputs, y, 16) == ("non-finite", 2)
 
@@ -426,9 +423,9 @@ class TestOutcomes:
     def test_few_samples(self, rows: int) -> None:
         """One sample, and mini-batches larger than the data: one mini-batch of what is there."""
         x, y = _data(rows, 20, 3, 8)
-        architecture = Architecture(20, 16, 2)
-        models = [_coarsen(draw(architecture, seed, torch.float32), 8, 4.0) for seed in range(5)]
-        engine = Engine(architecture, torch.float32, x, y, batch_size=256)
+        network = mlp(20, 16, 2)
+        models = [_coarsen(network.draw(seed, Arithmetic(torch.float32)), 8, 4.0) for seed in range(5)]
+        engine = Engine(network, Arithmetic(torch.float32), x, y, batch_size=256)
         ours = [(found.outcome, found.batch) for found in engine.examine(models)]
         assert ours == [plain_decision(model, engine.inputs, y, 256) for model in models]
 
@@ -442,9 +439,9 @@ class TestOutcomes:
             _decisions(_fixed())
 
 
-def _made(architecture: Architecture, dtype: torch.dtype, entries: dict[tuple[int, str, tuple[int, ...]], float]) -> MLP:
+def _made(network: Network, dtype: torch.dtype, entries: dict[tuple[int, str, tuple[int, ...]], float]) -> MLP:
     """A network of zeros but for the given entries: (layer, "weight" or "bias", index)."""
-    model = draw(architecture, 0, dtype)
+    model = network.draw(0, Arithmetic(dtype))
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     with torch.no_grad():
         for parameter in model.parameters():
@@ -455,17 +452,17 @@ def _made(architecture: Architecture, dtype: torch.dtype, entries: dict[tuple[in
 
 
 W, B = "weight", "bias"
-#: Networks made by hand whose outcome depends on one detail each: architecture, entries, inputs, pair, watch, outcome.
+#: Networks made by hand whose outcome depends on one detail each: network, entries, inputs, pair, watch, outcome.
 BY_HAND = {
     # logits of infinity in a mini-batch whose only hit has no way out
     "equal infinities beside an idle hit": (
-        *(Architecture(1, 2, 2, 2), torch.float16),
+        *(mlp(1, 2, 2, 2), torch.float16),
         {(0, W, (0, 0)): 1, (1, W, (0, 0)): 1000, (1, B, (0,)): -0.97, (1, B, (1,)): -1, (2, W, (0, 0)): 60000},
         *([[2.0**3]], (0.0, 1.0), "all", "non-finite"),
     ),
     # the gradient of the last weight overflows, those of the first layer do not
     "an overflow above the watched layer": (
-        *(Architecture(2, 3, 2, 2), torch.float16),
+        *(mlp(2, 3, 2, 2), torch.float16),
         {
             (0, W, (0, 0)): 60000,
             (0, B, (2,)): -1,
@@ -480,19 +477,19 @@ BY_HAND = {
     ),
     # unit 0 of the first layer hits and leads nowhere, unit 0 of the second layer hits and counts
     "an idle hit below a live one": (
-        *(Architecture(1, 2, 2, 2), torch.float32),
+        *(mlp(1, 2, 2, 2), torch.float32),
         {(0, B, (1,)): 1, (1, W, (0, 1)): 1, (1, B, (0,)): -1, (1, B, (1,)): 1, (2, W, (0, 0)): 1},
         *([[1.0]], (0.0, 1.0), "all", "bifurcate"),
     ),
     # the bias's gradient is finite, the weight's is not: only a subgradient that is counted in the bound shows it
     "a steep subgradient and a large input": (
-        *(Architecture(2, 2, 1, 2), torch.float16),
+        *(mlp(2, 2, 1, 2), torch.float16),
         {(0, W, (0, 0)): 1, (0, W, (0, 1)): -1, (1, W, (0, 0)): 1},
         *([[200.0, 200.0]], (0.0, 1000.0), "all", "non-finite"),
     ),
     # the same by the weights above, with a subgradient of 1
     "steep weights above and a large input": (
-        *(Architecture(2, 2, 1, 2), torch.float16),
+        *(mlp(2, 2, 1, 2), torch.float16),
         {(0, W, (0, 0)): 1, (0, W, (0, 1)): -1, (1, W, (0, 0)): 1000},
         *([[200.0, 200.0]], (0.0, 1.0), "all", "non-finite"),
     ),
@@ -506,10 +503,10 @@ BY_HAND["the same overflow, watched"] = (*_ABOVE[:-2], "all", "non-finite")
 @pytest.mark.parametrize("name", BY_HAND)
 def test_networks_made_by_hand(name: str) -> None:
     """Engine, any-model decision and two networks agree, and on what was meant."""
-    architecture, dtype, entries, rows, pair, watch, outcome = BY_HAND[name]
-    model = _made(architecture, dtype, entries)
+    network, dtype, entries, rows, pair, watch, outcome = BY_HAND[name]
+    model = _made(network, dtype, entries)
     x, y = torch.tensor(rows, dtype=dtype), torch.ones(len(rows), dtype=torch.int64)
-    (found,) = Engine(architecture, dtype, x, y, batch_size=1, pair=pair, watch=watch).examine([model])
+    (found,) = Engine(network, Arithmetic(dtype), x, y, batch_size=1, pair=pair, watch=watch).examine([model])
     plain = plain_decision(model, x, y, 1, pair=(_kinks(pair[0]), _kinks(pair[1])), first_layer=watch == "first layer")
     other = decide(model, x, y, batch_size=1, pair=pair, watch=watch)
     assert (found.outcome, found.batch) == plain == (other.outcome, other.batch) == (outcome, 0)
@@ -524,7 +521,7 @@ class TestMemory:
 
     def _engine(self, **options: object) -> Engine:
         x, y = _data(64, 20, 3, 8)
-        return Engine(Architecture(20, 16, 2), torch.bfloat16, x, y, batch_size=16, **options)
+        return Engine(mlp(20, 16, 2), Arithmetic(torch.bfloat16), x, y, batch_size=16, **options)
 
     @pytest.mark.parametrize(
         "error",
@@ -540,7 +537,7 @@ class TestMemory:
     ) -> None:
         init = Stack.__init__
 
-        def small(self: Stack, models: list[nn.Module], arithmetic: torch.dtype) -> None:
+        def small(self: Stack, models: list[nn.Module], arithmetic: Arithmetic) -> None:
             if len(models) > 2:
                 raise error
             init(self, models, arithmetic)
@@ -555,13 +552,14 @@ class TestMemory:
     def test_drawing_that_does_not_fit_shrinks_too(self, plain: list[Decision], monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: list[int] = []
 
-        def scarce(architecture: Architecture, seed: int, *rest: object) -> MLP:
+        def scarce(network: Network, seed: int, *rest: object) -> MLP:
             drawn.append(seed)
             if len(drawn) == 5:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return draw(architecture, seed, *rest)
+            return draw(network, seed, *rest)
 
-        monkeypatch.setattr(volume_engine, "draw", scarce)
+        draw = Network.draw
+        monkeypatch.setattr(Network, "draw", scarce)
         assert list(self._engine().decide(range(8))) == plain
 
     def test_a_limit_is_kept(self, plain: list[Decision]) -> None:
@@ -588,7 +586,7 @@ class TestMemory:
 
 class TestBadInput:
     def _engine(self, x: Tensor, y: Tensor, **options: object) -> Engine:
-        return Engine(Architecture(20, 16, 2), torch.float32, x, y, **options)
+        return Engine(mlp(20, 16, 2), Arithmetic(torch.float32), x, y, **options)
 
     def test_empty(self) -> None:
         with pytest.raises(ZoneDataError, match="the data set is empty"):
@@ -614,40 +612,49 @@ class TestBadInput:
         with pytest.raises(ModelError, match="watch"):
             self._engine(x, y, watch="first")
 
-    @pytest.mark.parametrize("changes", [{"width": 0}, {"depth": 2.0}, {"activation": "gelu"}])
-    def test_architecture(self, changes: dict[str, object]) -> None:
-        with pytest.raises(ModelError, match="architecture"):
-            Architecture(**changes)
+    @pytest.mark.parametrize(
+        "network",
+        [
+            *(mlp(20, 16, 2, batch_norm=True), mlp(20, 16, 2, bias=False), mlp(20, 16, 2, dropout=0.1)),
+            *(images("convnet"), images("residual")),
+        ],
+        ids=str,
+    )
+    def test_what_a_stack_cannot_hold(self, network: Network) -> None:
+        x, y = torch.zeros(3, network.features), torch.zeros(3, dtype=torch.int64)
+        with pytest.raises(ModelError, match=r"stacks hold MLPs.*decide takes any model") as error:
+            Engine(network, Arithmetic(torch.float32), x, y)
+        assert str(network) in str(error.value)
 
     @pytest.mark.parametrize("seed", [-1, 0.5, True])
     def test_seed(self, seed: object) -> None:
         with pytest.raises(ModelError, match="seed"):
-            draw(Architecture(20, 16, 2), seed, torch.float32)
+            mlp(20, 16, 2).draw(seed, Arithmetic(torch.float32))
 
     @pytest.mark.parametrize(
         "model",
         [
-            MLP(20, 16, 3),
-            MLP(20, 16, 2, batch_norm=True),
-            MLP(20, 16, 2, bias=False),
-            MLP(20, 16, 2).double(),
-            MLP(20, 16, 2, activation=nn.ReLU),
-            MLP(20, 16, 2, activation=lambda: ReLU(inplace=True)),
-            MLP(20, 16, 2).requires_grad_(False),
+            mlp(20, 16, 3).build(),
+            mlp(20, 16, 2, batch_norm=True).build(),
+            mlp(20, 16, 2, bias=False).build(),
+            mlp(20, 16, 2).build().double(),
+            mlp(20, 16, 2).build(nn.ReLU),
+            mlp(20, 16, 2).build(lambda: ReLU(inplace=True)),
+            mlp(20, 16, 2).build().requires_grad_(False),
         ],
         ids=["depth", "batch_norm", "no_bias", "dtype", "torch_relu", "in_place", "frozen"],
     )
     def test_another_model(self, model: nn.Module) -> None:
         engine = self._engine(torch.zeros(3, 20), torch.zeros(3, dtype=torch.int64))
-        with pytest.raises(ModelError, match=r"is no 20-2x16-10 in float32"):
+        with pytest.raises(ModelError, match=r"is no 20-16-16-10 in float32"):
             engine.examine([model])
 
     def test_another_slope(self) -> None:
         x, y = torch.zeros(3, 20), torch.zeros(3, dtype=torch.int64)
-        engine = Engine(Architecture(20, 16, 2, 10, "leaky_relu"), torch.float32, x, y)
-        engine.examine([MLP(20, 16, 2, activation=LeakyReLU)])
+        engine = Engine(mlp(20, 16, 2, 10, "leaky_relu"), Arithmetic(torch.float32), x, y)
+        engine.examine([mlp(20, 16, 2).build(LeakyReLU)])
         with pytest.raises(ModelError, match=r"slope 0\.01"):
-            engine.examine([MLP(20, 16, 2, activation=lambda: LeakyReLU(0.25))])
+            engine.examine([mlp(20, 16, 2).build(lambda: LeakyReLU(0.25))])
 
     @pytest.mark.parametrize(
         ("targets", "told"),
@@ -660,7 +667,7 @@ class TestBadInput:
         ids=["too_large", "negative", "floats", "one_hot"],
     )
     def test_targets(self, targets: Tensor, told: str) -> None:
-        for run in (lambda x: self._engine(x, targets), lambda x: decide(MLP(20, 16, 2), x, targets)):
+        for run in (lambda x: self._engine(x, targets), lambda x: decide(mlp(20, 16, 2).build(), x, targets)):
             with pytest.raises(ZoneDataError, match=told):
                 run(torch.zeros(3, 20))
 
@@ -675,9 +682,9 @@ class TestAnyModel:
 
     @pytest.mark.parametrize("watch", ["all", "first layer"])
     def test_agrees_with_the_engine(self, batches: tuple[Tensor, Tensor], watch: Watch) -> None:
-        architecture = Architecture(20, 16, 2)
-        engine = Engine(architecture, torch.float32, *batches, batch_size=16, watch=watch)
-        models = [_coarsen(draw(architecture, seed, torch.float32), 64, 1.0) for seed in range(3, 9)]
+        network = mlp(20, 16, 2)
+        engine = Engine(network, Arithmetic(torch.float32), *batches, batch_size=16, watch=watch)
+        models = [_coarsen(network.draw(seed, Arithmetic(torch.float32)), 64, 1.0) for seed in range(3, 9)]
         found = engine.examine(models)
         assert found == [decide(model, *batches, batch_size=16, watch=watch) for model in models]
         assert {one.outcome for one in found} == {"agree", "bifurcate"}
@@ -686,7 +693,7 @@ class TestAnyModel:
         numbers = generator(1)
         x = (torch.rand(40, 1, 8, 8, generator=numbers) * 4).round() / 4
         y = torch.randint(0, 10, (40,), generator=numbers)
-        model = ConvNet(depth=1, activation=nn.ReLU)
+        model = Network("convnet", (8,)).build(nn.ReLU)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_((parameter * 8).round() / 8)
@@ -695,7 +702,7 @@ class TestAnyModel:
         assert compare.compare(model, x[found.batch * 16 :][:16], y[found.batch * 16 :][:16]).outcome == "bifurcate"
 
     def test_model_and_random_state_stay(self, batches: tuple[Tensor, Tensor]) -> None:
-        model = MLP(20, 16, 2, batch_norm=True, activation=nn.ReLU)
+        model = mlp(20, 16, 2, batch_norm=True).build(nn.ReLU)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         state = torch.get_rng_state()
         decide(model, *batches, batch_size=16)
@@ -704,7 +711,7 @@ class TestAnyModel:
         assert not any(isinstance(module, ChosenSubgradient) for module in model.modules())
 
     def test_a_frozen_first_layer(self, batches: tuple[Tensor, Tensor]) -> None:
-        model = MLP(20, 16, 2)
+        model = mlp(20, 16, 2).build()
         model.layers[1].requires_grad_(False)
         decide(model, *batches)
         with pytest.raises(ModelError, match="no parameter of the first layer"):

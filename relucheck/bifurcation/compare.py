@@ -202,7 +202,7 @@ def backprop(
     if not parameters:
         raise ModelError(f"{type(model).__name__}: no parameter requires a gradient, so there is no gradient to compare")
     first = next(iter(parameters.values()))
-    arithmetic = Arithmetic.current(first.dtype)
+    arithmetic = Arithmetic.of(model)
     arguments = as_arguments(inputs)
     interception = Interception(model, first.device)
     runs: list[Gradients] = []

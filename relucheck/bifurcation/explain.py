@@ -23,7 +23,6 @@ from relucheck.bifurcation.interception import Call, Interception, as_arguments
 from relucheck.errors import ControlError, ModelError, whole
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import deterministic
-from relucheck.numerics.emulation import EmulatedLinear
 
 #: Hits whose effect is measured by a backward of their own, unless told otherwise.
 LIMIT: Final = 32
@@ -116,11 +115,8 @@ def explain(
         hits.append(Hit(at.site, call, site, at.rule.kinks[kink], reason, real, local, cotangent_here, changed))
     alone = {difference.parameter for hit in hits for difference in hit.changed or ()}
     jointly = tuple(d.parameter for d in comparison.differences if d.parameter not in alone)
-    arithmetic = next(
-        (m.emulation.name for m in model.modules() if isinstance(m, EmulatedLinear)), comparison.arithmetic.name
-    )
     missed = () if reals is None else tuple(_missed(reals, comparison.calls))
-    return Explanation(comparison, arithmetic, tuple(hits), missed, reals, unserved, limit, unmeasured, jointly)
+    return Explanation(comparison, tuple(hits), missed, reals, unserved, limit, unmeasured, jointly)
 
 
 _UNTOLD: Final[tuple[Reason, None, None]] = ("untold", None, None)

@@ -101,7 +101,7 @@ class Explanation:
     """What a mini-batch does at kinks, and why.
 
     Attributes:
-        comparison: the two backprops in the model's own arithmetic; arithmetic: its name, emulations included.
+        comparison: the two backprops in the model's own arithmetic.
         hits: all of them, in the order of the forward; missed: exact hits that floating point lacks.
         reals: the mini-batch over the reals, None where ``unserved`` says why not.
         limit: most hits whose effect is measured; ``unmeasured``: how many with a non-zero cotangent went past it.
@@ -109,7 +109,6 @@ class Explanation:
     """
 
     comparison: Comparison
-    arithmetic: str
     hits: tuple[Hit, ...]
     missed: tuple[Missed, ...]
     reals: Reals | None
@@ -147,7 +146,7 @@ class Explanation:
         comparison = self.comparison
         s, t = comparison.settings
         lines = [
-            f"backprop_{s} and backprop_{t} in {self.arithmetic}: {comparison.outcome}",
+            f"backprop_{s} and backprop_{t} in {comparison.arithmetic}: {comparison.outcome}",
             f"  hits: {comparison.hit_count} of {comparison.activation_count} activations",
         ]
         for (site, reason), count in self.reasons.items():
@@ -182,7 +181,7 @@ class Explanation:
         """Everything as plain data for JSON; exact numbers as fractions ("3/8")."""
         return {
             "schema": SCHEMA,
-            "arithmetic": self.arithmetic,
+            "arithmetic": self.comparison.arithmetic.name,
             "pair": [list(s) if isinstance(s, tuple) else s for s in self.comparison.settings],
             "outcome": self.comparison.outcome,
             "zone": self.zone,

@@ -6,7 +6,7 @@ over units and samples. The density is counted in a window around 0 of sums comp
 :mod:`relucheck.hits.widths` tells the width.
 
 Where a sum is rounded depends on the kernel, so it is an :class:`Accumulation`: known for an
-:class:`~relucheck.numerics.emulation.Emulation`, found by crafted inputs for the device's own kernels (:func:`probe`).
+:class:`~relucheck.numerics.arithmetic.Arithmetic`, found by crafted inputs for the device's own kernels (:func:`probe`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.errors import ModelError, RelucheckError
 from relucheck.hits.widths import FORMATS, Accumulation, widths
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import generator
-from relucheck.numerics.dtypes import as_dtype, dtype_name
-from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.dtypes import compute_dtype, dtype_name
 
 _ACTIVATIONS: Final = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 
@@ -35,31 +34,35 @@ class RateError(RelucheckError, ValueError):
     """Something that no hit rate can be told of: no samples, another dtype, a network of other layers."""
 
 
-def accumulation(
-    arithmetic: torch.dtype | Emulation, inputs: int, units: int, batch: int = 256, device: str = "cpu"
-) -> Accumulation:
+def accumulation(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 256, device: str = "cpu") -> Accumulation:
     """The accumulation of a linear layer ``inputs -> units`` on a device, for mini-batches of ``batch`` samples.
 
-    A dtype means the device's own kernel, which :func:`probe` asks. An emulation states its own roundings; the float32
-    products inside it are the device's own.
+    The device's own kernel is what :func:`probe` says it is. An emulation states its own roundings; the float32 products
+    inside it are the device's own.
+
+    Raises:
+        RateError: for mixed precision, whose layers take inputs of two dtypes.
     """
-    if not isinstance(arithmetic, Emulation):
+    if arithmetic.mixed:
+        raise RateError(f"arithmetic {arithmetic.name!r}: hit rates are told of one dtype; choose one that is not mixed")
+    emulated = arithmetic.emulated
+    if emulated is None:
         return probe(arithmetic, inputs, units, batch, device)
     form = FORMATS[dtype_name(arithmetic.dtype)]
     wide = FORMATS["float64" if arithmetic.dtype == torch.float64 else "float32"]
-    inner = probe(torch.float64 if arithmetic.dtype == torch.float64 else torch.float32, inputs, units, batch, device)
-    if arithmetic.kind in ("rounded", "tf32"):
-        bias = inner.bias if arithmetic.kind == "rounded" else "last"
-        factors = FORMATS["tf32"] if arithmetic.kind == "tf32" else form
+    inner = probe(Arithmetic(compute_dtype(arithmetic.dtype)), inputs, units, batch, device)
+    if emulated.kind in ("rounded", "tf32"):
+        bias = inner.bias if emulated.kind == "rounded" else "last"
+        factors = FORMATS["tf32"] if emulated.kind == "tf32" else form
         return Accumulation(arithmetic.name, factors, wide, wide, wide, form, inner.blocks, bias, form)
-    step = max(1, -(-inputs // arithmetic.parts))  # as Emulation.matmul cuts K
+    step = max(1, -(-inputs // emulated.parts))  # as Emulation.matmul cuts K
     blocks = tuple(min(step, inputs - start) for start in range(0, inputs, step))
     return Accumulation(arithmetic.name, form, wide, form, form, form, blocks, "last")
 
 
 @functools.cache
-def probe(dtype: torch.dtype, inputs: int, units: int, batch: int = 256, device: str = "cpu") -> Accumulation:
-    """What the device's own linear layer does, found by crafted inputs.
+def probe(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 256, device: str = "cpu") -> Accumulation:
+    """What the device's own linear layer does in an arithmetic that is not emulated, found by crafted inputs.
 
     A huge B at input i and -B at i + 1 (weights of 1) swallow the small bias exactly if the bias is already in the
     running sum when B comes, and both are not summed apart from it. So the inputs i that lose the bias are the last
@@ -68,7 +71,8 @@ def probe(dtype: torch.dtype, inputs: int, units: int, batch: int = 256, device:
     in float32 (in float64 for float64) and all to be rounded once at the end, as CPU kernels do: rounding of partial
     sums to 16 bits, which CUDA kernels may do, is not looked for; state it by an :class:`Accumulation`.
     """
-    form = FORMATS[dtype_name(as_dtype(dtype))]
+    dtype = arithmetic.dtype
+    form = FORMATS[dtype_name(dtype)]
     wide = form if dtype in (torch.float32, torch.float64) else FORMATS["float32"]
     huge, small = (2.0**15, 2.0**-10) if dtype == torch.float16 else (2.0**100, 1.0)
     weight = torch.ones(units, inputs, dtype=dtype, device=device)
@@ -78,7 +82,9 @@ def probe(dtype: torch.dtype, inputs: int, units: int, batch: int = 256, device:
         x = torch.zeros(batch, inputs, dtype=dtype, device=device)
         rows = torch.arange(min(batch, inputs - 1 - start), device=device)
         x[rows, start + rows], x[rows, start + rows + 1] = huge, -huge
-        swallowed = (F.linear(x, weight, bias)[: len(rows)] != small).float().mean(1) > 0.5
+        with arithmetic.active():
+            z = arithmetic.linear(x, weight, bias)
+        swallowed = (z[: len(rows)] != small).float().mean(1) > 0.5
         lost += (start + swallowed.nonzero().flatten()).tolist()
     ends = [*(i + 1 for i in lost), inputs]
     blocks = tuple(end - begin for begin, end in zip([0, *ends[:-1]], ends, strict=True))
@@ -120,7 +126,7 @@ def predict(
 ) -> tuple[Predicted, ...]:
     """The hits per million activations at the kink 0 of each layer of a network, predicted from its weights and inputs.
 
-    No hit is counted. The arithmetic is the model's own: its dtype, or the emulation of its linear layers.
+    No hit is counted. The arithmetic is the model's own (:meth:`~relucheck.numerics.arithmetic.Arithmetic.of`).
 
     Args:
         model: linear layers, each feeding a ReLU, ReLU6 or LeakyReLU module (the output layer feeds none).
@@ -138,7 +144,7 @@ def predict(
         if how is None:
             how = [
                 accumulation(
-                    arithmetic_of(linear), linear.in_features, linear.out_features, batch_size, str(linear.weight.device)
+                    Arithmetic.of(linear), linear.in_features, linear.out_features, batch_size, str(linear.weight.device)
                 )
                 for _, linear, _ in layers
             ]
@@ -238,12 +244,6 @@ def measure(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> tuple
                 hits[index] += 0 if at is None else len(at[0])
                 seen[index] += z.numel()
     return tuple(Measured(*row) for row in zip(names, hits, seen, strict=True))
-
-
-def arithmetic_of(linear: nn.Linear) -> torch.dtype | Emulation:
-    """The emulation of a linear layer, or its dtype."""
-    emulation = getattr(linear, "emulation", None)
-    return emulation if isinstance(emulation, Emulation) else linear.weight.dtype
 
 
 def _forward(model: nn.Module, inputs: Tensor) -> list[Tensor]:

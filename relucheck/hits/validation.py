@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from relucheck.hits.plans import resnet50_kinds
 from relucheck.hits.rates import RateError, measure, poisson_interval, predict
-from relucheck.networks.architecture import Architecture, draw
+from relucheck.networks.network import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import find
-from relucheck.numerics.dtypes import dtype_name
-from relucheck.numerics.emulation import Emulation
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One layer of one architecture in one arithmetic, pooled over draws: hits predicted and counted.
+    """One layer of one network in one arithmetic, pooled over draws: hits predicted and counted.
 
     ``expected`` is the predicted number of hits in the same ``activations`` in which ``hits`` were counted.
     """
@@ -54,7 +53,7 @@ def _probability(hits: int, expected: float) -> float:
 
 
 def validate(
-    arithmetic: torch.dtype | Emulation,
+    arithmetic: Arithmetic,
     width: int,
     depth: int,
     inputs: Tensor,
@@ -67,17 +66,18 @@ def validate(
     """Predicts and counts the hits of networks drawn from ``seeds``, layer by layer.
 
     Args:
-        arithmetic: a dtype for the device's own kernels, or an emulation.
+        arithmetic: in which the networks compute.
         inputs: [n, features], any float dtype; all of them are counted on.
         planned: how many of them, evenly spread, the prediction sees.
         pairs: as for :func:`relucheck.hits.rates.predict`.
         data: how tables label the inputs.
     """
-    x = inputs.to(arithmetic.dtype if isinstance(arithmetic, Emulation) else arithmetic)
+    x = inputs.to(arithmetic.dtype)
     few = x[:: max(1, len(x) // planned)]
+    network = Network("mlp", (width,) * depth, input_shape=(x.shape[1],))
     expected, hits, seen, draws = [0.0] * depth, [0] * depth, [0] * depth, 0
     for seed in seeds:
-        model = draw(Architecture(x.shape[1], width, depth), seed, arithmetic)
+        model = network.draw(seed, arithmetic)
         draws += 1
         for layer, (told, counted) in enumerate(
             zip(predict(model, few, pairs=pairs, seed=seed), measure(model, x), strict=True)
@@ -87,9 +87,8 @@ def validate(
             seen[layer] += counted.activations
     if not draws:
         raise RateError("validate: no seeds, so no network was drawn; give at least one")
-    name = arithmetic.name if isinstance(arithmetic, Emulation) else dtype_name(arithmetic)
     return tuple(
-        Cell(name, data, width, depth, layer + 1, draws, expected[layer], hits[layer], seen[layer])
+        Cell(arithmetic.name, data, width, depth, layer + 1, draws, expected[layer], hits[layer], seen[layer])
         for layer in range(depth)
     )
 
@@ -166,9 +165,9 @@ def _quantiles(ratios: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One architecture in one arithmetic: how many draws, on how many MNIST training images, grey or thresholded at 1/2."""
+    """One network in one arithmetic: how many draws, on how many MNIST training images, grey or thresholded at 1/2."""
 
-    arithmetic: torch.dtype | Emulation
+    arithmetic: Arithmetic
     width: int
     depth: int
     draws: int
@@ -186,31 +185,33 @@ def runs() -> tuple[Run, ...]:
     Draws are set so that all takes about ten minutes on one core; hits are rare where the device's own kernel rounds once.
     float64 is predicted; no count can be hoped for.
     """
-    bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
-    coarse = [(Emulation(dtype, kind, parts), n) for dtype, n in ((bf16, 1), (f16, 4)) for kind, parts in _COARSE]
-    table: list[tuple[torch.dtype | Emulation, int, tuple[int, int, int]]] = [
-        *((arithmetic, 10_000, (16 * n, 8 * n, 4 * n)) for arithmetic, n in coarse),
-        (bf16, 60_000, (100, 60, 30)),
-        (Emulation(bf16, "rounded"), 60_000, (16, 10, 4)),
-        (f16, 60_000, (30, 16, 4)),
-        (Emulation(f16, "rounded"), 60_000, (24, 12, 4)),
-        (f32, 60_000, (100, 60, 20)),
-        (Emulation(f32, "tf32"), 60_000, (8, 6, 2)),
-        (torch.float64, 2_000, (2, 2, 2)),
+    table = [
+        *((f"{dtype} emulated ({kind})", 10_000, (16 * n, 8 * n, 4 * n)) for dtype, n in _COARSE for kind in _KINDS),
+        ("bfloat16", 60_000, (100, 60, 30)),
+        ("bfloat16 emulated (rounded)", 60_000, (16, 10, 4)),
+        ("float16", 60_000, (30, 16, 4)),
+        ("float16 emulated (rounded)", 60_000, (24, 12, 4)),
+        ("float32", 60_000, (100, 60, 20)),
+        ("float32 emulated (tf32)", 60_000, (8, 6, 2)),
+        ("float64", 2_000, (2, 2, 2)),
     ]
     grey = [
-        Run(a, width, depth, n, samples)
-        for a, samples, d in table
+        Run(Arithmetic.parse(name), width, depth, n, samples)
+        for name, samples, d in table
         for width, n in zip(WIDTHS, d, strict=True)
         for depth in DEPTHS
     ]
-    rare: list[tuple[torch.dtype | Emulation, tuple[int, int, int]]] = [
-        (bf16, (20, 10, 5)),
-        (f16, (20, 8, 2)),
-        (f32, (20, 12, 6)),
-        (Emulation(f32, "tf32"), (16, 8, 3)),
+    rare = [
+        ("bfloat16", (20, 10, 5)),
+        ("float16", (20, 8, 2)),
+        ("float32", (20, 12, 6)),
+        ("float32 emulated (tf32)", (16, 8, 3)),
     ]
-    binary = [Run(a, width, 3, n, thresholded=True) for a, d in rare for width, n in zip(WIDTHS, d, strict=True)]
+    binary = [
+        Run(Arithmetic.parse(name), width, 3, n, thresholded=True)
+        for name, d in rare
+        for width, n in zip(WIDTHS, d, strict=True)
+    ]
     return (*grey, *binary)
 
 
@@ -252,4 +253,6 @@ def resnet50_hits(dtype: torch.dtype, *, mixed: bool, batch: int = 4, seed: int 
     return counts
 
 
-_COARSE: Final[tuple[tuple[Literal["product", "split-k"], int], ...]] = (("product", 1), ("split-k", 4))
+#: Emulations that hit often, and how many times as many draws they get in a dtype.
+_KINDS: Final = ("product", "split-k 4")
+_COARSE: Final = (("bfloat16", 1), ("float16", 4))

@@ -6,37 +6,28 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from relucheck.activations.modules import ReLU
-from relucheck.networks.mlp import ActivationFactory, _at_least_one
+from relucheck.errors import ModelError
+from relucheck.networks.network import KINDS, ActivationFactory, Kind, Network
 
 
 class ConvNet(nn.Module):
-    """A small convolutional network: ``depth`` 3x3 convolutions of ``width`` channels, average pooling, a linear layer.
+    """A small convolutional network: 3x3 convolutions with activations, average pooling, a linear layer.
 
     Average pooling, not max pooling, so that the activations are the only kinks. Inputs: [batch, channels, height, width].
     """
 
-    def __init__(
-        self,
-        channels: int = 1,
-        width: int = 8,
-        depth: int = 2,
-        outputs: int = 10,
-        activation: ActivationFactory = ReLU,
-        *,
-        batch_norm: bool = False,
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, network: Network, activation: ActivationFactory) -> None:
         super().__init__()
-        _at_least_one(channels=channels, width=width, depth=depth, outputs=outputs)
         layers: list[nn.Module] = []
-        for index in range(depth):
-            layers.append(nn.Conv2d(channels if index == 0 else width, width, 3, padding=1, bias=bias))
-            if batch_norm:
+        channels = network.input_shape[0]
+        for width in network.widths:
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=network.bias))
+            if network.batch_norm:
                 layers.append(nn.BatchNorm2d(width))
             layers.append(activation())
+            channels = width
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(width, outputs, bias=bias)
+        self.head = nn.Linear(channels, network.classes, bias=network.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(x).mean((2, 3)))
@@ -61,27 +52,29 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """A small residual network: stem convolution, ``depth`` residual blocks of ``width`` channels, a linear layer."""
+    """A small residual network: a convolution, residual blocks of as many channels, average pooling, a linear layer."""
 
-    def __init__(
-        self,
-        channels: int = 1,
-        width: int = 8,
-        depth: int = 1,
-        outputs: int = 10,
-        activation: ActivationFactory = ReLU,
-        *,
-        batch_norm: bool = False,
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, network: Network, activation: ActivationFactory) -> None:
         super().__init__()
-        _at_least_one(channels=channels, width=width, depth=depth, outputs=outputs)
-        self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=bias)
+        width, bias = network.widths[0], network.bias
+        self.stem = nn.Conv2d(network.input_shape[0], width, 3, padding=1, bias=bias)
         self.activation = activation()
         self.blocks = nn.Sequential(
-            *[ResidualBlock(width, activation, batch_norm=batch_norm, bias=bias) for _ in range(depth)]
+            *[ResidualBlock(width, activation, batch_norm=network.batch_norm, bias=bias) for width in network.widths]
         )
-        self.head = nn.Linear(width, outputs, bias=bias)
+        self.head = nn.Linear(width, network.classes, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.activation(self.stem(x))).mean((2, 3)))
+
+
+def _equal_widths(network: Network) -> None:
+    if len(set(network.widths)) > 1:
+        raise ModelError(
+            f"widths={network.widths!r}: the blocks of a residual network add their inputs to their outputs, so all have "
+            f"as many channels; give {(network.widths[0],) * len(network.widths)!r}, for example"
+        )
+
+
+KINDS["convnet"] = Kind(ConvNet)
+KINDS["residual"] = Kind(ResidualNet, _equal_widths)

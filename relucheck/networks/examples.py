@@ -16,44 +16,71 @@ from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
-from relucheck.networks.convnets import ConvNet, ResidualNet
-from relucheck.networks.mlp import MLP
+from relucheck.errors import ModelError, instance
+from relucheck.networks.network import ActivationName, Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype
 
-Architecture = Literal["mlp", "conv", "residual"]
-Rule = Literal["ReLU", "ReLU6", "LeakyReLU"]
+ExampleKind = Literal["mlp", "convnet", "residual"]
 Weights = Literal["default", "integer", "offset", "positive"]
 Inputs = Literal["normal", "integer", "tiny", "positive", "digits", "ink"]
 Aim = Literal["none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input"]
 
-#: Makes an activation module from a rule's name and its negative slope.
-ActivationMaker = Callable[[Rule, float], nn.Module]
+#: Makes an activation module from its name and its negative slope.
+ActivationMaker = Callable[[ActivationName, float], nn.Module]
 
-ARCHITECTURES: Final = get_args(Architecture)
-RULES: Final = get_args(Rule)
+EXAMPLE_KINDS: Final = get_args(ExampleKind)
 AIMS: Final = get_args(Aim)
 _CHOICES: Final = {
-    "architecture": ARCHITECTURES,
-    "rule": RULES,
     "weights": get_args(Weights),
     "inputs": get_args(Inputs),
     "aim": AIMS,
 }
 
 
-def own_activation(rule: Rule, negative_slope: float) -> nn.Module:
-    """relucheck's module for a rule, at torch's own subgradients."""
-    if rule == "LeakyReLU":
+def own_activation(name: ActivationName, negative_slope: float) -> nn.Module:
+    """relucheck's module for an activation, at torch's own subgradients."""
+    if name == "leaky_relu":
         return LeakyReLU(negative_slope)
-    return ReLU() if rule == "ReLU" else ReLU6()
+    return ReLU() if name == "relu" else ReLU6()
 
 
-def torch_activation(rule: Rule, negative_slope: float) -> nn.Module:
-    """torch's module for a rule."""
-    if rule == "LeakyReLU":
+def torch_activation(name: ActivationName, negative_slope: float) -> nn.Module:
+    """torch's module for an activation."""
+    if name == "leaky_relu":
         return nn.LeakyReLU(negative_slope)
-    return nn.ReLU() if rule == "ReLU" else nn.ReLU6()
+    return nn.ReLU() if name == "relu" else nn.ReLU6()
+
+
+def network_for(
+    kind: ExampleKind = "mlp",
+    activation: ActivationName = "relu",
+    depth: int = 1,
+    width: int = 1,
+    *,
+    batch_norm: bool = False,
+    weights: Weights = "default",
+    inputs: Inputs = "normal",
+) -> Network:
+    """A network of ``depth`` hidden layers of ``width``, with three classes, that such weights and inputs fit.
+
+    Digits have 28 x 28 pixels, other images 4 x 4 and other vectors 4 features; where arithmetic has to stay exact, the
+    negative slope is a power of two.
+    """
+    real = inputs in ("digits", "ink")
+    exact = activation == "leaky_relu" and weights in ("integer", "offset")
+    shape = (1, 28, 28) if real else (4,) if kind == "mlp" else (1, 4, 4)
+    return Network(
+        *(kind, (width,) * depth, activation, batch_norm),
+        negative_slope=0.25 if exact else 0.01,
+        input_shape=shape,
+        classes=3,
+    )
+
+
+#: One unit.
+SMALLEST: Final = network_for()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +89,7 @@ class Example:
 
     Attributes:
         dtype: name of the dtype of parameters and inputs.
-        architecture: :class:`~relucheck.networks.mlp.MLP`, ``ConvNet`` or ``ResidualNet``.
-        rule: the activation of every hidden layer.
-        depth: hidden layers (residual blocks for a residual network).
-        width: units or channels.
-        batch_norm: batch normalisation before activations (in training mode).
+        network: an "mlp", a "convnet" or a "residual" network with biases and without dropout, in training mode.
         weights: *default* is torch's own initialisation; *integer* draws from {-1, 0, 1}, so that small networks compute
             exactly in every dtype; *offset* lets no pre-activation be an integer (integer weights and inputs, biases of
             +-1/2), hence none equal 0 or 6; *positive* makes every pre-activation at least as large as a positive bias.
@@ -80,11 +103,7 @@ class Example:
     """
 
     dtype: str
-    architecture: Architecture = "mlp"
-    rule: Rule = "ReLU"
-    depth: int = 1
-    width: int = 1
-    batch_norm: bool = False
+    network: Network = SMALLEST
     weights: Weights = "default"
     inputs: Inputs = "normal"
     aim: Aim = "none"
@@ -97,10 +116,22 @@ class Example:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"Example({name}={value!r}): unknown; pass one of {', '.join(map(repr, known))}")
-        if self.aim == "negated twin" and (self.architecture != "mlp" or min(self.depth, self.width) < 2):
-            raise ValueError(
-                f"Example(aim='negated twin', architecture={self.architecture!r}, depth={self.depth}, width={self.width}): "
-                "needs an mlp of depth and width 2 or more, for the twins and the unit that subtracts them"
+        instance("network", self.network, Network, 'network_for("mlp")', error=ModelError)
+        if self.network.kind not in EXAMPLE_KINDS or self.network.dropout or not self.network.bias:
+            raise ModelError(
+                f"Example(network={self.network}): must be one of {', '.join(EXAMPLE_KINDS)}, with biases and without "
+                "dropout"
+            )
+        if self.inputs in ("digits", "ink") and self.network.features != 784:
+            raise ModelError(
+                f"Example(inputs={self.inputs!r}, network={self.network}): digits have 28 x 28 pixels; give the "
+                "network the input shape (1, 28, 28)"
+            )
+        twins = self.network.widths[:2]  # the layers of the twins, and of the unit that subtracts them
+        if self.aim == "negated twin" and (self.network.kind != "mlp" or min(len(twins), *twins) < 2):
+            raise ModelError(
+                f"Example(aim='negated twin', network={self.network}): needs an mlp of depth and width 2 or more, for the "
+                "twins and the unit that subtracts them"
             )
 
     def with_batch(self, batch: int) -> Example:
@@ -113,32 +144,29 @@ class Example:
         return as_dtype(self.dtype)
 
     @property
-    def negative_slope(self) -> float:
-        """torch's default, or a power of two where arithmetic has to stay exact."""
-        return 0.01 if self.weights in ("default", "positive") else 0.25
-
-    @property
     def hits_for_certain(self) -> bool:
         """Whether a pre-activation equals a kink whatever the rounding (at least where the strategies aim)."""
         if self.aim == "dead unit":
             return True
         if self.aim == "saturated unit":
-            return self.rule == "ReLU6"
-        if self.batch_norm or self.aim == "none":
+            return self.network.activation == "relu6"
+        if self.network.batch_norm or self.aim == "none":
             return False
         if self.aim == "dead input":
             return True
         exact = self.weights == "integer" and self.inputs == "integer"
-        return exact if self.aim == "negated twin" else exact and self.architecture == "mlp"
+        return exact if self.aim == "negated twin" else exact and self.network.kind == "mlp"
 
     @property
     def cannot_hit(self) -> bool:
         """Whether no pre-activation can equal a kink whatever the rounding (at least where the strategies mean it)."""
-        if self.aim != "none" or self.batch_norm:
+        network = self.network
+        if self.aim != "none" or network.batch_norm:
             return False
         if self.weights == "offset":
-            return self.inputs == "integer" and self.architecture != "residual" and self.depth <= 2
-        return self.weights == "positive" and self.rule != "ReLU6" and self.inputs in ("positive", "digits", "ink")
+            exact = network.activation != "leaky_relu" or network.negative_slope == 0.25
+            return exact and self.inputs == "integer" and network.kind != "residual" and len(network.widths) <= 2
+        return self.weights == "positive" and network.activation != "relu6" and self.inputs in ("positive", "digits", "ink")
 
     def build(self, make: ActivationMaker = own_activation) -> tuple[nn.Module, Tensor, Tensor]:
         """The network (training mode), its inputs and int64 class targets [batch], all on the CPU.
@@ -146,48 +174,35 @@ class Example:
         Args:
             make: makes the activation modules; parameters do not depend on it.
         """
-        inputs = self._inputs()
-        real = self.inputs in ("digits", "ink")
+        network, inputs = self.network, self._inputs()
 
         def activation() -> nn.Module:
-            return make(self.rule, self.negative_slope)
+            return make(network.activation, network.negative_slope)
 
-        model: nn.Module
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            if self.architecture == "mlp":
-                features = inputs[0].numel()
-                model = MLP(features, self.width, self.depth, 3, activation, batch_norm=self.batch_norm)
-            else:
-                kind = ConvNet if self.architecture == "conv" else ResidualNet
-                model = kind(1, self.width, self.depth, 3, activation, batch_norm=self.batch_norm)
-        model = model.to(self.torch_dtype)
+        model = network.draw(self.seed, Arithmetic(self.torch_dtype), activation=activation, drawn=torch.float32)
         with torch.no_grad():
             if self.weights != "default":
                 self._redraw(model)
             self._take_aim(model, inputs)
-        targets = torch.randint(0, 3, (self.batch,), generator=generator(self.seed + 1))
-        if real and self.architecture != "mlp":
-            inputs = inputs.reshape(self.batch, 1, 28, 28)
+        targets = torch.randint(0, network.classes, (self.batch,), generator=generator(self.seed + 1))
         return model, inputs, targets
 
     def cotangent(self, *, exact: bool = False) -> Tensor:
-        """A random upstream gradient [batch, 3] for the outputs; small non-zero integers where sums must stay exact."""
-        random = generator(self.seed + 2)
+        """A random upstream gradient [batch, classes]; small non-zero integers where sums must stay exact."""
+        random, shape = generator(self.seed + 2), (self.batch, self.network.classes)
         if exact:
-            drawn = torch.randint(0, 4, (self.batch, 3), generator=random) - 2
+            drawn = torch.randint(0, 4, shape, generator=random) - 2
             return torch.where(drawn >= 0, drawn + 1, drawn).to(self.torch_dtype)
-        return torch.randn(self.batch, 3, generator=random, dtype=torch.float64).to(self.torch_dtype)
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(self.torch_dtype)
 
     def _inputs(self) -> Tensor:
-        random = generator(self.seed + 3)
+        random, shape = generator(self.seed + 3), (self.batch, *self.network.input_shape)
         if self.inputs in ("digits", "ink"):
             digits = data.load_digits("train")
             rows = torch.randint(0, len(digits), (self.batch,), generator=random)
-            images = digits.images[rows].flatten(1).float() / 255
+            images = digits.images[rows].reshape(shape).float() / 255
             x = (images > 0.5).float() if self.inputs == "ink" else images
         else:
-            shape = (self.batch, 4) if self.architecture == "mlp" else (self.batch, 1, 4, 4)
             if self.inputs in ("integer", "tiny"):
                 x = (torch.randint(0, 5, shape, generator=random) - 2).double()
                 if self.inputs == "tiny":  # far below what any layer adds to it, far above underflow
@@ -228,14 +243,14 @@ class Example:
                 _bias(layer).zero_()
         elif self.aim in ("dead unit", "saturated unit"):
             chosen = self.seed % len(layers)
-            unit = self.seed % self.width
+            unit = self.seed % len(layers[chosen].weight)
             level = 6.0 if self.aim == "saturated unit" else 0.0
             following = _norm_behind(model, layers[chosen])
             parts: list[_Affine] = [layers[chosen], *([] if following is None else [following])]
             for part in parts:
                 part.weight[unit] = 0
                 _bias(part)[unit] = level
-            if self.architecture == "residual" and chosen:
+            if self.network.kind == "residual" and chosen:
                 # what is added to the branch has to be dead as well
                 layers[0].weight[unit] = 0
                 _bias(layers[0])[unit] = 0
@@ -253,7 +268,8 @@ class Example:
         """A program that builds this example and prints its comparison."""
         return (
             "from relucheck.bifurcation.compare import compare\n"
-            "from relucheck.networks.examples import Example\n\n"
+            "from relucheck.networks.examples import Example\n"
+            "from relucheck.networks.network import Network\n\n"
             f"example = {self!r}\n"
             "model, inputs, targets = example.build()\n"
             "print(model)\n"

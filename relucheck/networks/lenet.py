@@ -7,47 +7,47 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.modules import ReLU
 from relucheck.activations.pooling import MaxPool2d
 from relucheck.errors import ModelError
-from relucheck.numerics.dtypes import as_dtype
+from relucheck.networks.network import KINDS, ActivationFactory, Kind, Network
 
 Order = Literal["relu-pool", "pool-relu"]
 
-ORDERS: Final[tuple[Order, ...]] = ("relu-pool", "pool-relu")
+_POOL_FIRST: Final = "lenet-pool-relu"
 
 
 class LeNet(nn.Module):
     """A LeNet-like network for grey 28 x 28 images, with PyTorch's default initialisation.
 
-    Two stages of a 5x5 convolution (6 channels, padding 2; 16 channels), ReLU and 2x2 max pooling, then linear layers of
-    120, 84 and ``outputs`` units. Inputs: [batch, 1, 28, 28].
-
-    Args:
-        order: whether each stage's ReLU stands before or behind its pooling. Forward values are the same, and with
-            ReLU'(0) = 0 so are both gradients, bit for bit; the number of ties is not.
-        outputs: classes.
-        dtype: of the parameters, drawn in this dtype.
+    Two stages of a 5x5 convolution (padding 2 in the first), an activation and 2x2 max pooling, then two linear layers with
+    activations and one more. Inputs: [batch, 1, 28, 28]. The kind "lenet" has each stage's activation before its pooling,
+    "lenet-pool-relu" behind it. Forward values are the same, and with ReLU'(0) = 0 so are both gradients, bit for bit; the
+    number of ties is not.
 
     Source: after LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition".
     """
 
-    def __init__(self, order: Order = "relu-pool", outputs: int = 10, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, network: Network, activation: ActivationFactory) -> None:
         super().__init__()
-        if order not in ORDERS:
-            raise ModelError(f"order={order!r}: must be 'relu-pool' or 'pool-relu'")
-        self.order = order
-        self.conv1 = nn.Conv2d(1, 6, 5, padding=2, dtype=dtype)
-        self.relu1 = ReLU()
+        self.network = network
+        first, second, third, fourth = network.widths
+        self.conv1 = nn.Conv2d(1, first, 5, padding=2, bias=network.bias)
+        self.relu1 = activation()
         self.pool1 = MaxPool2d(2)
-        self.conv2 = nn.Conv2d(6, 16, 5, dtype=dtype)
-        self.relu2 = ReLU()
+        self.conv2 = nn.Conv2d(first, second, 5, bias=network.bias)
+        self.relu2 = activation()
         self.pool2 = MaxPool2d(2)
         self.head = nn.Sequential(
             nn.Flatten(),
-            *(nn.Linear(400, 120, dtype=dtype), ReLU(), nn.Linear(120, 84, dtype=dtype), ReLU()),
-            nn.Linear(84, outputs, dtype=dtype),
+            *(nn.Linear(25 * second, third, bias=network.bias), activation()),
+            *(nn.Linear(third, fourth, bias=network.bias), activation()),
+            nn.Linear(fourth, network.classes, bias=network.bias),
         )
+
+    @property
+    def order(self) -> Order:
+        """Whether an activation stands before or behind its pooling."""
+        return "pool-relu" if self.network.kind == _POOL_FIRST else "relu-pool"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.order == "relu-pool":
@@ -83,9 +83,24 @@ class LeNet(nn.Module):
         return {"pool1": (first,), "pool2": (second, before)}
 
 
-def draw(seed: int, dtype: torch.dtype, order: Order = "relu-pool") -> LeNet:
-    """One network from one seed: initialised in float32 and cast for the 16-bit dtypes, natively in float64."""
-    dtype = as_dtype(dtype)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return LeNet(order, dtype=torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
+def _check(network: Network) -> None:
+    if len(network.widths) != 4:
+        raise ModelError(
+            f"widths={network.widths!r}: {network.kind} has channels of two convolutions and units of two linear layers; "
+            "give four numbers, for example (6, 16, 120, 84)"
+        )
+    if network.input_shape != (1, 28, 28):
+        raise ModelError(f"input_shape={network.input_shape!r}: {network.kind} takes (1, 28, 28) only")
+    for name in ("batch_norm", "dropout"):
+        if getattr(network, name):
+            raise ModelError(f"{name}={getattr(network, name)!r}: {network.kind} has none; leave it out, or use a convnet")
+
+
+KINDS["lenet"] = Kind(LeNet, _check)
+KINDS[_POOL_FIRST] = Kind(LeNet, _check)
+
+#: The network of the published sizes in each order.
+LENETS: Final[dict[Order, Network]] = {
+    "relu-pool": Network("lenet", (6, 16, 120, 84)),
+    "pool-relu": Network(_POOL_FIRST, (6, 16, 120, 84)),
+}

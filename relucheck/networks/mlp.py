@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 
 from torch import Tensor, nn
 
-from relucheck.activations.modules import ReLU
-from relucheck.errors import ModelError, whole
-
-ActivationFactory = Callable[[], nn.Module]
+from relucheck.networks.network import KINDS, ActivationFactory, Kind, Network
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: ``depth`` hidden layers of ``width`` units, then a linear layer.
-
-    Args:
-        inputs: features of a sample (784 for MNIST); inputs of any shape [batch, ...] are flattened to [batch, inputs].
-        width: units of a hidden layer.
-        depth: number of hidden layers, at least 1.
-        outputs: classes.
-        activation: makes the activation behind each hidden layer, a fresh one each time.
-        batch_norm: whether ``nn.BatchNorm1d`` stands between linear layer and activation.
-        bias: whether linear layers have biases.
+    """A multilayer perceptron: linear layers with activations, then a linear layer. Inputs: [batch, ...], flattened.
 
     Source: the fully connected networks of Bertoin et al. 2021 and of the EPFL reproduction 2022 (784-200-200-200-10).
     """
 
-    def __init__(
-        self,
-        inputs: int = 784,
-        width: int = 200,
-        depth: int = 3,
-        outputs: int = 10,
-        activation: ActivationFactory = ReLU,
-        *,
-        batch_norm: bool = False,
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, network: Network, activation: ActivationFactory) -> None:
         super().__init__()
-        _at_least_one(inputs=inputs, width=width, depth=depth, outputs=outputs)
         layers: list[nn.Module] = [nn.Flatten()]
-        for index in range(depth):
-            layers.append(nn.Linear(inputs if index == 0 else width, width, bias=bias))
-            if batch_norm:
+        inputs = network.features
+        for width in network.widths:
+            layers.append(nn.Linear(inputs, width, bias=network.bias))
+            if network.batch_norm:
                 layers.append(nn.BatchNorm1d(width))
             layers.append(activation())
-        layers.append(nn.Linear(width, outputs, bias=bias))
+            inputs = width
+        layers.append(nn.Linear(inputs, network.classes, bias=network.bias))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
 
-def _at_least_one(**sizes: int) -> None:
-    for name, size in sizes.items():
-        whole(name, size, error=ModelError)
+def shapes(network: Network) -> list[tuple[int, int]]:
+    """Of the weights of an MLP's layers: outputs and inputs."""
+    sizes = (network.features, *network.widths, network.classes)
+    return [(after, before) for before, after in itertools.pairwise(sizes)]
+
+
+def is_plain(network: Network) -> bool:
+    """Whether it is an MLP with biases, without batch norm and dropout."""
+    return network.kind == "mlp" and network.bias and not network.batch_norm and not network.dropout
+
+
+KINDS["mlp"] = Kind(MLP, flat=True)

@@ -13,7 +13,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from relucheck.networks.examples import ARCHITECTURES, RULES, Aim, Architecture, Example, Inputs, Rule, Weights
+from relucheck.networks.examples import EXAMPLE_KINDS, Aim, Example, ExampleKind, Inputs, Weights, network_for
+from relucheck.networks.network import ACTIVATIONS, ActivationName
 from relucheck.numerics.bits import from_ordinals, ordinals
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
 
@@ -83,8 +84,8 @@ def examples(
     draw: st.DrawFn,
     dtype: str | torch.dtype,
     *,
-    architectures: Sequence[Architecture] = ARCHITECTURES,
-    rules: Sequence[Rule] = RULES,
+    kinds: Sequence[ExampleKind] = EXAMPLE_KINDS,
+    activations: Sequence[ActivationName] = tuple(ACTIVATIONS),
     weights: Sequence[Weights] = ("default", "integer"),
     inputs: Sequence[Inputs] = ("normal", "integer", "tiny", "digits", "ink"),
     aims: Sequence[Aim] = ("none",),
@@ -97,24 +98,23 @@ def examples(
 
     Args:
         dtype: of parameters and inputs.
-        architectures, rules, weights, inputs, aims: as in :class:`~relucheck.networks.examples.Example`; an aim overrides
-            the others, and weights the inputs, where it could not be kept otherwise.
+        kinds, activations: as in :class:`~relucheck.networks.network.Network`.
+        weights, inputs, aims: as in :class:`~relucheck.networks.examples.Example`. An aim overrides the others, and weights
+            the inputs, where it could not be kept otherwise.
         batch_norm: None draws it.
         max_depth, max_width, max_batch: upper limits, at least 1 (2 where an aim or batch normalisation needs two).
     """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
     aim = draw(st.sampled_from(list(aims)))
-    architecture: Architecture = draw(
-        st.sampled_from(["mlp"] if aim in ("negated twin", "shifted bias") else list(architectures))
-    )
+    kind: ExampleKind = draw(st.sampled_from(["mlp"] if aim in ("negated twin", "shifted bias") else list(kinds)))
     chosen_weights = draw(st.sampled_from(list(weights)))
     if aim in ("negated twin", "shifted bias"):
         chosen_weights = "integer"  # these two cancel exactly, or not at all
-    if chosen_weights == "offset" and architecture == "residual":
-        architecture = "mlp"  # a sum of half-integers may be an integer
-    possible_rules = ["ReLU6"] if aim == "saturated unit" else list(rules)
+    if chosen_weights == "offset" and kind == "residual":
+        kind = "mlp"  # a sum of half-integers may be an integer
+    possible: list[ActivationName] = ["relu6"] if aim == "saturated unit" else list(activations)
     if chosen_weights == "positive" and aim == "none":
-        possible_rules = [rule for rule in possible_rules if rule != "ReLU6"] or ["ReLU"]
+        possible = [name for name in possible if name != "relu6"] or ["relu"]
     if chosen_weights == "offset" or aim in ("negated twin", "shifted bias"):
         possible_inputs: list[Inputs] = ["integer"]
     elif chosen_weights == "positive":
@@ -130,17 +130,17 @@ def examples(
     batch = draw(st.integers(1, max_batch))
     exact = chosen_weights in ("offset", "positive") or aim in ("negated twin", "shifted bias", "dead input")
     normalised = False if exact else draw(st.booleans()) if batch_norm is None else batch_norm
-    if normalised and architecture == "mlp":
+    if normalised and kind == "mlp":
         batch = max(batch, 2)  # one sample has no variance
+    activation = draw(st.sampled_from(possible))
+    chosen_inputs = draw(st.sampled_from(possible_inputs))
     return Example(
         dtype=name,
-        architecture=architecture,
-        rule=draw(st.sampled_from(possible_rules)),
-        depth=depth,
-        width=width,
-        batch_norm=normalised,
+        network=network_for(
+            kind, activation, depth, width, batch_norm=normalised, weights=chosen_weights, inputs=chosen_inputs
+        ),
         weights=chosen_weights,
-        inputs=draw(st.sampled_from(possible_inputs)),
+        inputs=chosen_inputs,
         aim=aim,
         batch=batch,
         seed=draw(st.integers(0, 2**16)),

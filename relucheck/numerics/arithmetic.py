@@ -1,68 +1,231 @@
-"""Arithmetics: a dtype together with every switch that changes how results are rounded."""
+"""Arithmetics: a dtype together with everything else that decides how results are rounded.
+
+One type says it for volumes, training, hit rates and comparisons alike, and one string names it: tables show the name,
+JSON stores it, and :meth:`Arithmetic.parse` reads it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from relucheck.numerics.dtypes import as_dtype, dtype_name
+from relucheck.errors import SettingsError, one_of, truth
+from relucheck.numerics.convolution import Pair, conv2d
+from relucheck.numerics.dtypes import UnsupportedDtypeError, as_dtype, dtype_name
+from relucheck.numerics.emulation import KINDS, Emulation, EmulationError
+from relucheck.numerics.layers import EmulatedConv2d, EmulatedLinear, emulate
+
+Reduction = tuple[bool, bool]
+
+#: PyTorch's default: CUDA kernels may split K and reduce the partial sums of 16-bit products in 16 bits.
+DEFAULT: Final[Reduction] = (True, True)
+STRICT: Final[Reduction] = (False, False)
+_REDUCTIONS: Final[dict[Reduction, str]] = {DEFAULT: "", STRICT: "strict", (False, True): "full-precision reduction"}
+_MIXED: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_FORMS: Final = (
+    'a dtype ("float32"), that with "TF32" (float32), with "strict" or "full-precision reduction" (16 bits), with '
+    '"emulated (KIND)", or "mixed bfloat16" and "mixed float16" (strict or not); KIND is one of '
+    f"{', '.join(KINDS[:2])}, {KINDS[2]} N, {KINDS[3]}"
+)
+_NAME: Final = re.compile(r"(?P<mixed>mixed )?(?P<dtype>\S+)(?: (?P<rest>.+))?", re.IGNORECASE)
+_EMULATED: Final = re.compile(r"emulated \((?P<kind>[^()]*)\)", re.IGNORECASE)
+
+
+class UnsupportedArithmeticError(SettingsError):
+    """A name or a combination of settings that is no arithmetic."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """A dtype together with every switch that changes how results are rounded (DESIGN: *arithmetic*).
+    """A dtype together with everything that changes how results are rounded (DESIGN: *arithmetic*).
+
+    Two that compute the same are equal: a setting that would change nothing (a 16-bit reduction of float64) is refused.
 
     Attributes:
-        dtype: dtype of parameters and activations.
-        tf32: whether float32 matrix products may use TensorFloat-32 on CUDA.
-        reduced_precision: whether 16-bit matrix products may reduce split-K partial sums in 16 bits on CUDA
-            (https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html); PyTorch's default is yes.
-        name: how tables label it.
+        dtype: of parameters; also a name that :func:`relucheck.numerics.dtypes.as_dtype` knows.
+        mixed: "bfloat16" or "float16": autocast to it, parameters in float32, for float16 with a gradient scaler; or None.
+        emulation: "rounded", "product", "split-k N" or "tf32" (:mod:`relucheck.numerics.emulation`); None: the device's
+            own products.
+        tf32: CUDA: whether float32 products, of convolutions too, may use TensorFloat-32.
+        reduction: CUDA: whether 16-bit products may reduce partial sums in 16 bits, and whether they may split K
+            (https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html). (True, True) is PyTorch's default,
+            (False, False) the strict arithmetic; (False, True) is what a switch set to a plain False means.
     """
 
     dtype: torch.dtype
+    mixed: str | None = None
+    emulation: str | None = None
     tf32: bool = False
-    reduced_precision: bool = True
-    name: str = ""
+    reduction: Reduction = DEFAULT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", as_dtype(self.dtype))
-        if not self.name:
-            object.__setattr__(self, "name", dtype_name(self.dtype))
+        truth("arithmetic: tf32", self.tf32, error=UnsupportedArithmeticError)
+        if self.mixed is not None:
+            one_of("arithmetic: mixed", self.mixed, tuple(_MIXED), error=UnsupportedArithmeticError)
+        reason = self._fault()
+        if reason:
+            raise UnsupportedArithmeticError(f"arithmetic of {dtype_name(self.dtype)}: {reason}")
+        if self.emulation is not None:
+            try:
+                emulation = _emulation(self.dtype, self.emulation)
+            except EmulationError as error:
+                raise UnsupportedArithmeticError(f"arithmetic of {dtype_name(self.dtype)}: {error}") from error
+            object.__setattr__(self, "emulation", emulation.label)
+
+    def _fault(self) -> str:
+        """Why the settings do not fit together, or ""."""
+        pair: object = self.reduction
+        if not isinstance(pair, tuple) or not all(isinstance(value, bool) for value in pair) or pair not in _REDUCTIONS:
+            return (
+                f"reduction={self.reduction!r} must be (reduce in 16 bits, split K): (True, True), (False, True) or "
+                "(False, False); without split-K there is nothing to reduce"
+            )
+        strict = self.reduction != DEFAULT
+        named = {
+            f"mixed={self.mixed!r}": self.mixed is not None,
+            f"emulation={self.emulation!r}": self.emulation is not None,
+            "tf32=True": self.tf32,
+        }
+        chosen = [name for name, there in named.items() if there]
+        if len(chosen) > 1:
+            return f"{' and '.join(chosen)} exclude each other, each is an arithmetic by itself; choose one"
+        if self.mixed is not None and self.dtype != torch.float32:
+            return f"mixed={self.mixed!r} keeps its parameters in float32; use dtype float32"
+        if self.tf32 and self.dtype != torch.float32:
+            return "tf32=True is a way to multiply float32; use dtype float32"
+        if strict and (self.emulation is not None or not self._narrow):
+            return f"reduction={self.reduction!r} is for a CUDA device's own 16-bit products, and it has none; leave it out"
+        return ""
+
+    @property
+    def _narrow(self) -> bool:
+        return self.mixed is not None or self.dtype.itemsize == 2
+
+    @classmethod
+    def parse(cls, name: str) -> Arithmetic:
+        """The arithmetic of a name: the inverse of :attr:`name`; upper and lower case are one.
+
+        Raises:
+            UnsupportedArithmeticError: says what a name can be.
+        """
+        found = _NAME.fullmatch(name.strip()) if isinstance(name, str) else None
+        if found is None:
+            raise UnsupportedArithmeticError(f"arithmetic {name!r}: must be {_FORMS}")
+        rest = (found["rest"] or "").lower()
+        emulated = _EMULATED.fullmatch(rest)
+        reductions = [pair for pair, word in _REDUCTIONS.items() if rest == word]
+        if not (emulated or reductions or rest == "tf32"):
+            raise UnsupportedArithmeticError(f"arithmetic {name!r}: must be {_FORMS}")
+        try:
+            dtype = as_dtype(found["dtype"])
+        except UnsupportedDtypeError as error:
+            raise UnsupportedArithmeticError(f"arithmetic {name!r}: {error}") from error
+        return cls(
+            torch.float32 if found["mixed"] else dtype,
+            mixed=dtype_name(dtype) if found["mixed"] else None,
+            emulation=emulated["kind"] if emulated else None,
+            tf32=rest == "tf32",
+            reduction=reductions[0] if reductions else DEFAULT,
+        )
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Arithmetic:
+        """A model's or layer's arithmetic: its emulated layers', else its parameters' under the switches that are set."""
+        for layer in module.modules():
+            if isinstance(layer, EmulatedLinear | EmulatedConv2d):
+                return cls(layer.emulation.dtype, emulation=layer.emulation.label)
+        return cls.current(max(module.parameters(), key=lambda parameter: parameter.requires_grad).dtype)
 
     @classmethod
     def current(cls, dtype: torch.dtype) -> Arithmetic:
         """The arithmetic that the process's switches are set to, for one dtype."""
-        matmul: Any = torch.backends.cuda.matmul
-        reduced = (
-            matmul.allow_bf16_reduced_precision_reduction
-            if dtype == torch.bfloat16
-            else matmul.allow_fp16_reduced_precision_reduction
-        )
+        dtype = as_dtype(dtype)
         # allow_tf32 raises where the user set the newer fp32_precision, which knows of both
-        # newer torch lets the switch be a pair (allow reduction, allow split-K); its first entry is the older flag
-        return cls(dtype, matmul.fp32_precision == "tf32", bool(reduced[0] if isinstance(reduced, tuple) else reduced))
+        tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return cls(dtype, tf32=tf32, reduction=_reduction(_SWITCHES[dtype]) if dtype in _SWITCHES else DEFAULT)
 
-    @classmethod
-    def strict(cls, dtype: torch.dtype) -> Arithmetic:
-        """No TF32, no reduced-precision reductions."""
-        return cls(dtype, tf32=False, reduced_precision=False, name=f"{dtype_name(as_dtype(dtype))} strict")
+    @functools.cached_property
+    def name(self) -> str:
+        """How tables label it: "bfloat16", "mixed float16 strict", "float32 TF32", "float16 emulated (split-k 4)"."""
+        emulated = self.emulated
+        if emulated is not None:
+            return emulated.name
+        words = [f"mixed {self.mixed}" if self.mixed else dtype_name(self.dtype)]
+        return " ".join([*words, *["TF32"] * self.tf32, *filter(None, [_REDUCTIONS[self.reduction]])])
+
+    def __str__(self) -> str:
+        return self.name
+
+    @functools.cached_property
+    def emulated(self) -> Emulation | None:
+        """The emulation that rounds the products, or None where they are the device's own."""
+        return None if self.emulation is None else _emulation(self.dtype, self.emulation)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a gradient scaler multiplies the loss, and divides the gradients by as much."""
+        return self.mixed == "float16"
+
+    def apply(self, model: _M) -> _M:
+        """Converts a model's parameters to the dtype and puts emulated layers into it, in place; returns the model.
+
+        Raises:
+            EmulationError: for an emulation, and a model that has other layers with products than it serves.
+        """
+        model.to(self.dtype)
+        if self.emulated is not None:
+            emulate(model, self.emulated)
+        return model
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """The autocast context of mixed precision, else one that does nothing."""
+        return torch.autocast(device.type, dtype=_MIXED[self.mixed]) if self.mixed else contextlib.nullcontext()
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``F.linear`` in this arithmetic, emulated where it is, under the switches that are set."""
+        if self.emulated is not None:
+            return self.emulated.linear(x, weight, bias)
+        with self.autocast(x.device):
+            return F.linear(x, weight, bias)
+
+    def conv2d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """``F.conv2d`` in this arithmetic, emulated where it is, under the switches that are set."""
+        if self.emulated is not None:
+            return conv2d(self.emulated, x, weight, bias, stride, padding, dilation, groups)
+        with self.autocast(x.device):
+            return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Sets the switches, and puts back what they were."""
+        """Sets the process's switches, all that change rounding, and puts back what they were."""
         backends: Any = torch.backends  # whose stubs lack the newer switches
         matmul, cudnn, mkldnn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
         # The older switches raise when read where the user set the newer fp32_precision, and the newer ones make the older
         # raise. So: the older where they can be read, the newer elsewhere, and at the end both are put back.
         precision = _unless_mixed(torch.get_float32_matmul_precision)
         convolutions = _unless_mixed(lambda: cudnn.allow_tf32)
-        newer = [(part, part.fp32_precision) for part in (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)]
-        reduced = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
+        parts = (matmul, mkldnn.matmul, mkldnn.conv, cudnn.conv, cudnn.rnn)
+        newer = [(part, part.fp32_precision) for part in parts]
+        reductions = {name: _reduction(name) for name in _SWITCHES.values()}
+        accumulation = matmul.allow_fp16_accumulation
         try:
             if precision is not None:  # "highest" also takes float32 products on the CPU back from bfloat16
                 torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
@@ -72,8 +235,10 @@ class Arithmetic:
                 cudnn.allow_tf32 = self.tf32
             else:
                 cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if self.tf32 else "ieee"
-            matmul.allow_fp16_reduced_precision_reduction = self.reduced_precision
-            matmul.allow_bf16_reduced_precision_reduction = self.reduced_precision
+            mkldnn.conv.fp32_precision = "tf32" if self.tf32 else "ieee"
+            for name in reductions:
+                setattr(matmul, name, self.reduction)
+            matmul.allow_fp16_accumulation = False
             yield
         finally:
             if precision is not None:
@@ -82,10 +247,37 @@ class Arithmetic:
                 cudnn.allow_tf32 = convolutions
             for part, before in newer:
                 part.fp32_precision = before
-            matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = reduced
+            for name, pair in reductions.items():
+                setattr(matmul, name, pair)
+            matmul.allow_fp16_accumulation = accumulation
 
 
+_M = TypeVar("_M", bound=nn.Module)
 _T = TypeVar("_T")
+_SWITCHES: Final = {
+    torch.float16: "allow_fp16_reduced_precision_reduction",
+    torch.bfloat16: "allow_bf16_reduced_precision_reduction",
+}
+
+
+def _emulation(dtype: torch.dtype, text: str) -> Emulation:
+    """The emulation that a text like "product" or "split-k 4" names, for a dtype."""
+    kind, _, parts = text.partition(" ") if isinstance(text, str) else ("", "", "")
+    if kind not in KINDS or (parts and not parts.isdecimal()):
+        raise EmulationError(
+            f"emulation={text!r} must be one of {', '.join(KINDS)}, and split-k needs a number of parts: 'split-k 4'"
+        )
+    return Emulation(dtype, kind, int(parts or 1))  # type: ignore[arg-type]
+
+
+def _reduction(name: str) -> Reduction:
+    """What a switch for 16-bit reductions is set to.
+
+    It is assigned a pair, or a bool that leaves split-K allowed; read, it gives the first of the pair, and the second is
+    an attribute of its own (torch 2.10 to 2.14).
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    return getattr(matmul, name), getattr(matmul, f"{name}_split_k")
 
 
 def _unless_mixed(read: Callable[[], _T]) -> _T | None:

@@ -1,11 +1,12 @@
-"""Emulated arithmetics: linear layers that round as another device might, forward and backward alike.
+"""Rounding the products of layers as another device might, forward and backward alike.
 
 A linear layer sums K products and adds a bias, and the mathematics does not say where the sum is rounded. A CPU kernel
 mostly accumulates in float32 and rounds once; a GPU kernel may round the product before the bias is added, split K and
 round partial sums (cuBLAS with reduced-precision reductions, PyTorch's default for 16-bit products on CUDA,
 https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html), or round the factors (TF32). Each choice makes another
 number of pre-activations that are exactly zero. An emulation makes one such choice on any device; it is an arithmetic of
-its own (DESIGN: *arithmetic*), always labelled, and never bitwise what a named GPU does.
+its own (:mod:`relucheck.numerics.arithmetic`), always labelled, and never bitwise what a named GPU does. Convolutions
+are :mod:`relucheck.numerics.convolution`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import dataclasses
 from typing import Any, Final, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relucheck.errors import RelucheckError
 from relucheck.numerics.dtypes import as_dtype, compute_dtype, dtype_name
@@ -30,7 +31,7 @@ class EmulationError(RelucheckError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Emulation:
-    """How the products of linear layers are rounded to ``dtype``.
+    """How the products of layers are rounded to ``dtype``.
 
     Products are accumulated in float32 for the 16-bit dtypes and in the dtype itself otherwise, by the device's own GEMM.
 
@@ -61,10 +62,14 @@ class Emulation:
             )
 
     @property
+    def label(self) -> str:
+        """The kind with its parts: ``"product"``, ``"split-k 4"``."""
+        return f"{self.kind} {self.parts}" if self.kind == "split-k" else self.kind
+
+    @property
     def name(self) -> str:
         """How tables label it, for example ``"bfloat16 emulated (split-k 4)"``."""
-        kind = f"{self.kind} {self.parts}" if self.kind == "split-k" else self.kind
-        return f"{dtype_name(self.dtype)} emulated ({kind})"
+        return f"{dtype_name(self.dtype)} emulated ({self.label})"
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """``a @ b`` for a [..., n, k] and b [..., k, m] of ``dtype``, rounded as the kind says; no graph is recorded."""
@@ -85,6 +90,19 @@ class Emulation:
             total += torch.matmul(a[..., start : start + step], b[..., start : start + step, :]).to(self.dtype)
         return total
 
+    def check(self, *tensors: Tensor | None) -> None:
+        """Refuses operands of another dtype.
+
+        Raises:
+            EmulationError: names the dtype and the fix.
+        """
+        for tensor in tensors:
+            if tensor is not None and tensor.dtype != self.dtype:
+                raise EmulationError(
+                    f"{self.name}: got a tensor of {dtype_name(tensor.dtype)}; convert the model and its inputs to "
+                    f"{dtype_name(self.dtype)} first"
+                )
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias`` in this arithmetic, differentiable once (its backward has no backward).
 
@@ -95,12 +113,7 @@ class Emulation:
         Raises:
             EmulationError: for another dtype.
         """
-        for tensor in (x, weight) if bias is None else (x, weight, bias):
-            if tensor.dtype != self.dtype:
-                raise EmulationError(
-                    f"{self.name}: got a tensor of {dtype_name(tensor.dtype)}; convert the model and its inputs to "
-                    f"{dtype_name(self.dtype)} first"
-                )
+        self.check(x, weight, bias)
         return _Linear.apply(x, weight, bias, self)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -153,46 +166,3 @@ class _Linear(torch.autograd.Function):
         grad_weight = multiply(wide.transpose(-1, -2), x) if ctx.needs_input_grad[1] else None
         grad_bias = cotangent.sum(-2) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None
-
-
-class EmulatedLinear(nn.Linear):
-    """``nn.Linear`` in an emulated arithmetic; :func:`emulate` makes them."""
-
-    emulation: Emulation
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.emulation.linear(input, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.emulation.name}"
-
-
-def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
-    """Turns every ``nn.Linear`` of a model into an :class:`EmulatedLinear`, in place, and returns their names.
-
-    Convolutions and other products keep the device's own arithmetic, so a model that has them is refused.
-
-    Raises:
-        EmulationError: the model has no ``nn.Linear``, has other layers with products, or parameters of another dtype.
-    """
-    others = [name for name, module in model.named_modules() if isinstance(module, _UNSERVED)]
-    if others:
-        raise EmulationError(f"emulate: {others[0]!r} is no nn.Linear, and only linear layers are emulated")
-    wrong = [name for name, parameter in model.named_parameters() if parameter.dtype != emulation.dtype]
-    if wrong:
-        raise EmulationError(
-            f"emulate: parameter {wrong[0]!r} is not {dtype_name(emulation.dtype)}; convert the model first"
-        )
-    found = []
-    for name, module in model.named_modules():
-        if type(module) in (nn.Linear, EmulatedLinear):
-            module.__class__ = EmulatedLinear
-            assert isinstance(module, EmulatedLinear)
-            module.emulation = emulation
-            found.append(name)
-    if not found:
-        raise EmulationError(f"emulate: {type(model).__name__} has no nn.Linear")
-    return tuple(found)
-
-
-_UNSERVED: Final = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)

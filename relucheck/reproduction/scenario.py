@@ -201,7 +201,7 @@ class Experiment:
         """
         check_scale(scale)
         every = {comparison.name: comparison for comparison in self.scales[scale]}
-        labels = {name: comparison.settings.precision.name for name, comparison in every.items()}
+        labels = {name: comparison.settings.arithmetic.name for name, comparison in every.items()}
         return tuple(every[name] for name in selected(self.name, scale, labels, only))
 
     def published_at(self, scale: str) -> Mapping[str, Mapping[float, float]]:

@@ -22,7 +22,8 @@ from typing import Any, Final, NamedTuple
 from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.results import files
 
-#: Version of the files' layout.
+#: Version of the files' layout and of the identities in it. 2: an arithmetic is its name, a network its description, and
+#: what is computed where is no identity.
 SCHEMA: Final = 2
 
 Json = dict[str, Any]
@@ -252,7 +253,8 @@ def _parse(path: Path, text: str) -> Json:
 def _check(path: Path, content: Json, identity: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> None:
     schema = content.get("schema")
     if schema != SCHEMA:
-        raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {_MOVE}")
+        fix = f"{files.MIGRATE}; or {_MOVE}" if schema == SCHEMA - 1 and path.suffix == ".json" else _MOVE
+        raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {fix}")
     for name, expected in (("identity", identity), ("origin", origin)):
         if expected is None:
             continue

@@ -32,6 +32,7 @@ from relucheck.training.forking import Split
 from relucheck.training.result import MemberResult, Result, SeedResult
 from relucheck.training.settings import Settings
 from relucheck.training.sitting import EXECUTORS, Interrupted, Sitting, group_name
+from relucheck.training.stacked import stackable
 from relucheck.work import Report, Unit
 
 __all__ = ["EXECUTORS", "Interrupted", "collect", "finished", "keep", "train", "units", "usual_executor"]
@@ -65,7 +66,8 @@ def train(
             ends bitwise equal to an unbroken one; finished seeds are read, also void ones (standard error says how to run
             them again, if progress is shown). None keeps nothing.
         progress: whether to show any.
-        executor: "forking" or "stacked"; unless given, forking on the CPU and stacked elsewhere.
+        executor: "forking" or "stacked"; unless given, forking on the CPU and for networks that cannot be stacked, else
+            stacked.
 
     Raises:
         SettingsError: for an unknown executor, or more samples than the data has.
@@ -76,12 +78,12 @@ def train(
         Interrupted: on control-C, a KeyboardInterrupt.
     """
     place = _device(device)
-    kind = executor or usual_executor(place.type)
+    kind = executor or (usual_executor(place.type) if stackable(settings.network) else "forking")
     one_of("executor", kind, EXECUTORS)
     found: dict[int, SeedResult] = {}
     keep_in = None if folder is None else Path(folder)
     groups = _groups(settings, settings.seeds, kind) if keep_in is None else _missing(settings, keep_in, kind)
-    title = f"{settings.data} {settings.precision.name}"
+    title = f"{settings.data} {settings.arithmetic.name}"
     left = sum(_steps(group, root) - (0 if keep_in is None else _taken(group, keep_in)) for group in groups)
     with Progress(left, title, enabled=progress) as shown:
         for group in groups:
@@ -211,7 +213,7 @@ def _train_group(
     """Trains the seeds that ``settings`` has, all of them together."""
     place = _device(device)
     origin = {"device": describe(place), "executor": executor, **versions()}
-    with settings.precision.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
+    with settings.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
         splits = _split(settings, "train", root, place), _split(settings, "test", root, place)
         return Sitting(settings, *splits, place, origin, store, report).run()
 
@@ -291,8 +293,15 @@ def _split(settings: Settings, split: str, root: data.Root, device: torch.device
     if wanted is not None and wanted > len(found):
         raise SettingsError(f"{split}_samples={wanted}: {settings.data} {split} has {len(found)} images; use at most that")
     count = len(found) if wanted is None else wanted
-    images = data.scale(found.images[:count], settings.precision.torch_dtype, "flat", device)
-    return Split(images, found.labels[:count].to(device))
+    network, labels = settings.network, found.labels[:count]
+    if found.images[0].numel() != network.features or int(labels.max()) >= network.classes:
+        raise SettingsError(
+            f"network={network}: takes {network.features} numbers and has {network.classes} classes, {settings.data} has "
+            f"images of {found.images[0].numel()} pixels and classes 0 to {int(labels.max())}; change its input_shape or "
+            "classes"
+        )
+    images = data.scale(found.images[:count], settings.arithmetic.dtype, "flat", device)
+    return Split(images.reshape(count, *network.input_shape), labels.to(device))
 
 
 @contextlib.contextmanager
@@ -322,7 +331,7 @@ def _enough_memory(settings: Settings, device: torch.device) -> Iterator[None]:
         ):
             raise
         raise DeviceError(
-            f"no memory left on {device} for {len(settings.members)} members of widths {settings.widths}, batch size "
-            f"{settings.batch_size}, {settings.precision.name}: {str(error).splitlines()[0]}; use fewer seeds at a time, a "
-            "smaller batch size, or another device"
+            f"no memory left on {device} for {len(settings.members)} members of {settings.network}, batch size "
+            f"{settings.batch_size}, {settings.arithmetic.name}: {str(error).splitlines()[0]}; use fewer seeds at a time, "
+            "a smaller batch size, or another device"
         ) from error

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.numerics.determinism import generator
-from relucheck.training.parts import Optimiser
+from relucheck.training.settings import Optimiser
 
 _ALIGNMENT: Final = 64  # bytes, as torch aligns what it allocates: kernels may round differently on other alignments
 _STEPS: Final = 4  # of the proof: moments of 0, then of every size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.numerics.determinism import generator
-from relucheck.numerics.dtypes import as_dtype
 from relucheck.training.flat import Flat, make_optimiser, same_as_apart
 from relucheck.training.model import Choice, Clock, Switch, build, layers, stream
 from relucheck.training.result import Epoch, MemberResult
@@ -27,7 +25,7 @@ Factory = Callable[[Settings, int, Clock, Switch], nn.Module]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images as floats [n, 784] and labels, int64 [n], on the device."""
+    """Images as floats [n, ...], in the input shape of the network, and labels, int64 [n], on the device."""
 
     images: Tensor
     labels: Tensor
@@ -39,12 +37,6 @@ class Split:
 def choice(member: Member) -> Choice:
     """What the backward of a member does at hits. For s = 0 of ReLU and ReLU6 both rules are one."""
     return member.subgradients, member.rule
-
-
-def autocast(settings: Settings, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The autocast context of a mixed precision, else one that does nothing."""
-    mixed = settings.precision.mixed
-    return torch.autocast(device.type, dtype=as_dtype(mixed)) if mixed else contextlib.nullcontext()
 
 
 def finite_or_none(value: float) -> float | None:
@@ -72,8 +64,7 @@ class Branch:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.together = len(self.parameters) == len(self.flat.parameters) and same_as_apart(settings.optimiser, self.flat)
         self.optimiser = make_optimiser(settings.optimiser, [self.flat.whole] if self.together else self.parameters)
-        scales = settings.precision.mixed == "float16"
-        self.scaler = torch.amp.GradScaler(device.type) if scales else None
+        self.scaler = torch.amp.GradScaler(device.type) if settings.arithmetic.scaled else None
         self.differs = False
         self.reset()
 
@@ -118,7 +109,7 @@ class Branch:
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
         """The loss, scaled where a scaler is used, and whether there were hits; counts."""
         self.model.train()
-        with autocast(self.settings, self.device):
+        with self.settings.arithmetic.autocast(self.device):
             loss = F.cross_entropy(self.model(x), y)
         self.loss += loss.detach().double() * len(y)
         self.samples += len(y)
@@ -155,13 +146,13 @@ class Branch:
         self.model.eval()
         size = self.settings.batch_size
         block = max(1, _EVALUATED // size) * size
-        wide = torch.promote_types(self.settings.precision.torch_dtype, torch.float32)
+        wide = torch.promote_types(self.settings.arithmetic.dtype, torch.float32)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         right = []
         with torch.no_grad():
             for start in range(0, len(test), block):
                 x, y = test.images[start : start + block], test.labels[start : start + block]
-                with autocast(self.settings, self.device):
+                with self.settings.arithmetic.autocast(self.device):
                     logits = self.model(x)
                 logits = logits.to(wide)
                 loss += F.cross_entropy(logits, y, reduction="sum").double()
@@ -191,7 +182,7 @@ class ForkingExecutor:
         train, test: the data, on the device.
         device: where.
         apart: run every member by itself from the start, to prove the above.
-        model: makes the model; unless given the fully connected one, :func:`relucheck.training.model.build`.
+        model: makes the model; unless given that of the settings, :func:`relucheck.training.model.build`.
 
     Raises:
         TypeError: for a model without a Kinked.

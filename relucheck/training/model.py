@@ -7,10 +7,10 @@ reads rule and subgradient when backward runs, so that several backwards can sha
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -20,17 +20,14 @@ from torch import Tensor, nn
 
 from relucheck.activations import rules
 from relucheck.activations.rules import injected
+from relucheck.networks.network import ACTIVATIONS
 from relucheck.numerics.bits import find, has_value
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import compute_dtype
-from relucheck.numerics.emulation import emulate
 from relucheck.training.settings import Settings
 
-_RULES: Final = {"relu": rules.RELU, "relu6": rules.RELU6, "leaky_relu": rules.LEAKY_RELU}
 _SLOPE: Final = 0.01
 _SMALL: Final = 2**17  # elements up to which comparing all is faster than picking rows
-CLASSES: Final = 10
-INPUTS: Final = 784
 
 #: What a backward does at hits: subgradients at the kinks, and the rule's name.
 Choice = tuple[tuple[float, float], str]
@@ -161,26 +158,17 @@ def layers(model: nn.Module) -> list[Kinked]:
 
 
 def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Module:
-    """The fully connected model of a comparison, on the CPU, in the dtype of its precision.
+    """The model of a comparison, on the CPU, in its arithmetic.
 
-    PyTorch's default initialisation, drawn in float32 after ``torch.manual_seed(seed)`` and then cast: one seed is one
-    initialisation in every arithmetic, but for rounding.
+    PyTorch's default initialisation, drawn in float32 and then cast: one seed is one initialisation in every arithmetic,
+    but for rounding.
     """
-    parts: collections.OrderedDict[str, nn.Module] = collections.OrderedDict()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inputs = INPUTS
-        for index, width in enumerate(settings.widths, 1):
-            parts[f"linear{index}"] = nn.Linear(inputs, width, dtype=torch.float32, device="cpu")
-            if settings.batch_norm:
-                parts[f"norm{index}"] = nn.BatchNorm1d(width, dtype=torch.float32, device="cpu")
-            parts[f"activation{index}"] = Kinked(_RULES[settings.activation], switch)
-            if settings.dropout:
-                parts[f"dropout{index}"] = SharedDropout(settings.dropout, index, clock)
-            inputs = width
-        parts["output"] = nn.Linear(inputs, CLASSES, dtype=torch.float32, device="cpu")
-    model = nn.Sequential(parts).to(settings.precision.torch_dtype)
-    emulation = settings.precision.emulated()
-    if emulation is not None:
-        emulate(model, emulation)
-    return model
+    network, layer = settings.network, itertools.count(1)
+    rule = ACTIVATIONS[network.activation].rule
+    return network.draw(
+        seed,
+        settings.arithmetic,
+        activation=lambda: Kinked(rule, switch, network.negative_slope),
+        dropout=lambda probability: SharedDropout(probability, next(layer), clock),
+        drawn=torch.float32,
+    )

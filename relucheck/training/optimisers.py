@@ -60,7 +60,7 @@ class Stacked:
 
 def make(settings: Settings, parameters: Sequence[Tensor]) -> Stacked | Scaled:
     """The optimiser of a comparison over parameters [members, ...], which it steps in place."""
-    if settings.precision.scaled:
+    if settings.arithmetic.scaled:
         return Scaled(settings, [parameter.detach() for parameter in parameters])
     shapes = tuple(tuple(parameter.shape) for parameter in parameters)
     first = parameters[0]

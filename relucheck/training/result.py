@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from relucheck.errors import SettingsError
-from relucheck.training.parts import (
-    Member,
-)
-from relucheck.training.settings import Settings
+from relucheck.training.settings import Member, Settings
 
 #: The versions that a result's origin names.
 VERSIONS: Final = ("relucheck", "torch", "python")

@@ -1,6 +1,6 @@
 """What decides a training comparison, and what it yields: frozen data with a digest and a JSON form.
 
-A comparison is one architecture, data set, arithmetic and optimiser; its members differ in seed, subgradient and rule
+A comparison is one network, data set, arithmetic and optimiser; its members differ in seed, subgradient and rule
 only. Nothing here computes; :mod:`relucheck.training.engine` runs what is described.
 """
 
@@ -14,26 +14,127 @@ from typing import Any, Final
 
 from relucheck import data
 from relucheck.errors import SettingsError, instance, listed, number, one_of, truth, whole
-from relucheck.training.parts import OPTIMISERS, RULES, Member, Optimiser, Precision, members_of
+from relucheck.networks.network import Network
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.results.files import MIGRATE
 
-__all__ = [
-    "ACTIVATIONS",
-    "OPTIMISERS",
-    "RULES",
-    "SCHEMA",
-    "Member",
-    "Optimiser",
-    "Precision",
-    "Settings",
-    "SettingsError",
-    "members_of",
-]
+#: Version of the JSON forms of :class:`Settings` and :class:`Result`. Raise it when a field changes. 2: an arithmetic is
+#: its name, a network its description.
+SCHEMA: Final = 2
+OPTIMISERS: Final[tuple[str, ...]] = ("adam", "sgd")
+RULES: Final[tuple[str, ...]] = ("chain", "injected")
+_MOST_SEEDS: Final = 2**31
+_FLOAT32: Final = Arithmetic.parse("float32")
 
-#: Version of the JSON forms of :class:`Settings` and :class:`Result`. Raise it when a field changes.
-SCHEMA: Final = 1
-ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "relu6", "leaky_relu")
+
+@dataclasses.dataclass(frozen=True)
+class Optimiser:
+    """torch's own Adam (betas 0.9 and 0.999, no weight decay) or SGD.
+
+    Attributes:
+        name: "adam" or "sgd".
+        lr: learning rate.
+        eps: Adam's: 1e-8 rounds to 0 in float16, which without ``fused`` makes 0 / 0 where a gradient is 0.
+        momentum: SGD's.
+        fused: torch's fused kernel, which updates 16-bit parameters in float32 and rounds once. False: torch's own
+            default, which rounds after every operation, as published runs did. In float32 and float64 the two differ by
+            rounding only; the fused one takes half the time or less.
+    """
+
+    name: str = "adam"
+    lr: float = 1e-3
+    eps: float = 1e-8
+    momentum: float = 0.0
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("optimiser", self.name, OPTIMISERS)
+        number("lr", self.lr, above=0)
+        number("eps", self.eps, least=0)
+        number("momentum", self.momentum, least=0)
+        if self.name == "adam" and self.momentum:
+            raise SettingsError(f"momentum={self.momentum!r}: Adam has none; use 0.0 or the optimiser sgd")
+        truth("fused", self.fused)
+
+    @property
+    def label(self) -> str:
+        """In words: "adam, lr 0.001, eps 1e-08", "sgd, lr 0.1, momentum 0.9, fused"."""
+        own = f", eps {self.eps:g}" if self.name == "adam" else f", momentum {self.momentum:g}" if self.momentum else ""
+        return f"{self.name}, lr {self.lr:.6g}{own}" + ", fused" * self.fused
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One training of a comparison.
+
+    Attributes:
+        seed: of initialisation, batch order and dropout masks.
+        subgradient: at 0.
+        rule: "chain": the gradient at a hit is subgradient times cotangent; "injected": it is the subgradient itself,
+            which is the fault of the published code (:mod:`relucheck.activations.rules`).
+        control: the second run of s = 0 that must equal the first bit for bit.
+        second: subgradient at the upper kink of ReLU6; None means the same as ``subgradient``.
+    """
+
+    seed: int
+    subgradient: float
+    rule: str = "chain"
+    control: bool = False
+    second: float | None = None
+
+    def __post_init__(self) -> None:
+        whole("seed", self.seed, 0)
+        if self.seed >= _MOST_SEEDS:
+            raise SettingsError(f"seed={self.seed!r}: must be less than 2**31")
+        one_of("rule", self.rule, RULES)
+        number("subgradient", self.subgradient)
+        truth("control", self.control)
+        if self.second is not None:
+            number("second", self.second)
+        object.__setattr__(self, "subgradient", float(self.subgradient))
+        if self.second is not None:
+            object.__setattr__(self, "second", float(self.second))
+        if self.control and not self._is_zero:
+            raise SettingsError(
+                f"{self.name}: a control repeats the run of s = 0 under the chain rule; it can be nothing else"
+            )
+
+    @property
+    def _is_zero(self) -> bool:
+        return self.subgradient == 0 and not self.second and self.rule == "chain"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the run of s = 0 that its seed's other members are compared with."""
+        return self._is_zero and not self.control
+
+    @property
+    def subgradients(self) -> tuple[float, float]:
+        """(at 0, at the upper kink)."""
+        return self.subgradient, self.subgradient if self.second is None else self.second
+
+    @property
+    def name(self) -> str:
+        """For messages: "s = 0.5, injected, seed 3"."""
+        s = f"({self.subgradient:g}, {self.second:g})" if self.second is not None else f"{self.subgradient:g}"
+        return f"s = {s}, {'control' if self.control else self.rule}, seed {self.seed}"
+
+
+def members_of(
+    seeds: Sequence[int], subgradients: Sequence[float], rules: Sequence[str] = RULES, second: float | None = None
+) -> tuple[Member, ...]:
+    """For each seed the reference (s = 0), its control, and every non-zero subgradient under every rule.
+
+    ``second`` is the subgradient at the upper kink of every member but the references and controls.
+    """
+    found: list[Member] = []
+    for seed in seeds:
+        found += [Member(seed, 0.0), Member(seed, 0.0, control=True)]
+        found += [Member(seed, s, rule, second=second) for rule in rules for s in dict.fromkeys(subgradients) if s != 0]
+    return tuple(found)
+
+
 _ADAM: Final = Optimiser()
-_FLOAT32: Final = Precision("float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +144,9 @@ class Settings:
     Attributes:
         data: a name that :func:`relucheck.data.load` knows.
         train_samples, test_samples: the first so many images; None means all.
-        widths: units of each hidden layer.
-        activation: "relu", "relu6" or "leaky_relu" (negative slope 0.01).
-        batch_norm: whether batch norm stands between linear layer and activation.
-        dropout: probability behind each activation; 0 means none.
-        optimiser, precision: see there.
+        network: what is trained; the executor "stacked" serves MLPs.
+        optimiser: see there.
+        arithmetic: also given by its name ("bfloat16 emulated (product)").
         epochs, batch_size: the last batch of an epoch holds what is left.
         shuffle: False: batches in file order, as published; True: a permutation for each (seed, epoch).
         members: each seed with exactly one reference and one control, see :func:`members_of`.
@@ -55,47 +154,37 @@ class Settings:
     """
 
     data: str
-    widths: tuple[int, ...]
+    network: Network
     members: tuple[Member, ...]
     optimiser: Optimiser = _ADAM
-    precision: Precision = _FLOAT32
+    arithmetic: Arithmetic = _FLOAT32
     epochs: int = 1
     batch_size: int = 128
     train_samples: int | None = None
     test_samples: int | None = None
-    activation: str = "relu"
-    batch_norm: bool = False
-    dropout: float = 0.0
     shuffle: bool = False
     every: int = 1
 
     def __post_init__(self) -> None:
-        for name, example in (("widths", "(200, 200, 200)"), ("members", "members_of([0, 1], [0.5])")):
-            object.__setattr__(self, name, listed(name, getattr(self, name), example))
+        instance("network", self.network, Network, 'Network("mlp", (200, 200, 200))')
+        object.__setattr__(self, "members", listed("members", self.members, "members_of([0, 1], [0.5])"))
         for member in self.members:
             instance("members", member, Member, "Member(0, 0.5)")
         instance("optimiser", self.optimiser, Optimiser, 'Optimiser("adam")')
-        instance("precision", self.precision, Precision, 'Precision("float32")')
-        for name in ("batch_norm", "shuffle"):
-            truth(name, getattr(self, name))
+        arithmetic: Arithmetic | str = self.arithmetic
+        if not isinstance(arithmetic, Arithmetic):
+            object.__setattr__(self, "arithmetic", Arithmetic.parse(arithmetic))
+        truth("shuffle", self.shuffle)
         name = str(self.data).lower().replace("-", "").replace("_", "")
         if name not in data.NAMES:
             raise SettingsError(f"data={self.data!r}: must be one of {', '.join(data.NAMES)}")
         object.__setattr__(self, "data", name)
-        one_of("activation", self.activation, ACTIVATIONS)
-        if not self.widths:
-            raise SettingsError("widths=(): at least one hidden layer is needed, as only its activations have kinks")
-        for width in self.widths:
-            whole("widths", width)
         for name in ("epochs", "batch_size", "every"):
             whole(name, getattr(self, name))
         for name in ("train_samples", "test_samples"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name))
-        number("dropout", self.dropout, least=0)
-        if self.dropout >= 1:
-            raise SettingsError(f"dropout={self.dropout!r}: must be less than 1, else nothing is left")
-        if self.optimiser.fused and self.optimiser.momentum and self.precision.scaled:
+        if self.optimiser.fused and self.optimiser.momentum and self.arithmetic.scaled:
             # torch 2.14: where the first step overflows, the fused kernel leaves the momentum as it was allocated
             raise SettingsError(
                 f"momentum={self.optimiser.momentum!r} with fused=True and a gradient scaler (mixed float16): torch's "
@@ -144,14 +233,14 @@ class Settings:
         """The same comparison with the members of some of its seeds."""
         return dataclasses.replace(self, members=tuple(member for member in self.members if member.seed in seeds))
 
-    @property
-    def kinks(self) -> tuple[float, ...]:
-        """Where the activation's kinks are."""
-        return (0.0, 6.0) if self.activation == "relu6" else (0.0,)
+    def rule_name(self, rule: str) -> str:
+        """How tables label a rule: "injected / loss scale" where the subgradient that was injected is divided by it."""
+        return "injected / loss scale" if rule == "injected" and self.arithmetic.scaled else rule
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` reads."""
-        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        fields = {**dataclasses.asdict(self), "arithmetic": self.arithmetic.name}
+        return {"schema": SCHEMA, **json.loads(json.dumps(fields))}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Settings:
@@ -163,7 +252,7 @@ class Settings:
         fields = dict(_of_schema(content, "settings"))
         try:
             fields["optimiser"] = Optimiser(**fields["optimiser"])
-            fields["precision"] = Precision(**fields["precision"])
+            fields["network"] = Network.from_json(fields["network"])
             fields["members"] = tuple(Member(**member) for member in fields["members"])
             return cls(**fields)
         except (KeyError, TypeError) as error:
@@ -178,5 +267,8 @@ class Settings:
 def _of_schema(content: Mapping[str, Any], what: str) -> dict[str, Any]:
     found = content.get("schema")
     if found != SCHEMA:
-        raise SettingsError(f"{what} of schema {found!r}: this version of relucheck reads schema {SCHEMA}; run it again")
+        raise SettingsError(
+            f"{what} of schema {found!r}: this version of relucheck reads schema {SCHEMA}; run it again"
+            + f", or migrate it: {MIGRATE}" * (found == SCHEMA - 1)
+        )
     return {name: value for name, value in content.items() if name != "schema"}

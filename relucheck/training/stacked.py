@@ -22,9 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relucheck.errors import SettingsError
+from relucheck.networks.network import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
-from relucheck.training.forking import Split, autocast, finite_or_none
+from relucheck.training.forking import Split, finite_or_none
 from relucheck.training.model import Clock, Kinked, SharedDropout, Switch, build, layers, stream
 from relucheck.training.optimisers import Scaled, make
 from relucheck.training.result import Epoch, MemberResult
@@ -32,7 +35,18 @@ from relucheck.training.settings import Settings
 from relucheck.training.stacked_layers import StackedKinked, batch_norm, linear_apart
 
 _ELEMENTS = 2**25  # of one layer's activations when evaluating, over all members
-_SERVED = (nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
+_SERVED = (nn.Flatten, nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
+
+
+def stackable(network: Network) -> bool:
+    """Whether the members of a comparison of such networks can be stacked: MLPs with biases."""
+    return network.kind == "mlp" and network.bias
+
+
+def alone_on(arithmetic: Arithmetic, device: str) -> bool:
+    """Whether products are taken one member at a time on a kind of device: 16-bit ones on CUDA, see the module."""
+    narrow = arithmetic.mixed is not None or (arithmetic.dtype.itemsize == 2 and arithmetic.emulated is None)
+    return device == "cuda" and narrow
 
 
 class StackedExecutor:
@@ -44,9 +58,10 @@ class StackedExecutor:
         train, test: the data, on the device.
         device: where.
         alone: whether linear layers are computed member by member, by ``nn.Linear``'s own kernels; None: as
-            :meth:`relucheck.training.settings.Precision.alone_on` says for the device.
+            :func:`alone_on` says for the device.
 
     Raises:
+        SettingsError: for a network that cannot be stacked.
         TypeError: for a model with a module that cannot be stacked.
     """
 
@@ -62,8 +77,13 @@ class StackedExecutor:
         *,
         alone: bool | None = None,
     ) -> None:
+        if not stackable(settings.network):
+            raise SettingsError(
+                f"{settings.network} cannot be stacked, only an mlp with biases can; use the forking executor, which runs "
+                "any network"
+            )
         self.settings, self.train, self.test, self.device = settings, train, test, device
-        self.alone = settings.precision.alone_on(device.type) if alone is None else alone
+        self.alone = alone_on(settings.arithmetic, device.type) if alone is None else alone
         self.seeds = tuple(seeds)
         own = [index for index, member in enumerate(settings.members) if member.seed in self.seeds]
         # controls behind all others: a kernel that treats places differently may still treat neighbours alike
@@ -74,7 +94,8 @@ class StackedExecutor:
         self.clocks = {seed: Clock(seed) for seed in self.seeds}
         models = {seed: build(settings, seed, self.clocks[seed], Switch()) for seed in self.seeds}
         self.template = models[self.seeds[0]]
-        for name, module in self.template.named_children():
+        self.modules = [(name, module) for name, module in self.template.named_modules() if not list(module.children())]
+        for name, module in self.modules:
             if not isinstance(module, _SERVED):
                 served = ", ".join(one.__name__ for one in _SERVED)
                 raise TypeError(
@@ -89,9 +110,9 @@ class StackedExecutor:
         self.sizes = [value[0].numel() for value in stacked.values()]
         count = len(members)
         self.buffers: dict[str, Tensor] = {}
-        for name, module in self.template.named_children():
+        for name, module in self.modules:
             if isinstance(module, nn.BatchNorm1d):
-                shape, dtype = (count, module.num_features), settings.precision.torch_dtype
+                shape, dtype = (count, module.num_features), settings.arithmetic.dtype
                 self.buffers[f"{name}.mean"] = torch.zeros(shape, dtype=dtype, device=device)
                 self.buffers[f"{name}.var"] = torch.ones(shape, dtype=dtype, device=device)
         # [kinks, members, 1, 1] and [members, 1, 1]
@@ -129,7 +150,7 @@ class StackedExecutor:
         count = len(self.indices)
         self.loss = torch.zeros(count, dtype=torch.float64, device=self.device)
         self.samples = 0
-        self.hits = torch.zeros(self.kinked, len(self.settings.kinks), count, dtype=torch.int64, device=self.device)
+        self.hits = torch.zeros(self.kinked, len(self.settings.network.kinks), count, dtype=torch.int64, device=self.device)
         self.activations = [0] * self.kinked
         self.flags: list[Tensor] = []  # one row a step: [3, members]: finite, differs from reference, place of difference
         self.numbers: list[int] = []
@@ -137,16 +158,16 @@ class StackedExecutor:
 
     def _forward(self, x: Tensor, *, training: bool) -> Tensor:
         """Logits [members, n, classes] of x [n, inputs] or [members, n, inputs]."""
-        count, emulation = len(self.indices), self.settings.precision.emulated()
+        count, emulation = len(self.indices), self.settings.arithmetic.emulated
         h = x if x.ndim == 3 else x.expand(count, *x.shape)
         layer = 0
-        for name, module in self.template.named_children():
-            own = {key.split(".")[1]: value for key, value in self.parameters.items() if key.split(".")[0] == name}
+        for name, module in self.modules:
+            own = {part: self.parameters[f"{name}.{part}"] for part, _ in module.named_parameters()}
             if isinstance(module, nn.Linear):
                 if emulation is not None:
                     h = emulation.linear(h, own["weight"], own["bias"])
                 elif self.alone:
-                    h = linear_apart(h, own["weight"], own["bias"], self.settings.precision.mixed)
+                    h = linear_apart(h, own["weight"], own["bias"], self.settings.arithmetic.mixed)
                 else:
                     h = torch.baddbmm(own["bias"].unsqueeze(1), h, own["weight"].transpose(1, 2))
             elif isinstance(module, nn.BatchNorm1d):
@@ -176,7 +197,7 @@ class StackedExecutor:
             where = self._order[:, start:stop]
             x, y = self.train.images[where][self.seed_of], self.train.labels[where][self.seed_of]
         values = list(self.parameters.values())
-        with autocast(self.settings, self.device):
+        with self.settings.arithmetic.autocast(self.device):
             logits = self._forward(x, training=True)
             losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(count, -1).mean(1)
         self.loss += losses.detach().double() * y.shape[1]
@@ -247,14 +268,14 @@ class StackedExecutor:
 
     def _evaluate(self) -> None:
         size, count = self.settings.batch_size, len(self.indices)
-        block = max(1, min(1024, _ELEMENTS // (count * max(self.settings.widths))) // size) * size
-        wide = torch.promote_types(self.settings.precision.torch_dtype, torch.float32)
+        block = max(1, min(1024, _ELEMENTS // (count * max(self.settings.network.widths))) // size) * size
+        wide = torch.promote_types(self.settings.arithmetic.dtype, torch.float32)
         total = torch.zeros(count, dtype=torch.float64, device=self.device)
         right = []
         with torch.no_grad():
             for start in range(0, len(self.test), block):
                 x, y = self.test.images[start : start + block], self.test.labels[start : start + block]
-                with autocast(self.settings, self.device):
+                with self.settings.arithmetic.autocast(self.device):
                     logits = self._forward(x, training=False)
                 logits = logits.to(wide)
                 each = F.cross_entropy(logits.flatten(0, 1), y.repeat(count), reduction="none")

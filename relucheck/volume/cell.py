@@ -8,16 +8,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-import torch
-
 from relucheck import data
-from relucheck.errors import RelucheckError, one_of, whole
-from relucheck.numerics.dtypes import as_dtype, dtype_name
-from relucheck.numerics.emulation import Emulation, EmulationError
+from relucheck.errors import RelucheckError, instance, one_of, whole
+from relucheck.networks.mlp import is_plain
+from relucheck.networks.network import Network
+from relucheck.numerics.arithmetic import Arithmetic, UnsupportedArithmeticError
 from relucheck.results.proportions import CONFIDENCE, Interval, interval
 from relucheck.results.store import Json
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
+_FLOAT32: Final = Arithmetic.parse("float32")
+#: In the middle of every sweep of the published tables.
+_MIDDLE: Final = Network("mlp", (256, 256, 256))
 _LETTERS: Final[dict[Outcome, str]] = {"agree": "a", "bifurcate": "b", "non-finite": "n"}
 _OUTCOMES: Final[dict[str, Outcome]] = {letter: outcome for outcome, letter in _LETTERS.items()}
 IN_ORDER: Final = "file order"
@@ -37,19 +39,14 @@ class Cell:
     """One cell of a volume table: everything that decides its numbers.
 
     Attributes:
-        hidden_layers, neurons: of a fully connected network, inputs - neurons x hidden_layers - classes, with ReLU and
-            PyTorch's default initialisation.
+        network: an MLP with biases, without batch norm and dropout; it has PyTorch's default initialisation.
         batch_size: of mini-batches in file order; the last one may be smaller, and one that is larger than the data makes
             one mini-batch of them all.
         sample_size: training images used, or None for all.
         sample: "file order" (the first ones) or "with replacement" (indices drawn uniformly by a generator seeded with
             ``sample_seed``, as in the published sample-size sweep; a smaller sample is the beginning of a larger one).
         sample_seed: see ``sample``.
-        dtype: name of the dtype of parameters and activations.
-        emulation: None for the device's own arithmetic, or a :mod:`relucheck.numerics.emulation` kind: "rounded",
-            "product", "split-k 4", "tf32".
-        strict: CUDA: no reduced-precision reductions in 16-bit products (PyTorch's default allows them).
-        tf32: CUDA: float32 products may use TensorFloat-32 (PyTorch's default since 1.12 does not).
+        arithmetic: of the networks, also given by its name ("float16 emulated (split-k 4)"); no mixed precision.
         draws: number of random networks.
         first_seed: the networks' seeds are ``first_seed``, ``first_seed + 1``, ...
         data: "mnist", "fashionmnist" or "digits", its training split.
@@ -58,16 +55,12 @@ class Cell:
         varied: the sweep for whose sake the cell is computed, or "" (a label: it decides nothing).
     """
 
-    hidden_layers: int = 3
-    neurons: int = 256
+    network: Network = _MIDDLE
     batch_size: int = 256
     sample_size: int | None = None
     sample: Literal["file order", "with replacement"] = "file order"
     sample_seed: int = 0
-    dtype: str = "float32"
-    emulation: str | None = None
-    strict: bool = False
-    tf32: bool = False
+    arithmetic: Arithmetic = _FLOAT32
     draws: int = 1000
     first_seed: int = 0
     data: str = "mnist"
@@ -76,7 +69,10 @@ class Cell:
     varied: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_layers", "neurons", "batch_size", "draws"):
+        instance("cell: network", self.network, Network, 'Network("mlp", (256, 256, 256))', error=VolumeError)
+        if not is_plain(self.network):
+            raise VolumeError(f"cell: network={self.network}: must be an mlp with biases, without batch norm and dropout")
+        for name in ("batch_size", "draws"):
             whole(f"cell: {name}", getattr(self, name), 1, error=VolumeError)
         for name in ("first_seed", "sample_seed"):
             whole(f"cell: {name}", getattr(self, name), 0, error=VolumeError)
@@ -88,50 +84,37 @@ class Cell:
         one_of("cell: data", self.data, data.NAMES, error=VolumeError)
         if self.sample == REPLACED and self.sample_size is None:
             raise VolumeError("cell: sample='with replacement' needs a sample_size, the number of images to draw")
-        object.__setattr__(self, "dtype", dtype_name(as_dtype(self.dtype)))
+        object.__setattr__(self, "arithmetic", _arithmetic(self.arithmetic))
         object.__setattr__(self, "pair", tuple(float(value) for value in self.pair))
         if len(self.pair) != 2:
             raise VolumeError(f"cell: pair={self.pair!r} must be two subgradients, for example (0.0, 1.0)")
-        if self.tf32 and self.dtype != "float32":
-            raise VolumeError(f"cell: tf32 with {self.dtype}: TF32 is a way to multiply float32; use dtype='float32'")
-        if sum((self.strict, self.tf32, self.emulation is not None)) > 1:
-            raise VolumeError("cell: strict, tf32 and emulation exclude each other: each is an arithmetic of its own")
-        self.linear_arithmetic()  # an unknown emulation is an error here and now
-
-    def linear_arithmetic(self) -> torch.dtype | Emulation:
-        """What the linear layers compute in."""
-        dtype = as_dtype(self.dtype)
-        if self.emulation is None:
-            return dtype
-        kind, _, parts = self.emulation.partition(" ")
-        try:
-            return Emulation(dtype, kind, int(parts) if parts else 1)  # type: ignore[arg-type]
-        except EmulationError as error:
-            raise VolumeError(f"cell: {error}") from error
-        except ValueError:
-            raise VolumeError(f"cell: emulation={self.emulation!r}: parts must be a number, as in 'split-k 4'") from None
 
     @property
-    def arithmetic(self) -> str:
-        """How tables label the arithmetic, for example "float16 strict" or "float16 emulated (rounded)"."""
-        linear = self.linear_arithmetic()
-        if isinstance(linear, Emulation):
-            return linear.name
-        return self.dtype + (" strict" if self.strict else " TF32" if self.tf32 else "")
+    def hidden_layers(self) -> int:
+        """How many hidden layers the networks have."""
+        return len(self.network.widths)
+
+    @property
+    def neurons(self) -> int:
+        """Units of the networks' widest hidden layer."""
+        return max(self.network.widths)
 
     @property
     def deciding(self) -> Json:
         """What decides the numbers, as plain JSON: every field but the label ``varied``."""
         content = dataclasses.asdict(self)
         del content["varied"]
-        return {**content, "pair": list(self.pair)}
+        plain = {"network": self.network.to_json(), "arithmetic": self.arithmetic.name, "pair": list(self.pair)}
+        return {**content, **plain}
 
     @property
     def name(self) -> str:
         """A file name without an ending: readable, and unique by a digest of what decides the numbers."""
         digest = hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()[:8]
         size = "all" if self.sample_size is None else f"{self.sample_size}{'r' if self.sample == REPLACED else ''}"
-        words = "".join(letter if letter.isalnum() else "-" for letter in self.arithmetic.replace("(", "").replace(")", ""))
+        words = "".join(
+            letter if letter.isalnum() else "-" for letter in self.arithmetic.name.replace("(", "").replace(")", "")
+        )
         return f"{self.data}-{self.hidden_layers}x{self.neurons}-b{self.batch_size}-n{size}-{words}-d{self.draws}-{digest}"
 
     def blocks(self, size: int = BLOCK) -> tuple[Cell, ...]:
@@ -144,7 +127,8 @@ class Cell:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], varied: str = "") -> Cell:
         """The cell that :attr:`deciding` describes."""
-        return cls(**{**content, "pair": tuple(content["pair"])}, varied=varied)
+        plain = {"network": Network.from_json(content["network"]), "pair": tuple(content["pair"])}
+        return cls(**{**content, **plain}, varied=varied)
 
 
 class Draw(NamedTuple):
@@ -280,3 +264,14 @@ def draws_of(content: Mapping[str, Any], first_seed: int) -> Iterator[Draw]:
     """What :func:`columns` wrote; the seeds count up from ``first_seed``."""
     pairs = zip(content["outcomes"], content["batches"], strict=True)
     return (Draw(first_seed + index, _OUTCOMES[letter], batch) for index, (letter, batch) in enumerate(pairs))
+
+
+def _arithmetic(value: Arithmetic | str) -> Arithmetic:
+    """The arithmetic of a cell; refuses mixed precision, in which weights have another dtype than products."""
+    try:
+        found = value if isinstance(value, Arithmetic) else Arithmetic.parse(value)
+    except UnsupportedArithmeticError as error:
+        raise VolumeError(f"cell: {error}") from error
+    if found.mixed:
+        raise VolumeError(f"cell: arithmetic {found.name!r}: networks have one dtype here; choose one that is not mixed")
+    return found

@@ -20,7 +20,7 @@ from torch import Tensor
 from relucheck import data
 from relucheck.bifurcation.exact_forward import Zone
 from relucheck.bifurcation.exact_gradients import over_the_reals
-from relucheck.networks.architecture import Architecture, draw
+from relucheck.networks.network import Network
 from relucheck.results.store import Json, Store
 from relucheck.volume.cell import Cell, Estimate, columns
 from relucheck.volume.estimate import sample, scaled
@@ -127,8 +127,7 @@ def _digest(estimate: Estimate) -> str:
 
 
 def _zone(cell: Cell, seed: int, inputs: Tensor, targets: Tensor) -> Zone:
-    architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
-    model = draw(architecture, seed, cell.linear_arithmetic())
+    model = cell.network.draw(seed, cell.arithmetic)
     return over_the_reals(model, inputs, targets, cell.pair, watch=cell.watch).zone
 
 
@@ -152,13 +151,13 @@ def splits(
 def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, Split]) -> dict[str, Sum]:
     """The different networks of each arithmetic over all its cells, in the order met."""
     draws: Counter[str] = Counter()
-    networks: dict[str, dict[tuple[int, int, int], Zone]] = {}
+    networks: dict[str, dict[tuple[Network, int], Zone]] = {}
     for estimate in estimates:
         cell = estimate.cell
-        mine = networks.setdefault(cell.arithmetic, {})
+        mine = networks.setdefault(cell.arithmetic.name, {})
         for seed, zone in found[cell.name].zones:
-            draws[cell.arithmetic] += 1
-            key = cell.hidden_layers, cell.neurons, seed
+            draws[cell.arithmetic.name] += 1
+            key = cell.network, seed
             mine[key] = min(zone, mine.get(key, zone), key=_RANK.index)
     sums = {}
     for name, mine in networks.items():

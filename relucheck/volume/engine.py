@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.modules import ChosenSubgradient, LeakyReLU
+from relucheck.activations.modules import ChosenSubgradient
 from relucheck.activations.rules import Setting
 from relucheck.bifurcation.decide import (
     Decision,
@@ -28,31 +28,15 @@ from relucheck.bifurcation.decide import (
     checked_watch,
 )
 from relucheck.errors import MISSING, ModelError, RelucheckError
-from relucheck.networks.architecture import (
-    ACTIVATIONS,
-    Architecture,
-    LinearArithmetic,
-    arithmetic_name,
-    draw,
-    parameter_dtype,
-)
-from relucheck.networks.mlp import MLP
+from relucheck.networks.mlp import MLP, is_plain, shapes
+from relucheck.networks.network import ACTIVATIONS, Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import deterministic
-from relucheck.numerics.emulation import Emulation
 from relucheck.volume.pair import first_difference
 from relucheck.volume.proof import Prover, Shape, offset_of
+from relucheck.volume.sizes import Sizes
 from relucheck.volume.stack import Stack
-
-# Rows of a block and values of a stack at which CPU products stop gaining (measured: bfloat16 alone gains from more rows).
-_CPU_ROWS: Final = 256
-_CPU_ROWS_BFLOAT16: Final = 1024
-_CPU_UNITS: Final = 512
-_CPU_WIDEST: Final = 64
-_DEVICE_ROWS: Final = 8192
-_DEVICE_NETWORKS: Final = 1024
-_CPU_MEMORY: Final = 2**30
-_SLOPE: Final = LeakyReLU().negative_slope
 
 
 class ZoneMemoryError(RelucheckError, MemoryError):
@@ -66,7 +50,7 @@ class _Unproved(Exception):
 
 
 @dataclasses.dataclass
-class _Network:
+class _Pending:
     """A network whose decision is pending."""
 
     seed: int | None
@@ -78,11 +62,11 @@ class _Network:
 
 
 class Engine:
-    """Decides fully connected networks of one architecture on one data set.
+    """Decides fully connected networks of one description on one data set.
 
     Args:
-        architecture: of every network.
-        arithmetic: a dtype, in the device's own arithmetic under the switches that are set, or an emulation.
+        network: an MLP with biases, without batch norm and dropout: what every one is.
+        arithmetic: of every network; its switches are the caller's to set (``arithmetic.active()``). No mixed precision.
         inputs: [n, features], any floating dtype; converted once.
         targets: class indices, int64 [n].
         batch_size: mini-batches are taken in file order; the last one holds what is left.
@@ -93,14 +77,14 @@ class Engine:
         note: is told, in one line, of what a user should know: a stack that shrank, a proof that did not hold.
 
     Raises:
-        ModelError: for an unknown ``watch`` or a pair that is none.
+        ModelError: for a network that is no such MLP, an unknown ``watch``, a pair that is none, and mixed precision.
         ZoneDataError: for an empty data set, targets of another length, inputs of another width, a batch size below 1.
     """
 
     def __init__(
         self,
-        architecture: Architecture,
-        arithmetic: LinearArithmetic,
+        network: Network,
+        arithmetic: Arithmetic,
         inputs: Tensor,
         targets: Tensor,
         *,
@@ -111,24 +95,27 @@ class Engine:
         memory: int | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
-        self.architecture, self.arithmetic = architecture, arithmetic
+        if arithmetic.mixed:
+            raise ModelError(
+                f"arithmetic {arithmetic.name!r}: networks of volumes have one dtype; choose one that is not mixed"
+            )
+        self.network, self.arithmetic = _plain(network), arithmetic
         self.pair, self.watch = checked_pair(pair), checked_watch(watch)
         self.batch_size = checked_data(inputs, targets, batch_size)
-        if inputs.ndim != 2 or inputs.shape[1] != architecture.inputs:
+        if inputs.ndim != 2 or inputs.shape[1] != network.features:
             raise ZoneDataError(
-                f"inputs of shape {tuple(inputs.shape)}: {architecture} takes [n, {architecture.inputs}]; flatten or "
-                "reshape them"
+                f"inputs of shape {tuple(inputs.shape)}: {network} takes [n, {network.features}]; flatten or reshape them"
             )
         self.device = torch.device(device) if device is not None else inputs.device
-        self.inputs = inputs.to(self.device, parameter_dtype(arithmetic)).contiguous()
-        checked_targets(targets, architecture.outputs)
+        self.inputs = inputs.to(self.device, arithmetic.dtype).contiguous()
+        checked_targets(targets, network.classes)
         self.targets = targets.to(self.device)
         self.notes: list[str] = []
         self._note = note
         self._prover = Prover()
-        self._memory = memory
-        self._networks = self._stack_size()
-        self._most_batches = self._block_size()
+        sizes = Sizes(network, arithmetic, self.batch_size, self.device, memory)
+        self._networks = sizes.networks()
+        self._most_batches = sizes.batches(self._networks)
         self._largest = float(self.inputs.abs().max())
 
     @property
@@ -137,7 +124,7 @@ class Engine:
         return "\n".join(part for part in (str(self._prover), *self.notes) if part)
 
     def decide(self, seeds: Iterable[int]) -> Iterator[Decision]:
-        """Decisions of the networks that :func:`relucheck.networks.architecture.draw` makes from the seeds, in order."""
+        """Decisions of the networks that ``network.draw`` makes from the seeds, in order."""
         group: list[int] = []
         for seed in seeds:
             group.append(seed)
@@ -148,7 +135,7 @@ class Engine:
             yield from self._decide_seeds(group)
 
     def examine(self, models: Sequence[MLP]) -> list[Decision]:
-        """The decisions of given networks of the engine's architecture and dtype (trained ones, for example)."""
+        """The decisions of given networks of the engine's description and dtype (trained ones, for example)."""
         for model in models:
             self._refuse_other(model)
         before = [
@@ -162,42 +149,41 @@ class Engine:
         try:
             while len(decisions) < len(models):
                 group = models[len(decisions) : len(decisions) + self._networks]
-                decisions += self._run([_Network(None, model) for model in group])
+                decisions += self._run([_Pending(None, model) for model in group])
         finally:
             for module, name, value in before:
                 setattr(module, name, value)
         return decisions
 
     def _refuse_other(self, model: nn.Module) -> None:
-        a = self.architecture
-        wanted = [(a.width, a.inputs), *[(a.width, a.width)] * (a.depth - 1), (a.outputs, a.width)]
+        wanted, activation = shapes(self.network), ACTIVATIONS[self.network.activation]
+        slope = self.network.negative_slope
         kinds = [module for module in model.modules() if not list(module.children())]
         linear = [module for module in kinds if isinstance(module, nn.Linear)]
-        own = [module for module in kinds if isinstance(module, ACTIVATIONS[a.activation])]
+        own = [module for module in kinds if isinstance(module, activation)]
         right = (
             isinstance(model, MLP)
             and [tuple(layer.weight.shape) for layer in linear] == wanted
             and all(layer.bias is not None for layer in linear)
-            and len(own) == a.depth
+            and len(own) == len(self.network.widths)
             and len(kinds) == len(linear) + len(own) + 1  # and nn.Flatten
             and all(
-                parameter.dtype == parameter_dtype(self.arithmetic) and parameter.requires_grad
-                for parameter in model.parameters()
+                parameter.dtype == self.arithmetic.dtype and parameter.requires_grad for parameter in model.parameters()
             )
             and not any(module.inplace for module in own)
-            and all(getattr(module, "negative_slope", _SLOPE) == _SLOPE for module in own)
+            and all(getattr(module, "negative_slope", slope) == slope for module in own)
         )
         if not right:
             raise ModelError(
-                f"{type(model).__name__} is no {a} in {arithmetic_name(self.arithmetic)} as stacks.draw makes them "
-                f"(biases, no frozen parameter, relucheck's activations, not in place, slope {_SLOPE}); "
+                f"{type(model).__name__} is no {self.network} in {self.arithmetic} as Network.draw makes "
+                f"them (biases, no frozen parameter, relucheck's activations, not in place, slope {slope}); "
                 "relucheck.bifurcation.decide.decide takes any model"
             )
 
     def _decide_seeds(self, seeds: Sequence[int]) -> list[Decision]:
-        return self._run([_Network(seed) for seed in seeds])
+        return self._run([_Pending(seed) for seed in seeds])
 
-    def _run(self, networks: list[_Network]) -> list[Decision]:
+    def _run(self, networks: list[_Pending]) -> list[Decision]:
         """Decides a group, in smaller stacks where memory does not suffice and separately where a proof does not hold."""
         pending, size = networks, len(networks)
         while pending:
@@ -220,7 +206,7 @@ class Engine:
                 self._release(group)
                 if size == 1 and self._most_batches == 1:
                     raise ZoneMemoryError(
-                        f"{self.architecture} in {arithmetic_name(self.arithmetic)}, mini-batches of {self.batch_size}: "
+                        f"{self.network} in {self.arithmetic}, mini-batches of {self.batch_size}: "
                         f"one network and one mini-batch do not fit into the memory of {self.device}; use smaller "
                         "mini-batches or another device"
                     ) from error
@@ -238,19 +224,19 @@ class Engine:
                 short_of_memory = False
             if short_of_memory and self.device.type == "cuda":
                 torch.cuda.empty_cache()  # not before the exception and the tensors of its frames are gone
-        units = self.architecture.width * self.architecture.depth
+        units = sum(self.network.widths)
         return [
             Decision(network.seed, network.outcome or "agree", network.batch, network.hits, network.rows * units)
             for network in networks
         ]
 
     @staticmethod
-    def _reset(networks: Sequence[_Network]) -> None:
+    def _reset(networks: Sequence[_Pending]) -> None:
         for network in networks:
             network.hits, network.rows, network.outcome, network.batch = 0, 0, None, None
 
     @staticmethod
-    def _release(networks: Sequence[_Network]) -> None:
+    def _release(networks: Sequence[_Pending]) -> None:
         for network in networks:
             if network.seed is not None:
                 network.model = None
@@ -260,11 +246,11 @@ class Engine:
         if self._note is not None:
             self._note(text)
 
-    def _decide_stack(self, networks: list[_Network]) -> None:
+    def _decide_stack(self, networks: list[_Pending]) -> None:
         for network in networks:
             if network.model is None:
                 assert network.seed is not None
-                network.model = draw(self.architecture, network.seed, self.arithmetic, self.device)
+                network.model = self.network.draw(network.seed, self.arithmetic, self.device)
         stack = Stack([network.model for network in networks if network.model is not None], self.arithmetic)
         steepest = max(1.0, *(abs(value) for setting in self.pair for value in _values(setting)))
         careful = not stack.bounded(self._largest, steepest)
@@ -281,8 +267,8 @@ class Engine:
             self._block(active, stack, full, 1, rest, careful)
 
     def _block(
-        self, active: list[_Network], stack: Stack, first: int, batches: int, rows: int, careful: bool
-    ) -> tuple[list[_Network], Stack]:
+        self, active: list[_Pending], stack: Stack, first: int, batches: int, rows: int, careful: bool
+    ) -> tuple[list[_Pending], Stack]:
         """Runs a block of mini-batches; returns the networks that are still undecided, and their stack."""
         start = first * self.batch_size
         with torch.no_grad():
@@ -360,51 +346,21 @@ class Engine:
                 hook.remove()
         if sum(found) != hits:
             raise _Unproved(
-                f"{self.architecture} in {arithmetic_name(self.arithmetic)}, samples {rows.start} to {rows.stop - 1}: the "
+                f"{self.network} in {self.arithmetic}, samples {rows.start} to {rows.stop - 1}: the "
                 f"fused forward has {hits} hits, the separate one {sum(found)}"
             )
         last = max(layer for layer, count in enumerate(found) if count)
         return first_difference(loss, inputs[: last + 1], outputs[last], model, self.pair, self.watch, careful)
 
-    def _stack_size(self) -> int:
-        width = self.architecture.width
-        if self.device.type == "cpu":
-            most = 1 if width > _CPU_WIDEST else max(1, _CPU_UNITS // width)
-        else:
-            most = _DEVICE_NETWORKS
-        return max(1, min(most, self._budget() // (self._parameter_bytes + self._row_bytes * self.batch_size)))
 
-    def _block_size(self) -> int:
-        """Mini-batches of the largest block."""
-        if self.device.type == "cpu":
-            most = (_CPU_ROWS_BFLOAT16 if self.arithmetic == torch.bfloat16 else _CPU_ROWS) // self.batch_size
-        else:
-            most = _DEVICE_ROWS // self.batch_size
-        left = self._budget() - self._networks * self._parameter_bytes
-        return max(1, min(most, left // (self._networks * self._row_bytes * self.batch_size)))
-
-    def _budget(self) -> int:
-        if self._memory is not None:
-            return self._memory
-        if self.device.type == "cuda":
-            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            return (int(torch.cuda.mem_get_info(self.device)[0]) + unused) // 2
-        return _CPU_MEMORY
-
-    @property
-    def _bytes(self) -> int:
-        return 4 if isinstance(self.arithmetic, Emulation) else torch.finfo(self.arithmetic).bits // 8
-
-    @property
-    def _parameter_bytes(self) -> int:
-        """Of one network: the drawn one's, their wide copies and their places in the stack."""
-        a = self.architecture
-        return 3 * self._bytes * (a.inputs * a.width + (a.depth - 1) * a.width**2 + a.width * a.outputs)
-
-    @property
-    def _row_bytes(self) -> int:
-        """Of one row through one network: three layers' values."""
-        return 3 * self._bytes * max(self.architecture.width, self.architecture.outputs)
+def _plain(network: Network) -> Network:
+    """Refuses what a stack cannot hold."""
+    if not is_plain(network):
+        raise ModelError(
+            f"{network}: stacks hold MLPs with biases, without batch norm and dropout; relucheck.bifurcation.decide.decide "
+            "takes any model"
+        )
+    return network
 
 
 def _values(setting: Setting) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """Volumes: the share of random networks in the bifurcation zone, one cell at a time, with exact intervals.
 
-A *cell* says everything that decides an estimate: architecture, arithmetic, data, mini-batches, draws and their seeds. An
+A *cell* says everything that decides an estimate: network, arithmetic, data, mini-batches, draws and their seeds. An
 *estimate* keeps the outcome of every draw, so that any single network can be rebuilt from its seed and looked at.
 Source: Bertoin et al. 2021, section 3.1, where the volume of the zone is estimated in the same way, by 1,000 draws.
 """
@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 
 from relucheck import data
-from relucheck.networks.architecture import Architecture
-from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
-from relucheck.numerics.dtypes import as_dtype
 from relucheck.results.store import Json, Store, StoreError
 from relucheck.volume import engine as volume_engine
 from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
@@ -109,7 +106,7 @@ def estimate(
             plan = part["plan"]
     if len(draws) < cell.draws:
         inputs, targets = scaled(cell, dataset, rows)
-        with _switches(cell):
+        with cell.arithmetic.active():  # whatever the process is set to
             decider = (engine or _engine)(cell, inputs, targets, device, note)
             seeds = range(cell.first_seed + len(draws), cell.first_seed + cell.draws)
             for part in _chunks(decider, seeds, chunk, progress):
@@ -169,29 +166,20 @@ def sample(cell: Cell, size: int) -> Tensor | None:
 
 
 def scaled(cell: Cell, dataset: data.DataSet, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Inputs [n, 784] in the cell's dtype and classes, int64 [n], of the chosen rows."""
+    """Inputs [n, features] in the cell's dtype and classes, int64 [n], of the chosen rows."""
     images, labels = (dataset.images, dataset.labels) if rows is None else (dataset.images[rows], dataset.labels[rows])
-    return data.scale(images, cell.dtype), labels
+    return data.scale(images, cell.arithmetic.dtype), labels
 
 
 def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device, note: Note | None) -> Decider:
-    architecture = Architecture(inputs=inputs.shape[1], width=cell.neurons, depth=cell.hidden_layers)
-    arithmetic = cell.linear_arithmetic()
     return volume_engine.Engine(
-        *(architecture, arithmetic, inputs, targets),
+        *(cell.network, cell.arithmetic, inputs, targets),
         batch_size=cell.batch_size,
         pair=cell.pair,
         watch=cell.watch,
         device=device,
         note=note,
     )
-
-
-@contextlib.contextmanager
-def _switches(cell: Cell) -> Iterator[None]:
-    """PyTorch's own defaults, whatever the process is set to, but for what the cell asks for."""
-    with Arithmetic(as_dtype(cell.dtype), tf32=cell.tf32, reduced_precision=not cell.strict).active():
-        yield
 
 
 def _chunks(decider: Decider, seeds: range, size: int, progress: Callable[[int], None] | None) -> Iterator[Json]:

@@ -8,7 +8,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from relucheck.networks.architecture import parameter_dtype
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import generator
 from relucheck.volume.stack import Stack, Way
@@ -69,7 +68,7 @@ class Prover:
     def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool] | None:
         """The first way that holds; None where these networks prove nothing."""
         stacked: tuple[Way, ...] = _ORDER if shape.networks > 1 else ("separate",)
-        size = stack.own[0][0][0].shape[1] * torch.finfo(parameter_dtype(stack.arithmetic)).bits // 8
+        size = stack.own[0][0][0].shape[1] * stack.arithmetic.dtype.itemsize
         # so that every mini-batch of a block begins where a block can begin
         whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0 and shape.batch_size * size % _ALIGNMENT == 0
         for blocks in (True, False) if whole else (False,):
@@ -100,7 +99,7 @@ def _holds(stack: Stack, shape: Shape, way: Way, blocks: bool) -> bool | None:
     None where these networks overflow on them or hold a NaN: infinities and NaN hide how a sum was made.
     """
     weight = stack.own[0][0][0]
-    dtype = parameter_dtype(stack.arithmetic)
+    dtype = stack.arithmetic.dtype
     rows = shape.batches * shape.batch_size if blocks else shape.batch_size
     drawn = torch.rand(rows, weight.shape[-1], generator=generator(0), dtype=torch.float64).to(weight.device, dtype)
     x = _at_offset(drawn, shape.offset)

@@ -1,6 +1,6 @@
 """Forward passes of many networks at once, and the proof that they are bitwise the separate ones.
 
-A stack holds the parameters of n networks of one architecture. It can run them one by one (*separate*: what
+A stack holds the parameters of n networks of one description. It can run them one by one (*separate*: what
 ``F.linear`` does for one network and one mini-batch), as batched products (*batched*), or with the first layers joined to
 one product, as all networks share its input (*joined*); and several mini-batches as one block of rows. Whether a fused
 way rounds as the separate one does depends on the device, the dtype and the shape, so every shape is proved where it is
@@ -19,26 +19,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.activations.modules import ChosenSubgradient, LeakyReLU
-from relucheck.networks.architecture import LinearArithmetic, parameter_dtype
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import has_value
 from relucheck.numerics.dtypes import compute_dtype
-from relucheck.numerics.emulation import Emulation
 
 Way = Literal["joined", "batched", "separate"]
 
 
 class Stack:
-    """The parameters of n networks of one architecture, and their forward passes.
+    """The parameters of n networks of one description, and their forward passes.
 
     Args:
         models: as :func:`draw` makes them.
         arithmetic: what the linear layers compute in.
     """
 
-    def __init__(self, models: Sequence[nn.Module], arithmetic: LinearArithmetic) -> None:
-        dtype = parameter_dtype(arithmetic)
+    def __init__(self, models: Sequence[nn.Module], arithmetic: Arithmetic) -> None:
+        self.arithmetic, self._emulation = arithmetic, arithmetic.emulated
         # an emulation widens its factors for every product: widen parameters once
-        wide = compute_dtype(dtype) if isinstance(arithmetic, Emulation) else dtype
+        wide = compute_dtype(arithmetic.dtype) if self._emulation else arithmetic.dtype
         # Each network's own tensors, not slices of the stacked ones: kernels for few rows depend on the alignment.
         self.own = [
             [
@@ -48,7 +47,6 @@ class Stack:
             ]
             for model in models
         ]
-        self.arithmetic = arithmetic
         self.activation = next(module for module in models[0].modules() if isinstance(module, ChosenSubgradient))
 
     @functools.cached_property
@@ -76,7 +74,7 @@ class Stack:
     def part(self, chosen: Sequence[int]) -> Stack:
         """A stack of some of the networks."""
         other = object.__new__(Stack)
-        other.arithmetic, other.activation = self.arithmetic, self.activation
+        other.arithmetic, other._emulation, other.activation = self.arithmetic, self._emulation, self.activation
         other.own = [self.own[index] for index in chosen]
         return other
 
@@ -91,7 +89,7 @@ class Stack:
             largest: absolute value of an input.
             steepest: absolute slope or subgradient of the activation, at least 1.
         """
-        limit = torch.finfo(parameter_dtype(self.arithmetic)).max
+        limit = torch.finfo(self.arithmetic.dtype).max
         wide = torch.promote_types(self.own[0][0][0].dtype, torch.float32)
         slack = 1.1  # for the rounding of these sums and of the computation itself
         inputs = [torch.full((len(self),), largest, dtype=torch.float64)]
@@ -106,7 +104,7 @@ class Stack:
 
     def _affine(self, layer: int, x: Tensor, way: Way) -> Tensor:
         """Pre-activations [n, rows, units] of one layer for x [rows, inputs] or [n, rows, inputs]."""
-        emulation = self.arithmetic if isinstance(self.arithmetic, Emulation) else None
+        emulation = self._emulation
         if len(self) == 1:
             weight, bias = self.own[0][layer]
             rows = x if x.ndim == 2 else x[0]
@@ -142,7 +140,7 @@ class Stack:
         """
         if x.device.type != "cpu":
             return True
-        emulation = self.arithmetic if isinstance(self.arithmetic, Emulation) else None
+        emulation = self._emulation
         affine = F.linear if emulation is None else emulation.forward
         forward, slope, kinks = self.activation.rule.forward_, self._slope, self.kinks
         for weight, bias in self.own[0][:-1]:

@@ -30,7 +30,8 @@ from relucheck.bifurcation.compare import untouched
 from relucheck.bifurcation.decide import Outcome, checked_data
 from relucheck.bifurcation.gradients import gradients
 from relucheck.errors import ControlError, ModelError
-from relucheck.networks.lenet import LeNet, draw
+from relucheck.networks.lenet import LeNet
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import differs, same_bits
 from relucheck.numerics.determinism import deterministic
 
@@ -273,7 +274,7 @@ def equal_in_float64(model: LeNet, x: Tensor) -> tuple[int, int]:
     The weights are the model's own, converted exactly; float64 arithmetic from the images on. A tie that float64 breaks is
     one of rounding, unless float64 itself errs by as much (then it would be broken by a few of its own ulps).
     """
-    exact = draw(0, torch.float64, model.order)
+    exact = model.network.draw(0, Arithmetic(torch.float64))
     exact.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
     with torch.no_grad(), ties(model) as calls:
         model(x)

@@ -64,7 +64,7 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> d
 
 def _decide(block: Cell, folder: Path, root: data.Root, device: str, report: Report) -> None:
     def counted(draws: int) -> None:
-        report(draws, f"{block.hidden_layers}x{block.neurons} {block.arithmetic}")
+        report(draws, f"{block.hidden_layers}x{block.neurons} {block.arithmetic.name}")
 
     def noted(text: str) -> None:
         report(0, f"{block.name}: {text}")

@@ -13,8 +13,9 @@ from torchvision.transforms.functional import to_tensor
 
 from relucheck import data
 from relucheck.activations import modules
-from relucheck.numerics.emulation import emulate
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.training.settings import Optimiser, Settings, members_of
 
 WIDTHS: Final = (200, 200, 200)
 BATCH: Final = 128
@@ -23,14 +24,14 @@ SUBGRADIENTS: Final = (-0.5, 0.5, 0.8, 1.0)
 MEMBERS: Final = 2 + len(SUBGRADIENTS)  # of a seed, with s = 0 and its control
 
 
-def settings_of(precision: Precision, seeds: Sequence[int], *, fused: bool, every: int) -> Settings:
+def settings_of(arithmetic: Arithmetic, seeds: Sequence[int], *, fused: bool, every: int) -> Settings:
     """Of the engine's side: the members of some seeds, distances every so many steps."""
     return Settings(
         "digits",
-        WIDTHS,
+        Network("mlp", WIDTHS),
         members_of(seeds, SUBGRADIENTS, ["chain"]),
         optimiser=Optimiser(fused=fused),
-        precision=precision,
+        arithmetic=arithmetic,
         batch_size=BATCH,
         every=every,
     )
@@ -67,15 +68,11 @@ class _Samples(Dataset[tuple[Tensor, int]]):
         return to_tensor(self.images[index]), self.labels[index]
 
 
-def _model(precision: Precision, activation: Callable[[], nn.Module]) -> nn.Module:
+def _model(arithmetic: Arithmetic, activation: Callable[[], nn.Module]) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in zip((784, *WIDTHS), WIDTHS, strict=False):
         layers += [nn.Linear(inputs, outputs), activation()]
-    model = nn.Sequential(*layers, nn.Linear(WIDTHS[-1], 10)).to(precision.torch_dtype)
-    emulation = precision.emulated()
-    if emulation is not None:
-        emulate(model, emulation)
-    return model
+    return arithmetic.apply(nn.Sequential(*layers, nn.Linear(WIDTHS[-1], 10)))
 
 
 def with_dead(model: Any, dead: int) -> Any:
@@ -93,10 +90,10 @@ def _train(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Ten
     optimiser.step()
 
 
-def tuned(precision: Precision, dead: int, fused: bool, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
+def tuned(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
     """A tuned eager loop: data on the device, batches as slices, the public activations. Returns one sweep."""
-    images, labels = found.scaled(precision.torch_dtype, device=device), found.labels.to(device)
-    model = with_dead(_model(precision, lambda: modules.ReLU(0.5)), dead).to(device)
+    images, labels = found.scaled(arithmetic.dtype, device=device), found.labels.to(device)
+    model = with_dead(_model(arithmetic, lambda: modules.ReLU(0.5)), dead).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
 
     def sweep() -> None:
@@ -107,14 +104,14 @@ def tuned(precision: Precision, dead: int, fused: bool, found: data.DataSet, dev
     return sweep
 
 
-def published(precision: Precision, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
+def published(arithmetic: Arithmetic, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
     """In the manner of the published code: a DataLoader, a ReLU by ``where``, torch's default Adam. Returns one sweep."""
     loader = DataLoader(_Samples(found), batch_size=BATCH)
-    model = _model(precision, _WhereReLU).to(device)
+    model = _model(arithmetic, _WhereReLU).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def sweep() -> None:
         for x, y in itertools.islice(loader, STEPS):
-            _train(model, optimiser, x.to(device, precision.torch_dtype), y.to(device))
+            _train(model, optimiser, x.to(device, arithmetic.dtype), y.to(device))
 
     return sweep

@@ -22,28 +22,28 @@ import pytest
 import torch
 
 from relucheck import data
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _unfilled
 from relucheck.training.forking import ForkingExecutor, Split
 from relucheck.training.model import build
-from relucheck.training.settings import Precision
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned, with_dead
 
 pytestmark = pytest.mark.benchmark
 
 ROUNDS = 5
-#: (precision, units that are dead from the start, bound against the tuned loop, bound against the published-style loop)
+#: (arithmetic, units that are dead from the start, bound against the tuned loop, bound against the published-style loop)
 CASES = {
-    "hits rare, float32": (Precision("float32"), 0, 2.0, 4.0),
-    "forked from the start, float32": (Precision("float32"), 2, 0.9, None),
-    "hits frequent, bfloat16 product": (Precision("bfloat16", emulation="product"), 0, 0.9, None),
+    "hits rare, float32": (Arithmetic.parse("float32"), 0, 2.0, 4.0),
+    "forked from the start, float32": (Arithmetic.parse("float32"), 2, 0.9, None),
+    "hits frequent, bfloat16 product": (Arithmetic.parse("bfloat16 emulated (product)"), 0, 0.9, None),
 }
 RECORDING = 1.1  # time of a step with distances recorded, as a multiple of one without
 
 
-def _engine(precision: Precision, dead: int, fused: bool, found: data.DataSet, every: int) -> Callable[[], object]:
-    settings = settings_of(precision, [0], fused=fused, every=every)
-    split = Split(found.scaled(precision.torch_dtype), found.labels)
+def _engine(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, every: int) -> Callable[[], object]:
+    settings = settings_of(arithmetic, [0], fused=fused, every=every)
+    split = Split(found.scaled(arithmetic.dtype), found.labels)
     run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), model=lambda *rest: with_dead(build(*rest), dead))
     number = 0
 
@@ -60,13 +60,13 @@ def _engine(precision: Precision, dead: int, fused: bool, found: data.DataSet, e
 @pytest.mark.parametrize("fused", [False, True], ids=["default Adam", "fused Adam"])
 @pytest.mark.parametrize("case", CASES)
 def test_engine_against_sequential_trainings(case: str, fused: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    precision, dead, against_tuned, against_published = CASES[case]
+    arithmetic, dead, against_tuned, against_published = CASES[case]
     found = data.load("digits")
     rivals: dict[str, tuple[Callable[[], object], int]] = {
-        "tuned": (tuned(precision, dead, fused, found), MEMBERS),
-        "published": (published(precision, found), MEMBERS),
-        "engine": (_engine(precision, dead, fused, found, every=STEPS), 1),
-        "engine, every step": (_engine(precision, dead, fused, found, every=1), 1),
+        "tuned": (tuned(arithmetic, dead, fused, found), MEMBERS),
+        "published": (published(arithmetic, found), MEMBERS),
+        "engine": (_engine(arithmetic, dead, fused, found, every=STEPS), 1),
+        "engine, every step": (_engine(arithmetic, dead, fused, found, every=1), 1),
     }
     best = dict.fromkeys(rivals, float("inf"))
     pairs: list[float] = []  # recording against not, one after the other: other work on the machine slows both

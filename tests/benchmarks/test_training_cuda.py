@@ -14,24 +14,19 @@ import pytest
 import torch
 
 from relucheck import data
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _unfilled
 from relucheck.training.forking import Split
-from relucheck.training.settings import Precision
 from relucheck.training.stacked import StackedExecutor
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned
 
-PRECISIONS = ("float32", "float32 tf32", "bfloat16", "bfloat16 product")
+ARITHMETICS = ("float32", "float32 TF32", "bfloat16", "bfloat16 emulated (product)")
 
 
-def _precision(name: str) -> Precision:
-    dtype, _, kind = name.partition(" ")
-    return Precision(dtype, tf32=kind == "tf32", emulation=kind if kind == "product" else None)
-
-
-def _stacked(precision: Precision, seeds: int, found: data.DataSet, every: int, device: str) -> Callable[[], object]:
-    settings = settings_of(precision, range(seeds), fused=False, every=every)
-    split = Split(found.scaled(precision.torch_dtype, device=device), found.labels.to(device))
+def _stacked(arithmetic: Arithmetic, seeds: int, found: data.DataSet, every: int, device: str) -> Callable[[], object]:
+    settings = settings_of(arithmetic, range(seeds), fused=False, every=every)
+    split = Split(found.scaled(arithmetic.dtype, device=device), found.labels.to(device))
     run = StackedExecutor(settings, tuple(range(seeds)), split, split, torch.device(device))
     number = 0
 
@@ -45,21 +40,21 @@ def _stacked(precision: Precision, seeds: int, found: data.DataSet, every: int, 
     return sweep
 
 
-def ratios(precision: Precision, seeds: int, device: str, rounds: int = 5) -> dict[str, float]:
+def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> dict[str, float]:
     """Seconds of all members for each way, divided by the engine's."""
     found = data.load("digits")
     members = seeds * MEMBERS
     ways = {
-        "tuned": (tuned(precision, 0, False, found, device), members),
-        "published": (published(precision, found, device), members),
-        "engine": (_stacked(precision, seeds, found, STEPS, device), 1),
-        "engine, every step": (_stacked(precision, seeds, found, 1, device), 1),
+        "tuned": (tuned(arithmetic, 0, False, found, device), members),
+        "published": (published(arithmetic, found, device), members),
+        "engine": (_stacked(arithmetic, seeds, found, STEPS, device), 1),
+        "engine, every step": (_stacked(arithmetic, seeds, found, 1, device), 1),
     }
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(rounds):
         for name, (sweep, factor) in ways.items():
             with contextlib.ExitStack() as stack:
-                stack.enter_context(precision.arithmetic.active())
+                stack.enter_context(arithmetic.active())
                 if name.startswith("engine"):
                     stack.enter_context(deterministic())
                     stack.enter_context(_unfilled())
@@ -73,15 +68,15 @@ def ratios(precision: Precision, seeds: int, device: str, rounds: int = 5) -> di
 
 @pytest.mark.benchmark
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="times the engine on a CUDA device, and torch finds none")
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", ARITHMETICS)
 def test_stacked_engine_against_sequential_trainings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = ratios(_precision(name), 10, "cuda")
+    found = ratios(Arithmetic.parse(name), 10, "cuda")
     with capsys.disabled():
         print(f"\n{name}, 60 members: " + ", ".join(f"{way} {ratio:.2f}x" for way, ratio in found.items()))
     assert found["tuned"] > 1, "stacking members must pay"
 
 
 @pytest.mark.benchmark
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", ARITHMETICS)
 def test_the_same_on_a_cpu_so_that_it_runs_at_all(name: str) -> None:
-    assert set(ratios(_precision(name), 1, "cpu", rounds=1)) == {"tuned", "published", "engine", "engine, every step"}
+    assert set(ratios(Arithmetic.parse(name), 1, "cpu", rounds=1)) == {"tuned", "published", "engine", "engine, every step"}

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import data
-from relucheck.networks.architecture import Architecture, draw
-from relucheck.numerics.emulation import Emulation
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.volume.engine import Engine
 from tests.two_networks import plain_decision
+from tests.uniform import mlp
 
 pytestmark = pytest.mark.benchmark
 
@@ -32,9 +33,9 @@ BOUNDS = {torch.float32: (3.2, 1.5), torch.bfloat16: (5.5, 1.7), torch.float16: 
 NETWORKS = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 4, torch.float64: 3}
 
 
-def _bare(architecture: Architecture, seed: int, dtype: torch.dtype, inputs: Tensor, batch_size: int) -> float:
+def _bare(network: Network, seed: int, dtype: torch.dtype, inputs: Tensor, batch_size: int) -> float:
     """CPU seconds of the forward products of the hidden layers alone, on inputs of the same shapes."""
-    model = draw(architecture, seed, dtype)
+    model = network.draw(seed, Arithmetic(dtype))
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)][:-1]
     with torch.no_grad():
         start = time.process_time()
@@ -60,23 +61,23 @@ def test_engine_against_two_networks(
     dtype: torch.dtype, width: int, digits: tuple[Tensor, Tensor, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     inputs, targets = digits[0].to(dtype), digits[1]
-    architecture = Architecture(width=width)
+    network = mlp(width=width)
     seeds = range(NETWORKS[dtype] if width <= 256 else 2)
-    engine = Engine(architecture, dtype, inputs, targets, batch_size=BATCH, watch="first layer")
+    engine = Engine(network, Arithmetic(dtype), inputs, targets, batch_size=BATCH, watch="first layer")
     warm = max(seeds) + 1
     list(engine.decide([warm]))
-    plain_decision(draw(architecture, warm, dtype), inputs[:BATCH], targets[:BATCH], BATCH, first_layer=True)
+    plain_decision(network.draw(warm, Arithmetic(dtype)), inputs[:BATCH], targets[:BATCH], BATCH, first_layer=True)
     ours, peer, bare = 0.0, 0.0, 0.0
     for seed in seeds:  # interleaved, so that a disturbance hits all of them
         start = time.process_time()
         (decision,) = engine.decide([seed])
         ours += time.process_time() - start
         start = time.process_time()
-        plain = plain_decision(draw(architecture, seed, dtype), inputs, targets, BATCH, first_layer=True)
+        plain = plain_decision(network.draw(seed, Arithmetic(dtype)), inputs, targets, BATCH, first_layer=True)
         peer += time.process_time() - start
         assert (decision.outcome, decision.batch) == plain
         rows = len(inputs) if decision.batch is None else (decision.batch + 1) * BATCH
-        bare += _bare(architecture, seed, dtype, inputs[:rows], BATCH)
+        bare += _bare(network, seed, Arithmetic(dtype), inputs[:rows], BATCH)
     with capsys.disabled():
         print(f"\n{digits[2]} 3 x {width}, {dtype!s:15}: {peer / ours:5.2f} x the two-network method, ", end="")
         print(f"{ours / bare:4.2f} x the bare products ({ours / len(seeds):.3f} s a network)")
@@ -88,16 +89,17 @@ def test_engine_against_two_networks(
 
 def test_emulated_float16_against_native(digits: tuple[Tensor, Tensor, str], capsys: pytest.CaptureFixture[str]) -> None:
     """The labelled emulation, per mini-batch forward, against the native float16 engine."""
-    architecture, rows = Architecture(), BATCH * 4
+    network, rows = mlp(), BATCH * 4
     seconds = {}
-    for arithmetic in (torch.float16, Emulation(torch.float16, "rounded")):
-        engine = Engine(architecture, arithmetic, digits[0][:rows], digits[1][:rows], batch_size=BATCH)
+    native, emulated = Arithmetic.parse("float16"), Arithmetic.parse("float16 emulated (rounded)")
+    for arithmetic in (native, emulated):
+        engine = Engine(network, arithmetic, digits[0][:rows], digits[1][:rows], batch_size=BATCH)
         list(engine.decide([0]))
         start = time.process_time()
         found = list(engine.decide(range(1, 9)))
         batches = sum(decision.activations for decision in found) / (BATCH * 3 * 256)
         seconds[arithmetic] = (time.process_time() - start) / batches
-    ratio = seconds[torch.float16] / seconds[Emulation(torch.float16, "rounded")]
+    ratio = seconds[native] / seconds[emulated]
     with capsys.disabled():
         print(f"\nfloat16 emulated by rounding: {ratio:.2f} x the native engine, per mini-batch")
     assert ratio >= 2.5
@@ -112,7 +114,7 @@ def test_stacked_networks_on_cuda(
 ) -> None:
     """Wall time with synchronisation: 1,000 networks of 3 x 32 for the engine, 3 of the same for the peer. Goal: 50."""
     inputs, targets = digits[0].to("cuda", dtype), digits[1].cuda()
-    architecture, draws = Architecture(width=32), 1000
+    network, draws = mlp(width=32), 1000
 
     def seconds(run: Callable[[], object]) -> float:
         torch.cuda.synchronize()
@@ -121,11 +123,11 @@ def test_stacked_networks_on_cuda(
         torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    engine = Engine(architecture, dtype, inputs, targets, batch_size=BATCH, watch="first layer")
+    engine = Engine(network, Arithmetic(dtype), inputs, targets, batch_size=BATCH, watch="first layer")
     list(engine.decide(range(draws)))
     found = []
     ours = seconds(lambda: found.extend(engine.decide(range(draws)))) / draws
-    models = [draw(architecture, seed, dtype, "cuda") for seed in range(3)]
+    models = [network.draw(seed, Arithmetic(dtype), "cuda") for seed in range(3)]
     plain = []
     peer = seconds(
         lambda: plain.extend(plain_decision(model, inputs, targets, BATCH, first_layer=True) for model in models)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
 from relucheck.bifurcation.compare import Backprops
-from relucheck.networks.examples import Rule
+from relucheck.networks.network import ActivationName
 from relucheck.numerics.bits import neighbour
 from tests.bifurcation.subjects import Faulty, FaultySubject, Gradients, Subject
 
@@ -45,8 +45,8 @@ class ReadAtConstruction(Faulty):
 class StaleMask(Faulty):
     """The hits of the first batch of a shape are kept and used for every later one."""
 
-    def __init__(self, rule: Rule, negative_slope: float) -> None:
-        super().__init__(rule, negative_slope)
+    def __init__(self, name: ActivationName, negative_slope: float) -> None:
+        super().__init__(name, negative_slope)
         self.cache: dict[torch.Size, list[Tensor]] = {}
 
     def remembered(self, x: Tensor) -> list[Tensor]:

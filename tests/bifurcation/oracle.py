@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
-from relucheck.networks.examples import Example, Rule, torch_activation
+from relucheck.networks.examples import Example, torch_activation
+from relucheck.networks.network import ActivationName
 
-KINKS: dict[Rule, tuple[float, ...]] = {"ReLU": (0.0,), "ReLU6": (0.0, 6.0), "LeakyReLU": (0.0,)}
+KINKS: dict[ActivationName, tuple[float, ...]] = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,)}
 Gradients = dict[str, Tensor]
 
 
@@ -18,13 +19,13 @@ class Composite(nn.Module):
     ``(x - x.detach()) * s`` is exactly 0 at a finite hit and has the derivative s; elsewhere ``where`` masks it out.
     """
 
-    def __init__(self, rule: Rule, negative_slope: float, setting: Setting) -> None:
+    def __init__(self, name: ActivationName, negative_slope: float, setting: Setting) -> None:
         super().__init__()
-        self.native = torch_activation(rule, negative_slope)
+        self.native = torch_activation(name, negative_slope)
         lower, upper = setting if isinstance(setting, tuple) else (setting, setting)
         assert lower is not None
         assert upper is not None
-        self.pieces = list(zip(KINKS[rule], (lower, upper), strict=False))
+        self.pieces = list(zip(KINKS[name], (lower, upper), strict=False))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.native(x)
@@ -35,7 +36,7 @@ class Composite(nn.Module):
 
 def gradients(example: Example, setting: Setting, cotangent: Tensor, *, rows: slice = slice(None)) -> Gradients:
     """Gradients of every parameter with the composite activation, for (a block of rows of) the example's mini-batch."""
-    model, inputs, _ = example.build(lambda rule, slope: Composite(rule, slope, setting))
+    model, inputs, _ = example.build(lambda name, slope: Composite(name, slope, setting))
     parameters = dict(model.named_parameters())
     found = torch.autograd.grad(model(inputs[rows]), list(parameters.values()), cotangent)
     return dict(zip(parameters, found, strict=True))

@@ -59,7 +59,7 @@ def native_gradient_is_torchs(example: Example, subject: Subject) -> None:
     cotangent = example.cotangent()
     parameters = dict(plain.named_parameters())
     expected = dict(zip(parameters, torch.autograd.grad(plain(inputs), list(parameters.values()), cotangent), strict=True))
-    for own in (None, example.negative_slope if example.rule == "LeakyReLU" else 0.0):
+    for own in (None, example.network.negative_slope if example.network.activation == "leaky_relu" else 0.0):
         model, inputs, _ = example.build(subject.activation)
         run = subject.backprops(model, inputs, (own,), cotangent)
         _same(run.gradients[0], expected, f"gradient with torch's own s ({own})", signed_zero=True)
@@ -70,7 +70,7 @@ def native_gradient_is_torchs(example: Example, subject: Subject) -> None:
 def no_hit_agrees(example: Example, subject: Subject, pair: Pair) -> Comparison:
     """3. Without a hit all backprop_s agree, bit for bit."""
     z = oracle.preactivations(example)
-    hits = sum(len(oracle.hits(values, at)) for values in z.values() for at in oracle.KINKS[example.rule])
+    hits = sum(len(oracle.hits(values, at)) for values in z.values() for at in oracle.KINKS[example.network.activation])
     if example.cannot_hit:
         assert hits == 0, "an example that cannot hit has a hit: the strategy's promise is broken"
     comparison, gradients = _compare(subject, example, pair, example.cotangent())
@@ -85,7 +85,7 @@ def _pull_towards_kinks(example: Example, z: dict[str, Tensor]) -> None:
     """Guides Hypothesis towards pre-activations next to a kink."""
     nearest = math.inf
     for values in z.values():
-        for at in oracle.KINKS[example.rule]:
+        for at in oracle.KINKS[example.network.activation]:
             distance = ulp_distance(values, torch.tensor(at, dtype=values.dtype))
             nearest = min(nearest, float(distance.min()))
     if math.isfinite(nearest):
@@ -121,16 +121,16 @@ def dead_unit_differs_in_its_row(example: Example, subject: Subject, pair: Pair)
     Nothing below can differ, because the unit passes its cotangent on through weights that are zero, and nothing above,
     because the forward is the same.
     """
-    assert (example.architecture, example.aim, example.batch_norm) == ("mlp", "dead unit", False)
+    assert (example.network.kind, example.aim, example.network.batch_norm) == ("mlp", "dead unit", False)
     cotangent = example.cotangent()
     comparison, gradients = _compare(subject, example, pair, cotangent)
     model, inputs, _ = example.build(torch_activation)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    layer = example.seed % example.depth
-    unit = example.seed % example.width
+    layer = example.seed % len(example.network.widths)
+    unit = example.seed % example.network.widths[0]
     expected = {(row, unit) for row in range(example.batch)}
     for index, values in enumerate(oracle.preactivations(example).values()):
-        found = set().union(*(oracle.hits(values, at) for at in oracle.KINKS[example.rule]))
+        found = set().union(*(oracle.hits(values, at) for at in oracle.KINKS[example.network.activation]))
         assume(found == (expected if index == layer else set()))  # else another unit's hits come in
     fed: list[Tensor] = []
     linear[layer].register_forward_pre_hook(lambda module, args: fed.append(args[0].detach()))
@@ -210,9 +210,9 @@ def exact_networks() -> st.SearchStrategy[Example]:
         "max_width": 4,
         "max_batch": 4,
     }
-    plain = examples("float64", architectures=("mlp", "conv"), rules=("ReLU", "ReLU6"), max_depth=3, **sizes)
-    leaky = examples("float64", architectures=("mlp", "conv"), rules=("LeakyReLU",), max_depth=2, **sizes)
-    residual = examples("float64", architectures=("residual",), rules=("ReLU", "ReLU6"), max_depth=1, **sizes)
+    plain = examples("float64", kinds=("mlp", "convnet"), activations=("relu", "relu6"), max_depth=3, **sizes)
+    leaky = examples("float64", kinds=("mlp", "convnet"), activations=("leaky_relu",), max_depth=2, **sizes)
+    residual = examples("float64", kinds=("residual",), activations=("relu", "relu6"), max_depth=1, **sizes)
     return plain | leaky | residual
 
 
@@ -241,7 +241,7 @@ def affine_in_the_subgradient(example: Example, subject: Subject, s: float) -> N
     Float64 and torch's own initialisation. A is the same chain rule on absolute values, and n counts the roundings on the
     longest path through it (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1 and eq. 3.4).
     """
-    assert (example.dtype, example.architecture, example.batch_norm) == ("float64", "mlp", False)
+    assert (example.dtype, example.network.kind, example.network.batch_norm) == ("float64", "mlp", False)
     model, inputs, _ = example.build(subject.activation)
     cotangent = example.cotangent()
     run = subject.backprops(model, inputs, (0.0, 1.0, s), cotangent)
@@ -273,8 +273,8 @@ def affine_in_the_subgradient(example: Example, subject: Subject, s: float) -> N
 
 def scaling_keeps_hits(example: Example, subject: Subject, power: int) -> None:
     """7. A bias-free ReLU or LeakyReLU network has the same hits for x and for 2**k x while nothing over- or underflows."""
-    assert example.rule != "ReLU6"
-    assert not example.batch_norm
+    assert example.network.activation != "relu6"
+    assert not example.network.batch_norm
     found = []
     for factor in (1.0, 2.0**power):
         plain, inputs, _ = example.build(torch_activation)
@@ -301,7 +301,7 @@ def blocks_cover_the_batch(example: Example, subject: Subject, pair: Pair) -> No
     Where nothing is rounded (integers, float32 and float64) its gradient is also the sum of theirs.
     """
     assert example.batch % 16 == 0
-    assert not example.batch_norm
+    assert not example.network.batch_norm
     integers = example.weights == "integer" and example.inputs in ("integer", "ink")
     plain, inputs, _ = example.build(torch_activation)
     whole = oracle.preactivations(example, model=plain, inputs=inputs)
@@ -373,7 +373,7 @@ def hits_are_where_kinks_are(example: Example, subject: Subject) -> None:
     assert [call.site for call in run.calls] == list(z)
     for call in run.calls:
         assert call.shape == tuple(z[call.site].shape)
-        for at, positions in zip(oracle.KINKS[example.rule], call.hits, strict=True):
+        for at, positions in zip(oracle.KINKS[example.network.activation], call.hits, strict=True):
             assert set(map(tuple, positions.tolist())) == oracle.hits(z[call.site], at), f"hits of {call.site} at {at}"
 
 

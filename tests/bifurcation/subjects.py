@@ -13,7 +13,8 @@ from relucheck.bifurcation import compare
 from relucheck.bifurcation.compare import Backprops
 from relucheck.bifurcation.interception import Call
 from relucheck.bifurcation.subgradient import set_subgradient
-from relucheck.networks.examples import Rule, own_activation
+from relucheck.networks.examples import own_activation
+from relucheck.networks.network import ActivationName
 from relucheck.numerics.arithmetic import Arithmetic
 from tests.bifurcation.oracle import KINKS
 
@@ -26,9 +27,9 @@ class Subject:
     def __init__(self, name: str = "relucheck") -> None:
         self.name = name
 
-    def activation(self, rule: Rule, negative_slope: float) -> nn.Module:
+    def activation(self, name: ActivationName, negative_slope: float) -> nn.Module:
         """The module that examples are built with."""
-        return own_activation(rule, negative_slope)
+        return own_activation(name, negative_slope)
 
     def set(self, model: nn.Module, setting: Setting) -> None:
         """Chooses the subgradient of all activations of a model."""
@@ -99,16 +100,16 @@ class Faulty(nn.Module):
     The gradient is torch's own (through autograd) except at hits, where it is s times the cotangent.
     """
 
-    def __init__(self, rule: Rule, negative_slope: float) -> None:
+    def __init__(self, name: ActivationName, negative_slope: float) -> None:
         super().__init__()
-        self.rule, self.kinks = rule, KINKS[rule]
+        self.name, self.kinks = name, KINKS[name]
         self.negative_slope = negative_slope
         self.setting: tuple[float, float] = (0.0, 0.0)
 
     def value(self, x: Tensor) -> Tensor:
-        if self.rule == "LeakyReLU":
+        if self.name == "leaky_relu":
             return nn.functional.leaky_relu(x, self.negative_slope)
-        return nn.functional.relu(x) if self.rule == "ReLU" else nn.functional.relu6(x)
+        return nn.functional.relu(x) if self.name == "relu" else nn.functional.relu6(x)
 
     def native(self, x: Tensor, cotangent: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -130,7 +131,7 @@ class Faulty(nn.Module):
 
     def gradient(self, x: Tensor, y: Tensor, cotangent: Tensor, ctx) -> Tensor:  # type: ignore[no-untyped-def]
         gradient = self.native(x, cotangent)
-        own = self.negative_slope if self.rule == "LeakyReLU" else 0.0
+        own = self.negative_slope if self.name == "leaky_relu" else 0.0
         for mask, s in zip(self.masks(x, y, ctx), self.settings(ctx), strict=False):
             if s != own:  # else torch's own gradient stands, with its signs of zeros
                 gradient = torch.where(mask, self.product(s, cotangent), gradient)
@@ -147,14 +148,14 @@ class FaultySubject(Subject):
         super().__init__(name)
         self._module = module
 
-    def activation(self, rule: Rule, negative_slope: float) -> nn.Module:
-        return self._module(rule, negative_slope)
+    def activation(self, name: ActivationName, negative_slope: float) -> nn.Module:
+        return self._module(name, negative_slope)
 
     def set(self, model: nn.Module, setting: Setting) -> None:
         lower, upper = setting if isinstance(setting, tuple) else (setting, setting)
         for module in model.modules():
             if isinstance(module, Faulty):
-                own = module.negative_slope if module.rule == "LeakyReLU" else 0.0
+                own = module.negative_slope if module.name == "leaky_relu" else 0.0
                 module.setting = (own if lower is None else lower, 0.0 if upper is None else upper)
 
     def recorded(self, z: Tensor, at: float) -> Tensor:
@@ -175,15 +176,15 @@ class FaultySubject(Subject):
 
     def _recorder(self, name: str, calls: list[Call]) -> Callable[[nn.Module, tuple[Tensor]], None]:
         rules = {
-            "ReLU": activations_rules.RELU,
-            "ReLU6": activations_rules.RELU6,
-            "LeakyReLU": activations_rules.LEAKY_RELU,
+            "relu": activations_rules.RELU,
+            "relu6": activations_rules.RELU6,
+            "leaky_relu": activations_rules.LEAKY_RELU,
         }
 
         def hook(module: nn.Module, args: tuple[Tensor]) -> None:
             assert isinstance(module, Faulty)
             z = args[0].detach()
             found = tuple(self.recorded(z, at) for at in module.kinks)
-            calls.append(Call(name, name, rules[module.rule], tuple(z.shape), found, True))
+            calls.append(Call(name, name, rules[module.name], tuple(z.shape), found, True))
 
         return hook

@@ -46,13 +46,13 @@ def _any(dtype: str = "float32", **knobs: Any) -> st.SearchStrategy[Example]:
 
 
 def _rows() -> st.SearchStrategy[Example]:
-    return _any(architectures=("mlp",), inputs=("integer",), batch_norm=False).map(
+    return _any(kinds=("mlp",), inputs=("integer",), batch_norm=False).map(
         lambda example: dataclasses.replace(example, batch=32)
     )
 
 
 def _aimed_mlp(**knobs: Any) -> st.SearchStrategy[Example]:
-    return _any(architectures=("mlp",), weights=("default",), batch_norm=False, **knobs)
+    return _any(kinds=("mlp",), weights=("default",), batch_norm=False, **knobs)
 
 
 #: For each property, how its arguments are drawn.
@@ -72,7 +72,9 @@ DRAWERS: dict[str, Drawer] = {
         data.draw(subgradients()),
     ),
     "scaling_keeps_hits": lambda data: (
-        data.draw(_any(rules=("ReLU", "LeakyReLU"), aims=("none", "dead unit"), inputs=("normal",), batch_norm=False)),
+        data.draw(
+            _any(activations=("relu", "leaky_relu"), aims=("none", "dead unit"), inputs=("normal",), batch_norm=False)
+        ),
         data.draw(st.integers(-3, 3)),
     ),
     "blocks_cover_the_batch": lambda data: (data.draw(_rows()), data.draw(pairs())),

@@ -69,7 +69,7 @@ def test_4_live_hit_bifurcates(data: st.DataObject, dtype: str, relucheck_tally:
 @every_dtype
 @given(data=st.data())
 def test_4_dead_unit_differs_in_its_row(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
-    dead = examples(dtype, architectures=("mlp",), weights=("default",), aims=("dead unit",), batch_norm=False)
+    dead = examples(dtype, kinds=("mlp",), weights=("default",), aims=("dead unit",), batch_norm=False)
     example = data.draw(dead, label="example")
     pair = data.draw(pairs(), label="subgradients")
     check(relucheck_tally, example, pair, properties.dead_unit_differs_in_its_row, pair)
@@ -95,7 +95,7 @@ def test_6_polynomial_in_the_subgradient(data: st.DataObject, relucheck_tally: T
 @given(data=st.data())
 def test_6_affine_in_the_subgradient(data: st.DataObject, relucheck_tally: Tally) -> None:
     one_layer = examples(
-        "float64", architectures=("mlp",), weights=("default",), aims=("dead unit", "saturated unit"), batch_norm=False
+        "float64", kinds=("mlp",), weights=("default",), aims=("dead unit", "saturated unit"), batch_norm=False
     )
     example = data.draw(one_layer, label="example")
     s = data.draw(subgradients(), label="subgradient")
@@ -107,7 +107,7 @@ def test_6_affine_in_the_subgradient(data: st.DataObject, relucheck_tally: Tally
 def test_7_scaling_keeps_hits(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     homogeneous = examples(
         dtype,
-        rules=("ReLU", "LeakyReLU"),
+        activations=("relu", "leaky_relu"),
         inputs=("normal", "integer", "digits", "ink"),
         aims=("none", "dead unit", "negated twin", "dead input"),
         batch_norm=False,
@@ -120,7 +120,7 @@ def test_7_scaling_keeps_hits(data: st.DataObject, dtype: str, relucheck_tally: 
 @every_dtype
 @given(data=st.data())
 def test_8_blocks_cover_the_batch(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
-    rows = examples(dtype, architectures=("mlp",), aims=AIMS, batch_norm=False, max_width=16)
+    rows = examples(dtype, kinds=("mlp",), aims=AIMS, batch_norm=False, max_width=16)
     example = data.draw(rows, label="example")
     example = example.with_batch(16 * data.draw(st.integers(2, 4), label="blocks of 16 rows"))
     pair = data.draw(pairs(dyadic=True) | pairs(), label="subgradients")

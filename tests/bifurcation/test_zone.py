@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.bifurcation.compare import compare
-from relucheck.networks.mlp import MLP
+from relucheck.networks import Network
 from relucheck.results.tally import Tally
 
 DRAWS = 80 * max(1, settings().max_examples // 25)  # the thorough profile tries 20 times as many
 BATCH = 250
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIGNIFICANCE = 0.01
+
+NETWORK = Network("mlp", (128, 128, 128))
 
 
 @functools.cache
@@ -50,7 +52,7 @@ def in_zone(draw: int, dtype: torch.dtype, tally: Tally, *, compute: torch.dtype
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw)
-        model = MLP(784, 128, 3, 10).to(compute or dtype)
+        model = NETWORK.build().to(compute or dtype)
     zone, hits = Zone(), 0
 
     def count(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -70,7 +72,7 @@ def in_zone(draw: int, dtype: torch.dtype, tally: Tally, *, compute: torch.dtype
         if hits and zone.outcome == "agree":
             comparison = compare(model, images, labels)
             zone.outcome = comparison.outcome
-            text = f"# torch.manual_seed({draw}); MLP(784, 128, 3, 10) on the shipped digits as ink\n# "
+            text = f"# torch.manual_seed({draw}); {NETWORK!r}.build() on the shipped digits as ink\n# "
             text += str(comparison).replace("\n", "\n# ")
     tally.observe(str(dtype)[6:], zone, size=zone.activation_count, text=text, population="fresh networks on real digits")
     return zone.outcome == "bifurcate"

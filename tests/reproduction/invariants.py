@@ -34,8 +34,8 @@ def shapes_fit(result: Result) -> None:
         assert steps.step == sorted(set(steps.step))
         assert len(member.epochs) == settings.epochs or member.diverged
         for epoch, hits, activations in zip(member.epochs, member.hits, member.activations, strict=False):
-            assert len(hits) == len(activations) == len(settings.widths)
-            assert all(len(kinks) == len(settings.kinks) for kinks in hits)
+            assert len(hits) == len(activations) == len(settings.network.widths)
+            assert all(len(kinks) == len(settings.network.kinks) for kinks in hits)
             assert 0 <= epoch.test_accuracy <= 1
             assert epoch.test_batch_accuracies
         differs = any(value > 0 for value in steps.l1)

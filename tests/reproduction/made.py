@@ -63,8 +63,8 @@ def result(
                 "diverged: non-finite at step 1" if lost else "finished",
                 None if same else 3 + member.seed % 5,
                 steps=Distances([], [], [], []) if lost else distances,
-                hits=[[[count] for _ in settings.widths] for _ in epochs],
-                activations=[[1000 for _ in settings.widths] for _ in epochs],
+                hits=[[[count] for _ in settings.network.widths] for _ in epochs],
+                activations=[[1000 for _ in settings.network.widths] for _ in epochs],
                 epochs=[] if lost else epochs,
             )
         )

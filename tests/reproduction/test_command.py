@@ -153,7 +153,14 @@ def test_a_folder_of_another_scenario(trained: list[str], tmp_path: Path, capsys
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("results_schema", 0), ("scenario_version", 0), ("layout_version", 99), ("scale", "cpu"), ("device", "cuda")],
+    [
+        ("results_schema", 0),
+        ("results_schema", 1),
+        ("scenario_version", 0),
+        ("layout_version", 99),
+        ("scale", "cpu"),
+        ("device", "cuda"),
+    ],
 )
 def test_a_folder_of_another_version(
     key: str, value: object, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -163,7 +170,9 @@ def test_a_folder_of_another_version(
     mark = folder / MARK
     mark.write_text(json.dumps({**json.loads(mark.read_text()), key: value}))
     assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == USAGE
-    assert f"was made for {key} {value!r}, not " in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"was made for {key} {value!r}, not " in shown
+    assert ("migrate_results.py" in shown) == ((key, value) == ("results_schema", 1))
 
 
 def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def test_full_scale() -> None:
         ours = line.estimate
         assert ours.draws == (1000 if line.entry.source == "B21" else 100)
         assert ours.non_finite == 0
-        if ours.cell.dtype == "float64":
+        if ours.cell.arithmetic.name == "float64":
             assert ours.bifurcated == 0
-    assert {line.estimate.cell.arithmetic for line in report.lines} >= {"float16", "float16 strict", "float32 TF32"}
+    assert {line.estimate.cell.arithmetic.name for line in report.lines} >= {"float16", "float16 strict", "float32 TF32"}
     assert "E4, [B21], by hidden layers" in outcome.report.read_text(encoding="utf-8")

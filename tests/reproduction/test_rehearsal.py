@@ -14,7 +14,9 @@ from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.report.summary import kernel
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings
+from relucheck.training.stacked import alone_on
 from tests.reproduction import invariants
+from tests.training_case import changed
 
 STEPS = 3
 
@@ -39,17 +41,17 @@ def _check(settings: Settings, device: str) -> None:
     result = train(settings, device=device, executor="stacked", progress=False)
     invariants.control_is_identical(result)
     invariants.shapes_fit(result)
-    if settings.precision.name != "float16" or settings.optimiser.eps >= 1e-4:  # which diverges, as stated
+    if settings.arithmetic.name != "float16" or settings.optimiser.eps >= 1e-4:  # which diverges, as stated
         assert all(member.outcome == "finished" for member in result.members)
-    own = settings.precision.alone_on(device)
-    assert kernel(result) == ("emulated" if settings.precision.emulation else "nn.Linear" if own else "baddbmm")
+    own = alone_on(settings.arithmetic, device)
+    assert kernel(result) == ("emulated" if settings.arithmetic.emulation else "nn.Linear" if own else "baddbmm")
 
 
 @pytest.mark.parametrize("settings", SHORT.values())
 def test_on_a_cpu(settings: Settings) -> None:
     first = settings.seeds[0]
     few = tuple(member for member in settings.members if member.seed == first)
-    _check(dataclasses.replace(settings, widths=tuple(16 for _ in settings.widths), members=few), "cpu")
+    _check(changed(settings, widths=tuple(16 for _ in settings.network.widths), members=few), "cpu")
 
 
 @pytest.mark.gpu_training

@@ -193,5 +193,5 @@ def test_a_damaged_result_is_no_result(smoke: Smoke, tmp_path: Path) -> None:
     path.unlink()
     assert read(place, comparison) is None, "a seed is missing"
     shutil.copytree(before, store_of(tmp_path, other))
-    with pytest.raises(StoreError, match="belongs to another run: its settings precision dtype is 'float32'"):
+    with pytest.raises(StoreError, match="belongs to another run: its settings arithmetic is 'float32'"):
         read(place, other)

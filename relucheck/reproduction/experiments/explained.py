@@ -13,20 +13,23 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.bifurcation.decide import decide
 from relucheck.bifurcation.explain import explain
 from relucheck.bifurcation.explanation import Explanation
-from relucheck.networks.architecture import Architecture, draw
 from relucheck.networks.mlp import MLP
+from relucheck.networks.network import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.results.files import write_atomically
 from relucheck.volume.engine import Engine
 
 _BATCH: Final = 256
 _SEEDS: Final = 200  # draws to try
+#: In the middle of every sweep of the published volume tables.
+NETWORK: Final = Network("mlp", (256, 256, 256))
 
 
 def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
@@ -38,9 +41,10 @@ def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
     Raises:
         ValueError: on this machine no such bias makes a hit.
     """
-    model = draw(Architecture(), seed, dtype)
+    model = NETWORK.draw(seed, Arithmetic(dtype))
+    assert isinstance(model, MLP)
     layer = model.layers[1]
-    assert isinstance(layer, torch.nn.Linear)
+    assert isinstance(layer, nn.Linear)
     x = inputs[:_BATCH]
     with torch.no_grad():
         biases = -F.linear(x, layer.weight, torch.zeros_like(layer.bias)).diagonal()
@@ -54,16 +58,17 @@ def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
 def _found(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
     """The command that explains a dtype's network, and what it prints."""
     inputs, targets = images.scaled(dtype), images.labels
+    model: nn.Module
     if dtype == torch.float64:
         model, batch = shifted(dtype, inputs), 0
         making = "model = shifted(torch.float64, x)  # relucheck.reproduction.experiments.explained"
     else:
-        decisions = Engine(Architecture(), dtype, inputs, targets, batch_size=_BATCH).decide(range(_SEEDS))
+        decisions = Engine(NETWORK, Arithmetic(dtype), inputs, targets, batch_size=_BATCH).decide(range(_SEEDS))
         decision = next(decision for decision in decisions if decision.outcome == "bifurcate")
         assert decision.seed is not None
         assert decision.batch is not None
-        model, batch = draw(Architecture(), decision.seed, dtype), decision.batch
-        making = f"model = draw(Architecture(), {decision.seed}, torch.{dtype_name(dtype)})"
+        model, batch = NETWORK.draw(decision.seed, Arithmetic(dtype)), decision.batch
+        making = f'model = NETWORK.draw({decision.seed}, Arithmetic.parse("{dtype_name(dtype)}"))'
     part = slice(batch * _BATCH, (batch + 1) * _BATCH)
     x, y = inputs[part], targets[part]
     command = (
@@ -95,8 +100,8 @@ def _lines() -> Iterator[str]:
     yield "import torch"
     yield "from relucheck import data"
     yield "from relucheck.bifurcation.explain import explain"
-    yield "from relucheck.reproduction.experiments.explained import shifted"
-    yield "from relucheck.volume.stack import Architecture, draw"
+    yield "from relucheck.numerics.arithmetic import Arithmetic"
+    yield "from relucheck.reproduction.experiments.explained import NETWORK, shifted"
     yield "```"
     images = data.load("mnist")
     for dtype in reversed(DTYPES):

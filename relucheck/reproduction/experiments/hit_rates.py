@@ -24,6 +24,7 @@ from relucheck.hits import plans as hits_plans
 from relucheck.hits.plans import Network, Planned
 from relucheck.hits.rates import poisson_interval, probe
 from relucheck.hits.validation import DEPTHS, WIDTHS, Agreement, Cell, agreement, carry_out, resnet50_hits, runs
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.files import write_atomically
 
@@ -149,7 +150,7 @@ def kernel_rows() -> Rows:
     """What :func:`relucheck.hits.rates.probe` finds of this machine's linear layers."""
     rows: Rows = [("dtype", "accumulates in", "bias", "blocks of K for K = 784", "K = 256", "K = 64")]
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        found = [probe(dtype, inputs, 64) for inputs in (784, 256, 64)]
+        found = [probe(Arithmetic(dtype), inputs, 64) for inputs in (784, 256, 64)]
         blocks = [", ".join(map(str, how.blocks)) for how in found]
         rows.append((dtype_name(dtype), found[0].accumulator.name, found[0].bias, *blocks))
     return rows

@@ -15,12 +15,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from relucheck.networks.network import Network
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.reproduction import TITLES
 from relucheck.reproduction.published import ERRORS, SUBGRADIENTS
-from relucheck.reproduction.report.document import network
 from relucheck.reproduction.scenario import Comparison
 from relucheck.reproduction.trained import TrainingScenario
-from relucheck.training.settings import Optimiser, Precision, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings, members_of
 
 SEEDS: Final[tuple[int, ...]] = tuple(range(10))
 
@@ -33,33 +34,33 @@ _ADAM_FLOAT16: Final = Optimiser("adam", 1e-3, eps=1e-4, fused=False)
 _ADAM: Final = Optimiser("adam", 1e-3, fused=False)
 
 #: (name in files, arithmetic, optimiser): what PyTorch computes on the device at hand, by its defaults.
-_Row = tuple[str, Precision, Optimiser]
+_Row = tuple[str, Arithmetic, Optimiser]
 _NATIVE: Final[tuple[_Row, ...]] = (
-    ("float64", Precision("float64"), _ADAM),
-    ("float32", Precision("float32"), _ADAM),
-    ("bfloat16", Precision("bfloat16"), _ADAM),
-    ("float16", Precision("float16"), _ADAM),
-    ("float16-eps1e-4", Precision("float16"), _ADAM_FLOAT16),
-    ("mixed-bfloat16", Precision("float32", mixed="bfloat16"), _ADAM),
-    ("mixed-float16", Precision("float32", mixed="float16"), _ADAM),
+    ("float64", Arithmetic.parse("float64"), _ADAM),
+    ("float32", Arithmetic.parse("float32"), _ADAM),
+    ("bfloat16", Arithmetic.parse("bfloat16"), _ADAM),
+    ("float16", Arithmetic.parse("float16"), _ADAM),
+    ("float16-eps1e-4", Arithmetic.parse("float16"), _ADAM_FLOAT16),
+    ("mixed-bfloat16", Arithmetic.parse("mixed bfloat16"), _ADAM),
+    ("mixed-float16", Arithmetic.parse("mixed float16"), _ADAM),
 )
 #: The other side of the switches; no switch changes a CPU's products, so these are for CUDA. float32 is strict by default.
 _SWITCHED: Final[tuple[_Row, ...]] = (
-    ("float32-tf32", Precision("float32", tf32=True), _ADAM),
-    ("bfloat16-strict", Precision("bfloat16", strict=True), _ADAM),
-    ("float16-eps1e-4-strict", Precision("float16", strict=True), _ADAM_FLOAT16),
-    ("mixed-bfloat16-strict", Precision("float32", mixed="bfloat16", strict=True), _ADAM),
-    ("mixed-float16-strict", Precision("float32", mixed="float16", strict=True), _ADAM),
+    ("float32-tf32", Arithmetic.parse("float32 TF32"), _ADAM),
+    ("bfloat16-strict", Arithmetic.parse("bfloat16 strict"), _ADAM),
+    ("float16-eps1e-4-strict", Arithmetic.parse("float16 strict"), _ADAM_FLOAT16),
+    ("mixed-bfloat16-strict", Arithmetic.parse("mixed bfloat16 strict"), _ADAM),
+    ("mixed-float16-strict", Arithmetic.parse("mixed float16 strict"), _ADAM),
 )
 _EMULATED: Final[tuple[_Row, ...]] = (
-    ("bfloat16-product", Precision("bfloat16", emulation="product"), _ADAM),
-    ("bfloat16-split-k-4", Precision("bfloat16", emulation="split-k 4"), _ADAM),
+    ("bfloat16-product", Arithmetic.parse("bfloat16 emulated (product)"), _ADAM),
+    ("bfloat16-split-k-4", Arithmetic.parse("bfloat16 emulated (split-k 4)"), _ADAM),
 )
 #: The same, rounded once: what a CPU with bfloat16 instructions computes, on any device. Hits are rare, so that beside the
 #: ones above it says what coarse rounding does and nothing else does.
-_ROUNDED: Final[tuple[_Row, ...]] = (("bfloat16-rounded", Precision("bfloat16", emulation="rounded"), _ADAM),)
+_ROUNDED: Final[tuple[_Row, ...]] = (("bfloat16-rounded", Arithmetic.parse("bfloat16 emulated (rounded)"), _ADAM),)
 _EMULATED_FLOAT16: Final[tuple[_Row, ...]] = (
-    ("float16-product", Precision("float16", emulation="product"), _ADAM_FLOAT16),
+    ("float16-product", Arithmetic.parse("float16 emulated (product)"), _ADAM_FLOAT16),
 )
 
 
@@ -75,10 +76,10 @@ def _made(part: str, rows: Sequence[_Row], base: Settings, prefix: str = "", suf
             f"{prefix}{name}{suffix}",
             part,
             dataclasses.replace(
-                base, precision=precision, optimiser=optimiser if base.optimiser.name == "adam" else base.optimiser
+                base, arithmetic=arithmetic, optimiser=optimiser if base.optimiser.name == "adam" else base.optimiser
             ),
         )
-        for name, precision, optimiser in rows
+        for name, arithmetic, optimiser in rows
     )
 
 
@@ -87,7 +88,7 @@ def _small(settings: Settings, widths: tuple[int, ...]) -> Settings:
     return dataclasses.replace(
         settings,
         data="digits",
-        widths=widths,
+        network=dataclasses.replace(settings.network, widths=widths),
         train_samples=500,
         test_samples=200,
         batch_size=50,
@@ -107,12 +108,12 @@ def _with_seeds(settings: Settings, seeds: Sequence[int]) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- E1
 
 _E1_SEED: Final = 42069
-_E1: Final = Settings(data="mnist", widths=(2000,), members=members_of((_E1_SEED,), (1.0,)), optimiser=_ADAM, epochs=2)
+_E1: Final = Settings("mnist", Network("mlp", (2000,)), members_of((_E1_SEED,), (1.0,)), optimiser=_ADAM, epochs=2)
 #: [B21]'s introduction: one pass, plain SGD; its notebook draws lr = 0.01 (1 + u / 5) with NumPy's generator seeded 12345,
 #: whose first u is 0.92961609.
 _E1_B21: Final = dataclasses.replace(
     _E1,
-    widths=(2000, 128),
+    network=Network("mlp", (2000, 128)),
     optimiser=Optimiser("sgd", 0.01 * (1 + 0.92961609 / 5), fused=False),
     epochs=1,
     members=members_of((123,), (1.0,)),
@@ -122,7 +123,7 @@ _E1_B21: Final = dataclasses.replace(
 def _part(settings: Settings, source: str) -> str:
     """The table that a comparison of E1 is in: the network that ran, its optimiser, whose experiment it is."""
     optimiser = {"adam": "Adam", "sgd": "SGD"}[settings.optimiser.name]
-    return f"{network(settings).partition(',')[0]}, {optimiser} [{source}]"
+    return f"{settings.network.name}, {optimiser} [{source}]"
 
 
 def _e1() -> TrainingScenario:
@@ -137,13 +138,10 @@ def _e1() -> TrainingScenario:
         *_made(_part(many_b21, "B21"), _rows("float32", "float64"), many_b21, "b21-"),
         *_made(_part(many_b21, "B21"), _rows("float32-tf32"), many_b21, "b21-"),
     )
+    small, small_b21 = _small(_E1, (64,)), _small(_E1_B21, (64, 16))
     smoke = (
-        *_made(
-            _part(_small(_E1, (64,)), "R22"),
-            _rows("float32", "bfloat16", "bfloat16-product", "float16"),
-            _small(_E1, (64,)),
-        ),
-        *_made(_part(_small(_E1_B21, (64, 16)), "B21"), _rows("float32", "float64"), _small(_E1_B21, (64, 16)), "b21-"),
+        *_made(_part(small, "R22"), _rows("float32", "bfloat16", "bfloat16-product", "float16"), small),
+        *_made(_part(small_b21, "B21"), _rows("float32", "float64"), small_b21, "b21-"),
     )
     return TrainingScenario(
         "E1",
@@ -157,7 +155,7 @@ def _e1() -> TrainingScenario:
 # ---------------------------------------------------------------- E2 and E3
 
 _E2: Final = Settings(
-    data="mnist", widths=(200, 200, 200), members=members_of(SEEDS, SUBGRADIENTS), optimiser=_ADAM, epochs=50, every=67
+    *("mnist", Network("mlp", (200, 200, 200)), members_of(SEEDS, SUBGRADIENTS)), optimiser=_ADAM, epochs=50, every=67
 )
 _PUBLISHED: Final = "MNIST, Adam, ReLU [R22]"
 
@@ -170,14 +168,18 @@ def _fewer(settings: Settings) -> str:
 def _variations(base: Settings) -> tuple[tuple[str, str, Settings], ...]:
     """(prefix, part, settings) of the variations that [R22] names: each changes one thing."""
     change = dataclasses.replace
+
+    def network(**changes: Any) -> Network:
+        return change(base.network, **changes)
+
     # ReLU6 as [R22] has it: the subgradient at 0 varies, the one at 6 stays 0
     relu6 = members_of(base.seeds, SUBGRADIENTS, second=0.0)
     return (
         ("fashionmnist-", "FashionMNIST, Adam, ReLU", change(base, data="fashionmnist")),
         ("sgd-", "MNIST, SGD, ReLU", change(base, optimiser=Optimiser("sgd", 0.1, fused=False))),
-        ("batchnorm-", "MNIST, Adam, ReLU, batch norm", change(base, batch_norm=True)),
-        ("relu6-", "MNIST, Adam, ReLU6", change(base, activation="relu6", members=relu6)),
-        ("leaky-", "MNIST, Adam, LeakyReLU", change(base, activation="leaky_relu")),
+        ("batchnorm-", "MNIST, Adam, ReLU, batch norm", change(base, network=network(batch_norm=True))),
+        ("relu6-", "MNIST, Adam, ReLU6", change(base, network=network(activation="relu6"), members=relu6)),
+        ("leaky-", "MNIST, Adam, LeakyReLU", change(base, network=network(activation="leaky_relu"))),
     )
 
 

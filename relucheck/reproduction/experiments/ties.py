@@ -18,7 +18,8 @@ from torch import Tensor
 from relucheck import data
 from relucheck.bifurcation.decide import ZoneDataError
 from relucheck.errors import whole
-from relucheck.networks.lenet import ORDERS, Order, draw
+from relucheck.networks.lenet import LENETS, LeNet, Order
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.files import write_atomically
 from relucheck.results.proportions import interval
@@ -70,7 +71,8 @@ def volume(inputs: Tensor, targets: Tensor, *, draws: int, order: Order = "relu-
     whole("draws", draws, error=ZoneDataError)
     decisions, restricted, again, total = [], [], 0, 0
     for seed in range(draws):
-        model = draw(seed, inputs.dtype, order)
+        model = LENETS[order].draw(seed, Arithmetic(inputs.dtype))
+        assert isinstance(model, LeNet)
         decisions.append(decide(model, inputs, targets, batch_size=batch_size, seed=seed))
         restricted.append(
             decide(model, inputs, targets, batch_size=batch_size, kind="different inputs", seed=seed),
@@ -134,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begun, volumes = time.process_time(), []
     for dtype in _DTYPES:
         inputs = data.scale(images, dtype, "image")
-        volumes += [volume(inputs, targets, draws=chosen.draws, order=order) for order in ORDERS]
+        volumes += [volume(inputs, targets, draws=chosen.draws, order=order) for order in LENETS]
     spent = time.process_time() - begun
     text = (
         f"{table(volumes)}\n\n{chosen.draws} draws (seeds 0 to {chosen.draws - 1}), the first {len(images)} training "

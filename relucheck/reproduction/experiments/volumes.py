@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck import data
+from relucheck.networks.network import Network
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction import TITLES
 from relucheck.reproduction.published import PublishedCell, cpu_draws, volume_cells
 from relucheck.reproduction.report.volume_tables import write
@@ -30,21 +33,16 @@ from relucheck.work.local import torch_threads
 _BITS: Final[dict[str, int]] = {"float16": 16, "float32": 32, "float64": 64}
 
 
-Fields = dict[str, Any]
-
-_NATIVE: Final[tuple[Fields, ...]] = tuple({"dtype": name} for name in ("float16", "bfloat16", "float32", "float64"))
+_NATIVE: Final = tuple(map(Arithmetic.parse, ("float16", "bfloat16", "float32", "float64")))
 #: PyTorch's default and the strict arithmetic; in float32 and float64 they are one, and TF32 is what older defaults were.
-_CUDA: Final[tuple[Fields, ...]] = (
-    *_NATIVE,
-    *({"dtype": name, "strict": True} for name in ("float16", "bfloat16")),
-    {"dtype": "float32", "tf32": True},
-)
-_ROUNDED: Final[Fields] = {"dtype": "float16", "emulation": "rounded"}
-_TF32: Final[Fields] = {"dtype": "float32", "emulation": "tf32"}
-_COARSE: Final[tuple[Fields, ...]] = (
-    {"dtype": "float16", "emulation": "product"},
-    {"dtype": "float16", "emulation": "split-k 4"},
-    {"dtype": "bfloat16", "emulation": "product"},
+_CUDA: Final = (*_NATIVE, *map(Arithmetic.parse, ("float16 strict", "bfloat16 strict", "float32 TF32")))
+_ROUNDED: Final = Arithmetic.parse("float16 emulated (rounded)")
+_TF32: Final = Arithmetic.parse("float32 emulated (tf32)")
+_COARSE: Final = tuple(
+    map(
+        Arithmetic.parse,
+        ("float16 emulated (product)", "float16 emulated (split-k 4)", "bfloat16 emulated (product)"),
+    )
 )
 
 
@@ -59,9 +57,9 @@ def entries(scale: str) -> tuple[Entry, ...]:
     if scale == "smoke":
         return _smoke()
     made = [
-        _entry(published, {**fields, "draws": published.runs})
+        _entry(published, arithmetic, draws=published.runs)
         for published in _columns()
-        for fields in _arithmetics(scale, published)
+        for arithmetic in _arithmetics(scale, published)
     ]
     return tuple(made) if scale == "full" else tuple(entry for one in made if (entry := _with_cpu_draws(one)) is not None)
 
@@ -75,7 +73,7 @@ def cells(scale: str) -> tuple[Cell, ...]:
 def _with_cpu_draws(entry: Entry) -> Entry | None:
     """An entry with its draws at scale cpu, or None where that scale leaves it out."""
     cell = entry.cell
-    key = cell.hidden_layers, cell.neurons, cell.batch_size, cell.sample_size, cell.arithmetic
+    key = cell.hidden_layers, cell.neurons, cell.batch_size, cell.sample_size, cell.arithmetic.name
     draws = cpu_draws().get(key)
     return None if draws is None else dataclasses.replace(entry, cell=dataclasses.replace(cell, draws=draws))
 
@@ -86,7 +84,7 @@ def _columns() -> Iterable[PublishedCell]:
     return reversed(seen.values())
 
 
-def _arithmetics(scale: str, published: PublishedCell) -> tuple[Fields, ...]:
+def _arithmetics(scale: str, published: PublishedCell) -> tuple[Arithmetic, ...]:
     """What a column of a table is estimated in at scale full; at scale cpu, of which it may be estimated."""
     shape = published.varied in ("hidden_layers", "neurons")
     if scale == "full":
@@ -96,20 +94,20 @@ def _arithmetics(scale: str, published: PublishedCell) -> tuple[Fields, ...]:
     return (*_NATIVE, _ROUNDED, *tf32, *(_COARSE if anchor else ()))
 
 
-def _entry(column: PublishedCell, fields: Fields) -> Entry:
-    bits = _BITS.get(fields["dtype"])
+def _entry(column: PublishedCell, arithmetic: Arithmetic, **others: Any) -> Entry:
+    bits = _BITS.get(dtype_name(arithmetic.dtype))
     keys = ("source", "varied", "hidden_layers", "neurons", "batch_size", "sample_size")
     same = (other for other in volume_cells() if all(getattr(other, key) == getattr(column, key) for key in keys))
     published = next((other for other in same if other.precision_bits == bits), None)
     drawn = column.varied == "sample_size"
     cell = Cell(
-        hidden_layers=column.hidden_layers,
-        neurons=column.neurons,
+        network=Network("mlp", (column.neurons,) * column.hidden_layers),
         batch_size=column.batch_size,
         sample_size=column.sample_size if drawn else None,
         sample=REPLACED if drawn else IN_ORDER,
+        arithmetic=arithmetic,
         varied=column.varied,
-        **fields,
+        **others,
     )
     return Entry(column.source, column.varied, column.x, cell, published, published is not None and published.computed)
 
@@ -121,8 +119,8 @@ def _smoke() -> tuple[Entry, ...]:
     for column in _columns():
         if column.source != "R22" or (column.varied, column.x) not in chosen:
             continue
-        for fields in (*_NATIVE, _ROUNDED, _COARSE[-1]):
-            entry = _entry(column, {**fields, "draws": 4, "data": "digits"})
+        for arithmetic in (*_NATIVE, _ROUNDED, _COARSE[-1]):
+            entry = _entry(column, arithmetic, draws=4, data="digits")
             size = 500 if column.varied == "sample_size" else None
             x = column.x if size is None else size
             published = entry.published if size is None else None
@@ -150,7 +148,7 @@ class VolumeScenario:
 
     def parts(self, scale: str, only: Sequence[str] = ()) -> tuple[str, ...]:
         """The names of the cells."""
-        return selected(NAME, scale, {cell.name: cell.arithmetic for cell in cells(scale)}, only)
+        return selected(NAME, scale, {cell.name: cell.arithmetic.name for cell in cells(scale)}, only)
 
     def data_sets(self, scale: str, only: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
         """The training split of the cells' data."""

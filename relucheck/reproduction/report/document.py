@@ -165,7 +165,7 @@ def _settings(runs: _Runs) -> _Table:
                 comparison.name,
                 network(settings),
                 settings.data + (f" ({settings.train_samples} samples)" if settings.train_samples else ""),
-                optimiser(settings),
+                settings.optimiser.label,
                 f"{settings.epochs} of {settings.batch_size} a batch, {'shuffled' if settings.shuffle else 'file order'}",
                 ", ".join(map(str, settings.seeds)),
                 settings.digest[:12],
@@ -175,15 +175,5 @@ def _settings(runs: _Runs) -> _Table:
 
 
 def network(settings: Settings) -> str:
-    """The architecture in words, for example "784-200-200-200-10, relu"."""
-    parts = ["-".join(map(str, (784, *settings.widths, 10))), settings.activation]
-    parts += ["batch norm"] * settings.batch_norm + [f"dropout {settings.dropout:g}"] * bool(settings.dropout)
-    return ", ".join(parts)
-
-
-def optimiser(settings: Settings) -> str:
-    """The optimiser in words, for example "adam, lr 0.001, eps 1e-08, fused"."""
-    found = settings.optimiser
-    eps = f", eps {found.eps:g}" if found.name == "adam" else ""
-    momentum = f", momentum {found.momentum:g}" if found.momentum else ""
-    return f"{found.name}, lr {found.lr:.6g}{eps}{momentum}{', fused' * found.fused}"
+    """The network in words, for example "784-200-200-200-10, relu"."""
+    return ", ".join((settings.network.name, *settings.network.traits))

@@ -13,6 +13,7 @@ from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.statistics import Paired, Summary, judge, paired, summarise
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
+from relucheck.training.stacked import alone_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +71,11 @@ class Cell:
 
 def label(settings: Settings) -> str:
     """The arithmetic, and what else is not as in E2: Adam's eps, SGD, fused kernels, batch norm, the activation."""
-    optimiser = settings.optimiser
-    parts = [settings.precision.name]
+    optimiser, network = settings.optimiser, settings.network
+    parts = [settings.arithmetic.name]
     parts += [f"eps {optimiser.eps:g}"] * (optimiser.name == "adam" and optimiser.eps != 1e-8)
-    parts += ["SGD"] * (optimiser.name == "sgd") + ["fused"] * optimiser.fused + ["batch norm"] * settings.batch_norm
-    return ", ".join([*parts, *_ACTIVATIONS[settings.activation]])
+    parts += ["SGD"] * (optimiser.name == "sgd") + ["fused"] * optimiser.fused + ["batch norm"] * network.batch_norm
+    return ", ".join([*parts, *_ACTIVATIONS[network.activation]])
 
 
 _ACTIVATIONS: Final = {"relu": (), "relu6": ("ReLU6",), "leaky_relu": ("LeakyReLU",)}
@@ -85,10 +86,10 @@ def kernel(result: Result) -> str:
 
     Stacked members' 16-bit products on CUDA are nn.Linear's, too.
     """
-    precision = result.settings.precision
-    if precision.emulation:
+    arithmetic = result.settings.arithmetic
+    if arithmetic.emulated:
         return "emulated"
-    if precision.alone_on(result.device.split()[0]):
+    if alone_on(arithmetic, result.device.split()[0]):
         return "nn.Linear"
     return {"forking": "nn.Linear", "stacked": "baddbmm"}.get(result.executor, result.executor)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.report.volumes import SWEEP_TITLES, Line, Report
 from relucheck.results.proportions import Interval, interval
 from relucheck.results.store import write_atomically
@@ -52,14 +53,14 @@ def _png(report: Report, varied: str, lines: Sequence[Line]) -> bytes:
     from matplotlib.figure import Figure
 
     sources = list(dict.fromkeys(line.entry.source for line in lines))
-    dtypes = [name for name in _DTYPES if any(line.entry.cell.dtype == name for line in lines)]
+    dtypes = [name for name in _DTYPES if any(_dtype(line) == name for line in lines)]
     figure = Figure(figsize=(1.2 + 6.4 * len(sources), 1.2 + 2.3 * len(dtypes)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(dtypes), len(sources), sharey=True, squeeze=False)
     for row, dtype in enumerate(dtypes):
         for column, source in enumerate(sources):
             axes = panels[row][column]
-            here = [line for line in lines if line.entry.source == source and line.entry.cell.dtype == dtype]
+            here = [line for line in lines if line.entry.source == source and _dtype(line) == dtype]
             _panel(axes, here)
             axes.set_title(f"{dtype}, networks of [{source}]", fontsize=10, loc="left")
             if column == 0:
@@ -124,7 +125,11 @@ def _panel(axes: Any, lines: Sequence[Line]) -> None:
         axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False, handletextpad=0.2)
 
 
+def _dtype(line: Line) -> str:
+    return dtype_name(line.entry.cell.arithmetic.dtype)
+
+
 def _label(line: Line) -> str:
     """The arithmetic without its dtype, which the panel names."""
-    rest = line.entry.cell.arithmetic.removeprefix(line.entry.cell.dtype).strip()
+    rest = line.entry.cell.arithmetic.name.removeprefix(_dtype(line)).strip()
     return f"ours, {rest}" if rest else "ours"

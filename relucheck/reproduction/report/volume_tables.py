@@ -103,7 +103,7 @@ def _cells(one: Judged) -> tuple[str, ...]:
         if not entry.published.computed:
             published = published[0], ""
     return (
-        *(str(entry.x), ours.cell.arithmetic, counted, _share(ours.share, bounds)),
+        *(str(entry.x), ours.cell.arithmetic.name, counted, _share(ours.share, bounds)),
         *(f"{bounds.half_width:.3f}", f"{ours.hits_per_million:.3g}", *published, _p(one.p), _p(one.adjusted), one.text),
     )
 
@@ -188,7 +188,7 @@ def _needed(estimates: Iterable[Estimate]) -> str:
     """Planned draws by arithmetic, each for the cell whose share is nearest to one half."""
     shares: dict[str, float] = {}
     for estimate in estimates:
-        name = estimate.cell.arithmetic
+        name = estimate.cell.arithmetic.name
         shares[name] = min(shares.get(name, estimate.share), estimate.share, key=lambda share: abs(share - 0.5))
     return "; ".join(f"{name} {draws_for(_WANTED, share):,}" for name, share in shares.items())
 
@@ -206,7 +206,7 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
                 "x": entry.x,
                 "cell": ours.cell.deciding,
                 "file": f"cells/{ours.cell.name}.json",
-                "arithmetic": ours.cell.arithmetic,
+                "arithmetic": ours.cell.arithmetic.name,
                 "bifurcated": ours.bifurcated,
                 "agree": ours.agree,
                 "non_finite": ours.non_finite,

@@ -1,0 +1,84 @@
+"""Modules whose products an emulation rounds, and putting them into a model."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relucheck.numerics.convolution import conv2d
+from relucheck.numerics.dtypes import dtype_name
+from relucheck.numerics.emulation import Emulation, EmulationError
+
+
+class EmulatedLinear(nn.Linear):
+    """``nn.Linear`` in an emulated arithmetic; :func:`emulate` puts it into a model."""
+
+    emulation: Emulation
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.emulation.linear(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.emulation.name}"
+
+
+class EmulatedConv2d(nn.Conv2d):
+    """``nn.Conv2d`` in an emulated arithmetic; :func:`emulate` puts it into a model."""
+
+    emulation: Emulation
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        stride: Any = self.stride
+        dilation: Any = self.dilation
+        return conv2d(self.emulation, input, self.weight, self.bias, stride, padding, dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.emulation.name}"
+
+
+def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
+    """Makes every ``nn.Linear`` and ``nn.Conv2d`` of a model an emulated one, in place, and returns their names.
+
+    A model with other layers of products (subclasses of the two included) is refused: these would keep the device's own
+    arithmetic.
+
+    Raises:
+        EmulationError: the model has no such layer, has other layers with products, or parameters of another dtype.
+    """
+    others = [
+        name for name, module in model.named_modules() if isinstance(module, _PRODUCTS) and type(module) not in _SERVED
+    ]
+    if others:
+        raise EmulationError(
+            f"emulate: {others[0]!r} is no nn.Linear and no nn.Conv2d, and only the products of these two are emulated"
+        )
+    wrong = [name for name, parameter in model.named_parameters() if parameter.dtype != emulation.dtype]
+    if wrong:
+        raise EmulationError(
+            f"emulate: parameter {wrong[0]!r} is not {dtype_name(emulation.dtype)}; convert the model first"
+        )
+    found = []
+    for name, module in model.named_modules():
+        served = _SERVED.get(type(module))
+        if served is not None:
+            module.__class__ = served
+            module.emulation = emulation
+            found.append(name)
+    if not found:
+        raise EmulationError(f"emulate: {type(model).__name__} has no nn.Linear and no nn.Conv2d")
+    return tuple(found)
+
+
+_SERVED: Final[dict[type[nn.Module], type[EmulatedLinear] | type[EmulatedConv2d]]] = {
+    nn.Linear: EmulatedLinear,
+    EmulatedLinear: EmulatedLinear,
+    nn.Conv2d: EmulatedConv2d,
+    EmulatedConv2d: EmulatedConv2d,
+}
+_PRODUCTS: Final = (*(nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear),)

@@ -1,0 +1,58 @@
+"""The committed results under reports/ belong to this version: schemas, digests and the file names that hold them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from relucheck.reproduction.experiments import volumes
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.report.document import SUMMARY_VERSION
+from relucheck.reproduction.run import read
+from relucheck.results.store import SCHEMA as STORE_SCHEMA
+from relucheck.volume.cell import Cell, Estimate
+
+COMMITTED = Path(__file__).parents[2] / "reports"
+pytestmark = pytest.mark.skipif(not COMMITTED.exists(), reason="an sdist holds no committed results")
+
+
+@pytest.mark.parametrize("name", ["E1", "E2"])
+def test_committed_training_results_are_read_by_this_version(name: str) -> None:
+    """Each run is one of the scenario's comparisons, by its digest; summary and report name the same digests."""
+    folder = COMMITTED / "training" / name
+    comparisons = {comparison.name: comparison for comparison in SCENARIOS[name].comparisons("cpu")}
+    runs = [path.parent.name for path in folder.glob("runs/*/result.json")]
+    assert runs
+    results = {run: read(folder, comparisons[run]) for run in runs}
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["schema_version"] == SUMMARY_VERSION
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert {run["comparison"] for run in summary["runs"]} == set(runs)
+    for run in summary["runs"]:
+        result = results[run["comparison"]]
+        assert result is not None
+        assert run["settings"] == result.settings.to_json()
+        assert run["digest"] == result.settings.digest
+        assert result.settings.digest[:12] in text
+
+
+def test_committed_volumes_are_read_by_this_version() -> None:
+    """Each cell of the scale lies under its name, with its split, and E4.json points to it."""
+    folder = COMMITTED / "volume" / "E4"
+    cells = {cell.name: cell for cell in volumes.cells("cpu")}
+    assert {path.stem for path in (folder / "cells").glob("*.json")} == set(cells)
+    assert {path.stem for path in (folder / "splits").glob("*.json")} == {f"split-{name}" for name in cells}
+    for name, cell in cells.items():
+        content = json.loads((folder / "cells" / f"{name}.json").read_text(encoding="utf-8"))
+        assert content["schema"] == STORE_SCHEMA
+        assert content["identity"]["cell"] == cell.deciding
+        assert Estimate.from_json(content["result"], cell.varied).cell == cell
+        half = json.loads((folder / "splits" / f"split-{name}.json").read_text(encoding="utf-8"))
+        assert (half["schema"], half["identity"]["cell"]) == (STORE_SCHEMA, cell.deciding)
+    table = json.loads((folder / "E4.json").read_text(encoding="utf-8"))
+    assert table["schema"] == STORE_SCHEMA
+    for row in table["rows"]:
+        assert row["file"] == f"cells/{Cell.from_json(row['cell']).name}.json"
+        assert row["cell"]["arithmetic"] == row["arithmetic"]
