@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from relucheck.data import DataFileError
 from relucheck.errors import DeviceError, SettingsError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.progress import Progress
-from relucheck.training import checkpoints, engine
+from relucheck.training import checkpoints
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.result import Result
@@ -306,7 +305,3 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.advance()
         progress.line("a line")
     assert silent.getvalue() == ""
-
-
-def test_the_version_is_the_installed_one() -> None:
-    assert engine.versions()["relucheck"] == metadata.version("relucheck")

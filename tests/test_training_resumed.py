@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from relucheck.numerics.devices import environment
 from relucheck.training import checkpoints, engine
 from relucheck.training.checkpoints import STATE, CheckpointError
 from relucheck.training.engine import Interrupted, train
@@ -188,7 +189,7 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(CheckpointError, match="is of executor 'forking', this run has 'stacked'"):
         train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "versions", lambda: {"torch": "1.0"})
+        patch.setattr(torch, "__version__", "1.0")
         with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
@@ -206,11 +207,12 @@ def test_result_of_something_else_is_refused(unbroken: Result, tmp_path: Path, m
     with pytest.raises(CheckpointError, match=r"is of executor 'forking', this run has 'stacked'.*another folder"):
         train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "versions", lambda: {**unbroken.versions, "torch": "1.0"})
+        patch.setattr(torch, "__version__", "1.0")
         with pytest.raises(CheckpointError, match=r"is of torch '.*', this run has '1\.0'"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "describe", lambda device: "cuda (NVIDIA H200)")
+        there = dataclasses.replace(environment("cpu"), kind="cuda", model="NVIDIA H200", threads=None)
+        patch.setattr(engine, "environment", lambda device: there)
         with pytest.raises(CheckpointError, match=r"is of device 'cpu.*', this run has 'cuda .NVIDIA H200.'.*delete"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:

@@ -24,6 +24,8 @@ from relucheck.bifurcation import decide as bifurcation_decide
 from relucheck.bifurcation.decide import Decision
 from relucheck.networks import architecture
 from relucheck.numerics import dtypes
+from relucheck.numerics import environment as numerics_environment
+from relucheck.numerics.devices import environment
 from relucheck.volume import engine as volume_engine
 from relucheck.volume import estimate as volume_estimate
 from relucheck.volume import workers
@@ -441,7 +443,7 @@ def test_another_processor_may_round_otherwise(tmp_path: Path, monkeypatch: pyte
     """Kernels are chosen by the processor's model, so its draws are not mixed with another's."""
     with pytest.raises(KeyboardInterrupt):
         estimate(SMALL, store=Store(tmp_path), engine=Fake(stop_at=4), chunk=2)
-    monkeypatch.setattr(volume_estimate, "_processor", lambda: "one of another make")
+    monkeypatch.setattr(numerics_environment, "_processor", lambda: "one of another make")
     with pytest.raises(StoreError, match=r"its processor is .*, this run's is 'one of another make'"):
         estimate(SMALL, store=Store(tmp_path), engine=refuse)
 
@@ -631,7 +633,7 @@ def test_the_number_of_threads_is_put_back() -> None:
         torch.set_num_threads(2)
         with workers.one_thread("cpu"):
             assert torch.get_num_threads() == 1
-            assert volume_estimate.describe(torch.device("cpu")).endswith(", 1 thread")
+            assert environment("cpu").device.endswith(", 1 thread")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

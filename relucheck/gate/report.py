@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from relucheck.errors import RelucheckError
+from relucheck.numerics.environment import software
 from relucheck.results.files import write_atomically
 from relucheck.results.tables import markdown_table
 
@@ -37,25 +36,6 @@ Row = Mapping[str, Any]
 
 class ReportError(RelucheckError, ValueError):
     """A report that cannot be read, written, or compared with a run."""
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on: relucheck, torch, Python, the system and the processor."""
-    from relucheck import __version__
-
-    return {
-        "relucheck": __version__,
-        "torch": _version("torch"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def counts(results: Iterable[Row]) -> dict[str, int]:
@@ -94,7 +74,7 @@ def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
     body = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
-        "versions": versions(),
+        "versions": software().to_json(),
         "targets": list(targets),
         "counts": counts(results),
         **more,
@@ -320,11 +300,10 @@ def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> 
 def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
     """The report as Markdown: counts, failures with their scripts, notices by law, the matrix and the kink table."""
     found = counts(results)
-    about = ", ".join(f"{name} {value}" for name, value in versions().items())
     lines = [
         f"# relucheck: {', '.join(targets) or 'activations'}",
         "",
-        f"{', '.join(f'{number} {outcome}' for outcome, number in found.items() if number)}. {about}.",
+        f"{', '.join(f'{number} {outcome}' for outcome, number in found.items() if number)}. {software()}.",
         "",
     ]
     failed = [result for result in results if result["outcome"] == "failed"]

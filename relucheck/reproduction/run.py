@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.errors import DeviceError, RelucheckError
+from relucheck.numerics.devices import best_device
 from relucheck.reproduction.cost import in_words, total
 from relucheck.reproduction.experiments.mlp import find
 from relucheck.reproduction.report.claims import claims
@@ -39,13 +40,6 @@ Trainer = Callable[..., Result]
 
 class ReproductionError(RelucheckError, ValueError):
     """A folder that holds something else, or that cannot be read."""
-
-
-def best_device() -> str:
-    """``"cuda"`` where there is one, else ``"cpu"``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def default_scale(device: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ from typing import Any, Final, Protocol
 import torch
 import torch.utils.deterministic
 
-from relucheck import __version__, data
+from relucheck import data
 from relucheck.errors import DeviceError, SettingsError
 from relucheck.numerics.determinism import deterministic
+from relucheck.numerics.devices import environment
 from relucheck.results.progress import Progress
 from relucheck.training import checkpoints
 from relucheck.training.forking import ForkingExecutor, Split
@@ -30,6 +30,8 @@ from relucheck.training.settings import Settings
 from relucheck.training.stacked import StackedExecutor
 
 EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
+#: What a result keeps of its environment beside the device.
+VERSIONS: Final[tuple[str, ...]] = ("relucheck", "torch", "python")
 #: What torch says where memory ran out and the error is of no class of its own: the CPU, cuBLAS, CUDA.
 _NO_MEMORY: Final = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 _STOPPED: Final = "stopped: the comparison is void"
@@ -94,7 +96,7 @@ def train(
     if kind not in EXECUTORS:
         raise SettingsError(f"executor={executor!r}: must be one of {', '.join(EXECUTORS)}")
     keep = None if folder is None else Path(folder)
-    origin = {"device": describe(place), "executor": kind, **versions()}
+    origin = {"device": (here := environment(place)).device, "executor": kind, **here.versions(*VERSIONS)}
     if keep is not None and (known := checkpoints.load_result(keep, settings, origin)) is not None:
         if known.void is not None and progress:
             print(_void(keep, known.void, kind), file=sys.stderr, flush=True)
@@ -217,8 +219,8 @@ class _Run:
             if void is not None and len(own.epochs) < self.settings.epochs and not own.diverged:
                 own.outcome = _STOPPED
             members.append(own)
-        origin = self.origin
-        result = Result(self.settings, origin["device"], self.kind, versions(), self.wall_s, void, members)
+        versions = {name: self.origin[name] for name in VERSIONS}
+        result = Result(self.settings, self.origin["device"], self.kind, versions, self.wall_s, void, members)
         if self.folder is not None:
             checkpoints.save_result(self.folder, result)
         return result
@@ -243,21 +245,6 @@ def _void(folder: Path | None, why: str, executor: str) -> str:
     if executor == "stacked":
         again += ", or take the executor forking, which stacks nothing"
     return f"void: {why}; nothing may be concluded from it: {again}"
-
-
-def describe(device: torch.device) -> str:
-    """A device in words, with what decides how it rounds: "cpu (AVX512), 1 thread"."""
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"cpu ({torch.backends.cpu.get_cpu_capability()}), {threads} thread{'s' * (threads > 1)}"
-    return str(device)
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    return {"relucheck": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from relucheck.__main__ import main
 from relucheck.errors import FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, USAGE, DeviceError
@@ -362,7 +361,3 @@ def test_help_names_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     for comparison in mlp.SCENARIOS["E2"].comparisons("cpu"):
         line = next(line for line in shown.splitlines() if line.startswith(f"    {comparison.name} "))
         assert "about " in line, "its time"
-
-
-def test_default_device() -> None:
-    assert reproduction_run.best_device() == ("cuda" if torch.cuda.is_available() else "cpu")

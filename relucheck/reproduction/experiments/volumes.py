@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck import data
+from relucheck.numerics.devices import best_device, environment
+from relucheck.numerics.environment import cores
 from relucheck.reproduction.published import PublishedCell, volume_cells
 from relucheck.reproduction.report.volume_tables import write
 from relucheck.reproduction.report.volumes import NAME, Entry, Line, Report
 from relucheck.results.store import Store
 from relucheck.volume.cell import IN_ORDER, REPLACED, Cell, VolumeError
 from relucheck.volume.compensation import Split, splits
-from relucheck.volume.estimate import describe, estimate, kept
+from relucheck.volume.estimate import estimate, kept, kept_device
 from relucheck.volume.workers import Listener, Step, compute, one_thread
 
 SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
@@ -251,13 +253,11 @@ def reproduce(
     store = Store(folder)
     dataset = data.load(todo[0].data, "train", root, download=False)
     if processes is None:
-        processes = min(2, _cores()) if scale == "cpu" and place == "cpu" else 1
+        processes = min(2, cores()) if scale == "cpu" and place == "cpu" else 1
     compute(todo, store.folder, root=root, device=place, processes=processes, listen=listen)
-    import torch
-
     with one_thread(place):
         found = {cell.name: estimate(cell, dataset=dataset, device=place, store=store) for cell in todo}
-        where = describe(torch.device(place))
+        where = kept_device(environment(place))
     lines = tuple(Line(entry, found[entry.cell.name]) for entry in entries(scale))
     return Report(scale, lines, time.perf_counter() - begun, where)
 
@@ -330,16 +330,3 @@ def _listener(advance: Callable[..., None], line: Callable[[str], None], count: 
             advance(step.draws, f"cell {finished + 1}/{count}: {cell.hidden_layers}x{cell.neurons} {cell.arithmetic}")
 
     return listen
-
-
-def best_device() -> str:
-    """CUDA where there is a device, else the CPU."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
