@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from relucheck.reproduction.published import SOURCES
 from relucheck.reproduction.report.volume_figures import draw
 from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, TITLE, Entry, Line, Report
-from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, holm, interval, verdict
+from relucheck.results.holm import holm
+from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, interval, verdict
 from relucheck.results.store import SCHEMA, write_atomically
 from relucheck.volume import compensation as volume_compensation
 from relucheck.volume.cell import Estimate
