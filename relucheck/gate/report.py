@@ -15,7 +15,7 @@ from typing import Any, Final
 from relucheck.errors import RelucheckError
 from relucheck.numerics.environment import software
 from relucheck.results.files import write_atomically
-from relucheck.results.tables import markdown_table
+from relucheck.results.tables import Table
 
 #: Version of the JSON layout; a reader refuses a newer one.
 SCHEMA: Final = "relucheck-gate"
@@ -216,8 +216,8 @@ def _number(value: Any) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value + 0.0:.4g}"
 
 
-def kink_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the kink table, one column per dtype."""
+def _kinks(rows: Sequence[Row]) -> Table:
+    """The kink table as text, one column per dtype."""
     dtypes = list(dict.fromkeys(dtype for row in rows for dtype in row["subgradient"]))
     header = ["activation", "at", "left", "right", *dtypes]
     body = []
@@ -232,12 +232,13 @@ def kink_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             text = _modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
             cells.append(text + (f" at {_number(row['rounded'][dtype])}" if dtype in row["rounded"] else ""))
         body.append([row["activation"], where, _number(row["left"]), _number(row["right"]), *cells])
-    return header, body
+    title = "kinks: one-sided derivatives, and the subgradient per dtype (per mode where modes differ)"
+    return Table(header, body, title, right=header[2:])
 
 
 def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False) -> str:
     """The matrix activation x law as terminal text: one character per cell, numbered columns, a legend below."""
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     activations, laws, cells = matrix(results)
@@ -245,7 +246,7 @@ def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False)
     gap = " " if spaced else ""
     numbers = [f"{number:>2}" for number in range(1, len(laws) + 1)]
     header = Text("\n".join(gap.join(number[row] for number in numbers) for row in (0, 1)))
-    table = Table(title="activation x law, worst over dtypes", title_justify="left", box=None, pad_edge=False)
+    table = RichTable(title="activation x law, worst over dtypes", title_justify="left", box=None, pad_edge=False)
     table.add_column(
         "activation", no_wrap=True, max_width=max(8, width - 10 - len(gap.join(numbers)) // (1 if spaced else 2))
     )
@@ -278,23 +279,7 @@ def _rendered(parts: Iterable[Any], width: int, color: bool) -> str:
 
 def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> str:
     """The kink table as terminal text."""
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        return "no kinks in the scanned range\n"
-    header, body = kink_lines(rows)
-    table = Table(
-        title="kinks: one-sided derivatives, and the subgradient per dtype (per mode where modes differ)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for name in header:
-        table.add_column(name, justify="left" if name in ("activation", "at") else "right", no_wrap=name == "activation")
-    for line in body:
-        table.add_row(*map(Text, line))
-    return _rendered([table], width, color)
+    return _rendered([_kinks(rows).rich(frame=False)], width, color) if rows else "no kinks in the scanned range\n"
 
 
 def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
@@ -322,7 +307,7 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
             "",
         ]
         body = [[name, *(_MARKS.get(cells.get((name, law), ""), "") for law in laws)] for name in activations]
-        lines += [*markdown_table(["activation", *laws], body), ""]
+        lines += [*Table(["activation", *laws], body).markdown(), ""]
     for outcome, title in (("expected", "Expected failures"), ("notice", "Notices")):
         chosen = [result for result in results if result["outcome"] == outcome]
         if chosen:
@@ -334,8 +319,7 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
             lines.append("")
     rows = kink_table(results)
     if rows:
-        header, table = kink_lines(rows)
-        lines += ["## Kinks", "", *markdown_table(header, table), ""]
+        lines += ["## Kinks", "", *_kinks(rows).markdown(), ""]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from relucheck.reproduction.report.claims import claims
 from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.scenario import VERSION, Comparison, External, Scenario
+from relucheck.results.figures import drawable
 from relucheck.results.files import write_atomically
 from relucheck.training import checkpoints
 from relucheck.training import engine as training_engine
@@ -151,9 +152,7 @@ def write(scenario: Scenario, scale: str, folder: Path) -> Reproduction:
 
 def _figures(scenario: Scenario, scale: str, runs: Sequence[tuple[Comparison, Result]], folder: Path) -> list[Path]:
     """The figures, or none where matplotlib is not installed (the report then says so)."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if not drawable():
         return []
     from relucheck.reproduction.report.figures import draw
 

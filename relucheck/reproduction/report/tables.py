@@ -7,11 +7,12 @@ step, hits per epoch, verdict.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.reproduction.report.summary import Cell, Checked, Claim
-from relucheck.results.tables import markdown_table
+from relucheck.results.tables import Table
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}
 _LINES: Final = (
@@ -165,10 +166,10 @@ def _fitting(columns: Sequence[_Column], widths: Sequence[int], room: int) -> li
 
 
 def _rich_table(title: str, cells: Sequence[Cell], columns: Sequence[_Column], published: _Published) -> Any:
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = RichTable(title=title, title_justify="left")
     table.add_column("s", no_wrap=True)
     table.add_column("", no_wrap=True)
     for name, rule in columns:
@@ -219,7 +220,7 @@ def markdown(cells: Sequence[Cell], published: _Published) -> list[str]:
                 header.append("published %")
                 for line, cell in zip(body, mine, strict=True):
                     line.append(published_accuracy(cell, published) if _faulty(cell) else "")
-            text += [*markdown_table(header, body), ""]
+            text += [*Table(header, body).markdown(), ""]
             lost = [f"- {line}" for line in divergences(mine)]
             text += [*lost, ""] if lost else []
     return text
@@ -231,10 +232,8 @@ def _p_values(cell: Cell) -> list[str]:
     return ["-" if p is None else f"{p:.2g}" for p in (cell.paired.adjusted_difference, cell.paired.adjusted_equivalence)]
 
 
-def stated_lines(
-    checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: ""
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of figures that were stated or published before."""
+def stated_table(checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: "") -> Table:
+    """The figures that were stated or published before."""
     header = ["source", "comparison", "what", "s", "rule", "stated", "measured", "seeds", "outcome", "reason"]
     body = []
     for found in checked:
@@ -257,7 +256,8 @@ def stated_lines(
                 reason(found),
             ]
         )
-    return header, body
+    title = "figures published or stated before, and measured here"
+    return Table(header, body, title, right=("s", "stated", "seeds"))
 
 
 _QUANTITIES: Final = {
@@ -268,10 +268,12 @@ _QUANTITIES: Final = {
 }
 
 
-def claim_lines(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of published findings in words."""
-    header = ["source", "finding", "measured", "outcome", "reason"]
-    return header, [[found.source, found.claim, found.measured, found.verdict, found.reason] for found in claims]
+def claim_table(claims: Sequence[Claim]) -> Table:
+    """The published findings in words."""
+    rows = [[found.source, found.claim, found.measured, found.verdict, found.reason] for found in claims]
+    return Table(
+        ["source", "finding", "measured", "outcome", "reason"], rows, "published findings, and what was found here"
+    )
 
 
 def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
@@ -279,24 +281,11 @@ def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[A
 
     The reasons are in the report, and so are the figures that nothing here measures.
     """
-    from rich.table import Table
-
-    shown = []
     measured = [figure for figure in checked if figure.verdict != "not measured"]
     left_out = len(checked) - len(measured)
-    for title, (header, body) in (
-        ("published findings, and what was found here", claim_lines(claims)),
-        ("figures published or stated before, and measured here", stated_lines(measured)),
-    ):
-        if not body:
-            continue
-        table = Table(title=title, title_justify="left")
-        kept = header[:-1]
-        for name in kept:
-            table.add_column(name, justify="right" if name in ("s", "stated", "seeds") else "left")
-        for line in body:
-            table.add_row(*line[: len(kept)])
-        shown.append(table)
-    if measured and left_out:
-        shown[-1].caption = f"{left_out} more are of comparisons that are not here; report.md lists them"
-    return shown
+    stated = stated_table(measured)
+    if left_out:
+        stated = dataclasses.replace(
+            stated, caption=f"{left_out} more are of comparisons that are not here; report.md lists them"
+        )
+    return [table.without("reason").rich() for table in (claim_table(claims), stated) if table.rows]
