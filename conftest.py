@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from relucheck.numerics.devices import best_device, environment
+from relucheck.work import cores
+
 # No deadlines: the first torch call of a kind takes a hundred times what the next ones take. The thorough profile tries 20
 # times the examples of ci, which repeats the same examples in every run, so that a red run means a change.
 _COMMON = {
@@ -29,12 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # inductor would start a pool of compiling processes, each of which imports torch first
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # never more than the user allows (OMP_NUM_THREADS)
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // workers)))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // workers)))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Versions and device: results at kinks depend on both."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__} on {device}, {torch.get_num_threads()} thread(s) in this process"
+    return str(environment(best_device()))

@@ -6,6 +6,10 @@ here, in one read. So the bytes that were verified are the bytes that are used, 
 they lie (a read-only root will do), and the legacy ``processed/*.pt`` that ``torchvision.datasets`` would prefer is
 never looked at. The layout of a data root and the downloads are torchvision's own.
 
+Pooch has a registry of checksums and a cache folder, too, but knows one address a file, checks the archive rather than its
+content, replaces an altered file without asking, and needs a root that can be written: it could take the place of the
+download alone.
+
 Every error is a :class:`DataError`, but for an unsupported dtype, which is numerics' ``UnsupportedDtypeError``.
 """
 

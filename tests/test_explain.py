@@ -413,7 +413,7 @@ def test_text_table_and_json() -> None:
     assert {(hit["site"], tuple(hit["position"])) for hit in plain["hits"]} == {
         (hit.site, hit.position) for hit in explanation.hits
     }
-    assert explanation.table(1).row_count == 1
+    assert len(explanation.table(1).rows) == 1
 
 
 def test_the_default_device_does_not_matter() -> None:

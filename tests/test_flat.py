@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.numerics.determinism import generator
-from relucheck.training import flat
-from relucheck.training.flat import Flat, make_optimiser, same_as_apart
+from relucheck.training import optimisers
+from relucheck.training.flat import Flat
+from relucheck.training.optimisers import make_optimiser, same_as_apart
 from relucheck.training.settings import Optimiser
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,16 +113,16 @@ def test_a_fused_optimiser_is_one_pass_already(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_torchs_defaults_change_nothing(device: str) -> None:
     whole = Flat(_model())
-    flat._same.cache_clear()
+    optimisers._tried.cache_clear()
     before = same_as_apart(Optimiser(), whole)
-    flat._same.cache_clear()
+    optimisers._tried.cache_clear()
     torch.set_default_dtype(torch.float16)
     try:
         with torch.device(device):
             assert same_as_apart(Optimiser(), whole) == before
     finally:
         torch.set_default_dtype(torch.float32)
-        flat._same.cache_clear()
+        optimisers._tried.cache_clear()
 
 
 class _ElementByElement(torch.optim.SGD):
@@ -195,10 +196,10 @@ def test_a_kernel_that_is_not_element_by_element_is_found(
     def faulty(chosen: Optimiser, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         return fault(parameters, lr=0.1)  # type: ignore[call-arg]
 
-    monkeypatch.setattr(flat, "make_optimiser", faulty)
-    flat._same.cache_clear()
+    monkeypatch.setattr(optimisers, "make_optimiser", faulty)
+    optimisers._tried.cache_clear()
     try:
         model = nn.Linear(16, 32) if even else _model()
         assert same_as_apart(Optimiser("sgd", 0.1), Flat(model)) == right
     finally:
-        flat._same.cache_clear()
+        optimisers._tried.cache_clear()

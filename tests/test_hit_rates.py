@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from syrupy.assertion import SnapshotAssertion
 from torch import Tensor, nn
 
 from relucheck import data
@@ -26,6 +27,7 @@ from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.reproduction.experiments import hit_rates
+from relucheck.results.figures import png
 from tests.uniform import images, mlp
 
 TORCH = {
@@ -487,16 +489,9 @@ def few_cells() -> list[Cell]:
     ]
 
 
-def test_tables() -> None:
-    rows = hit_rates.agreement_rows(few_cells())
-    assert [row[0] for row in rows] == ["arithmetic", "float16", "float64"]
-    assert rows[1][3:6] == ("32", "1.6", "41.5")
-    assert rows[2][6] == "-"
-    text = hit_rates.markdown(rows)
-    assert text.splitlines()[1].count("---") == len(rows[0])
-    shapes = hit_rates.shape_rows(few_cells())
-    assert shapes[1][1] == "12: 0.96"
-    assert hit_rates.rich_table("t", rows).row_count == 2
+def test_tables(snapshot: SnapshotAssertion) -> None:
+    tables = (hit_rates.agreement_table(few_cells()), hit_rates.shape_table(few_cells()))
+    assert ["\n".join(table.markdown()) for table in tables] == snapshot
 
 
 @pytest.mark.parametrize("remark", ["", "Two runs, put together: so it is."])
@@ -541,7 +536,7 @@ def test_the_committed_report_is_the_templates() -> None:
 
 def test_the_figure_is_a_png() -> None:
     pytest.importorskip("matplotlib")
-    assert hit_rates.figure(few_cells()).startswith(b"\x89PNG")
+    assert png(hit_rates.figure(few_cells())).startswith(b"\x89PNG")
 
 
 def test_emulated_networks_keep_their_hits_out_of_the_prediction() -> None:

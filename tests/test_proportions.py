@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from relucheck.results import proportions
+from relucheck.results.holm import holm
 from relucheck.results.proportions import Interval, ProportionError
 
 
@@ -130,13 +131,13 @@ def test_the_test_keeps_its_level(share: float) -> None:
 
 
 def test_holm_by_hand() -> None:
-    assert proportions.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
-    assert proportions.holm([]) == ()
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -> None:
-    adjusted = proportions.holm(p_values)
+    adjusted = holm(p_values)
     for p, corrected in zip(p_values, adjusted, strict=True):
         assert p <= corrected <= min(1.0, len(p_values) * p)
     ordered = [corrected for _, corrected in sorted(zip(p_values, adjusted, strict=True))]
@@ -151,12 +152,12 @@ def test_holm_rejects_what_the_stepwise_procedure_rejects(p_values: list[float],
         if p_values[index] * (len(p_values) - step) > level:
             break
         rejected.add(index)
-    assert {index for index, p in enumerate(proportions.holm(p_values)) if p <= level} == rejected
+    assert {index for index, p in enumerate(holm(p_values)) if p <= level} == rejected
 
 
 def test_what_is_no_p_value_is_refused() -> None:
-    with pytest.raises(ProportionError, match=r"p-value 1\.5: must be from 0 to 1"):
-        proportions.holm([0.5, 1.5])
+    with pytest.raises(ValueError, match=r"p-value 1\.5: must be from 0 to 1"):
+        holm([0.5, 1.5])
 
 
 def test_verdicts_say_no_more_than_they_may() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from relucheck.data import DataFileError
 from relucheck.errors import DeviceError, SettingsError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.progress import Progress
-from relucheck.training import engine
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.result import Result, SeedResult
@@ -297,7 +295,3 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.advance()
         progress.line("a line")
     assert silent.getvalue() == ""
-
-
-def test_the_version_is_the_installed_one() -> None:
-    assert engine.versions()["relucheck"] == metadata.version("relucheck")

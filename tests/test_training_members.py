@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from relucheck.activations import rules
-from relucheck.activations.rules import injected
+from relucheck.activations.rules import at_hits
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training import model as training_model
 from relucheck.training.forking import Branch, ForkingExecutor, Split, same_gradients
 from relucheck.training.model import Clock, Switch, build, stream
@@ -134,10 +137,37 @@ def test_forward_mode_is_refused() -> None:
 
 def test_injected_is_the_subgradient_whatever_the_cotangent() -> None:
     cotangent = torch.tensor([[3.0, -2.0], [0.0, 5.0]], dtype=torch.bfloat16)
-    assert injected(cotangent, 0.8).tolist() == [[torch.tensor(0.8).bfloat16().item()] * 2] * 2
-    own = injected(cotangent, torch.tensor([[0.5], [-1.0]], dtype=torch.float64))
-    assert own.dtype == torch.bfloat16
-    assert own.tolist() == [[0.5, 0.5], [-1.0, -1.0]]
+    gradient = torch.full_like(cotangent, 7.0)
+    assert at_hits(gradient, cotangent, 0.8, 0.0, True).tolist() == [[torch.tensor(0.8).bfloat16().item()] * 2] * 2
+    members = torch.tensor([[0.5], [-1.0]], dtype=torch.float64)
+    found = at_hits(gradient, cotangent, members, 0.0, torch.tensor([[True], [False]]))
+    assert found.dtype == torch.bfloat16
+    assert found.tolist() == [[0.5, 0.5], [0.0, -5.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("own", [0.0, 0.01])
+@pytest.mark.parametrize("injects", [False, True])
+def test_one_number_and_one_per_member_give_the_same_gradient_at_hits(
+    dtype: torch.dtype, own: float, injects: bool
+) -> None:
+    """Bit for bit, torch's own subgradient (the number or NaN) and infinite cotangents included."""
+    random = generator(0)
+    cotangent = torch.randn(64, generator=random, dtype=torch.float64).to(dtype)
+    cotangent[:2] = torch.tensor([math.inf, -math.inf])
+    gradient = torch.randn(64, generator=random, dtype=torch.float64).to(dtype)
+    hit = torch.rand(64, generator=random) < 0.5
+    for number in (own, math.nan, 0.1, -1 / 3, 1.0):
+        expected = at_hits(gradient, cotangent, number, own, injects)
+        member = torch.tensor([number], dtype=torch.float64)
+        for found, mask in (
+            (at_hits(gradient, cotangent, member, own, torch.tensor([injects])), None),
+            (at_hits(gradient, cotangent, member, own, torch.tensor([injects]), hit=hit), hit),
+        ):
+            wanted = expected if mask is None else torch.where(mask, expected, gradient)
+            assert torch.equal(found.view(bits_dtype(dtype)), wanted.view(bits_dtype(dtype)))
+        if not injects and (number == own or math.isnan(number)):
+            assert torch.equal(expected, gradient)
 
 
 @pytest.mark.parametrize(("mixed", "scale"), [("float16", 65536.0), ("bfloat16", 1.0)])

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from relucheck.numerics.devices import environment
 from relucheck.results.store import State, Store, StoreError
 from relucheck.training import engine, sitting
 from relucheck.training.engine import Interrupted, train
@@ -26,6 +27,9 @@ from relucheck.training.settings import Member, Optimiser
 from relucheck.training.sitting import STATE
 from relucheck.work import Local
 from tests.training_case import SETTINGS, changed, numbers
+
+#: An environment that rounds otherwise.
+ELSEWHERE = dataclasses.replace(environment("cpu"), kind="cuda", model="NVIDIA H200", threads=None)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +195,7 @@ def test_the_state_of_something_else_is_refused(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(StoreError, match=f"belongs to another run: its settings {named}.*another folder"):
             train(settings, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "describe", lambda device: "cuda (NVIDIA H200)")
+        patch.setattr(engine, "environment", lambda device: ELSEWHERE)
         with pytest.raises(StoreError, match=r"its device is 'cpu.*', this run's is 'cuda .NVIDIA H200.'"):
             train(SETTINGS, folder=tmp_path, progress=False)
     with monkeypatch.context() as patch:
@@ -285,15 +289,15 @@ def test_a_finished_seed_stays_finished_elsewhere_and_new_members_make_it_anew(
     """Processors may differ between the seeds of a comparison, never within one."""
     fewer = dataclasses.replace(SETTINGS, members=tuple(m for m in SETTINGS.members if m.rule == "chain"))
     train(fewer.of_seeds((3,)), folder=tmp_path, progress=False)
-    here = engine.describe(torch.device("cpu"))
-    monkeypatch.setattr(engine, "describe", lambda device: "another processor")
+    here = environment("cpu").device
+    monkeypatch.setattr(engine, "environment", lambda device: ELSEWHERE)
     seeds = _counted(monkeypatch)
     mixed = train(fewer, folder=tmp_path, progress=False)
     assert set(seeds) == {4}
-    assert mixed.device == f"{here}; another processor"
+    assert mixed.device == f"{here}; {ELSEWHERE.device}"
     seeds.clear()
     whole = train(SETTINGS, folder=tmp_path, progress=False)
-    assert whole.device == "another processor"
+    assert whole.device == ELSEWHERE.device
     assert seeds.count(3) == 2 * 24, "its new members, whose origin is another, and then all of it"
     assert seeds.count(4) == 24
 

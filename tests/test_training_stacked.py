@@ -307,10 +307,11 @@ def test_scaled_members_take_the_same_steps_wherever_they_are(kind: str) -> None
 
 def test_a_default_device_is_no_place_for_the_trial() -> None:
     """There optimisers would make their counts of steps, which have no values on the meta device."""
-    training_optimisers._alike.cache_clear()
+    training_optimisers._tried.cache_clear()
+    parameters = [torch.zeros(2, 3)]
     with torch.device("meta"):
-        assert training_optimisers._alike(Optimiser(), ((2, 3),), torch.float32, torch.device("cpu"), 1)
-    training_optimisers._alike.cache_clear()
+        assert training_optimisers._passes(training_optimisers._wherever_stacked, Optimiser(), parameters)
+    training_optimisers._tried.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
@@ -335,11 +336,16 @@ class _Faulty(torch.optim.SGD):
 
 
 def test_an_optimiser_that_goes_by_place_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes, cpu = ((4, 3, 2), (4, 3)), torch.device("cpu")
-    alike = training_optimisers._alike.__wrapped__
-    assert alike(Optimiser("sgd", 0.1), shapes, torch.float64, cpu, 1)
+    parameters = [torch.zeros(shape, dtype=torch.float64) for shape in ((4, 3, 2), (4, 3))]
+
+    def alike() -> bool:
+        training_optimisers._tried.cache_clear()
+        return training_optimisers._passes(training_optimisers._wherever_stacked, Optimiser("sgd", 0.1), parameters)
+
+    assert alike()
     monkeypatch.setattr(training_optimisers, "make_optimiser", lambda chosen, parameters: _Faulty(parameters, lr=chosen.lr))
-    assert not alike(Optimiser("sgd", 0.1), shapes, torch.float64, cpu, 1)
+    assert not alike()
+    training_optimisers._tried.cache_clear()
 
 
 def test_fault_in_the_control_makes_the_comparison_void(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,21 +33,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, SubgradientError
+from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, SubgradientError, at_hits
 from relucheck.numerics.bits import find
 from relucheck.numerics.dtypes import compute_dtype
-
-
-def _corrected(native: Tensor, cotangent: Tensor, subgradient: Tensor, own: float) -> Tensor:
-    """The gradient at a hit: ``subgradient * cotangent``, or ``native`` where the subgradient is torch's own.
-
-    The product is taken in the compute dtype and rounded once, as ATen multiplies a tensor by a number. Torch's own value
-    (stored as NaN, or equal to ``own``) keeps torch's own result, because 0 * cotangent is not 0 for an infinite cotangent.
-    """
-    compute = compute_dtype(cotangent.dtype)
-    scaled = (cotangent.to(compute) * subgradient.to(compute)).to(cotangent.dtype)
-    return torch.where(subgradient.isnan() | (subgradient == own), native, scaled)
-
 
 #: The key under which a node's metadata say whether its subgradient is the caller's (any grad_fn has metadata for users).
 OWN: Final = "relucheck"
@@ -80,11 +68,11 @@ def _hooked(x: Tensor, rule: Rule, slope: float, inplace: bool, subgradients: Se
     if any(hit is not None for hit in hits):
         # The subgradients by reference, not saved: a setter changes their values between two backwards of one forward,
         # which is the point (DESIGN, semantics 4) and what the version check of saved tensors exists to refuse.
-        node.register_hook(functools.partial(_at_hits, rule, slope, tuple(hits), tuple(subgradients)))
+        node.register_hook(functools.partial(_put_right, rule, slope, tuple(hits), tuple(subgradients)))
     return result
 
 
-def _at_hits(
+def _put_right(
     rule: Rule,
     slope: float,
     hits: Sequence[tuple[Tensor, ...] | None],
@@ -100,9 +88,9 @@ def _at_hits(
     own = slope if rule.leaky else 0.0
     for hit, subgradient in zip(hits, subgradients, strict=True):
         if hit is not None:
-            at_hits = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
+            chosen = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
             # in place: torch's own backward has just made the tensor, and its own double backward does not need it
-            gradient.index_put_(hit, _corrected(gradient[hit], cotangent[hit], at_hits, own))
+            gradient.index_put_(hit, at_hits(gradient[hit], cotangent[hit], chosen, own))
     return (gradient,)
 
 
@@ -128,7 +116,7 @@ class _Eager(torch.autograd.Function):
         gradient = ctx.rule.backward(cotangent, saved, ctx.slope, ctx.saved_is_result)
         own = ctx.slope if ctx.rule.leaky else 0.0
         for hit, subgradient in zip(hits, ctx.subgradients, strict=True):
-            fixed = torch.where(hit, _corrected(gradient, cotangent, subgradient, own), gradient)
+            fixed = at_hits(gradient, cotangent, subgradient, own, hit=hit)
             # where takes the mask's strides, which are the input's; torch's own gradient may have others
             gradient = fixed if fixed.stride() == gradient.stride() else torch.empty_like(gradient).copy_(fixed)
         return (gradient, None, None, None, *[None] * len(hits))
@@ -154,7 +142,7 @@ class _Traced(torch.autograd.Function):
         flat = cotangent * ctx.slope if ctx.rule.leaky else torch.zeros_like(cotangent)
         gradient = torch.where(part == 1, cotangent, flat)
         for kink, subgradient in enumerate(subgradients, 2):  # torch's own value at a kink is the flat side's
-            gradient = torch.where(part == kink, _corrected(flat, cotangent, subgradient, own), gradient)
+            gradient = at_hits(gradient, cotangent, subgradient, own, hit=part == kink)
         return (gradient, None, None, *[None] * len(subgradients))
 
 
@@ -164,7 +152,7 @@ def _product(ctx: Any, vector: Tensor) -> Tensor:
     product = ctx.rule.backward(vector, x, ctx.slope, False)
     own = ctx.slope if ctx.rule.leaky else 0.0
     for at, subgradient in zip(ctx.rule.kinks, subgradients, strict=True):
-        product = torch.where(x == at, _corrected(product, vector, subgradient, own), product)
+        product = at_hits(product, vector, subgradient, own, hit=x == at)
     return product
 
 

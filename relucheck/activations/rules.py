@@ -7,13 +7,14 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from relucheck.errors import RelucheckError
+from relucheck.numerics.dtypes import compute_dtype
 
 #: A subgradient as users give it: a real number, or a tensor with one per ensemble member that broadcasts to the input.
 Subgradient = float | Tensor
@@ -117,17 +118,59 @@ def as_subgradient(value: Any, *, owner: str = "subgradient", optional: bool = F
     return number
 
 
-def injected(cotangent: Tensor, subgradient: float | Tensor) -> Tensor:
-    """The gradient at hits under the published rule: ``subgradient``, whatever the cotangent.
+@overload
+def at_hits(gradient: Tensor, cotangent: Tensor, subgradient: float, own: float, injects: bool = False) -> Tensor: ...
+@overload
+def at_hits(
+    gradient: Tensor,
+    cotangent: Tensor,
+    subgradient: Tensor,
+    own: float,
+    injects: Tensor | None = None,
+    *,
+    hit: Tensor | None = None,
+) -> Tensor: ...
+def at_hits(
+    gradient: Tensor,
+    cotangent: Tensor,
+    subgradient: float | Tensor,
+    own: float,
+    injects: Any = None,
+    *,
+    hit: Tensor | None = None,
+) -> Tensor:
+    """Torch's own gradient with the elements at hits put right: the gradient at a hit is defined here and nowhere else.
+
+    By the chain rule it is ``subgradient * cotangent``: the product is taken in the compute dtype and rounded once, as
+    ATen multiplies a tensor by a number. Torch's own subgradient keeps torch's own result, because 0 * cotangent is not 0
+    for an infinite cotangent. Under the published rule, which injects, it is ``subgradient``, whatever the cotangent.
 
     Args:
-        cotangent: at the hits, any shape.
-        subgradient: rounded to the cotangent's dtype; a tensor that broadcasts to the cotangent's shape gives each
-            member its own, and the result is a view then.
+        gradient: what torch's own backward returned.
+        cotangent: of the same shape.
+        subgradient: a number, or a tensor that broadcasts to the cotangent; NaN or ``own``: torch's own.
+        own: torch's own subgradient at this kink.
+        injects: whether the published rule holds. With a tensor of subgradients, a mask that broadcasts to the cotangent
+            gives each member its own rule.
+        hit: a mask of the hits; None where every element is one.
     """
-    if isinstance(subgradient, Tensor):
-        return subgradient.to(cotangent.dtype).expand(cotangent.shape)
-    return cotangent.new_full(cotangent.shape, subgradient)
+    if not isinstance(subgradient, Tensor):  # the host knows what holds: no selection by tensors
+        if injects:
+            return torch.full_like(cotangent, subgradient)
+        kept = math.isnan(subgradient) or subgradient == own
+        return gradient if kept else _product(cotangent, subgradient)
+    keep = subgradient.isnan() | (subgradient == own)
+    value = _product(cotangent, subgradient)
+    if injects is not None:
+        value = torch.where(injects, subgradient.to(cotangent.dtype), value)
+        keep = keep & ~injects
+    return torch.where(keep, gradient, value) if hit is None else torch.where(hit & ~keep, value, gradient)
+
+
+def _product(cotangent: Tensor, subgradient: float | Tensor) -> Tensor:
+    compute = compute_dtype(cotangent.dtype)
+    factor = subgradient.to(compute) if isinstance(subgradient, Tensor) else subgradient
+    return (cotangent.to(compute) * factor).to(cotangent.dtype)
 
 
 #: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.

@@ -9,11 +9,9 @@ from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Any, Final, Literal
 
-from rich.table import Table
-
 from relucheck.bifurcation.compare import Comparison, Difference
 from relucheck.bifurcation.exact_forward import Reals, Zone
-from relucheck.results.tables import render
+from relucheck.results.tables import Table, render
 
 SCHEMA: Final = 1  # of the JSON
 _SHOWN: Final = 12
@@ -130,17 +128,18 @@ class Explanation:
         return dict(collections.Counter((hit.site, hit.reason) for hit in self.hits))
 
     def table(self, most: int = _SHOWN) -> Table:
-        """The first hits as a rich table."""
+        """The first hits, one a row."""
+        header = (
+            *("layer", "sample", "unit", "kink", "reason", "over the reals", "given the layer before"),
+            "gradients changed",
+        )
         shown = self.hits[:most]
-        table = Table(title=f"hits ({len(shown)} of {len(self.hits)})")
-        for heading in ("layer", "sample", "unit", "kink", "reason", "over the reals", "given the layer before"):
-            table.add_column(heading)
-        table.add_column("gradients changed")
+        rows = []
         for hit in shown:
             unit = ", ".join(map(str, hit.unit))
             cells = (hit.site, str(hit.sample), unit, f"{hit.kink:g}", hit.reason, _number(hit.real), _number(hit.local))
-            table.add_row(*cells, _effect(hit))
-        return table
+            rows.append((*cells, _effect(hit)))
+        return Table(header, rows, f"hits ({len(shown)} of {len(self.hits)})")
 
     def __str__(self) -> str:
         comparison = self.comparison
@@ -165,7 +164,7 @@ class Explanation:
         if self.jointly:
             lines.append("  changed by no single measured hit, but by all together: " + ", ".join(self.jointly))
         text = "\n".join(lines)
-        return text + ("\n" + render(self.table(), width=150, color=False).rstrip() if self.hits else "")
+        return text + ("\n" + render(self.table().rich(), width=150, color=False).rstrip() if self.hits else "")
 
     def _verdict(self) -> str:
         assert self.reals is not None

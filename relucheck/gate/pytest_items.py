@@ -17,6 +17,7 @@ import pytest
 from relucheck.gate import config as gate_config
 from relucheck.gate import report as gate_report
 from relucheck.gate.config import ConfigError, GateConfig
+from relucheck.numerics.environment import software
 
 if TYPE_CHECKING:
     from relucheck.gate.run import Gate
@@ -196,8 +197,7 @@ def summarise(terminal: pytest.TerminalReporter) -> None:
     settings = configuration(config)
     width, color = max(80, terminal._tw.fullwidth), terminal._tw.hasmarkup
     terminal.section("relucheck")
-    about = ", ".join(f"{name} {value}" for name, value in gate_report.versions().items())
-    terminal.write_line(f"targets: {', '.join(settings.targets)}; convention: {settings.convention}; {about}")
+    terminal.write_line(f"targets: {', '.join(settings.targets)}; convention: {settings.convention}; {software()}")
     terminal.write(gate_report.render_matrix(found, width, color))
     rows = gate_report.kink_table(found)
     if rows:

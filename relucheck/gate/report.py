@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from relucheck.errors import RelucheckError
+from relucheck.numerics.environment import software
 from relucheck.results.files import write_atomically
-from relucheck.results.tables import markdown_table
+from relucheck.results.tables import Table
 
 #: Version of the JSON layout; a reader refuses every other one.
 SCHEMA: Final = "relucheck-gate"
@@ -37,25 +36,6 @@ Row = Mapping[str, Any]
 
 class ReportError(RelucheckError, ValueError):
     """A report that cannot be read, written, or compared with a run."""
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on: relucheck, torch, Python, the system and the processor."""
-    from relucheck import __version__
-
-    return {
-        "relucheck": __version__,
-        "torch": _version("torch"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def counts(results: Iterable[Row]) -> dict[str, int]:
@@ -97,7 +77,7 @@ def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
     body = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
-        "versions": versions(),
+        "versions": software().to_json(),
         "targets": list(targets),
         "counts": counts(results),
         **more,
@@ -242,8 +222,8 @@ def _number(value: Any) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value + 0.0:.4g}"
 
 
-def kink_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the kink table, one column per dtype."""
+def _kinks(rows: Sequence[Row]) -> Table:
+    """The kink table as text, one column per dtype."""
     dtypes = list(dict.fromkeys(dtype for row in rows for dtype in row["subgradient"]))
     header = ["activation", "at", "left", "right", *dtypes]
     body = []
@@ -258,12 +238,13 @@ def kink_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             text = _modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
             cells.append(text + (f" at {_number(row['rounded'][dtype])}" if dtype in row["rounded"] else ""))
         body.append([row["activation"], where, _number(row["left"]), _number(row["right"]), *cells])
-    return header, body
+    title = "kinks: one-sided derivatives, and the subgradient per dtype (per mode where modes differ)"
+    return Table(header, body, title, right=header[2:])
 
 
 def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False) -> str:
     """The matrix activation x law as terminal text: one character per cell, numbered columns, a legend below."""
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     activations, laws, cells = matrix(results)
@@ -271,7 +252,7 @@ def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False)
     gap = " " if spaced else ""
     numbers = [f"{number:>2}" for number in range(1, len(laws) + 1)]
     header = Text("\n".join(gap.join(number[row] for number in numbers) for row in (0, 1)))
-    table = Table(title="activation x law, worst over dtypes", title_justify="left", box=None, pad_edge=False)
+    table = RichTable(title="activation x law, worst over dtypes", title_justify="left", box=None, pad_edge=False)
     table.add_column(
         "activation", no_wrap=True, max_width=max(8, width - 10 - len(gap.join(numbers)) // (1 if spaced else 2))
     )
@@ -304,33 +285,16 @@ def _rendered(parts: Iterable[Any], width: int, color: bool) -> str:
 
 def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> str:
     """The kink table as terminal text."""
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        return "no kinks in the scanned range\n"
-    header, body = kink_lines(rows)
-    table = Table(
-        title="kinks: one-sided derivatives, and the subgradient per dtype (per mode where modes differ)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for name in header:
-        table.add_column(name, justify="left" if name in ("activation", "at") else "right", no_wrap=name == "activation")
-    for line in body:
-        table.add_row(*map(Text, line))
-    return _rendered([table], width, color)
+    return _rendered([_kinks(rows).rich(frame=False)], width, color) if rows else "no kinks in the scanned range\n"
 
 
 def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
     """The report as Markdown: counts, failures with their scripts, notices by law, the matrix and the kink table."""
     found = counts(results)
-    about = ", ".join(f"{name} {value}" for name, value in versions().items())
     lines = [
         f"# relucheck: {', '.join(targets) or 'activations'}",
         "",
-        f"{', '.join(f'{number} {outcome}' for outcome, number in found.items() if number)}. {about}.",
+        f"{', '.join(f'{number} {outcome}' for outcome, number in found.items() if number)}. {software()}.",
         "",
     ]
     failed = [result for result in results if result["outcome"] == "failed"]
@@ -349,7 +313,7 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
             "",
         ]
         body = [[name, *(_MARKS.get(cells.get((name, law), ""), "") for law in laws)] for name in activations]
-        lines += [*markdown_table(["activation", *laws], body), ""]
+        lines += [*Table(["activation", *laws], body).markdown(), ""]
     for outcome, title in (("expected", "Expected failures"), ("notice", "Notices")):
         chosen = [result for result in results if result["outcome"] == outcome]
         if chosen:
@@ -361,8 +325,7 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
             lines.append("")
     rows = kink_table(results)
     if rows:
-        header, table = kink_lines(rows)
-        lines += ["## Kinks", "", *markdown_table(header, table), ""]
+        lines += ["## Kinks", "", *_kinks(rows).markdown(), ""]
     return "\n".join(lines)
 
 

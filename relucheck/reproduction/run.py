@@ -16,6 +16,7 @@ import torch
 
 from relucheck import data
 from relucheck.errors import DeviceError, one_of
+from relucheck.numerics.devices import best_device
 from relucheck.reproduction.experiments import find
 from relucheck.reproduction.folder import ReproductionError, claim, default_folder, differences
 from relucheck.reproduction.scenario import Outcome, Place, Scenario, check_scale
@@ -26,11 +27,6 @@ from relucheck.work import Backend, Event, Local
 
 #: Scales whose units take less time than a process needs to start.
 _SHORT: Final = ("smoke",)
-
-
-def best_device() -> str:
-    """``"cuda"`` where there is one, else ``"cpu"``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def default_scale(device: str) -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from relucheck.errors import RelucheckError, whole
 
@@ -47,13 +46,24 @@ def interval(count: int, draws: int, confidence: float = CONFIDENCE) -> Interval
     Raises:
         ProportionError: unless 0 <= count <= draws, draws >= 1 and 0 < confidence < 1.
     """
+    _check_counts(count, draws)
+    low, high = _bounds(count, draws, _tail(confidence))
+    return Interval(float(low), float(high))
+
+
+def _bounds(count: Any, draws: Any, tail: float) -> tuple[Any, Any]:
+    """Both bounds, of numbers or arrays.
+
+    scipy's quantiles and not its ``binomtest(...).proportion_ci``, which solves for the same bounds, a thousand times
+    slower, with an error of 4e-13, and takes no arrays.
+    """
+    import numpy as np
     from scipy.special import betaincinv
 
-    _check_counts(count, draws)
-    tail = _tail(confidence)
-    low = float(betaincinv(count, draws - count + 1, tail)) if count else 0.0
-    high = float(betaincinv(count + 1, draws - count, 1 - tail)) if count < draws else 1.0
-    return Interval(low, high)
+    # the quantiles are undefined where a bound is 0 or 1 by definition
+    low = np.where(count > 0, betaincinv(np.maximum(count, 1), draws - count + 1, tail), 0.0)
+    high = np.where(count < draws, betaincinv(count + 1, np.maximum(draws - count, 1), 1 - tail), 1.0)
+    return low, high
 
 
 def draws_for(half_width: float, share: float | None = None, confidence: float = CONFIDENCE) -> int:
@@ -69,7 +79,6 @@ def draws_for(half_width: float, share: float | None = None, confidence: float =
         ProportionError: for a half-width, share or confidence out of range.
     """
     import numpy as np
-    from scipy.special import betaincinv
 
     if not _SMALLEST <= half_width < 0.5:
         raise ProportionError(f"half-width {half_width!r}: must be at least {_SMALLEST} and less than 0.5")
@@ -82,9 +91,7 @@ def draws_for(half_width: float, share: float | None = None, confidence: float =
         n = np.arange(start, start + _BLOCK, dtype=np.float64)
         fits = np.ones(len(n), dtype=bool)
         for count in (np.floor(n * anticipated), np.ceil(n * anticipated)):
-            # the quantiles are undefined where a bound is 0 or 1 by definition
-            low = np.where(count > 0, betaincinv(np.maximum(count, 1), n - count + 1, tail), 0.0)
-            high = np.where(count < n, betaincinv(count + 1, np.maximum(n - count, 1), 1 - tail), 1.0)
+            low, high = _bounds(count, n, tail)
             fits &= (high - low) / 2 <= half_width
         if fits.any():
             return start + int(np.argmax(fits))
@@ -107,24 +114,6 @@ def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> fl
     _check_counts(other_count, other_draws)
     table = [[count, draws - count], [other_count, other_draws - other_count]]
     return min(1.0, float(fisher_exact(table).pvalue))
-
-
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """p-values adjusted for being several, in the order given: with each at most a, the chance of any false one is <= a.
-
-    Valid however the tests depend on each other. Source: S. Holm (1979), Scandinavian Journal of Statistics 6.
-
-    Raises:
-        ProportionError: for a value that is no p-value.
-    """
-    for p in p_values:
-        if not 0 <= p <= 1:
-            raise ProportionError(f"p-value {p!r}: must be from 0 to 1")
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda position: p_values[position])):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = running
-    return tuple(adjusted)
 
 
 def verdict(adjusted: float, level: float = LEVEL) -> str:

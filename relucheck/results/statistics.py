@@ -12,6 +12,8 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
+from relucheck.results.holm import holm
+
 Verdict = Literal["differs", "equivalent", "undecided"]
 #: Test accuracies closer than this, in percentage points, count as equivalent.
 MARGIN: Final = 0.2
@@ -151,20 +153,6 @@ def _sign_tests(constant: float, count: int, margin: float) -> tuple[float, floa
     two_sided = stats.binomtest(count, count).pvalue if constant else 1.0
     inside = stats.binomtest(count, count, alternative="greater").pvalue if abs(constant) < margin else 1.0
     return float(two_sided), float(inside)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number by Holm's step-down method; same order.
-
-    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979) 65-70. scipy has
-    corrections of the false discovery rate only.
-    """
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def judge(comparisons: Mapping[_Key, Paired], level: float = LEVEL) -> dict[_Key, Paired]:

@@ -1,18 +1,71 @@
-"""Tables: rich ones rendered for whatever the terminal can show, and Markdown ones."""
+"""Tables: one object that reads as Markdown in a report and, by rich, on whatever the terminal can show."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.rule import Rule
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from relucheck.results.tally import Tally
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        header: the heading of each column.
+        rows: the cells, as many in each row as there are headings.
+        title: what a terminal shows above it; a report has headings of its own.
+        right: the headings of the columns of numbers, which are set to the right.
+        sections: the numbers of the rows behind which a terminal shows a line.
+        caption: what a terminal shows below it.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    right: Collection[str] = ()
+    sections: Collection[int] = ()
+    caption: str = ""
+
+    def without(self, heading: str) -> Table:
+        """The table less one column."""
+        kept = [index for index, name in enumerate(self.header) if name != heading]
+        header = [self.header[index] for index in kept]
+        return dataclasses.replace(self, header=header, rows=[[row[index] for index in kept] for row in self.rows])
+
+    def markdown(self) -> list[str]:
+        """The lines of a Markdown table; a vertical bar in a cell is escaped."""
+
+        def line(cells: Iterable[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        rule = ("---:" if name in self.right else "---" for name in self.header)
+        return [line(self.header), line(rule), *map(line, self.rows)]
+
+    def rich(self, *, frame: bool = True, wrap: bool = True) -> RichTable:
+        """The table for a terminal; the first column is never wrapped, and with ``wrap=False`` none is."""
+        table = RichTable(
+            title=escape(self.title) or None, title_justify="left", caption=escape(self.caption) or None, pad_edge=frame
+        )
+        if not frame:
+            table.box = None
+        for index, name in enumerate(self.header):
+            justify = "right" if name in self.right else "left"
+            table.add_column(Text(name), justify=justify, no_wrap=not wrap or index == 0)  # type: ignore[arg-type]
+        for index, row in enumerate(self.rows):
+            table.add_row(*map(Text, row), end_section=index in self.sections)  # as it is, brackets included
+        return table
 
 
 def render(*renderables: RenderableType, width: int, color: bool) -> str:
@@ -34,38 +87,24 @@ def tally_tables(tally: Tally) -> list[RenderableType]:
     shown: list[RenderableType] = []
     for population in sorted(tally.rows):
         rows = tally.rows[population]
-        table = Table(title=f"backprop_s against backprop_t: {population}")
-        table.add_column("dtype")
-        for heading in ("networks", "agree", "bifurcate", "non-finite", "hits / million activations"):
-            table.add_column(heading, justify="right")
         known = [dtype for dtype in _DTYPES if dtype in rows]
+        body = []
         for dtype in [*known, *sorted(set(rows) - set(known))]:
             row = rows[dtype]
             counts = (row.networks, row.agree, row.bifurcate, row.nonfinite)
-            table.add_row(dtype, *(f"{count:,}" for count in counts), f"{row.hits_per_million:,.2f}")
-        shown.append(table)
+            body.append([dtype, *(f"{count:,}" for count in counts), f"{row.hits_per_million:,.2f}"])
+        numbers = ("networks", "agree", "bifurcate", "non-finite", "hits / million activations")
+        shown.append(Table(("dtype", *numbers), body, f"backprop_s against backprop_t: {population}", numbers).rich())
     if tally.examples:
         kills: dict[str, list[str]] = {}
         for fault, killers in tally.kills.items():
             for name in killers:
                 kills.setdefault(name, []).append(fault)
-        table = Table(title="properties")
-        table.add_column("property")
-        table.add_column("examples", justify="right")
-        table.add_column("seeded faults that it found")
-        for name in sorted({*tally.examples, *kills}):
-            table.add_row(name, f"{tally.examples.get(name, 0):,}", ", ".join(sorted(kills.get(name, []))))
-        shown.append(table)
+        names = sorted({*tally.examples, *kills})
+        body = [[name, f"{tally.examples.get(name, 0):,}", ", ".join(sorted(kills.get(name, [])))] for name in names]
+        header = ("property", "examples", "seeded faults that it found")
+        shown.append(Table(header, body, "properties", right=("examples",)).rich())
     if tally.smallest is not None:
         # no frame and no wrapping: it is there to be copied
         shown += [Rule("smallest bifurcating example"), Syntax(tally.smallest[1], "python", background_color="default")]
     return shown
-
-
-def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table; a vertical bar in a cell is escaped."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(header), line("---" for _ in header), *map(line, body)]

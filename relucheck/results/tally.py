@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final, Protocol
-
-OUTCOMES: Final = ("agree", "bifurcate", "non-finite")
+from typing import Any, Protocol
 
 
 class Compared(Protocol):

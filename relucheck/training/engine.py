@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,14 @@ from typing import Any, Final
 import torch
 import torch.utils.deterministic
 
-from relucheck import __version__, data
+from relucheck import data
 from relucheck.errors import DeviceError, SettingsError, one_of
 from relucheck.numerics.determinism import deterministic
+from relucheck.numerics.devices import environment
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store, read_finished
 from relucheck.training.forking import Split
-from relucheck.training.result import MemberResult, Result, SeedResult
+from relucheck.training.result import VERSIONS, MemberResult, Result, SeedResult
 from relucheck.training.settings import Settings
 from relucheck.training.sitting import EXECUTORS, Interrupted, Sitting, group_name
 from relucheck.training.stacked import stackable
@@ -212,7 +212,8 @@ def _train_group(
 ) -> dict[int, SeedResult]:
     """Trains the seeds that ``settings`` has, all of them together."""
     place = _device(device)
-    origin = {"device": describe(place), "executor": executor, **versions()}
+    here = environment(place)
+    origin = {"device": here.device, "executor": executor, "processor": here.processor, **here.versions(*VERSIONS)}
     with settings.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
         splits = _split(settings, "train", root, place), _split(settings, "test", root, place)
         return Sitting(settings, *splits, place, origin, store, report).run()
@@ -260,21 +261,6 @@ def _void(folder: Path | None, why: str, executor: str) -> str:
     if executor == "stacked":
         again += ", or take the executor forking, which stacks nothing"
     return f"void: {why}; nothing may be concluded from it: {again}"
-
-
-def describe(device: torch.device) -> str:
-    """A device in words, with what decides how it rounds: "cpu (AVX512), 1 thread"."""
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"cpu ({torch.backends.cpu.get_cpu_capability()}), {threads} thread{'s' * (threads > 1)}"
-    return str(device)
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    return {"relucheck": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.numerics.determinism import generator
-from relucheck.training.flat import Flat, make_optimiser, same_as_apart
+from relucheck.training.flat import Flat
 from relucheck.training.model import Choice, Clock, Switch, build, layers, stream
+from relucheck.training.optimisers import make_optimiser, same_as_apart
 from relucheck.training.result import Epoch, MemberResult
 from relucheck.training.settings import Member, Settings
 

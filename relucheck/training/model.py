@@ -19,11 +19,10 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from relucheck.activations import rules
-from relucheck.activations.rules import injected
+from relucheck.activations.rules import at_hits
 from relucheck.networks.network import ACTIVATIONS
 from relucheck.numerics.bits import find, has_value
 from relucheck.numerics.determinism import generator
-from relucheck.numerics.dtypes import compute_dtype
 from relucheck.training.settings import Settings
 
 _SLOPE: Final = 0.01
@@ -112,11 +111,11 @@ class Kinked(nn.Module):
         with torch._C.DisableTorchFunction():  # an interception would choose a subgradient, which is the switch's
             result = result_of(x, self.slope)
         if any(self.hits) and result.grad_fn is not None:
-            result.grad_fn.register_hook(functools.partial(_at_hits, self, hits))
+            result.grad_fn.register_hook(functools.partial(_put_right, self, hits))
         return result
 
 
-def _at_hits(
+def _put_right(
     module: Kinked,
     hits: Sequence[tuple[Tensor, ...] | None],
     gradients: Sequence[Tensor | None],
@@ -129,15 +128,9 @@ def _at_hits(
     own = module.slope if module.rule.leaky else 0.0
     subgradients, name = module.switch.choice
     for hit, subgradient in zip(hits, subgradients, strict=False):
-        if hit is None:
-            continue
-        at_hits = cotangent[hit]
-        if name == "injected":
-            gradient.index_put_(hit, injected(at_hits, subgradient))
-        elif subgradient != own:  # torch's own result stays where s is torch's own
-            # the product is taken in the compute dtype and rounded once, as in relucheck.activations.functional
-            wide = at_hits.to(compute_dtype(at_hits.dtype))
-            gradient.index_put_(hit, (wide * subgradient).to(at_hits.dtype))
+        if hit is not None:
+            put = at_hits(gradient[hit], cotangent[hit], subgradient, own, name == "injected")
+            gradient.index_put_(hit, put)
     return (gradient,)
 
 

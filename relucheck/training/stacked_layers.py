@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.activations.rules import Rule, injected
+from relucheck.activations.rules import Rule, at_hits
 from relucheck.numerics.bits import has_value
-from relucheck.numerics.dtypes import as_dtype, compute_dtype
+from relucheck.numerics.dtypes import as_dtype
 
 _ALIGNMENT: Final = 256  # bytes, of CUDA's allocations: cuBLASLt chooses its kernels by the alignment of what it is given
 
@@ -103,10 +103,6 @@ class StackedKinked(torch.autograd.Function):
         gradient = rule.backward(cotangent, saved, slope, rule.saves_result)
         own = slope if rule.leaky else 0.0
         for hit, subgradient in zip(ctx.hits, ctx.subgradients, strict=False):
-            if hit is None:
-                continue
-            wide = subgradient.to(compute_dtype(cotangent.dtype))
-            scaled = (cotangent * wide).to(cotangent.dtype)
-            value = torch.where(ctx.injects, injected(cotangent, subgradient), scaled)
-            gradient = torch.where(hit & (ctx.injects | (subgradient != own)), value, gradient)
+            if hit is not None:
+                gradient = at_hits(gradient, cotangent, subgradient, own, ctx.injects, hit=hit)
         return gradient, None, None, None, None, None

@@ -22,6 +22,7 @@ from relucheck.bifurcation.exact_forward import Zone
 from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.networks.network import Network
 from relucheck.results.store import Json, Store
+from relucheck.results.tables import Table
 from relucheck.volume.cell import Cell, Estimate, columns
 from relucheck.volume.estimate import sample, scaled
 
@@ -166,15 +167,13 @@ def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, Split]) -> 
     return sums
 
 
-HEADINGS: Final = ("arithmetic", "draws", "networks", "bifurcation", "compensation", "undecided")
-
-
-def rows(sums: Mapping[str, Sum]) -> list[tuple[str, ...]]:
-    """A row of text for each arithmetic, under :data:`HEADINGS`."""
-    return [
-        (name, *map(str, (found.draws, found.networks, found.bifurcation, found.compensation, found.undecided)))
-        for name, found in sums.items()
-    ]
+def table(sums: Mapping[str, Sum]) -> Table:
+    """A row for each arithmetic."""
+    numbers = ("draws", "networks", "bifurcation", "compensation", "undecided")
+    rows = [[name, *(str(getattr(found, number)) for number in numbers)] for name, found in sums.items()]
+    return Table(
+        ("arithmetic", *numbers), rows, "do the deciding mini-batches' gradients differ over the reals too?", numbers
+    )
 
 
 def markdown(sums: Mapping[str, Sum], limit: int = LIMIT) -> list[str]:
@@ -187,9 +186,7 @@ def markdown(sums: Mapping[str, Sum], limit: int = LIMIT) -> list[str]:
         "each is counted once, as bifurcation if it is that in any cell. There is no interval: different networks of one "
         "seed and width begin with the same layers, so they are not independent either.",
         "",
-        f"| {' | '.join(HEADINGS)} |",
-        "| --- |" + " ---: |" * (len(HEADINGS) - 1),
-        *(f"| {' | '.join(row)} |" for row in rows(sums)),
+        *table(sums).markdown(),
     ]
 
 

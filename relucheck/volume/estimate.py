@@ -7,8 +7,6 @@ Source: Bertoin et al. 2021, section 3.1, where the volume of the zone is estima
 
 from __future__ import annotations
 
-import contextlib
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from relucheck import data
 from relucheck.numerics.determinism import generator
+from relucheck.numerics.devices import environment
 from relucheck.results.store import Json, Store, StoreError
 from relucheck.volume import engine as volume_engine
 from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
@@ -90,8 +89,8 @@ def estimate(
     if dataset.name != cell.data:
         raise VolumeError(f"cell: data={cell.data!r}, but the data set handed over is {dataset.name!r}")
     rows = sample(cell, len(dataset))
-    where = describe(device)
-    machine = versions()
+    here = environment(device)
+    where, machine = here.device, here.versions("torch", "relucheck", "python", "processor")
     identity = {"cell": cell.deciding, "data": dataset.checksum}
     origin = {"device": where, "processor": machine["processor"], "torch": machine["torch"]}
     draws: list[Draw] = []
@@ -210,38 +209,3 @@ def _chunks(decider: Decider, seeds: range, size: int, progress: Callable[[int],
             yield part()
     if pending:
         yield part()
-
-
-def describe(device: torch.device) -> str:
-    """The device: a GPU's name, or a CPU's instruction set and the number of threads.
-
-    Which kernels run, and so the bits, depends on the processor's model as well: stores keep it apart (:func:`versions`).
-    """
-    if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
-    threads = torch.get_num_threads()
-    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def versions() -> dict[str, str]:
-    """Of torch, relucheck and Python, and the machine's processor."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        own = version("relucheck")
-    except PackageNotFoundError:  # a source tree that is not installed
-        own = "not installed"
-    return {
-        "torch": str(torch.__version__),
-        "relucheck": own,
-        "python": platform.python_version(),
-        "processor": _processor(),
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

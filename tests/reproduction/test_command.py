@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from relucheck.__main__ import main
 from relucheck.errors import FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, USAGE, DeviceError
@@ -357,7 +356,3 @@ def test_help_names_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_title_has_its_scenario() -> None:
     assert {name: scenario.title for name, scenario in scenarios().items()} == dict(TITLES)
-
-
-def test_default_device() -> None:
-    assert reproduction_run.best_device() == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from rich.table import Table
 
 from relucheck.data import load
 from relucheck.errors import RelucheckError
@@ -26,31 +25,33 @@ from relucheck.hits.rates import poisson_interval, probe
 from relucheck.hits.validation import DEPTHS, WIDTHS, Agreement, Cell, agreement, carry_out, resnet50_hits, runs
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
+from relucheck.results.figures import blank, save
 from relucheck.results.files import write_atomically
+from relucheck.results.tables import Table
 
 #: Version of the JSON's layout.
 SCHEMA: Final = 1
-Rows = list[tuple[str, ...]]
 
 
 class ReportError(RelucheckError, ValueError):
     """A results file of another version, or none."""
 
 
-# ---------------------------------------------------------------- tables: a heading and rows of text
+# ---------------------------------------------------------------- tables
 
 
-def agreement_rows(cells: Sequence[Cell]) -> Rows:
-    """Predicted / measured by arithmetic and data: a heading, then one row each."""
-    rows: Rows = [
-        ("arithmetic", "images", "activations", "hits", "per million", "predicted", "predicted / measured (95 %)",
-         "cells", "with 10 expected", "median (10-90 %)", "with 20 expected", "of them p < 0.05"),
-    ]  # fmt: skip
+def agreement_table(cells: Sequence[Cell]) -> Table:
+    """Predicted / measured by arithmetic and data."""
+    header = (
+        *("arithmetic", "images", "activations", "hits", "per million", "predicted", "predicted / measured (95 %)"),
+        *("cells", "with 10 expected", "median (10-90 %)", "with 20 expected", "of them p < 0.05"),
+    )
+    rows = []
     for name, data in dict.fromkeys((cell.arithmetic, cell.data) for cell in cells):
         mine = [cell for cell in cells if (cell.arithmetic, cell.data) == (name, data)]
         all_of = agreement(mine)
         rows.append((name, data, *_agreement_row(all_of)))
-    return rows
+    return Table(header, rows, right=header[2:])
 
 
 def _agreement_row(all_of: Agreement) -> tuple[str, ...]:
@@ -70,10 +71,10 @@ def _agreement_row(all_of: Agreement) -> tuple[str, ...]:
     )
 
 
-def shape_rows(cells: Sequence[Cell]) -> Rows:
+def shape_table(cells: Sequence[Cell]) -> Table:
     """Hits and predicted / measured by width and depth, on grey images."""
     shapes = [(width, depth) for width in WIDTHS for depth in DEPTHS]
-    rows: Rows = [("arithmetic", *(f"{depth} x {width}" for width, depth in shapes))]
+    rows = []
     for name in dict.fromkeys(cell.arithmetic for cell in cells):
         row = [name]
         for shape in shapes:
@@ -82,31 +83,15 @@ def shape_rows(cells: Sequence[Cell]) -> Rows:
             row.append(
                 "-" if told is None else f"{told.hits:,}: {'-' if told.ratio is None else format(told.ratio, '.2f')}"
             )
-        rows.append(tuple(row))
-    return rows
+        rows.append(row)
+    return Table(("arithmetic", *(f"{depth} x {width}" for width, depth in shapes)), rows)
 
 
-def plan_rows(planned: Sequence[Planned]) -> Rows:
-    """Expected hits per step: a heading, then one row for each pair of formats and rounding."""
-    rows: Rows = [("network", "factors", "output", "rounding", "hits per million", "hits per step")]
-    rows += [(p.network, p.factors, p.output, p.kind, _number(p.per_million), _number(p.per_step)) for p in planned]
-    return rows
-
-
-def markdown(rows: Rows) -> str:
-    """Rows, heading first, as a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
-
-
-def rich_table(title: str, rows: Rows) -> Table:
-    """Rows, heading first, as a rich table."""
-    table = Table(title=title)
-    for heading in rows[0]:
-        table.add_column(heading)
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
+def plan_table(planned: Sequence[Planned]) -> Table:
+    """Expected hits per step: one row for each pair of formats and rounding."""
+    header = ("network", "factors", "output", "rounding", "hits per million", "hits per step")
+    rows = [(p.network, p.factors, p.output, p.kind, _number(p.per_million), _number(p.per_step)) for p in planned]
+    return Table(header, rows, right=header[-2:])
 
 
 def _number(value: float) -> str:
@@ -126,11 +111,10 @@ def plans() -> list[Planned]:
     return [hits_plans.plan(network, how) for network in networks() for how in hits_plans.roundings_of(network)]
 
 
-def resnet_rows() -> Rows:
+def resnet_table() -> Table:
     """A ResNet-50's counted hits against what the plan says of the same arithmetic, by kind of activation."""
-    rows: Rows = [
-        ("dtype", "batch norm in", "activations", "count", "hits", "per million", "planned", "planned / measured")
-    ]
+    header = ("dtype", "batch norm in", "activations", "count", "hits", "per million", "planned", "planned / measured")
+    rows = []
     for dtype in (torch.bfloat16, torch.float16):
         for mixed, kind in ((True, "operator"), (False, "product")):
             counts = resnet50_hits(dtype, mixed=mixed)
@@ -143,17 +127,17 @@ def resnet_rows() -> Rows:
                     (dtype_name(dtype), "float32" if mixed else dtype_name(dtype), part.name, f"{seen:,}", f"{hits:,}",
                      f"{1e6 * hits / seen:.4g}", f"{1e6 * rate:.3g}", f"{rate * seen / hits:.2f}" if hits else "-")
                 )  # fmt: skip
-    return rows
+    return Table(header, rows, right=header[3:])
 
 
-def kernel_rows() -> Rows:
+def kernel_table() -> Table:
     """What :func:`relucheck.hits.rates.probe` finds of this machine's linear layers."""
-    rows: Rows = [("dtype", "accumulates in", "bias", "blocks of K for K = 784", "K = 256", "K = 64")]
+    rows = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         found = [probe(Arithmetic(dtype), inputs, 64) for inputs in (784, 256, 64)]
         blocks = [", ".join(map(str, how.blocks)) for how in found]
         rows.append((dtype_name(dtype), found[0].accumulator.name, found[0].bias, *blocks))
-    return rows
+    return Table(("dtype", "accumulates in", "bias", "blocks of K for K = 784", "K = 256", "K = 64"), rows)
 
 
 def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[Cell], float]:
@@ -209,13 +193,9 @@ def read_results(path: Path) -> Results:
         raise ReportError(f"{path} holds no results of hit rates: {error}; run without --cells") from error
 
 
-def figure(cells: Sequence[Cell]) -> bytes:
-    """Predicted against measured hits per million, a point a layer, with exact Poisson intervals: a PNG."""
-    import io
-
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(7.5, 6), layout="constrained")
+def figure(cells: Sequence[Cell]) -> Any:
+    """Predicted against measured hits per million, a point a layer, with exact Poisson intervals."""
+    canvas = blank(7.5, 6)
     axes = canvas.subplots()
     names = list(dict.fromkeys(cell.arithmetic for cell in cells if cell.hits))
     for index, name in enumerate(names):
@@ -235,22 +215,20 @@ def figure(cells: Sequence[Cell]) -> bytes:
         ylabel="measured hits per million activations", title="Hits at the kink of ReLU, by layer (layers with hits)",
     )  # fmt: skip
     axes.legend(fontsize=7)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+    return canvas
 
 
-def report(found: Results, planned: Sequence[Planned], resnet: Rows) -> str:
+def report(found: Results, planned: Sequence[Planned], resnet: Table) -> str:
     """The Markdown report."""
     cells = found.cells
     everything = agreement(cells)
     assumed = [f"- {n.name}: {n.step}, {n.activations:,} activations. Assumed: {n.assumptions}." for n in networks()]
     return _TEXT.format(
-        agreement=markdown(agreement_rows(cells)),
-        shapes=markdown(shape_rows(cells)),
-        plans=markdown(plan_rows(planned)),
-        resnet=markdown(resnet),
-        kernels=markdown(kernel_rows()),
+        agreement="\n".join(agreement_table(cells).markdown()),
+        shapes="\n".join(shape_table(cells).markdown()),
+        plans="\n".join(plan_table(planned).markdown()),
+        resnet="\n".join(resnet.markdown()),
+        kernels="\n".join(kernel_table().markdown()),
         assumed="\n".join(assumed),
         notes=_NOTES.strip(),
         room=f"{hits_plans.ROOM:g}",
@@ -352,8 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         found = Results(*validation(given.root, lambda line: print(line, file=sys.stderr, flush=True)))
     write_atomically(given.out / "hit_rates.json", found.json() + "\n")
-    write_atomically(given.out / "hit_rates.png", figure(found.cells))
-    write_atomically(given.out / "hit_rates.md", report(found, plans(), resnet_rows()))
+    save(figure(found.cells), given.out / "hit_rates.png")
+    write_atomically(given.out / "hit_rates.md", report(found, plans(), resnet_table()))
     return 0
 
 

@@ -9,9 +9,10 @@ from typing import Any, Final
 from relucheck.reproduction.published import READ_OFF
 from relucheck.reproduction.report.claims import reason
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
-from relucheck.reproduction.report.tables import LEGEND, claim_lines, markdown, published_lines
+from relucheck.reproduction.report.tables import LEGEND, claim_table, markdown, published_table
 from relucheck.reproduction.scenario import Comparison
-from relucheck.results.tables import markdown_table
+from relucheck.results.figures import INSTALL
+from relucheck.results.tables import Table
 from relucheck.training.result import Result
 from relucheck.training.settings import Settings
 
@@ -68,11 +69,10 @@ def report(made: Reproduction) -> str:
             relative = os.path.relpath(path, made.folder).replace(os.sep, "/")
             lines += [f"![{path.stem}]({relative})", ""]
     else:
-        lines += ["None: figures need matplotlib (`pip install 'relucheck[plot]'`), then run the same command again.", ""]
-    header, body = _controls(made.runs)
+        lines += [f"None: figures need matplotlib (`{INSTALL}`), then run the same command again.", ""]
     lines += ["## Controls", "", "A second run of s = 0 for every seed, really computed.", ""]
-    lines += [*markdown_table(header, body), "", "## How it was run", "", *markdown_table(*_how(made.runs)), ""]
-    lines += [*markdown_table(*_settings(made.runs)), ""]
+    lines += [*_controls(made.runs).markdown(), "", "## How it was run", "", *_how(made.runs).markdown(), ""]
+    lines += [*_settings(made.runs).markdown(), ""]
     return "\n".join(lines)
 
 
@@ -104,13 +104,13 @@ def _outcomes(made: Reproduction) -> list[str]:
         "",
     ]
     if made.claims:
-        lines += ["### Published findings", "", *markdown_table(*claim_lines(made.claims)), ""]
+        lines += ["### Published findings", "", *claim_table(made.claims).markdown(), ""]
     if made.published:
         text = (
             f"Read off, to within {READ_OFF:g} point, from a figure of one run on a GPU whose code injects the subgradient "
             "itself (for s = 0 that is the chain rule). Emulated arithmetics stand beside the published bfloat16."
         )
-        lines += ["### Published figures", "", text, "", *markdown_table(*published_lines(made.published, why)), ""]
+        lines += ["### Published figures", "", text, "", *published_table(made.published, why).markdown(), ""]
     return lines
 
 
@@ -128,20 +128,19 @@ def _duration(seconds: float) -> str:
 
 
 _Runs = tuple[tuple[Comparison, Result], ...]
-_Table = tuple[list[str], list[list[str]]]
 
 
-def _controls(runs: _Runs) -> _Table:
+def _controls(runs: _Runs) -> Table:
     body = []
     for comparison, result in runs:
         controls = group(result)[0.0, "chain", True]
         distances = [value for member in controls for value in member.steps.l1]
         largest = f"{max(distances):g}" if distances else "no step recorded"
         body.append([comparison.name, str(len(controls)), f"{len(distances):,}", largest, result.void or "identical"])
-    return ["comparison", "controls", "recorded steps", "largest L1 distance", "outcome"], body
+    return Table(["comparison", "controls", "recorded steps", "largest L1 distance", "outcome"], body)
 
 
-def _how(runs: _Runs) -> _Table:
+def _how(runs: _Runs) -> Table:
     body = [
         [
             comparison.name,
@@ -153,10 +152,10 @@ def _how(runs: _Runs) -> _Table:
         ]
         for comparison, result in runs
     ]
-    return ["comparison", "arithmetic", "device", "executor", "versions", "wall time"], body
+    return Table(["comparison", "arithmetic", "device", "executor", "versions", "wall time"], body)
 
 
-def _settings(runs: _Runs) -> _Table:
+def _settings(runs: _Runs) -> Table:
     body = []
     for comparison, result in runs:
         settings = result.settings
@@ -171,7 +170,7 @@ def _settings(runs: _Runs) -> _Table:
                 settings.digest[:12],
             ]
         )
-    return ["comparison", "network", "data", "optimiser", "epochs", "seeds", "digest"], body
+    return Table(["comparison", "network", "data", "optimiser", "epochs", "seeds", "digest"], body)
 
 
 def network(settings: Settings) -> str:

@@ -1,13 +1,11 @@
 """The report's figures: weight difference per step, train loss, test error per epoch, box plots of the test accuracy.
 
 Axes as in [R22] (Martorella et al. 2022, Figs. 1 to 4), one column per arithmetic, 16 and 32 bits side by side, one row per
-rule. Lines are means over seeds, up to where the first of them diverges, with the range over seeds shaded. matplotlib's
-Agg, no display needed.
+rule. Lines are means over seeds, up to where the first of them diverges, with the range over seeds shaded.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Any, Final
 from relucheck.reproduction.published import PUBLISHED_EPOCHS
 from relucheck.reproduction.report.summary import final_accuracy, group, label
 from relucheck.reproduction.scenario import Comparison, Experiment
-from relucheck.results.files import write_atomically
+from relucheck.results.figures import blank, save
 from relucheck.training.result import MemberResult, Result
 
 #: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).
@@ -49,11 +47,6 @@ def draw(experiment: Experiment, scale: str, runs: _Runs, folder: Path) -> list[
     Raises:
         ImportError: without matplotlib; says how to install it.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("figures need matplotlib; install it with: pip install 'relucheck[plot]'") from error
-    matplotlib.use("Agg")
     written: list[Path] = []
     for part in dict.fromkeys(comparison.part for comparison, _ in runs):
         own = [run for run in runs if run[0].part == part]
@@ -62,7 +55,7 @@ def draw(experiment: Experiment, scale: str, runs: _Runs, folder: Path) -> list[
             for number, page in enumerate(pages, start=1):
                 page_name = f"-{number}" if len(pages) > 1 else ""
                 path = folder / f"{_slug(part)}-{kind}{page_name}.png"
-                _save(_FIGURES[kind](experiment, scale, part, page), path)
+                save(_FIGURES[kind](experiment, scale, part, page), path)
                 written.append(path)
             # pages of an earlier report, which had more or fewer of them
             name = re.compile(rf"{re.escape(f'{_slug(part)}-{kind}')}(-\d+)?\.png")
@@ -76,16 +69,6 @@ def _slug(text: str) -> str:
     return "-".join("".join(sign if sign.isalnum() else " " for sign in text.lower()).split())
 
 
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, metadata={"Software": "relucheck"})
-    pyplot.close(figure)
-    write_atomically(path, stream.getvalue())
-
-
 def _style(subgradient: float) -> tuple[str, Any, str]:
     return _STYLES.get(subgradient, ("#CC79A7", "solid", "x"))
 
@@ -94,16 +77,8 @@ def _grid(
     experiment: Experiment, part: str, kind: str, runs: _Runs, rows: Sequence[str], **options: Any
 ) -> tuple[Any, Any]:
     """A figure with one column per run and one row per name in ``rows``; axes [rows, columns]."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        len(rows),
-        len(runs),
-        figsize=(3.6 * max(2, len(runs)), 2.9 * len(rows) + 1.3),
-        squeeze=False,
-        layout="constrained",
-        **options,
-    )
+    figure = blank(3.6 * max(2, len(runs)), 2.9 * len(rows) + 1.3)
+    axes = figure.subplots(len(rows), len(runs), squeeze=False, **options)
     figure.suptitle(f"{experiment.name}, {part}\n{_TITLES[kind]}", fontsize=11)
     for column, (_, result) in enumerate(runs):
         seeds = len(result.settings.seeds)

@@ -7,11 +7,12 @@ step, hits per epoch, verdict.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.reproduction.report.summary import Cell, Checked, Claim
-from relucheck.results.tables import markdown_table
+from relucheck.results.tables import Table
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}
 _LINES: Final = (
@@ -165,10 +166,10 @@ def _fitting(columns: Sequence[_Column], widths: Sequence[int], room: int) -> li
 
 
 def _rich_table(title: str, cells: Sequence[Cell], columns: Sequence[_Column], published: _Published) -> Any:
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = RichTable(title=title, title_justify="left")
     table.add_column("s", no_wrap=True)
     table.add_column("", no_wrap=True)
     for name, rule in columns:
@@ -219,7 +220,7 @@ def markdown(cells: Sequence[Cell], published: _Published) -> list[str]:
                 header.append("published %")
                 for line, cell in zip(body, mine, strict=True):
                     line.append(published_accuracy(cell, published) if _faulty(cell) else "")
-            text += [*markdown_table(header, body), ""]
+            text += [*Table(header, body).markdown(), ""]
             lost = [f"- {line}" for line in divergences(mine)]
             text += [*lost, ""] if lost else []
     return text
@@ -231,10 +232,8 @@ def _p_values(cell: Cell) -> list[str]:
     return ["-" if p is None else f"{p:.2g}" for p in (cell.paired.adjusted_difference, cell.paired.adjusted_equivalence)]
 
 
-def published_lines(
-    checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: ""
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of published figures."""
+def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: "") -> Table:
+    """The published figures beside the measured ones."""
     header = ["source", "comparison", "what", "s", "rule", "published", "measured", "seeds", "outcome", "reason"]
     body = []
     for found in checked:
@@ -248,13 +247,16 @@ def published_lines(
                 *(str(measured.n), found.verdict, reason(found)),
             ]
         )
-    return header, body
+    title = "figures published or stated before, and measured here"
+    return Table(header, body, title, right=("s", "stated", "seeds"))
 
 
-def claim_lines(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of published findings in words."""
-    header = ["source", "finding", "measured", "outcome", "reason"]
-    return header, [[found.source, found.claim, found.measured, found.verdict, found.reason] for found in claims]
+def claim_table(claims: Sequence[Claim]) -> Table:
+    """The published findings in words."""
+    rows = [[found.source, found.claim, found.measured, found.verdict, found.reason] for found in claims]
+    return Table(
+        ["source", "finding", "measured", "outcome", "reason"], rows, "published findings, and what was found here"
+    )
 
 
 def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
@@ -262,24 +264,11 @@ def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[A
 
     The reasons are in the report, and so are the figures that nothing here measures.
     """
-    from rich.table import Table
-
-    shown = []
     measured = [figure for figure in checked if figure.verdict != "not measured"]
     left_out = len(checked) - len(measured)
-    for title, (header, body) in (
-        ("published findings, and what was found here", claim_lines(claims)),
-        ("published figures, and what was measured here", published_lines(measured)),
-    ):
-        if not body:
-            continue
-        table = Table(title=title, title_justify="left")
-        kept = header[:-1]
-        for name in kept:
-            table.add_column(name, justify="right" if name in ("s", "published", "seeds") else "left")
-        for line in body:
-            table.add_row(*line[: len(kept)])
-        shown.append(table)
-    if measured and left_out:
-        shown[-1].caption = f"{left_out} more are of comparisons that are not here; report.md lists them"
-    return shown
+    figures = published_table(measured)
+    if left_out:
+        figures = dataclasses.replace(
+            figures, caption=f"{left_out} more are of comparisons that are not here; report.md lists them"
+        )
+    return [table.without("reason").rich() for table in (claim_table(claims), figures) if table.rows]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.report.volumes import SWEEP_TITLES, Line, Report
+from relucheck.results.figures import blank, png
 from relucheck.results.proportions import Interval, interval
 from relucheck.results.store import write_atomically
 from relucheck.volume.cell import SWEEPS
@@ -35,6 +35,7 @@ def draw(report: Report, folder: Path) -> tuple[Path, ...]:
     """Draws ``volume_by_SWEEP.png`` for every sweep of the report into a folder; returns their paths.
 
     Raises:
+        ImportError: without matplotlib; says how to install it.
         relucheck.results.store.StoreError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,19 +44,15 @@ def draw(report: Report, folder: Path) -> tuple[Path, ...]:
         lines = [line for line in report.lines if line.entry.varied == varied]
         if lines:
             path = folder / f"volume_by_{varied}.png"
-            write_atomically(path, _png(report, varied, lines))
+            write_atomically(path, png(_figure(report, varied, lines)))
             paths.append(path)
     return tuple(paths)
 
 
-def _png(report: Report, varied: str, lines: Sequence[Line]) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def _figure(report: Report, varied: str, lines: Sequence[Line]) -> Any:
     sources = list(dict.fromkeys(line.entry.source for line in lines))
     dtypes = [name for name in _DTYPES if any(_dtype(line) == name for line in lines)]
-    figure = Figure(figsize=(1.2 + 6.4 * len(sources), 1.2 + 2.3 * len(dtypes)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(1.2 + 6.4 * len(sources), 1.2 + 2.3 * len(dtypes))
     panels = figure.subplots(len(dtypes), len(sources), sharey=True, squeeze=False)
     for row, dtype in enumerate(dtypes):
         for column, source in enumerate(sources):
@@ -70,9 +67,7 @@ def _png(report: Report, varied: str, lines: Sequence[Line]) -> bytes:
     figure.suptitle(
         f"Volume of the bifurcation zone by {SWEEP_TITLES[varied]}; 95 % intervals; {report.devices}", fontsize=11
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _panel(axes: Any, lines: Sequence[Line]) -> None:

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from relucheck.reproduction.published import SOURCES
 from relucheck.reproduction.report.volume_figures import draw
 from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, Entry, Line, Report
-from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, holm, interval, verdict
+from relucheck.results.figures import INSTALL, drawable
+from relucheck.results.holm import holm
+from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, interval, verdict
 from relucheck.results.store import SCHEMA, write_atomically
+from relucheck.results.tables import Table
 from relucheck.volume import compensation as volume_compensation
 from relucheck.volume.cell import Estimate
-from relucheck.volume.compensation import Split, Sum
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from relucheck.volume.compensation import Split
 
 NOT_COMPUTED: Final = "not computed by the release"
 NOT_PUBLISHED: Final = "no published figure"
 OTHER_DATA: Final = "other data"
-_HEADINGS: Final = (
-    "arithmetic",
-    "ours",
-    "share, 95 %",
-    "±",
-    "hits / M",
-    "published",
-    "share, 95 %",
-    "p",
-    "Holm p",
-    "",
-)
+_NUMBERS: Final = ("ours", "share, 95 %", "±", "hits / M", "published", "published share, 95 %", "p", "Holm p")
 _WANTED: Final = 0.05  # the half-width that the notes plan for
 
 
@@ -119,21 +109,14 @@ def _p(value: float | None) -> str:
 
 
 def tables(judged: Iterable[Judged]) -> list[Table]:
-    """One rich table for each source and sweep."""
-    from rich.table import Table
-
+    """One table for each source and sweep."""
     shown = []
     for (source, varied), lines in groups(judged).items():
-        table = Table(title=_title(source, varied))
-        for index, heading in enumerate((SWEEP_TITLES[varied], *_HEADINGS)):
-            table.add_column(heading, justify="left" if index in (1, 10) else "right", no_wrap=True)
-        before = None
-        for one in lines:
-            if before is not None and one.line.entry.x != before:
-                table.add_section()
-            before = one.line.entry.x
-            table.add_row(*_cells(one))
-        shown.append(table)
+        xs = [one.line.entry.x for one in lines]
+        ends = [index for index, (x, following) in enumerate(itertools.pairwise(xs)) if x != following]
+        sweep = SWEEP_TITLES[varied]
+        header = (sweep, "arithmetic", *_NUMBERS, "verdict")
+        shown.append(Table(header, [_cells(one) for one in lines], _title(source, varied), (sweep, *_NUMBERS), ends))
     return shown
 
 
@@ -141,11 +124,8 @@ def markdown(report: Report, judged: Iterable[Judged]) -> str:
     """The report as a Markdown page: where and how it was computed, what to know, a table for each source and sweep."""
     judged = tuple(judged)
     lines = [f"# {NAME}: volume of the bifurcation zone ({report.scale} scale)", "", *notes(report, judged)]
-    for (source, varied), rows in groups(judged).items():
-        headings = (SWEEP_TITLES[varied], *_HEADINGS[:-1], "verdict")
-        lines += ["", f"## {_title(source, varied)}", "", f"| {' | '.join(headings)} |"]
-        lines += ["|" + " ---: | --- |" + " ---: |" * 8 + " --- |"]
-        lines += [f"| {' | '.join(_cells(one))} |" for one in rows]
+    for table in tables(judged):
+        lines += ["", f"## {table.title}", "", *table.markdown()]
     return "\n".join(lines) + "\n"
 
 
@@ -228,18 +208,6 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
     return {**head, "computing_s": sum(e.wall_s for e in report.estimates), "rows": rows}
 
 
-def split_table(sums: Mapping[str, Sum]) -> Table:
-    """Bifurcation against compensation, as a rich table: a row for each arithmetic."""
-    from rich.table import Table
-
-    table = Table(title=f"{NAME}: do the deciding mini-batches' gradients differ over the reals too?")
-    for index, heading in enumerate(volume_compensation.HEADINGS):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
-    for row in volume_compensation.rows(sums):
-        table.add_row(*row)
-    return table
-
-
 def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None, *, figures: bool = True) -> list[Any]:
     """Writes E4.json, E4.md and figures/ into a folder, and returns what a terminal shows.
 
@@ -258,15 +226,13 @@ def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None
     if sums is not None:
         content["split"] = volume_compensation.as_json(sums)
         page += "\n" + "\n".join(volume_compensation.markdown(sums)) + "\n"
-        shown.append(split_table(sums))
+        shown.append(volume_compensation.table(sums))
     write_atomically(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / f"{NAME}.md", page)
-    said = [*shown, *notes(report, judged)]
+    said = [*(table.rich(wrap=False) for table in shown), *notes(report, judged)]
     if not figures:
         return said
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return [*said, "- No figures: matplotlib is not installed (pip install 'relucheck[plot]')."]
+    if not drawable():
+        return [*said, f"- No figures: matplotlib is not installed ({INSTALL})."]
     paths = draw(report, folder / "figures")
     return [*said, f"- Figures: {', '.join(str(path) for path in paths)}"]

@@ -1,0 +1,88 @@
+"""The environment that a result comes from: the versions, the processor, and the device that decides rounding.
+
+Imports no torch, so that a report of versions costs no import of it; :mod:`relucheck.numerics.devices` describes a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+from importlib import metadata
+from typing import Any
+
+__all__ = ["Environment", "software"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Where a result comes from.
+
+    Attributes:
+        relucheck, torch, python: their versions.
+        platform: the operating system and the instruction set, for example "Linux x86_64".
+        processor: the model's name. Kernels are chosen by it, so it decides bits as the device does.
+        kind: the type of the device ("cpu", "cuda"); empty where none is described.
+        model: what decides the device's kernels: a CPU's vector instructions ("AVX512"), a GPU's name.
+        threads: how many threads a CPU's products may use; None where no CPU is described.
+    """
+
+    relucheck: str
+    torch: str
+    python: str
+    platform: str
+    processor: str
+    kind: str = ""
+    model: str = ""
+    threads: int | None = None
+
+    @property
+    def device(self) -> str:
+        """The device in words, with what decides how it rounds: "cpu (AVX512), 1 thread"."""
+        text = f"{self.kind} ({self.model})" if self.model else self.kind
+        return text if self.threads is None else f"{text}, {self.in_threads}"
+
+    @property
+    def in_threads(self) -> str:
+        """The number of threads in words."""
+        return f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; without the fields of a device where none is described."""
+        empty = ("", None)
+        return {name: value for name, value in dataclasses.asdict(self).items() if value not in empty}
+
+    def versions(self, *names: str) -> dict[str, str]:
+        """Some of the fields that are text, by their names: what a stored result keeps of them."""
+        return {name: str(getattr(self, name)) for name in names}
+
+    def __str__(self) -> str:
+        """One line: "relucheck 0.1.0, torch 2.14.1, python 3.11.7, Linux x86_64, AMD EPYC, cpu (AVX512), 1 thread"."""
+        named = [f"{name} {value}" for name, value in self.versions("relucheck", "torch", "python").items()]
+        return ", ".join(filter(None, [*named, self.platform, self.processor, self.device]))
+
+
+def software() -> Environment:
+    """Describes this process without a device."""
+    return Environment(
+        relucheck=_installed("relucheck"),
+        torch=_installed("torch"),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+    )
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # a source tree
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
