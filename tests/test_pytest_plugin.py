@@ -149,7 +149,7 @@ def test_a_failing_property_prints_a_program_and_a_reproducer(pytester: pytest.P
         def test_false(data):
             example = data.draw(examples("bfloat16", aims=("dead unit",)), label="example")
             note(example.script((0.0, 0.5)))
-            assert example.depth < 2
+            assert len(example.network.widths) < 2
         """
     )
     result = _run(pytester)
@@ -157,7 +157,7 @@ def test_a_failing_property_prints_a_program_and_a_reproducer(pytester: pytest.P
     text = result.stdout.str()
     assert "from relucheck.bifurcation.compare import compare" in text
     assert "Example(dtype='bfloat16'" in text
-    assert "depth=2" in text, "shrinks to the smallest depth that fails"
+    assert "widths=(1, 1)" in text, "shrinks to the smallest depth that fails"
     assert "reproduce_failure" in text
 
 
