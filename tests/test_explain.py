@@ -294,7 +294,7 @@ def test_a_limit_is_kept_and_said() -> None:
     assert [hit.changed is None for hit in live] == [False, False, *[True] * (len(live) - 2)]
     assert explanation.unmeasured == len(live) - 2 > 0
     assert f"effects of {len(live) - 2} further hits not measured (limit=2)" in str(explanation)
-    with pytest.raises(ModelError, match="limit=-1 must be a whole number"):
+    with pytest.raises(ModelError, match="limit=-1: must be a whole number"):
         explain(model, x, y, limit=-1)
 
 
