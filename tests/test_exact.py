@@ -209,7 +209,7 @@ def real_gradients(layers: tuple[Layer, ...], x: Tensor, cotangent: Tensor, s: f
 
 
 def check_verdict(model: nn.Module, inputs: Tensor, cotangent: Tensor, pair: tuple[float, float]) -> str:
-    reals = over_the_reals(model, inputs, pair=pair, cotangent=cotangent)
+    reals = over_the_reals(model, inputs, subgradients=pair, cotangent=cotangent)
     layers = layers_of(model)
     one, other = (real_gradients(layers, real_inputs(layers, inputs), cotangent, s) for s in pair)
     distance = {

@@ -31,7 +31,7 @@ from relucheck.networks.examples import (
     torch_activation,
 )
 from relucheck.networks.network import ACTIVATIONS, Network
-from relucheck.networks.strategies import dtypes, examples, floats_at, pairs, subgradients, tensors_at
+from relucheck.networks.strategies import dtypes, examples, floats_at, subgradients, tensors_at, two_subgradients
 from relucheck.numerics.bits import neighbour, same_bits
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
 
@@ -340,7 +340,7 @@ def test_small_strategies() -> None:
     draws(subgradients(), lambda s: s > 1 or s < 0)
 
     @settings(SEARCH, max_examples=150)
-    @given(subgradients(), subgradients(dyadic=True), pairs(), pairs(dyadic=True))
+    @given(subgradients(), subgradients(dyadic=True), two_subgradients(), two_subgradients(dyadic=True))
     def attempt(s: float, quarter: float, pair: tuple[float, float], dyadic: tuple[float, float]) -> None:
         assert -2 <= s <= 2
         assert quarter * 4 == int(quarter * 4)
@@ -350,7 +350,7 @@ def test_small_strategies() -> None:
         assert all(number * 4 == int(number * 4) for number in dyadic)
 
     attempt()
-    assert find(pairs(), lambda pair: True) == (0.0, 1.0)
+    assert find(two_subgradients(), lambda pair: True) == (0.0, 1.0)
 
 
 def test_examples_draw_every_knob_and_keep_their_promises() -> None:

@@ -207,7 +207,7 @@ class Chosen(nn.Module):
 
 def check_effects(model: MLP, x: Tensor, y: Tensor, pair: tuple[float, float] = (0.0, 1.0), **options: Any) -> Explanation:
     """Each hit's effect, from a forward and backward of its own with another implementation of the network."""
-    explanation = explain(model, x, y, pair=pair, **options)
+    explanation = explain(model, x, y, subgradients=pair, **options)
     own = Chosen(model)
     own.gradients(x, y)  # makes the tensors
     for tensor in itertools.chain.from_iterable(own.values.values()):

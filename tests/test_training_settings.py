@@ -86,8 +86,3 @@ def test_labels_say_what_a_run_is() -> None:
     assert Optimiser().label == "adam, lr 0.001, eps 1e-08"  # torch's own default
     assert Optimiser("sgd", 0.1).label == "sgd, lr 0.1"
     assert Optimiser("sgd", 0.1, momentum=0.9, fused=True).label == "sgd, lr 0.1, momentum 0.9, fused"
-    for name in ("float16", "float32", "mixed bfloat16"):
-        settings = changed(SETTINGS, arithmetic=name)
-        assert [settings.rule_name(rule) for rule in ("chain", "injected")] == ["chain", "injected"]
-    mixed = changed(SETTINGS, arithmetic="mixed float16")
-    assert [mixed.rule_name(rule) for rule in ("chain", "injected")] == ["chain", "injected / loss scale"]

@@ -91,7 +91,7 @@ def digits(images: int) -> data.DataSet:
         ({"watch": "last"}, r"watch='last': must be one of"),
         ({"data": "cifar"}, r"data='cifar': must be one of digits"),
         ({"varied": "depth"}, r"varied='depth': must be one of"),
-        ({"pair": (0.0,)}, r"pair=\(0\.0,\) must be two subgradients"),
+        ({"subgradients": (0.0,)}, r"subgradients=\(0\.0,\) must be two subgradients"),
         ({"arithmetic": "float8"}, r"cell: arithmetic 'float8': dtype 'float8' is not supported"),
         ({"arithmetic": "float16 TF32"}, r"cell: arithmetic of float16: tf32=True is a way to multiply float32"),
         ({"arithmetic": "mixed float16"}, r"cell: arithmetic 'mixed float16': .*choose one that is not mixed"),
@@ -115,7 +115,7 @@ def test_the_name_holds_all_that_decides_and_nothing_else() -> None:
         "first_seed": 1,
         "data": "mnist",
         "watch": "all",
-        "pair": (0.0, 0.5),
+        "subgradients": (0.0, 0.5),
     }
     assert set(other) == {field.name for field in dataclasses.fields(Cell)} - {"varied"}
     names = {SMALL.name, *(dataclasses.replace(SMALL, **{field: value}).name for field, value in other.items())}
@@ -125,7 +125,7 @@ def test_the_name_holds_all_that_decides_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", [SMALL, Cell(arithmetic="float16 emulated (split-k 4)", pair=(0, 0.5)), Cell(arithmetic="float32 TF32")]
+    "cell", [SMALL, Cell(arithmetic="float16 emulated (split-k 4)", subgradients=(0, 0.5)), Cell(arithmetic="float32 TF32")]
 )
 def test_cells_survive_json(cell: Cell) -> None:
     assert Cell.from_json(json.loads(json.dumps(cell.deciding)), cell.varied) == cell

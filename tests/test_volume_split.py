@@ -114,8 +114,8 @@ def test_the_ragged_last_mini_batch_is_cut(
     [
         ({}, "equal"),
         ({"watch": "all"}, "differs"),
-        ({"watch": "all", "pair": (0.5, 0.5)}, "equal"),
-        ({"watch": "all", "pair": (0.5, -0.5)}, "differs"),
+        ({"watch": "all", "subgradients": (0.5, 0.5)}, "equal"),
+        ({"watch": "all", "subgradients": (0.5, -0.5)}, "differs"),
     ],
     ids=str,
 )

@@ -96,7 +96,7 @@ def _decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], l
         for index in range(case["networks"])
     ]
     pair = PAIRS[network.activation]
-    engine = Engine(network, arithmetic, x, y, batch_size=case["batch_size"], pair=pair, watch=case["watch"])
+    engine = Engine(network, arithmetic, x, y, batch_size=case["batch_size"], subgradients=pair, watch=case["watch"])
     ours = [(found.outcome, found.batch) for found in engine.examine(models)]
     plain = [
         plain_decision(
@@ -105,7 +105,7 @@ def _decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], l
             y,
             min(case["batch_size"], len(x)),
             activation=network.activation,
-            pair=(_kinks(pair[0]), _kinks(pair[1])),
+            subgradients=(_kinks(pair[0]), _kinks(pair[1])),
             first_layer=case["watch"] == "first layer",
             emulation=arithmetic.emulated,
         )
@@ -506,9 +506,11 @@ def test_networks_made_by_hand(name: str) -> None:
     network, dtype, entries, rows, pair, watch, outcome = BY_HAND[name]
     model = _made(network, dtype, entries)
     x, y = torch.tensor(rows, dtype=dtype), torch.ones(len(rows), dtype=torch.int64)
-    (found,) = Engine(network, Arithmetic(dtype), x, y, batch_size=1, pair=pair, watch=watch).examine([model])
-    plain = plain_decision(model, x, y, 1, pair=(_kinks(pair[0]), _kinks(pair[1])), first_layer=watch == "first layer")
-    other = decide(model, x, y, batch_size=1, pair=pair, watch=watch)
+    (found,) = Engine(network, Arithmetic(dtype), x, y, batch_size=1, subgradients=pair, watch=watch).examine([model])
+    plain = plain_decision(
+        model, x, y, 1, subgradients=(_kinks(pair[0]), _kinks(pair[1])), first_layer=watch == "first layer"
+    )
+    other = decide(model, x, y, batch_size=1, subgradients=pair, watch=watch)
     assert (found.outcome, found.batch) == plain == (other.outcome, other.batch) == (outcome, 0)
 
 
@@ -607,8 +609,8 @@ class TestBadInput:
 
     def test_pair_and_watch(self) -> None:
         x, y = torch.zeros(3, 20), torch.zeros(3, dtype=torch.int64)
-        with pytest.raises(ModelError, match="pair"):
-            self._engine(x, y, pair=(0.0,))
+        with pytest.raises(ModelError, match="subgradients"):
+            self._engine(x, y, subgradients=(0.0,))
         with pytest.raises(ModelError, match="watch"):
             self._engine(x, y, watch="first")
 

@@ -1,13 +1,13 @@
-"""Rewrites committed results whose arithmetic and network are spelt in several fields: a one-off, for schema 1.
+"""Rewrites results of schema 1 as results of schema 2: a one-off, for the committed ones.
 
     python tools/migrate_results.py reports
 
-Schema 1 said an arithmetic in the fields of a ``precision`` (training: dtype, mixed, emulation, strict, tf32) or of a cell
-(volumes: dtype, emulation, strict, tf32), and a network in the fields widths, activation, batch_norm and dropout (training)
-or hidden_layers and neurons (volumes). Schema 2 stores an arithmetic's name, which ``Arithmetic.parse`` reads, and a
-network's description, which ``Network.from_json`` reads. No number is computed anew: fields are renamed, digests and the
-file names that hold them follow. Files of schema 2 stay as they are, so running it twice does nothing.
-Remove this script when no result of schema 1 is left.
+Schema 1 kept one ``result.json`` for a training comparison and spelt an arithmetic and a network in several fields; where a
+volume cell was computed was part of its identity. Schema 2 keeps one file for each seed (``seed-N.json``), an arithmetic by
+its name, a network by its description, and device, processor and versions as an origin beside the identity. No number is
+computed anew: fields are renamed and moved, and digests and the file names that hold them follow. Reports, tables and
+figures are not touched: ``relucheck reproduce SCENARIO --out FOLDER`` writes them again from the results.
+Files of schema 2 stay as they are, so running it twice does nothing. Remove this script when no result of schema 1 is left.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import Any
 
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import DEFAULT, STRICT, Arithmetic
-from relucheck.reproduction.report.document import SUMMARY_VERSION
+from relucheck.reproduction.folder import LAYOUT_VERSION
 from relucheck.results.files import write_atomically
-from relucheck.results.store import SCHEMA as STORE_SCHEMA
-from relucheck.results.store import Store
-from relucheck.training.settings import SCHEMA, Settings
+from relucheck.results.store import SCHEMA, Store
+from relucheck.training import engine
+from relucheck.training.result import MemberResult, SeedResult
+from relucheck.training.settings import SCHEMA as SETTINGS_SCHEMA
+from relucheck.training.settings import Settings
 from relucheck.volume.cell import Cell
 
 _OLD = 1
@@ -39,80 +41,72 @@ def arithmetic(fields: Mapping[str, Any]) -> Arithmetic:
     return Arithmetic(dtype, fields.get("mixed"), fields["emulation"], fields["tf32"], reduction)
 
 
-def settings(old: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON form of a training comparison's settings."""
+def settings(old: Mapping[str, Any]) -> Settings:
+    """A training comparison's settings."""
     spelt = {"precision", *_NETWORK}
     network = Network("mlp", **{name: old[name] for name in _NETWORK})
-    said = {"schema": SCHEMA, "arithmetic": arithmetic(old["precision"]).name, "network": network.to_json()}
-    return Settings.from_json({**{key: value for key, value in old.items() if key not in spelt}, **said}).to_json()
+    said = {"schema": SETTINGS_SCHEMA, "arithmetic": arithmetic(old["precision"]).name, "network": network.to_json()}
+    return Settings.from_json({**{key: value for key, value in old.items() if key not in spelt}, **said})
 
 
 def cell(old: Mapping[str, Any]) -> Cell:
     """A cell of a volume table."""
-    spelt = {"dtype", "emulation", "strict", "tf32", "hidden_layers", "neurons"}
+    spelt = {"dtype", "emulation", "strict", "tf32", "hidden_layers", "neurons", "pair"}
     network = Network("mlp", (old["neurons"],) * old["hidden_layers"])
-    said = {"arithmetic": arithmetic(old).name, "network": network.to_json()}
+    said = {"arithmetic": arithmetic(old).name, "network": network.to_json(), "subgradients": old["pair"]}
     return Cell.from_json({**{key: value for key, value in old.items() if key not in spelt}, **said})
 
 
+def device(old: str) -> str:
+    """A device in words: cells wrote "cpu AVX512, 1 thread" where trainings wrote "cpu (AVX512), 1 thread"."""
+    kind, space, rest = old.partition(" ")
+    if not space or rest.startswith("("):
+        return old
+    model, comma, threads = rest.partition(", ")
+    return f"{kind} ({model}){comma}{threads}"
+
+
 def training(folder: Path) -> int:
-    """Migrates the folder of a training scenario: runs, summary and the digests in the report. Files rewritten."""
-    digests: dict[str, str] = {}
+    """Migrates the runs of a training scenario's folder. Files rewritten.
+
+    The wall time of a comparison is shared evenly among its seeds; the processor was not recorded.
+    """
     changed = 0
     for path in sorted(folder.glob("runs/*/result.json")):
         content = json.loads(path.read_bytes())
-        if content["schema"] != _OLD:
-            continue
         new = settings(content["settings"])
-        digests[content["digest"]] = digest = Settings.from_json(new).digest
-        content |= {"schema": SCHEMA, "settings": new, "digest": digest}
-        write_atomically(path, json.dumps(content, allow_nan=False, separators=(",", ":")).encode())
-        changed += 1
-    summary = folder / "summary.json"
-    if summary.exists():
-        content = json.loads(summary.read_text(encoding="utf-8"))
-        if content["schema_version"] < SUMMARY_VERSION:
-            content["schema_version"] = SUMMARY_VERSION
-            for run in content["runs"]:
-                run["settings"] = settings(run["settings"])
-                run["digest"] = Settings.from_json(run["settings"]).digest
-            write_atomically(summary, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            changed += 1
-    report = folder / "report.md"
-    if digests and report.exists():
-        text = report.read_text(encoding="utf-8")
-        for old, digest in digests.items():
-            text = text.replace(old[:12], digest[:12])
-        write_atomically(report, text)
+        origin = {"device": content["device"], "executor": content["executor"], **content["versions"]}
+        members = [MemberResult.from_json(member) for member in content["members"]]
+        seconds = content["wall_s"] / len(new.seeds)
+        seeds = {
+            seed: SeedResult([m for m in members if m.member.seed == seed], content["void"], seconds, origin)
+            for seed in new.seeds
+        }
+        engine.keep(new, path.parent, content["executor"], seeds)
+        path.unlink()
         changed += 1
     return changed
 
 
 def volume(folder: Path) -> int:
-    """Migrates the folder of E4: cells, splits (renamed, as names hold a digest) and E4.json. Files rewritten."""
+    """Migrates the cells and splits of E4's folder, which are renamed, as names hold a digest. Files rewritten."""
     changed = 0
     for place in ("cells", "splits"):
         for path in sorted((folder / place).glob("*.json")):
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["schema"] != _OLD:
                 continue
-            new = cell(content["identity"]["cell"])
-            identity = {**content["identity"], "cell": new.deciding}
-            result = content["result"]
-            if "cell" in result:
-                result = {**result, "cell": new.deciding}
-            Store(folder / place).finish(("split-" if place == "splits" else "") + new.name, identity, result)
+            old, result = content["identity"], content["result"]
+            new = cell(old["cell"])
+            identity = {"cell": new.deciding, "data": old["data"]}
+            origin = {"device": device(old["device"]), "torch": old["torch"]}
+            if place == "cells":
+                result = {**result, "cell": new.deciding, "device": origin["device"]}
+                origin["processor"] = old["processor"]
+            else:
+                identity |= {"decisions": old["decisions"], "limit": old["limit"]}
+            Store(folder / place).finish(("split-" if place == "splits" else "") + new.name, identity, origin, result)
             path.unlink()
-            changed += 1
-    table = folder / "E4.json"
-    if table.exists():
-        content = json.loads(table.read_text(encoding="utf-8"))
-        if content["schema"] == _OLD:
-            content["schema"] = STORE_SCHEMA
-            for row in content["rows"]:
-                new = cell(row["cell"])
-                row |= {"cell": new.deciding, "file": f"cells/{new.name}.json"}
-            write_atomically(table, json.dumps(content, indent=1) + "\n")
             changed += 1
     return changed
 
@@ -122,7 +116,8 @@ def mark(path: Path) -> int:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("results_schema") != _OLD:
         return 0
-    write_atomically(path, json.dumps({**content, "results_schema": SCHEMA}, indent=1) + "\n")
+    new = {**content, "layout_version": LAYOUT_VERSION, "results_schema": SCHEMA, "scenario_version": 2}
+    write_atomically(path, json.dumps(new, indent=1) + "\n")
     return 1
 
 

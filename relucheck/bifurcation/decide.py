@@ -1,7 +1,7 @@
 """The zone decision of one model: the first mini-batch of a data set at which backprop_s and backprop_t differ.
 
 Two backwards that share a forward can differ only where a pre-activation is exactly at a kink, so a forward decides: no
-graph, no second network, and only a mini-batch with a hit runs the exact pair of backwards. :mod:`relucheck.volume.engine`
+graph, no second network, and only a mini-batch with a hit runs the exact two backwards. :mod:`relucheck.volume.engine`
 does the same for many fully connected networks at once, at the speed of their products.
 
 Source: the bifurcation zone is that of Bertoin, Bolte, Gerchinovitz, Pauwels 2021 ("Numerical influence of ReLU'(0) on
@@ -53,10 +53,10 @@ class Decision:
     activations: int
 
 
-def checked_pair(pair: Any) -> tuple[Setting, Setting]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise ModelError(f"pair={pair!r}: must be two subgradients, for example (0.0, 1.0)")
-    return as_setting(pair[0]), as_setting(pair[1])
+def checked_subgradients(subgradients: Any) -> tuple[Setting, Setting]:
+    if not isinstance(subgradients, tuple | list) or len(subgradients) != 2:
+        raise ModelError(f"subgradients={subgradients!r}: must be two subgradients, for example (0.0, 1.0)")
+    return as_setting(subgradients[0]), as_setting(subgradients[1])
 
 
 def checked_watch(watch: Any) -> Watch:
@@ -93,7 +93,7 @@ def decide(
     targets: Tensor,
     *,
     batch_size: int = 256,
-    pair: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Decision:
     """The decision for any eager model with ReLU, ReLU6 or LeakyReLU, modules or functions
@@ -106,7 +106,7 @@ def decide(
     Args:
         model: takes [batch, ...] and returns logits [batch, classes].
         inputs: [n, ...], of the model's dtype and on its device; targets: class indices, int64 [n].
-        batch_size, pair: as for :class:`Engine`.
+        batch_size, subgradients: as for :class:`Engine`.
         watch: "first layer" counts the parameters of the first module that has any.
 
     Raises:
@@ -114,7 +114,7 @@ def decide(
             with hits with ``use_reentrant=True``.
         ZoneDataError: as :class:`Engine`.
     """
-    first_setting, second_setting = checked_pair(pair)
+    first_setting, second_setting = checked_subgradients(subgradients)
     watch = checked_watch(watch)
     batch_size = checked_data(inputs, targets, batch_size)
     watched = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

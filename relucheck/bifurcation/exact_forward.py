@@ -246,7 +246,7 @@ class Reals:
     Attributes:
         layers: the network's; states: what each holds (:class:`RealLayer`).
         hits: per activation and kink of it, the positions exactly at the kink, int64 [hits, 2].
-        verdict: ``differs``: the gradients of the pair differ, by more than a proven bound of their errors. ``equal``: no
+        verdict: ``differs``: the gradients differ, by more than a proven bound of their errors. ``equal``: no
             hit, or none from which a path leads to a loss and a watched parameter. ``undecided``: a path exists, but the
             computed gradients are equal within their bound (a cancellation, which only other arithmetic could prove).
         parameters: those whose gradients are proved to differ.

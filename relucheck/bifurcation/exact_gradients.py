@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Setting
-from relucheck.bifurcation.decide import Watch, checked_pair, checked_watch
+from relucheck.bifurcation.decide import Watch, checked_subgradients, checked_watch
 from relucheck.bifurcation.exact_forward import (
     OUTWARD,
     TINY,
@@ -54,12 +54,12 @@ def over_the_reals(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor | None = None,
-    pair: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
     *,
     watch: Watch = "all",
     cotangent: Tensor | None = None,
 ) -> Reals:
-    """Evaluates a mini-batch over the reals: exact hits, and whether the gradients of the pair differ there too.
+    """Evaluates a mini-batch over the reals: exact hits, and whether the two gradients differ there too.
 
     Args:
         model: as :func:`relucheck.bifurcation.exact_forward.layers_of` serves, of any of the four dtypes; its loss is
@@ -72,14 +72,14 @@ def over_the_reals(
         ExactError: for a network, inputs or targets that are not served.
     """
     with torch.device("cpu"):  # whatever the default device
-        return _over_the_reals(model, inputs, targets, checked_pair(pair), checked_watch(watch), cotangent)
+        return _over_the_reals(model, inputs, targets, checked_subgradients(subgradients), checked_watch(watch), cotangent)
 
 
 def _over_the_reals(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor | None,
-    pair: tuple[Setting, Setting],
+    subgradients: tuple[Setting, Setting],
     watch: Watch,
     cotangent: Tensor | None,
 ) -> Reals:
@@ -99,8 +99,8 @@ def _over_the_reals(
         if watch == "first layer":
             names = {name for name in names if name.rpartition(".")[0] == layers[0].name}
         given = cotangent is not None
-        if _reachable(layers, states, x, pair, root, given=given, names=names):
-            one, other = (_gradients(layers, states, x, root, setting) for setting in pair)
+        if _reachable(layers, states, x, subgradients, root, given=given, names=names):
+            one, other = (_gradients(layers, states, x, root, setting) for setting in subgradients)
             parameters = tuple(name for name in one if name in names and _differ(one[name], other[name]))
             verdict = "differs" if parameters else "undecided"
     exact = sum(state.exact for state in states)
@@ -113,7 +113,7 @@ def split(
     inputs: Tensor,
     targets: Tensor,
     *,
-    pair: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Zone:
     """The zone of a mini-batch whose gradients differ in floating point (see :mod:`relucheck.bifurcation.exact_forward`).
@@ -122,7 +122,7 @@ def split(
     kink. ``undecided`` is neither: a path leads from an exact hit to a gradient, but no difference beyond the bound does.
     """
     inputs = inputs.to(next(model.parameters()).dtype)
-    return over_the_reals(model, inputs, targets, pair, watch=watch).zone
+    return over_the_reals(model, inputs, targets, subgradients, watch=watch).zone
 
 
 def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> _Bounded:
@@ -191,7 +191,7 @@ def _reachable(
     layers: tuple[Layer, ...],
     states: tuple[RealLayer, ...],
     x: Tensor,
-    pair: tuple[Setting, Setting],
+    subgradients: tuple[Setting, Setting],
     root: _Bounded,
     *,
     given: bool,
@@ -206,7 +206,7 @@ def _reachable(
     changed = torch.zeros(shape, dtype=torch.bool)
     for depth in reversed(range(len(layers))):
         layer, region = layers[depth], states[depth].region
-        one, other = (_slopes(layer, region, setting) for setting in pair)
+        one, other = (_slopes(layer, region, setting) for setting in subgradients)
         changed = (changed & ((one != 0) | (other != 0))) | (live & (one != other))
         live = live & ((one != 0) | (other != 0))
         rows = changed.any(1)

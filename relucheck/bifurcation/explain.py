@@ -68,14 +68,14 @@ def explain(
     inputs: Tensor | Sequence[Tensor],
     targets: Tensor | None = None,
     *,
-    pair: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
     limit: int = LIMIT,
 ) -> Explanation:
     """Explains what one mini-batch does at kinks.
 
     Args:
-        model, inputs, targets, pair: as for :func:`relucheck.bifurcation.compare.compare` (without targets, its upstream
-            gradient).
+        model, inputs, targets, subgradients: as for :func:`relucheck.bifurcation.compare.compare` (without targets, its
+            upstream gradient).
         limit: most hits whose effect on the gradients is measured, by one backward each; hits whose cotangent is 0 change
             nothing and cost nothing. Calls that autograd did not record (under ``torch.no_grad``) are not measured.
 
@@ -83,9 +83,9 @@ def explain(
         ModelError, ControlError, SubgradientError: as ``compare``.
     """
     whole("explain: limit", limit, 0, error=ModelError)
-    comparison = compare(model, inputs, targets, subgradients=pair)
+    comparison = compare(model, inputs, targets, subgradients=subgradients)
     arguments = as_arguments(inputs)
-    first, second = (as_setting(setting) for setting in pair)
+    first, second = (as_setting(setting) for setting in subgradients)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(iter(parameters.values())).device
     interception = _PerHit(model, device, first)

@@ -54,8 +54,8 @@ class Hit:
         real: the pre-activation over the reals, from the inputs on, exactly (None: not evaluated).
         local: the same given the stored activations of the layer before: where it is the kink and ``real`` is not, an
             earlier layer rounded (None: not evaluated).
-        cotangent: the upstream gradient at the activation's output, with every hit at the pair's first subgradient.
-        changed: how the gradients change when this hit alone takes the pair's second subgradient; None: not measured.
+        cotangent: the upstream gradient at the activation's output, with every hit at the first subgradient.
+        changed: how the gradients change when this hit alone takes the second subgradient; None: not measured.
     """
 
     site: str
@@ -181,7 +181,7 @@ class Explanation:
         return {
             "schema": SCHEMA,
             "arithmetic": self.comparison.arithmetic.name,
-            "pair": [list(s) if isinstance(s, tuple) else s for s in self.comparison.settings],
+            "subgradients": [list(s) if isinstance(s, tuple) else s for s in self.comparison.settings],
             "outcome": self.comparison.outcome,
             "zone": self.zone,
             "activations": self.comparison.activation_count,

@@ -73,9 +73,9 @@ def subgradients(*, dyadic: bool = False) -> st.SearchStrategy[float]:
     return published | st.floats(-2, 2, width=16, allow_subnormal=False)
 
 
-def pairs(*, dyadic: bool = False) -> st.SearchStrategy[tuple[float, float]]:
-    """Two different subgradients; (0, 1), the pair that defines the bifurcation zone, shrinks first."""
-    drawn = st.tuples(subgradients(dyadic=dyadic), subgradients(dyadic=dyadic)).filter(lambda pair: pair[0] != pair[1])
+def two_subgradients(*, dyadic: bool = False) -> st.SearchStrategy[tuple[float, float]]:
+    """Two different subgradients; (0, 1), which define the bifurcation zone, shrink first."""
+    drawn = st.tuples(subgradients(dyadic=dyadic), subgradients(dyadic=dyadic)).filter(lambda two: two[0] != two[1])
     return st.just((0.0, 1.0)) | drawn
 
 

@@ -233,10 +233,6 @@ class Settings:
         """The same comparison with the members of some of its seeds."""
         return dataclasses.replace(self, members=tuple(member for member in self.members if member.seed in seeds))
 
-    def rule_name(self, rule: str) -> str:
-        """How tables label a rule: "injected / loss scale" where the subgradient that was injected is divided by it."""
-        return "injected / loss scale" if rule == "injected" and self.arithmetic.scaled else rule
-
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` reads."""
         fields = {**dataclasses.asdict(self), "arithmetic": self.arithmetic.name}

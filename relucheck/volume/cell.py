@@ -51,7 +51,7 @@ class Cell:
         first_seed: the networks' seeds are ``first_seed``, ``first_seed + 1``, ...
         data: "mnist", "fashionmnist" or "digits", its training split.
         watch: "all" compares the gradients of every parameter, "first layer" those of the first (as published).
-        pair: the two subgradients compared.
+        subgradients: the two subgradients compared.
         varied: the sweep for whose sake the cell is computed, or "" (a label: it decides nothing).
     """
 
@@ -65,7 +65,7 @@ class Cell:
     first_seed: int = 0
     data: str = "mnist"
     watch: Literal["all", "first layer"] = "first layer"
-    pair: tuple[float, float] = (0.0, 1.0)
+    subgradients: tuple[float, float] = (0.0, 1.0)
     varied: str = ""
 
     def __post_init__(self) -> None:
@@ -85,9 +85,9 @@ class Cell:
         if self.sample == REPLACED and self.sample_size is None:
             raise VolumeError("cell: sample='with replacement' needs a sample_size, the number of images to draw")
         object.__setattr__(self, "arithmetic", _arithmetic(self.arithmetic))
-        object.__setattr__(self, "pair", tuple(float(value) for value in self.pair))
-        if len(self.pair) != 2:
-            raise VolumeError(f"cell: pair={self.pair!r} must be two subgradients, for example (0.0, 1.0)")
+        object.__setattr__(self, "subgradients", tuple(float(value) for value in self.subgradients))
+        if len(self.subgradients) != 2:
+            raise VolumeError(f"cell: subgradients={self.subgradients!r} must be two subgradients, for example (0.0, 1.0)")
 
     @property
     def hidden_layers(self) -> int:
@@ -104,7 +104,11 @@ class Cell:
         """What decides the numbers, as plain JSON: every field but the label ``varied``."""
         content = dataclasses.asdict(self)
         del content["varied"]
-        plain = {"network": self.network.to_json(), "arithmetic": self.arithmetic.name, "pair": list(self.pair)}
+        plain = {
+            "network": self.network.to_json(),
+            "arithmetic": self.arithmetic.name,
+            "subgradients": list(self.subgradients),
+        }
         return {**content, **plain}
 
     @property
@@ -127,7 +131,7 @@ class Cell:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], varied: str = "") -> Cell:
         """The cell that :attr:`deciding` describes."""
-        plain = {"network": Network.from_json(content["network"]), "pair": tuple(content["pair"])}
+        plain = {"network": Network.from_json(content["network"]), "subgradients": tuple(content["subgradients"])}
         return cls(**{**content, **plain}, varied=varied)
 
 

@@ -129,7 +129,7 @@ def _digest(estimate: Estimate) -> str:
 
 def _zone(cell: Cell, seed: int, inputs: Tensor, targets: Tensor) -> Zone:
     model = cell.network.draw(seed, cell.arithmetic)
-    return over_the_reals(model, inputs, targets, cell.pair, watch=cell.watch).zone
+    return over_the_reals(model, inputs, targets, cell.subgradients, watch=cell.watch).zone
 
 
 def splits(

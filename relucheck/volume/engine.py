@@ -23,7 +23,7 @@ from relucheck.bifurcation.decide import (
     Watch,
     ZoneDataError,
     checked_data,
-    checked_pair,
+    checked_subgradients,
     checked_targets,
     checked_watch,
 )
@@ -33,7 +33,7 @@ from relucheck.networks.network import ACTIVATIONS, Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import find
 from relucheck.numerics.determinism import deterministic
-from relucheck.volume.pair import first_difference
+from relucheck.volume.difference import first_difference
 from relucheck.volume.proof import Prover, Shape, offset_of
 from relucheck.volume.sizes import Sizes
 from relucheck.volume.stack import Stack
@@ -70,14 +70,14 @@ class Engine:
         inputs: [n, features], any floating dtype; converted once.
         targets: class indices, int64 [n].
         batch_size: mini-batches are taken in file order; the last one holds what is left.
-        pair: the two subgradients; for ReLU6 also pairs (at 0, at 6).
+        subgradients: the two subgradients; for ReLU6 also pairs (at 0, at 6).
         watch: which gradients count: of every parameter, or of the first layer alone (as in the published tables).
         device: where it runs; the inputs' by default.
         memory: bytes that a stack may take; by default 1 GiB on a CPU and half of what is free on an accelerator.
         note: is told, in one line, of what a user should know: a stack that shrank, a proof that did not hold.
 
     Raises:
-        ModelError: for a network that is no such MLP, an unknown ``watch``, a pair that is none, and mixed precision.
+        ModelError: for a network that is no such MLP, an unknown ``watch``, no two subgradients, and mixed precision.
         ZoneDataError: for an empty data set, targets of another length, inputs of another width, a batch size below 1.
     """
 
@@ -89,7 +89,7 @@ class Engine:
         targets: Tensor,
         *,
         batch_size: int = 256,
-        pair: tuple[Setting, Setting] = (0.0, 1.0),
+        subgradients: tuple[Setting, Setting] = (0.0, 1.0),
         watch: Watch = "all",
         device: torch.device | str | None = None,
         memory: int | None = None,
@@ -100,7 +100,7 @@ class Engine:
                 f"arithmetic {arithmetic.name!r}: networks of volumes have one dtype; choose one that is not mixed"
             )
         self.network, self.arithmetic = _plain(network), arithmetic
-        self.pair, self.watch = checked_pair(pair), checked_watch(watch)
+        self.subgradients, self.watch = checked_subgradients(subgradients), checked_watch(watch)
         self.batch_size = checked_data(inputs, targets, batch_size)
         if inputs.ndim != 2 or inputs.shape[1] != network.features:
             raise ZoneDataError(
@@ -252,7 +252,7 @@ class Engine:
                 assert network.seed is not None
                 network.model = self.network.draw(network.seed, self.arithmetic, self.device)
         stack = Stack([network.model for network in networks if network.model is not None], self.arithmetic)
-        steepest = max(1.0, *(abs(value) for setting in self.pair for value in _values(setting)))
+        steepest = max(1.0, *(abs(value) for setting in self.subgradients for value in _values(setting)))
         careful = not stack.bounded(self._largest, steepest)
         active = list(networks)
         full, first, batches = len(self.inputs) // self.batch_size, 0, 1
@@ -324,7 +324,7 @@ class Engine:
         return torch.cat([part[0] for part in parts], 1), torch.cat(finite, 1) if finite else None
 
     def _pair(self, model: nn.Module, rows: slice, hits: int, careful: bool) -> Outcome | None:
-        """The exact pair of backwards of one mini-batch, None where they agree."""
+        """The exact two backwards of one mini-batch, None where they agree."""
         found: list[int] = []
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
@@ -350,7 +350,7 @@ class Engine:
                 f"fused forward has {hits} hits, the separate one {sum(found)}"
             )
         last = max(layer for layer, count in enumerate(found) if count)
-        return first_difference(loss, inputs[: last + 1], outputs[last], model, self.pair, self.watch, careful)
+        return first_difference(loss, inputs[: last + 1], outputs[last], model, self.subgradients, self.watch, careful)
 
 
 def _plain(network: Network) -> Network:

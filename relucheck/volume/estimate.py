@@ -174,7 +174,7 @@ def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device, n
     return volume_engine.Engine(
         *(cell.network, cell.arithmetic, inputs, targets),
         batch_size=cell.batch_size,
-        pair=cell.pair,
+        subgradients=cell.subgradients,
         watch=cell.watch,
         device=device,
         note=note,

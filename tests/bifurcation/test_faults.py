@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from relucheck.networks.examples import AIMS, Example
-from relucheck.networks.strategies import examples, pairs, subgradients
+from relucheck.networks.strategies import examples, subgradients, two_subgradients
 from relucheck.results.tally import Tally
 from tests.bifurcation import properties
 from tests.bifurcation.faults import FAULTS
@@ -57,14 +57,17 @@ def _aimed_mlp(**knobs: Any) -> st.SearchStrategy[Example]:
 
 #: For each property, how its arguments are drawn.
 DRAWERS: dict[str, Drawer] = {
-    "forward_is_torchs": lambda data: (data.draw(_any()), data.draw(pairs())),
+    "forward_is_torchs": lambda data: (data.draw(_any()), data.draw(two_subgradients())),
     "native_gradient_is_torchs": lambda data: (data.draw(_any()),),
     "no_hit_agrees": lambda data: (
         data.draw(examples("float32", weights=("offset", "positive")) | _any(aims=("none",))),
-        data.draw(pairs()),
+        data.draw(two_subgradients()),
     ),
-    "gradient_is_the_oracles": lambda data: (data.draw(_any()), data.draw(pairs())),
-    "dead_unit_differs_in_its_row": lambda data: (data.draw(_aimed_mlp(aims=("dead unit",))), data.draw(pairs())),
+    "gradient_is_the_oracles": lambda data: (data.draw(_any()), data.draw(two_subgradients())),
+    "dead_unit_differs_in_its_row": lambda data: (
+        data.draw(_aimed_mlp(aims=("dead unit",))),
+        data.draw(two_subgradients()),
+    ),
     "linear_in_the_cotangent": lambda data: (data.draw(examples("float32", **_EXACT)), data.draw(_DYADIC)),
     "polynomial_in_the_subgradient": lambda data: (data.draw(properties.exact_networks()),),
     "affine_in_the_subgradient": lambda data: (
@@ -77,7 +80,7 @@ DRAWERS: dict[str, Drawer] = {
         ),
         data.draw(st.integers(-3, 3)),
     ),
-    "blocks_cover_the_batch": lambda data: (data.draw(_rows()), data.draw(pairs())),
+    "blocks_cover_the_batch": lambda data: (data.draw(_rows()), data.draw(two_subgradients())),
     "control_is_identical": lambda data: (data.draw(_any()), data.draw(subgradients())),
     "hits_are_where_kinks_are": lambda data: (data.draw(_any()),),
     "members_agree": lambda data: (data.draw(examples("float32", **_EXACT)), (0.0, data.draw(_DYADIC))),

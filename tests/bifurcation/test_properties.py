@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from relucheck.bifurcation.compare import Comparison
 from relucheck.networks.examples import AIMS, Example
-from relucheck.networks.strategies import examples, pairs, subgradients
+from relucheck.networks.strategies import examples, subgradients, two_subgradients
 from relucheck.results.tally import Tally
 from tests.bifurcation import properties
 from tests.bifurcation.subjects import Subject
@@ -37,7 +37,7 @@ def check(
 @given(data=st.data())
 def test_1_forward_is_torchs(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     example = data.draw(examples(dtype, aims=AIMS), label="example")
-    pair = data.draw(pairs(), label="subgradients")
+    pair = data.draw(two_subgradients(), label="subgradients")
     check(relucheck_tally, example, pair, properties.forward_is_torchs, pair)
 
 
@@ -54,7 +54,7 @@ def test_3_no_hit_agrees(data: st.DataObject, dtype: str, relucheck_tally: Tally
     certain = examples(dtype, weights=("offset", "positive"))
     as_they_come = examples(dtype, weights=("default",))
     example = data.draw(certain | as_they_come, label="example")
-    pair = data.draw(pairs(), label="subgradients")
+    pair = data.draw(two_subgradients(), label="subgradients")
     check(relucheck_tally, example, pair, properties.no_hit_agrees, pair)
 
 
@@ -62,7 +62,7 @@ def test_3_no_hit_agrees(data: st.DataObject, dtype: str, relucheck_tally: Tally
 @given(data=st.data())
 def test_4_live_hit_bifurcates(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     example = data.draw(examples(dtype, aims=AIMS), label="example")
-    pair = data.draw(pairs(), label="subgradients")
+    pair = data.draw(two_subgradients(), label="subgradients")
     check(relucheck_tally, example, pair, properties.gradient_is_the_oracles, pair)
 
 
@@ -71,7 +71,7 @@ def test_4_live_hit_bifurcates(data: st.DataObject, dtype: str, relucheck_tally:
 def test_4_dead_unit_differs_in_its_row(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     dead = examples(dtype, kinds=("mlp",), weights=("default",), aims=("dead unit",), batch_norm=False)
     example = data.draw(dead, label="example")
-    pair = data.draw(pairs(), label="subgradients")
+    pair = data.draw(two_subgradients(), label="subgradients")
     check(relucheck_tally, example, pair, properties.dead_unit_differs_in_its_row, pair)
 
 
@@ -123,7 +123,7 @@ def test_8_blocks_cover_the_batch(data: st.DataObject, dtype: str, relucheck_tal
     rows = examples(dtype, kinds=("mlp",), aims=AIMS, batch_norm=False, max_width=16)
     example = data.draw(rows, label="example")
     example = example.with_batch(16 * data.draw(st.integers(2, 4), label="blocks of 16 rows"))
-    pair = data.draw(pairs(dyadic=True) | pairs(), label="subgradients")
+    pair = data.draw(two_subgradients(dyadic=True) | two_subgradients(), label="subgradients")
     check(relucheck_tally, example, pair, properties.blocks_cover_the_batch, pair)
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from relucheck.reproduction.experiments import volumes
 from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.folder import differences
 from relucheck.reproduction.report.document import SUMMARY_VERSION
-from relucheck.reproduction.run import read
+from relucheck.reproduction.scenario import Place
+from relucheck.reproduction.trained import read
 from relucheck.results.store import SCHEMA as STORE_SCHEMA
 from relucheck.volume.cell import Cell, Estimate
 
@@ -23,9 +25,11 @@ def test_committed_training_results_are_read_by_this_version(name: str) -> None:
     """Each run is one of the scenario's comparisons, by its digest; summary and report name the same digests."""
     folder = COMMITTED / "training" / name
     comparisons = {comparison.name: comparison for comparison in SCENARIOS[name].comparisons("cpu")}
-    runs = [path.parent.name for path in folder.glob("runs/*/result.json")]
+    runs = [path.name for path in (folder / "runs").iterdir()]
     assert runs
-    results = {run: read(folder, comparisons[run]) for run in runs}
+    place = Place("cpu", folder, None, "cpu", "forking")
+    results = {run: read(place, comparisons[run]) for run in runs}
+    assert differences(place, SCENARIOS[name], folder, name) == []
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["schema_version"] == SUMMARY_VERSION
     text = (folder / "report.md").read_text(encoding="utf-8")
@@ -56,3 +60,4 @@ def test_committed_volumes_are_read_by_this_version() -> None:
     for row in table["rows"]:
         assert row["file"] == f"cells/{Cell.from_json(row['cell']).name}.json"
         assert row["cell"]["arithmetic"] == row["arithmetic"]
+    assert differences(Place("cpu", folder, None, "cpu", "forking"), volumes.E4, folder, "E4") == []

@@ -85,13 +85,15 @@ def _columns() -> Iterable[PublishedCell]:
 
 
 def _arithmetics(scale: str, published: PublishedCell) -> tuple[Arithmetic, ...]:
-    """What a column of a table is estimated in at scale full; at scale cpu, of which it may be estimated."""
+    """What a column of a table is estimated in; at scale cpu only where there are draws for it, see :func:`cpu_draws`."""
     shape = published.varied in ("hidden_layers", "neurons")
     if scale == "full":
         return (*_CUDA, _ROUNDED, *(_COARSE if shape else ()))
+    # where native float16 is slow and every network bifurcates in it, rounding stands in for a whole sweep
+    slow = (published.source, published.varied) == ("B21", "batch_size")
     anchor = (published.source, published.varied) in (("B21", "hidden_layers"), ("R22", "neurons"))
-    tf32 = (_TF32,) if published.source == "B21" and shape else ()
-    return (*_NATIVE, _ROUNDED, *tf32, *(_COARSE if anchor else ()))
+    native = tuple(one for one in _NATIVE if not (slow and one.name == "float16"))
+    return (*native, _ROUNDED, *((_TF32,) if published.source == "B21" and shape else ()), *(_COARSE if anchor else ()))
 
 
 def _entry(column: PublishedCell, arithmetic: Arithmetic, **others: Any) -> Entry:
