@@ -18,7 +18,7 @@ from relucheck.activations.rules import LEAKY_RELU, RELU6
 from relucheck.bifurcation import exact_forward, exact_gradients
 from relucheck.bifurcation.decide import decide
 from relucheck.bifurcation.exact_forward import ExactError, Layer, RealLayer, forward, layers_of, real_inputs
-from relucheck.bifurcation.exact_gradients import over_the_reals, split
+from relucheck.bifurcation.exact_gradients import over_the_reals, zone_over_the_reals
 from relucheck.networks.examples import Example, network_for
 from relucheck.networks.mlp import MLP
 from relucheck.networks.strategies import examples
@@ -315,14 +315,14 @@ def test_first_layer_alone() -> None:
         one.bias.zero_()
         two.bias.zero_()
     x, y = torch.ones(1, 1), torch.tensor([1])
-    assert split(model, x, y) == "bifurcation"  # the second layer's bias
-    assert split(model, x, y, watch="first layer") == "compensation"
+    assert zone_over_the_reals(model, x, y) == "bifurcation"  # the second layer's bias
+    assert zone_over_the_reals(model, x, y, watch="first layer") == "compensation"
 
 
 def test_split_keeps_undecided_apart() -> None:
     """No difference beyond the bound is no proof of equality."""
     model, x, targets = undecided()
-    assert split(model, x, targets) == over_the_reals(model, x, targets).zone == "undecided"
+    assert zone_over_the_reals(model, x, targets) == over_the_reals(model, x, targets).zone == "undecided"
 
 
 def ulps_off(factors: list[int]) -> Callable[..., Tensor]:
@@ -414,7 +414,7 @@ def test_split_agrees_with_the_hits_of_a_decision() -> None:
         decision = decide(model, inputs.bfloat16(), targets, batch_size=16)
         if decision.batch is not None:
             part = slice(16 * decision.batch, 16 * (decision.batch + 1))
-            outcomes.add((seed % 2, split(model, inputs[part], targets[part])))
+            outcomes.add((seed % 2, zone_over_the_reals(model, inputs[part], targets[part])))
     assert outcomes == {(0, "compensation"), (1, "bifurcation")}
 
 

@@ -21,7 +21,7 @@ from relucheck.hits import rates, validation
 from relucheck.hits import widths as hits_widths
 from relucheck.hits.plans import Activations, Rounding
 from relucheck.hits.rates import Measured, RateError, accumulation, measure, poisson_interval, predict, predict_layer, probe
-from relucheck.hits.validation import Cell, agreement, validate
+from relucheck.hits.validation import ValidatedLayer, agreement, validate
 from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
@@ -206,12 +206,12 @@ COARSE = [
 ]
 
 
-def cells_of(arithmetic: Arithmetic) -> tuple[Cell, ...]:
+def cells_of(arithmetic: Arithmetic) -> tuple[ValidatedLayer, ...]:
     images = data.load("digits").scaled(torch.float32)[::2]
     return validate(arithmetic, 64, 2, images, range(16 if arithmetic.dtype == torch.float16 else 4), pairs=800)
 
 
-def close(cells: tuple[Cell, ...]) -> bool:
+def close(cells: tuple[ValidatedLayer, ...]) -> bool:
     """Whether predicted and counted hits agree within 12 % and the noise of the counts."""
     told = agreement(cells)
     return told.hits > 100 and told.low < 1.12 and told.high > 1 / 1.12
@@ -315,8 +315,8 @@ def test_poisson_intervals(count: int, low: float, high: float) -> None:
     assert Measured("", count, 10).interval() == pytest.approx((1e5 * low, 1e5 * high), abs=10)
 
 
-def cell_of(expected: float, hits: int) -> Cell:
-    return Cell("a", "grey", 16, 1, 1, 1, expected, hits, 1000)
+def cell_of(expected: float, hits: int) -> ValidatedLayer:
+    return ValidatedLayer("a", "grey", 16, 1, 1, 1, expected, hits, 1000)
 
 
 def test_agreement() -> None:
@@ -481,11 +481,11 @@ def test_plans_add_up() -> None:
 # ----------------------------------------------------------------------------------------------------- the report
 
 
-def few_cells() -> list[Cell]:
+def few_cells() -> list[ValidatedLayer]:
     return [
-        Cell("float16", "grey", 16, 1, 1, 4, 11.5, 12, 10**7),
-        Cell("float16", "grey", 64, 1, 1, 4, 30.0, 20, 10**7),
-        Cell("float64", "grey", 16, 1, 1, 4, 1e-9, 0, 10**5),
+        ValidatedLayer("float16", "grey", 16, 1, 1, 4, 11.5, 12, 10**7),
+        ValidatedLayer("float16", "grey", 64, 1, 1, 4, 30.0, 20, 10**7),
+        ValidatedLayer("float64", "grey", 16, 1, 1, 4, 1e-9, 0, 10**5),
     ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
-from relucheck.activations.rules import RELU, SubgradientError, as_setting
+from relucheck.activations.rules import RELU, SubgradientError, as_model_subgradient
 from relucheck.bifurcation import interception
 from relucheck.bifurcation.compare import backprop, compare
 from relucheck.bifurcation.interception import Interception, tensors_in
@@ -423,15 +423,15 @@ def test_compiled_scripted_and_meta_models_are_refused() -> None:
 )
 def test_settings_are_checked(value: Any, message: str) -> None:
     with pytest.raises(SubgradientError, match=message):
-        as_setting(value)
+        as_model_subgradient(value)
     with pytest.raises(SubgradientError, match=message):
         backprop(Calls(nn.ReLU()), X, subgradients=(0.0, value))
 
 
 def test_settings() -> None:
-    assert as_setting(None) is None
-    assert as_setting((1, torch.tensor(0.5))) == (1.0, 0.5)
-    assert as_setting(1) == 1.0
+    assert as_model_subgradient(None) is None
+    assert as_model_subgradient((1, torch.tensor(0.5))) == (1.0, 0.5)
+    assert as_model_subgradient(1) == 1.0
 
 
 def test_tensors_in_anything_that_a_model_returns() -> None:

@@ -17,12 +17,12 @@ from relucheck.numerics import bits as numerics_bits
 from relucheck.numerics.bits import (
     all_values,
     differs,
-    find,
     from_ordinals,
     has_value,
     has_zero,
     neighbour,
     ordinals,
+    positions_of,
     same_bits,
     ulp_distance,
 )
@@ -173,14 +173,14 @@ def check_find(find_: Callable[[Tensor, float], tuple[Tensor, ...] | None], dtyp
 
 @every_dtype
 def test_find(dtype: torch.dtype) -> None:
-    check_find(find, dtype)
+    check_find(positions_of, dtype)
     with pytest.raises(ValueError, match=r"0-dimensional tensor.*compare it with =="):
-        find(torch.zeros((), dtype=dtype), 0.0)
+        positions_of(torch.zeros((), dtype=dtype), 0.0)
 
 
 def test_the_find_check_fails_a_fault() -> None:
     def first_row_only(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
-        return find(x[:1], value) if len(x) else None
+        return positions_of(x[:1], value) if len(x) else None
 
     with pytest.raises(AssertionError):
         check_find(first_row_only, torch.float32)
@@ -388,7 +388,7 @@ def test_find_in_several_blocks(dtype: torch.dtype, value: float, monkeypatch: p
             hit[positions] = value
             hit[[3, 70]] = torch.tensor([math.nan, -value], dtype=dtype)  # -0 is a zero, -6 is not 6
             expected = (hit == value).nonzero(as_tuple=True)
-            found = find(hit, value)
+            found = positions_of(hit, value)
             assert (found is None) == (len(expected[0]) == 0)
             assert found is None or torch.equal(found[0], expected[0])
             assert has_value(hit, value) == (found is not None)

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from relucheck.numerics.dtypes import dtype_name
-from relucheck.reproduction.experiments import find
+from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.scenario import SCALES, ScenarioError
 from relucheck.training.settings import Optimiser, Settings
@@ -183,19 +183,19 @@ def test_scenarios_are_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["E2", "e2", " E2 "])
 def test_find(name: str) -> None:
-    found = find(name)
+    found = find_scenario(name)
     assert found.name == "E2"
 
 
 @pytest.mark.parametrize("name", ["E22", "2", "", "float32"])
 def test_unknown_scenario(name: str) -> None:
     with pytest.raises(ScenarioError, match=rf"unknown scenario '{name}'; .*known: E1 \(.*E2 \(.*E3 \("):
-        find(name)
+        find_scenario(name)
 
 
 def test_nearest_scenario_is_named() -> None:
     with pytest.raises(ScenarioError, match="did you mean 'E2'"):
-        find("E22")
+        find_scenario("E22")
 
 
 def test_unknown_scale() -> None:

@@ -18,7 +18,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
-from relucheck.training.forking import ForkingExecutor, Split
+from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.settings import Optimiser, Settings, members_of
 from tests.training_case import changed
 
@@ -68,13 +68,13 @@ VARIATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _splits(settings: Settings) -> tuple[Split, Split]:
+def _splits(settings: Settings) -> tuple[DataSplit, DataSplit]:
     found = []
     for split, count in (("train", settings.train_samples), ("test", settings.test_samples)):
         loaded = data.load("digits", split)
         order = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(0))[:count]
         images = data.scale(loaded.images[order], settings.arithmetic.dtype)
-        found.append(Split(images, loaded.labels[order]))
+        found.append(DataSplit(images, loaded.labels[order]))
     return found[0], found[1]
 
 

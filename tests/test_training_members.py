@@ -18,7 +18,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training import model as training_model
-from relucheck.training.forking import Branch, ForkingExecutor, Split, same_gradients
+from relucheck.training.forking import Branch, DataSplit, ForkingExecutor, same_gradients
 from relucheck.training.model import Clock, Switch, build, stream
 from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
@@ -84,7 +84,7 @@ def test_order_differs_by_epoch_and_masks_by_step_in_a_run(kind: Any, monkeypatc
         return masks[-1]
 
     monkeypatch.setattr(Clock, "mask", noting)
-    split = Split(torch.rand(32, 784), torch.arange(32) % 10)
+    split = DataSplit(torch.rand(32, 784), torch.arange(32) % 10)
     run = kind(settings, 3 if kind is ForkingExecutor else (3,), split, split, CPU)
     orders = []
     for epoch in range(2):
@@ -188,7 +188,7 @@ def test_injected_is_divided_by_the_loss_scale(
         return model
 
     monkeypatch.setattr(f"relucheck.training.{kind}.build", dead)
-    split = Split(torch.rand(4, 784, generator=torch.Generator().manual_seed(0)), torch.arange(4))
+    split = DataSplit(torch.rand(4, 784, generator=torch.Generator().manual_seed(0)), torch.arange(4))
     index = next(i for i, member in enumerate(settings.members) if member.rule == "injected")
     if kind == "forking":
         forked = ForkingExecutor(settings, 3, split, split, CPU)
@@ -208,7 +208,7 @@ def test_injected_is_divided_by_the_loss_scale(
 def test_test_loss_is_computed_from_wide_logits(dtype: str) -> None:
     settings = changed(SETTINGS, arithmetic=dtype, optimiser=Optimiser("sgd", 0.1))
     images = torch.rand(200, 784, generator=torch.Generator().manual_seed(0)).to(settings.arithmetic.dtype)
-    split = Split(images, torch.arange(200) % 10)
+    split = DataSplit(images, torch.arange(200) % 10)
     run = ForkingExecutor(settings, 3, split, split, CPU)
     run.begin(0)
     run.step(0, 4, 1)

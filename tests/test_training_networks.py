@@ -16,7 +16,7 @@ from relucheck.errors import SettingsError
 from relucheck.networks import Network
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import Interrupted, _split, train
-from relucheck.training.forking import Branch, ForkingExecutor, Split
+from relucheck.training.forking import Branch, DataSplit, ForkingExecutor
 from relucheck.training.model import Kinked
 from relucheck.training.settings import Settings, members_of
 from tests.training_case import changed, numbers
@@ -54,7 +54,7 @@ def settings_of(name: str, **changes: Any) -> Settings:
 
 def run_of(settings: Settings, *, apart: bool) -> ForkingExecutor:
     """The executor after all epochs."""
-    data: list[Split] = [_split(settings, split, None, CPU) for split in ("train", "test")]
+    data: list[DataSplit] = [_split(settings, split, None, CPU) for split in ("train", "test")]
     run = ForkingExecutor(settings, settings.seeds[0], *data, CPU, apart=apart)
     steps = settings.steps_of(len(data[0]))
     with deterministic(), settings.arithmetic.active():

@@ -19,12 +19,12 @@ import torch
 
 from relucheck import data
 from relucheck.bifurcation import decide as bifurcation_decide
+from relucheck.bifurcation.compare import Outcome
 from relucheck.bifurcation.decide import Decision
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.volume import engine as volume_engine
 from relucheck.volume import estimate as volume_estimate
 from relucheck.volume import units
-from relucheck.volume.cell import Outcome
 from relucheck.volume.estimate import Cell, Estimate, Store, StoreError, VolumeError, estimate
 from relucheck.work import Local
 from tests.uniform import images, mlp

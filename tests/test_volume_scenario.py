@@ -21,7 +21,7 @@ from relucheck.reproduction.published import PublishedCell
 from relucheck.reproduction.report import volume_figures, volume_tables
 from relucheck.reproduction.report.volumes import SWEEP_TITLES, Entry, Line, Report
 from relucheck.reproduction.run import reproduce
-from relucheck.reproduction.scenario import Outcome, Place, ScenarioError
+from relucheck.reproduction.scenario import Place, Reported, ScenarioError
 from relucheck.results import proportions
 from relucheck.results.holm import holm
 from relucheck.results.store import Store
@@ -29,7 +29,7 @@ from relucheck.results.tables import render
 from relucheck.volume import cell as volume_cell
 from relucheck.volume import estimate as volume_estimate
 from relucheck.volume.cell import columns
-from relucheck.volume.compensation import Split
+from relucheck.volume.compensation import ZoneSplit
 from relucheck.volume.estimate import Cell, Draw, Estimate, StoreError
 from relucheck.work import Event, Listener, Local, Unit
 from tests.uniform import mlp
@@ -131,11 +131,11 @@ def test_an_unknown_scale_is_refused() -> None:
 # ---------------------------------------------------------------- smoke, as CI runs it
 
 
-def run(folder: Path, **options: Any) -> Outcome:
+def run(folder: Path, **options: Any) -> Reported:
     return reproduce("E4", "smoke", folder, device="cpu", progress=False, say=lambda line: None, **options)
 
 
-def text_of(outcome: Outcome) -> str:
+def text_of(outcome: Reported) -> str:
     return render(*outcome.shown(200), width=200, color=False)
 
 
@@ -311,7 +311,7 @@ def test_notes_plan_the_draws_for_a_half_width() -> None:
 
 def test_the_split_is_shown_everywhere(tmp_path: Path) -> None:
     one = line(None, 2)
-    found = {one.estimate.cell.name: Split(((0, "bifurcation"), (1, "compensation")))}
+    found = {one.estimate.cell.name: ZoneSplit(((0, "bifurcation"), (1, "compensation")))}
     text = render(*volume_tables.write(report(one), tmp_path, found, figures=False), width=200, color=False)
     assert json.loads((tmp_path / "E4.json").read_text())["split"] == {
         "float32": {"draws": 2, "networks": 2, "bifurcation": 1, "compensation": 1, "undecided": 0}

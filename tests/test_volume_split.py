@@ -19,7 +19,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.store import Store, StoreError
 from relucheck.volume import compensation as volume_compensation
 from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate
-from relucheck.volume.compensation import Split, Sum, as_json, by_arithmetic, markdown, split
+from relucheck.volume.compensation import Sum, ZoneSplit, as_json, by_arithmetic, markdown, split
 from relucheck.volume.estimate import estimate, sample, scaled
 from tests.uniform import mlp
 
@@ -138,7 +138,7 @@ def test_watch_and_pair_are_the_cells(
     cell = dataclasses.replace(CELL, arithmetic="bfloat16", draws=1, **{"watch": "first layer", **fields})
     found = Estimate(cell, (Draw(3, "bifurcate", 0),), 1, 1, 1.0, digits.checksum, "cpu", {}, "")
     zone = {"equal": "compensation", "differs": "bifurcation"}[verdict]
-    assert split(found, dataset=digits) == Split(((3, zone),))  # type: ignore[arg-type]
+    assert split(found, dataset=digits) == ZoneSplit(((3, zone),))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("verdict", ["differs", "equal", "undecided"])
@@ -180,13 +180,13 @@ def test_each_network_counts_once(found: Estimate) -> None:
 
     one, batches, deep = cell(), cell(batch_size=64), cell(network=mlp(784, 16, 3))
     wide, plain, none = cell(network=mlp(784, 32, 2)), cell(arithmetic="bfloat16"), cell(arithmetic="float64")
-    zones: dict[str, Split] = {
-        one.cell.name: Split(((0, "compensation"), (1, "compensation"), (2, "bifurcation"), (4, "undecided"))),
-        batches.cell.name: Split(((0, "compensation"), (1, "undecided"), (2, "compensation"), (4, "bifurcation"))),
-        deep.cell.name: Split(((0, "compensation"),)),
-        wide.cell.name: Split(((0, "compensation"),)),
-        plain.cell.name: Split(((0, "compensation"),)),
-        none.cell.name: Split(),
+    zones: dict[str, ZoneSplit] = {
+        one.cell.name: ZoneSplit(((0, "compensation"), (1, "compensation"), (2, "bifurcation"), (4, "undecided"))),
+        batches.cell.name: ZoneSplit(((0, "compensation"), (1, "undecided"), (2, "compensation"), (4, "bifurcation"))),
+        deep.cell.name: ZoneSplit(((0, "compensation"),)),
+        wide.cell.name: ZoneSplit(((0, "compensation"),)),
+        plain.cell.name: ZoneSplit(((0, "compensation"),)),
+        none.cell.name: ZoneSplit(),
     }
     sums = by_arithmetic([one, batches, deep, wide, plain, none], zones)
     assert sums == {found.cell.arithmetic.name: Sum(10, 2, 3, 1), "bfloat16": Sum(1, 0, 1, 0), "float64": Sum(0, 0, 0, 0)}

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, SubgradientError, at_hits
-from relucheck.numerics.bits import find
+from relucheck.numerics.bits import positions_of
 from relucheck.numerics.dtypes import compute_dtype
 
 #: The key under which a node's metadata say whether its subgradient is the caller's (any grad_fn has metadata for users).
@@ -54,7 +54,7 @@ def _hooked(x: Tensor, rule: Rule, slope: float, inplace: bool, subgradients: Se
     A subgradient that a setter has since given a shape that does not fit is refused in backward where there are hits, and
     in the next forward.
     """
-    hits = [find(x.detach(), at) for at in rule.kinks]
+    hits = [positions_of(x.detach(), at) for at in rule.kinks]
     count = sum(len(hit[0]) for hit in hits if hit is not None)
     # Coordinates cost 8 bytes a dimension and hit and live as long as the node, a mask costs one byte an element and is
     # freed like any saved tensor: few hits only. The input of a second ReLU in a row is half hits.

@@ -111,14 +111,16 @@ def tied_maxima(x: Tensor, pooled: Tensor, windows: Windows) -> Tensor:
 
 
 @dataclasses.dataclass
-class Setting:
+class PoolingSetting:
     """What backward reads: the choice, and optionally the only windows (bool [..., OH, OW]) to which it applies."""
 
     choice: Choice = "native"
     only: Tensor | None = None
 
 
-def _shared(cotangent: Tensor, x: Tensor, pooled: Tensor, indices: Tensor, windows: Windows, setting: Setting) -> Tensor:
+def _shared(
+    cotangent: Tensor, x: Tensor, pooled: Tensor, indices: Tensor, windows: Windows, setting: PoolingSetting
+) -> Tensor:
     """The gradient with each cotangent divided equally among the tied maxima, and torch's own where no tie is near."""
     native = torch.ops.aten.max_pool2d_with_indices_backward(cotangent, x, *windows.arguments, indices)
     count = tied_maxima(x, pooled, windows)
@@ -153,7 +155,7 @@ class _MaxPool2d(torch.autograd.Function):
     """Max pooling whose backward reads the setting when it runs, and is itself differentiable in the cotangent."""
 
     @staticmethod
-    def forward(x: Tensor, windows: Windows, setting: Setting) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, windows: Windows, setting: PoolingSetting) -> tuple[Tensor, Tensor]:
         return torch.ops.aten.max_pool2d_with_indices(x, *windows.arguments)
 
     @staticmethod
@@ -195,7 +197,7 @@ class MaxPool2d(nn.MaxPool2d):
         PoolingError: for another choice, and for ``minimal-norm`` while ``torch.compile`` traces.
     """
 
-    setting: Setting
+    setting: PoolingSetting
 
     def __init__(
         self,
@@ -209,7 +211,7 @@ class MaxPool2d(nn.MaxPool2d):
         choice: Choice = "native",
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
-        self.setting = Setting(as_choice(choice))
+        self.setting = PoolingSetting(as_choice(choice))
 
     @property
     def choice(self) -> Choice:
@@ -252,7 +254,7 @@ def set_pooling(model: nn.Module, choice: Choice) -> tuple[str, ...]:
     for name, module in model.named_modules():
         if type(module) is nn.MaxPool2d:
             module.__class__ = MaxPool2d
-            module.__dict__["setting"] = Setting(choice)
+            module.__dict__["setting"] = PoolingSetting(choice)
         elif isinstance(module, MaxPool2d):
             module.choice = choice
         else:

@@ -174,10 +174,10 @@ def _product(cotangent: Tensor, subgradient: float | Tensor) -> Tensor:
 
 
 #: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.
-Setting = float | tuple[float, float] | None
+ModelSubgradient = float | tuple[float, float] | None
 
 
-def as_setting(value: Any) -> Setting:
+def as_model_subgradient(value: Any) -> ModelSubgradient:
     """Checks a subgradient setting: a finite number, a pair of them, or None.
 
     Raises:

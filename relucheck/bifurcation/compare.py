@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.rules import Setting, SubgradientError, as_setting
+from relucheck.activations.rules import ModelSubgradient, SubgradientError, as_model_subgradient
 from relucheck.bifurcation.gradients import Gradients, gradients
 from relucheck.bifurcation.interception import Call, Interception, OutOfReach, as_arguments
 from relucheck.errors import ControlError, ModelError
@@ -61,7 +61,7 @@ class Backprops(_Counted):
         arithmetic: in which all this was computed.
     """
 
-    settings: tuple[Setting, ...]
+    settings: tuple[ModelSubgradient, ...]
     gradients: tuple[Gradients, ...]
     output: Any
     calls: tuple[Call, ...]
@@ -92,7 +92,7 @@ class Comparison(_Counted):
     """
 
     outcome: Outcome
-    settings: tuple[Setting, Setting]
+    settings: tuple[ModelSubgradient, ModelSubgradient]
     calls: tuple[Call, ...]
     out_of_reach: tuple[OutOfReach, ...]
     arithmetic: Arithmetic
@@ -169,7 +169,7 @@ def backprop(
     inputs: Tensor | Sequence[Tensor],
     targets: Tensor | None = None,
     *,
-    subgradients: Sequence[Setting] = (0.0, 1.0),
+    subgradients: Sequence[ModelSubgradient] = (0.0, 1.0),
     loss: Callable[[Any], Tensor] | None = None,
     cotangent: Tensor | None = None,
 ) -> Backprops:
@@ -193,7 +193,7 @@ def backprop(
             needed, the loss is no scalar, or the model is compiled, scripted or checkpointed with ``use_reentrant=True``.
         SubgradientError: for a value that cannot be a subgradient.
     """
-    settings = tuple(as_setting(setting) for setting in subgradients)
+    settings = tuple(as_model_subgradient(setting) for setting in subgradients)
     if not settings:
         raise SubgradientError("backprop: subgradients is empty; pass one setting per backward, for example (0.0, 1.0)")
     if sum(choice is not None for choice in (targets, loss, cotangent)) > 1:
@@ -260,7 +260,7 @@ def compare(
     inputs: Tensor | Sequence[Tensor],
     targets: Tensor | None = None,
     *,
-    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     loss: Callable[[Any], Tensor] | None = None,
     cotangent: Tensor | None = None,
 ) -> Comparison:
@@ -313,7 +313,9 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b if a is None or b is None else same_bits(a, b)
 
 
-def judge(one: Gradients, other: Gradients, run: Backprops, settings: tuple[Setting, Setting]) -> Comparison:
+def judge(
+    one: Gradients, other: Gradients, run: Backprops, settings: tuple[ModelSubgradient, ModelSubgradient]
+) -> Comparison:
     """The :class:`Comparison` of two of a run's gradients."""
     finite = all(
         bool(gradient.isfinite().all())

@@ -17,13 +17,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.rules import Setting, as_setting
-from relucheck.bifurcation.compare import backprop, judge_controlled, untouched
+from relucheck.activations.rules import ModelSubgradient, as_model_subgradient
+from relucheck.bifurcation.compare import Outcome, backprop, judge_controlled, untouched
 from relucheck.bifurcation.interception import Interception
 from relucheck.errors import ModelError, RelucheckError, one_of, whole
 from relucheck.numerics.determinism import deterministic
 
-Outcome = Literal["agree", "bifurcate", "non-finite"]
 #: Which gradients count: of every parameter, or of the first layer alone (as in the published tables).
 Watch = Literal["all", "first layer"]
 
@@ -53,10 +52,10 @@ class Decision:
     activations: int
 
 
-def checked_subgradients(subgradients: Any) -> tuple[Setting, Setting]:
+def checked_subgradients(subgradients: Any) -> tuple[ModelSubgradient, ModelSubgradient]:
     if not isinstance(subgradients, tuple | list) or len(subgradients) != 2:
         raise ModelError(f"subgradients={subgradients!r}: must be two subgradients, for example (0.0, 1.0)")
-    return as_setting(subgradients[0]), as_setting(subgradients[1])
+    return as_model_subgradient(subgradients[0]), as_model_subgradient(subgradients[1])
 
 
 def checked_watch(watch: Any) -> Watch:
@@ -93,7 +92,7 @@ def decide(
     targets: Tensor,
     *,
     batch_size: int = 256,
-    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Decision:
     """The decision for any eager model with ReLU, ReLU6 or LeakyReLU, modules or functions

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.rules import Setting
+from relucheck.activations.rules import ModelSubgradient
 from relucheck.bifurcation.decide import Watch, checked_subgradients, checked_watch
 from relucheck.bifurcation.exact_forward import (
     OUTWARD,
@@ -54,7 +54,7 @@ def over_the_reals(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor | None = None,
-    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     *,
     watch: Watch = "all",
     cotangent: Tensor | None = None,
@@ -79,7 +79,7 @@ def _over_the_reals(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor | None,
-    subgradients: tuple[Setting, Setting],
+    subgradients: tuple[ModelSubgradient, ModelSubgradient],
     watch: Watch,
     cotangent: Tensor | None,
 ) -> Reals:
@@ -108,12 +108,12 @@ def _over_the_reals(
     return Reals(layers, states, hits, verdict, parameters, exact, activations)
 
 
-def split(
+def zone_over_the_reals(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
     *,
-    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Zone:
     """The zone of a mini-batch whose gradients differ in floating point (see :mod:`relucheck.bifurcation.exact_forward`).
@@ -149,7 +149,7 @@ def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> 
     return _Bounded(wrong / n, error)
 
 
-def _slopes(layer: Layer, region: Tensor, setting: Setting) -> Tensor:
+def _slopes(layer: Layer, region: Tensor, setting: ModelSubgradient) -> Tensor:
     """The derivative of an activation in backprop_s over the reals."""
     if layer.rule is None:
         return torch.ones_like(region, dtype=torch.float64)
@@ -160,7 +160,7 @@ def _slopes(layer: Layer, region: Tensor, setting: Setting) -> Tensor:
 
 
 def _gradients(
-    layers: tuple[Layer, ...], states: tuple[RealLayer, ...], x: Tensor, root: _Bounded, setting: Setting
+    layers: tuple[Layer, ...], states: tuple[RealLayer, ...], x: Tensor, root: _Bounded, setting: ModelSubgradient
 ) -> dict[str, _Bounded]:
     found: dict[str, _Bounded] = {}
     zeros = torch.zeros_like(x)
@@ -191,7 +191,7 @@ def _reachable(
     layers: tuple[Layer, ...],
     states: tuple[RealLayer, ...],
     x: Tensor,
-    subgradients: tuple[Setting, Setting],
+    subgradients: tuple[ModelSubgradient, ModelSubgradient],
     root: _Bounded,
     *,
     given: bool,

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.rules import Rule, Setting, as_setting, as_subgradient
+from relucheck.activations.rules import ModelSubgradient, Rule, as_model_subgradient, as_subgradient
 from relucheck.bifurcation.compare import Comparison, Difference, compare, differences_of, root_of, untouched
 from relucheck.bifurcation.exact_forward import ExactError, ExactRows, Reals, real_inputs
 from relucheck.bifurcation.exact_gradients import over_the_reals
@@ -31,7 +31,7 @@ LIMIT: Final = 32
 class _PerHit(Interception):
     """An interception that gives each call with hits subgradients of its own, one per element and kink."""
 
-    def __init__(self, model: nn.Module, device: torch.device, base: Setting) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, base: ModelSubgradient) -> None:
         super().__init__(model, device)
         self.choose(base)
         self._shared = (self._lower, self._upper)
@@ -68,7 +68,7 @@ def explain(
     inputs: Tensor | Sequence[Tensor],
     targets: Tensor | None = None,
     *,
-    subgradients: tuple[Setting, Setting] = (0.0, 1.0),
+    subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     limit: int = LIMIT,
 ) -> Explanation:
     """Explains what one mini-batch does at kinks.
@@ -85,7 +85,7 @@ def explain(
     whole("explain: limit", limit, 0, error=ModelError)
     comparison = compare(model, inputs, targets, subgradients=subgradients)
     arguments = as_arguments(inputs)
-    first, second = (as_setting(setting) for setting in subgradients)
+    first, second = (as_model_subgradient(setting) for setting in subgradients)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(iter(parameters.values())).device
     interception = _PerHit(model, device, first)
@@ -142,7 +142,7 @@ def _effects(
     parameters: dict[str, nn.Parameter],
     root: Tensor,
     upstream: Tensor | None,
-    second: Setting,
+    second: ModelSubgradient,
     limit: int,
 ) -> tuple[list[tuple[float | None, tuple[Difference, ...] | None]], int]:
     """For each hit its cotangent and what it changes alone; and how many hits are not measured because of the limit."""

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from relucheck.activations import functional
-from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, Setting, as_subgradient
+from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, ModelSubgradient, Rule, as_subgradient
 from relucheck.errors import ModelError
-from relucheck.numerics.bits import find
+from relucheck.numerics.bits import positions_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Interception:
         self._lower = torch.zeros((), dtype=torch.float64, device=device)
         self._upper = torch.zeros((), dtype=torch.float64, device=device)
 
-    def choose(self, setting: Setting) -> None:
+    def choose(self, setting: ModelSubgradient) -> None:
         """Sets the subgradient that backwards use from now on, also those of graphs recorded before."""
         lower, upper = setting if isinstance(setting, tuple) else (setting, setting)
         for tensor, value in ((self._lower, lower), (self._upper, upper)):
@@ -329,7 +329,7 @@ def _positions(x: Tensor, at: float) -> Tensor:
     """Where ``x`` equals ``at``: int64 [hits, dimensions]."""
     if x.device.type != "cpu" or x.ndim == 0:
         return (x == at).nonzero()
-    found = find(x, at)
+    found = positions_of(x, at)
     return torch.empty(0, x.ndim, dtype=torch.int64, device="cpu") if found is None else torch.stack(found, 1)
 
 

@@ -2,7 +2,7 @@
 
 P(hit) is again density times width (:mod:`relucheck.hits.rates`), but pre-activations are Gaussian of a stated mean 0 and
 standard deviation, and the widths are worked out for drawn factors that are conditioned to cancel. Every assumption is a
-field of :class:`Network` or :class:`Rounding`, and is printed with the result.
+field of :class:`PlannedNetwork` or :class:`Rounding`, and is printed with the result.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Activations:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class PlannedNetwork:
     """A network and its training step, as far as hits depend on it."""
 
     name: str
@@ -129,7 +129,7 @@ def resnet50_kinds(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iter
             hook.remove()
 
 
-def resnet50(batch: int = 256, size: int = 224) -> Network:
+def resnet50(batch: int = 256, size: int = 224) -> PlannedNetwork:
     """ResNet-50 (torchvision's) in training: its ReLU activations are counted by hooks on the meta device."""
     from torchvision.models import resnet50 as build
 
@@ -138,7 +138,7 @@ def resnet50(batch: int = 256, size: int = 224) -> Network:
     counts: collections.Counter[str] = collections.Counter()
     with torch.no_grad(), resnet50_kinds(model, lambda kind, z: counts.update({kind: z.numel()})):
         model(images)
-    return Network(
+    return PlannedNetwork(
         "ResNet-50 on ImageNet",
         f"{batch} images of {size} x {size}",
         "batch norm's output N(0, 1), its shift less the scaled mean N(0, 0.7^2) over channels (0.7 was measured at "
@@ -153,7 +153,7 @@ def resnet50(batch: int = 256, size: int = 224) -> Network:
 
 
 def relu_transformer(bias: float, *, layers: int = 32, model: int = 4096, hidden: int = 16_384, tokens: int = 2048,
-                     sequences: int = 1024) -> Network:  # fmt: skip
+                     sequences: int = 1024) -> PlannedNetwork:  # fmt: skip
     """A transformer with ReLU in its feed-forward layers, by default of the shape of OPT-6.7B.
 
     Weights have the standard deviation 0.006 (Zhang et al. 2022, "OPT", section 2.2), inputs are a layer norm's, N(0, 1).
@@ -162,7 +162,7 @@ def relu_transformer(bias: float, *, layers: int = 32, model: int = 4096, hidden
         bias: standard deviation of the first feed-forward layers' biases; 0 at initialisation.
     """
     state = "at initialisation: biases 0" if bias == 0 else f"biases N(0, {bias:g}^2)"
-    return Network(
+    return PlannedNetwork(
         f"ReLU transformer, 7 billion parameters ({state})",
         f"{sequences:,} sequences of {tokens:,} tokens",
         f"{layers} layers, width {model:,}, feed-forward width {hidden:,} (OPT-6.7B); ReLU in the feed-forward layers "
@@ -175,7 +175,7 @@ def relu_transformer(bias: float, *, layers: int = 32, model: int = 4096, hidden
     )
 
 
-def roundings_of(network: Network) -> tuple[Rounding, ...]:
+def roundings_of(network: PlannedNetwork) -> tuple[Rounding, ...]:
     """The roundings that differ for a network: an addition of its own needs a residual, split-k shows in linear layers."""
     linear = all(part.kind == "linear" for part in network.parts)
     return tuple(r for r in roundings() if r.kind != ("operator" if linear else "split-k"))
@@ -189,7 +189,7 @@ def roundings() -> tuple[Rounding, ...]:
     return tuple(Rounding(kind, factors, output, kind) for factors, output in pairs for kind in kinds)
 
 
-def plan(network: Network, rounding: Rounding, *, pairs: int = 256, seed: int = 0) -> Planned:
+def plan(network: PlannedNetwork, rounding: Rounding, *, pairs: int = 256, seed: int = 0) -> Planned:
     """Expected hits per million activations and per training step."""
     rates = [rate(part, rounding, pairs=pairs, seed=seed) for part in network.parts]
     step = sum(part.count * probability for part, probability in zip(network.parts, rates, strict=True))

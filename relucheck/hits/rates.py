@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from relucheck.errors import ModelError, RelucheckError
 from relucheck.hits.widths import FORMATS, Accumulation, widths
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.numerics.bits import find
+from relucheck.numerics.bits import positions_of
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import compute_dtype, dtype_name
 
@@ -240,7 +240,7 @@ def measure(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> tuple
     with torch.no_grad():
         for part in inputs.split(batch_size):
             for index, z in enumerate(_forward(model, part)):
-                at = find(z, 0.0)
+                at = positions_of(z, 0.0)
                 hits[index] += 0 if at is None else len(at[0])
                 seen[index] += z.numel()
     return tuple(Measured(*row) for row in zip(names, hits, seen, strict=True))

@@ -14,11 +14,11 @@ from relucheck.hits.plans import resnet50_kinds
 from relucheck.hits.rates import RateError, measure, poisson_interval, predict
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.numerics.bits import find
+from relucheck.numerics.bits import positions_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class ValidatedLayer:
     """One layer of one network in one arithmetic, pooled over draws: hits predicted and counted.
 
     ``expected`` is the predicted number of hits in the same ``activations`` in which ``hits`` were counted.
@@ -62,7 +62,7 @@ def validate(
     planned: int = 2000,
     pairs: int = 1000,
     data: str = "",
-) -> tuple[Cell, ...]:
+) -> tuple[ValidatedLayer, ...]:
     """Predicts and counts the hits of networks drawn from ``seeds``, layer by layer.
 
     Args:
@@ -88,7 +88,7 @@ def validate(
     if not draws:
         raise RateError("validate: no seeds, so no network was drawn; give at least one")
     return tuple(
-        Cell(arithmetic.name, data, width, depth, layer + 1, draws, expected[layer], hits[layer], seen[layer])
+        ValidatedLayer(arithmetic.name, data, width, depth, layer + 1, draws, expected[layer], hits[layer], seen[layer])
         for layer in range(depth)
     )
 
@@ -129,7 +129,7 @@ class Agreement:
         return self.expected / self.hits if self.hits else None
 
 
-def agreement(cells: Sequence[Cell], least: float = 10, enough: float = 20) -> Agreement:
+def agreement(cells: Sequence[ValidatedLayer], least: float = 10, enough: float = 20) -> Agreement:
     """How predictions and counts agree over cells."""
     hits, expected = sum(cell.hits for cell in cells), sum(cell.expected for cell in cells)
     low, high = poisson_interval(hits)
@@ -215,7 +215,7 @@ def runs() -> tuple[Run, ...]:
     return (*grey, *binary)
 
 
-def carry_out(run: Run, images: Tensor) -> tuple[Cell, ...]:
+def carry_out(run: Run, images: Tensor) -> tuple[ValidatedLayer, ...]:
     """One run on float32 images [n, 784] in [0, 1]."""
     inputs = images[: run.samples]
     if run.thresholded:
@@ -245,7 +245,7 @@ def resnet50_hits(dtype: torch.dtype, *, mixed: bool, batch: int = 4, seed: int 
     counts: dict[str, tuple[int, int]] = {}
 
     def count(kind: str, z: Tensor) -> None:
-        at, (hits, seen) = find(z, 0.0), counts.get(kind, (0, 0))
+        at, (hits, seen) = positions_of(z, 0.0), counts.get(kind, (0, 0))
         counts[kind] = hits + (0 if at is None else len(at[0])), seen + z.numel()
 
     with torch.no_grad(), resnet50_kinds(model, count):

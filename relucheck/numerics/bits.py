@@ -70,7 +70,7 @@ def _tested(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
         yield start, torch.abs(torch.bitwise_xor(part, pattern, out=tested) if pattern else part, out=tested)
 
 
-def find(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
+def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
     """Where ``x`` equals ``value`` exactly: one int64 tensor of coordinates per dimension, or None if nowhere.
 
     Reads the values: synchronises on CUDA. For the CPU: the bit test of :func:`has_zero`, block by block, tells which

@@ -28,7 +28,7 @@ def default_folder(scenario: str, scale: str, device: str, executor: str) -> Pat
     return RESULTS / (f"{scenario}-{scale}" + f"-{executor}" * (executor != usual_executor(device)))
 
 
-def claim(place: Place, scenario: Scenario) -> None:
+def reserve(place: Place, scenario: Scenario) -> None:
     """Makes a folder this scenario's, or checks that it is.
 
     Raises:

@@ -17,9 +17,9 @@ import torch
 from relucheck import data
 from relucheck.errors import DeviceError, one_of
 from relucheck.numerics.devices import best_device
-from relucheck.reproduction.experiments import find
-from relucheck.reproduction.folder import ReproductionError, claim, default_folder, differences
-from relucheck.reproduction.scenario import Outcome, Place, Scenario, check_scale
+from relucheck.reproduction.experiments import find_scenario
+from relucheck.reproduction.folder import ReproductionError, default_folder, differences, reserve
+from relucheck.reproduction.scenario import Place, Reported, Scenario, check_scale
 from relucheck.results.progress import Progress
 from relucheck.results.store import StoreError
 from relucheck.training.engine import EXECUTORS, usual_executor
@@ -47,7 +47,7 @@ def reproduce(
     progress: bool = True,
     say: Callable[[str], None] = print,
     backend: Backend | None = None,
-) -> Outcome:
+) -> Reported:
     """Runs what is not finished of a scenario, and writes the report about all that is.
 
     Args:
@@ -72,7 +72,7 @@ def reproduce(
         relucheck.data.DataError: for a data root without the data, before anything is run.
         relucheck.results.store.StoreError: for what cannot be written, and for results of something else.
     """
-    scenario = find(name)
+    scenario = find_scenario(name)
     device = best_device() if device is None else device
     scale = default_scale(device) if scale is None else scale
     check_scale(scale)
@@ -86,7 +86,7 @@ def reproduce(
         data.load(data_set, split, root)
     folder = default_folder(scenario.name, scale, device, kind) if folder is None else Path(folder)
     place = Place(scale, folder, root, device, kind)
-    claim(place, scenario)
+    reserve(place, scenario)
     _adopt(place, scenario, only, say)
     units = scenario.units(place, only)
     count = len(scenario.parts(scale, only))

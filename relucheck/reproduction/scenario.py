@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Reported:
     """What a folder holds after a run.
 
     Attributes:
@@ -111,7 +111,7 @@ class Scenario(Protocol):
         """Takes finished parts over from the folder of a scenario in :attr:`shares`; their names."""
         ...
 
-    def report(self, place: Place) -> Outcome:
+    def report(self, place: Place) -> Reported:
         """Writes report, tables and figures about all that the folder has finished."""
         ...
 

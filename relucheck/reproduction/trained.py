@@ -14,7 +14,7 @@ from relucheck.reproduction.report.claims import claims
 from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.report.tables import LEGEND, rich_outcomes, rich_tables
-from relucheck.reproduction.scenario import Comparison, Experiment, Outcome, Place
+from relucheck.reproduction.scenario import Comparison, Experiment, Place, Reported
 from relucheck.results.figures import drawable
 from relucheck.results.store import StoreError, write_atomically
 from relucheck.training import engine
@@ -70,7 +70,7 @@ class TrainingScenario(Experiment):
                     taken.append(comparison.name)
         return tuple(taken)
 
-    def report(self, place: Place) -> Outcome:
+    def report(self, place: Place) -> Reported:
         """Writes ``figures/``, ``summary.json`` and ``report.md``.
 
         Raises:
@@ -97,7 +97,7 @@ class TrainingScenario(Experiment):
         page = place.folder / "report.md"
         write_atomically(place.folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
         write_atomically(page, report(made))
-        return Outcome(place.folder, page, made.missing, made.void, functools.partial(_shown, made), made)
+        return Reported(place.folder, page, made.missing, made.void, functools.partial(_shown, made), made)
 
 
 def store_of(folder: Path, comparison: Comparison) -> Path:

@@ -28,7 +28,7 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import environment
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store, read_finished
-from relucheck.training.forking import Split
+from relucheck.training.forking import DataSplit
 from relucheck.training.result import VERSIONS, MemberResult, Result, SeedResult
 from relucheck.training.settings import Settings
 from relucheck.training.sitting import EXECUTORS, Interrupted, Sitting, group_name
@@ -273,7 +273,7 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _split(settings: Settings, split: str, root: data.Root, device: torch.device) -> Split:
+def _split(settings: Settings, split: str, root: data.Root, device: torch.device) -> DataSplit:
     found = data.load(settings.data, split, root)
     wanted: int | None = getattr(settings, f"{split}_samples")
     if wanted is not None and wanted > len(found):
@@ -287,7 +287,7 @@ def _split(settings: Settings, split: str, root: data.Root, device: torch.device
             "classes"
         )
     images = data.scale(found.images[:count], settings.arithmetic.dtype, "flat", device)
-    return Split(images.reshape(count, *network.input_shape), labels.to(device))
+    return DataSplit(images.reshape(count, *network.input_shape), labels.to(device))
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ Factory = Callable[[Settings, int, Clock, Switch], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class DataSplit:
     """Images as floats [n, ...], in the input shape of the network, and labels, int64 [n], on the device."""
 
     images: Tensor
@@ -142,7 +142,7 @@ class Branch:
         if self.together:
             self.flat.touched()
 
-    def evaluate(self, test: Split) -> Epoch:
+    def evaluate(self, test: DataSplit) -> Epoch:
         """The epoch's row, with the test set gone through."""
         self.model.eval()
         size = self.settings.batch_size
@@ -195,8 +195,8 @@ class ForkingExecutor:
         self,
         settings: Settings,
         seed: int,
-        train: Split,
-        test: Split,
+        train: DataSplit,
+        test: DataSplit,
         device: torch.device,
         *,
         apart: bool = False,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from relucheck.activations import rules
 from relucheck.activations.rules import at_hits
 from relucheck.networks.network import ACTIVATIONS
-from relucheck.numerics.bits import find, has_value
+from relucheck.numerics.bits import has_value, positions_of
 from relucheck.numerics.determinism import generator
 from relucheck.training.settings import Settings
 
@@ -138,7 +138,7 @@ def _hits(x: Tensor, at: float) -> tuple[Tensor, ...] | None:
     """Where ``x`` equals ``at``, or None."""
     if x.device.type == "cpu":
         if x.numel() > _SMALL:
-            return find(x, at)
+            return positions_of(x, at)
         if not has_value(x, at):
             return None
     found = (x == at).nonzero(as_tuple=True)

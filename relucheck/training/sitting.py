@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import torch
 
 from relucheck.results.store import State, Store, StoreError
-from relucheck.training.forking import ForkingExecutor, Split
+from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.result import MemberResult, SeedResult
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import StackedExecutor
@@ -68,8 +68,8 @@ class Sitting:
     def __init__(
         self,
         settings: Settings,
-        train: Split,
-        test: Split,
+        train: DataSplit,
+        test: DataSplit,
         device: torch.device,
         origin: dict[str, str],
         store: Store | None,

@@ -27,7 +27,7 @@ from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
-from relucheck.training.forking import Split, finite_or_none
+from relucheck.training.forking import DataSplit, finite_or_none
 from relucheck.training.model import Clock, Kinked, SharedDropout, Switch, build, layers, stream
 from relucheck.training.optimisers import Scaled, make
 from relucheck.training.result import Epoch, MemberResult
@@ -71,8 +71,8 @@ class StackedExecutor:
         self,
         settings: Settings,
         seeds: Sequence[int],
-        train: Split,
-        test: Split,
+        train: DataSplit,
+        test: DataSplit,
         device: torch.device,
         *,
         alone: bool | None = None,

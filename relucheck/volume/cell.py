@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from relucheck import data
+from relucheck.bifurcation.compare import Outcome
 from relucheck.errors import RelucheckError, instance, one_of, whole
 from relucheck.networks.mlp import is_plain
 from relucheck.networks.network import Network
@@ -16,7 +17,6 @@ from relucheck.numerics.arithmetic import Arithmetic, UnsupportedArithmeticError
 from relucheck.results.proportions import CONFIDENCE, Interval, interval
 from relucheck.results.store import Json
 
-Outcome = Literal["agree", "bifurcate", "non-finite"]
 _FLOAT32: Final = Arithmetic.parse("float32")
 #: In the middle of every sweep of the published tables.
 _MIDDLE: Final = Network("mlp", (256, 256, 256))

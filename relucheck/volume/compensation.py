@@ -35,7 +35,7 @@ _RANK: Final[tuple[Zone, ...]] = ("bifurcation", "undecided", "compensation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class ZoneSplit:
     """The zones of the draws of a cell: seed, and the zone of its deciding mini-batch.
 
     *bifurcation*: gradients that are proved to differ over the reals; *compensation*: proved equal there; *undecided*:
@@ -49,7 +49,7 @@ class Split:
         return {"seeds": [seed for seed, _ in self.zones], "zones": "".join(_LETTERS[zone] for _, zone in self.zones)}
 
     @classmethod
-    def from_json(cls, content: Json) -> Split:
+    def from_json(cls, content: Json) -> ZoneSplit:
         """What :meth:`to_json` wrote."""
         letters = zip(content["seeds"], content["zones"], strict=True)
         return cls(tuple((seed, _ZONES[letter]) for seed, letter in letters))
@@ -83,7 +83,7 @@ def split(
     dataset: data.DataSet | None = None,
     store: Store | None = None,
     limit: int = LIMIT,
-) -> Split:
+) -> ZoneSplit:
     """The split of a finished cell's draws in the zone, of the first ``limit`` of them.
 
     Networks are rebuilt from their seeds; the deciding mini-batch is known from the estimate, so no zone is searched again.
@@ -103,7 +103,7 @@ def split(
     origin = {"device": estimate.device, "torch": str(torch.__version__)}  # torch rebuilds the networks
     name = f"split-{cell.name}"
     if store is not None and (found := store.finished(name, identity)) is not None:
-        return Split.from_json(found.result)
+        return ZoneSplit.from_json(found.result)
     inside = [one for one in estimate.decisions if one.outcome == "bifurcate"][:limit]
     zones: list[tuple[int, Zone]] = []
     if inside:
@@ -116,7 +116,7 @@ def split(
             rows = rows[rows < (len(dataset) if order is None else len(order))]  # the last mini-batch can be smaller
             inputs, targets = scaled(cell, dataset, rows if order is None else order[rows])
             zones.append((one.seed, _zone(cell, one.seed, inputs, targets)))
-    result = Split(tuple(zones))
+    result = ZoneSplit(tuple(zones))
     if store is not None:
         store.finish(name, identity, origin, result.to_json())
     return result
@@ -139,7 +139,7 @@ def splits(
     store: Store | None = None,
     limit: int = LIMIT,
     progress: Callable[[], None] | None = None,
-) -> dict[str, Split]:
+) -> dict[str, ZoneSplit]:
     """The splits of many cells of one data set, by cell name; ``progress`` is told of every finished cell."""
     found = {}
     for estimate in estimates:
@@ -149,7 +149,7 @@ def splits(
     return found
 
 
-def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, Split]) -> dict[str, Sum]:
+def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, ZoneSplit]) -> dict[str, Sum]:
     """The different networks of each arithmetic over all its cells, in the order met."""
     draws: Counter[str] = Counter()
     networks: dict[str, dict[tuple[Network, int], Zone]] = {}

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.rules import Setting
+from relucheck.activations.rules import ModelSubgradient
 from relucheck.bifurcation.decide import Watch
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ControlError
@@ -20,7 +20,7 @@ def first_difference(
     pre_activations: list[Tensor],
     output: Tensor,
     model: nn.Module,
-    subgradients: tuple[Setting, Setting],
+    subgradients: tuple[ModelSubgradient, ModelSubgradient],
     watch: Watch,
     careful: bool,
 ) -> Literal["bifurcate", "non-finite"] | None:
@@ -66,7 +66,7 @@ def first_difference(
 
 def _refuse_uncontrolled(
     model: nn.Module,
-    setting: Setting,
+    setting: ModelSubgradient,
     output: Tensor,
     parameters: Sequence[Tensor],
     shared: Tensor,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.modules import ChosenSubgradient
-from relucheck.activations.rules import Setting
+from relucheck.activations.rules import ModelSubgradient
+from relucheck.bifurcation.compare import Outcome
 from relucheck.bifurcation.decide import (
     Decision,
-    Outcome,
     Watch,
     ZoneDataError,
     checked_data,
@@ -31,7 +31,7 @@ from relucheck.errors import MISSING, ModelError, RelucheckError
 from relucheck.networks.mlp import MLP, is_plain, shapes
 from relucheck.networks.network import ACTIVATIONS, Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.numerics.bits import find
+from relucheck.numerics.bits import positions_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.volume.difference import first_difference
 from relucheck.volume.proof import Prover, Shape, offset_of
@@ -89,7 +89,7 @@ class Engine:
         targets: Tensor,
         *,
         batch_size: int = 256,
-        subgradients: tuple[Setting, Setting] = (0.0, 1.0),
+        subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
         watch: Watch = "all",
         device: torch.device | str | None = None,
         memory: int | None = None,
@@ -331,7 +331,7 @@ class Engine:
 
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             assert isinstance(module, ChosenSubgradient)
-            positions = [find(args[0].detach(), kink) for kink in module.rule.kinks]
+            positions = [positions_of(args[0].detach(), kink) for kink in module.rule.kinks]
             found.append(sum(len(position[0]) for position in positions if position is not None))
             inputs.append(args[0])
             outputs.append(output)
@@ -363,7 +363,7 @@ def _plain(network: Network) -> Network:
     return network
 
 
-def _values(setting: Setting) -> tuple[float, ...]:
+def _values(setting: ModelSubgradient) -> tuple[float, ...]:
     if setting is None:
         return (0.0,)
     return setting if isinstance(setting, tuple) else (setting,)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from relucheck import data
+from relucheck.bifurcation.compare import Outcome
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.devices import environment
 from relucheck.results.store import Json, Store, StoreError
 from relucheck.volume import engine as volume_engine
-from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, Outcome, VolumeError, columns, draws_of
+from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, VolumeError, columns, draws_of
 
 __all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "finished", "kept"]
 

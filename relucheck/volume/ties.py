@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.modules import ReLU
-from relucheck.activations.pooling import Choice, MaxPool2d, PoolingError, Setting, Windows, tied_maxima
-from relucheck.bifurcation.compare import untouched
-from relucheck.bifurcation.decide import Outcome, checked_data
+from relucheck.activations.pooling import Choice, MaxPool2d, PoolingError, PoolingSetting, Windows, tied_maxima
+from relucheck.bifurcation.compare import Outcome, untouched
+from relucheck.bifurcation.decide import checked_data
 from relucheck.bifurcation.gradients import gradients
 from relucheck.errors import ControlError, ModelError
 from relucheck.networks.lenet import LeNet
@@ -214,16 +214,16 @@ def _different(model: nn.Module, x: Tensor, calls: list[PoolingCall]) -> dict[st
 
 
 @contextlib.contextmanager
-def _choosing(model: nn.Module) -> Iterator[list[tuple[str, Setting]]]:
+def _choosing(model: nn.Module) -> Iterator[list[tuple[str, PoolingSetting]]]:
     """Gives every pooling a setting of its own by name, and puts back what the model had."""
-    kept: list[tuple[Any, Setting | None]] = []
+    kept: list[tuple[Any, PoolingSetting | None]] = []
     fresh = []
     try:
         for name, module in model.named_modules():
             if type(module) is nn.MaxPool2d or isinstance(module, MaxPool2d):
                 kept.append((module, module.setting if isinstance(module, MaxPool2d) else None))
                 module.__class__ = MaxPool2d if type(module) is nn.MaxPool2d else module.__class__
-                fresh.append((name, Setting()))
+                fresh.append((name, PoolingSetting()))
                 module.__dict__["setting"] = fresh[-1][1]
         yield fresh
     finally:

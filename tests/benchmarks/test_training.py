@@ -25,7 +25,7 @@ from relucheck import data
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _unfilled
-from relucheck.training.forking import ForkingExecutor, Split
+from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.model import build
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned, with_dead
 
@@ -43,7 +43,7 @@ RECORDING = 1.1  # time of a step with distances recorded, as a multiple of one 
 
 def _engine(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, every: int) -> Callable[[], object]:
     settings = settings_of(arithmetic, [0], fused=fused, every=every)
-    split = Split(found.scaled(arithmetic.dtype), found.labels)
+    split = DataSplit(found.scaled(arithmetic.dtype), found.labels)
     run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), model=lambda *rest: with_dead(build(*rest), dead))
     number = 0
 

@@ -17,7 +17,7 @@ from relucheck import data
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _unfilled
-from relucheck.training.forking import Split
+from relucheck.training.forking import DataSplit
 from relucheck.training.stacked import StackedExecutor
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned
 
@@ -26,7 +26,7 @@ ARITHMETICS = ("float32", "float32 TF32", "bfloat16", "bfloat16 emulated (produc
 
 def _stacked(arithmetic: Arithmetic, seeds: int, found: data.DataSet, every: int, device: str) -> Callable[[], object]:
     settings = settings_of(arithmetic, range(seeds), fused=False, every=every)
-    split = Split(found.scaled(arithmetic.dtype, device=device), found.labels.to(device))
+    split = DataSplit(found.scaled(arithmetic.dtype, device=device), found.labels.to(device))
     run = StackedExecutor(settings, tuple(range(seeds)), split, split, torch.device(device))
     number = 0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.rules import Setting
+from relucheck.activations.rules import ModelSubgradient
 from relucheck.bifurcation.compare import Backprops
 from relucheck.networks.network import ActivationName
 from relucheck.numerics.bits import neighbour
@@ -165,7 +165,7 @@ class _FoldedConstant(Subject):
     """The compiler reads the subgradient once, when it compiles."""
 
     def compiled(
-        self, model: nn.Module, inputs: Tensor, settings: Sequence[Setting], cotangent: Tensor, backend: str
+        self, model: nn.Module, inputs: Tensor, settings: Sequence[ModelSubgradient], cotangent: Tensor, backend: str
     ) -> list[Gradients]:
         return super().compiled(model, inputs, [settings[0]] * len(settings), cotangent, backend)
 
@@ -173,7 +173,9 @@ class _FoldedConstant(Subject):
 class _StaleCopy(Subject):
     """The setting goes to a copy of the model that nobody runs."""
 
-    def backprops(self, model: nn.Module, inputs: Tensor, settings: Sequence[Setting], cotangent: Tensor) -> Backprops:
+    def backprops(
+        self, model: nn.Module, inputs: Tensor, settings: Sequence[ModelSubgradient], cotangent: Tensor
+    ) -> Backprops:
         return super().backprops(model, inputs, [settings[0]] * len(settings), cotangent)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.rules import Setting
+from relucheck.activations.rules import ModelSubgradient
 from relucheck.networks.examples import Example, torch_activation
 from relucheck.networks.network import ActivationName
 
@@ -19,7 +19,7 @@ class Composite(nn.Module):
     ``(x - x.detach()) * s`` is exactly 0 at a finite hit and has the derivative s; elsewhere ``where`` masks it out.
     """
 
-    def __init__(self, name: ActivationName, negative_slope: float, setting: Setting) -> None:
+    def __init__(self, name: ActivationName, negative_slope: float, setting: ModelSubgradient) -> None:
         super().__init__()
         self.native = torch_activation(name, negative_slope)
         lower, upper = setting if isinstance(setting, tuple) else (setting, setting)
@@ -34,7 +34,7 @@ class Composite(nn.Module):
         return y
 
 
-def gradients(example: Example, setting: Setting, cotangent: Tensor, *, rows: slice = slice(None)) -> Gradients:
+def gradients(example: Example, setting: ModelSubgradient, cotangent: Tensor, *, rows: slice = slice(None)) -> Gradients:
     """Gradients of every parameter with the composite activation, for (a block of rows of) the example's mini-batch."""
     model, inputs, _ = example.build(lambda name, slope: Composite(name, slope, setting))
     parameters = dict(model.named_parameters())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations import rules as activations_rules
-from relucheck.activations.rules import Setting
+from relucheck.activations.rules import ModelSubgradient
 from relucheck.bifurcation import compare
 from relucheck.bifurcation.compare import Backprops
 from relucheck.bifurcation.interception import Call
@@ -31,11 +31,13 @@ class Subject:
         """The module that examples are built with."""
         return own_activation(name, negative_slope)
 
-    def set(self, model: nn.Module, setting: Setting) -> None:
+    def set(self, model: nn.Module, setting: ModelSubgradient) -> None:
         """Chooses the subgradient of all activations of a model."""
         set_subgradient(model, setting)
 
-    def backprops(self, model: nn.Module, inputs: Tensor, settings: Sequence[Setting], cotangent: Tensor) -> Backprops:
+    def backprops(
+        self, model: nn.Module, inputs: Tensor, settings: Sequence[ModelSubgradient], cotangent: Tensor
+    ) -> Backprops:
         """One forward, one backward per setting."""
         return compare.backprop(model, inputs, subgradients=settings, cotangent=cotangent)
 
@@ -43,7 +45,7 @@ class Subject:
         self,
         run: nn.Module,
         inputs: Tensor,
-        settings: Sequence[Setting],
+        settings: Sequence[ModelSubgradient],
         cotangent: Tensor,
         model: nn.Module | None = None,
     ) -> list[Gradients]:
@@ -69,7 +71,7 @@ class Subject:
         return torch.func.vmap(torch.func.grad(scalar))(parameters, buffers)
 
     def compiled(
-        self, model: nn.Module, inputs: Tensor, settings: Sequence[Setting], cotangent: Tensor, backend: str
+        self, model: nn.Module, inputs: Tensor, settings: Sequence[ModelSubgradient], cotangent: Tensor, backend: str
     ) -> list[Gradients]:
         """:meth:`by_modules` on the compiled model."""
         torch._dynamo.reset()
@@ -151,7 +153,7 @@ class FaultySubject(Subject):
     def activation(self, name: ActivationName, negative_slope: float) -> nn.Module:
         return self._module(name, negative_slope)
 
-    def set(self, model: nn.Module, setting: Setting) -> None:
+    def set(self, model: nn.Module, setting: ModelSubgradient) -> None:
         lower, upper = setting if isinstance(setting, tuple) else (setting, setting)
         for module in model.modules():
             if isinstance(module, Faulty):
@@ -162,7 +164,9 @@ class FaultySubject(Subject):
         """Positions of hits."""
         return (z == at).nonzero()
 
-    def backprops(self, model: nn.Module, inputs: Tensor, settings: Sequence[Setting], cotangent: Tensor) -> Backprops:
+    def backprops(
+        self, model: nn.Module, inputs: Tensor, settings: Sequence[ModelSubgradient], cotangent: Tensor
+    ) -> Backprops:
         calls: list[Call] = []
         hooks = []
         for name, module in model.named_modules():

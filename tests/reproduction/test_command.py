@@ -15,7 +15,7 @@ from relucheck.reproduction import TITLES
 from relucheck.reproduction import run as reproduction_run
 from relucheck.reproduction import trained as trained_scenario
 from relucheck.reproduction.experiments import mlp, scenarios
-from relucheck.reproduction.folder import MARK, claim
+from relucheck.reproduction.folder import MARK, reserve
 from relucheck.reproduction.scenario import Place
 from relucheck.results import files
 from relucheck.results.store import StoreError
@@ -249,7 +249,7 @@ def test_a_file_in_the_place_of_the_figures(
     _use(monkeypatch, MadeUp([]), figures=True)
     folder = tmp_path / "out"
     out = ("E1", "--scale", "smoke", "--out", str(folder), "--only", "bfloat16")
-    claim(Place("smoke", folder, None, "cpu", "forking"), mlp.SCENARIOS["E1"])
+    reserve(Place("smoke", folder, None, "cpu", "forking"), mlp.SCENARIOS["E1"])
     (folder / "figures").write_text("in the way")
     assert _run(*out) == UNWRITABLE
     shown = capsys.readouterr().err

@@ -39,7 +39,7 @@ def _text(runs: list[tuple[Comparison, Result]], width: int = 120) -> str:
     return render(*tables.rich_tables("E2", cells, PUBLISHED, width), width=width, color=False)
 
 
-def _cell(runs: list[tuple[Comparison, Result]], name: str, s: float, rule: str) -> report_summary.Cell:
+def _cell(runs: list[tuple[Comparison, Result]], name: str, s: float, rule: str) -> report_summary.MemberGroup:
     return next(
         cell
         for cell in report_summary.analyse(runs)

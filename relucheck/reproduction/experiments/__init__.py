@@ -17,7 +17,7 @@ def scenarios() -> Mapping[str, Scenario]:
     return {scenario.name: scenario for scenario in every}
 
 
-def find(name: str) -> Scenario:
+def find_scenario(name: str) -> Scenario:
     """The scenario of a name, in any case.
 
     Raises:

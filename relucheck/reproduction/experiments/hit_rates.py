@@ -20,9 +20,9 @@ import torch
 from relucheck.data import load
 from relucheck.errors import RelucheckError
 from relucheck.hits import plans as hits_plans
-from relucheck.hits.plans import Network, Planned
+from relucheck.hits.plans import Planned, PlannedNetwork
 from relucheck.hits.rates import poisson_interval, probe
-from relucheck.hits.validation import DEPTHS, WIDTHS, Agreement, Cell, agreement, carry_out, resnet50_hits, runs
+from relucheck.hits.validation import DEPTHS, WIDTHS, Agreement, ValidatedLayer, agreement, carry_out, resnet50_hits, runs
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.figures import blank, save
@@ -40,7 +40,7 @@ class ReportError(RelucheckError, ValueError):
 # ---------------------------------------------------------------- tables
 
 
-def agreement_table(cells: Sequence[Cell]) -> Table:
+def agreement_table(cells: Sequence[ValidatedLayer]) -> Table:
     """Predicted / measured by arithmetic and data."""
     header = (
         *("arithmetic", "images", "activations", "hits", "per million", "predicted", "predicted / measured (95 %)"),
@@ -71,7 +71,7 @@ def _agreement_row(all_of: Agreement) -> tuple[str, ...]:
     )
 
 
-def shape_table(cells: Sequence[Cell]) -> Table:
+def shape_table(cells: Sequence[ValidatedLayer]) -> Table:
     """Hits and predicted / measured by width and depth, on grey images."""
     shapes = [(width, depth) for width in WIDTHS for depth in DEPTHS]
     rows = []
@@ -101,7 +101,7 @@ def _number(value: float) -> str:
 # ---------------------------------------------------------------- the runs
 
 
-def networks() -> tuple[Network, ...]:
+def networks() -> tuple[PlannedNetwork, ...]:
     """The networks that are planned for."""
     return hits_plans.resnet50(), hits_plans.relu_transformer(0.0), hits_plans.relu_transformer(0.05)
 
@@ -140,11 +140,11 @@ def kernel_table() -> Table:
     return Table(("dtype", "accumulates in", "bias", "blocks of K for K = 784", "K = 256", "K = 64"), rows)
 
 
-def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[Cell], float]:
+def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[ValidatedLayer], float]:
     """All of :func:`relucheck.hits.validation.runs` on MNIST's training images, and the CPU seconds they took."""
     images = load("mnist", "train", root).scaled(torch.float32)
     begin = time.process_time()
-    cells: list[Cell] = []
+    cells: list[ValidatedLayer] = []
     for run in runs():
         some = carry_out(run, images)
         cells += some
@@ -163,7 +163,7 @@ def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[Cell
 class Results:
     """What hit_rates.json holds: the cells, the CPU seconds that they took, and a remark on how they came about."""
 
-    cells: list[Cell]
+    cells: list[ValidatedLayer]
     seconds: float
     remark: str = ""
 
@@ -186,14 +186,14 @@ def read_results(path: Path) -> Results:
         remark = found.get("remark", "")
         if not isinstance(remark, str):
             raise TypeError(f"remark {remark!r} is no text")
-        return Results([Cell(**cell) for cell in found["cells"]], float(found["cpu_seconds"]), remark)
+        return Results([ValidatedLayer(**cell) for cell in found["cells"]], float(found["cpu_seconds"]), remark)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ReportError):
             raise
         raise ReportError(f"{path} holds no results of hit rates: {error}; run without --cells") from error
 
 
-def figure(cells: Sequence[Cell]) -> Any:
+def figure(cells: Sequence[ValidatedLayer]) -> Any:
     """Predicted against measured hits per million, a point a layer, with exact Poisson intervals."""
     canvas = blank(7.5, 6)
     axes = canvas.subplots()

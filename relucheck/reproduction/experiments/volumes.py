@@ -21,7 +21,7 @@ from relucheck.reproduction import TITLES
 from relucheck.reproduction.published import PublishedCell, cpu_draws, volume_cells
 from relucheck.reproduction.report.volume_tables import write
 from relucheck.reproduction.report.volumes import NAME, Entry, Line, Report
-from relucheck.reproduction.scenario import Outcome, Place, check_scale, selected
+from relucheck.reproduction.scenario import Place, Reported, check_scale, selected
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store
 from relucheck.volume import units as volume_units
@@ -166,7 +166,7 @@ class VolumeScenario:
         """Nothing: it shares no cells."""
         return ()
 
-    def report(self, place: Place) -> Outcome:
+    def report(self, place: Place) -> Reported:
         """Splits the zones of the finished cells, and writes E4.json, E4.md and the figures.
 
         Raises:
@@ -177,7 +177,7 @@ class VolumeScenario:
         missing = tuple(cell.name for cell in cells(place.scale) if cell.name not in found)
         page = place.folder / f"{NAME}.md"
         if not lines:
-            return Outcome(place.folder, page, missing, (), functools.partial(_nothing), None)
+            return Reported(place.folder, page, missing, (), functools.partial(_nothing), None)
         report = Report(place.scale, lines)
         estimates = report.estimates
         dataset = data.load(estimates[0].cell.data, "train", place.root, download=False)
@@ -185,7 +185,7 @@ class VolumeScenario:
         with Progress(len(estimates), f"{NAME}, over the reals", "cells") as shown, torch_threads(1):
             splits = volume_splits(estimates, dataset=dataset, store=store, progress=shown.advance)
         tables = write(report, place.folder, splits)
-        return Outcome(place.folder, page, missing, (), functools.partial(_shown, tables), report)
+        return Reported(place.folder, page, missing, (), functools.partial(_shown, tables), report)
 
 
 E4: Final = VolumeScenario()

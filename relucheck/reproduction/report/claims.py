@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from relucheck.reproduction.report.summary import Cell, Checked, Claim, group
+from relucheck.reproduction.report.summary import Checked, Claim, MemberGroup, group
 from relucheck.reproduction.scenario import Comparison
 from relucheck.training.result import Result
 
@@ -20,9 +20,9 @@ _FEW: Final = 10
 _RARE: Final = 10
 
 
-def claims(scenario: str, runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+def claims(scenario: str, runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     """The published findings in words of a scenario, each with what was found."""
-    makers: dict[str, tuple[Callable[[_Runs, Sequence[Cell]], list[Claim]], ...]] = {
+    makers: dict[str, tuple[Callable[[_Runs, Sequence[MemberGroup]], list[Claim]], ...]] = {
         "E1": (_controls, _departures, _larger_in_16_bits),
         "E2": (_controls, _float32_unmoved, _growing_errors),
         "E3": (_growing_spread,),
@@ -30,7 +30,7 @@ def claims(scenario: str, runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
     return [claim for maker in makers.get(scenario, ()) for claim in maker(runs, cells)]
 
 
-def reason(checked: Checked, cells: Sequence[Cell]) -> str:
+def reason(checked: Checked, cells: Sequence[MemberGroup]) -> str:
     """Why a figure agrees or does not, as far as the cells of the same run show it; "" where nothing is to be explained."""
     published = checked.published
     if checked.verdict not in ("agrees", "disagrees"):
@@ -41,11 +41,11 @@ def reason(checked: Checked, cells: Sequence[Cell]) -> str:
     return _NONE_FOUND if checked.verdict == "disagrees" else ""
 
 
-def _hits(cells: Sequence[Cell]) -> float | None:
+def _hits(cells: Sequence[MemberGroup]) -> float | None:
     return next((cell.hits for cell in cells if cell.is_reference), None)
 
 
-def _few_hits(own: Sequence[Cell], cells: Sequence[Cell]) -> str:
+def _few_hits(own: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> str:
     """An arithmetic that hardly ever gives an exact zero, beside an emulated one in the same dtype that often does."""
     here = _hits(own)
     if here is None or here > _FEW:
@@ -66,7 +66,7 @@ def _few_hits(own: Sequence[Cell], cells: Sequence[Cell]) -> str:
     )
 
 
-def _dropped_chain_rule(checked: Checked, own: Sequence[Cell]) -> str:
+def _dropped_chain_rule(checked: Checked, own: Sequence[MemberGroup]) -> str:
     """A loss of accuracy that the injected rule has and the chain rule has not."""
     s, measured = checked.published.subgradient, checked.measured
     chain = next((cell for cell in own if cell.rule == "chain" and cell.subgradient == s), None)
@@ -80,7 +80,7 @@ def _dropped_chain_rule(checked: Checked, own: Sequence[Cell]) -> str:
 # ---------------------------------------------------------------- findings in words
 
 
-def _controls(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+def _controls(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     controls = [member for _, result in runs for member in group(result)[0.0, "chain", True]]
     distances = [value for member in controls for value in member.steps.l1]
     void = [comparison.name for comparison, result in runs if result.void]
@@ -89,7 +89,7 @@ def _controls(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
     return [Claim("[R22] Fig. 1", "0 against 0: identical", measured, verdict, f"void: {', '.join(void)}" if void else "")]
 
 
-def _departures(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+def _departures(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     """Per seed: whether s = 1 departs, and whether the reference met a kink at all."""
     departed = without = met = seeds = 0
     for _, result in runs:
@@ -109,7 +109,7 @@ def _departures(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
     return [Claim("[R22] Fig. 1", "0 against 1: departs at the first exact zero", measured, verdict)]
 
 
-def _larger_in_16_bits(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+def _larger_in_16_bits(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     found = []
     for rule in ("injected", "chain"):
         pair = [_one(cells, name, 1.0, rule) for name in ("float32", "bfloat16")]
@@ -126,12 +126,12 @@ def _larger_in_16_bits(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
     return found
 
 
-def _count(cells: Sequence[Cell], like: Cell) -> str:
+def _count(cells: Sequence[MemberGroup], like: MemberGroup) -> str:
     hits = _hits([cell for cell in cells if cell.comparison == like.comparison])
     return "unknown" if hits is None else f"{hits:,.1f}"
 
 
-def _one(cells: Sequence[Cell], name: str, s: float, rule: str) -> Cell | None:
+def _one(cells: Sequence[MemberGroup], name: str, s: float, rule: str) -> MemberGroup | None:
     rule = rule if s else "chain"
     return next(
         (cell for cell in cells if (cell.comparison, cell.subgradient, cell.rule, cell.control) == (name, s, rule, False)),
@@ -139,7 +139,7 @@ def _one(cells: Sequence[Cell], name: str, s: float, rule: str) -> Cell | None:
     )
 
 
-def _float32_unmoved(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+def _float32_unmoved(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     what = "float32: weights differ, errors do not (injected rule)"
     own = [c for c in cells if c.comparison == "float32" and c.rule == "injected" and c.subgradient and not c.void]
     if not own:
@@ -159,15 +159,17 @@ def _float32_unmoved(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
     return [Claim("[R22] Figs. 2 and 3", what, measured, verdict, why)]
 
 
-def _growing_errors(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+def _growing_errors(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     return _growing(cells, "[R22] Fig. 3", "test error", lambda c: None if c.summary.mean is None else 100 - c.summary.mean)
 
 
-def _growing_spread(runs: _Runs, cells: Sequence[Cell]) -> list[Claim]:
+def _growing_spread(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     return _growing(cells, "[R22] Fig. 4", "standard deviation over seeds", lambda cell: cell.summary.sd)
 
 
-def _growing(cells: Sequence[Cell], source: str, noun: str, value: Callable[[Cell], float | None]) -> list[Claim]:
+def _growing(
+    cells: Sequence[MemberGroup], source: str, noun: str, value: Callable[[MemberGroup], float | None]
+) -> list[Claim]:
     """Whether a value grows with s = 0, 0.5, 0.8, 1 under the rule of the published code, in each 16-bit arithmetic."""
     found = []
     for name in dict.fromkeys(cell.comparison for cell in cells if cell.comparison in _SIXTEEN):

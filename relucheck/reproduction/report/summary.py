@@ -17,7 +17,7 @@ from relucheck.training.stacked import alone_on
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class MemberGroup:
     """The members of one comparison that share subgradient and rule, over its seeds.
 
     Attributes:
@@ -115,9 +115,9 @@ def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
     return {key: sorted(members, key=lambda member: order[member.member.seed]) for key, members in found.items()}
 
 
-def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[Cell]:
+def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[MemberGroup]:
     """The cells of all comparisons, judged together, see :func:`relucheck.results.statistics.judge`."""
-    cells: list[Cell] = []
+    cells: list[MemberGroup] = []
     for comparison, result in results:
         groups = group(result)
         reference = [final_accuracy(member) for member in groups[0.0, "chain", False]]
@@ -136,13 +136,13 @@ def _cell(
     key: tuple[float, str, bool],
     members: Sequence[MemberResult],
     reference: Sequence[float | None],
-) -> Cell:
+) -> MemberGroup:
     subgradient, rule, control = key
     accuracies = tuple(final_accuracy(member) for member in members)
     firsts = [member.first_difference for member in members if member.first_difference is not None]
     diverged = [member for member in members if member.diverged]
     is_reference = subgradient == 0 and not control
-    return Cell(
+    return MemberGroup(
         comparison=comparison.name,
         part=comparison.part,
         label=label(result.settings),
@@ -231,7 +231,7 @@ class Reproduction:
     folder: Path
     runs: tuple[tuple[Comparison, Result], ...] = ()
     missing: tuple[str, ...] = ()
-    cells: tuple[Cell, ...] = ()
+    cells: tuple[MemberGroup, ...] = ()
     published: tuple[Checked, ...] = ()
     claims: tuple[Claim, ...] = ()
     figures: tuple[Path, ...] = ()

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.report.summary import Cell, Checked, Claim
+from relucheck.reproduction.report.summary import Checked, Claim, MemberGroup
 from relucheck.results.tables import Table
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}
@@ -51,7 +51,7 @@ def row_name(row: tuple[float, bool]) -> str:
     return f"{row[0]:g}{' (control)' if row[1] else ''}"
 
 
-def verdict(cell: Cell) -> str:
+def verdict(cell: MemberGroup) -> str:
     """The verdict, "reference" for s = 0, and for a control whether it is one."""
     if cell.void:
         return "void"
@@ -62,7 +62,7 @@ def verdict(cell: Cell) -> str:
     return cell.paired.verdict if cell.paired else "undecided"
 
 
-def lines(cell: Cell) -> list[str]:
+def lines(cell: MemberGroup) -> list[str]:
     """The values of a cell, one for each of the table's lines."""
     summary, seeds = cell.summary, len(cell.accuracies)
     if cell.void:  # whatever was measured, nothing follows from it
@@ -91,7 +91,7 @@ def lines(cell: Cell) -> list[str]:
     ]
 
 
-def _difference(cell: Cell) -> str:
+def _difference(cell: MemberGroup) -> str:
     if cell.paired is None or cell.paired.difference.mean is None or cell.control:
         return "-"
     difference = cell.paired.difference
@@ -101,22 +101,22 @@ def _difference(cell: Cell) -> str:
     return f"{difference.mean:+.2f}{half}"
 
 
-def published_accuracy(cell: Cell, published: _Published) -> str:
+def published_accuracy(cell: MemberGroup, published: _Published) -> str:
     """The published final test accuracy of this cell in %, read off a figure, or ""; labelled beside an emulated one."""
     error = published.get(cell.comparison, {}).get(cell.subgradient)
     label = " (GPU bfloat16)" if cell.kernel == "emulated" else ""
     return "" if error is None or cell.control else f"about {100 - error:g}{label}"
 
 
-def parts(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+def parts(cells: Sequence[MemberGroup]) -> dict[str, list[MemberGroup]]:
     """Cells by the table they belong to, in order."""
-    found: dict[str, list[Cell]] = {}
+    found: dict[str, list[MemberGroup]] = {}
     for cell in cells:
         found.setdefault(cell.part, []).append(cell)
     return found
 
 
-def rich_tables(scenario: str, cells: Sequence[Cell], published: _Published, width: int = 120) -> list[Any]:
+def rich_tables(scenario: str, cells: Sequence[MemberGroup], published: _Published, width: int = 120) -> list[Any]:
     """One rich table per part and as many columns as fit: rows s, columns arithmetic and rule."""
     shown: list[Any] = []
     for part, own in parts(cells).items():
@@ -130,7 +130,7 @@ def rich_tables(scenario: str, cells: Sequence[Cell], published: _Published, wid
     return [*shown, *(Text(line, style="bold red") for line in voids), *map(Text, divergences(cells))]
 
 
-def divergences(cells: Sequence[Cell]) -> list[str]:
+def divergences(cells: Sequence[MemberGroup]) -> list[str]:
     """One line for each comparison and way of diverging: which members, and where."""
     found: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
@@ -145,7 +145,7 @@ def divergences(cells: Sequence[Cell]) -> list[str]:
 _Column = tuple[str, str]
 
 
-def _in(cell: Cell, column: _Column) -> bool:
+def _in(cell: MemberGroup, column: _Column) -> bool:
     return (cell.comparison, cell.rule) == column
 
 
@@ -165,7 +165,7 @@ def _fitting(columns: Sequence[_Column], widths: Sequence[int], room: int) -> li
     return portions
 
 
-def _rich_table(title: str, cells: Sequence[Cell], columns: Sequence[_Column], published: _Published) -> Any:
+def _rich_table(title: str, cells: Sequence[MemberGroup], columns: Sequence[_Column], published: _Published) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -194,12 +194,12 @@ def _rich_table(title: str, cells: Sequence[Cell], columns: Sequence[_Column], p
     return table
 
 
-def _faulty(cell: Cell) -> bool:
+def _faulty(cell: MemberGroup) -> bool:
     """Whether the published code computed this cell: the injected rule, which for s = 0 is the chain rule."""
     return cell.rule == "injected" or cell.subgradient == 0
 
 
-def markdown(cells: Sequence[Cell], published: _Published) -> list[str]:
+def markdown(cells: Sequence[MemberGroup], published: _Published) -> list[str]:
     """One Markdown table per comparison; rows s and rule."""
     text: list[str] = []
     for part, own in parts(cells).items():
@@ -226,7 +226,7 @@ def markdown(cells: Sequence[Cell], published: _Published) -> list[str]:
     return text
 
 
-def _p_values(cell: Cell) -> list[str]:
+def _p_values(cell: MemberGroup) -> list[str]:
     if cell.paired is None or cell.control:
         return ["-", "-"]
     return ["-" if p is None else f"{p:.2g}" for p in (cell.paired.adjusted_difference, cell.paired.adjusted_equivalence)]

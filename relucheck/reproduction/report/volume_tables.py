@@ -19,7 +19,7 @@ from relucheck.results.store import SCHEMA, write_atomically
 from relucheck.results.tables import Table
 from relucheck.volume import compensation as volume_compensation
 from relucheck.volume.cell import Estimate
-from relucheck.volume.compensation import Split
+from relucheck.volume.compensation import ZoneSplit
 
 NOT_COMPUTED: Final = "not computed by the release"
 NOT_PUBLISHED: Final = "no published figure"
@@ -208,7 +208,7 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
     return {**head, "computing_s": sum(e.wall_s for e in report.estimates), "rows": rows}
 
 
-def write(report: Report, folder: Path, found: Mapping[str, Split] | None = None, *, figures: bool = True) -> list[Any]:
+def write(report: Report, folder: Path, found: Mapping[str, ZoneSplit] | None = None, *, figures: bool = True) -> list[Any]:
     """Writes E4.json, E4.md and figures/ into a folder, and returns what a terminal shows.
 
     Args:
