@@ -403,7 +403,7 @@ def test_a_file_of_the_schema_before_is_refused_with_the_way_to_migrate_it(tmp_p
     store = Store(tmp_path)
     estimate(SMALL, store=store, engine=Fake())
     path = store.finished_path(SMALL.name)
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    path.write_text(path.read_text().replace('"schema":2', '"schema":1'))
     with pytest.raises(StoreError, match=r"has schema version 1, this relucheck reads 2; python tools/migrate_results\.py"):
         estimate(SMALL, store=store, engine=refuse)
 
@@ -414,7 +414,7 @@ def test_a_file_of_the_schema_before_is_refused_with_the_way_to_migrate_it(tmp_p
     [
         (_set("schema", to=99), r"has schema version 99, this relucheck reads 2; move it away, or name another folder"),
         (_set("identity", "data", to="0" * 64), r"belongs to another run: its data is '0000"),
-        (_set("identity", "cell", "neurons", to=9), r"its cell neurons is 9, this run's is 8"),
+        (_set("identity", "cell", "network", "classes", to=9), r"its cell network classes is 9, this run's is 10"),
         (_set("identity", to=None), r"belongs to another run"),
     ],
     ids=["schema", "data", "cell", "none"],

@@ -204,9 +204,9 @@ def test_published_figures_are_checked() -> None:
     far = [dataclasses.replace(figure, value=figure.value + 5) for figure in figures]
     moved = report_summary.check(far, {comparison.name: result for comparison, result in runs})
     assert {c.verdict for c in moved if c.published.comparison == "bfloat16-split-k-4"} == {"disagrees"}
-    header, body = tables.published_lines(checked)
-    assert len(body) == len(figures)
-    assert all(len(line) == len(header) for line in body)
+    table = tables.published_table(checked)
+    assert len(table.rows) == len(figures)
+    assert all(len(line) == len(table.header) for line in table.rows)
 
 
 def test_hits_of_an_epoch_are_those_of_all_layers() -> None:

@@ -247,8 +247,7 @@ def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str]
                 *(str(measured.n), found.verdict, reason(found)),
             ]
         )
-    title = "figures published or stated before, and measured here"
-    return Table(header, body, title, right=("s", "stated", "seeds"))
+    return Table(header, body, "published figures, and what was measured here", right=("s", "published", "seeds"))
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:
