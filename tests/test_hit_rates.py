@@ -28,6 +28,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.reproduction.experiments import hit_rates
 from relucheck.results.figures import png
+from relucheck.results.tables import Table
 from tests.uniform import images, mlp
 
 TORCH = {
@@ -522,8 +523,7 @@ COMMITTED = Path(__file__).parents[1] / "reports" / "volume"
 def test_the_committed_report_is_the_templates() -> None:
     """Written by the command and not by hand: what does not depend on this machine is as the command writes it."""
     found = hit_rates.read_results(COMMITTED / "hit_rates.json")
-    heading = [("heading",)]
-    written = hit_rates.report(found, [], heading)  # type: ignore[arg-type]
+    written = hit_rates.report(found, [], Table(("heading",), []))
     page = (COMMITTED / "hit_rates.md").read_text()
     begin, end = "## Validation", "### What this CPU's linear layers do"
     assert found.remark
