@@ -4,7 +4,8 @@ published experiments. The work is :mod:`relucheck.gate.run`'s and :mod:`reluche
 Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, the kink table drifted, or a comparison is void,
 as its control differed; 2 the command line, the configuration, a kink table to compare with or a results folder cannot be
 used; 3 a target does not import or holds no activations; data or a device is missing, or has too little memory; 4 a file
-cannot be written, or a checkpoint belongs to something else; 130 interrupted. A reader that stops reading changes none.
+cannot be written or read, or belongs to something else; 70 an error of relucheck's own; 130 interrupted. A reader that
+stops reading changes none.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import argparse
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from relucheck.errors import FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError
+from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError
 
 
 def _scenarios() -> str:
@@ -31,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="relucheck",
         description="What autodiff does at the kinks of activations.",
         epilog="exit codes: 0 nothing failed; 1 a law failed, kinks drifted or a control differed; 2 usage; 3 a target "
-        "does not import, data, device or memory is missing; 4 a file cannot be written or does not fit; 130 interrupted",
+        "does not import, data, device or memory is missing; 4 a file cannot be written or does not fit; 70 an error of "
+        "relucheck's own; 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
@@ -236,6 +239,10 @@ def _main(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"relucheck: a file cannot be read or written: {error}; what is finished is kept", file=sys.stderr)
         return UNWRITABLE
+    except Exception:
+        traceback.print_exc()
+        print("relucheck: an error that is relucheck's own; what is finished is kept; please report it", file=sys.stderr)
+        return BROKEN
 
 
 if __name__ == "__main__":

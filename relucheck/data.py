@@ -169,6 +169,17 @@ def load(name: str, split: str = "train", root: Root = None, *, download: bool =
     return load_digits(split) if known == "digits" else _load_idx(known, split, root, download)
 
 
+def load_once(name: str, split: str, root: Root = None, *, download: bool = True) -> DataSet:
+    """:func:`load`, which reads a split once in a process; do not write to what it returns."""
+    place = None if root is None else os.fspath(root)
+    return _read_once(name, split, place, os.environ.get(ROOT_VARIABLE), download)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_once(name: str, split: str, root: str | None, variable: str | None, download: bool) -> DataSet:
+    return load(name, split, root, download=download)
+
+
 def load_digits(split: str = "train") -> DataSet:
     """The shipped sample of MNIST: 2,000 training or 500 test images, exactly 200 or 50 of each digit.
 

@@ -17,6 +17,7 @@ FAILED: Final = 1  # a law failed, kinks drifted, or a control differed
 USAGE: Final = 2  # the command line, a setting or a folder cannot be used
 MISSING: Final = 3  # a target, data or a device is not there, or memory is too small
 UNWRITABLE: Final = 4  # a file cannot be written or read, or belongs to something else
+BROKEN: Final = 70  # an error of relucheck's own
 INTERRUPTED: Final = 130
 
 

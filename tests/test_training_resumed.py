@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from relucheck.training import engine, sitting
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import ForkingExecutor
 from relucheck.training.result import MemberResult, Result
-from relucheck.training.settings import Member, Optimiser
+from relucheck.training.settings import Member, Optimiser, members_of
 from relucheck.training.sitting import STATE
-from relucheck.work import Local
+from relucheck.work import Event, Local
 from tests.training_case import SETTINGS, changed, numbers
 
 #: An environment that rounds otherwise.
@@ -278,7 +279,7 @@ def test_more_members_run_beside_their_reference_alone(
 def _unforked(one: Result, other: Result) -> list[MemberResult]:
     """The other's members, with where they forked in this one: that depends on which members run together."""
     return [
-        dataclasses.replace(theirs, forked_at=mine.forked_at, parent=mine.parent)
+        dataclasses.replace(theirs, forked_at=mine.forked_at)
         for mine, theirs in zip(one.members, other.members, strict=True)
     ]
 
@@ -298,8 +299,89 @@ def test_a_finished_seed_stays_finished_elsewhere_and_new_members_make_it_anew(
     seeds.clear()
     whole = train(SETTINGS, folder=tmp_path, progress=False)
     assert whole.device == ELSEWHERE.device
-    assert seeds.count(3) == 2 * 24, "its new members, whose origin is another, and then all of it"
+    assert seeds.count(3) == 24, "all of it, as its origin is another"
     assert seeds.count(4) == 24
+
+
+def test_members_that_are_stored_stay_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another comparison of the same settings, on another machine, runs them again and does not lose them."""
+    chain, injected = (
+        dataclasses.replace(SETTINGS, members=tuple(m for m in SETTINGS.members if m.rule == rule or not m.subgradient))
+        for rule in ("chain", "injected")
+    )
+    train(chain, folder=tmp_path, progress=False)
+    monkeypatch.setattr(engine, "environment", lambda device: ELSEWHERE)
+    train(injected, folder=tmp_path, progress=False)
+    seeds = _counted(monkeypatch)
+    train(chain, folder=tmp_path, progress=False)
+    train(SETTINGS, folder=tmp_path, progress=False)
+    assert seeds == []
+
+
+def test_a_member_that_is_added_to_an_unfinished_seed_begins_it_anew(
+    unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer = dataclasses.replace(SETTINGS, members=tuple(m for m in SETTINGS.members if m.rule == "chain"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ForkingExecutor, "end", _raising(ForkingExecutor.end, 2))
+        with pytest.raises(Interrupted):
+            train(fewer, folder=tmp_path, progress=False)
+    assert (tmp_path / "seed-3.state").exists()
+    assert numbers(train(SETTINGS, folder=tmp_path, progress=False)) == numbers(unbroken)
+
+
+def test_a_state_of_elsewhere_begins_a_unit_anew_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where :func:`train` refuses it; a run on many machines goes on."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ForkingExecutor, "end", _raising(ForkingExecutor.end, 2))
+        with pytest.raises(Interrupted):
+            train(SETTINGS, folder=tmp_path, progress=False)
+    monkeypatch.setattr(engine, "environment", lambda device: ELSEWHERE)
+    heard: list[Event] = []
+    first, second = engine.units(SETTINGS, tmp_path)
+    assert (first.done, first.steps, second.done) == (8, 24, 0)
+    Local(1, threads=None).run([first], heard.append)
+    assert any("seed-3 is begun anew" in event.note and "its device is" in event.note for event in heard)
+    assert first.done + sum(event.steps for event in heard) == first.steps
+
+
+def test_a_void_seed_ends_its_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units that are begun after it was found train nothing."""
+
+    def faulty(self: ForkingExecutor, number: int) -> None:
+        self.void = "control differed at step 1 in parameter x (seed 3)"
+
+    first, second = engine.units(SETTINGS, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ForkingExecutor, "_compare", faulty)
+        Local(1, threads=None).run([first])
+    seeds, heard = _counted(monkeypatch), list[Event]()
+    Local(1, threads=None).run([second], heard.append)
+    assert seeds == []
+    assert any("seed-4 is left out: another seed of its comparison is void" in event.note for event in heard)
+    found = engine.collect(SETTINGS, tmp_path, "forking")
+    assert found is not None
+    assert found.void
+
+
+def test_a_damaged_seed_is_named(tmp_path: Path) -> None:
+    train(SETTINGS, folder=tmp_path, progress=False)
+    path = tmp_path / "seed-3.json"
+    content = json.loads(path.read_text())
+    del content["result"]["void"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r"seed-3\.json is damaged: .*'void'"):
+        train(SETTINGS, folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "name"),
+    [((3,), r"seed-3"), (range(100), r"seeds-0-to-99"), (range(2**31 - 50, 2**31, 2), r"seeds-25-[0-9a-f]{12}")],
+    ids=["one", "many", "any"],
+)
+def test_a_group_of_seeds_has_a_name_that_a_file_can_have(seeds: Any, name: str) -> None:
+    settings = dataclasses.replace(SETTINGS, members=members_of(list(seeds), [1.0]))
+    assert re.fullmatch(name, sitting.group_name(settings))
 
 
 def test_units_are_the_seeds_that_are_missing(unbroken: Result, tmp_path: Path) -> None:
@@ -315,7 +397,7 @@ def test_units_are_the_seeds_that_are_missing(unbroken: Result, tmp_path: Path) 
     assert found is not None
     assert numbers(found) == numbers(unbroken)
     (stacked,) = engine.units(SETTINGS, tmp_path / "stacked", executor="stacked")
-    assert (stacked.name, stacked.steps) == ("seeds-3-4", 24)
+    assert (stacked.name, stacked.steps) == ("seeds-3-to-4", 24)
 
 
 def test_interrupt_after_the_last_epoch_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,10 @@ def test_a_resumed_run_has_only_its_own_draws_to_do(smoke: tuple[Path, str], tmp
     half = {**columns(estimate.decisions[:3]), "hits": 0, "activations": 0, "wall_s": 0.0, "plan": ""}
     store.append(second.name, content["identity"], content["origin"], half)
     place = Place("smoke", folder, None, "cpu", "forking")
-    assert {unit.name: unit.steps for unit in volumes.E4.units(place)} == {first.name: first.draws, second.name: 1}
+    assert {unit.name: (unit.done, unit.steps) for unit in volumes.E4.units(place)} == {
+        first.name: (0, first.draws),
+        second.name: (3, second.draws),
+    }
     heard: list[Event] = []
 
     class Heard:

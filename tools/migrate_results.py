@@ -5,8 +5,9 @@
 Schema 1 kept one ``result.json`` for a training comparison and spelt an arithmetic and a network in several fields; where a
 volume cell was computed was part of its identity. Schema 2 keeps one file for each seed (``seed-N.json``), an arithmetic by
 its name, a network by its description, and device, processor and versions as an origin beside the identity. No number is
-computed anew: fields are renamed and moved, and digests and the file names that hold them follow. Reports, tables and
-figures are not touched: ``relucheck reproduce SCENARIO --out FOLDER`` writes them again from the results.
+computed anew: fields are renamed, moved or (a member's ``parent``) dropped; digests and file names that hold them follow.
+Reports, tables and figures are not touched: ``relucheck reproduce SCENARIO --out FOLDER`` writes them again from the
+results. A run of schema 1 that was broken off is not migrated: it begins anew.
 Files of schema 2 stay as they are, so running it twice does nothing. Remove this script when no result of schema 1 is left.
 """
 
@@ -76,7 +77,8 @@ def training(folder: Path) -> int:
         content = json.loads(path.read_bytes())
         new = settings(content["settings"])
         origin = {"device": content["device"], "executor": content["executor"], **content["versions"]}
-        members = [MemberResult.from_json(member) for member in content["members"]]
+        fields = [{name: value for name, value in member.items() if name != "parent"} for member in content["members"]]
+        members = [MemberResult.from_json(member) for member in fields]
         seconds = content["wall_s"] / len(new.seeds)
         seeds = {
             seed: SeedResult([m for m in members if m.member.seed == seed], content["void"], seconds, origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from relucheck.training.engine import usual_executor
 MARK: Final = "scenario.json"
 LAYOUT: Final = "relucheck-reproduction"
 LAYOUT_VERSION: Final = 2
+#: What a command that was killed may leave of the description.
+_TEMPORARY: Final = re.compile(rf"\.{re.escape(MARK)}\..*\.tmp")
 #: Where results go unless another folder is named; git ignores it.
 RESULTS: Final = Path("relucheck-results")
 
@@ -43,12 +46,14 @@ def reserve(place: Place, scenario: Scenario) -> None:
     try:
         found = json.loads(mark.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if _holds_something(place.folder):
+        if _holds_something(place.folder) and not mark.exists():  # another command may have claimed it just now
             raise ReproductionError(
                 f"{place.folder} holds other files and no {MARK}; {fix} if nothing in it is needed"
             ) from None
+        if mark.exists():
+            return reserve(place, scenario)
         write_atomically(mark, json.dumps(wanted, indent=1) + "\n")
-        return
+        return None
     except NotADirectoryError:
         raise ReproductionError(f"{place.folder} is a file, or lies in one; choose another --out folder") from None
     except (OSError, ValueError) as error:
@@ -58,16 +63,16 @@ def reserve(place: Place, scenario: Scenario) -> None:
         fix = f"{MIGRATE}; or {fix}"
     if different:
         raise ReproductionError(f"{place.folder} was made for {', '.join(different)}; {fix}")
+    return None
 
 
-def differences(place: Place, scenario: Scenario, other: Path, name: str) -> list[str] | None:
-    """What keeps a folder of the scenario ``name`` from being of use to this run; None where there is no such folder."""
+def differences(place: Place, neighbour: Scenario, other: Path) -> list[str] | None:
+    """What keeps a neighbouring scenario's folder from being of use to this run; None where there is no such folder."""
     try:
         found = json.loads((other / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = {**_description(place, scenario), "scenario": name}
-    return [key for key, value in wanted.items() if _of(found, key) != value]
+    return [key for key, value in _description(place, neighbour).items() if _of(found, key) != value]
 
 
 def _description(place: Place, scenario: Scenario) -> dict[str, object]:
@@ -85,7 +90,7 @@ def _description(place: Place, scenario: Scenario) -> dict[str, object]:
 
 def _holds_something(folder: Path) -> bool:
     try:
-        return folder.is_dir() and any(folder.iterdir())
+        return folder.is_dir() and any(not _TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
     except OSError as error:
         raise ReproductionError(f"{folder} cannot be read ({error}); choose another --out folder") from error
 

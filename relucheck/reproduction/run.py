@@ -12,17 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from relucheck import data
-from relucheck.errors import DeviceError, one_of
+from relucheck.errors import one_of
 from relucheck.numerics.devices import best_device
 from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.folder import ReproductionError, default_folder, differences, reserve
 from relucheck.reproduction.scenario import Place, Reported, Scenario, check_scale
 from relucheck.results.progress import Progress
 from relucheck.results.store import StoreError
-from relucheck.training.engine import EXECUTORS, usual_executor
+from relucheck.training.engine import EXECUTORS, checked_device, usual_executor
 from relucheck.work import Backend, Event, Local
 
 #: Scales whose units take less time than a process needs to start.
@@ -81,7 +79,7 @@ def reproduce(
         raise ReproductionError(f"{scenario.name} trains nothing; leave --executor out")
     kind = usual_executor(device) if executor is None else executor
     one_of("executor", kind, EXECUTORS, error=ReproductionError)
-    _check_device(device)
+    checked_device(device)
     for data_set, split in scenario.data_sets(scale, only):  # before hours of work that lacks data at its end
         data.load(data_set, split, root)
     folder = default_folder(scenario.name, scale, device, kind) if folder is None else Path(folder)
@@ -95,10 +93,13 @@ def reproduce(
         f"{len(units)} units of work to do, in {folder}"
     )
     if backend is None:
-        several = device.startswith("cpu") and kind == "forking" and scale not in _SHORT
-        backend = Local(processes if processes is not None or several else 1)
+        stacked = scenario.trains and kind == "stacked"
+        several = device.startswith("cpu") and not stacked and scale not in _SHORT
+        # stacked members are one product, which is made of all threads
+        backend = Local(processes if processes is not None or several else 1, threads=None if stacked else 1)
     done, begun = 0, time.monotonic()
-    with Progress(sum(unit.steps for unit in units), scenario.name, scenario.unit, enabled=progress) as shown:
+    total, before = sum(unit.steps for unit in units), sum(unit.done for unit in units)
+    with Progress(total, scenario.name, scenario.unit, done=before, enabled=progress) as shown:
 
         def listen(event: Event) -> None:
             nonlocal done
@@ -108,27 +109,14 @@ def reproduce(
                 say(f"[{done}/{len(units)}] {event.unit.name}: finished, {time.monotonic() - begun:.1f} s after the start")
 
         backend.run(units, listen)
-    return scenario.report(place)
-
-
-def _check_device(device: str) -> None:
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise DeviceError(
-            f"device {device!r} is not to be had here: {reason}; --device cpu runs the scale cpu or smoke"
-        ) from error
-    if place.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device {device!r}: relucheck trains on cpu and cuda; use one of these")
+    return scenario.report(place, progress=progress)
 
 
 def _adopt(place: Place, scenario: Scenario, only: Sequence[str], say: Callable[[str], None]) -> None:
     """Takes over what neighbouring folders have finished; a line for each that does not fit."""
     for name in scenario.shares:
         other = place.folder.parent / default_folder(name, place.scale, place.device, place.executor).name
-        different = differences(place, scenario, other, name)
+        different = differences(place, find_scenario(name), other)
         if different is None:
             continue
         if different:

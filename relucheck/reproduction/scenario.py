@@ -108,10 +108,10 @@ class Scenario(Protocol):
         ...
 
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Takes finished parts over from the folder of a scenario in :attr:`shares`; their names."""
+        """Takes finished work over from the folder of a scenario in :attr:`shares`; the names of the parts."""
         ...
 
-    def report(self, place: Place) -> Reported:
+    def report(self, place: Place, *, progress: bool = True) -> Reported:
         """Writes report, tables and figures about all that the folder has finished."""
         ...
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from relucheck import data
 from relucheck.reproduction.report.claims import claims
 from relucheck.reproduction.report.document import report, summary
@@ -53,24 +55,29 @@ class TrainingScenario(Experiment):
                 store_of(place.folder, comparison),
                 root=place.root,
                 device=place.device,
-                executor=place.executor,
+                executor=engine.executor_of(comparison.settings, place.executor),
                 name=comparison.name,
             )
         )
 
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Comparisons with equal settings that the other folder has finished, and this one has not."""
+        """Seeds of equal settings that the other folder has finished and this one has not; never void ones."""
         taken = []
         for comparison in self.comparisons(place.scale, only):
+            settings, executor = comparison.settings, engine.executor_of(comparison.settings, place.executor)
             here, there = store_of(place.folder, comparison), store_of(other, comparison)
-            if engine.collect(comparison.settings, here, place.executor) is None:
-                seeds = engine.finished(comparison.settings, there, place.executor)
-                if set(seeds) == set(comparison.settings.seeds):
-                    engine.keep(comparison.settings, here, place.executor, seeds)
-                    taken.append(comparison.name)
+            mine = engine.finished(settings, here, executor)
+            seeds = {
+                seed: part
+                for seed, part in engine.finished(settings, there, executor).items()
+                if seed not in mine and not part.void
+            }
+            if seeds:
+                engine.keep(settings, here, executor, seeds)
+                taken.append(comparison.name)
         return tuple(taken)
 
-    def report(self, place: Place) -> Reported:
+    def report(self, place: Place, *, progress: bool = True) -> Reported:
         """Writes ``figures/``, ``summary.json`` and ``report.md``.
 
         Raises:
@@ -111,13 +118,15 @@ def read(place: Place, comparison: Comparison) -> Result | None:
     Raises:
         relucheck.results.store.StoreError: for a file that cannot be read, or that holds other settings.
     """
-    return engine.collect(comparison.settings, store_of(place.folder, comparison), place.executor)
+    executor = engine.executor_of(comparison.settings, place.executor)
+    return engine.collect(comparison.settings, store_of(place.folder, comparison), executor)
 
 
 def _shown(made: Reproduction, width: int) -> list[Any]:
     published = made.experiment.published_at(made.scale)
     shown = [*rich_tables(made.experiment.name, made.cells, published, width), LEGEND]
-    return shown + rich_outcomes(made.published, made.claims)
+    again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
+    return [*shown, *rich_outcomes(made.published, made.claims), *map(escape, again)]
 
 
 def _figures(experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]]) -> list[Path]:

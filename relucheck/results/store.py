@@ -35,6 +35,10 @@ class StoreError(RelucheckError, RuntimeError):
     exit_code = UNWRITABLE
 
 
+class OriginError(StoreError):
+    """What an unfinished unit has so far was computed elsewhere, where it may have been rounded otherwise."""
+
+
 class Finished(NamedTuple):
     """A finished unit: its result, and where it was computed."""
 
@@ -262,7 +266,8 @@ def _check(path: Path, content: Json, identity: Mapping[str, Any], origin: Mappi
         different = _first_difference(found if isinstance(found, dict) else {}, dict(expected))
         if different is not None:
             what, theirs, ours = different
-            raise StoreError(
+            kind = OriginError if name == "origin" else StoreError
+            raise kind(
                 f"{path} belongs to another run: its {what} is {_short(theirs)}, this run's is {_short(ours)}; {_MOVE}"
             )
 

@@ -27,18 +27,34 @@ from relucheck.errors import DeviceError, SettingsError, one_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import environment
 from relucheck.results.progress import Progress
-from relucheck.results.store import Store, read_finished
+from relucheck.results.store import Store, StoreError, read_finished
 from relucheck.training.forking import DataSplit
 from relucheck.training.result import VERSIONS, MemberResult, Result, SeedResult
-from relucheck.training.settings import Settings
+from relucheck.training.settings import Member, Settings
 from relucheck.training.sitting import EXECUTORS, Interrupted, Sitting, group_name
 from relucheck.training.stacked import stackable
 from relucheck.work import Report, Unit
 
-__all__ = ["EXECUTORS", "Interrupted", "collect", "finished", "keep", "train", "units", "usual_executor"]
+__all__ = [
+    "EXECUTORS",
+    "Interrupted",
+    "checked_device",
+    "collect",
+    "executor_of",
+    "finished",
+    "keep",
+    "train",
+    "units",
+    "usual_executor",
+]
 
 #: What torch says where memory ran out and the error is of no class of its own: the CPU, cuBLAS, CUDA.
 _NO_MEMORY: Final = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
+
+def executor_of(settings: Settings, executor: str) -> str:
+    """What runs a comparison where an executor is asked for: the forking one serves every network, the stacked one MLPs."""
+    return executor if executor != "stacked" or stackable(settings.network) else "forking"
 
 
 def usual_executor(device: str) -> str:
@@ -77,20 +93,21 @@ def train(
             and for the result of a seed of other settings.
         Interrupted: on control-C, a KeyboardInterrupt.
     """
-    place = _device(device)
-    kind = executor or (usual_executor(place.type) if stackable(settings.network) else "forking")
+    place = checked_device(device)
+    kind = executor or executor_of(settings, usual_executor(place.type))
     one_of("executor", kind, EXECUTORS)
     found: dict[int, SeedResult] = {}
     keep_in = None if folder is None else Path(folder)
     groups = _groups(settings, settings.seeds, kind) if keep_in is None else _missing(settings, keep_in, kind)
     title = f"{settings.data} {settings.arithmetic.name}"
-    left = sum(_steps(group, root) - (0 if keep_in is None else _taken(group, keep_in)) for group in groups)
-    with Progress(left, title, enabled=progress) as shown:
+    total = sum(_steps(group, root) for group in groups)
+    done = 0 if keep_in is None else sum(_taken(group, keep_in) for group in groups)
+    with Progress(total, title, done=done, enabled=progress) as shown:
         for group in groups:
             if keep_in is None:
                 found |= _train_group(group, None, root, str(place), kind, shown.report)
             else:
-                _train_and_keep(group, keep_in, root, str(place), kind, shown.report)
+                _train_and_keep(settings, group.seeds, keep_in, root, str(place), kind, False, shown.report)
                 found = finished(settings, keep_in, kind)
             if any(part.void for part in found.values()):
                 break
@@ -124,8 +141,9 @@ def units(
         Unit(
             f"{name} {group_name(group)}".strip(),
             _train_and_keep,
-            (group, folder, root, device, executor),
-            _steps(group, root) - _taken(group, folder),
+            (settings, group.seeds, folder, root, device, executor, True),
+            _steps(group, root),
+            min(_taken(group, folder), _steps(group, root)),
         )
         for group in _missing(settings, folder, executor)
     )
@@ -161,7 +179,7 @@ def collect(settings: Settings, folder: Path, executor: str) -> Result | None:
 
 
 def keep(settings: Settings, folder: Path, executor: str, seeds: Mapping[int, SeedResult]) -> None:
-    """Stores results of seeds; a seed's members of before stay, unless they are run again.
+    """Stores results of seeds, each in place of what the folder has of it.
 
     Raises:
         relucheck.results.store.StoreError: where the file system refuses.
@@ -176,8 +194,12 @@ def _identity(settings: Settings, seed: int, executor: str) -> dict[str, Any]:
 
 
 def _stored(settings: Settings, seed: int, folder: Path, executor: str) -> SeedResult | None:
-    found = read_finished(folder / f"seed-{seed}.json", _identity(settings, seed, executor))
-    return None if found is None else SeedResult.from_json(found.result, found.origin)
+    path = folder / f"seed-{seed}.json"
+    found = read_finished(path, _identity(settings, seed, executor))
+    try:
+        return None if found is None else SeedResult.from_json(found.result, found.origin)
+    except SettingsError as error:
+        raise StoreError(f"{path} is damaged: {error}; move it away to run the seed again") from error
 
 
 def _groups(settings: Settings, seeds: Sequence[int], executor: str) -> list[Settings]:
@@ -198,7 +220,7 @@ def _missing(settings: Settings, folder: Path, executor: str) -> list[Settings]:
 def _steps(group: Settings, root: data.Root) -> int:
     count = group.train_samples
     if count is None:
-        count = len(data.load(group.data, "train", root))
+        count = len(data.load_once(group.data, "train", root))
     return group.epochs * group.steps_of(count)
 
 
@@ -207,41 +229,73 @@ def _taken(group: Settings, folder: Path) -> int:
     return Store(folder).steps(group_name(group))
 
 
+def _origin(device: torch.device, executor: str) -> dict[str, str]:
+    here = environment(device)
+    return {"device": here.device, "executor": executor, "processor": here.processor, **here.versions(*VERSIONS)}
+
+
 def _train_group(
-    settings: Settings, store: Store | None, root: data.Root, device: str, executor: str, report: Report
+    settings: Settings,
+    store: Store | None,
+    root: data.Root,
+    device: str,
+    executor: str,
+    report: Report,
+    anew: bool = False,
 ) -> dict[int, SeedResult]:
     """Trains the seeds that ``settings`` has, all of them together."""
-    place = _device(device)
-    here = environment(place)
-    origin = {"device": here.device, "executor": executor, "processor": here.processor, **here.versions(*VERSIONS)}
+    place = checked_device(device)
+    origin = _origin(place, executor)
     with settings.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
         splits = _split(settings, "train", root, place), _split(settings, "test", root, place)
-        return Sitting(settings, *splits, place, origin, store, report).run()
+        return Sitting(settings, *splits, place, origin, store, report, anew).run()
 
 
-def _train_and_keep(settings: Settings, folder: Path, root: data.Root, device: str, executor: str, report: Report) -> None:
-    """Trains a group of seeds and stores it; of a seed whose reference is stored only the members that are missing."""
+def _train_and_keep(
+    settings: Settings,
+    seeds: Sequence[int],
+    folder: Path,
+    root: data.Root,
+    device: str,
+    executor: str,
+    anew: bool,
+    report: Report,
+) -> None:
+    """Trains some seeds of a comparison together and stores them; what is stored of a seed is not run again.
+
+    New members of a stored seed run beside their reference and control alone, where the seed was computed in the same
+    environment. Elsewhere, where rounding may be another, all of the seed's members run again, the stored ones too.
+    """
+    stored = {seed: _stored(settings, seed, folder, executor) for seed in settings.seeds}
+    if any(part is not None and part.void for part in stored.values()):
+        report(0, f"{group_name(settings.of_seeds(seeds))} is left out: another seed of its comparison is void")
+        return
+    here = _origin(checked_device(device), executor)
+    before = {seed: part for seed in seeds if (part := stored[seed]) is not None}
+    continued = {seed: part for seed, part in before.items() if part.origin == here}
     store = Store(folder)
-    before = {seed: _stored(settings, seed, folder, executor) for seed in settings.seeds}
-    known = {result.member for part in before.values() if part is not None for result in part.members}
-    members = tuple(m for m in settings.members if m not in known or m.is_reference or m.control)
-    fewer = dataclasses.replace(settings, members=members)
-    found = _train_group(fewer, store, root, device, executor, report)
-    if all(_continues(before[seed], part) for seed, part in found.items()):
-        found = {seed: _joined(before[seed], part) for seed, part in found.items()}
-    else:
-        # another machine rounds otherwise, so the new members cannot stand beside the old ones: all of the seed anew
-        store.forget(group_name(fewer))
-        found = _train_group(settings, store, root, device, executor, report)
-    keep(settings, folder, executor, found)
-    store.forget(group_name(fewer))
+    found = _train_group(_with_members(settings, seeds, before, continued), store, root, device, executor, report, anew)
+    if not all(found[seed].void or _reference(part) == _reference(found[seed]) for seed, part in continued.items()):
+        report(0, f"{group_name(settings.of_seeds(seeds))} is begun anew: its reference is no longer what is stored")
+        continued = {}
+        found = _train_group(_with_members(settings, seeds, before, {}), None, root, device, executor, report)
+    keep(settings, folder, executor, {seed: _joined(continued.get(seed), part) for seed, part in found.items()})
+    store.forget(group_name(settings.of_seeds(seeds)))
 
 
-def _continues(before: SeedResult | None, part: SeedResult) -> bool:
-    """Whether new members may stand beside the stored ones: one origin, and the same reference, bit for bit."""
-    if before is None or before.void or part.void:
-        return before is None or not before.void
-    return before.origin == part.origin and _reference(before) == _reference(part)
+def _with_members(
+    settings: Settings, seeds: Sequence[int], before: Mapping[int, SeedResult], continued: Mapping[int, SeedResult]
+) -> Settings:
+    """What has to run: of a seed that is continued what is missing, of another one all that is asked for or was stored."""
+    members: list[Member] = []
+    for seed in seeds:
+        known = [result.member for result in before[seed].members] if seed in before else []
+        asked = [member for member in settings.members if member.seed == seed]
+        if seed in continued:
+            members += [m for m in asked if m not in known or m.is_reference or m.control]
+        else:
+            members += [*asked, *(m for m in known if m not in asked)]
+    return dataclasses.replace(settings, members=tuple(members))
 
 
 def _reference(part: SeedResult) -> MemberResult:
@@ -263,13 +317,20 @@ def _void(folder: Path | None, why: str, executor: str) -> str:
     return f"void: {why}; nothing may be concluded from it: {again}"
 
 
-def _device(device: str | torch.device) -> torch.device:
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        DeviceError: it is not there, or is neither a CPU nor a CUDA device.
+    """
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(f"device {str(device)!r} is not to be had here: {reason}; use device 'cpu'") from error
+    if place.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {str(device)!r}: relucheck trains on cpu and cuda; use one of these")
     return place
 
 

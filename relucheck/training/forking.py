@@ -267,7 +267,7 @@ class ForkingExecutor:
         for gradients, members in groups[1:]:
             others.append((branch.fork(members), gradients))
             for index in members:
-                self.results[index].forked_at, self.results[index].parent = number, branch.members[0]
+                self.results[index].forked_at = number
         branch.members = groups[0][1]
         branch.update(groups[0][0])
         for other, gradients in others:

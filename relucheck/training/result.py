@@ -67,7 +67,6 @@ class MemberResult:
             and the pattern of a NaN count), or None.
         forked_at: the step at which the member's gradients first differed from the ones of the member it had been one run
             with so far, as the forking executor saw it; None if never, or if the members were not run by forking.
-        parent: index in ``Settings.members`` of that member, or None.
         steps: distances to the reference. They end where either of the two diverges.
         hits: hits[epoch][layer][kink]: pre-activations equal to a kink in the training passes of that epoch.
         activations: activations[epoch][layer]: how many there were.
@@ -78,7 +77,6 @@ class MemberResult:
     outcome: str = "finished"
     first_difference: int | None = None
     forked_at: int | None = None
-    parent: int | None = None
     steps: Distances = dataclasses.field(default_factory=Distances)
     hits: list[list[list[int]]] = dataclasses.field(default_factory=list)
     activations: list[list[int]] = dataclasses.field(default_factory=list)
@@ -114,7 +112,7 @@ class SeedResult:
     """What the members of one seed yielded.
 
     Attributes:
-        members: the seed's, in the order in which they were named.
+        members: the seed's, in any order.
         void: None, or where a control differed: then nothing else in here may be concluded from.
         wall_s: seconds, over all sittings of a resumed run. Seeds that ran stacked share theirs evenly.
         origin: where it was computed: device, executor, processor, versions.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from relucheck.results.store import State, Store, StoreError
+from relucheck.results.store import OriginError, State, Store, StoreError
 from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.result import MemberResult, SeedResult
 from relucheck.training.settings import Settings
@@ -18,8 +20,9 @@ from relucheck.training.stacked import StackedExecutor
 
 EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
 #: Version of what a state holds. Raise it when an executor's state changes; 2: the optimiser's may be of one tensor;
-#: 3: the stacked executor has the controls last, statistics by member, and Adam's betas as powers; 4: of one group.
-STATE: Final = 4
+#: 3: the stacked executor has the controls last, statistics by member, and Adam's betas as powers; 4: of one group; 5: with
+#: the members that it is of.
+STATE: Final = 5
 #: Seconds from which on writing the state is expensive: it is then written after an epoch only where the last time was so
 #: long ago that it takes about a tenth of the time. 100 members of E2 take 1.4 s, an epoch on a GPU may take less.
 EXPENSIVE_S: Final = 1.0
@@ -49,8 +52,13 @@ class Executor(Protocol):
 
 
 def group_name(settings: Settings) -> str:
-    """The name of a group of seeds in a store: "seed-3", "seeds-0-1-2"."""
-    return f"seed{'s' * (len(settings.seeds) > 1)}-{'-'.join(map(str, settings.seeds))}"
+    """The name of a group of seeds in a store: "seed-3", "seeds-0-to-9", or a number and a digest of other seeds."""
+    seeds = settings.seeds
+    if len(seeds) == 1:
+        return f"seed-{seeds[0]}"
+    if seeds == tuple(range(seeds[0], seeds[-1] + 1)):
+        return f"seeds-{seeds[0]}-to-{seeds[-1]}"
+    return f"seeds-{len(seeds)}-{hashlib.sha256(repr(seeds).encode()).hexdigest()[:12]}"
 
 
 class Sitting:
@@ -62,7 +70,8 @@ class Sitting:
         device: where.
         origin: device, executor and versions, of which the state may only be continued.
         store: for the state between epochs; None keeps none.
-        report: told of steps, and in a line of every epoch.
+        report: takes steps, and a line for every epoch.
+        anew: whether a state of another origin is dropped, with a line, and the group begun anew; else it is refused.
     """
 
     def __init__(
@@ -74,10 +83,12 @@ class Sitting:
         origin: dict[str, str],
         store: Store | None,
         report: Callable[[int, str], None],
+        anew: bool = False,
     ) -> None:
         self.settings, self.train, self.origin, self.store, self.report = settings, train, origin, store, report
         self.name = group_name(settings)
-        self.identity = {"state": STATE, "executor": origin["executor"], "settings": settings.to_json()}
+        self.identity = {"state": STATE, "executor": origin["executor"], "settings": settings.shared}
+        self.members = json.dumps(settings.to_json()["members"])
         self.steps = settings.steps_of(len(train))
         self.executor: Executor = (
             ForkingExecutor(settings, settings.seeds[0], train, test, device)
@@ -86,13 +97,34 @@ class Sitting:
         )
         self.epoch, self.before, self.begun = 0, 0.0, time.monotonic()
         self.saving, self.saved = 0.0, 0.0  # seconds that the last state took, and when it was written
-        kept = None if store is None else store.state(self.name, self.identity, origin)
-        if kept is not None:
-            assert store is not None
-            content = _loaded(store.state_path(self.name), kept.content)
+        content = self._state(anew)
+        if content is not None:
             self.epoch, self.before = content["epoch"], content["wall_s"]
             self.executor.load(content["executor"])
         self.kept = self.epoch
+
+    def _state(self, anew: bool) -> dict[str, Any] | None:
+        """What an earlier sitting of the same members kept; what other members kept is of no use."""
+        if self.store is None:
+            return None
+        try:
+            kept = self.store.state(self.name, self.identity, self.origin)
+        except OriginError as error:
+            if not anew:
+                raise
+            self._drop(str(error))
+            return None
+        content = None if kept is None else _loaded(self.store.state_path(self.name), kept.content)
+        if content is not None and content["members"] != self.members:
+            self._drop("it has other members now")
+            return None
+        return content
+
+    def _drop(self, why: str) -> None:
+        assert self.store is not None
+        self.report(-self.store.steps(self.name), "")
+        self.report(0, f"{self.name} is begun anew: {why}")
+        self.store.forget(self.name)
 
     @property
     def wall_s(self) -> float:
@@ -156,25 +188,27 @@ class Sitting:
         if self.store is None or started - self.saved < apart:
             return
         buffer = io.BytesIO()
-        torch.save({"epoch": self.epoch, "wall_s": self.wall_s, "executor": self.executor.state()}, buffer)
+        kept = {"epoch": self.epoch, "wall_s": self.wall_s, "members": self.members, "executor": self.executor.state()}
+        torch.save(kept, buffer)
         state = State(buffer.getvalue(), self.epoch * self.steps)
         self.store.keep(self.name, self.identity, self.origin, state)
         self.kept, self.saved = self.epoch, time.monotonic()
         self.saving = self.saved - started
 
     def _interrupted(self) -> str:
-        seed = self.settings.seeds[0]
+        seeds = self.settings.seeds
+        who = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
         where = "interrupted after the last epoch"
         if self.epoch < self.settings.epochs:
-            where = f"interrupted in epoch {self.epoch + 1} of {self.settings.epochs}, seed {seed}"
+            where = f"interrupted in epoch {self.epoch + 1} of {self.settings.epochs}, {who}"
         if self.store is None:
             return f"{where}; nothing is kept, as no folder was given"
         folder = self.store.folder
         if not self.kept:
-            return f"{where}; nothing of seed {seed} is kept in {folder} yet: run the same again to begin it anew"
+            return f"{where}; nothing of {who} is kept in {folder} yet: run the same again to begin there"
         what = "finished epochs are"
         if self.kept != self.epoch:
-            what = f"what was finished before epoch {self.kept + 1} of seed {seed} is"
+            what = f"what was finished before epoch {self.kept + 1} of {who} is"
         return f"{where}; {what} kept in {folder}: run the same again to resume there"
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from relucheck import data
-from relucheck.results.store import Store
+from relucheck.results.store import OriginError, Store
 from relucheck.volume.cell import Cell, Estimate
 from relucheck.volume.estimate import estimate, finished, kept
 from relucheck.work import Report, Unit
@@ -28,7 +27,7 @@ def units(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, device
     """
     store = Store(folder)
     return tuple(
-        Unit(block.name, _decide, (block, folder, root, device), block.draws - kept(block, store))
+        Unit(block.name, _decide, (block, folder, root, device), block.draws, kept(block, store))
         for cell in cells
         if finished(cell, _loaded(cell.data, root).checksum, store) is None
         for block in cell.blocks()
@@ -51,13 +50,16 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> d
             blocks = cell.blocks()
             parts = [part for block in blocks if (part := finished(block, checksum, store)) is not None]
             if len(parts) < len(blocks):
+                whole = finished(cell, checksum, store)  # another command may have put them together just now
+                if whole is not None:
+                    found[cell.name] = whole
                 continue
             whole = Estimate.joined(cell, parts)
             origin = {"device": whole.device, "processor": whole.versions["processor"], "torch": whole.versions["torch"]}
             store.finish(cell.name, {"cell": cell.deciding, "data": checksum}, origin, whole.to_json())
-            for block in blocks:
-                if block.name != cell.name:
-                    store.finished_path(block.name).unlink(missing_ok=True)
+        for block in cell.blocks():
+            if block.name != cell.name:
+                store.finished_path(block.name).unlink(missing_ok=True)
         found[cell.name] = whole
     return found
 
@@ -69,15 +71,15 @@ def _decide(block: Cell, folder: Path, root: data.Root, device: str, report: Rep
     def noted(text: str) -> None:
         report(0, f"{block.name}: {text}")
 
-    dataset = _loaded(block.data, root)
-    estimate(block, dataset=dataset, device=device, store=Store(folder), progress=counted, note=noted)
+    dataset, store = _loaded(block.data, root), Store(folder)
+    try:
+        estimate(block, dataset=dataset, device=device, store=store, progress=counted, note=noted)
+    except OriginError as error:
+        report(-kept(block, store), "")
+        report(0, f"{block.name} is begun anew: {error}")
+        store.forget(block.name)
+        estimate(block, dataset=dataset, device=device, store=store, progress=counted, note=noted)
 
 
 def _loaded(name: str, root: data.Root) -> data.DataSet:
-    """The training set, read once a process."""
-    return _read(name, None if root is None else str(root))
-
-
-@functools.lru_cache(maxsize=1)
-def _read(name: str, root: str | None) -> data.DataSet:
-    return data.load(name, "train", root, download=False)
+    return data.load_once(name, "train", root, download=False)

@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from relucheck.errors import RelucheckError
+from relucheck.errors import MISSING, RelucheckError
 
 #: What a unit's work calls as it goes on: the steps taken since the last call, and a note for the user, which may be "".
 Report = Callable[[int, str], None]
 
 
 class WorkError(RelucheckError, RuntimeError):
-    """Work that cannot be ended: a unit during which processes kept dying, or two units of one name."""
+    """Work that cannot be ended: units over which processes kept dying, mostly for want of memory, or two of one name."""
+
+    exit_code = MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +31,19 @@ class Unit:
             by pickling.
         arguments: see ``work``.
         steps: how many steps the work reports, for a progress bar.
+        done: how many an earlier sitting took, which are not reported again.
     """
 
     name: str
     work: Callable[..., None]
     arguments: tuple[Any, ...] = ()
     steps: int = 1
+    done: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What happened to a unit: it took steps, it has a note for the user, or it is finished."""
+    """What happened to a unit: steps (below 0: they are lost, and taken again), a note for the user, or its end."""
 
     unit: Unit
     steps: int = 0
@@ -61,7 +65,8 @@ class Backend(Protocol):
             listen: called with every event, in the calling process.
 
         Raises:
-            WorkError: for a unit that cannot be ended, by its name, and for two units of one name.
-            Exception: whatever a unit's work raised, once. Units under way are broken off; what they have stored stays.
+            WorkError: for units that cannot be ended, by their names, once all others have ended, and for two of one name.
+            Exception: whatever a unit's work raised, with the unit's name as a note. Units under way are broken off; what
+                they have stored stays.
         """
         ...

@@ -35,10 +35,10 @@ class MadeUp:
         for unit in units:
             if self.problem is not None:
                 raise self.problem
-            settings, folder, _, _, executor = unit.arguments
+            settings, seeds, folder, _, _, executor, _ = unit.arguments
             if folder.name not in self.calls:
                 self.calls.append(folder.name)
-            made.keep(made.result(settings, executor=executor, void=self.void), folder)
+            made.keep(made.result(settings.of_seeds(seeds), executor=executor, void=self.void), folder)
             if listen is not None:
                 listen(Event(unit, finished=True))
 
@@ -267,7 +267,7 @@ def test_a_file_in_the_place_of_the_figures(
 def test_any_other_file_error_is_one_line(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*arguments: Any) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied", "somewhere")
 
     monkeypatch.setattr(trained_scenario.TrainingScenario, "report", broken)

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from relucheck.errors import ModelError
+from relucheck.errors import MISSING, ModelError, SettingsError
 from relucheck.work import Event, Local, Report, Unit, WorkError
 
 
@@ -34,6 +35,40 @@ def die(folder: Path, name: str, times: int, report: Report) -> None:
 
 def refuse(report: Report) -> None:
     raise ModelError("no such model")
+
+
+def step_and_die(folder: Path, report: Report) -> None:
+    report(3, "")
+    time.sleep(0.2)
+    if not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    report(2, "")
+
+
+def fork(folder: Path, report: Report) -> None:
+    report(1, "before")
+    os.fork()  # both processes come back
+
+
+def fork_and_die(folder: Path, report: Report) -> None:
+    """Dies once, while a child lives on for a while."""
+    if (folder / "died").exists():
+        note(folder, "holder", report)
+        return
+    (folder / "died").touch()
+    if os.fork() == 0:
+        time.sleep(15)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave(report: Report) -> None:
+    sys.exit("no licence")
+
+
+def broken_pipe(report: Report) -> None:
+    raise BrokenPipeError("somebody's pipe")
 
 
 class Untransportable(Exception):
@@ -79,14 +114,65 @@ def test_a_dead_process_is_replaced_and_its_unit_runs_again(tmp_path: Path) -> N
     units = [Unit("weak", die, (tmp_path, "weak", 2)), *notes(tmp_path, 3)]
     Local(2).run(units, events.append)
     assert sorted(event.unit.name for event in events if event.finished) == ["unit-0", "unit-1", "unit-2", "weak"]
-    assert sum("a process died (exit code -9)" in event.note for event in events) == 2
+    assert sum("weak: its process died (signal SIGKILL, mostly for want of memory)" in event.note for event in events) == 2
 
 
-def test_a_unit_over_which_three_processes_died_is_named(tmp_path: Path) -> None:
+def test_a_unit_over_which_three_processes_died_is_named_once_the_others_ended(tmp_path: Path) -> None:
     units = [Unit("hopeless", die, (tmp_path, "hopeless", 99)), *notes(tmp_path, 2)]
-    with pytest.raises(WorkError, match=r"^hopeless: 3 processes died over it, the last with exit code -9"):
+    with pytest.raises(WorkError, match=r"^hopeless: 3 processes died over each, the last by signal SIGKILL") as caught:
         Local(2).run(units)
+    assert caught.value.exit_code == MISSING
     assert len(list(tmp_path.glob("hopeless-death-*"))) == 3
+    assert {path.name for path in tmp_path.glob("unit-*")} == {"unit-0", "unit-1"}
+
+
+def test_a_last_unit_too_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """So that its death is survived."""
+    Local(2).run([Unit("weak", die, (tmp_path, "weak", 1))])
+    assert (tmp_path / "weak").exists()
+
+
+def test_steps_of_a_dead_process_are_taken_back(tmp_path: Path) -> None:
+    events: list[Event] = []
+    Local(2).run([Unit("weak", step_and_die, (tmp_path,))], events.append)
+    assert sum(event.steps for event in events) == 5
+
+
+def test_a_process_that_a_unit_forks_speaks_for_nobody(tmp_path: Path) -> None:
+    """The child comes back from the unit's work: what it would say is not taken for the next unit's end."""
+    events: list[Event] = []
+    Local(2).run([Unit("fork", fork, (tmp_path,)), *notes(tmp_path, 4)], events.append)
+    assert sorted(event.unit.name for event in events if event.finished) == ["fork", *(f"unit-{i}" for i in range(4))]
+    assert len(list(tmp_path.glob("unit-*"))) == 4
+
+
+def test_a_death_is_seen_while_a_forked_child_holds_the_pipe(tmp_path: Path) -> None:
+    Local(2).run([Unit("holder", fork_and_die, (tmp_path,)), *notes(tmp_path, 1)])
+    assert (tmp_path / "holder").exists()
+
+
+@pytest.mark.parametrize(("work", "text"), [(leave, "SystemExit: no licence"), (broken_pipe, "somebody's pipe")], ids=str)
+def test_what_ends_a_unit_is_said_and_no_guess(work: Callable[[Report], None], text: str, tmp_path: Path) -> None:
+    with pytest.raises((WorkError, BrokenPipeError), match=text) as caught:
+        Local(2).run([Unit("odd", work), *notes(tmp_path, 1)])
+    assert any("in the unit of work 'odd'" in note and "test_local.py" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("processes", [0, -3, True])
+def test_a_number_of_processes_below_one_is_refused(processes: int) -> None:
+    with pytest.raises(SettingsError, match=r"processes=.*: must be a whole number of at least 1"):
+        Local(processes)
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(
+        "from relucheck.work import Local, Unit\nfrom tests.work.test_local import idle\n"
+        "Local(2).run([Unit('a', idle, (0.0,)), Unit('b', idle, (0.0,))])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, str(tmp_path / "run.py")], capture_output=True, text=True, env=environment)
+    assert done.returncode
+    assert "if __name__ ==" in done.stderr
 
 
 def test_what_a_unit_raises_is_raised_here(tmp_path: Path) -> None:

@@ -27,8 +27,7 @@ from relucheck.results.store import Store
 from relucheck.volume import units as volume_units
 from relucheck.volume.cell import IN_ORDER, REPLACED, Cell
 from relucheck.volume.compensation import splits as volume_splits
-from relucheck.work import Unit
-from relucheck.work.local import torch_threads
+from relucheck.work import Unit, torch_threads
 
 _BITS: Final[dict[str, int]] = {"float16": 16, "float32": 32, "float64": 64}
 
@@ -154,7 +153,8 @@ class VolumeScenario:
 
     def data_sets(self, scale: str, only: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
         """The training split of the cells' data."""
-        return tuple((name, "train") for name in dict.fromkeys(cell.data for cell in cells(scale)))
+        chosen = set(self.parts(scale, only))
+        return tuple((name, "train") for name in dict.fromkeys(c.data for c in cells(scale) if c.name in chosen))
 
     def units(self, place: Place, only: Sequence[str] = ()) -> tuple[Unit, ...]:
         """The blocks of draws that the folder lacks."""
@@ -166,7 +166,7 @@ class VolumeScenario:
         """Nothing: it shares no cells."""
         return ()
 
-    def report(self, place: Place) -> Reported:
+    def report(self, place: Place, *, progress: bool = True) -> Reported:
         """Splits the zones of the finished cells, and writes E4.json, E4.md and the figures.
 
         Raises:
@@ -176,13 +176,11 @@ class VolumeScenario:
         lines = tuple(Line(entry, found[entry.cell.name]) for entry in entries(place.scale) if entry.cell.name in found)
         missing = tuple(cell.name for cell in cells(place.scale) if cell.name not in found)
         page = place.folder / f"{NAME}.md"
-        if not lines:
-            return Reported(place.folder, page, missing, (), functools.partial(_nothing), None)
         report = Report(place.scale, lines)
         estimates = report.estimates
         dataset = data.load(estimates[0].cell.data, "train", place.root, download=False)
         store = Store(place.folder / "splits")
-        with Progress(len(estimates), f"{NAME}, over the reals", "cells") as shown, torch_threads(1):
+        with Progress(len(estimates), f"{NAME}, over the reals", "cells", enabled=progress) as shown, torch_threads(1):
             splits = volume_splits(estimates, dataset=dataset, store=store, progress=shown.advance)
         tables = write(report, place.folder, splits)
         return Reported(place.folder, page, missing, (), functools.partial(_shown, tables), report)
@@ -193,7 +191,3 @@ E4: Final = VolumeScenario()
 
 def _shown(tables: Sequence[Any], width: int) -> Sequence[Any]:
     return tables
-
-
-def _nothing(width: int) -> Sequence[Any]:
-    return ["no cell is finished yet"]
