@@ -29,7 +29,7 @@ def test_committed_training_results_are_read_by_this_version(name: str) -> None:
     assert runs
     place = Place("cpu", folder, None, "cpu", "forking")
     results = {run: read(place, comparisons[run]) for run in runs}
-    assert differences(place, SCENARIOS[name], folder, name) == []
+    assert differences(place, SCENARIOS[name], folder) == []
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["schema_version"] == SUMMARY_VERSION
     text = (folder / "report.md").read_text(encoding="utf-8")
@@ -60,4 +60,4 @@ def test_committed_volumes_are_read_by_this_version() -> None:
     for row in table["rows"]:
         assert row["file"] == f"cells/{Cell.from_json(row['cell']).name}.json"
         assert row["cell"]["arithmetic"] == row["arithmetic"]
-    assert differences(Place("cpu", folder, None, "cpu", "forking"), volumes.E4, folder, "E4") == []
+    assert differences(Place("cpu", folder, None, "cpu", "forking"), volumes.E4, folder) == []
