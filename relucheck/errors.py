@@ -98,6 +98,17 @@ def listed(name: str, value: Any, example: str, *, error: type[RelucheckError] =
     return tuple(value)
 
 
+def error_text(error: BaseException, most: int = 200) -> str:
+    """An error on one line: its type, and at most so many characters of what it says."""
+    try:
+        text = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an error of other people's code, which may raise when it is printed, too
+        text = ""
+    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+
+
 def did_you_mean(value: Any, known: Iterable[str], *, most: int = 1) -> str:
     """``"did you mean 'relu'? "`` for a name that is near a known one, in any case, else nothing.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from relucheck.activations.kinks import Activation
 from relucheck.errors import MISSING, RelucheckError, did_you_mean
 from relucheck.gate.frameworks import TORCH_TARGETS
-from relucheck.gate.isolation.guard import TIME_LIMIT, TimeLimitExceeded, contained, preserved_state, silenced
+from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
 
 #: First parameters by which a function without annotations is taken for an activation.
 _INPUT_NAMES: Final = frozenset({"x", "input", "inputs", "z", "t", "tensor", "hidden_states", "a", "pre_activation", "u"})
@@ -120,11 +120,10 @@ def discover(
         with silenced() as printed, preserved_state() as changes, contained(seconds):
             container, attribute = _load(target, root)
             activations, skipped = _collect(target, container, attribute, constructors or {})
-    except (Exception, SystemExit, TimeLimitExceeded) as error:
-        text = " ".join(str(error).split())[:300]
-        if isinstance(error, TargetImportError):
-            return Finding(target, error=text)
-        return Finding(target, error=f"target {target!r} does not import: {type(error).__name__}: {text}")
+    except TargetImportError as error:
+        return Finding(target, error=str(error))
+    except Exception as error:
+        return Finding(target, error=f"target {target!r} does not import: {error}")
     if changes:
         notes.append(f"importing it changed global state (undone): {'; '.join(changes)}")
     if printed.getvalue():

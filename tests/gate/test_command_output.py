@@ -46,6 +46,18 @@ def test_a_broken_pipe_keeps_the_verdict_and_the_report(project, target, code):
     assert (project / "r.md").is_file()
 
 
+def test_a_target_that_exits_leaves_the_verdicts_and_the_report(project):
+    """Its SystemExit(0) comes where activations are compared, and would end the command as if nothing had failed."""
+    with open(project / "mylib.py", "a") as file:
+        file.write(
+            "\ndef exits(x):\n    if x.dtype == torch.float64 and x.numel() > 300:\n        raise SystemExit(0)\n"
+            "    return torch.relu(x)\n"
+        )
+    arguments = ("--dtypes", "float32", "--laws", "equal_spellings,chain_rule", "--report", "r.json")
+    assert unread("check", "mylib", *arguments, cwd=project) == (FAILED, "")
+    assert json.loads((project / "r.json").read_text())["counts"]["failed"] > 0
+
+
 def test_a_broken_pipe_keeps_the_kink_table(project):
     assert unread("kinks", "mylib:Good", "--dtypes", "float32", "--json", "k.json", cwd=project) == (OK, "")
     assert json.loads((project / "k.json").read_text())["kinks"]
