@@ -79,10 +79,17 @@ def one_of(name: str, value: Any, choices: Sequence[str], *, error: type[Reluche
         raise error(f"{name}={value!r}: {did_you_mean(value, choices)}must be one of {', '.join(choices)}")
 
 
-def truth(name: str, value: Any, *, error: type[RelucheckError] = SettingsError) -> None:
-    """Refuses what is neither True nor False: "no" would count as true."""
+def truth(name: str, value: Any, *, spelling: str = "True or False", error: type[RelucheckError] = SettingsError) -> None:
+    """Refuses what is neither True nor False: "no" would count as true.
+
+    Args:
+        name: of the setting.
+        value: of the setting.
+        spelling: of the two values where they are written.
+        error: what is raised.
+    """
     if not isinstance(value, bool):
-        raise error(f"{name}={value!r}: must be True or False")
+        raise error(f"{name}={value!r}: must be {spelling}")
 
 
 def instance(name: str, value: Any, kind: type, example: str, *, error: type[RelucheckError] = SettingsError) -> None:
