@@ -38,6 +38,14 @@ class SettingsError(RelucheckError, ValueError):
     """A setting that cannot be used."""
 
 
+class ActivationError(RelucheckError, ValueError):
+    """An activation, or a kink of one, that is declared as none can be."""
+
+
+class NotCallableError(RelucheckError, TypeError):
+    """Something that was given where an activation, or what makes one, must be callable."""
+
+
 class ControlError(RelucheckError, RuntimeError):
     """Two runs that must be bitwise equal differ, so nothing may be concluded from the comparison."""
 

@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 
 from torch import Tensor, nn
 
-from relucheck.activations.kinks import Activation
-from relucheck.errors import MISSING, RelucheckError, did_you_mean
+from relucheck.activations.kinks import Activation, given
+from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_mean
 from relucheck.gate.frameworks import TORCH_TARGETS
 from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
 
@@ -64,10 +64,10 @@ def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
         make: called with the class or function; returns a callable of one tensor. ``lambda cls: cls(slope=0.1)``.
 
     Raises:
-        TypeError: for a ``make`` that cannot be called.
+        NotCallableError: for a ``make`` that cannot be called.
     """
     if not callable(make):
-        raise TypeError(
+        raise NotCallableError(
             f"register_constructor({name!r}, make={make!r}): make must be callable with the class; pass a function"
         )
     key = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
@@ -78,7 +78,7 @@ def as_activation(value: Any) -> Activation:
     """An :class:`Activation` from what users have: one, an ``nn.Module`` class or instance, a function of one tensor.
 
     Raises:
-        TypeError: for anything else.
+        NotCallableError: for anything else.
     """
     if isinstance(value, Activation):
         return value
@@ -93,14 +93,9 @@ def as_activation(value: Any) -> Activation:
         reachable = "<" not in getattr(value, "__qualname__", "<")
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}") if reachable else None
         return Activation(name, functools.partial(given, value), source=source)
-    raise TypeError(
+    raise NotCallableError(
         f"{value!r} is no activation: pass an Activation, an nn.Module class or instance, or a function of one tensor"
     )
-
-
-def given(value: Any) -> Any:
-    """The value itself: what makes an activation that is there already."""
-    return value
 
 
 def discover(

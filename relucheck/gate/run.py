@@ -16,12 +16,12 @@ import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from relucheck.activations.kinks import Activation
+from relucheck.activations.kinks import Activation, given
 from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
-from relucheck.gate.discovery import Finding, as_activation, discover, given
+from relucheck.gate.discovery import Finding, as_activation, discover
 from relucheck.gate.isolation.guard import CodeRaised, Runaway, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of
