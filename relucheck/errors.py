@@ -39,6 +39,14 @@ class SettingsError(RelucheckError, ValueError):
     """A setting that cannot be used."""
 
 
+class ActivationError(RelucheckError, ValueError):
+    """An activation, or a kink of one, that is declared as none can be."""
+
+
+class NotCallableError(RelucheckError, TypeError):
+    """Something that was given where an activation, or what makes one, must be callable."""
+
+
 class ControlError(RelucheckError, RuntimeError):
     """Two runs that must be bitwise equal differ, so nothing may be concluded from the comparison."""
 
@@ -80,10 +88,17 @@ def one_of(name: str, value: Any, choices: Sequence[str], *, error: type[Reluche
         raise error(f"{name}={value!r}: {did_you_mean(value, choices)}must be one of {', '.join(choices)}")
 
 
-def truth(name: str, value: Any, *, error: type[RelucheckError] = SettingsError) -> None:
-    """Refuses what is neither True nor False: "no" would count as true."""
+def truth(name: str, value: Any, *, spelling: str = "True or False", error: type[RelucheckError] = SettingsError) -> None:
+    """Refuses what is neither True nor False: "no" would count as true.
+
+    Args:
+        name: of the setting.
+        value: of the setting.
+        spelling: of the two values where they are written.
+        error: what is raised.
+    """
     if not isinstance(value, bool):
-        raise error(f"{name}={value!r}: must be True or False")
+        raise error(f"{name}={value!r}: must be {spelling}")
 
 
 def instance(name: str, value: Any, kind: type, example: str, *, error: type[RelucheckError] = SettingsError) -> None:
@@ -97,6 +112,17 @@ def listed(name: str, value: Any, example: str, *, error: type[RelucheckError] =
     if not isinstance(value, list | tuple):
         raise error(f"{name}={value!r}: must be a list or tuple, for example {example}")
     return tuple(value)
+
+
+def error_text(error: BaseException, most: int = 200) -> str:
+    """An error on one line: its type, and at most so many characters of what it says."""
+    try:
+        text = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an error of other people's code, which may raise when it is printed, too
+        text = ""
+    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
 
 
 def did_you_mean(value: Any, known: Iterable[str], *, most: int = 1) -> str:

@@ -8,10 +8,14 @@ import pkgutil
 from typing import Any
 
 import pytest
+import torch
 
 import relucheck
 from relucheck import errors
+from relucheck.activations.kink_search import find_kinks
+from relucheck.activations.kinks import Activation, Kink
 from relucheck.errors import ModelError, RelucheckError, SettingsError, did_you_mean, number, one_of, truth, whole
+from relucheck.gate.discovery import as_activation, register_constructor
 
 #: What code of a target must not be able to catch as an Exception, and how pytest hears that an item failed.
 OUTSIDE = {"TimeLimitExceeded", "Interrupted", "GateVerdict"}
@@ -41,6 +45,24 @@ def test_every_exception_is_a_relucheck_error_with_a_documented_exit_code() -> N
         and not (issubclass(value, RelucheckError) and value.exit_code in known)
     }
     assert strangers == set()
+
+
+@pytest.mark.parametrize(
+    ("refused", "builtin"),
+    [
+        (lambda: Kink(float("nan"), 0, 1), ValueError),
+        (lambda: Activation("a/b", torch.nn.ReLU), ValueError),
+        (lambda: Activation("a", torch.nn.ReLU, (Kink(0, 0, 1), Kink(0, 0, 1))), ValueError),
+        (lambda: Activation("a", 3), TypeError),
+        (lambda: find_kinks(torch.relu, scan=(1.0, 0.0)), ValueError),
+        (lambda: register_constructor("Scaled", 3), TypeError),
+        (lambda: as_activation(3), TypeError),
+    ],
+)
+def test_what_declares_activations_refuses_with_an_error_of_relucheck(refused: Any, builtin: type[Exception]) -> None:
+    with pytest.raises(RelucheckError) as caught:
+        refused()
+    assert isinstance(caught.value, builtin)
 
 
 def test_the_command_ends_with_the_exit_code_of_the_error(

@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from relucheck.errors import SettingsError
 from relucheck.numerics.bits import from_ordinals, ordinals
 
 #: The range that is scanned unless another one is asked for, and the cells' widths inside and outside [-4, 4].
@@ -55,8 +56,20 @@ class FoundKink:
 
     @property
     def hull(self) -> tuple[float, float]:
-        """[min(left, right), max(left, right)]."""
+        """[min(left, right), max(left, right)]: the Clarke interval, where the value does not jump.
+
+        Source: Clarke (1983), Optimization and Nonsmooth Analysis.
+        """
         return min(self.left, self.right), max(self.left, self.right)
+
+    @property
+    def minimum_norm(self) -> float:
+        """The element of the interval nearest zero: PyTorch's rule for convex functions.
+
+        Source: https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions".
+        """
+        low, high = self.hull
+        return min(max(0.0, low), high)
 
 
 def resolution(y: Tensor) -> float:
@@ -220,11 +233,11 @@ def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float,
         scan: the range. Two kinks nearer than 1/32 (1/128 inside [-4, 4]) whose jumps cancel may be missed.
 
     Raises:
-        ValueError: for a range that is empty or not finite.
+        SettingsError: for a range that is empty or not finite.
     """
     low, high = scan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"scan={scan!r}: a range (low, high) of finite numbers with low < high is needed")
+        raise SettingsError(f"scan={scan!r}: a range (low, high) of finite numbers with low < high is needed")
     a, b, unit = _brackets(f, low, high)
     found: list[FoundKink] = []
     middles = ((a + b) / 2).tolist()

@@ -7,9 +7,11 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from torch import Tensor, nn
+
+from relucheck.errors import ActivationError, NotCallableError
 
 _Forward = Callable[[Tensor], Tensor]
 
@@ -25,7 +27,7 @@ class Kink:
         subgradient: the value that backward uses there; None where it is not declared.
 
     Raises:
-        ValueError: for a position or a derivative that is not a finite real number.
+        ActivationError: for a position or a derivative that is not a finite real number.
     """
 
     at: float
@@ -43,27 +45,8 @@ class Kink:
                 with contextlib.suppress(OverflowError):  # an integer beyond every float
                     number = float(value)
             if not math.isfinite(number):
-                raise ValueError(f"Kink({field.name}={value!r}): must be a finite real number; pass a float")
+                raise ActivationError(f"Kink({field.name}={value!r}): must be a finite real number; pass a float")
             object.__setattr__(self, field.name, number)
-
-    @property
-    def clarke(self) -> tuple[float, float]:
-        """The Clarke interval [min(left, right), max(left, right)] (Clarke 1983, Optimization and Nonsmooth Analysis)."""
-        return min(self.left, self.right), max(self.left, self.right)
-
-    @property
-    def minimum_norm(self) -> float:
-        """The element of the Clarke interval nearest zero: PyTorch's rule for convex functions.
-
-        Source: https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions".
-        """
-        low, high = self.clarke
-        return min(max(0.0, low), high)
-
-    def allows(self, subgradient: float) -> bool:
-        """Whether a value lies inside the Clarke interval."""
-        low, high = self.clarke
-        return low <= subgradient <= high
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +67,9 @@ class Activation:
         source: an expression that makes it, for scripts that reproduce a failure, and the import that it needs.
 
     Raises:
-        TypeError: for a ``make``, ``reference`` or ``inplace`` that cannot be called.
-        ValueError: for an empty name, a name with a slash (ids are ``Activation/law/dtype``) or two kinks at one position.
+        NotCallableError: for a ``make``, ``reference`` or ``inplace`` that cannot be called.
+        ActivationError: for an empty name, a name with a slash (ids are ``Activation/law/dtype``), or two kinks at one
+            position.
     """
 
     name: str
@@ -101,7 +85,7 @@ class Activation:
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
-            raise ValueError(
+            raise ActivationError(
                 f"Activation(name={self.name!r}): a name is not empty and has no '/'; ids are Activation/law/dtype"
             )
         for field in ("make", "reference", "inplace"):
@@ -109,12 +93,17 @@ class Activation:
             if field == "inplace" and value is True:
                 continue
             if not callable(value) and (field == "make" or value is not None):
-                raise TypeError(
+                raise NotCallableError(
                     f"Activation({self.name!r}, {field}={value!r}): must be callable; pass a class or a function"
                 )
         object.__setattr__(self, "kinks", tuple(sorted(self.kinks, key=lambda kink: kink.at)))
         if len({kink.at for kink in self.kinks}) != len(self.kinks):
-            raise ValueError(f"Activation({self.name!r}): two kinks at one position; merge them into one")
+            raise ActivationError(f"Activation({self.name!r}): two kinks at one position; merge them into one")
+
+
+def given(value: Any) -> Any:
+    """The value itself: what makes an activation that is there already."""
+    return value
 
 
 #: torch's own piecewise linear activations that the published work varies, with the subgradient torch 2.x uses.

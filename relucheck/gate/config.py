@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.errors import RelucheckError, did_you_mean
+from relucheck.errors import RelucheckError, did_you_mean, instance, listed, number, one_of, truth
 
 DTYPE_NAMES: Final = ("float32", "float64", "bfloat16", "float16")
 CONVENTIONS: Final = ("clarke", "minimum-norm", "declared", "reference")
@@ -86,25 +86,21 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         for dtype in self.dtypes:
-            _among("dtypes", dtype, DTYPE_NAMES)
-        _among("convention", self.convention, CONVENTIONS)
-        _among("fail-on", self.fail_on, FAIL_ON)
-        for name, value in (("time-limit", self.time_limit), ("memory-limit", self.memory_limit)):
-            if not value > 0:
-                raise ConfigError(f"[tool.relucheck] {name} = {value!r}: must be greater than 0")
+            one_of(_named("dtypes"), dtype, DTYPE_NAMES, error=ConfigError)
+        one_of(_named("convention"), self.convention, CONVENTIONS, error=ConfigError)
+        one_of(_named("fail-on"), self.fail_on, FAIL_ON, error=ConfigError)
+        number(_named("time-limit"), self.time_limit, above=0, error=ConfigError)
+        number(_named("memory-limit"), self.memory_limit, above=0, error=ConfigError)
+        for bound in self.scan:
+            number(_named("scan"), bound, error=ConfigError)
         low, high = self.scan
         if not low < high:
-            raise ConfigError(f"[tool.relucheck] scan = {[low, high]}: the first number must be smaller than the second")
+            raise ConfigError(f"{_named('scan')}={[low, high]}: the first number must be smaller than the second")
 
 
-def _among(setting: str, value: str, allowed: Iterable[str]) -> None:
-    allowed = list(allowed)
-    if value not in allowed:
-        raise ConfigError(f"[tool.relucheck] {setting} = {value!r}: {_one_of(value, allowed)}")
-
-
-def _one_of(value: str, allowed: list[str]) -> str:
-    return f"{did_you_mean(value, allowed)}must be one of {', '.join(allowed)}"
+def _named(setting: str) -> str:
+    """A setting as messages call it."""
+    return f"[tool.relucheck] {setting}"
 
 
 def suggestion(wanted: str, known: Iterable[str]) -> str:
@@ -114,33 +110,30 @@ def suggestion(wanted: str, known: Iterable[str]) -> str:
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"[tool.relucheck] {name} = {value!r}: a list of strings is needed")
-    return tuple(value)
+    strings = listed(_named(name), value, '["relu"]', error=ConfigError)
+    return tuple(_string(name, item) for item in strings)
 
 
 def _string(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"[tool.relucheck] {name} = {value!r}: a string is needed")
-    return value
+    instance(_named(name), value, str, '"relu"', error=ConfigError)
+    return str(value)
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"[tool.relucheck] {name} = {value!r}: a number is needed")
+    number(_named(name), value, error=ConfigError)
     return float(value)
 
 
 def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"[tool.relucheck] {name} = {value!r}: true or false is needed")
-    return value
+    truth(_named(name), value, spelling="true or false", error=ConfigError)
+    return bool(value)
 
 
 def _range(name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ConfigError(f"[tool.relucheck] {name} = {value!r}: two numbers are needed, as [-32, 32]")
-    return _number(name, value[0]), _number(name, value[1])
+    bounds = listed(_named(name), value, "[-32, 32]", error=ConfigError)
+    if len(bounds) != 2:
+        raise ConfigError(f"{_named(name)}={value!r}: must be two numbers, for example [-32, 32]")
+    return _number(name, bounds[0]), _number(name, bounds[1])
 
 
 def _table(name: str, value: Any) -> Mapping[str, Any]:
@@ -156,13 +149,11 @@ def _expected(name: str, value: Any) -> tuple[ExpectedFailure, ...]:
         raise ConfigError(f"[[tool.relucheck.{name}]]: a table per entry is needed, with id and reason")
     found = []
     fields = [field.name for field in dataclasses.fields(ExpectedFailure)]
-    for number, entry in enumerate(value, start=1):
-        where = f"[[tool.relucheck.{name}]] entry {number}"
+    for position, entry in enumerate(value, start=1):
+        where = f"[[tool.relucheck.{name}]] entry {position}"
         for key, item in entry.items():
-            if key not in fields:
-                raise ConfigError(f"{where}: unknown key {key!r}: {_one_of(key, fields)}")
-            if not isinstance(item, str):
-                raise ConfigError(f"{where}: {key} = {item!r}: a string is needed")
+            one_of(f"{where}: key", key, fields, error=ConfigError)
+            instance(f"{where}: {key}", item, str, '"known"', error=ConfigError)
         for key in ("id", "reason"):
             if not entry.get(key, "").strip():
                 raise ConfigError(f"{where}: {key} is missing; an expected failure says which item and why")
@@ -206,8 +197,7 @@ def from_table(table: Mapping[str, Any], root: Path | None = None) -> GateConfig
     for key, value in table.items():
         if key in OTHER_KEYS:
             continue
-        if key not in _READERS:
-            raise ConfigError(f"[tool.relucheck] unknown key {key!r}: {_one_of(key, sorted(_READERS))}")
+        one_of(_named("key"), key, sorted(_READERS), error=ConfigError)
         field, read = _READERS[key]
         settings[field] = read(key, value)
     return GateConfig(**settings)

@@ -20,10 +20,10 @@ from typing import Any, Final, Literal
 
 from torch import Tensor, nn
 
-from relucheck.activations.kinks import Activation
-from relucheck.errors import MISSING, RelucheckError, did_you_mean
+from relucheck.activations.kinks import Activation, given
+from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_mean
 from relucheck.gate.frameworks import TORCH_TARGETS
-from relucheck.gate.isolation.guard import TIME_LIMIT, TimeLimitExceeded, contained, preserved_state, silenced
+from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
 
 #: First parameters by which a function without annotations is taken for an activation.
 _INPUT_NAMES: Final = frozenset({"x", "input", "inputs", "z", "t", "tensor", "hidden_states", "a", "pre_activation", "u"})
@@ -64,10 +64,10 @@ def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
         make: called with the class or function; returns a callable of one tensor. ``lambda cls: cls(slope=0.1)``.
 
     Raises:
-        TypeError: for a ``make`` that cannot be called.
+        NotCallableError: for a ``make`` that cannot be called.
     """
     if not callable(make):
-        raise TypeError(
+        raise NotCallableError(
             f"register_constructor({name!r}, make={make!r}): make must be callable with the class; pass a function"
         )
     key = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
@@ -78,7 +78,7 @@ def as_activation(value: Any) -> Activation:
     """An :class:`Activation` from what users have: one, an ``nn.Module`` class or instance, a function of one tensor.
 
     Raises:
-        TypeError: for anything else.
+        NotCallableError: for anything else.
     """
     if isinstance(value, Activation):
         return value
@@ -93,14 +93,9 @@ def as_activation(value: Any) -> Activation:
         reachable = "<" not in getattr(value, "__qualname__", "<")
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}") if reachable else None
         return Activation(name, functools.partial(given, value), source=source)
-    raise TypeError(
+    raise NotCallableError(
         f"{value!r} is no activation: pass an Activation, an nn.Module class or instance, or a function of one tensor"
     )
-
-
-def given(value: Any) -> Any:
-    """The value itself: what makes an activation that is there already."""
-    return value
 
 
 def discover(
@@ -120,11 +115,10 @@ def discover(
         with silenced() as printed, preserved_state() as changes, contained(seconds):
             container, attribute = _load(target, root)
             activations, skipped = _collect(target, container, attribute, constructors or {})
-    except (Exception, SystemExit, TimeLimitExceeded) as error:
-        text = " ".join(str(error).split())[:300]
-        if isinstance(error, TargetImportError):
-            return Finding(target, error=text)
-        return Finding(target, error=f"target {target!r} does not import: {type(error).__name__}: {text}")
+    except TargetImportError as error:
+        return Finding(target, error=str(error))
+    except Exception as error:
+        return Finding(target, error=f"target {target!r} does not import: {error}")
     if changes:
         notes.append(f"importing it changed global state (undone): {'; '.join(changes)}")
     if printed.getvalue():

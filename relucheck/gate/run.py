@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from relucheck.activations.kinks import Activation
+from relucheck.activations.kinks import Activation, given
+from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
-from relucheck.gate.discovery import Finding, as_activation, discover, given
-from relucheck.gate.isolation.forks import StrayChild
-from relucheck.gate.isolation.guard import TimeLimitExceeded, guarded
+from relucheck.gate.discovery import Finding, as_activation, discover
+from relucheck.gate.isolation.guard import CodeRaised, Runaway, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of
-from relucheck.gate.subject import Disconnected, NotAnActivation, Subject, TargetError, error_text
+from relucheck.gate.subject import Disconnected, NotAnActivation, Subject, TargetError
 from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 
@@ -120,10 +121,8 @@ class Gate:
             entry.skip = str(error)
         except TargetError as error:
             entry.problem = str(error)
-        except (TimeLimitExceeded, StrayChild) as error:
-            entry.problem = f"{error}; nothing more was tried"
-        except (Exception, SystemExit) as error:
-            entry.problem = _short(error)
+        except Exception as error:
+            entry.problem = _problem(error)
         if changed:
             # drawing random numbers is what a random activation, found out here, is for
             entry.changes = tuple(change for change in changed if "generator" not in change)
@@ -146,14 +145,8 @@ class Gate:
             items.append(Item("relucheck", IMPORT, problem="no target was given; pass --relucheck MODULE or set targets"))
         runnable = 0
         for name, entry in self.entries.items():
-            first = self.config.dtypes[0]
-            if entry.subject is None:
-                law, device = EXPLAINS_FAILURE.name, self.config.devices[0]
-                items.append(Item(name, law, first, device, problem=entry.problem, skip=entry.skip))
-                runnable += bool(entry.problem)
-                continue
-            runnable += 1
-            items += self._items_of(name, entry.subject)
+            items += self._items_of(name, entry)
+            runnable += entry.subject is not None or bool(entry.problem)
         if self.entries and not runnable and not any(finding.error for finding in self.findings):
             reasons = "; ".join(f"{name}: {entry.skip}" for name, entry in list(self.entries.items())[:5])
             items.append(Item("relucheck", IMPORT, problem=f"no activation could be checked, all were skipped: {reasons}"))
@@ -175,13 +168,23 @@ class Gate:
             if name not in known
         ]
 
-    def _items_of(self, name: str, subject: Subject) -> list[Item]:
-        found = []
-        for device in self.config.devices:
-            for dtype in self.config.dtypes:
-                case = self._new_case(name, subject, dtype, device)
-                found += [Item(name, law.name, dtype, device) for law in self.laws() if law.concerns(case)]
-        return found
+    def _items_of(self, name: str, entry: Entry) -> list[Item]:
+        """An item per law that concerns an activation, dtype and device; a single one where that says why there are none.
+
+        Which laws concern an activation depends on what it says of itself (an attribute ``inplace``), so its code may run.
+        """
+        if entry.subject is not None:
+            found: list[Item] = []
+            try:
+                with self._guarded():
+                    for device, dtype in itertools.product(self.config.devices, self.config.dtypes):
+                        case = self._new_case(name, entry.subject, dtype, device)
+                        found += [Item(name, law.name, dtype, device) for law in self.laws() if law.concerns(case)]
+                return found
+            except Exception as error:
+                entry.subject, entry.problem = None, _problem(error)
+        first = self.config.dtypes[0], self.config.devices[0]
+        return [Item(name, EXPLAINS_FAILURE.name, *first, problem=entry.problem, skip=entry.skip)]
 
     def _stale(self, items: Sequence[Item]) -> list[Item]:
         """An item that fails for every expected failure that names nothing."""
@@ -256,11 +259,11 @@ class Gate:
         except LawViolation as violation:
             outcome: Outcome = "failed" if violation.level == "error" else "notice"
             return verdict(outcome, violation.text(), violation.counterexample.as_dict(), kinks=rows)
-        except (TimeLimitExceeded, StrayChild) as error:
+        except Runaway as error:
             # laws to come would wait as long, or fork again: let them say so at once
             self.entries[item.activation].problem = str(error)
             return verdict("failed", f"{item.id}: {error}")
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             return verdict("failed", f"{item.id}: {_short(error)}{_where(error)}", kinks=rows)
         return verdict("passed", kinks=rows)
 
@@ -275,13 +278,21 @@ class Gate:
             raise NotApplicable(f"does not run in {dtype_name(case.dtype)}: see {see} ({type(error).__name__})") from None
 
 
-def _short(error: BaseException) -> str:
-    text = str(error)
-    if isinstance(error, MemoryError) or "allocate memory" in text or "not enough memory" in text:
-        return f"ran out of its memory limit: {error_text(error)}"
-    return f"raised {error_text(error, 400)}"
+def _raised(error: Exception) -> BaseException:
+    return error.raised if isinstance(error, CodeRaised) else error
 
 
-def _where(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
+def _problem(error: Exception) -> str:
+    return f"{error}; nothing more was tried" if isinstance(error, Runaway) else _short(error)
+
+
+def _short(error: Exception) -> str:
+    raised, text = _raised(error), error_text(_raised(error), 400)
+    if isinstance(raised, MemoryError) or "allocate memory" in text or "not enough memory" in text:
+        return f"ran out of its memory limit: {text[:200]}"
+    return f"raised {text}"
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(_raised(error).__traceback__)
     return f"\n  at {frames[-1].name}, line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""

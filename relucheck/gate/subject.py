@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, find_kinks
 from relucheck.activations.kinks import Activation
-from relucheck.errors import RelucheckError
+from relucheck.errors import RelucheckError, error_text
 from relucheck.numerics.dtypes import dtype_name
 
 #: Seeds the parameters of modules, so that every dtype, worker and reproducing script sees the same ones.
@@ -39,12 +39,6 @@ class TargetError(RelucheckError):
 
 class Disconnected(RelucheckError):
     """The output does not depend on the input, as far as differentiation knows."""
-
-
-def error_text(error: BaseException, most: int = 200) -> str:
-    """An error on one line: its type, and at most so many characters of what it says."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
 
 
 def _required_tensors(module: Any) -> list[str]:
@@ -105,8 +99,6 @@ class Subject:
         self._kinks: dict[str, list[FoundKink]] = {}
         try:
             self.original = made(activation.make)
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except Exception as error:
             raise TargetError(f"could not be constructed: {error_text(error)}") from error
         if not callable(self.original):
@@ -207,7 +199,7 @@ class Subject:
         try:
             with torch.no_grad():
                 result = self.original(given)
-        except (KeyboardInterrupt, SystemExit, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:
             raise TargetError(f"raised on an input of shape {tuple(x.shape)}: {error_text(error)}") from error

@@ -69,6 +69,58 @@ def exits(x: Tensor) -> Tensor:
     raise SystemExit(3)
 
 
+def exits_late(x: Tensor) -> Tensor:
+    """Leaves in a call that only the search for equal spellings makes."""
+    if x.dtype == torch.float64 and x.numel() > 300:
+        raise SystemExit(0)
+    return torch.relu(x)
+
+
+class Stop(BaseException):
+    """An exception that ``except Exception`` does not see, as pytest's own outcomes are."""
+
+
+def stops(x: Tensor) -> Tensor:
+    raise Stop("no more")
+
+
+def stops_late(x: Tensor) -> Tensor:
+    if x.dtype == torch.float64 and x.numel() > 300:
+        raise Stop("no more")
+    return torch.relu(x)
+
+
+def stops_in_backward(x: Tensor) -> Tensor:
+    class Stopping(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx: Any, v: Tensor) -> Tensor:
+            raise Stop("no more")
+
+    return Stopping.apply(x)
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise Stop("nor is this")
+
+
+def raises_unprintable(x: Tensor) -> Tensor:
+    raise Unprintable
+
+
+class InplaceRaises(nn.Module):
+    @property
+    def inplace(self) -> bool:
+        raise RuntimeError("ask somebody else")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+
 def allocates(x: Tensor) -> Tensor:
     hoard = []
     while True:

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from relucheck.__main__ import main
-from relucheck.errors import FAILED, MISSING, OK, USAGE
+from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
 
-from .test_pytest_face import ROOT, project
+from .test_pytest_face import ROOT, gate, project
 
 __all__ = ["project"]
 
@@ -44,6 +44,30 @@ def test_a_broken_pipe_keeps_the_verdict_and_the_report(project, target, code):
     counted = json.loads((project / "r.json").read_text())["counts"]
     assert (counted["failed"] > 0) == (code != OK)
     assert (project / "r.md").is_file()
+
+
+def test_a_target_that_exits_leaves_the_verdicts_and_the_report(project):
+    """Its SystemExit(0) comes where activations are compared, and would end the command as if nothing had failed."""
+    with open(project / "mylib.py", "a") as file:
+        file.write(
+            "\ndef exits(x):\n    if x.dtype == torch.float64 and x.numel() > 300:\n        raise SystemExit(0)\n"
+            "    return torch.relu(x)\n"
+        )
+    arguments = ("--dtypes", "float32", "--laws", "equal_spellings,chain_rule", "--report", "r.json")
+    assert unread("check", "mylib", *arguments, cwd=project) == (FAILED, "")
+    assert json.loads((project / "r.json").read_text())["counts"]["failed"] > 0
+
+
+def test_exit_codes_of_files_that_cannot_be_used(project):
+    """As the README's table of exit codes says, of both faces."""
+    (project / "blocked").write_text("a file, not a folder")
+    laws = ("--dtypes", "float32", "--laws", "runs")
+    code, said = unread("check", "mylib:Good", *laws, "--report", "blocked/r.json", cwd=project)
+    assert (code, "a file cannot be read or written" in said) == (UNWRITABLE, True)
+    assert unread("kinks", "mylib:Good", "--against", "none.json", cwd=project)[0] == USAGE
+    options = ("--relucheck", "mylib:Good", "--relucheck-dtypes", "float32", "--relucheck-laws", "runs")
+    for option, name in (("--relucheck-report", "blocked/r.json"), ("--relucheck-baseline", "none.json")):
+        assert gate(*options, option, name, cwd=project).returncode == 1
 
 
 def test_a_broken_pipe_keeps_the_kink_table(project):

@@ -10,13 +10,23 @@ import pytest
 import torch
 
 from relucheck import check_activation, register_constructor
+from relucheck.activations.kinks import Activation
+from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.config import GateConfig
 from relucheck.gate.discovery import discover
-from relucheck.gate.isolation.guard import TimeLimitExceeded, memory_limit, preserved_state, time_limit
+from relucheck.gate.isolation.guard import (
+    CodeRaised,
+    Runaway,
+    TimeLimitExceeded,
+    contained,
+    memory_limit,
+    preserved_state,
+    time_limit,
+)
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
 
-from . import hostile
+from . import hostile, mutants
 
 
 def outcomes(*functions, **settings):
@@ -37,6 +47,8 @@ def outcomes(*functions, **settings):
         (hostile.returns_a_tuple, "failed", "returned 'tuple' for a tensor"),
         (hostile.returns_integers, "skipped", "returns int64"),
         (hostile.exits, "failed", "SystemExit"),
+        (hostile.stops, "failed", "raised Stop: no more"),
+        (hostile.raises_unprintable, "failed", "Unprintable"),
         (hostile.random_everywhere, "skipped", "random"),
         (hostile.mixes, "skipped", "not elementwise"),
         (hostile.halves, "skipped", "changes the shape"),
@@ -65,6 +77,49 @@ def test_backward_that_raises_fails_once_and_skips_the_rest():
     failed = [result for result in found.values() if result.outcome == "failed"]
     assert [result.law for result in failed] == ["runs"]
     assert "incorrect number of gradients" in failed[0].message
+
+
+def test_no_exception_of_a_backward_ends_the_run():
+    found = outcomes(hostile.stops_in_backward, hostile.good)
+    for law in ("runs", "chain_rule"):
+        assert found[f"stops_in_backward/{law}/float32"].outcome == "failed"
+        assert "raised Stop: no more\n  at backward, line" in found[f"stops_in_backward/{law}/float32"].message
+        assert found[f"good/{law}/float32"].outcome == "passed"
+
+
+@pytest.mark.parametrize("function", [hostile.exits_late, hostile.stops_late])
+def test_no_exception_ends_the_search_for_equal_spellings(function):
+    wrong = Activation("wrong", lambda: mutants.injected_relu)
+    found = outcomes(function, hostile.good, wrong, laws=("equal_spellings", "chain_rule"))
+    assert found["wrong/chain_rule/float32"].outcome == "failed"
+    assert found["good/chain_rule/float32"].outcome == "passed"
+
+
+@pytest.mark.parametrize("stop", [SystemExit(0), hostile.Stop("no more"), GeneratorExit(), StopIteration(), OSError("x")])
+def test_what_other_code_raises_becomes_one_error(stop):
+    with pytest.raises(CodeRaised) as caught, contained(1.0):
+        raise stop
+    assert caught.value.raised is stop
+    assert str(caught.value).startswith(type(stop).__name__)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), NotApplicable("nothing to say")])
+def test_control_c_and_relucheck_s_own_errors_stay_what_they_are(stop):
+    with pytest.raises(type(stop)) as caught, contained(1.0):
+        raise stop
+    assert caught.value is stop
+
+
+def test_a_time_limit_is_an_ordinary_error_outside():
+    with pytest.raises(Runaway, match=r"past its time limit of 0\.2 s"), contained(0.2):
+        hostile.swallows_everything(torch.ones(1))
+
+
+def test_an_exception_while_items_are_listed_is_one_item():
+    found = outcomes(hostile.InplaceRaises, hostile.good, laws=("runs", "chain_rule", "inplace"))
+    assert list(found) == ["InplaceRaises/runs/float32", "good/runs/float32", "good/chain_rule/float32"]
+    assert [result.outcome for result in found.values()] == ["failed", "passed", "passed"]
+    assert "raised RuntimeError: ask somebody else" in found["InplaceRaises/runs/float32"].message
 
 
 def test_prints_nothing(capsys):
@@ -122,8 +177,10 @@ def test_a_module_that_raises(tmp_path):
 def test_a_module_that_loops_prints_and_exits(tmp_path):
     (tmp_path / "loops.py").write_text("while True: pass\n")
     (tmp_path / "leaves.py").write_text("raise SystemExit('bye')\n")
+    (tmp_path / "stops.py").write_text("class Stop(BaseException): pass\nraise Stop('for good')\n")
     assert "time limit" in discover("loops.py", root=tmp_path, seconds=0.5).error
-    assert "bye" in discover("leaves.py", root=tmp_path).error
+    assert "SystemExit: bye" in discover("leaves.py", root=tmp_path).error
+    assert "'stops.py' does not import: Stop: for good" in discover("stops.py", root=tmp_path).error
 
 
 def test_a_module_that_changes_the_process(tmp_path, capsys):
@@ -188,8 +245,6 @@ def test_check_activation_says_everything_at_once():
 
     results = check_activation(torch.nn.ReLU, dtypes=["float32"])
     assert {result.outcome for result in results} <= {"passed", "skipped", "notice"}
-    from . import mutants
-
     with pytest.raises(GateFailure, match="chain_rule") as caught:
         check_activation(mutants.injected_relu, dtypes=[torch.float32], laws=["chain_rule", "runs"])
     assert len(caught.value.results) == 2

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from relucheck.activations.kink_search import FoundKink, derivatives
 from relucheck.activations.kinks import Activation
+from relucheck.errors import error_text
 from relucheck.gate.cases.script import Script
 from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal, ulps_between
 from relucheck.gate.config import GateConfig
-from relucheck.gate.subject import Subject, error_text
+from relucheck.gate.subject import Subject
 from relucheck.numerics.bits import all_values, neighbour
 
 #: Length of tensors that have a vector body and a scalar tail on every vector width up to 64 elements.

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import torch
 
+from relucheck.errors import RelucheckError, error_text
 from relucheck.gate.isolation import forks, interrupts
 
 try:
@@ -31,6 +32,22 @@ TIME_LIMIT: Final = 60.0
 
 class TimeLimitExceeded(BaseException):
     """An item ran past its time limit. No Exception, so that a target's ``except Exception`` cannot swallow it."""
+
+
+class Runaway(RelucheckError):
+    """Code that ran past its time limit or forked this process: it would do so again, so it is not to be called again."""
+
+
+class CodeRaised(RelucheckError):
+    """Other people's code raised something: an Exception, SystemExit, or a BaseException of its own.
+
+    Attributes:
+        raised: what it raised.
+    """
+
+    def __init__(self, raised: BaseException) -> None:
+        super().__init__(error_text(raised, 400))
+        self.raised = raised
 
 
 #: Seconds by which an import may outlast the time limit, and between two looks whether it has ended.
@@ -226,12 +243,21 @@ def _no_warnings() -> Iterator[None]:
 def contained(seconds: float) -> Iterator[None]:
     """Runs other people's code: within a time limit, in this process alone, and open to control-C.
 
+    Nothing leaves the block but KeyboardInterrupt and errors of relucheck.
+
     Raises:
-        TimeLimitExceeded: after ``seconds``.
-        StrayChild: a process that the code forked came back.
+        Runaway: after ``seconds``, or where a process that the code forked came back.
+        CodeRaised: for anything that the code raised, SystemExit included.
     """
-    with interrupts.kept(), forks.ended(seconds), time_limit(seconds):
-        yield
+    try:
+        with interrupts.kept(), forks.ended(seconds), time_limit(seconds):
+            yield
+    except (TimeLimitExceeded, forks.StrayChild) as error:
+        raise Runaway(str(error)) from error
+    except (KeyboardInterrupt, RelucheckError):
+        raise
+    except BaseException as error:
+        raise CodeRaised(error) from error
 
 
 @contextlib.contextmanager

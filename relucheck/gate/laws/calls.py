@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first
 from relucheck.gate.isolation.guard import preserved_state
 from relucheck.gate.laws.law import law
-from relucheck.gate.subject import Disconnected, error_text
+from relucheck.gate.subject import Disconnected
 from relucheck.numerics.bits import differs
 
 

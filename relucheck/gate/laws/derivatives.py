@@ -28,12 +28,9 @@ def declared_at(case: Case, kink: FoundKink) -> Kink | None:
 def allowed_at(case: Case, kink: FoundKink) -> tuple[float, float, str]:
     """Lowest and highest subgradient that the convention in force allows at a kink, and why.
 
-    Sources: Clarke (1983), Optimization and Nonsmooth Analysis, for the interval;
-    https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions", for the
-    minimum-norm rule.
+    Sources: those of :attr:`FoundKink.hull` and :attr:`FoundKink.minimum_norm`.
     """
     declared = declared_at(case, kink)
-    low, high = kink.hull
     if declared is not None and declared.subgradient is not None:
         return declared.subgradient, declared.subgradient, "declared"
     if case.config.convention == "declared":
@@ -43,9 +40,8 @@ def allowed_at(case: Case, kink: FoundKink) -> tuple[float, float, str]:
             allowed="declare it: Activation(..., kinks=[Kink(at, left, right, subgradient)])",
         )
     if case.config.convention == "minimum-norm":
-        nearest = min(max(0.0, low), high)
-        return nearest, nearest, "minimum-norm element of the Clarke interval"
-    return low, high, "Clarke interval"
+        return kink.minimum_norm, kink.minimum_norm, "minimum-norm element of the Clarke interval"
+    return *kink.hull, "Clarke interval"
 
 
 def _beyond(got: float, low: float, high: float, tolerance: float) -> bool:
