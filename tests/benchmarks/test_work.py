@@ -1,0 +1,69 @@
+"""What the local backend costs: units in two processes against two plain processes that share the same seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.training import engine
+from relucheck.training.settings import Settings
+from relucheck.work import Local, cores
+
+pytestmark = pytest.mark.benchmark
+
+_PLAIN = """
+import json, sys, torch
+torch.set_num_threads(1)
+from relucheck.training.engine import train
+from relucheck.training.settings import Settings
+train(Settings.from_json(json.loads(sys.stdin.read())), folder=sys.argv[1], progress=False)
+"""
+
+
+def _settings(seeds: range, epochs: int) -> Settings:
+    """E2's network in coarse rounding on the shipped digits: hits part the members at once."""
+    (comparison,) = SCENARIOS["E2"].comparisons("cpu", ["bfloat16-product"])
+    settings = comparison.settings
+    members = tuple(dataclasses.replace(member, seed=seed) for seed in seeds for member in settings.members)
+    return dataclasses.replace(settings, data="digits", members=members, epochs=epochs, every=1)
+
+
+def _plain(settings: Settings, folder: Path) -> float:
+    halves = settings.seeds[::2], settings.seeds[1::2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    started = time.perf_counter()
+    running = []
+    for index, half in enumerate(halves):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PLAIN, str(folder / str(index))], stdin=subprocess.PIPE, env=environment, text=True
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(settings.of_seeds(half).to_json()))
+        process.stdin.close()
+        running.append(process)
+    assert [process.wait() for process in running] == [0, 0]
+    return time.perf_counter() - started
+
+
+@pytest.mark.skipif(cores() < 2, reason="two processes need two cores")
+def test_two_processes_against_two_plain_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = _settings(range(4), epochs=40)
+    ratios = []
+    for turn in range(3):
+        folder = tmp_path / str(turn)
+        plain = _plain(settings, folder)
+        started = time.perf_counter()
+        Local(2).run(engine.units(settings, folder / "units"))
+        ratios.append(plain / (time.perf_counter() - started))
+    with capsys.disabled():
+        print(
+            f"\nplain processes / units in processes: {', '.join(f'{ratio:.3f}' for ratio in sorted(ratios))} (goal 0.95)"
+        )
