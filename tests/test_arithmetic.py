@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,7 +115,9 @@ def test_the_round_trip_check_fails_a_fault(monkeypatch: pytest.MonkeyPatch) -> 
         ("mixed bfloat16 emulated (product)", "mixed='bfloat16' and emulation='product' exclude each other"),
         ("float16 emulated (folded)", "emulation='folded' must be one of rounded, product, split-k, tf32"),
         ("float16 emulated (split-k)", "split-k takes at least 2 parts"),
-        ("float16 emulated (split-k many)", "split-k needs a number of parts: 'split-k 4'"),
+        ("float16 emulated (split-k many)", "split-k needs a number of parts of at most 18 digits: 'split-k 4'"),
+        (f"float16 emulated (split-k {'9' * 5000})", "a number of parts of at most 18 digits"),
+        ("bfloat16 emulated (rounded )", "emulation='rounded ' must be one of rounded, product, split-k, tf32"),
         ("float16 emulated (product 2)", "the other kinds take 1"),
         ("bfloat16 emulated (tf32)", "TF32 rounds float32 factors; use float32"),
     ],
@@ -186,24 +192,40 @@ _REDUCTIONS = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", 
 def switches() -> Iterator[Callable[[], tuple[Any, ...]]]:
     """Reads every switch that Arithmetic touches, and puts torch back to its defaults."""
     cuda, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
-    parts: list[Any] = [cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
+    above: list[Any] = [torch.backends, cudnn, mkldnn]
+    parts: list[Any] = [cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
 
     def read() -> tuple[Any, ...]:
         return (
-            *[part.fp32_precision for part in parts],
+            *[part.fp32_precision for part in (*above, *parts)],
             *[(getattr(cuda, name), getattr(cuda, f"{name}_split_k")) for name in _REDUCTIONS],
             cuda.allow_fp16_accumulation,
         )
 
-    before = read()
     yield read
+    _reset()
+
+
+def _reset() -> None:
+    """PyTorch's defaults; cuDNN's switches, whose default no assignment brings back, are set to what it is."""
+    backends: Any = torch.backends
+    backends.fp32_precision = backends.cudnn.fp32_precision = "none"
+    backends.mkldnn.set_flags(_fp32_precision="none")
     torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32 = True
-    for part, value in zip(parts, before, strict=False):
-        part.fp32_precision = value
+    backends.cudnn.allow_tf32 = True
+    cuda, mkldnn = backends.cuda.matmul, backends.mkldnn
+    for part in (cuda, mkldnn.matmul, mkldnn.conv, mkldnn.rnn):
+        part.fp32_precision = "none"
     for name in _REDUCTIONS:
         setattr(cuda, name, True)
     cuda.allow_fp16_accumulation = False
+
+
+def _older() -> str | None:
+    """The older switch for products, where torch lets it be read."""
+    with contextlib.suppress(RuntimeError):
+        return torch.get_float32_matmul_precision()
+    return None
 
 
 def _set_old(precision: str) -> Callable[[], None]:
@@ -222,6 +244,25 @@ def _set_cpu_convolutions() -> None:
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
 
 
+def _set_global(value: str) -> Callable[[], None]:
+    def set_it() -> None:
+        torch.backends.fp32_precision = value  # type: ignore[attr-defined]
+
+    return set_it
+
+
+def _set_cudnn() -> None:
+    torch.backends.cudnn.fp32_precision = "tf32"
+
+
+def _set_onednn() -> None:
+    torch.backends.mkldnn.set_flags(_fp32_precision="bf16")
+
+
+def _set_cpu_products() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+
+
 def _set_reductions(fp16: Any, bf16: Any) -> Callable[[], None]:
     def set_both() -> None:
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = fp16
@@ -238,7 +279,9 @@ STATES = {
     "default": lambda: None, "highest": _set_old("highest"), "high": _set_old("high"), "medium": _set_old("medium"),
     "newer switch": _set_new, "newer convolution switch": _set_new_convolutions, "CPU convolutions": _set_cpu_convolutions,
     "reductions": _set_reductions(False, True), "pairs": _set_reductions((False, False), (False, True)),
-    "16-bit accumulation": _set_accumulation,
+    "16-bit accumulation": _set_accumulation, "CPU products": _set_cpu_products,
+    "global TF32": _set_global("tf32"), "global bfloat16": _set_global("bf16"), "global IEEE": _set_global("ieee"),
+    "cuDNN TF32": _set_cudnn, "oneDNN bfloat16": _set_onednn,
 }  # fmt: skip
 ACTIVE = (
     "float32",
@@ -253,25 +296,25 @@ ACTIVE = (
 def _put_back(name: str, state: str, read: Callable[[], Any]) -> bool:
     """Whether active() puts every switch back, after an error too."""
     STATES[state]()
-    before, old = read(), numerics_arithmetic._unless_mixed(torch.get_float32_matmul_precision)
+    before, old = read(), _older()
 
     def run() -> None:
         arithmetic = Arithmetic.parse(name)
         with arithmetic.active():
             inside = read()
-            assert [value == "tf32" for value in inside[:3]] == [arithmetic.tf32] * 3
-            assert "bf16" not in inside[3:5]  # strict float32 on the CPU, too
-            assert inside[5:] == (arithmetic.reduction, arithmetic.reduction, False)
-            for dtype in DTYPES:
-                found = Arithmetic.current(dtype)
-                assert found.dtype == dtype
-                assert found.tf32 == (arithmetic.tf32 and dtype == torch.float32)
-                assert found.reduction == (arithmetic.reduction if dtype.itemsize == 2 else (True, True))
+            assert set(inside[:9]) == {"tf32" if arithmetic.tf32 else "ieee"}  # strict float32 on the CPU, too
+            assert inside[9:] == (arithmetic.reduction, arithmetic.reduction, False)
+            assert old is None or _older() == ("high" if arithmetic.tf32 else "highest")
+            F.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))  # reads the switches of all devices
+            for dtype, device in itertools.product(DTYPES, ("cpu", "cuda")):
+                found = Arithmetic.current(dtype, device)
+                reduction = arithmetic.reduction if dtype.itemsize == 2 else (True, True)
+                assert found == Arithmetic(dtype, tf32=arithmetic.tf32 and dtype == torch.float32, reduction=reduction)
             raise KeyError
 
     with pytest.raises(KeyError):
         run()
-    return read() == before and numerics_arithmetic._unless_mixed(torch.get_float32_matmul_precision) == old
+    return read() == before and _older() == old
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -293,15 +336,71 @@ def test_a_pair_that_comes_back_as_a_bool_is_noticed(switches: Any, monkeypatch:
     assert not _put_back("float16", "pairs", switches)
 
 
+_LATER = (
+    "backends.fp32_precision = 'ieee'",
+    "backends.fp32_precision = 'tf32'",
+    "backends.cudnn.fp32_precision = 'ieee'",
+    "backends.cudnn.fp32_precision = 'tf32'",
+    "backends.cudnn.fp32_precision = 'none'; backends.fp32_precision = 'none'",
+)
+
+
+# in a process each: no assignment brings the default of cuDNN's switches back
+@pytest.mark.parametrize("name", ["float32", "float32 TF32"])
+def test_a_switch_that_followed_another_follows_it_afterwards(name: str) -> None:
+    script = Path(__file__).with_name("switches_after.py")
+    assert subprocess.run([sys.executable, script, name, *_LATER], capture_output=True, text=True, check=True).stdout == ""
+
+
 def test_current_reads_what_the_user_set(switches: Any) -> None:
-    assert Arithmetic.current(torch.float32).name == "float32"
-    torch.set_float32_matmul_precision("high")
-    assert Arithmetic.current(torch.float32).name == "float32 TF32"
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # a bool leaves split-K allowed
+    names: dict[str, list[str]] = {}
+    for state in STATES:
+        _reset()
+        STATES[state]()
+        names[state] = [Arithmetic.current(torch.float32, device).name for device in ("cpu", "cuda")]
+    default = "float32 with TF32 convolutions, TF32 recurrences"
+    for state in ("default", "highest", "reductions", "pairs", "16-bit accumulation"):
+        assert names.pop(state) == ["float32", default]
+    assert names == {
+        "high": ["float32 with TF32 products", "float32 TF32"],
+        "medium": ["float32 with bfloat16 products", "float32 TF32"],
+        "newer switch": ["float32", "float32 TF32"],
+        "newer convolution switch": ["float32", "float32 with TF32 recurrences"],
+        "CPU convolutions": ["float32 with bfloat16 convolutions", default],
+        "CPU products": ["float32 with bfloat16 products", default],
+        "global TF32": ["float32 TF32", "float32 TF32"],
+        "global bfloat16": ["float32 with bfloat16 products, bfloat16 convolutions, bfloat16 recurrences", default],
+        "global IEEE": ["float32", default],  # cuDNN's explicit TF32 of _reset
+        "cuDNN TF32": ["float32", "float32 TF32"],
+        "oneDNN bfloat16": ["float32 with bfloat16 products, bfloat16 convolutions, bfloat16 recurrences", default],
+    }
+
+
+def test_current_reads_16_bit_switches(switches: Any) -> None:
+    cuda = torch.backends.cuda.matmul
+    cuda.allow_bf16_reduced_precision_reduction = False  # a bool leaves split-K allowed
     assert Arithmetic.current(torch.bfloat16).name == "bfloat16 full-precision reduction"
     assert Arithmetic.current(torch.float16).name == "float16"
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
+    cuda.allow_bf16_reduced_precision_reduction = (False, False)  # type: ignore[assignment]
     assert Arithmetic.current(torch.bfloat16).name == "bfloat16 strict"
-    _set_new()
-    assert Arithmetic.current(torch.float32).tf32
+    _set_accumulation()
+    assert Arithmetic.current(torch.float16, "cpu").name == "float16"
+    assert Arithmetic.current(torch.float16, "cuda").name == "float16 with 16-bit accumulation"
+    assert Arithmetic.current(torch.bfloat16, "cuda").name == "bfloat16 strict"
+
+
+def test_switches_of_no_named_arithmetic_are_a_label_only(switches: Any) -> None:
+    """Of a linear layer by itself, convolutions play no role."""
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    layer = nn.Linear(2, 2)
+    found = Arithmetic.of(nn.Sequential(layer))
+    assert found != Arithmetic.of(layer) == Arithmetic.parse("float32")
+    assert str(found) == "float32 with bfloat16 convolutions"
+    before = switches()
+    with pytest.raises(UnsupportedArithmeticError, match="a label of switches"), found.active():
+        pass
+    assert switches() == before
+    with pytest.raises(UnsupportedArithmeticError, match="must be a dtype"):
+        Arithmetic.parse(found.name)
+    with pytest.raises(UnsupportedArithmeticError, match="mixture"):
+        Arithmetic(torch.float32, mixture="TF32 convolutions")  # type: ignore[arg-type]

@@ -303,6 +303,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(EmulationError, match=r"padding='same' with stride \(2, 2\): the size stays with stride 1 only"):
         conv2d(Emulation(torch.float32, "product"), x, weight, stride=2, padding="same")
 
+    with pytest.raises(EmulationError, match="conv2d: padding='reflect': must be one of same, valid"):
+        conv2d(Emulation(torch.float32, "product"), x, weight, padding="reflect")
+
     class Own(nn.Conv2d):
         pass
 

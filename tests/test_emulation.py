@@ -196,6 +196,31 @@ def test_members_stacked_are_each_one() -> None:
         assert same_bits(together[member], chosen.linear(x[member], weight[member], bias[member]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("leading", [(), (24,), (4, 6), (2, 3, 4), (0, 3)])
+def test_leading_dimensions_are_rows(kind: str, leading: tuple[int, ...]) -> None:
+    """The gradients of weight and bias are one sum over all of them."""
+    chosen = KINDS[kind]
+    x, weight, bias, cotangent = (
+        _integers(shape, chosen.dtype, i) for i, shape in enumerate([(*leading, 40), (16, 40), (16,), (*leading, 16)])
+    )
+    flat = x.reshape(x.numel() // 40, 40)
+    for tensor in (x, weight, bias, flat):
+        tensor.requires_grad_()
+    y, rows = chosen.linear(x, weight, bias), chosen.linear(flat, weight, bias)
+    assert y.shape == (*leading, 16)
+    assert same_bits(y.reshape(rows.shape), rows)
+    found = torch.autograd.grad(y, (x, weight, bias), cotangent)
+    wanted = torch.autograd.grad(rows, (flat, weight, bias), cotangent.reshape(rows.shape))
+    assert found[0].shape == x.shape
+    assert all(same_bits(a.reshape(b.shape), b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_number_is_no_input() -> None:
+    with pytest.raises(EmulationError, match="got a number; a linear layer takes a tensor"):
+        KINDS["product"].linear(torch.tensor(1.0).bfloat16(), torch.ones(1, 1).bfloat16())
+
+
 def test_emulations_make_the_hits_that_they_are_for() -> None:
     """Products rounded before the bias cancel it exactly far more often than sums that are rounded once."""
     generator = torch.Generator().manual_seed(0)

@@ -264,6 +264,17 @@ def test_json_of_something_else_is_refused() -> None:
             Network.from_json(wrong)  # type: ignore[arg-type]
 
 
+def test_the_sign_of_zero_changes_no_digest() -> None:
+    for field, activation in (("dropout", "relu"), ("negative_slope", "leaky_relu")):
+        every = [Network("mlp", (4,), activation=activation, **{field: zero}) for zero in (0.0, -0.0, 0)]  # type: ignore
+        assert len({network.digest for network in every}) == len(set(every)) == 1
+
+
+def test_mixed_precision_is_not_drawn() -> None:
+    with pytest.raises(ModelError, match="arithmetic 'mixed bfloat16': mixed precision is autocast around a model"):
+        Network("mlp", (4,)).draw(0, Arithmetic.parse("mixed bfloat16"))
+
+
 @pytest.mark.parametrize("seed", [-1, 0.5, True])
 def test_a_seed_is_a_whole_number(seed: Any) -> None:
     with pytest.raises(ModelError, match="seed"):

@@ -143,6 +143,12 @@ def test_injected_is_the_subgradient_whatever_the_cotangent() -> None:
     found = at_hits(gradient, cotangent, members, 0.0, torch.tensor([[True], [False]]))
     assert found.dtype == torch.bfloat16
     assert found.tolist() == [[0.5, 0.5], [0.0, -5.0]]
+    # NaN, which stands for torch's own, injects nothing
+    assert at_hits(gradient, cotangent, math.nan, 0.0, True) is gradient
+    found = at_hits(
+        gradient, cotangent, members * torch.tensor([[math.nan], [1.0]]), 0.0, torch.ones(2, 1, dtype=torch.bool)
+    )
+    assert found.tolist() == [[7.0, 7.0], [-1.0, -1.0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

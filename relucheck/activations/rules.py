@@ -143,27 +143,28 @@ def at_hits(
 
     By the chain rule it is ``subgradient * cotangent``: the product is taken in the compute dtype and rounded once, as
     ATen multiplies a tensor by a number. Torch's own subgradient keeps torch's own result, because 0 * cotangent is not 0
-    for an infinite cotangent. Under the published rule, which injects, it is ``subgradient``, whatever the cotangent.
+    for an infinite cotangent. Under the published rule, which injects, it is ``subgradient``, whatever the cotangent,
+    torch's own as well; NaN, which is no number to inject, means torch's own result under either rule.
 
     Args:
         gradient: what torch's own backward returned.
         cotangent: of the same shape.
-        subgradient: a number, or a tensor that broadcasts to the cotangent; NaN or ``own``: torch's own.
+        subgradient: a number, or a tensor that broadcasts to the cotangent; NaN: torch's own.
         own: torch's own subgradient at this kink.
         injects: whether the published rule holds. With a tensor of subgradients, a mask that broadcasts to the cotangent
             gives each member its own rule.
         hit: a mask of the hits; None where every element is one.
     """
     if not isinstance(subgradient, Tensor):  # the host knows what holds: no selection by tensors
-        if injects:
-            return torch.full_like(cotangent, subgradient)
-        kept = math.isnan(subgradient) or subgradient == own
-        return gradient if kept else _product(cotangent, subgradient)
-    keep = subgradient.isnan() | (subgradient == own)
+        if math.isnan(subgradient) or (subgradient == own and not injects):
+            return gradient
+        return torch.full_like(cotangent, subgradient) if injects else _product(cotangent, subgradient)
+    keep = subgradient == own
     value = _product(cotangent, subgradient)
     if injects is not None:
         value = torch.where(injects, subgradient.to(cotangent.dtype), value)
         keep = keep & ~injects
+    keep = keep | subgradient.isnan()
     return torch.where(keep, gradient, value) if hit is None else torch.where(hit & ~keep, value, gradient)
 
 

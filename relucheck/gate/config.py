@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from relucheck.errors import RelucheckError, did_you_mean, instance, listed, number, one_of, truth
 
+#: In the order in which laws are run: what users compute in first comes first.
 DTYPE_NAMES: Final = ("float32", "float64", "bfloat16", "float16")
 CONVENTIONS: Final = ("clarke", "minimum-norm", "declared", "reference")
 FAIL_ON: Final = ("error", "notice")

@@ -110,9 +110,8 @@ class Network:
                 f"input_shape={self.input_shape!r}: {self.kind} takes images; give channels, height and width, for example "
                 "(1, 28, 28)"
             )
-        # equal networks have one digest
-        object.__setattr__(self, "dropout", float(self.dropout))
-        object.__setattr__(self, "negative_slope", float(self.negative_slope))
+        for name in ("dropout", "negative_slope"):  # equal networks have one digest: 0, 0.0 and -0.0 are one number
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         KINDS[self.kind].check(self)
 
     @property
@@ -201,7 +200,8 @@ class Network:
     ) -> nn.Module:
         """The module with an initialisation that depends on ``seed`` alone.
 
-        Drawn on the CPU and cast, then moved. The process's random state stays as it was.
+        Drawn on the CPU and cast, then moved. The process's random state stays as it was. The module computes in the
+        arithmetic by itself, under the process's switches; mixed precision, which is autocast around it, is refused.
 
         Args:
             seed: of the initialisation.
@@ -213,9 +213,14 @@ class Network:
                 initialisation in every arithmetic, but for rounding.
 
         Raises:
-            ModelError: for a seed that is not a whole number of at least 0.
+            ModelError: for a seed that is not a whole number of at least 0, and for mixed precision.
         """
         whole("draw: seed", seed, 0, error=ModelError)
+        if arithmetic.mixed:
+            raise ModelError(
+                f"draw: arithmetic {arithmetic.name!r}: mixed precision is autocast around a model, not in it; "
+                "draw in float32 and run the model within Arithmetic.autocast"
+            )
         before = torch.get_default_dtype()
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             # not torch.manual_seed, which would seed every device

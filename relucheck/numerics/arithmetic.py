@@ -10,18 +10,19 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.errors import SettingsError, one_of, truth
+from relucheck.errors import SettingsError, listed, one_of, truth
 from relucheck.numerics.convolution import Pair, conv2d
 from relucheck.numerics.dtypes import UnsupportedDtypeError, as_dtype, dtype_name
 from relucheck.numerics.emulation import KINDS, Emulation, EmulationError
 from relucheck.numerics.layers import EmulatedConv2d, EmulatedLinear, emulate
+from relucheck.numerics.precision import precision, precisions
 
 Reduction = tuple[bool, bool]
 
@@ -29,6 +30,7 @@ Reduction = tuple[bool, bool]
 DEFAULT: Final[Reduction] = (True, True)
 STRICT: Final[Reduction] = (False, False)
 _REDUCTIONS: Final[dict[Reduction, str]] = {DEFAULT: "", STRICT: "strict", (False, True): "full-precision reduction"}
+_PRECISIONS: Final = {"tf32": "TF32", "bf16": "bfloat16"}
 _MIXED: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _FORMS: Final = (
     'a dtype ("float32"), that with "TF32" (float32), with "strict" or "full-precision reduction" (16 bits), with '
@@ -58,6 +60,9 @@ class Arithmetic:
         reduction: CUDA: whether 16-bit products may reduce partial sums in 16 bits, and whether they may split K
             (https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html). (True, True) is PyTorch's default,
             (False, False) the strict arithmetic; (False, True) is what a switch set to a plain False means.
+        mixture: in words, what makes of the rest a mixture that no arithmetic of :meth:`parse` is, as :meth:`current` reads
+            it: ("TF32 convolutions", "TF32 recurrences") in float32 is PyTorch's default on CUDA. Such an arithmetic
+            labels what was computed; it cannot be parsed or made active.
     """
 
     dtype: torch.dtype
@@ -65,10 +70,13 @@ class Arithmetic:
     emulation: str | None = None
     tf32: bool = False
     reduction: Reduction = DEFAULT
+    mixture: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", as_dtype(self.dtype))
         truth("arithmetic: tf32", self.tf32, error=UnsupportedArithmeticError)
+        mixture = listed("arithmetic: mixture", self.mixture, '("TF32 convolutions",)', error=UnsupportedArithmeticError)
+        object.__setattr__(self, "mixture", mixture)
         if self.mixed is not None:
             one_of("arithmetic: mixed", self.mixed, tuple(_MIXED), error=UnsupportedArithmeticError)
         reason = self._fault()
@@ -112,7 +120,7 @@ class Arithmetic:
 
     @classmethod
     def parse(cls, name: str) -> Arithmetic:
-        """The arithmetic of a name: the inverse of :attr:`name`; upper and lower case are one.
+        """The arithmetic of a name: the inverse of :attr:`name`, but for a mixture; upper and lower case are one.
 
         Raises:
             UnsupportedArithmeticError: says what a name can be.
@@ -139,19 +147,44 @@ class Arithmetic:
 
     @classmethod
     def of(cls, module: nn.Module) -> Arithmetic:
-        """A model's or layer's arithmetic: its emulated layers', else its parameters' under the switches that are set."""
+        """A model's or layer's arithmetic: its emulated layers', else its parameters' under the switches that are set.
+
+        A model may call convolutions that are none of its modules, so all switches of its device count; for a linear layer
+        by itself those of products do.
+        """
         for layer in module.modules():
             if isinstance(layer, EmulatedLinear | EmulatedConv2d):
                 return cls(layer.emulation.dtype, emulation=layer.emulation.label)
-        return cls.current(max(module.parameters(), key=lambda parameter: parameter.requires_grad).dtype)
+        first = max(module.parameters(), key=lambda parameter: parameter.requires_grad)
+        return cls.current(first.dtype, first.device, products_only=isinstance(module, nn.Linear))
 
     @classmethod
-    def current(cls, dtype: torch.dtype) -> Arithmetic:
-        """The arithmetic that the process's switches are set to, for one dtype."""
-        dtype = as_dtype(dtype)
-        # allow_tf32 raises where the user set the newer fp32_precision, which knows of both
-        tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-        return cls(dtype, tf32=tf32, reduction=_reduction(_SWITCHES[dtype]) if dtype in _SWITCHES else DEFAULT)
+    def current(cls, dtype: torch.dtype, device: torch.device | str = "cpu", *, products_only: bool = False) -> Arithmetic:
+        """The arithmetic that the process's switches are set to, for one dtype on one device.
+
+        "float32" is the name of no TF32 anywhere, "float32 TF32" of TF32 everywhere, and every other state gets a name of
+        its own. So PyTorch's default on CUDA is "float32 with TF32 convolutions, TF32 recurrences"; on a CPU, where the
+        switches of CUDA play no role, it is "float32".
+
+        Args:
+            dtype: of parameters and inputs.
+            device: whose switches count. Those for 16-bit reductions are read for every device.
+            products_only: whether convolutions and recurrences play no role.
+        """
+        dtype, kind = as_dtype(dtype), torch.device(device).type
+        tf32, mixture = False, list[str]()
+        if dtype == torch.float32:
+            found = precisions(kind)
+            if products_only:
+                found = {"products": found["products"]}
+            tf32 = set(found.values()) == {"tf32"}
+            if not tf32:
+                mixture += [f"{_PRECISIONS[value]} {part}" for part, value in found.items() if value in _PRECISIONS]
+        matmul: Any = torch.backends.cuda.matmul
+        if dtype == torch.float16 and kind == "cuda" and matmul.allow_fp16_accumulation:
+            mixture.append("16-bit accumulation")
+        reduction = _reduction(_SWITCHES[dtype]) if dtype in _SWITCHES else DEFAULT
+        return cls(dtype, tf32=tf32, reduction=reduction, mixture=tuple(mixture))
 
     @functools.cached_property
     def name(self) -> str:
@@ -160,7 +193,8 @@ class Arithmetic:
         if emulated is not None:
             return emulated.name
         words = [f"mixed {self.mixed}" if self.mixed else dtype_name(self.dtype)]
-        return " ".join([*words, *["TF32"] * self.tf32, *filter(None, [_REDUCTIONS[self.reduction]])])
+        words += [*["TF32"] * self.tf32, *filter(None, [_REDUCTIONS[self.reduction]])]
+        return " ".join([*words, *[f"with {', '.join(self.mixture)}"] * bool(self.mixture)])
 
     def __str__(self) -> str:
         return self.name
@@ -177,6 +211,8 @@ class Arithmetic:
 
     def apply(self, model: _M) -> _M:
         """Converts a model's parameters to the dtype and puts emulated layers into it, in place; returns the model.
+
+        Mixed precision is not put into a model: it is :meth:`autocast` around its forward.
 
         Raises:
             EmulationError: for an emulation, and a model that has other layers with products than it serves.
@@ -215,45 +251,35 @@ class Arithmetic:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Sets the process's switches, all that change rounding, and puts back what they were."""
-        backends: Any = torch.backends  # whose stubs lack the newer switches
-        matmul, cudnn, mkldnn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
-        # The older switches raise when read where the user set the newer fp32_precision, and the newer ones make the older
-        # raise. So: the older where they can be read, the newer elsewhere, and at the end both are put back.
-        precision = _unless_mixed(torch.get_float32_matmul_precision)
-        convolutions = _unless_mixed(lambda: cudnn.allow_tf32)
-        parts = (matmul, mkldnn.matmul, mkldnn.conv, cudnn.conv, cudnn.rnn)
-        newer = [(part, part.fp32_precision) for part in parts]
+        """Sets the process's switches, all that change rounding, and puts back what they were.
+
+        A switch that follows the one above it (``torch.backends.fp32_precision``, say) follows it again afterwards.
+
+        Raises:
+            UnsupportedArithmeticError: for switches that :meth:`current` read and that make no arithmetic of a name.
+        """
+        if self.mixture:
+            raise UnsupportedArithmeticError(
+                f"arithmetic {self.name!r}: a label of switches that were set one by one, none that can be switched to; "
+                f"choose one that parse reads: {_FORMS}"
+            )
+        matmul: Any = torch.backends.cuda.matmul
         reductions = {name: _reduction(name) for name in _SWITCHES.values()}
         accumulation = matmul.allow_fp16_accumulation
-        try:
-            if precision is not None:  # "highest" also takes float32 products on the CPU back from bfloat16
-                torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-            else:
-                matmul.fp32_precision = mkldnn.matmul.fp32_precision = "tf32" if self.tf32 else "ieee"
-            if convolutions is not None:
-                cudnn.allow_tf32 = self.tf32
-            else:
-                cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if self.tf32 else "ieee"
-            mkldnn.conv.fp32_precision = "tf32" if self.tf32 else "ieee"
-            for name in reductions:
-                setattr(matmul, name, self.reduction)
-            matmul.allow_fp16_accumulation = False
-            yield
-        finally:
-            if precision is not None:
-                torch.set_float32_matmul_precision(precision)
-            if convolutions is not None:
-                cudnn.allow_tf32 = convolutions
-            for part, before in newer:
-                part.fp32_precision = before
-            for name, pair in reductions.items():
-                setattr(matmul, name, pair)
-            matmul.allow_fp16_accumulation = accumulation
+        with precision("tf32" if self.tf32 else "ieee"):
+            try:
+                for name in reductions:
+                    setattr(matmul, name, self.reduction)
+                matmul.allow_fp16_accumulation = False
+                yield
+            finally:
+                for name, pair in reductions.items():
+                    setattr(matmul, name, pair)
+                matmul.allow_fp16_accumulation = accumulation
 
 
 _M = TypeVar("_M", bound=nn.Module)
-_T = TypeVar("_T")
+_DIGITS: Final = 18  # more terms than any sum has; Python refuses to read numbers of many thousand
 _SWITCHES: Final = {
     torch.float16: "allow_fp16_reduced_precision_reduction",
     torch.bfloat16: "allow_bf16_reduced_precision_reduction",
@@ -262,10 +288,11 @@ _SWITCHES: Final = {
 
 def _emulation(dtype: torch.dtype, text: str) -> Emulation:
     """The emulation that a text like "product" or "split-k 4" names, for a dtype."""
-    kind, _, parts = text.partition(" ") if isinstance(text, str) else ("", "", "")
-    if kind not in KINDS or (parts and not parts.isdecimal()):
+    kind, space, parts = text.partition(" ") if isinstance(text, str) else ("", "", "")
+    if kind not in KINDS or (space and not (parts.isdecimal() and len(parts) <= _DIGITS)):
         raise EmulationError(
-            f"emulation={text!r} must be one of {', '.join(KINDS)}, and split-k needs a number of parts: 'split-k 4'"
+            f"emulation={text!r} must be one of {', '.join(KINDS)}, and split-k needs a number of parts of at most "
+            f"{_DIGITS} digits: 'split-k 4'"
         )
     return Emulation(dtype, kind, int(parts or 1))  # type: ignore[arg-type]
 
@@ -278,11 +305,3 @@ def _reduction(name: str) -> Reduction:
     """
     matmul: Any = torch.backends.cuda.matmul
     return getattr(matmul, name), getattr(matmul, f"{name}_split_k")
-
-
-def _unless_mixed(read: Callable[[], _T]) -> _T | None:
-    """What an older precision switch reads, or None where torch refuses, as a newer one was set."""
-    try:
-        return read()
-    except RuntimeError:
-        return None

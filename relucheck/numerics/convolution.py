@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from relucheck.errors import one_of
 from relucheck.numerics.emulation import Emulation, EmulationError
 
 Pair = tuple[int, int]
@@ -51,9 +52,11 @@ def conv2d(
         stride, padding, dilation, groups: as ``F.conv2d`` takes them.
 
     Raises:
-        EmulationError: for another dtype, and for ``padding="same"`` with a stride.
+        EmulationError: for another dtype, a padding of another name, and ``padding="same"`` with a stride.
     """
     emulation.check(x, weight, bias)
+    if isinstance(padding, str):
+        one_of("conv2d: padding", padding, ("same", "valid"), error=EmulationError)
     stride, dilation = _pair(stride), _pair(dilation)
     if padding == "same":
         if stride != (1, 1):

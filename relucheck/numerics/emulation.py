@@ -108,13 +108,20 @@ class Emulation:
 
         Args:
             x: [..., n, inputs]; weight: [..., outputs, inputs]; bias: [..., outputs] or None; all of ``dtype``, with the
-                same leading dimensions (members) or none.
+                same leading dimensions (members). A weight [outputs, inputs] takes x [..., inputs], as ``F.linear`` does.
 
         Raises:
-            EmulationError: for another dtype.
+            EmulationError: for another dtype, and for an x without dimensions.
         """
         self.check(x, weight, bias)
-        return _Linear.apply(x, weight, bias, self)
+        if not x.ndim:
+            raise EmulationError(f"{self.name}: got a number; a linear layer takes a tensor [..., inputs]")
+        if weight.ndim != 2 or x.ndim == 2:
+            return _Linear.apply(x, weight, bias, self)
+        # one sum over all rows for the gradients of weight and bias, not one for each leading index and then their sum
+        rows = x.flatten(0, -2) if x.ndim > 2 else x.unsqueeze(0)
+        flat: Tensor = _Linear.apply(rows, weight, bias, self)
+        return flat.reshape(*x.shape[:-1], weight.shape[0])
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """:meth:`linear` without its backward."""

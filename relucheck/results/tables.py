@@ -15,6 +15,7 @@ from rich.text import Text
 
 from relucheck.results.tally import Tally
 
+#: By decreasing number of significand bits, so that hits get more frequent from row to row.
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 

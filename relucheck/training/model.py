@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from relucheck.activations import rules
 from relucheck.activations.rules import at_hits
 from relucheck.networks.network import ACTIVATIONS
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import has_value, positions_of
 from relucheck.numerics.determinism import generator
 from relucheck.training.settings import Settings
@@ -156,11 +157,11 @@ def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Mod
     PyTorch's default initialisation, drawn in float32 and then cast: one seed is one initialisation in every arithmetic,
     but for rounding.
     """
-    network, layer = settings.network, itertools.count(1)
+    network, layer, arithmetic = settings.network, itertools.count(1), settings.arithmetic
     rule = ACTIVATIONS[network.activation].rule
     return network.draw(
         seed,
-        settings.arithmetic,
+        Arithmetic(arithmetic.dtype) if arithmetic.mixed else arithmetic,  # a sitting brings its autocast
         activation=lambda: Kinked(rule, switch, network.negative_slope),
         dropout=lambda probability: SharedDropout(probability, next(layer), clock),
         drawn=torch.float32,

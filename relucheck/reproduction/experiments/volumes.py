@@ -20,7 +20,7 @@ from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction import TITLES
 from relucheck.reproduction.published import PublishedCell, cpu_draws, volume_cells
 from relucheck.reproduction.report.volume_tables import write
-from relucheck.reproduction.report.volumes import NAME, Entry, Line, Report
+from relucheck.reproduction.report.volumes import DTYPE_NAMES, NAME, Entry, Line, Report
 from relucheck.reproduction.scenario import Place, Reported, check_scale, selected
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store
@@ -32,7 +32,7 @@ from relucheck.work import Unit, torch_threads
 _BITS: Final[dict[str, int]] = {"float16": 16, "float32": 32, "float64": 64}
 
 
-_NATIVE: Final = tuple(map(Arithmetic.parse, ("float16", "bfloat16", "float32", "float64")))
+_NATIVE: Final = tuple(map(Arithmetic.parse, DTYPE_NAMES))
 #: PyTorch's default and the strict arithmetic; in float32 and float64 they are one, and TF32 is what older defaults were.
 _CUDA: Final = (*_NATIVE, *map(Arithmetic.parse, ("float16 strict", "bfloat16 strict", "float32 TF32")))
 _ROUNDED: Final = Arithmetic.parse("float16 emulated (rounded)")

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.numerics.dtypes import dtype_name
-from relucheck.reproduction.report.volumes import SWEEP_TITLES, Line, Report
+from relucheck.reproduction.report.volumes import DTYPE_NAMES, SWEEP_TITLES, Line, Report
 from relucheck.results.figures import blank, png
 from relucheck.results.proportions import Interval, interval
 from relucheck.results.store import write_atomically
 from relucheck.volume.cell import SWEEPS
 
-_DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
 # M. Okabe, K. Ito, "Color universal design" (2008): told apart with every kind of colour vision; markers differ too.
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _MARKERS: Final = ("o", "s", "^", "v", "P")
@@ -51,7 +50,7 @@ def draw(report: Report, folder: Path) -> tuple[Path, ...]:
 
 def _figure(report: Report, varied: str, lines: Sequence[Line]) -> Any:
     sources = list(dict.fromkeys(line.entry.source for line in lines))
-    dtypes = [name for name in _DTYPES if any(_dtype(line) == name for line in lines)]
+    dtypes = [name for name in DTYPE_NAMES if any(_dtype(line) == name for line in lines)]
     figure = blank(1.2 + 6.4 * len(sources), 1.2 + 2.3 * len(dtypes))
     panels = figure.subplots(len(dtypes), len(sources), sharey=True, squeeze=False)
     for row, dtype in enumerate(dtypes):

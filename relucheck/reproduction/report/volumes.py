@@ -9,6 +9,8 @@ from relucheck.reproduction.published import PublishedCell
 from relucheck.volume.cell import Cell, Estimate
 
 NAME: Final = "E4"
+#: The dtypes of tables and figures, in the order in which they appear.
+DTYPE_NAMES: Final = ("float16", "bfloat16", "float32", "float64")
 SWEEP_TITLES: Final[dict[str, str]] = {
     "hidden_layers": "hidden layers",
     "neurons": "neurons",
