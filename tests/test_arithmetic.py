@@ -22,10 +22,10 @@ from torch import nn
 from relucheck.numerics import arithmetic as numerics_arithmetic
 from relucheck.numerics.arithmetic import Arithmetic, UnsupportedArithmeticError
 from relucheck.numerics.bits import same_bits
-from relucheck.numerics.convolution import conv2d
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
 from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.emulation.convolution import conv2d
 
 #: Every combination of settings, those that are no arithmetic included.
 settings = st.fixed_dictionaries(

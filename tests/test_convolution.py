@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.numerics import convolution
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import same_bits
-from relucheck.numerics.convolution import conv2d
-from relucheck.numerics.emulation import Emulation, EmulationError
-from relucheck.numerics.layers import EmulatedConv2d, emulate
+from relucheck.numerics.emulation import Emulation, EmulationError, convolution
+from relucheck.numerics.emulation.convolution import conv2d
+from relucheck.numerics.emulation.layers import EmulatedConv2d, emulate
 
 KINDS = {
     "rounded": Emulation(torch.bfloat16, "rounded"),

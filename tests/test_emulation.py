@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relucheck.numerics import emulation
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.emulation import Emulation, EmulationError
-from relucheck.numerics.layers import emulate
+from relucheck.numerics.emulation import sums as emulation
+from relucheck.numerics.emulation.layers import emulate
 
 KINDS: dict[str, Emulation] = {
     "rounded": Emulation(torch.bfloat16, "rounded"),

@@ -26,7 +26,7 @@ from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
 from relucheck.numerics.emulation import Emulation
-from relucheck.numerics.layers import emulate
+from relucheck.numerics.emulation.layers import emulate
 from tests.uniform import images, mlp
 
 Matrix = list[list[Fraction]]

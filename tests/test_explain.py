@@ -34,7 +34,7 @@ from relucheck.numerics.bits import differs
 from relucheck.numerics.determinism import deterministic, generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.numerics.emulation import Emulation
-from relucheck.numerics.layers import emulate
+from relucheck.numerics.emulation.layers import emulate
 from relucheck.reproduction.experiments import explained
 from tests.uniform import mlp
 

@@ -26,7 +26,7 @@ from relucheck.errors import ModelError
 from relucheck.networks.mlp import MLP
 from relucheck.numerics import dyadics
 from relucheck.numerics.dyadics import Dyadic
-from relucheck.numerics.layers import EmulatedLinear
+from relucheck.numerics.emulation.layers import EmulatedLinear
 
 UNIT: Final = 2.0**-53
 TINY: Final = 2.0**-1022  # one underflow, gradual or flushed

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.errors import SettingsError, listed, one_of, truth
-from relucheck.numerics.convolution import Pair, conv2d
 from relucheck.numerics.dtypes import UnsupportedDtypeError, as_dtype, dtype_name
 from relucheck.numerics.emulation import KINDS, Emulation, EmulationError
-from relucheck.numerics.layers import EmulatedConv2d, EmulatedLinear, emulate
+from relucheck.numerics.emulation.convolution import Pair, conv2d
+from relucheck.numerics.emulation.layers import EmulatedConv2d, EmulatedLinear, emulate
 from relucheck.numerics.precision import precision, precisions
 
 Reduction = tuple[bool, bool]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relucheck.errors import one_of
-from relucheck.numerics.emulation import Emulation, EmulationError
+from relucheck.numerics.emulation.sums import Emulation, EmulationError
 
 Pair = tuple[int, int]
 

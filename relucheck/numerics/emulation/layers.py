@@ -7,9 +7,9 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.numerics.convolution import conv2d
 from relucheck.numerics.dtypes import dtype_name
-from relucheck.numerics.emulation import Emulation, EmulationError
+from relucheck.numerics.emulation.convolution import conv2d
+from relucheck.numerics.emulation.sums import Emulation, EmulationError
 
 
 class EmulatedLinear(nn.Linear):

@@ -6,7 +6,7 @@ round partial sums (cuBLAS with reduced-precision reductions, PyTorch's default 
 https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html), or round the factors (TF32). Each choice makes another
 number of pre-activations that are exactly zero. An emulation makes one such choice on any device; it is an arithmetic of
 its own (:mod:`relucheck.numerics.arithmetic`), always labelled, and never bitwise what a named GPU does. Convolutions
-are :mod:`relucheck.numerics.convolution`.
+are :mod:`relucheck.numerics.emulation.convolution`.
 """
 
 from __future__ import annotations
