@@ -65,7 +65,7 @@ class _PerHit(Interception):
 
 def explain(
     model: nn.Module,
-    inputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Any],
     targets: Tensor | None = None,
     *,
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
@@ -101,6 +101,8 @@ def explain(
         effects, unmeasured = _effects(interception, parameters, root, upstream, second, limit)
     reals, unserved = None, None
     try:
+        if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
+            raise ExactError("exact evaluation: the model takes other arguments than one tensor; pass one that takes one")
         cotangent = upstream if targets is None else None
         reals = over_the_reals(model, arguments[0], targets, (first, second), cotangent=cotangent)
     except ExactError as error:
