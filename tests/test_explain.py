@@ -434,7 +434,7 @@ def test_a_shifted_bias_is_a_rounding_cancellation_in_float64() -> None:
     explanation = explain(explained.shifted(torch.float64, x), x, y)
     assert {hit.reason for hit in explanation.hits} <= {"rounding cancellation", "exact cancellation"}
     assert len(explanation.hits) >= 1
-    with pytest.raises(ValueError, match="no bias gives a hit"):
+    with pytest.raises(ModelError, match="no bias gives a hit"):
         explained.shifted(torch.float64, torch.full_like(x, torch.nan))
 
 

@@ -50,5 +50,7 @@ def test_without_matplotlib_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("matplotlib", "matplotlib.backends.backend_agg", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     assert not figures.drawable()
-    with pytest.raises(ImportError, match=r"figures need matplotlib; install it with: pip install 'relucheck\[plot\]'"):
+    with pytest.raises(
+        figures.FigureError, match=r"figures need matplotlib; install it with: pip install 'relucheck\[plot\]'"
+    ):
         figures.blank(3.0, 2.0)

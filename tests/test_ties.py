@@ -7,6 +7,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -453,8 +454,9 @@ def test_volume_and_its_table() -> None:
     found = experiments_ties.volume(inputs, targets, draws=2, batch_size=16)
     assert (found.draws, found.inside, found.windows) == (2, 2, 2 * 16 * (6 * 196 + 16 * 25))
     assert 0 < found.different < found.matter <= found.tied
-    text = experiments_ties.table([found])
-    assert "| bfloat16 | relu-pool | 2 | 2 (0.158 to 1.000) |" in text
+    header, rule, line = experiments_ties.table([found]).markdown()
+    assert line.startswith("| bfloat16 | relu-pool | 2 | 2 (0.158 to 1.000) |")
+    assert f"\n{header}\n{rule}\n" in (Path(__file__).parent.parent / "reports" / "volume" / "ties.md").read_text()
 
 
 def test_compiled_minimal_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,8 @@ def backprop(
 
     Raises:
         ModelError: no parameter requires a gradient, ``inputs`` is a mapping, no activation call has an element
-            (an empty mini-batch), the output is not a tensor where one is needed, the loss is no scalar, or the model is compiled, scripted or checkpointed with ``use_reentrant=True``.
+            (an empty mini-batch), the output is not a tensor where one is needed, the loss is no scalar, or the model is
+            compiled, scripted or checkpointed with ``use_reentrant=True``.
         SubgradientError: for a value that cannot be a subgradient.
     """
     settings = tuple(as_model_subgradient(setting) for setting in subgradients)

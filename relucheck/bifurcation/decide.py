@@ -68,8 +68,8 @@ def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
     for name, value, held in (("inputs", inputs, "samples, [n, ...]"), ("targets", targets, "class indices, int64 [n]")):
         if not isinstance(value, Tensor):
             raise ZoneDataError(
-                f"{name} is of class {type(value).__name__}: must be one tensor of {held}; for a model that takes more than "
-                "one, compare each mini-batch by relucheck.compare"
+                f"{name} is of class {type(value).__name__}: must be one tensor of {held}; for a model that takes "
+                "more than one, compare each mini-batch by relucheck.compare"
             )
     if not inputs.numel():
         raise ZoneDataError("the data set is empty: there is no mini-batch to decide; pass at least one sample")
@@ -115,8 +115,8 @@ def decide(
         watch: "first layer" counts the parameters of the first module that has any.
 
     Raises:
-        ModelError: the model calls no such activation, none of its calls has an element, it has no parameter that requires a gradient, or checkpoints a part
-            with hits with ``use_reentrant=True``.
+        ModelError: the model calls no such activation, none of its calls has an element, it has no parameter that requires
+            a gradient, or it checkpoints a part with hits with ``use_reentrant=True``.
         ZoneDataError: as :class:`Engine`.
     """
     first_setting, second_setting = checked_subgradients(subgradients)

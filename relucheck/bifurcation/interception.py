@@ -361,9 +361,9 @@ def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
         return (inputs,)
     if isinstance(inputs, Mapping):
         raise ModelError(
-            f"inputs is a mapping ({type(inputs).__name__}), but arguments are passed by position; pass (inputs,) to a model "
-            "that takes the mapping itself, and wrap one that takes keyword arguments in a module whose forward(inputs) "
-            "returns self.model(**inputs)"
+            f"inputs is a mapping ({type(inputs).__name__}), but arguments are passed by position; pass (inputs,) to a "
+            "model that takes the mapping itself, and wrap one that takes keyword arguments in a module whose "
+            "forward(inputs) returns self.model(**inputs)"
         )
     if not isinstance(inputs, list | tuple):
         raise ModelError(

@@ -80,7 +80,8 @@ def probe_wiring(
         one :class:`Wire` per activation: modules in the order of their first call, then what is out of reach.
 
     Raises:
-        ModelError: if no activation was called at all, ``inputs`` is a mapping or empty, or the model cannot be built as needed.
+        ModelError: if no activation was called at all, ``inputs`` is a mapping or empty, or the model cannot be built as
+            needed.
         SubgradientError: for values that are not two different subgradients.
     """
     if len(values) != 2 or values[0] == values[1] or 0 in values:

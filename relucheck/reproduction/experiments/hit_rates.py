@@ -185,7 +185,7 @@ def read_results(path: Path) -> Results:
             raise ReportError(f"{path} has schema {found['schema']!r}, this version reads {SCHEMA}; run it again")
         remark = found.get("remark", "")
         if not isinstance(remark, str):
-            raise TypeError(f"remark {remark!r} is no text")
+            raise ReportError(f"{path}: remark {remark!r} is no text; write it as a JSON string")
         return Results([ValidatedLayer(**cell) for cell in found["cells"]], float(found["cpu_seconds"]), remark)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ReportError):
