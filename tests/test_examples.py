@@ -191,7 +191,7 @@ def test_built_alike_each_time_and_for_each_activation(dtype: str, kind: Any, in
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     assert {parameter.dtype for parameter in one.parameters()} == {example.torch_dtype}
     assert one(x).shape == (4, 3)
-    assert len(example.with_batch(9).build()[1]) == 9
+    assert len(dataclasses.replace(example, batch=9).build()[1]) == 9
     assert not torch.equal(dataclasses.replace(example, seed=8).build()[0].state_dict()["layers.1.weight"
                            if kind == "mlp" else "head.weight"], one.state_dict()["layers.1.weight"
                            if kind == "mlp" else "head.weight"])  # fmt: skip

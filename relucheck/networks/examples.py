@@ -132,10 +132,6 @@ class Example:
                 "twins and the unit that subtracts them"
             )
 
-    def with_batch(self, batch: int) -> Example:
-        """The same with another number of samples."""
-        return dataclasses.replace(self, batch=batch)
-
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself."""
