@@ -161,7 +161,7 @@ def _sign_tests(constant: float, count: int, margin: float) -> tuple[float, floa
 def judge(comparisons: Mapping[_Key, Paired], level: float = LEVEL) -> dict[_Key, Paired]:
     """The same comparisons with p-values corrected for their number (Holm, per question) and a verdict each.
 
-    The family is every comparison handed over that tests something: all subgradients, precisions and rules that are read
+    The family is every comparison handed over that tests something: all subgradients, arithmetics and rules that are read
     side by side. Fewer than 2 pairs and lost runs conclude nothing; they do not count, and stay undecided. Identical runs
     do not count either: they are one event (no seed met a kink) however many subgradients and rules share it; their own p,
     of the exact sign test, decides whether the seeds are enough.

@@ -56,7 +56,7 @@ def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
     return model
 
 
-def _found(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
+def _example(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
     """The command that explains a dtype's network, and what it prints."""
     inputs, targets = images.scaled(dtype), images.labels
     model: nn.Module
@@ -106,7 +106,7 @@ def _lines() -> Iterator[str]:
     yield "```"
     images = data.load("mnist")
     for dtype in reversed(DTYPES):
-        command, explanation = _found(dtype, images)
+        command, explanation = _example(dtype, images)
         yield from ("", f"## {dtype_name(dtype)}", "", "```python", command, "```", "", "```text")
         yield from (line.rstrip() for line in str(explanation).splitlines())
         yield "```"
