@@ -26,7 +26,7 @@ import relucheck
 from relucheck.activations import functional, rules
 from relucheck.activations import modules as activations_modules
 from relucheck.activations.kinks import Kink
-from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6, describe
+from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.activations.rules import SubgradientError, as_subgradient
 from relucheck.numerics.bits import all_values, from_ordinals, neighbour, same_bits
 from relucheck.numerics.dtypes import DTYPES, compute_dtype, dtype_name
@@ -676,7 +676,7 @@ def test_casting_a_model_does_not_round_the_subgradient(case: Case, move: Callab
     module = net[1]
     assert move(net)[1] is module
     assert [getattr(module, name) for name in module.rule.names] == list(at_each(case, 0.1))
-    assert all(tensor.dtype == torch.float64 for tensor in module.subgradient_tensors)
+    assert all(getattr(module, f"{name}_tensor").dtype == torch.float64 for name in module.rule.names)
 
 
 def test_meta_device() -> None:
@@ -725,18 +725,6 @@ def test_package_names() -> None:
     assert {"ReLU", "Activation"} <= set(dir(relucheck))
     with pytest.raises(AttributeError, match="no attribute 'relu'"):
         _ = relucheck.relu
-
-
-def test_describe() -> None:
-    assert describe(ReLU(0.5)).kinks == (Kink(0, 0, 1, 0.5),)
-    assert describe(ReLU6(0.5, 0.25)).kinks == (Kink(0, 0, 1, 0.5), Kink(6, 1, 0, 0.25))
-    assert describe(LeakyReLU(0.2)).kinks == (Kink(0, 0.2, 1, 0.2),)
-    assert describe(LeakyReLU(-0.2, 0.5)).kinks == (Kink(0, -0.2, 1, 0.5),)
-    module = ReLU(0.5)
-    assert describe(module).name == "ReLU"
-    assert torch.equal(describe(module).make()(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
-    with pytest.raises(SubgradientError, match=r"one value per member.*single number"):
-        describe(ReLU(torch.tensor([0.1, 0.2])))
 
 
 def test_replacements_cover_the_rules() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from relucheck import data
 from relucheck.activations import functional
 from relucheck.activations import modules as activations_modules
-from relucheck.bifurcation import explain as room
+from relucheck.bifurcation import explain as explaining
 from relucheck.bifurcation.compare import compare
 from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.bifurcation.explain import explain
@@ -141,13 +141,13 @@ def test_reason(dtype: torch.dtype, reason: Reason) -> None:
 
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "idle units cancel": lambda patch: patch.setattr(
-        room, "_reason", _with(room._reason, lambda args: (*args[:3], None, args[4]))
+        explaining, "_reason", _with(explaining._reason, lambda args: (*args[:3], None, args[4]))
     ),
     "no underflow": lambda patch: patch.setattr(
-        room, "_reason", _with(room._reason, lambda args: (*args[:4], Fraction(0)))
+        explaining, "_reason", _with(explaining._reason, lambda args: (*args[:4], Fraction(0)))
     ),
     "everything exact": lambda patch: patch.setattr(
-        room, "_values", lambda x, rows, units, kink: [Fraction(kink)] * len(rows)
+        explaining, "_values", lambda x, rows, units, kink: [Fraction(kink)] * len(rows)
     ),
     "another sample's or unit's value": lambda patch: patch.setattr(
         dyadics.Dyadic,
@@ -255,9 +255,9 @@ def _aimed_effects() -> None:
 
 
 EFFECT_FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "effects of other hits": lambda patch: patch.setattr(room, "_effects", _reversed(room._effects)),
+    "effects of other hits": lambda patch: patch.setattr(explaining, "_effects", _reversed(explaining._effects)),
     "the base's subgradient": lambda patch: patch.setattr(
-        room, "as_subgradient", lambda value, optional: torch.zeros((), dtype=torch.float64)
+        explaining, "as_subgradient", lambda value, optional: torch.zeros((), dtype=torch.float64)
     ),
     "every entry differs": lambda patch: patch.setattr(
         "relucheck.bifurcation.compare.differs", lambda a, b: torch.full(a.shape, not torch.equal(a, b))
@@ -330,11 +330,11 @@ def test_other_models_have_hits_and_effects_but_no_reasons() -> None:
         ).build()
         assert isinstance(model, ConvNet)
         explanation = explain(model, x, y, limit=5)
-        assert {hit.reason for hit in explanation.hits} == {"untold"}
+        assert {hit.reason for hit in explanation.hits} == {"unknown"}
         assert explanation.zone is None
         assert explanation.reals is None
         assert "exact evaluation serves" in str(explanation.unserved)
-        assert "over the reals: not told" in str(explanation)
+        assert "over the reals: not evaluated" in str(explanation)
         assert any(hit.changed for hit in explanation.hits)
         assert all(len(hit.unit) == 3 for hit in explanation.hits)
 
@@ -406,7 +406,7 @@ def test_text_table_and_json() -> None:
     assert "dead unit (every weight of the unit is 0 and the bias is the kink)" in text
     assert "not measured" in text
     plain = json.loads(explanation.json())
-    assert plain["schema"] == 1
+    assert plain["schema"] == 2
     assert plain["zone"] == "bifurcation"
     assert len(plain["hits"]) == len(explanation.hits) == explanation.comparison.hit_count
     assert plain["hits"][0]["real"] == "0"
@@ -434,7 +434,7 @@ def test_a_shifted_bias_is_a_rounding_cancellation_in_float64() -> None:
     explanation = explain(explained.shifted(torch.float64, x), x, y)
     assert {hit.reason for hit in explanation.hits} <= {"rounding cancellation", "exact cancellation"}
     assert len(explanation.hits) >= 1
-    with pytest.raises(ValueError, match="no bias gives a hit"):
+    with pytest.raises(ModelError, match="no bias gives a hit"):
         explained.shifted(torch.float64, torch.full_like(x, torch.nan))
 
 
@@ -446,7 +446,7 @@ def test_the_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     text = target.read_text(encoding="utf-8")
     assert "## float64" in text
     assert "zone: " in text
-    monkeypatch.setattr(explained, "_found", lambda *args: 1 / 0)
+    monkeypatch.setattr(explained, "_example", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         explained.write(target)
     assert target.read_text(encoding="utf-8") == text
@@ -463,5 +463,5 @@ def test_no_hit_reads_well() -> None:
 
 
 def test_hit_without_reason_knows_nothing() -> None:
-    hit = Hit("1", 0, (), 0.0, "untold", None, None, None, None)
+    hit = Hit("1", 0, (), 0.0, "unknown", None, None, None, None)
     assert (hit.sample, hit.unit, hit.exact) == (0, (), None)

@@ -270,7 +270,7 @@ def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
 
 
 def test_the_networks_are_those_of_the_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rebuilt from their seeds by the one room that does it, which leaves the state of every device alone."""
+    """Rebuilt from their seeds by the one module that does it, which leaves the state of every device alone."""
     seen: list[tuple[Network, int, Any]] = []
 
     def watched(network: Network, seed: int, arithmetic: Any) -> nn.Module:
@@ -509,7 +509,7 @@ def test_results_are_written_whole_and_read_again(tmp_path: Path, remark: str) -
     with pytest.raises(hit_rates.ReportError, match="schema 99, this version reads 1"):
         hit_rates.read_results(path)
     path.write_text(json.dumps({**content, "remark": 3}))
-    with pytest.raises(hit_rates.ReportError, match="remark 3 is no text"):
+    with pytest.raises(hit_rates.ReportError, match=r"hit_rates\.json: remark 3 is no text; write it as"):
         hit_rates.read_results(path)
     path.write_text("{")
     with pytest.raises(hit_rates.ReportError, match="holds no results"):

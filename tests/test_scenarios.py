@@ -119,7 +119,7 @@ def test_e2_on_a_cpu() -> None:
     assert not any(settings.arithmetic.reduction != (True, True) or settings.arithmetic.tf32 for settings in found.values())
 
 
-def test_what_is_required_of_a_cpu_comes_first_and_dearer_things_last() -> None:
+def test_what_is_required_of_a_cpu_comes_first_and_what_costs_most_last() -> None:
     names = list(_by_name("E2", "cpu"))
     assert names[:2] == ["float32", "bfloat16"]
     assert names[-2:] == ["bfloat16-product", "bfloat16-split-k-4"]

@@ -12,6 +12,7 @@ import pytest
 from scipy import special
 
 from relucheck.results import statistics as healthy
+from relucheck.results.holm import StatisticsError, holm
 from relucheck.results.statistics import Paired, Summary
 
 # Student (1908), hours of sleep gained with two drugs, 10 patients: t = -4.0621, p = 0.002833, interval of the mean
@@ -334,21 +335,26 @@ def test_a_fault_is_found(mutant: str) -> None:
 
 
 def test_values_must_be_finite() -> None:
-    with pytest.raises(ValueError, match=r"not finite; leave diverged runs out"):
+    with pytest.raises(StatisticsError, match=r"not finite; leave diverged runs out"):
         healthy.summarise([97.0, math.nan])
 
 
 def test_one_value_per_seed() -> None:
-    with pytest.raises(ValueError, match=r"2 values against 1; give one of each per seed"):
+    with pytest.raises(StatisticsError, match=r"2 values against 1; give one of each per seed"):
         healthy.paired([97.0, 97.1], [97.0])
 
 
 def test_the_same_run_has_the_same_values() -> None:
-    with pytest.raises(ValueError, match=r"same_run=True with differences \[0\.1"):
+    with pytest.raises(StatisticsError, match=r"same_run=True with differences \[0\.1"):
         healthy.paired([97.1, 97.1], [97.0, 97.1], same_run=True)
+
+
+def test_a_p_value_is_a_probability() -> None:
+    with pytest.raises(StatisticsError, match=r"p-value 1\.5: must be from 0 to 1"):
+        holm([0.5, 1.5])
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.2, math.nan])
 def test_margin_is_positive(margin: float) -> None:
-    with pytest.raises(ValueError, match="pass a positive number"):
+    with pytest.raises(StatisticsError, match="pass a positive number"):
         healthy.paired([97.0, 97.1], [97.0, 97.2], margin)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from relucheck.errors import MISSING, RelucheckError
 from relucheck.results import figures
 from relucheck.results.tables import Table, render
 
@@ -50,5 +51,8 @@ def test_without_matplotlib_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("matplotlib", "matplotlib.backends.backend_agg", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     assert not figures.drawable()
-    with pytest.raises(ImportError, match=r"figures need matplotlib; install it with: pip install 'relucheck\[plot\]'"):
+    message = r"figures need matplotlib; install it with: pip install 'relucheck\[plot\]'"
+    with pytest.raises(ImportError, match=message) as caught:
         figures.blank(3.0, 2.0)
+    assert isinstance(caught.value, RelucheckError)
+    assert caught.value.exit_code == MISSING

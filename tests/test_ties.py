@@ -7,6 +7,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -394,6 +395,17 @@ def test_identical_and_different_inputs() -> None:
     assert again == total >= 6 * 196
 
 
+class Unpooled(nn.Module):
+    """Pools no row of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pool(x[:0].reshape(0, 1, 2, 5)).sum()
+
+
 def test_bad_input() -> None:
     inputs, targets = digits(torch.float32, 4)
     with pytest.raises(ModelError, match=r"no nn\.MaxPool2d"):
@@ -404,6 +416,11 @@ def test_bad_input() -> None:
         decide(LENET.build(), inputs, targets, kind="rounding")  # type: ignore[arg-type]
     with pytest.raises(ZoneDataError, match="empty"):
         decide(LENET.build(), inputs[:0], targets[:0])
+    with pytest.raises(ZoneDataError, match="inputs is of class dict: must be one tensor of samples"):
+        decide(LENET.build(), {"x": inputs}, targets)  # type: ignore[arg-type]
+    none = nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten(), Unpooled())
+    with pytest.raises(ModelError, match="every max pooling was called on an empty tensor"):
+        decide(none, inputs, targets)
     with pytest.raises(ZoneDataError, match="draws=0"):
         experiments_ties.volume(inputs, targets, draws=0)
     broken = LENET.build()
@@ -437,8 +454,9 @@ def test_volume_and_its_table() -> None:
     found = experiments_ties.volume(inputs, targets, draws=2, batch_size=16)
     assert (found.draws, found.inside, found.windows) == (2, 2, 2 * 16 * (6 * 196 + 16 * 25))
     assert 0 < found.different < found.matter <= found.tied
-    text = experiments_ties.table([found])
-    assert "| bfloat16 | relu-pool | 2 | 2 (0.158 to 1.000) |" in text
+    header, rule, line = experiments_ties.table([found]).markdown()
+    assert line.startswith("| bfloat16 | relu-pool | 2 | 2 (0.158 to 1.000) |")
+    assert f"\n{header}\n{rule}\n" in (Path(__file__).parent.parent / "reports" / "volume" / "ties.md").read_text()
 
 
 def test_compiled_minimal_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

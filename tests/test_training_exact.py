@@ -19,6 +19,7 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
 from relucheck.training.forking import DataSplit, ForkingExecutor
+from relucheck.training.model import ExecutorError
 from relucheck.training.settings import Optimiser, Settings, members_of
 from tests.training_case import changed
 
@@ -257,7 +258,7 @@ def test_any_model_can_be_forked() -> None:
     assert sum(result.forked_at is not None for result in forked.results.values()) > 1
     assert [len(epoch) for result in forked.results.values() for epoch in result.hits] == [2] * 12  # two activations each
     assert _without_forks(forked) == _without_forks(apart)
-    with pytest.raises(TypeError, match=r"Linear has no relucheck.training.model.Kinked"):
+    with pytest.raises(ExecutorError, match=r"Linear has no relucheck.training.model.Kinked"):
         _run(SETTINGS, model=lambda *_: nn.Linear(784, 10))
 
 

@@ -19,7 +19,7 @@ from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training import model as training_model
 from relucheck.training.forking import Branch, DataSplit, ForkingExecutor, same_gradients
-from relucheck.training.model import Clock, Switch, build, stream
+from relucheck.training.model import Clock, ForwardModeError, Switch, build, stream
 from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor
 from tests.training_case import changed
@@ -131,7 +131,7 @@ def test_gradients_that_differ_in_the_sign_of_a_zero_are_not_the_same() -> None:
 def test_forward_mode_is_refused() -> None:
     """It would take torch's own subgradient without a word."""
     act = training_model.Kinked(rules.RELU, Switch(((0.5, 0.5), "chain")))
-    with pytest.raises(RuntimeError, match=r"reverse mode.*use relucheck\.ReLU"):
+    with pytest.raises(ForwardModeError, match=r"reverse mode.*use relucheck\.ReLU"):
         torch.func.jvp(act, (torch.zeros(3),), (torch.ones(3),))
 
 

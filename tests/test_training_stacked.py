@@ -19,6 +19,7 @@ from relucheck.training import model as training_model
 from relucheck.training import optimisers as training_optimisers
 from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
+from relucheck.training.model import ExecutorError
 from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor, alone_on
 from tests.training_case import changed
@@ -385,7 +386,7 @@ def test_what_cannot_be_stacked_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         return model
 
     monkeypatch.setattr(training_stacked, "build", build)
-    with pytest.raises(TypeError, match=r"Softplus 'soft' cannot be stacked, only Flatten, Linear.*use the forking"):
+    with pytest.raises(ExecutorError, match=r"Softplus 'soft' cannot be stacked, only Flatten, Linear.*use the forking"):
         train(SETTINGS, progress=False, executor="stacked")
 
 

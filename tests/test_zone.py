@@ -105,7 +105,7 @@ def _decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], l
             y,
             min(case["batch_size"], len(x)),
             activation=network.activation,
-            subgradients=(_kinks(pair[0]), _kinks(pair[1])),
+            pair=(_kinks(pair[0]), _kinks(pair[1])),
             first_layer=case["watch"] == "first layer",
             emulation=arithmetic.emulated,
         )
@@ -507,9 +507,7 @@ def test_networks_made_by_hand(name: str) -> None:
     model = _made(network, dtype, entries)
     x, y = torch.tensor(rows, dtype=dtype), torch.ones(len(rows), dtype=torch.int64)
     (found,) = Engine(network, Arithmetic(dtype), x, y, batch_size=1, subgradients=pair, watch=watch).examine([model])
-    plain = plain_decision(
-        model, x, y, 1, subgradients=(_kinks(pair[0]), _kinks(pair[1])), first_layer=watch == "first layer"
-    )
+    plain = plain_decision(model, x, y, 1, pair=(_kinks(pair[0]), _kinks(pair[1])), first_layer=watch == "first layer")
     other = decide(model, x, y, batch_size=1, subgradients=pair, watch=watch)
     assert (found.outcome, found.batch) == plain == (other.outcome, other.batch) == (outcome, 0)
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.functional import leaky_relu, relu, relu6
-from relucheck.activations.kinks import CATALOGUE, Activation, Kink
-from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, Subgradient, SubgradientError, as_subgradient
+from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, Subgradient, as_subgradient
 
 
 def _subgradient_property(name: str, at: float) -> Any:
@@ -56,11 +55,6 @@ class ChosenSubgradient(nn.Module):
             buffer.data.copy_(new)
         else:
             buffer.data = new
-
-    @property
-    def subgradient_tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that backward reads, in the order of the kinks."""
-        return tuple(getattr(self, f"{name}_tensor") for name in self.rule.names)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # fn casts as well as moves, and a cast would round the subgradient: only follow the device
@@ -145,23 +139,9 @@ class LeakyReLU(ChosenSubgradient, nn.LeakyReLU):
         return leaky_relu(input, self.subgradient_tensor, self.negative_slope, inplace=self.inplace)
 
 
-#: The modules of this room by the plain torch module that each one replaces.
+#: The modules of this file by the plain torch module that each one replaces.
 REPLACEMENTS: Final[dict[type[nn.Module], type[ChosenSubgradient]]] = {
     nn.ReLU: ReLU,
     nn.ReLU6: ReLU6,
     nn.LeakyReLU: LeakyReLU,
 }
-
-
-def describe(module: ChosenSubgradient) -> Activation:
-    """The :class:`~relucheck.activations.kinks.Activation` that a module is, with its subgradients (scalar ones only)."""
-    plain = CATALOGUE[module.rule.name]
-    left = module.negative_slope if isinstance(module, LeakyReLU) else 0.0
-    kinks = []
-    for kink, name in zip(plain.kinks, module.rule.names, strict=True):
-        value = getattr(module, name)
-        if isinstance(value, Tensor):
-            raise SubgradientError(f"{name} holds one value per member; describe() needs a single number")
-        own = left if kink.at == 0.0 else 0.0
-        kinks.append(Kink(kink.at, left if kink.at == 0.0 else kink.left, kink.right, own if value is None else value))
-    return Activation(module.rule.name, lambda: module, tuple(kinks))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, SubgradientError, as_model_subgradient
 from relucheck.bifurcation.gradients import Gradients, gradients
-from relucheck.bifurcation.interception import Call, Interception, OutOfReach, as_arguments
+from relucheck.bifurcation.interception import Call, Interception, OutOfReach, as_arguments, refuse_empty
 from relucheck.errors import ControlError, ModelError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import differs, same_bits
@@ -44,7 +44,7 @@ class _Counted:
     @property
     def activation_count(self) -> int:
         """Scalar activations evaluated in the forward."""
-        return sum(torch.Size(call.shape).numel() for call in self.calls)
+        return sum(call.elements for call in self.calls)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def backprop(
     model: nn.Module,
-    inputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Any],
     targets: Tensor | None = None,
     *,
     subgradients: Sequence[ModelSubgradient] = (0.0, 1.0),
@@ -181,7 +181,7 @@ def backprop(
 
     Args:
         model: an eager module with parameters.
-        inputs: the mini-batch, or the positional arguments of the model.
+        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
         targets: class indices, int64 [batch]; the loss is then the mean cross-entropy of the output.
         subgradients: one setting per backward.
         loss: maps the model's output to a scalar; instead of ``targets``.
@@ -189,8 +189,9 @@ def backprop(
             fixed random one is used: never all ones, which cannot see a dropped chain rule.
 
     Raises:
-        ModelError: no parameter requires a gradient, the mini-batch is empty, the output is not a tensor where one is
-            needed, the loss is no scalar, or the model is compiled, scripted or checkpointed with ``use_reentrant=True``.
+        ModelError: no parameter requires a gradient, ``inputs`` is a mapping, no activation call has an element
+            (an empty mini-batch), the output is not a tensor where one is needed, the loss is no scalar, or the model is
+            compiled, scripted or checkpointed with ``use_reentrant=True``.
         SubgradientError: for a value that cannot be a subgradient.
     """
     settings = tuple(as_model_subgradient(setting) for setting in subgradients)
@@ -209,7 +210,10 @@ def backprop(
     with torch.inference_mode(False), deterministic(), untouched(model, first.device), torch.enable_grad(), interception:
         interception.choose(settings[0])
         output = model(*arguments)
+        if loss is None:  # which may call activations too
+            refuse_empty(interception.calls)
         root, upstream = root_of(output, targets, loss and functools.partial(interception.call, loss), cotangent)
+        refuse_empty(interception.calls)
         interception.recording = False
         out_of_reach = interception.out_of_reach([root])
         for setting in settings:
@@ -257,7 +261,7 @@ def root_of(
 
 def compare(
     model: nn.Module,
-    inputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Any],
     targets: Tensor | None = None,
     *,
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, as_model_subgradient
 from relucheck.bifurcation.compare import Outcome, backprop, judge_controlled, untouched
-from relucheck.bifurcation.interception import Interception
+from relucheck.bifurcation.interception import Interception, refuse_empty
 from relucheck.errors import ModelError, RelucheckError, one_of, whole
 from relucheck.numerics.determinism import deterministic
 
@@ -65,6 +65,12 @@ def checked_watch(watch: Any) -> Watch:
 
 
 def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
+    for name, value, held in (("inputs", inputs, "samples, [n, ...]"), ("targets", targets, "class indices, int64 [n]")):
+        if not isinstance(value, Tensor):
+            raise ZoneDataError(
+                f"{name} is of class {type(value).__name__}: must be one tensor of {held}; for a model that takes "
+                "more than one, compare each mini-batch by relucheck.compare"
+            )
     if not inputs.numel():
         raise ZoneDataError("the data set is empty: there is no mini-batch to decide; pass at least one sample")
     if len(targets) != len(inputs):
@@ -109,8 +115,8 @@ def decide(
         watch: "first layer" counts the parameters of the first module that has any.
 
     Raises:
-        ModelError: the model calls no such activation, has no parameter that requires a gradient, or checkpoints a part
-            with hits with ``use_reentrant=True``.
+        ModelError: the model calls no such activation, none of its calls has an element, it has no parameter that requires
+            a gradient, or it checkpoints a part with hits with ``use_reentrant=True``.
         ZoneDataError: as :class:`Engine`.
     """
     first_setting, second_setting = checked_subgradients(subgradients)
@@ -145,7 +151,7 @@ def decide(
         checked_targets(targets if batch == 0 else y, logits.shape[-1])
         here = sum(call.hit_count for call in interception.calls)
         hits += here
-        activations += sum(torch.Size(call.shape).numel() for call in interception.calls)
+        activations += sum(call.elements for call in interception.calls)
         outcome: Outcome = "agree"
         if not bool(logits.isfinite().all()):
             outcome = "non-finite"
@@ -154,4 +160,6 @@ def decide(
             outcome = judge_controlled(run, watched).outcome
         if outcome != "agree":
             return Decision(None, outcome, batch, hits, activations)
+    if not activations:  # one mini-batch may have none (a model that sorts its samples), but not all
+        refuse_empty(interception.calls)
     return Decision(None, "agree", None, hits, activations)

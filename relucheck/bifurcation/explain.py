@@ -1,7 +1,7 @@
 """Why a mini-batch bifurcates: its hits with their reasons, the gradients that each of them changes, and its zone.
 
 Hits and the parameters behind them are found for any eager model. Reasons, and whether the gradients differ over the reals
-(:mod:`relucheck.bifurcation.exact_forward`), are told for networks of linear layers and piecewise linear activations.
+(:mod:`relucheck.bifurcation.exact_forward`), are given for networks of linear layers and piecewise linear activations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from relucheck.errors import ControlError, ModelError, whole
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import deterministic
 
-#: Hits whose effect is measured by a backward of their own, unless told otherwise.
+#: Hits whose effect is measured by a backward of their own, by default.
 LIMIT: Final = 32
 
 
@@ -65,7 +65,7 @@ class _PerHit(Interception):
 
 def explain(
     model: nn.Module,
-    inputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Any],
     targets: Tensor | None = None,
     *,
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
@@ -101,15 +101,17 @@ def explain(
         effects, unmeasured = _effects(interception, parameters, root, upstream, second, limit)
     reals, unserved = None, None
     try:
+        if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
+            raise ExactError("exact evaluation: the model takes other arguments than one tensor; pass one that takes one")
         cotangent = upstream if targets is None else None
         reals = over_the_reals(model, arguments[0], targets, (first, second), cotangent=cotangent)
     except ExactError as error:
         unserved = str(error)
     with torch.device("cpu"):  # whatever the default device
-        told = [] if reals is None else list(_reasons(reals, arguments[0], interception, comparison))
+        reasons = [] if reals is None else list(_reasons(reals, arguments[0], interception, comparison))
     hits = []
     for index, (call, kink, position) in enumerate(_each_hit(comparison.calls)):
-        reason, real, local = told[index] if told else _UNTOLD
+        reason, real, local = reasons[index] if reasons else _UNKNOWN
         at, site = comparison.calls[call], tuple(position)
         cotangent_here, changed = effects[index]
         hits.append(Hit(at.site, call, site, at.rule.kinks[kink], reason, real, local, cotangent_here, changed))
@@ -119,7 +121,7 @@ def explain(
     return Explanation(comparison, tuple(hits), missed, reals, unserved, limit, unmeasured, jointly)
 
 
-_UNTOLD: Final[tuple[Reason, None, None]] = ("untold", None, None)
+_UNKNOWN: Final[tuple[Reason, None, None]] = ("unknown", None, None)
 
 
 def _same_hits(one: Sequence[Call], other: Sequence[Call]) -> bool:

@@ -13,7 +13,7 @@ from relucheck.bifurcation.compare import Comparison, Difference
 from relucheck.bifurcation.exact_forward import Reals, Zone
 from relucheck.results.tables import Table, render
 
-SCHEMA: Final = 1  # of the JSON
+SCHEMA: Final = 2  # of the JSON
 _SHOWN: Final = 12
 
 Reason = Literal[
@@ -26,9 +26,9 @@ Reason = Literal[
     "underflow",  # not 0, over the reals or given the layer before, but nearer to 0 than to the least number above it
     "exact saturation",  # at the upper kink, over the reals too
     "rounded saturation",  # at the upper kink by rounding
-    "untold",
+    "unknown",  # the reals do not serve this kind of network
 ]
-_TOLD: Final[dict[Reason, str]] = {
+_MEANINGS: Final[dict[Reason, str]] = {
     "zero input": "every feature of the sample is 0 and the bias is the kink",
     "dead previous layer": "every activation of the layer before is 0 and the bias is the kink",
     "dead unit": "every weight of the unit is 0 and the bias is the kink",
@@ -38,7 +38,7 @@ _TOLD: Final[dict[Reason, str]] = {
     "underflow": "not 0, but too small for the dtype",
     "exact saturation": "exactly the upper kink over the reals",
     "rounded saturation": "rounded to the upper kink",
-    "untold": "no reason can be told for this kind of network",
+    "unknown": "no reason is known for this kind of network",
 }
 
 
@@ -149,13 +149,13 @@ class Explanation:
             f"  hits: {comparison.hit_count} of {comparison.activation_count} activations",
         ]
         for (site, reason), count in self.reasons.items():
-            lines.append(f"    {site}: {count} x {reason} ({_TOLD[reason]})")
+            lines.append(f"    {site}: {count} x {reason} ({_MEANINGS[reason]})")
         if self.zone is not None:
             lines.append(f"  zone: {self.zone}: " + self._verdict())
         elif self.reals is not None:
             lines.append("  over the reals: " + self._verdict())
         else:
-            lines.append(f"  over the reals: not told ({self.unserved})")
+            lines.append(f"  over the reals: not evaluated ({self.unserved})")
         if self.missed:
             first = self.missed[0]
             lines.append(f"  {len(self.missed)} exact hits missed by rounding, the first at {first.site} {first.position}")
@@ -169,12 +169,12 @@ class Explanation:
     def _verdict(self) -> str:
         assert self.reals is not None
         count = self.reals.hit_count
-        told = {
+        meanings = {
             "differs": f"the gradients differ over the reals too ({count} exact hits)",
             "equal": f"the gradients are equal over the reals ({count} exact hits)",
             "undecided": f"{count} exact hits, but no difference of gradients beyond the proven error bound",
         }
-        return told[self.reals.verdict]
+        return meanings[self.reals.verdict]
 
     def data(self) -> dict[str, Any]:
         """Everything as plain data for JSON; exact numbers as fractions ("3/8")."""

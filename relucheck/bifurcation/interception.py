@@ -52,6 +52,11 @@ class Call:
         """Number of hits over all kinks."""
         return sum(len(positions) for positions in self.hits)
 
+    @property
+    def elements(self) -> int:
+        """Number of elements of its input."""
+        return torch.Size(self.shape).numel()
+
 
 @dataclasses.dataclass(frozen=True)
 class OutOfReach:
@@ -346,21 +351,42 @@ def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
         waiting.extend(following for following, _ in node.next_functions if following is not None)
 
 
-def as_arguments(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The positional arguments of a model for one mini-batch.
+def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+    """The positional arguments of a model for one mini-batch; a container in a sequence is one argument.
 
     Raises:
-        ModelError: the mini-batch is empty: an argument has no rows, or none of them holds an element.
+        ModelError: ``inputs`` is a mapping, or anything else that is neither a tensor nor a sequence.
     """
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    no_rows = any(tensor.ndim and not len(tensor) for tensor in tensors)
-    if no_rows or (tensors and not any(tensor.numel() for tensor in tensors)):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    if isinstance(inputs, Mapping):
         raise ModelError(
-            f"the mini-batch is empty (inputs of shape {shapes}), so no activation can be at a kink; pass a sample or more"
+            f"inputs is a mapping ({type(inputs).__name__}), but arguments are passed by position; pass (inputs,) to a "
+            "model that takes the mapping itself, and wrap one that takes keyword arguments in a module whose "
+            "forward(inputs) returns self.model(**inputs)"
         )
-    return arguments
+    if not isinstance(inputs, list | tuple):
+        raise ModelError(
+            f"inputs is of class {type(inputs).__name__}: must be a tensor, or a list or tuple of the model's positional "
+            "arguments; pass (inputs,) to a model that takes this one object"
+        )
+    return tuple(inputs)
+
+
+def refuse_empty(calls: Sequence[Call]) -> None:
+    """Refuses a forward whose every activation call had an empty input: nothing can be at a kink.
+
+    The shapes of the arguments cannot decide that: an empty edge list is legitimate beside nodes, and what is empty may
+    lie in containers of any kind.
+
+    Raises:
+        ModelError: there are calls, and none had an element.
+    """
+    if calls and not any(call.elements for call in calls):
+        raise ModelError(
+            f"the mini-batch is empty: no activation call had an element (the first, {calls[0].site}, had shape "
+            f"{calls[0].shape}), so no activation can be at a kink; pass a sample or more"
+        )
 
 
 def tensors_in(value: Any, _within: frozenset[int] = frozenset()) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from relucheck.activations.kinks import CATALOGUE
 from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient
 from relucheck.activations.rules import SubgradientError, as_subgradient
-from relucheck.bifurcation.interception import Interception, as_arguments, tensors_in
+from relucheck.bifurcation.interception import Interception, as_arguments, refuse_empty, tensors_in
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ModelError
 from relucheck.numerics.determinism import generator
@@ -58,7 +58,7 @@ _PROBES: Final = (-7.0, -1.0, -0.5, 0.0, 0.25, 1.0, 5.75, 6.0, 6.25, 9.0)
 
 def probe_wiring(
     build: nn.Module | Callable[[Any], nn.Module],
-    inputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Any],
     *,
     values: tuple[float, float] = (0.25, 0.75),
 ) -> tuple[Wire, ...]:
@@ -73,14 +73,15 @@ def probe_wiring(
         build: the model (the setting is then :func:`set_subgradient` on copies of it), or a function that builds the model
             with a given subgradient, a new one each time: the way to test a model's own parameter.
         inputs: one mini-batch (or the positional arguments of the model), from which the shapes are taken. Only what is
-            called on it is probed.
+            called on it, with an element or more, is probed.
         values: two different subgradients, neither of them torch's own 0.
 
     Returns:
         one :class:`Wire` per activation: modules in the order of their first call, then what is out of reach.
 
     Raises:
-        ModelError: if no activation was called at all, the mini-batch is empty, or the model cannot be built as needed.
+        ModelError: if no activation was called at all, ``inputs`` is a mapping or empty, or the model cannot be built as
+            needed.
         SubgradientError: for values that are not two different subgradients.
     """
     if len(values) != 2 or values[0] == values[1] or 0 in values:
@@ -138,7 +139,7 @@ def _copied(module: nn.Module, what: str) -> nn.Module:
         ) from error
 
 
-def _called(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[tuple[str, Tensor | None, str]]:
+def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tensor | None, str]]:
     """Where one forward may call an activation: (module, its input, rule), or (site, None, function) without a module.
 
     The model is used up: it is not as it was before.
@@ -160,7 +161,7 @@ def _called(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[tuple[str, T
         for name, module in model.named_modules()
         if not any(True for _ in module.children())
     ]
-    device = inputs[0].device
+    device = next((tensor.device for tensor in (*tensors_in(inputs), *model.parameters())), torch.device("cpu"))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         with Interception(model, device) as interception:
             output = model(*inputs)
@@ -168,11 +169,13 @@ def _called(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[tuple[str, T
     for hook in hooks:
         hook.remove()
     computed = {name: _computes(model.get_submodule(name), x) for name, x in fed.items()}
+    if not any(computed.values()):
+        refuse_empty(interception.calls)
     for name, rule in computed.items():
         if rule is not None:
             yield name, fed[name], rule
     for call in interception.calls:
-        if computed.get(call.module) is None:
+        if call.elements and computed.get(call.module) is None:
             yield call.site, None, call.rule.name
     for item in disguised:
         if computed.get(item.module) is None and (item.custom or item.node.startswith(_DISGUISES)):

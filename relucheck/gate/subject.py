@@ -52,7 +52,7 @@ def _required_tensors(module: Any) -> list[str]:
     return [p.name for p in (*positional[1:], *keyword) if p.default is p.empty]
 
 
-def made(make: Callable[[], Any], seed: int = SEED) -> Any:
+def make_seeded(make: Callable[[], Any], seed: int = SEED) -> Any:
     """What ``make`` returns, its parameters drawn from one seed; torch's generator goes on where it was."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)
@@ -98,7 +98,7 @@ class Subject:
         self._callables: dict[tuple[torch.dtype, str], Any] = {}
         self._kinks: dict[str, list[FoundKink]] = {}
         try:
-            self.original = made(activation.make)
+            self.original = make_seeded(activation.make)
         except Exception as error:
             raise TargetError(f"could not be constructed: {error_text(error)}") from error
         if not callable(self.original):
@@ -265,7 +265,7 @@ class Subject:
         try:
             return copy.deepcopy(module)
         except Exception:
-            fresh: Any = made(self.activation.make)
+            fresh: Any = make_seeded(self.activation.make)
             return fresh.eval() if self.evaluating else fresh
 
     def flat(self, target: Any) -> Callable[[Tensor], Tensor]:

@@ -23,7 +23,7 @@ from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
 from relucheck.numerics.determinism import generator
 
 #: Standard deviations that a float8 tensor's scale, a power of two, keeps finite.
-ROOM: Final = 6.0
+HEADROOM: Final = 6.0
 _QUANTILES: Final = 100_000
 _SHIFT: Final = 0.7  # a normalisation's shift less its scaled mean, over channels
 
@@ -237,7 +237,7 @@ def scaled(form: Format, spread: float) -> Format:
     """A float8 format with the power-of-two scale that a tensor of this standard deviation gets; others as they are."""
     if math.isinf(form.largest):
         return form
-    shift = math.floor(math.log2(form.largest / (ROOM * spread)))
+    shift = math.floor(math.log2(form.largest / (HEADROOM * spread)))
     return dataclasses.replace(form, least=form.least - shift, largest=math.ldexp(form.largest, -shift))
 
 

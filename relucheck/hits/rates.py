@@ -31,7 +31,7 @@ _ACTIVATIONS: Final = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 
 
 class RateError(RelucheckError, ValueError):
-    """Something that no hit rate can be told of: no samples, another dtype, a network of other layers."""
+    """Something whose hit rate cannot be predicted: no samples, another dtype, a network of other layers."""
 
 
 def accumulation(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 256, device: str = "cpu") -> Accumulation:
@@ -44,7 +44,9 @@ def accumulation(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 2
         RateError: for mixed precision, whose layers take inputs of two dtypes.
     """
     if arithmetic.mixed:
-        raise RateError(f"arithmetic {arithmetic.name!r}: hit rates are told of one dtype; choose one that is not mixed")
+        raise RateError(
+            f"arithmetic {arithmetic.name!r}: hit rates are predicted for one dtype; choose one that is not mixed"
+        )
     emulated = arithmetic.emulated
     if emulated is None:
         return probe(arithmetic, inputs, units, batch, device)
@@ -286,9 +288,9 @@ def _layers(model: nn.Module, inputs: Tensor) -> Iterator[tuple[str, nn.Linear, 
         for hook in hooks:
             hook.remove()
     if not received:
-        raise ModelError(f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU: no hit can be told")
+        raise ModelError(f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU: there is no hit to predict")
     for z in received:
         source = next((entry for entry in fed if entry[3] is z), None)
         if source is None:
-            raise RateError("hit rates are told for activations behind an nn.Linear; another layer feeds one here")
+            raise RateError("hit rates are predicted for activations behind an nn.Linear; another layer feeds one here")
         yield source[:3]

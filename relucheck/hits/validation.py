@@ -79,10 +79,10 @@ def validate(
     for seed in seeds:
         model = network.draw(seed, arithmetic)
         draws += 1
-        for layer, (told, counted) in enumerate(
+        for layer, (predicted, counted) in enumerate(
             zip(predict(model, few, pairs=pairs, seed=seed), measure(model, x), strict=True)
         ):
-            expected[layer] += told.per_million * counted.activations / 1e6
+            expected[layer] += predicted.per_million * counted.activations / 1e6
             hits[layer] += counted.hits
             seen[layer] += counted.activations
     if not draws:

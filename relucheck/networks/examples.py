@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
-from relucheck.errors import ModelError, instance
+from relucheck.errors import ModelError, instance, one_of
 from relucheck.networks.network import ActivationName, Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
@@ -113,9 +113,7 @@ class Example:
     def __post_init__(self) -> None:
         as_dtype(self.dtype)
         for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"Example({name}={value!r}): unknown; pass one of {', '.join(map(repr, known))}")
+            one_of(name, getattr(self, name), known, error=ModelError)
         instance("network", self.network, Network, 'network_for("mlp")', error=ModelError)
         if self.network.kind not in EXAMPLE_KINDS or self.network.dropout or not self.network.bias:
             raise ModelError(
@@ -133,10 +131,6 @@ class Example:
                 f"Example(aim='negated twin', network={self.network}): needs an mlp of depth and width 2 or more, for the "
                 "twins and the unit that subtracts them"
             )
-
-    def with_batch(self, batch: int) -> Example:
-        """The same with another number of samples."""
-        return dataclasses.replace(self, batch=batch)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -156,8 +156,8 @@ class Network:
         """
         wanted = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(content, Mapping) or set(content) != wanted:
-            told = sorted(map(str, content)) if isinstance(content, Mapping) else repr(content)
-            raise ModelError(f"network: {told} are not the fields {sorted(wanted)}; pass what Network.to_json wrote")
+            given = sorted(map(str, content)) if isinstance(content, Mapping) else repr(content)
+            raise ModelError(f"network: {given} are not the fields {sorted(wanted)}; pass what Network.to_json wrote")
         return cls(**content)
 
     @property

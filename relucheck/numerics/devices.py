@@ -1,4 +1,4 @@
-"""Devices: what decides how one rounds, in words, and which one to use unless told otherwise."""
+"""Devices: what decides how one rounds, in words, and which one to use by default."""
 
 from __future__ import annotations
 

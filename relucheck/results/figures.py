@@ -7,11 +7,18 @@ import io
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.errors import MISSING, RelucheckError
 from relucheck.results.files import write_atomically
 
 #: What to install, as every message on figures that are missing says it.
 INSTALL: Final = "pip install 'relucheck[plot]'"
 _DPI: Final = 120
+
+
+class FigureError(RelucheckError, ImportError):
+    """Figures cannot be drawn here."""
+
+    exit_code = MISSING
 
 
 def drawable() -> bool:
@@ -23,13 +30,13 @@ def blank(width: float, height: float) -> Any:
     """An empty matplotlib figure of a size in inches, which lays out its panels itself.
 
     Raises:
-        ImportError: without matplotlib; says how to install it.
+        FigureError: without matplotlib; says how to install it.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"figures need matplotlib; install it with: {INSTALL}") from error
+        raise FigureError(f"figures need matplotlib; install it with: {INSTALL}") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

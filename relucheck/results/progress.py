@@ -17,7 +17,7 @@ _EVERY = 0.2  # seconds between two updates of the bar
 class Progress:
     """Shows how far some work is; costs next to nothing per :meth:`advance`.
 
-    On a terminal a bar with count, rate, remaining time and a note; otherwise (CI, a file) only what :meth:`line` is told,
+    On a terminal a bar with count, rate, remaining time and a note; otherwise (CI, a file) only what :meth:`line` is given,
     with the time that is left by the rate so far.
 
     Args:

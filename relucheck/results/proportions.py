@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from relucheck.errors import RelucheckError, whole
 
-#: The confidence of every interval and the level of every verdict, unless told otherwise.
+#: The confidence of every interval and the level of every verdict, by default.
 CONFIDENCE: Final = 0.95
 LEVEL: Final = 0.05
 DIFFERS: Final = "differs"

@@ -12,7 +12,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
-from relucheck.results.holm import holm
+from relucheck.results.holm import StatisticsError, holm
 
 Verdict = Literal["differs", "equivalent", "undecided"]
 #: Test accuracies closer than this, in percentage points, count as equivalent.
@@ -72,11 +72,13 @@ def summarise(values: Sequence[float], level: float = LEVEL) -> Summary:
     """Mean, standard deviation and t-interval of finite values, one per seed.
 
     Raises:
-        ValueError: for a value that is not finite.
+        StatisticsError: for a value that is not finite.
     """
     numbers = [float(value) for value in values]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"summarise: {numbers} holds a value that is not finite; leave diverged runs out and count them")
+        raise StatisticsError(
+            f"summarise: {numbers} holds a value that is not finite; leave diverged runs out and count them"
+        )
     count = len(numbers)
     if count < 2:
         return Summary(count, numbers[0] if numbers else None, None, None, None)
@@ -112,21 +114,22 @@ def paired(
             test is the same.
 
     Raises:
-        ValueError: for sequences of different length, a margin that is not positive, or different values of the same run.
+        StatisticsError: for sequences of different length, a margin that is not positive, or different values of the same
+            run.
     """
     if len(values) != len(reference):
-        raise ValueError(
+        raise StatisticsError(
             f"paired: {len(values)} values against {len(reference)}; give one of each per seed, None if missing"
         )
     if not margin > 0:
-        raise ValueError(f"paired: margin={margin!r}; nothing is equivalent within it, pass a positive number")
+        raise StatisticsError(f"paired: margin={margin!r}; nothing is equivalent within it, pass a positive number")
     pairs = [(a, b) for a, b in zip(values, reference, strict=True) if _finite(a) and _finite(b)]
     # 97.3 - 97.2 and 97.5 - 97.4 are one difference; one image of 10,000 is 0.01 points
     differences = [round(float(a) - float(b), _DIGITS) for a, b in pairs]  # type: ignore[arg-type]
     count, lost = len(differences), len(values) - len(differences)
     summary = summarise(differences, level)
     if same_run and any(differences):
-        raise ValueError(
+        raise StatisticsError(
             f"paired: same_run=True with differences {differences}; runs that are the same have the same values"
         )
     identical = count > 0 and same_run
@@ -158,7 +161,7 @@ def _sign_tests(constant: float, count: int, margin: float) -> tuple[float, floa
 def judge(comparisons: Mapping[_Key, Paired], level: float = LEVEL) -> dict[_Key, Paired]:
     """The same comparisons with p-values corrected for their number (Holm, per question) and a verdict each.
 
-    The family is every comparison handed over that tests something: all subgradients, precisions and rules that are read
+    The family is every comparison handed over that tests something: all subgradients, arithmetics and rules that are read
     side by side. Fewer than 2 pairs and lost runs conclude nothing; they do not count, and stay undecided. Identical runs
     do not count either: they are one event (no seed met a kink) however many subgradients and rules share it; their own p,
     of the exact sign test, decides whether the seeds are enough.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from relucheck.numerics.determinism import generator
 from relucheck.training.flat import Flat
-from relucheck.training.model import Choice, Clock, Switch, build, layers, stream
+from relucheck.training.model import Choice, Clock, ExecutorError, Switch, build, layers, stream
 from relucheck.training.optimisers import make_optimiser, same_as_apart
 from relucheck.training.result import Epoch, MemberResult
 from relucheck.training.settings import Member, Settings
@@ -57,7 +57,7 @@ class Branch:
         self.settings, self.device, self.model, self.members = settings, device, model, members
         self.layers = layers(model)
         if not self.layers:
-            raise TypeError(
+            raise ExecutorError(
                 f"{type(model).__name__} has no relucheck.training.model.Kinked, at which members differ; add one"
             )
         self.switch = self.layers[0].switch

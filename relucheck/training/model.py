@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from relucheck.activations import rules
 from relucheck.activations.rules import at_hits
+from relucheck.errors import RelucheckError
 from relucheck.networks.network import ACTIVATIONS
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import has_value, positions_of
@@ -82,6 +83,14 @@ class SharedDropout(nn.Module):
         return x * self.clock.mask(self.layer, self.keep, x) if self.training else x
 
 
+class ExecutorError(RelucheckError, TypeError):
+    """A model that an executor of trainings cannot run."""
+
+
+class ForwardModeError(RelucheckError, RuntimeError):
+    """Forward-mode differentiation of a model that serves reverse mode only."""
+
+
 class Kinked(nn.Module):
     """ReLU, ReLU6 or LeakyReLU with what backward does at hits taken from a :class:`Switch`.
 
@@ -101,7 +110,7 @@ class Kinked(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return result_of(x, self.slope)
         if forward_ad._current_level >= 0:
-            raise RuntimeError(
+            raise ForwardModeError(
                 "relucheck.training.model.Kinked serves reverse mode, in which members are trained; forward mode would "
                 "take torch's own subgradient: use relucheck.ReLU"
             )

@@ -28,7 +28,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training.forking import DataSplit, finite_or_none
-from relucheck.training.model import Clock, Kinked, SharedDropout, Switch, build, layers, stream
+from relucheck.training.model import Clock, ExecutorError, Kinked, SharedDropout, Switch, build, layers, stream
 from relucheck.training.optimisers import Scaled, make
 from relucheck.training.result import Epoch, MemberResult
 from relucheck.training.settings import Settings
@@ -98,7 +98,7 @@ class StackedExecutor:
         for name, module in self.modules:
             if not isinstance(module, _SERVED):
                 served = ", ".join(one.__name__ for one in _SERVED)
-                raise TypeError(
+                raise ExecutorError(
                     f"{type(module).__name__} {name!r} cannot be stacked, only {served} can; use the forking executor, "
                     "which runs any model"
                 )

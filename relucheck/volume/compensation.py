@@ -140,7 +140,7 @@ def splits(
     limit: int = LIMIT,
     progress: Callable[[], None] | None = None,
 ) -> dict[str, ZoneSplit]:
-    """The splits of many cells of one data set, by cell name; ``progress`` is told of every finished cell."""
+    """The splits of many cells of one data set, by cell name; ``progress`` is called with every finished cell."""
     found = {}
     for estimate in estimates:
         found[estimate.cell.name] = split(estimate, dataset=dataset, store=store, limit=limit)

@@ -74,7 +74,7 @@ class Engine:
         watch: which gradients count: of every parameter, or of the first layer alone (as in the published tables).
         device: where it runs; the inputs' by default.
         memory: bytes that a stack may take; by default 1 GiB on a CPU and half of what is free on an accelerator.
-        note: is told, in one line, of what a user should know: a stack that shrank, a proof that did not hold.
+        note: is called with one line on what a user should know: a stack that shrank, a proof that did not hold.
 
     Raises:
         ModelError: for a network that is no such MLP, an unknown ``watch``, no two subgradients, and mixed precision.

@@ -74,8 +74,8 @@ def estimate(
         device: where to compute.
         store: where results are kept; the draws of an interrupted cell (also by SIGINT) but for the last chunk, too.
         progress: called with the number of draws that were decided since the last call; :func:`kept` counts those that the
-            store held before, which are not told again.
-        note: is told, in one line, of what a user should know: a stack that shrank for want of memory, for example.
+            store held before, which are not reported again.
+        note: is called with one line on what a user should know: a stack that shrank for want of memory, for example.
         engine: makes the engine; None is :class:`relucheck.volume.engine.Engine`.
         chunk: draws between two writes to the store (it is written every ten seconds as well).
 

@@ -204,6 +204,8 @@ def decide(
             outcome, distance = _compare(model, x, y, parameters, restricted)
             if outcome != "agree":
                 return TieDecision(seed, outcome, batch, windows, tied, matter, distance)
+    if not windows:
+        raise ModelError(f"{type(model).__name__}: every max pooling was called on an empty tensor, so there can be no tie")
     return TieDecision(seed, "agree", None, windows, tied, matter)
 
 

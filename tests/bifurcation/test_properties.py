@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -122,7 +123,7 @@ def test_7_scaling_keeps_hits(data: st.DataObject, dtype: str, relucheck_tally: 
 def test_8_blocks_cover_the_batch(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     rows = examples(dtype, kinds=("mlp",), aims=AIMS, batch_norm=False, max_width=16)
     example = data.draw(rows, label="example")
-    example = example.with_batch(16 * data.draw(st.integers(2, 4), label="blocks of 16 rows"))
+    example = dataclasses.replace(example, batch=16 * data.draw(st.integers(2, 4), label="blocks of 16 rows"))
     pair = data.draw(two_subgradients(dyadic=True) | two_subgradients(), label="subgradients")
     check(relucheck_tally, example, pair, properties.blocks_cover_the_batch, pair)
 

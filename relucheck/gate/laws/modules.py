@@ -16,7 +16,7 @@ from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first
 from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.laws.law import law
-from relucheck.gate.subject import SEED, Subject, made
+from relucheck.gate.subject import SEED, Subject, make_seeded
 from relucheck.numerics.bits import differs
 
 
@@ -316,7 +316,7 @@ def copies(case: Case) -> None:
     expected = case.reverse(x, f=case.subject.flat(module))
 
     def reloaded() -> nn.Module:
-        fresh: Any = made(case.activation.make, SEED + 1)
+        fresh: Any = make_seeded(case.activation.make, SEED + 1)
         fresh = fresh.to(device=case.device, dtype=case.dtype)
         fresh.load_state_dict(module.state_dict())
         return fresh.eval() if case.subject.evaluating else fresh

@@ -5,7 +5,6 @@ RELUCHECK_DATA=ROOT python -m relucheck.reproduction.experiments.explained repor
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,11 @@ from relucheck import data
 from relucheck.bifurcation.decide import decide
 from relucheck.bifurcation.explain import explain
 from relucheck.bifurcation.explanation import Explanation
+from relucheck.errors import ModelError
 from relucheck.networks.mlp import MLP
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.devices import environment
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.results.files import write_atomically
 from relucheck.volume.engine import Engine
@@ -39,7 +40,7 @@ def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
     computes it; the unit and the sample are the first of 256 for which the sum of the two is 0 as a forward computes that.
 
     Raises:
-        ValueError: on this machine no such bias makes a hit.
+        ModelError: on this machine no such bias makes a hit.
     """
     model = NETWORK.draw(seed, Arithmetic(dtype))
     assert isinstance(model, MLP)
@@ -50,12 +51,12 @@ def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
         biases = -F.linear(x, layer.weight, torch.zeros_like(layer.bias)).diagonal()
         units = (F.linear(x, layer.weight, biases).diagonal() == 0).nonzero().squeeze(1)
         if not len(units):
-            raise ValueError("shifted: no bias gives a hit in this arithmetic; try another seed")
+            raise ModelError("shifted: no bias gives a hit in this arithmetic; try another seed")
         layer.bias[units[0]] = biases[units[0]]
     return model
 
 
-def _found(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
+def _example(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
     """The command that explains a dtype's network, and what it prints."""
     inputs, targets = images.scaled(dtype), images.labels
     model: nn.Module
@@ -87,8 +88,8 @@ def _lines() -> Iterator[str]:
     yield "mini-batch. float64 draws hardly ever do, so there one bias of draw 0 is minus the rest of its pre-activation"
     yield "for one sample (`relucheck.reproduction.experiments.explained.shifted`)."
     yield ""
-    machine, threads = f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()})", torch.get_num_threads()
-    yield f"torch {torch.__version__} on {machine}; {threads} thread(s)."
+    here = environment("cpu")
+    yield f"torch {here.torch} on {here.device}."
     yield "Another machine rounds otherwise and may find other mini-batches."
     yield ""
     command = "python -m relucheck.reproduction.experiments.explained reports/volume/explained.md"
@@ -105,7 +106,7 @@ def _lines() -> Iterator[str]:
     yield "```"
     images = data.load("mnist")
     for dtype in reversed(DTYPES):
-        command, explanation = _found(dtype, images)
+        command, explanation = _example(dtype, images)
         yield from ("", f"## {dtype_name(dtype)}", "", "```python", command, "```", "", "```text")
         yield from (line.rstrip() for line in str(explanation).splitlines())
         yield "```"

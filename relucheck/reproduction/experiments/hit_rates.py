@@ -79,9 +79,9 @@ def shape_table(cells: Sequence[ValidatedLayer]) -> Table:
         row = [name]
         for shape in shapes:
             mine = [c for c in cells if (c.arithmetic, c.data, c.width, c.depth) == (name, "grey", *shape)]
-            told = agreement(mine) if mine else None
+            both = agreement(mine) if mine else None
             row.append(
-                "-" if told is None else f"{told.hits:,}: {'-' if told.ratio is None else format(told.ratio, '.2f')}"
+                "-" if both is None else f"{both.hits:,}: {'-' if both.ratio is None else format(both.ratio, '.2f')}"
             )
         rows.append(row)
     return Table(("arithmetic", *(f"{depth} x {width}" for width, depth in shapes)), rows)
@@ -148,10 +148,10 @@ def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[Vali
     for run in runs():
         some = carry_out(run, images)
         cells += some
-        told = agreement(some)
+        both = agreement(some)
         tell(
-            f"{some[0].arithmetic} {some[0].data} {run.depth} x {run.width}: {told.hits} hits, "
-            f"{told.expected:.2f} predicted"
+            f"{some[0].arithmetic} {some[0].data} {run.depth} x {run.width}: {both.hits} hits, "
+            f"{both.expected:.2f} predicted"
         )
     return cells, time.process_time() - begin
 
@@ -185,7 +185,7 @@ def read_results(path: Path) -> Results:
             raise ReportError(f"{path} has schema {found['schema']!r}, this version reads {SCHEMA}; run it again")
         remark = found.get("remark", "")
         if not isinstance(remark, str):
-            raise TypeError(f"remark {remark!r} is no text")
+            raise ReportError(f"{path}: remark {remark!r} is no text; write it as a JSON string")
         return Results([ValidatedLayer(**cell) for cell in found["cells"]], float(found["cpu_seconds"]), remark)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ReportError):
@@ -200,14 +200,14 @@ def figure(cells: Sequence[ValidatedLayer]) -> Any:
     names = list(dict.fromkeys(cell.arithmetic for cell in cells if cell.hits))
     for index, name in enumerate(names):
         mine = [cell for cell in cells if cell.arithmetic == name and cell.hits]
-        told = [1e6 * cell.expected / cell.activations for cell in mine]
+        predicted = [1e6 * cell.expected / cell.activations for cell in mine]
         counted = [1e6 * cell.hits / cell.activations for cell in mine]
         ends = [poisson_interval(cell.hits) for cell in mine]
         errors = [
             [1e6 * (cell.hits - low) / cell.activations for cell, (low, _) in zip(mine, ends, strict=True)],
             [1e6 * (high - cell.hits) / cell.activations for cell, (_, high) in zip(mine, ends, strict=True)],
         ]
-        axes.errorbar(told, counted, errors, fmt=".", color=f"C{index % 10}", label=name, elinewidth=0.7, alpha=0.8)
+        axes.errorbar(predicted, counted, errors, fmt=".", color=f"C{index % 10}", label=name, elinewidth=0.7, alpha=0.8)
     line = [1e-3, 2e3]
     axes.plot(line, line, color="black", linewidth=0.8, label="predicted = measured")
     axes.set(
@@ -231,7 +231,7 @@ def report(found: Results, planned: Sequence[Planned], resnet: Table) -> str:
         kernels="\n".join(kernel_table().markdown()),
         assumed="\n".join(assumed),
         notes=_NOTES.strip(),
-        room=f"{hits_plans.ROOM:g}",
+        headroom=f"{hits_plans.HEADROOM:g}",
         seconds=f"{found.seconds:,.0f}",
         torch=torch.__version__,
         cells=everything.cells,
@@ -274,7 +274,7 @@ hit is counted to predict (`relucheck/hits/rates.py`).
 
 ## Validation
 ReLU networks of PyTorch's default initialisation on MNIST's training images, 1, 3, 6 hidden layers of 16, 64, 256
-units; a cell is one layer of one architecture in one arithmetic, pooled over its draws. {cells} cells. Over the
+units; a cell is one layer of one network in one arithmetic, pooled over its draws. {cells} cells. Over the
 {informative} cells with at least 10 expected hits, predicted / measured has the median (10 to 90 %) {spread}. Of the
 {testable} cells with at least 20 expected hits {surprising} have a count whose p-value under the prediction is below
 0.05; a little under 5 % would be if counts were Poisson, and they are not quite: they cluster (below). "Predicted /
@@ -299,7 +299,7 @@ Found by crafted inputs (`hit_rates.probe`): where the bias joins the sum, and h
 Hits at the kink 0 per training step. Assumptions:
 
 {assumed}
-- Float8 tensors carry a power-of-two scale that keeps {room} standard deviations finite.
+- Float8 tensors carry a power-of-two scale that keeps {headroom} standard deviations finite.
 - Rounding: *single*: all in float32, bias and residual addition included, rounded once. *operator*: each operator
   rounds once, batch norm keeps float32 statistics (autocast). *product*: also the product is rounded before the bias
   is added; batch norm's statistics are held in the output's format (`model.to(torch.bfloat16)`). *split-k*: also K is

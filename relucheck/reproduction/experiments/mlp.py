@@ -192,7 +192,7 @@ def _e2() -> TrainingScenario:
     middle = dataclasses.replace(_E2, epochs=15)
     brief = _made(_fewer(short), (*_EMULATED, *_EMULATED_FLOAT16), short, suffix="-3-epochs")
     longer = (*_ROUNDED, *_rows("bfloat16-split-k-4"))
-    # what is asked of a machine without a GPU first, the dearest last
+    # what is asked of a machine without a GPU first, the most expensive last
     cpu = (
         *_made(_PUBLISHED, _rows("float32", "bfloat16", "float16", "bfloat16-rounded"), few),
         *brief,

@@ -20,9 +20,11 @@ from relucheck.bifurcation.decide import ZoneDataError
 from relucheck.errors import whole
 from relucheck.networks.lenet import LENETS, LeNet, Order
 from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.devices import environment
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.files import write_atomically
 from relucheck.results.proportions import interval
+from relucheck.results.tables import Table
 from relucheck.volume.ties import THRESHOLDS, decide, equal_in_float64
 
 _DTYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -104,13 +106,13 @@ def _share(count: int, draws: int) -> str:
     return f"{count} ({bounds.low:.3f} to {bounds.high:.3f})"
 
 
-def table(volumes: Sequence[TieVolume]) -> str:
-    """A Markdown table, one row per volume."""
-    lines = [
-        "| dtype | order | draws | in the zone (95 %) | above [M24]'s threshold | in the zone by different inputs (95 %) "
-        "| ties / million windows | that matter | between different inputs | of these, ties in float64 too |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def table(volumes: Sequence[TieVolume]) -> Table:
+    """One row per volume."""
+    numbers = (
+        *("draws", "in the zone (95 %)", "above [M24]'s threshold", "in the zone by different inputs (95 %)"),
+        *("ties / million windows", "that matter", "between different inputs", "of these, ties in float64 too"),
+    )
+    rows = []
     for row in volumes:
         million = 1e6 / row.windows
         again = f"{row.float64_ties:,} of {row.float64_windows:,}" if row.dtype != torch.float64 else "-"
@@ -119,8 +121,8 @@ def table(volumes: Sequence[TieVolume]) -> str:
             *(_share(row.inside_different, row.draws), f"{row.tied * million:,.0f}", f"{row.matter * million:,.0f}"),
             *(f"{row.different * 1e6 / row.windows_different:,.2f}", again),
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return Table(("dtype", "order", *numbers), rows, right=numbers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,10 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         inputs = data.scale(images, dtype, "image")
         volumes += [volume(inputs, targets, draws=chosen.draws, order=order) for order in LENETS]
     spent = time.process_time() - begun
+    here, lines = environment("cpu"), "\n".join(table(volumes).markdown())
     text = (
-        f"{table(volumes)}\n\n{chosen.draws} draws (seeds 0 to {chosen.draws - 1}), the first {len(images)} training "
-        f"images of MNIST, mini-batches of 256 in file order, torch {torch.__version__} on "
-        f"{torch.backends.cpu.get_cpu_capability()}, {spent:.0f} s of CPU time.\n"
+        f"{lines}\n\n{chosen.draws} draws (seeds 0 to {chosen.draws - 1}), the first {len(images)} training "
+        f"images of MNIST, mini-batches of 256 in file order, torch {here.torch} on {here.device}, "
+        f"{spent:.0f} s of CPU time.\n"
     )
     if chosen.out is None:
         print(text, end="")

@@ -152,9 +152,9 @@ def _float32_unmoved(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
         verdict = "disagrees"
     else:
         verdict = "agrees" if set(words) == {"equivalent"} else "undecided"
-    told = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
     measured = f"weights differ for {len(moved)} of {len(own)} s (in up to {max(c.differing for c in own)} of "
-    measured += f"{len(own[0].accuracies)} seeds); accuracies: {told}"
+    measured += f"{len(own[0].accuracies)} seeds); accuracies: {counts}"
     why = "" if moved else f"hits of s = 0 an epoch: {_count(cells, own[0])} with {own[0].kernel}"
     return [Claim("[R22] Figs. 2 and 3", what, measured, verdict, why)]
 

@@ -186,10 +186,10 @@ def _rich_table(title: str, cells: Sequence[MemberGroup], columns: Sequence[_Col
         labels = [*_LINES, "published %"] if any(extra) else list(_LINES)
         if any(extra):
             values = [[*own, more] for own, more in zip(values, extra, strict=True)]
-        told = [i for i in range(len(labels)) if any(own[i] not in ("", "-") for own in values)]
-        for index in told:
+        shown = [i for i in range(len(labels)) if any(own[i] not in ("", "-") for own in values)]
+        for index in shown:
             texts = [Text(own[index], style=_STYLES.get(own[index], "")) for own in values]
-            table.add_row(row_name(row) if first else "", labels[index], *texts, end_section=index == told[-1])
+            table.add_row(row_name(row) if first else "", labels[index], *texts, end_section=index == shown[-1])
             first = False
     return table
 

@@ -28,8 +28,8 @@ class Entry:
         varied: the sweep.
         x: the value of what the sweep varies.
         cell: ours.
-        published: the published cell of this architecture and precision, or None.
-        comparable: whether both estimate the same thing (data, sizes, precision), so that a test between them means
+        published: the published cell of this network and arithmetic, or None.
+        comparable: whether both estimate the same thing (data, sizes, arithmetic), so that a test between them means
             something, and the release computed its figure.
     """
 
