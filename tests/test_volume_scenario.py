@@ -170,6 +170,16 @@ def test_smoke_fills_every_table(smoke: tuple[Path, str]) -> None:
     assert "…" not in text  # no column is cut
 
 
+def test_a_narrow_terminal_gets_whole_words(smoke: tuple[Path, str]) -> None:
+    """At 80 columns fewer columns, none of them cut."""
+    text = render(*run(smoke[0]).shown(80), width=80, color=False)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for heading in ("arithmetic", "ours", "share, 95 %", "published", "verdict"):
+        assert heading in text
+    assert "hits / M" not in text.partition("Half-widths")[0]
+
+
 def test_a_second_smoke_run_computes_nothing(smoke: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("an engine was made")
@@ -315,7 +325,7 @@ def test_notes_plan_the_draws_for_a_half_width() -> None:
 def test_the_split_is_shown_everywhere(tmp_path: Path) -> None:
     one = line(None, 2)
     found = {one.estimate.cell.name: ZoneSplit(((0, "bifurcation"), (1, "compensation")))}
-    text = render(*volume_tables.write(report(one), tmp_path, found, figures=False), width=200, color=False)
+    text = render(*volume_tables.write(report(one), tmp_path, found, figures=False)(200), width=200, color=False)
     assert json.loads((tmp_path / "E4.json").read_text())["split"] == {
         "float32": {"draws": 2, "networks": 2, "bifurcation": 1, "compensation": 1, "undecided": 0}
     }
@@ -350,6 +360,6 @@ def test_points_stand_at_the_shares() -> None:
 
 def test_without_matplotlib_the_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    *_, last = volume_tables.write(report(line(None, 1)), tmp_path)
-    assert "matplotlib is not installed" in last
+    shown = volume_tables.write(report(line(None, 1)), tmp_path)
+    assert "matplotlib is not installed" in shown.notes[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["E4.json", "E4.md"]

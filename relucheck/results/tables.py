@@ -39,9 +39,9 @@ class Table:
     sections: Collection[int] = ()
     caption: str = ""
 
-    def without(self, heading: str) -> Table:
-        """The table less one column."""
-        kept = [index for index, name in enumerate(self.header) if name != heading]
+    def without(self, *headings: str) -> Table:
+        """The table less some columns."""
+        kept = [index for index, name in enumerate(self.header) if name not in headings]
         header = [self.header[index] for index in kept]
         return dataclasses.replace(self, header=header, rows=[[row[index] for index in kept] for row in self.rows])
 
@@ -54,8 +54,8 @@ class Table:
         rule = ("---:" if name in self.right else "---" for name in self.header)
         return [line(self.header), line(rule), *map(line, self.rows)]
 
-    def rich(self, *, frame: bool = True, wrap: bool = True) -> RichTable:
-        """The table for a terminal; the first column is never wrapped, and with ``wrap=False`` none is."""
+    def rich(self, *, frame: bool = True, wrap: bool = True, first: bool = False) -> RichTable:
+        """The table for a terminal; columns wrap, the first one with ``first=True`` alone, and with ``wrap=False`` none."""
         table = RichTable(
             title=escape(self.title) or None, title_justify="left", caption=escape(self.caption) or None, pad_edge=frame
         )
@@ -63,7 +63,7 @@ class Table:
             table.box = None
         for index, name in enumerate(self.header):
             justify = "right" if name in self.right else "left"
-            table.add_column(Text(name), justify=justify, no_wrap=not wrap or index == 0)  # type: ignore[arg-type]
+            table.add_column(Text(name), justify=justify, no_wrap=not wrap or (index == 0 and not first))  # type: ignore[arg-type]
         for index, row in enumerate(self.rows):
             table.add_row(*map(Text, row), end_section=index in self.sections)  # as it is, brackets included
         return table

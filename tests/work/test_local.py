@@ -151,7 +151,9 @@ def test_a_death_is_seen_while_a_forked_child_holds_the_pipe(tmp_path: Path) -> 
     assert (tmp_path / "holder").exists()
 
 
-@pytest.mark.parametrize(("work", "text"), [(leave, "SystemExit: no licence"), (broken_pipe, "somebody's pipe")], ids=["exit", "pipe"])
+@pytest.mark.parametrize(
+    ("work", "text"), [(leave, "SystemExit: no licence"), (broken_pipe, "somebody's pipe")], ids=["exit", "pipe"]
+)
 def test_what_ends_a_unit_is_said_and_no_guess(work: Callable[[Report], None], text: str, tmp_path: Path) -> None:
     with pytest.raises((WorkError, BrokenPipeError), match=text) as caught:
         Local(2).run([Unit("odd", work), *notes(tmp_path, 1)])

@@ -182,12 +182,8 @@ class VolumeScenario:
         store = Store(place.folder / "splits")
         with Progress(len(estimates), f"{NAME}, over the reals", "cells", enabled=progress) as shown, torch_threads(1):
             splits = volume_splits(estimates, dataset=dataset, store=store, progress=shown.advance)
-        tables = write(report, place.folder, splits)
-        return Reported(place.folder, page, missing, (), functools.partial(_shown, tables), report)
+        terminal = write(report, place.folder, splits)
+        return Reported(place.folder, page, missing, (), terminal, report)
 
 
 E4: Final = VolumeScenario()
-
-
-def _shown(tables: Sequence[Any], width: int) -> Sequence[Any]:
-    return tables

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from rich.text import Text
+
 from relucheck.reproduction.published import SOURCES
 from relucheck.reproduction.report.volume_figures import draw
 from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, Entry, Line, Report
@@ -25,6 +27,11 @@ NOT_COMPUTED: Final = "not computed by the release"
 NOT_PUBLISHED: Final = "no published figure"
 OTHER_DATA: Final = "other data"
 _NUMBERS: Final = ("ours", "share, 95 %", "±", "hits / M", "published", "published share, 95 %", "p", "Holm p")
+#: Columns of a terminal from which on every column of a table is shown, and what a narrower one leaves out.
+_WIDE: Final = 180
+_LEFT_OUT: Final = ("±", "hits / M", "published share, 95 %", "p", "Holm p")
+#: The first column of a narrow terminal's tables, whose titles name the sweep.
+_SHORT: Final = {"hidden layers": "layers", "batch size": "batch", "sample size": "sample"}
 _WANTED: Final = 0.05  # the half-width that the notes plan for
 
 
@@ -208,7 +215,30 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
     return {**head, "computing_s": sum(e.wall_s for e in report.estimates), "rows": rows}
 
 
-def write(report: Report, folder: Path, found: Mapping[str, ZoneSplit] | None = None, *, figures: bool = True) -> list[Any]:
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What a terminal shows of E4: tables, and what to know of them.
+
+    Called with a number of columns, it gives the parts for :func:`relucheck.results.tables.render`. A narrow terminal gets
+    the counts, our share and the verdict; the page has the other columns.
+    """
+
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+    def __call__(self, width: int) -> list[Any]:
+        if width >= _WIDE:
+            return [*(table.rich(wrap=False) for table in self.tables), *map(Text, self.notes)]
+        narrow = (table.without(*_LEFT_OUT) for table in self.tables)
+        return [*(_renamed(table).rich(first=True) for table in narrow), *map(Text, self.notes)]
+
+
+def _renamed(table: Table) -> Table:
+    first, *others = table.header
+    return dataclasses.replace(table, header=(_SHORT.get(first, first), *others), right=(*table.right, *_SHORT.values()))
+
+
+def write(report: Report, folder: Path, found: Mapping[str, ZoneSplit] | None = None, *, figures: bool = True) -> Shown:
     """Writes E4.json, E4.md and figures/ into a folder, and returns what a terminal shows.
 
     Args:
@@ -229,10 +259,9 @@ def write(report: Report, folder: Path, found: Mapping[str, ZoneSplit] | None = 
         shown.append(volume_compensation.table(sums))
     write_atomically(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / f"{NAME}.md", page)
-    said = [*(table.rich(wrap=False) for table in shown), *notes(report, judged)]
-    if not figures:
-        return said
-    if not drawable():
-        return [*said, f"- No figures: matplotlib is not installed ({INSTALL})."]
-    paths = draw(report, folder / "figures")
-    return [*said, f"- Figures: {', '.join(str(path) for path in paths)}"]
+    said = notes(report, judged)
+    if figures and not drawable():
+        said.append(f"- No figures: matplotlib is not installed ({INSTALL}).")
+    elif figures:
+        said.append(f"- Figures: {', '.join(str(path) for path in draw(report, folder / 'figures'))}")
+    return Shown(tuple(shown), tuple(said))
