@@ -55,7 +55,7 @@ def _plain(settings: Settings, folder: Path) -> float:
 
 @pytest.mark.skipif(cores() < 2, reason="two processes need two cores")
 def test_two_processes_against_two_plain_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = _settings(range(4), epochs=40)
+    settings = _settings(range(4), epochs=12)
     ratios = []
     for turn in range(3):
         folder = tmp_path / str(turn)
