@@ -266,7 +266,7 @@ def test_json_of_something_else_is_refused() -> None:
 
 def test_the_sign_of_zero_changes_no_digest() -> None:
     for field, activation in (("dropout", "relu"), ("negative_slope", "leaky_relu")):
-        every = [Network("mlp", (4,), activation=activation, **{field: zero}) for zero in (0.0, -0.0, 0)]  # type: ignore
+        every = [Network("mlp", (4,), activation=activation, **{field: zero}) for zero in (0.0, -0.0, 0)]  # type: ignore[arg-type]
         assert len({network.digest for network in every}) == len(set(every)) == 1
 
 
