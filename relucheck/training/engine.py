@@ -335,7 +335,7 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def _split(settings: Settings, split: str, root: data.Root, device: torch.device) -> DataSplit:
-    found = data.load(settings.data, split, root)
+    found = data.load_once(settings.data, split, root)
     wanted: int | None = getattr(settings, f"{split}_samples")
     if wanted is not None and wanted > len(found):
         raise SettingsError(f"{split}_samples={wanted}: {settings.data} {split} has {len(found)} images; use at most that")
