@@ -17,7 +17,9 @@ _ROW: Final = "| `"
 
 def rows() -> list[str]:
     """What the table must hold, law by law."""
-    return [f"| `{law.name}` | {law.summary} | {', '.join(_targeting(law.name)) or '(reports only)'} |" for law in LAWS.values()]
+    return [
+        f"| `{law.name}` | {law.summary} | {', '.join(_targeting(law.name)) or '(reports only)'} |" for law in LAWS.values()
+    ]
 
 
 def _targeting(law: str) -> list[str]:

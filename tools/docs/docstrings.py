@@ -2,6 +2,7 @@
 
 - Sphinx roles (:class:`X`) become links; mkdocstrings reads Markdown, where a role would print as it stands. The links are
   optional: what the site has no page for becomes plain code.
+- What a function returns is a sentence, whose first words griffe would take for a type where a colon follows.
 - Entries for several parameters at once (``width, height: upper limits``) become an entry each, as griffe expects.
 """
 
@@ -17,6 +18,9 @@ _ROLE: Final = re.compile(r":(?:mod|class|func|meth|attr|data|exc):`(?P<short>~?
 #: An entry of a section (indented once) with more than one name, and the lines that belong to it (indented twice).
 _GROUP: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)+):(?P<text>.*(?:\n {8}.*)*)", re.MULTILINE)
 
+#: The beginning of the sentence on what a function returns.
+_RETURNED: Final = re.compile(r"^(?P<title>Returns|Yields):\n {4}(?=\S)", re.MULTILINE)
+
 
 class Docstrings(griffe.Extension):
     """Rewrites the docstrings of a package when all of it is loaded, so that every name can be resolved."""
@@ -25,6 +29,7 @@ class Docstrings(griffe.Extension):
         for item in _objects(pkg):
             if item.docstring is not None:
                 text = _GROUP.sub(_apart, item.docstring.value)
+                text = _RETURNED.sub(r"\g<title>:\n    : ", text)  # an empty type: griffe takes the annotation's
                 item.docstring.value = _ROLE.sub(lambda match, item=item: _link(item, match), text)
 
 
