@@ -110,7 +110,8 @@ def decide(
 
     Args:
         model: takes [batch, ...] and returns logits [batch, classes].
-        inputs: [n, ...], of the model's dtype and on its device; targets: class indices, int64 [n].
+        inputs: [n, ...], of the model's dtype and on its device.
+        targets: class indices, int64 [n].
         batch_size, subgradients: as for :class:`Engine`.
         watch: "first layer" counts the parameters of the first module that has any.
 

@@ -1,6 +1,6 @@
 """The properties, each a function of an example and of what it is tried on; a violated one raises AssertionError.
 
-Numbers in the names of tests refer to the list in README.md.
+Numbers in the names of tests refer to the list in docs/properties.md.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_a_target_that_exits_leaves_the_verdicts_and_the_report(project):
 
 
 def test_exit_codes_of_files_that_cannot_be_used(project):
-    """As the README's table of exit codes says, of both faces."""
+    """As the table of exit codes in docs/gate.md says, of both faces."""
     (project / "blocked").write_text("a file, not a folder")
     laws = ("--dtypes", "float32", "--laws", "runs")
     code, said = unread("check", "mylib:Good", *laws, "--report", "blocked/r.json", cwd=project)

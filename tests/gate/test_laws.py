@@ -21,8 +21,6 @@ from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate, kink_laws
 from relucheck.gate.subject import Disconnected, Subject
 
-from . import mutants
-
 GATE = Path(relucheck.gate.__file__).parent
 MODULES = sorted(path.name for path in GATE.glob("*.py"))
 #: Words of the gate's modules that are laws' names too, and mean something else there.
@@ -173,16 +171,3 @@ def test_a_subject_says_what_carries_no_graph():
     _, back = Subject.pullback(lambda x: other * 2, torch.zeros(3))
     with pytest.raises(Disconnected, match="does not reach the input"):
         back(torch.ones(3))
-
-
-# -- the README's table -------------------------------------------------------------------------------------------------
-
-
-def test_the_readme_has_every_law_with_its_summary_and_its_mutants():
-    rows = []
-    for law in LAWS.values():
-        targeting = sorted({mutant.name for mutant in mutants.MUTANTS if mutant.law == law.name}, key=str)
-        rows.append(f"| `{law.name}` | {law.summary} | {', '.join(targeting) or '(reports only)'} |")
-    readme = (GATE.parent.parent / "README.md").read_text(encoding="utf-8")
-    table = [line for line in readme.split("\n") if line.startswith("| `") and line.split("`")[1] in LAWS]
-    assert table == rows
