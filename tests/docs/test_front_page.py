@@ -32,7 +32,9 @@ def summary(front_page: ModuleType) -> dict[str, Any]:
 def test_readme_shows_the_table_of_the_committed_results(front_page: ModuleType, summary: dict[str, Any]) -> None:
     table = "\n".join(front_page.table(summary).markdown())
     assert table in README.read_text(encoding="utf-8")
-    cell = next(cell for cell in summary["cells"] if cell["comparison"] == "bfloat16-split-k-4" and cell["subgradient"] == 1)
+    cell = next(
+        cell for cell in summary["cells"] if cell["comparison"] == "bfloat16-split-k-4" and cell["subgradient"] == 1
+    )
     cell["summary"]["mean"] -= 1
     assert "\n".join(front_page.table(summary).markdown()) != table, "a changed result changes the table"
 
