@@ -1,1 +1,1 @@
-"""Floating point: dtypes, bits, arithmetics and their emulation, exact dyadic numbers, determinism."""
+"""Floating point: dtypes, bit patterns, arithmetics and their emulation, exact dyadic numbers, determinism."""
