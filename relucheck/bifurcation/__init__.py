@@ -1,1 +1,1 @@
-"""Whether two subgradients give one model the same gradients, where they differ, and why."""
+"""Compare the gradients that two subgradients give one model: whether they differ, where, and why."""
