@@ -1,4 +1,4 @@
-"""Settings of relucheck's test suite: Hypothesis profiles, the number of threads, and the header."""
+"""Settings of relucheck's test suite: Hypothesis profiles, threads, and the header."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each worker its share of the cores, because more threads than cores make every worker slower."""
+    """Give each worker its share of the cores; more threads than cores slow every worker down."""
     # otherwise inductor starts a pool of processes, each of which imports torch first
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -1,4 +1,4 @@
-"""Load MNIST, FashionMNIST or the digit sample in this package, verify them, and make mini-batches in file order.
+"""Load and verify MNIST, FashionMNIST and the shipped digits; make mini-batches.
 
 A data root has the layout of ``torchvision.datasets``, which also does the downloads. The files are read here, though: each
 is read once, checked against a checksum in this module, and then parsed from the same bytes. Nothing is unpickled, an
@@ -61,7 +61,7 @@ class DataValueError(DataError, ValueError):
 
 
 class DataFileError(DataError, OSError):
-    """A data root or data file that is missing, unreadable, truncated or altered, or a root that cannot be written."""
+    """A data root or file that is missing, unreadable, truncated, altered or not writable."""
 
 
 class DownloadError(DataFileError):
@@ -94,14 +94,14 @@ class DataSet:
     def scaled(
         self, dtype: torch.dtype | str = torch.float32, shape: str = "flat", device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Convert all images to floats in [0, 1] with ``scale``: [n, 784] or, for "image", [n, 1, 28, 28]."""
+        """Convert all images with ``scale``: [n, 784] or, for "image", [n, 1, 28, 28]."""
         return scale(self.images, dtype, shape, device)
 
 
 def scale(
     images: Tensor, dtype: torch.dtype | str = torch.float32, shape: str = "flat", device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Convert uint8 images to floats in [0, 1]: x / 255 rounded to float32, then cast to ``dtype``.
+    """Convert uint8 images to floats in [0, 1]: x / 255 in float32, then cast to ``dtype``.
 
     The result equals ``torchvision.transforms.ToTensor`` followed by a cast, bit for bit, for float64, too. It is computed
     on the CPU, because CUDA may divide by multiplying with a reciprocal, which rounds differently.
@@ -131,7 +131,7 @@ def batches(
     device: torch.device | str = "cpu",
     drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over mini-batches in file order: images as ``scale`` makes them, and labels, int64 [size].
+    """Iterate over mini-batches in file order: images from ``scale``; labels, int64 [size].
 
     If ``size`` does not divide the number of images, the last batch is smaller; ``drop_last`` leaves it out.
 
@@ -154,18 +154,18 @@ def batches(
 
 
 def load(name: str, split: str = "train", root: Root = None, *, download: bool = True) -> DataSet:
-    """Load a data set by name: "digits", "mnist" or "fashionmnist"; case, "-" and "_" do not matter.
+    """Load a data set by name: "digits", "mnist" or "fashionmnist", in any case.
 
-    "digits" is in the package and ignores ``root``. ``load_digits`` and ``load_mnist`` describe the arguments and errors.
+    "-" and "_" in the name do not matter. "digits" is in the package and ignores ``root``. ``load_digits`` and
+    ``load_mnist`` describe the arguments and errors.
     """
     known = str(name).lower().replace("-", "").replace("_", "")
-    if known not in NAMES:
-        one_of("data set", name, NAMES, error=DataValueError)
+    one_of("data set", known if known in NAMES else name, NAMES, error=DataValueError)
     return load_digits(split) if known == "digits" else _load_idx(known, split, root, download)
 
 
 def load_once(name: str, split: str, root: Root = None, *, download: bool = True) -> DataSet:
-    """Do what ``load`` does, but read a split only once per process. The tensors are shared: do not change them."""
+    """Do what ``load`` does, once per process; the tensors are shared, so do not change them."""
     place = None if root is None else os.fspath(root)
     return _read_once(name, split, place, os.environ.get(ROOT_VARIABLE), download)
 
@@ -176,7 +176,7 @@ def _read_once(name: str, split: str, root: str | None, variable: str | None, do
 
 
 def load_digits(split: str = "train") -> DataSet:
-    """Load the sample of MNIST in this package: 2,000 training or 500 test images, 200 or 50 of each digit.
+    """Load the shipped sample of MNIST: 2,000 training or 500 test images, balanced.
 
     It has the first 200 (50) images of each class of MNIST's training (test) file, in file order. ``tools/make_digits.py``
     made the sample, and ``relucheck/_data/LICENSE-MNIST`` is its licence. Each call returns new tensors.
@@ -212,7 +212,7 @@ def load_mnist(root: Root = None, split: str = "train", *, download: bool = True
 
 
 def load_fashion_mnist(root: Root = None, split: str = "train", *, download: bool = True) -> DataSet:
-    """Load FashionMNIST from ``ROOT/FashionMNIST/raw``; arguments and errors are those of ``load_mnist``.
+    """Load FashionMNIST from ``ROOT/FashionMNIST/raw``, with all else as in ``load_mnist``.
 
     Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv:1708.07747 (MIT, Zalando SE).
     """
@@ -220,19 +220,17 @@ def load_fashion_mnist(root: Root = None, split: str = "train", *, download: boo
 
 
 def checksum(images: Tensor, labels: Tensor) -> str:
-    """Compute the SHA-256, in hexadecimal, of the images' bytes in C order followed by each label as one byte."""
+    """The SHA-256, in hexadecimal, of the images' bytes in C order and one byte per label."""
     digest = hashlib.sha256(images.to(torch.uint8).cpu().contiguous().numpy().tobytes())
     digest.update(labels.to(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def data_root(root: Root = None) -> Path:
-    """Find the data root: the argument, else the variable RELUCHECK_DATA, else a folder in the user's cache.
-
-    The folder need not exist.
+    """Find the data root: the argument, else RELUCHECK_DATA, else a folder in the user's cache.
 
     Raises:
-        DataFileError: if it is a file; the message says where the name comes from.
+        DataFileError: if it exists and is not a folder; the message says where the name comes from.
     """
     if root is not None:
         path, origin = Path(root), "given as the root"
@@ -292,7 +290,7 @@ _CLOTHES: Final = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sanda
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A published data set: torchvision's name of its class and folder, and the MD5 and size of each uncompressed file."""
+    """A published data set: torchvision's folder, its classes, and MD5 and size of each file."""
 
     folder: str
     classes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Rewrite the results in a folder from schema 1 to schema 2. Remove this script when no result of schema 1 is left.
+"""Rewrite results from schema 1 to schema 2; remove this script when schema 1 is gone.
 
     python tools/migrate_results.py reports
 
@@ -37,7 +37,7 @@ _NETWORK = ("widths", "activation", "batch_norm", "dropout")
 
 
 def arithmetic(fields: Mapping[str, Any]) -> Arithmetic:
-    """Read an arithmetic from the fields of schema 1. There, ``strict`` had no effect on float32 and float64."""
+    """Read an arithmetic from fields of schema 1, where ``strict`` did nothing to wide dtypes."""
     dtype: Any = fields["dtype"]
     narrow = fields.get("mixed") is not None or dtype in ("float16", "bfloat16")
     reduction = STRICT if fields["strict"] and narrow and fields["emulation"] is None else DEFAULT
@@ -61,7 +61,7 @@ def cell(old: Mapping[str, Any]) -> Cell:
 
 
 def device(old: str) -> str:
-    """Convert a device in words: volume cells wrote "cpu AVX512, 1 thread", and training "cpu (AVX512), 1 thread"."""
+    """Convert the words for a device: "cpu AVX512, 1 thread" becomes "cpu (AVX512), 1 thread"."""
     kind, space, rest = old.partition(" ")
     if not space or rest.startswith("("):
         return old
@@ -70,7 +70,7 @@ def device(old: str) -> str:
 
 
 def training(folder: Path) -> int:
-    """Migrate the runs in the folder of a training scenario, and return the number of files rewritten.
+    """Migrate the runs of a training scenario; return the number of files rewritten.
 
     Each seed gets an equal share of the comparison's wall time. Schema 1 did not record the processor.
     """
@@ -93,7 +93,7 @@ def training(folder: Path) -> int:
 
 
 def volume(folder: Path) -> int:
-    """Migrate the cells and splits in E4's folder under new names, and return the number of files rewritten.
+    """Migrate the cells and splits of E4 under new names; return the number of files rewritten.
 
     Their names contain a digest of the identity, which changes.
     """
@@ -129,7 +129,7 @@ def mark(path: Path) -> int:
 
 
 def main(root: Path) -> None:
-    """Migrate the folder of every scenario below ``root``, and print the number of files rewritten in each."""
+    """Migrate every scenario below ``root``, and print the number of files rewritten in each."""
     marks = sorted(root.rglob("scenario.json"))
     if not marks:
         sys.exit(f"{root} contains no scenario.json, so there is nothing to migrate; name a folder with results")

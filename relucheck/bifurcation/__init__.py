@@ -1,1 +1,1 @@
-"""Compare the gradients that two subgradients give one model: whether they differ, where, and why."""
+"""Compare the gradients that two subgradients give a model: whether they differ, and why."""

@@ -1,4 +1,4 @@
-"""Compute backprop_s for several subgradients s on one forward, and compare two of them bit for bit.
+"""Compute backprop_s for several subgradients s on one forward; compare two bit for bit.
 
 backprop_s is reverse-mode differentiation with ReLU'(0) = s. The bifurcation zone is the set of parameters for which two
 choices of s give different gradients.
@@ -115,7 +115,7 @@ class Comparison(_Counted):
 
     @property
     def first_difference(self) -> str | None:
-        """The name of the first parameter, in the model's order, whose gradients differ; None if they agree."""
+        """The first parameter, in the model's order, whose gradients differ; None if there is none."""
         return self.differences[0].parameter if self.differences else None
 
     @property
@@ -151,7 +151,7 @@ class Comparison(_Counted):
 
 @contextlib.contextmanager
 def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore buffers (such as running statistics) and random states after a block, so that it leaves no trace."""
+    """Restore buffers (such as running statistics) and random states after a block."""
     kept = [
         (module._buffers, name, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -328,7 +328,7 @@ def compare(
 
 
 def judge_controlled(run: Backprops, parameters: Container[str] | None = None) -> Comparison:
-    """Compare the first two of three backwards; the third one is the control, which has to repeat the first.
+    """Compare the first two of three backwards; the third is the control and repeats the first.
 
     Args:
         run: the result of ``backprop`` with ``subgradients=(s, t, s)``.
@@ -371,7 +371,10 @@ def judge(
 
 
 def differences_of(one: Gradients, other: Gradients) -> Iterator[Difference]:
-    """Yield the differences of two gradients of the same parameters. None in only one of them counts as zero."""
+    """Yield the differences of two gradients of the same parameters.
+
+    None in only one of the two gradients counts as zero.
+    """
     for name, a in one.items():
         b = other[name]
         if a is None:

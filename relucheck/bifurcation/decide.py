@@ -1,4 +1,4 @@
-"""Decide whether a model is in the bifurcation zone: find the first mini-batch on which backprop_s and backprop_t differ.
+"""Find the first mini-batch of a data set on which backprop_s and backprop_t differ.
 
 Two backwards of one forward can differ only where a pre-activation is exactly at a kink. So each mini-batch first runs a
 forward without a graph, and only a mini-batch with a hit runs the backwards. ``relucheck.volume.engine`` does the same for
@@ -121,7 +121,7 @@ def decide(
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Decision:
-    """Find the first mini-batch of a data set on which two subgradients give a model different gradients.
+    """Find the first mini-batch on which two subgradients give a model different gradients.
 
     The model is any eager module that calls ReLU, ReLU6 or LeakyReLU as modules or functions. Its parameters, its buffers
     and the random state do not change, so dropout masks are the same for every mini-batch of one size. The loss is the mean

@@ -54,7 +54,9 @@ class ExactError(ModelError):
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A linear layer and the activation after it, in float64, which represents all four dtypes exactly.
+    """A linear layer and the activation after it, with parameters in float64.
+
+    float64 represents the values of all four dtypes exactly.
 
     Attributes:
         name: the qualified name of the linear module.
@@ -217,7 +219,7 @@ def _gamma(terms: int) -> float:
 
 
 def linear_bound(x: Tensor, error: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """Bound the error of ``x @ matrix + bias`` computed in float64, where ``x`` has an error of at most ``error``.
+    """Bound the error of ``x @ matrix + bias`` computed in float64 from an inexact ``x``.
 
     Args:
         x: float64 [n, terms].
@@ -257,7 +259,7 @@ def forward(layers: tuple[Layer, ...], inputs: Tensor) -> tuple[RealLayer, ...]:
 
 
 def _regions(layer: Layer, z: Tensor, bound: Tensor, exact: ExactRows, depth: int) -> tuple[Tensor, int]:
-    """Compute the regions of pre-activations ``z``, and how many of them needed exact arithmetic."""
+    """Compute the regions of pre-activations, and how many of them needed exact arithmetic."""
     region = torch.zeros(z.shape, dtype=torch.int8)
     if layer.rule is None:
         return region + 2, 0
@@ -276,7 +278,10 @@ def _regions(layer: Layer, z: Tensor, bound: Tensor, exact: ExactRows, depth: in
 
 
 def _activated(layer: Layer, region: Tensor, z: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the value after the activation and its error bound, which is 0 where the region determines the value."""
+    """Compute the value after the activation and its error bound.
+
+    The bound is 0 where the region determines the value.
+    """
     if layer.rule is None:
         return z, bound
     zero = torch.zeros_like(z)

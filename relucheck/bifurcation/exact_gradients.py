@@ -60,7 +60,7 @@ def over_the_reals(
     watch: Watch = "all",
     cotangent: Tensor | None = None,
 ) -> Reals:
-    """Evaluate a mini-batch over the reals: the exact hits, and whether the two gradients differ.
+    """Evaluate a mini-batch over the reals: its exact hits, and whether two gradients differ.
 
     Args:
         model: a sequential network as ``relucheck.bifurcation.exact_forward.layers_of`` supports, of any of the four
@@ -146,7 +146,7 @@ def zone_over_the_reals(
 
 
 def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> _Bounded:
-    """Return the upstream gradient of the logits: ``cotangent``, or that of the mean cross-entropy."""
+    """The upstream gradient of the logits: ``cotangent``, or that of the mean cross-entropy."""
     n, classes = last.value.shape
     if (targets is None) == (cotangent is None):
         raise ExactError("over the reals: pass either targets or cotangent")
@@ -218,7 +218,7 @@ def _reachable(
     given: bool,
     names: set[str],
 ) -> bool:
-    """Whether a path of non-zero factors leads from the loss through a hit to a watched parameter.
+    """Whether a path of non-zero factors leads from the loss over a hit to a watched parameter.
 
     False proves that the gradients are equal. With ``given`` the upstream gradient is ``root`` itself. Otherwise it is
     that of the cross-entropy, p - y, which is never zero with two or more classes.

@@ -1,4 +1,4 @@
-"""Explain why a mini-batch bifurcates: its hits, their reasons, the gradients that each hit changes, and the zone.
+"""Explain why a mini-batch bifurcates: its hits, their reasons and effects, and the zone.
 
 Hits and their effects on gradients are determined for any eager model. Reasons and the zone need exact evaluation over the
 real numbers (``relucheck.bifurcation.exact_forward``), which supports sequential networks of linear layers and piecewise
@@ -30,7 +30,7 @@ LIMIT: Final = 32
 
 
 class _PerHit(Interception):
-    """An interception in which every element of a call with hits has a separate subgradient for each kink.
+    """An interception with separate subgradients for every element of a call with hits.
 
     Attributes:
         chosen: for each call, the subgradients at the lower and the upper kink, of the shape of its input; None for calls
@@ -79,7 +79,7 @@ def explain(
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     limit: int = LIMIT,
 ) -> Explanation:
-    """Explain the hits of one mini-batch: why they occur, what they change, and whether that is an effect of rounding.
+    """Explain the hits of one mini-batch: why they occur, what they change, and in which zone.
 
     Args:
         model: an eager module with parameters.
@@ -152,7 +152,7 @@ def _same_hits(one: Sequence[Call], other: Sequence[Call]) -> bool:
 
 
 def _each_hit(calls: Sequence[Call]) -> Iterator[tuple[int, int, list[int]]]:
-    """Yield the index of the call, the index of the kink, and the position of every hit, in the order of an explanation."""
+    """Yield index of the call, index of the kink and position of every hit."""
     for index, call in enumerate(calls):
         for kink, positions in enumerate(call.hits):
             for position in positions.tolist():
@@ -208,7 +208,7 @@ def _effects(
 def _reasons(
     reals: Reals, inputs: Tensor, interception: _PerHit, comparison: Comparison
 ) -> Iterator[tuple[Reason, Fraction | None, Fraction | None]]:
-    """Yield the reason of each hit, its value over the reals, and its value given the computed layer before."""
+    """Yield each hit's reason, its value over the reals, and its value given the layer before."""
     x = real_inputs(reals.layers, inputs)
     exact = ExactRows(reals.layers, x)
     smallest = torch.finfo(comparison.arithmetic.dtype)
@@ -248,7 +248,7 @@ def _reasons(
 
 
 def _values(x: dyadics.Dyadic, rows: Tensor, units: Tensor, kink: int) -> list[Fraction]:
-    """Convert the numbers at some positions to fractions. Most equal the kink, which saves the slow conversion."""
+    """Convert the numbers at some positions to fractions; equality to the kink is faster."""
     at = dyadics.compare(x, kink)[rows, units] == 0
     others = iter(x.fractions((rows[~at], units[~at])))
     same = Fraction(kink)

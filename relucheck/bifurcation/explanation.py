@@ -90,7 +90,7 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Missed:
-    """A pre-activation that equals a kink over the reals but not in floating point; attributes as in ``Hit``."""
+    """A pre-activation at a kink over the reals but not in floating point, as in ``Hit``."""
 
     site: str
     call: int
@@ -100,7 +100,9 @@ class Missed:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The hits of a mini-batch, their reasons and their effects. ``str`` gives a summary with a table of hits.
+    """The hits of a mini-batch, their reasons and their effects.
+
+    ``str`` gives a summary and a table of hits.
 
     Attributes:
         comparison: the comparison of the two gradients in floating point.

@@ -1,4 +1,4 @@
-"""Compute the gradients of one graph several times, without a change of the parameters' ``.grad``.
+"""Compute the gradients of one graph several times, without changes of ``.grad``.
 
 ``torch.autograd.grad`` runs only the part of the graph that leads to the wanted parameters. An autograd Function can hide
 parameters from the graph, and accumulate their gradients in ``.grad`` by a second backward inside its backward. Reentrant
@@ -37,7 +37,7 @@ def gradients(
     upstream: Tensor | None = None,
     during: contextlib.AbstractContextManager[Any] | None = None,
 ) -> Gradients:
-    """Compute gradients by name, as ``torch.autograd.grad`` does, and keep the graph for another backward.
+    """Compute gradients by name, as ``torch.autograd.grad`` does, and keep the graph.
 
     Args:
         root: the tensor to differentiate.
@@ -80,7 +80,10 @@ def _is_foreign(node: Any) -> bool:
 
 
 def _leaves(nodes: Iterable[Any], known: tuple[Tensor, ...]) -> list[Tensor]:
-    """The leaves below some nodes, without the known ones. To compute their gradients the engine has to run the nodes."""
+    """The leaves below some nodes, without the known ones.
+
+    To compute the gradients of these leaves, the engine has to run the nodes.
+    """
     ends = (node for node in nodes_below(nodes) if type(node).__name__ == "AccumulateGrad")
     leaves = {id(node.variable): node.variable for node in ends}
     for tensor in known:
@@ -89,7 +92,7 @@ def _leaves(nodes: Iterable[Any], known: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
-    """Yield some nodes of the autograd graph and every node that is reached from them; None among them is skipped."""
+    """Yield some nodes of the autograd graph, without None, and all nodes reached from them."""
     seen: set[Any] = set()
     waiting = [node for node in nodes if node is not None]
     while waiting:
@@ -103,7 +106,7 @@ def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _set_aside(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Set ``.grad`` of the parameters to None in a block, so that accumulation is visible, and restore it afterwards."""
+    """Set ``.grad`` to None in a block, so that accumulation is visible; restore it afterwards."""
     kept = [(parameter, parameter.grad) for parameter in parameters.values()]
     try:
         for parameter, _ in kept:

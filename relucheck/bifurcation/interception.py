@@ -1,4 +1,4 @@
-"""Record every activation call of a model, and choose its subgradient, without changing the model.
+"""Record the activation calls of a model and choose their subgradient, without changing it.
 
 While an ``Interception`` is active, all calls of ``F.relu``, ``torch.relu``, ``Tensor.relu_``, ``F.relu6``,
 ``F.leaky_relu``, ``F.hardtanh(x, 0, 6)`` and relucheck's functions by the model run with the chosen subgradient. Other
@@ -131,7 +131,7 @@ _COMPARISONS: Final = frozenset(
 
 
 class _Serving(threading.local):
-    """Whether an interception is running an activation in this thread. An interception around it must not run it again."""
+    """Whether this thread runs an activation for an interception; others must not do it again."""
 
     active = False
 
@@ -151,7 +151,7 @@ class _Mode(TorchFunctionMode):
 
 
 class Interception:
-    """A context in which a model's activations run with a chosen subgradient and their calls are recorded.
+    """A context in which a model's activation calls are recorded and use a chosen subgradient.
 
     Hooks switch a TorchFunctionMode on when the model or a part of it runs. So it also works in a backward that recomputes
     a checkpointed part, where a mode around the whole would be suspended.
@@ -193,7 +193,7 @@ class Interception:
         self._lower, self._upper = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
 
     def choose(self, setting: ModelSubgradient) -> None:
-        """Set the subgradient that every later backward uses, on graphs that are recorded already, too."""
+        """Set the subgradient that every later backward uses, on recorded graphs, too."""
         lower, upper = setting if isinstance(setting, tuple) else (setting, setting)
         for tensor, value in ((self._lower, lower), (self._upper, upper)):
             tensor.data.copy_(as_subgradient(value, owner="subgradient", optional=True))
@@ -246,7 +246,7 @@ class Interception:
             return function(argument)
 
     def _claim(self, values: Any, site: str, module: str) -> None:
-        """Assign a site to the autograd nodes of these tensors and to all earlier nodes that have none yet.
+        """Assign a site to the autograd nodes of tensors and all earlier nodes that have none.
 
         For the outputs of a call, these are the nodes inside of it; for inputs, custom Functions since the last call.
         """
@@ -275,7 +275,7 @@ class Interception:
         return site if self._counts[site] == 1 else f"{site}#{self._counts[site]}"
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run one call of a torch function: an activation with the chosen subgradient, any other function unchanged."""
+        """Run a call of a torch function; an activation gets the chosen subgradient."""
         # hits inside a compiled function cannot be counted; its autograd node is reported as out of reach
         if torch.compiler.is_compiling() or _serving.active:
             return func(*args, **kwargs)
@@ -305,7 +305,7 @@ class Interception:
             _serving.active = False
 
     def _record_comparison(self, func: Any, args: Any) -> None:
-        """Record a comparison of a differentiable tensor with 0 or 6, which may be an activation written out."""
+        """Record a comparison of a differentiable tensor with 0 or 6; it may be an activation."""
         x, *other = args
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and other:
             number = other[0].item() if isinstance(other[0], Tensor) and other[0].ndim == 0 else other[0]
@@ -325,7 +325,7 @@ class Interception:
         self.calls.append(Call(self._numbered(site), self._inner, rule, tuple(x.shape), hits, differentiated))
 
     def out_of_reach(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
-        """List the functions with kinks below ``roots`` in the autograd graph that the interception does not control."""
+        """List the functions with kinks in the graph below ``roots`` that are out of reach."""
         unreached = list(self._compared)
         for node in nodes_below(root.grad_fn for root in roots):
             name = type(node).__name__
@@ -345,7 +345,7 @@ def _positions(x: Tensor, at: float) -> Tensor:
 
 
 def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    """Turn ``inputs`` into the positional arguments of a model: a tensor is one argument, a list or tuple has them all.
+    """Turn a tensor, or a list or tuple of arguments, into positional arguments of a model.
 
     Raises:
         ModelError: for a mapping, and for anything else that is not a tensor, list or tuple.
@@ -367,7 +367,7 @@ def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
 
 
 def refuse_empty(calls: Sequence[Call]) -> None:
-    """Raise an error if all activation calls of a forward had empty inputs, as with an empty mini-batch.
+    """Raise an error if all activation calls of a forward had empty inputs.
 
     The shapes of the model's arguments cannot decide this: a graph network may get an empty list of edges.
 
@@ -382,7 +382,7 @@ def refuse_empty(calls: Sequence[Call]) -> None:
 
 
 def tensors_in(value: Any, _within: frozenset[int] = frozenset()) -> Iterator[Tensor]:
-    """Yield the tensors in a model's output: a tensor, or containers, dataclasses and other objects that hold tensors."""
+    """Yield the tensors in a model's output: a tensor, containers, dataclasses, other objects."""
     if isinstance(value, Tensor):
         yield value
         return

@@ -13,7 +13,7 @@ from relucheck.errors import ModelError
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """The modules that ``set_subgradient`` has set, by their qualified names. Its length is the number of modules set.
+    """The names of the modules that ``set_subgradient`` has set; ``len`` is their number.
 
     Attributes:
         replaced: torch modules that became relucheck's modules.

@@ -1,4 +1,4 @@
-"""Check that a subgradient setting reaches every activation of a model, and name the activations that it misses."""
+"""Check that a subgradient setting reaches every activation of a model; name the others."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _copied(module: nn.Module, what: str) -> nn.Module:
 
 
 def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tensor | None, str]]:
-    """Run one forward and yield where it may call an activation. The forward may change the model.
+    """Run one forward, which may change the model, and yield where it may call an activation.
 
     Yields:
         For an activation module its name, its input and the name of its kind; for any other activation its site, None, and
@@ -192,7 +192,7 @@ def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tens
 
 
 def _computes(module: nn.Module, template: Tensor) -> str | None:
-    """Name the activation (ReLU, ReLU6 or LeakyReLU) that a module computes for inputs like ``template``, or None."""
+    """Name the activation that a module computes for inputs like ``template``, or None."""
     probes = torch.tensor(_PROBES, dtype=template.dtype, device=template.device)
     order = torch.arange(template.numel(), device=template.device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -221,7 +221,7 @@ def _computes(module: nn.Module, template: Tensor) -> str | None:
 
 
 def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, values: tuple[float, float]) -> Wire:
-    """Differentiate one activation at its kinks, with each subgradient, and judge the gradients."""
+    """Differentiate an activation at its kinks, with each subgradient, and judge the results."""
     cotangent = torch.randn(template.shape, generator=generator(0), dtype=torch.float64, device="cpu")
     cotangent = cotangent.to(template.device, template.dtype)
     limits = torch.finfo(template.dtype)

@@ -1,4 +1,4 @@
-"""Networks to compare: one description for all kinds of networks, the kinds themselves, and generated examples."""
+"""Networks as data: a description for all kinds, the kinds themselves, and examples."""
 
 from relucheck.networks import convnets, lenet, mlp  # importing them registers their kinds
 from relucheck.networks.network import ACTIVATIONS, KINDS, ActivationName, Kind, Network

@@ -11,7 +11,7 @@ from relucheck.networks.network import KINDS, ActivationFactory, Kind, Network
 
 
 class ConvNet(nn.Module):
-    """A small convolutional network: 3x3 convolutions with activations, average pooling, a linear layer.
+    """A small convolutional network: 3x3 convolutions, average pooling, a linear layer.
 
     It takes [batch, channels, height, width] and returns logits [batch, classes]. It has average pooling and no max
     pooling, so that only the activations have kinks.
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """A small residual network: a convolution, residual blocks, average pooling, a linear layer.
+    """A small residual network: a convolution, residual blocks, pooling, a linear layer.
 
     It takes [batch, channels, height, width] and returns logits [batch, classes]. All layers have equally many channels.
     """

@@ -243,7 +243,7 @@ class Example:
         return x.to(self.torch_dtype)
 
     def _redraw(self, model: nn.Module) -> None:
-        """Replace torch's initialisation of linear layers and convolutions by the example's weights."""
+        """Replace torch's initialisation of linear layers and convolutions."""
         random = generator(self.seed + 4)
         for index, layer in enumerate(_affine(model)):
             weight, bias = layer.weight, _bias(layer)
@@ -317,7 +317,7 @@ def _bias(layer: _Affine) -> Tensor:
 
 
 def _norm_behind(model: nn.Module, layer: nn.Module) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
-    """The batch normalisation after a layer: the next module with parameters, if it is one; else None."""
+    """The next module with parameters after a layer, if it is batch normalisation; else None."""
     holders = [module for module in model.modules() if isinstance(module, _Affine)]
     position = next(index for index, module in enumerate(holders) if module is layer)
     following = holders[position + 1] if position + 1 < len(holders) else None

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: the module, the shapes of its weights, and a test for the plain form."""
+"""Multilayer perceptrons: the module, the shapes of its weights, and a test for MLPs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MLP(nn.Module):
 
 
 def shapes(network: Network) -> list[tuple[int, int]]:
-    """The shape (outputs, inputs) of the weight of each linear layer of an MLP, in the order of the forward."""
+    """The shape (outputs, inputs) of each weight of an MLP, in the order of the forward."""
     sizes = (network.features, *network.widths, network.classes)
     return [(after, before) for before, after in itertools.pairwise(sizes)]
 

@@ -135,7 +135,7 @@ class Network:
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """The activation, and the settings that differ from the default, in words: batch norm, dropout, no bias."""
+        """The activation, then batch norm, dropout and "no bias" if they apply, in words."""
         slope = f" {self.negative_slope:g}" * (self.negative_slope != _SLOPE)
         words = [f"{self.activation}{slope}"]
         words += ["batch norm"] * self.batch_norm + [f"dropout {self.dropout:g}"] * bool(self.dropout)
@@ -165,7 +165,7 @@ class Network:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the JSON form, in hexadecimal; equal networks, and only these, have equal digests."""
+        """The SHA-256 of the JSON form, in hexadecimal; only equal networks have equal digests."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def activation_module(self) -> nn.Module:

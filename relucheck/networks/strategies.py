@@ -25,7 +25,7 @@ def dtypes() -> st.SearchStrategy[torch.dtype]:
 
 
 def floats_at(dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, within: int = 4) -> st.SearchStrategy[Tensor]:
-    """Draw 0-dimensional tensors: half of them at or next to a kink, the others with any bit pattern.
+    """Draw 0-dimensional tensors: half of them near a kink, the others any bit pattern.
 
     Values are drawn by bit pattern and not by rounding a wider float, so that subnormals and the neighbours of a kink
     occur. Infinities, NaN and both zeros are also drawn on purpose, because they are rare among the bit patterns of wide
@@ -72,7 +72,9 @@ def tensors_at(
 
 
 def subgradients(*, dyadic: bool = False) -> st.SearchStrategy[float]:
-    """Draw subgradients inside and outside of the Clarke interval [0, 1], published values among them.
+    """Draw subgradients inside and outside of the Clarke interval [0, 1].
+
+    Published values are among them.
 
     Args:
         dyadic: whether to draw only multiples of 1/4 from -2 to 2, whose products with small integers are exact in every
@@ -85,7 +87,7 @@ def subgradients(*, dyadic: bool = False) -> st.SearchStrategy[float]:
 
 
 def two_subgradients(*, dyadic: bool = False) -> st.SearchStrategy[tuple[float, float]]:
-    """Draw two different subgradients. Hypothesis shrinks to (0, 1), the pair that defines the bifurcation zone."""
+    """Draw two different subgradients; (0, 1), which define the zone, shrink first."""
     drawn = st.tuples(subgradients(dyadic=dyadic), subgradients(dyadic=dyadic)).filter(lambda two: two[0] != two[1])
     return st.just((0.0, 1.0)) | drawn
 

@@ -42,7 +42,7 @@ _EMULATED: Final = re.compile(r"emulated \((?P<kind>[^()]*)\)", re.IGNORECASE)
 
 
 class UnsupportedArithmeticError(SettingsError):
-    """A name that cannot be read as an arithmetic, or a combination of settings that contradicts itself."""
+    """A name that is no arithmetic, or settings that contradict each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,9 @@ class Arithmetic:
 
     @classmethod
     def parse(cls, name: str) -> Arithmetic:
-        """Read an arithmetic from its name, in upper or lower case. It is the inverse of ``name``, except for mixtures.
+        """Read an arithmetic from its name, in upper or lower case.
+
+        This is the inverse of ``name``, except for mixtures.
 
         Raises:
             UnsupportedArithmeticError: for a name that cannot be read; the message lists the possible forms.
@@ -200,7 +202,7 @@ class Arithmetic:
 
     @functools.cached_property
     def name(self) -> str:
-        """The name in tables: "bfloat16", "mixed float16 strict", "float32 TF32", "float16 emulated (split-k 4)"."""
+        """The name in tables, for example "float32 TF32" or "float16 emulated (split-k 4)"."""
         emulated = self.emulated
         if emulated is not None:
             return emulated.name
@@ -213,16 +215,16 @@ class Arithmetic:
 
     @functools.cached_property
     def emulated(self) -> Emulation | None:
-        """The emulation that rounds the products, or None if the device computes them in its usual way."""
+        """The emulation that rounds the products; None if the device computes them as usual."""
         return None if self.emulation is None else _emulation(self.dtype, self.emulation)
 
     @property
     def scaled(self) -> bool:
-        """Whether training uses a gradient scaler, which multiplies the loss and divides the gradients."""
+        """Whether training needs a gradient scaler."""
         return self.mixed == "float16"
 
     def apply(self, model: _M) -> _M:
-        """Convert a model's parameters to the dtype and put emulated layers into it, in place; return the model.
+        """Convert a model to the dtype and put emulated layers into it, in place; return it.
 
         Mixed precision changes nothing here: use ``autocast`` around the forward.
 
@@ -239,7 +241,7 @@ class Arithmetic:
         return torch.autocast(device.type, dtype=_MIXED[self.mixed]) if self.mixed else contextlib.nullcontext()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute ``F.linear`` with this emulation or autocast; the process's switches are used as they are."""
+        """Compute ``F.linear`` with this emulation or autocast, under the current switches."""
         if self.emulated is not None:
             return self.emulated.linear(x, weight, bias)
         with self.autocast(x.device):
@@ -255,7 +257,7 @@ class Arithmetic:
         dilation: int | Pair = 1,
         groups: int = 1,
     ) -> Tensor:
-        """Compute ``F.conv2d`` with this emulation or autocast; the process's switches are used as they are."""
+        """Compute ``F.conv2d`` with this emulation or autocast, under the current switches."""
         if self.emulated is not None:
             return conv2d(self.emulated, x, weight, bias, stride, padding, dilation, groups)
         with self.autocast(x.device):
@@ -263,7 +265,7 @@ class Arithmetic:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Set all switches of the process that change rounding in a block, and restore them afterwards.
+        """Set all of the process's switches that change rounding in a block; restore them after it.
 
         A switch that follows the one above it (for example ``torch.backends.fp32_precision``) follows it again afterwards.
 

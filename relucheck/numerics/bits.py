@@ -1,4 +1,4 @@
-"""Work on floats by their bit patterns: equality to a value, neighbours, distances, bitwise comparison.
+"""Work on floats by their bits: equality to a value, neighbours, distances, comparison.
 
 The rest of relucheck compares gradients bit for bit. This module defines what "bit for bit" means, and how to reach a
 float's neighbours without rounding. All functions take the four supported dtypes (``relucheck.numerics.dtypes``).
@@ -17,16 +17,20 @@ from relucheck.numerics.dtypes import UnsupportedDtypeError, as_dtype, bits_dtyp
 
 
 def _bits(x: Tensor) -> Tensor:
-    """Return the bits as integers. A lazily negated tensor (``z.conj().imag``) has no such view until it is resolved."""
+    """Return the bits as integers.
+
+    A lazily negated tensor (``z.conj().imag``) has to be resolved first.
+    """
     return x.resolve_neg().view(bits_dtype(x.dtype))
 
 
 def has_zero(x: Tensor) -> bool:
-    """Whether any element of ``x`` is zero, of either sign. Synchronises on CUDA, because it reads the values.
+    """Whether any element of ``x`` is zero, of either sign.
 
-    On the CPU the test looks at the bits as integers, which is up to ten times faster than ``(x == 0).any()``. Integer
-    ``abs`` maps +0 to 0 and leaves -0, the smallest integer, unchanged. So the minimum is at most 0 exactly when there is
-    a zero. NaN would hide a zero from ``x.abs().min()``, but its bits are an integer like any other.
+    The function reads the values, so it synchronises on CUDA. On the CPU the test looks at the bits as integers, which is
+    up to ten times faster than ``(x == 0).any()``. Integer ``abs`` maps +0 to 0 and leaves -0, the smallest integer,
+    unchanged. So the minimum is at most 0 exactly when there is a zero. NaN would hide a zero from ``x.abs().min()``, but
+    its bits are an integer like any other.
     """
     if x.numel() == 0:
         return False
@@ -38,9 +42,9 @@ def has_zero(x: Tensor) -> bool:
 
 
 def has_value(x: Tensor, value: float) -> bool:
-    """Whether any element of ``x`` equals ``value`` exactly. Synchronises on CUDA, because it reads the values.
+    """Whether any element of ``x`` equals ``value`` exactly.
 
-    A value that ``x.dtype`` cannot represent equals no element.
+    The function reads the values, so it synchronises on CUDA. A value that ``x.dtype`` cannot represent equals no element.
     """
     if value == 0:
         return has_zero(x)
@@ -59,7 +63,7 @@ _ROW: Final = 2**10
 
 
 def _tested(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
-    """Test flat integer bits for a pattern, block by block; yield each block's start and its test values.
+    """Test flat integer bits for a pattern by blocks; yield each block's start and test values.
 
     A test value of at most 0 marks an element that may have the pattern: with pattern 0 it is a zero of either sign, with
     any other pattern the element has these bits or the bits of the negative number. The tensor of test values is reused:
@@ -110,7 +114,7 @@ def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
 
 
 def _coordinates(positions: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """Do what ``torch.unravel_index`` does, in a quarter of its time when there are few positions."""
+    """Do what ``torch.unravel_index`` does, but four times as fast for few positions."""
     coordinates = []
     for size in reversed(shape[1:]):
         coordinates.append(positions % size)
@@ -119,7 +123,7 @@ def _coordinates(positions: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def ordinals(x: Tensor) -> Tensor:
-    """Map floats to int64 integers in the same order: neighbouring floats differ by 1, both zeros map to 0.
+    """Map floats to int64 in the same order: neighbours differ by 1, and both zeros are 0.
 
     The result has the shape of ``x``. NaN has no place in the order, and its ordinal means nothing.
     """
@@ -129,7 +133,7 @@ def ordinals(x: Tensor) -> Tensor:
 
 
 def from_ordinals(order: Tensor, dtype: torch.dtype) -> Tensor:
-    """Map int64 ``ordinals`` back to floats of ``dtype``. 0 gives +0; ordinals beyond infinity give infinity."""
+    """Map int64 ``ordinals`` to floats; 0 gives +0, and values beyond infinity give infinity."""
     infinity = int(ordinals(torch.tensor(math.inf, dtype=dtype, device="cpu")))
     magnitude = order.abs().clamp(max=infinity).to(bits_dtype(dtype))
     value = magnitude.view(dtype)
@@ -137,7 +141,7 @@ def from_ordinals(order: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def neighbour(x: Tensor, steps: int = 1) -> Tensor:
-    """The float that lies ``steps`` representable values above ``x``; below it for negative ``steps``.
+    """The float that is ``steps`` representable values above ``x``, or below it if negative.
 
     The two zeros count as one value, and every subnormal counts. A step past the largest finite value gives infinity.
     """
@@ -145,9 +149,10 @@ def neighbour(x: Tensor, steps: int = 1) -> Tensor:
 
 
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
-    """The number of representable values from ``a`` to ``b``, int64, for tensors of one dtype; meaningless for NaN.
+    """The number of representable values from ``a`` to ``b``, int64, for one dtype.
 
-    Two float64 values of opposite sign can be further apart than int64 can count. Their distance is int64's largest value.
+    The result means nothing for NaN. Two float64 values of opposite sign can be further apart than int64 can count. Their
+    distance is int64's largest value.
     """
     first, second = ordinals(a), ordinals(b)
     distance = (first - second).abs()
@@ -156,7 +161,7 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def all_values(dtype: torch.dtype) -> Tensor:
-    """All values of a 16-bit dtype, NaN included, in the order of their bit patterns: shape (65536,).
+    """All values of a 16-bit dtype, NaN included, by bit pattern: shape (65536,).
 
     Raises:
         UnsupportedDtypeError: for a dtype that is not float16 or bfloat16.
@@ -180,7 +185,7 @@ def same_bits(a: Tensor, b: Tensor, *, signed_zero: bool = False) -> bool:
 
 
 def differs(a: Tensor, b: Tensor, *, signed_zero: bool = False) -> Tensor:
-    """The entries at which two tensors of one shape and dtype differ, as a bool mask; equality is that of ``same_bits``."""
+    """A bool mask of the entries at which two tensors differ, as ``same_bits`` compares them."""
     different = (a != b) & ~(a.isnan() & b.isnan())
     if signed_zero:
         different |= (a == 0) & (b == 0) & (a.signbit() != b.signbit())

@@ -1,4 +1,4 @@
-"""Devices: a description with everything that decides how they round, and the default device."""
+"""Devices: a description of what decides their rounding, and the default device."""
 
 from __future__ import annotations
 

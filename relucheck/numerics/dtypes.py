@@ -1,4 +1,4 @@
-"""The four supported dtypes: their names, their bits, the dtype in which torch computes with them."""
+"""The four supported dtypes: their names, their bits, and torch's compute dtypes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class UnsupportedDtypeError(RelucheckError, ValueError):
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Read a ``torch.dtype`` or its name ("bfloat16", "torch.float16", "fp32") as one of the four supported dtypes.
+    """Read a ``torch.dtype``, or its name ("bfloat16", "torch.float16", "fp32").
 
     Raises:
         UnsupportedDtypeError: for any other dtype or name.
@@ -73,7 +73,9 @@ def bits_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which torch's elementwise kernels compute: float32 for the 16-bit dtypes, else the dtype itself.
+    """The dtype in which torch's elementwise kernels compute.
+
+    It is float32 for the 16-bit dtypes, and the dtype itself for the others.
 
     Source: ``at::OpMathType`` in ATen/OpMathType.h. ATen computes 16-bit operations in this type and rounds the result
         once.

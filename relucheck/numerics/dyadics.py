@@ -49,19 +49,22 @@ class Dyadic:
         return dataclasses.replace(self, digits=self.digits[:, rows])
 
     def fractions(self, positions: tuple[Tensor, ...]) -> list[Fraction]:
-        """Convert the numbers at some positions, one int64 index tensor per dimension, to fractions."""
+        """Convert the numbers at some positions (one index tensor per dimension) to fractions."""
         chosen = torch.stack([digit[positions] for digit in self.digits], -1).tolist()
         scale = Fraction(2) ** self.exponent
         return [sum(digit << (self.bits * k) for k, digit in enumerate(digits)) * scale for digits in chosen]
 
 
 def digit_bits(terms: int) -> int:
-    """The largest width of a digit, in bits, with which a float64 sum of ``terms`` products of two digits is exact."""
+    """The most bits of a digit with which a float64 sum of ``terms`` products is exact."""
     return (_SIGNIFICAND - max(1, terms).bit_length()) // 2
 
 
 def lowest_exponent(values: Tensor) -> int:
-    """The largest e such that all ``values`` (finite float64) are integers times 2**e; 0 if all are 0."""
+    """The largest e such that all finite float64 ``values`` are integers times 2**e.
+
+    It is 0 if all values are 0.
+    """
     mantissa, exponent = _integers(values)
     lowest_bit = mantissa & -mantissa
     trailing = torch.frexp(lowest_bit.double())[1] - 1
@@ -106,7 +109,7 @@ def from_floats(values: Tensor, bits: int, exponent: int | None = None) -> Dyadi
 
 
 def _normal(digits: Tensor, bits: int, exponent: int) -> Dyadic:
-    """Carry until the digits have the normal form (see ``Dyadic``), and drop leading digits that are not needed."""
+    """Carry until the digits have the normal form; drop leading digits that are not needed."""
     count = len(digits) + -(-64 // bits)
     out = torch.zeros((count, *digits.shape[1:]), dtype=torch.int64)
     out[: len(digits)] = digits
@@ -198,7 +201,7 @@ def _at_most_zero(x: Dyadic) -> Dyadic:
 
 
 def piecewise(x: Dyadic, slope: float, upper: int | None) -> Dyadic:
-    """Compute ``slope * x`` for x < 0, ``x`` for x >= 0, and ``upper`` where x exceeds it, exactly.
+    """Compute ``slope * x`` for x < 0 and ``min(x, upper)`` for x >= 0, exactly.
 
     Args:
         x: the pre-activations.

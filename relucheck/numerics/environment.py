@@ -1,4 +1,4 @@
-"""The environment of a result: software versions, the processor, and the device that decides rounding.
+"""The environment of a result: software versions, the processor, and the device.
 
 This module does not import torch, so that a report of versions is fast. ``relucheck.numerics.devices`` describes devices.
 """
@@ -59,7 +59,7 @@ class Environment:
         return {name: str(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
-        """One line: "relucheck 0.1.0, torch 2.14.1, python 3.11.7, Linux x86_64, AMD EPYC, cpu (AVX512), 1 thread"."""
+        """One line, for example "relucheck 0.1.0, torch 2.14.1, ..., cpu (AVX512), 1 thread"."""
         named = [f"{name} {value}" for name, value in self.versions("relucheck", "torch", "python").items()]
         return ", ".join(filter(None, [*named, self.platform, self.processor, self.device]))
 

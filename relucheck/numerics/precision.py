@@ -22,7 +22,7 @@ _BACKENDS: Final[Any] = torch.backends  # whose stubs lack these switches
 
 @dataclasses.dataclass(frozen=True)
 class _Switch:
-    """One switch: its backend and its kind of layers below ``torch.backends``; "" means all of them."""
+    """One switch: its backend and its kind of layers below ``torch.backends``; "" means all."""
 
     backend: str = ""
     layers: str = ""
@@ -61,7 +61,9 @@ _OTHER: Final = {
 
 
 def precisions(kind: str) -> dict[str, str]:
-    """The precision in force for products, convolutions and recurrences: "ieee", "tf32", "bf16" or "none".
+    """The precision in force for products, convolutions and recurrences.
+
+    Each is "ieee", "tf32", "bf16" or "none".
 
     Args:
         kind: the type of a device, "cuda" or any other.
@@ -71,7 +73,7 @@ def precisions(kind: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def precision(wanted: str) -> Iterator[None]:
-    """Set "ieee" or "tf32" for all layers on all devices in a block, and restore every switch afterwards.
+    """Set "ieee" or "tf32" for all layers and devices in a block; restore all switches then.
 
     A switch that followed another one follows it again. If ``torch.get_float32_matmul_precision`` can be read before the
     block, it can be read inside, too. Reading ``torch.backends.cudnn.allow_tf32`` inside may raise, because torch raises
@@ -103,7 +105,7 @@ def precision(wanted: str) -> Iterator[None]:
 
 
 def _older() -> str | None:
-    """The older switch for products, or None where torch refuses to read it because a newer switch contradicts it."""
+    """The older switch for products; None if a newer switch contradicts it, where torch raises."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:

@@ -1,1 +1,1 @@
-"""Tools for long runs and reports: files, a store, statistics, tables, figures, progress. Imports no torch."""
+"""Tools for long runs and reports: files, statistics, tables, progress. Imports no torch."""

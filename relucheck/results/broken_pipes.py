@@ -1,4 +1,4 @@
-"""Let a command finish when nobody reads its output any more (``relucheck check LIB | head``).
+"""Let a command finish when nobody reads its output (``relucheck check LIB | head``).
 
 Without this, Python would raise BrokenPipeError, and the exit code would no longer say what the command decided.
 """
@@ -36,7 +36,7 @@ class _PipeTolerant:
 
 
 def _discard(stream: TextIO) -> None:
-    """Redirect a stream to the null device, and flush its buffer there, because Python flushes it again at exit."""
+    """Redirect a stream to the null device; flush its buffer, as Python does again at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, stream.fileno())
@@ -47,7 +47,7 @@ def _discard(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def tolerated() -> Iterator[None]:
-    """Ignore a broken pipe at standard output and standard error, inside the block and when Python exits."""
+    """Ignore broken pipes at standard output and error, in the block and when Python exits."""
     out, err = sys.stdout, sys.stderr
     wrapped = [cast(TextIO, _PipeTolerant(stream)) for stream in (out, err)]
     sys.stdout, sys.stderr = wrapped

@@ -13,7 +13,7 @@ MIGRATE: Final = "python tools/migrate_results.py FOLDER rewrites finished resul
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name in the same folder, then rename it; create the folder if necessary.
+    """Write a file under a temporary name, then rename it; create the folder if necessary.
 
     Readers see the old file or the new one, never a part of it. That holds after a loss of power, too, because the bytes
     are on disk before the file is renamed.

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Progress:
             self._show(self._bar)
 
     def report(self, steps: int, note: str) -> None:
-        """Count steps with a note at the end of the bar; with 0 steps, print the note as a line instead."""
+        """Count steps, with a note at the end of the bar; with 0 steps, print the note as a line."""
         if steps:
             self.advance(steps, note or None)
         elif note:

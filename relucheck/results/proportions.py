@@ -1,4 +1,4 @@
-"""Proportions: exact confidence intervals, sample sizes for a wanted interval, and the test of two counts.
+"""Proportions: exact confidence intervals, sample sizes, and the test of two counts.
 
 All of it is exact for the binomial distribution. The quantiles and the test are those of scipy, which is imported on first
 use.
@@ -82,7 +82,7 @@ def _bounds(count: Any, draws: Any, tail: float) -> tuple[Any, Any]:
 
 
 def draws_for(half_width: float, share: float | None = None, confidence: float = CONFIDENCE) -> int:
-    """The smallest number of draws whose Clopper-Pearson interval has at most the wanted half-width.
+    """The smallest number of draws whose Clopper-Pearson interval is short enough.
 
     Args:
         half_width: half of the interval's length, at least 0.0005 and less than 0.5.
@@ -114,7 +114,7 @@ def draws_for(half_width: float, share: float | None = None, confidence: float =
 
 
 def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> float:
-    """The two-sided p-value of Fisher's exact test that two independent counts come from one share.
+    """The two-sided p-value of Fisher's exact test that two counts have the same share.
 
     Boschloo's test has more power but is not used. Fisher's p-value is a finite sum, the same on every machine, and its
     level holds for every common share. scipy computes Boschloo's by sampling a maximum over the unknown share, which takes
@@ -138,7 +138,7 @@ def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> fl
 
 
 def verdict(adjusted: float, level: float = LEVEL) -> str:
-    """Put an adjusted p-value into words: ``DIFFERS`` if it is at most ``level``, else ``NOT_DISTINGUISHED``."""
+    """Put an adjusted p-value into words: ``DIFFERS`` or ``NOT_DISTINGUISHED``."""
     return DIFFERS if adjusted <= level else NOT_DISTINGUISHED
 
 

@@ -1,4 +1,4 @@
-"""Means, confidence intervals and paired tests over seeds, and the verdict on a subgradient.
+"""Means, intervals and paired tests over seeds, and the verdict on a subgradient.
 
 The unit of repetition is the seed. Runs with one seed share the initialisation, the order of mini-batches and the dropout
 masks. A subgradient is therefore compared with s = 0 on the same seed, and the tests are paired. Mini-batches or epochs of
@@ -111,11 +111,11 @@ def paired(
     *,
     same_run: bool = False,
 ) -> Paired:
-    """Compare values with a reference on the same seeds. ``judge`` adds the correction and the verdict.
+    """Compare values with a reference on the same seeds.
 
-    The tests are Student's t-tests on the differences. If all differences are equal (they may all be 0), the t-test is
-    undefined, and the exact sign test takes its place. Identical runs are tested in this way, too: that no kink changed the
-    result on a few seeds says little about the next seed.
+    ``judge`` adds the correction and the verdict. The tests are Student's t-tests on the differences. If all differences
+    are equal (they may all be 0), the t-test is undefined, and the exact sign test takes its place. Identical runs are
+    tested in this way, too: that no kink changed the result on a few seeds says little about the next seed.
 
     Args:
         values: one number per seed; None, NaN or infinity if the run has no value.
@@ -162,7 +162,7 @@ def _finite(value: float | None) -> bool:
 
 
 def _sign_tests(constant: float, count: int, margin: float) -> tuple[float, float]:
-    """The p-values of difference and of equivalence for ``count`` equal differences, by the exact sign test."""
+    """The p-values of difference and equivalence for equal differences, by the sign test."""
     from scipy import stats
 
     two_sided = stats.binomtest(count, count).pvalue if constant else 1.0
@@ -171,7 +171,7 @@ def _sign_tests(constant: float, count: int, margin: float) -> tuple[float, floa
 
 
 def judge(comparisons: Mapping[_Key, Paired], level: float = LEVEL) -> dict[_Key, Paired]:
-    """Correct the p-values of several comparisons by Holm's method, and give each comparison a verdict.
+    """Correct the p-values of several comparisons by Holm's method, and give the verdicts.
 
     Tests of difference and tests of equivalence are corrected separately. The family is all comparisons passed here: all
     subgradients, arithmetics and rules that a reader sees side by side. Comparisons with fewer than 2 pairs or with lost

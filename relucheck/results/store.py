@@ -1,4 +1,4 @@
-"""Results on disk: one file per finished unit of work, and the progress of unfinished units.
+"""Results on disk: finished units of work, and the progress of unfinished ones.
 
 A unit has a *name*, an *identity* and an *origin*. The name is the name of its file. The identity is everything that
 decides its numbers. The origin is the device, the processor and the versions: it is recorded and may differ between the
@@ -39,7 +39,10 @@ class StoreError(RelucheckError, RuntimeError):
 
 
 class OriginError(StoreError):
-    """An unfinished unit was begun with another device, processor or version, which may round differently."""
+    """An unfinished unit was begun with another device, processor or version.
+
+    Another environment may round differently, so the unit cannot be continued here.
+    """
 
 
 class Finished(NamedTuple):
@@ -207,7 +210,7 @@ class Store:
         return State(content, int(header["steps"]))
 
     def steps(self, name: str) -> int:
-        """The steps done by an unfinished unit's state, unchecked, for a progress bar; 0 without a state."""
+        """The steps of an unfinished unit's state, unchecked, for a progress bar; 0 without one."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(self.state_path(name), "rb") as stream:
             return int(json.loads(stream.readline())["steps"])
         return 0
@@ -230,7 +233,7 @@ def read_finished(path: Path, identity: Mapping[str, Any]) -> Finished | None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Do what ``relucheck.results.files.write_atomically`` does, with a StoreError that says what to do.
+    """Write a file atomically, with an error that says what to do.
 
     Raises:
         StoreError: if the file cannot be written. A file that was there before stays as it was.

@@ -1,4 +1,4 @@
-"""Counts of what a run of property tests saw, as plain data that pytest-xdist workers can send. Imports nothing heavy."""
+"""Counts of a run of property tests, as plain data that pytest-xdist workers can send."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Compared(Protocol):
-    """The part of ``relucheck.bifurcation.compare.Comparison`` that a tally reads, so that this module imports no torch."""
+    """The part of a ``Comparison`` that a tally reads, so that this module imports no torch."""
 
     @property
     def outcome(self) -> str: ...

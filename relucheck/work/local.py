@@ -1,9 +1,9 @@
-"""A backend that runs units in processes of this machine: by default one process per core, with one thread each.
+"""A backend that runs units in processes of this machine.
 
-With one thread per process, results do not depend on the number of processes, and two cores do twice the work of one.
-If a process dies, usually because memory ran out, another process takes its place, and its unit runs again after the
-others. A unit whose process has died three times is not tried again. It is named in an error after all other units have
-finished.
+By default there is one process per core, with one thread each. With one thread per process, results do not depend on the
+number of processes, and two cores do twice the work of one. If a process dies, usually because memory ran out, another
+process takes its place, and its unit runs again after the others. A unit whose process has died three times is not tried
+again. It is named in an error after all other units have finished.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Set the number of torch's threads in a block, and restore it afterwards; None changes nothing."""
+    """Set the number of torch's threads in a block; None changes nothing."""
     if count is None:
         yield
         return
@@ -95,7 +95,7 @@ def _in_this_process(unit: Unit, listener: Listener) -> None:
 
 
 class _Worker:
-    """A process, the pipe to it, the unit that it runs, and the number of steps that it has reported for it."""
+    """A process, the pipe to it, its current unit, and the steps reported for that unit."""
 
     def __init__(self, threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process cannot use torch's threads safely
@@ -114,7 +114,7 @@ class _Worker:
             self.pipe.send((self.task, unit.work, unit.arguments))
 
     def message(self) -> tuple[str, Any] | None:
-        """Read a message about the current unit: its kind and its content, or None if there is none.
+        """Read a message about the current unit: its kind and content, or None if there is none.
 
         Raises:
             EOFError: if the process is dead.
@@ -201,7 +201,7 @@ class _Pool:
             )
 
     def _idle(self) -> _Worker | None:
-        """Return a process without a unit, starting one if the limit allows it; None if all are busy."""
+        """Return a process without a unit, a new one if the limit allows it; None if all are busy."""
         for worker in self._workers:
             if worker.unit is None:
                 return worker
@@ -223,7 +223,10 @@ def _cause(code: int | None) -> str:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Delay control-C in a block. A process started inside inherits this and ignores control-C; its parent ends it."""
+    """Delay control-C in a block.
+
+    A process that is started inside ignores control-C; its parent ends it.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -239,7 +242,10 @@ class _ParentGone(BaseException):
 
 
 def _serve(pipe: Connection, threads: int | None) -> None:
-    """The main function of a process: run units from the pipe until the pipe closes or the parent has ended."""
+    """The main function of a process: run units from the pipe until it closes.
+
+    The pipe closes, too, when the parent has ended.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pid = os.getpid()
 
@@ -270,7 +276,7 @@ def _run(send: Callable[[int, str, Any], None], task: int, work: Callable[..., N
 
 
 def _pickled(error: BaseException) -> bytes:
-    """Pickle an exception. One that cannot be pickled becomes a WorkError with its class and text."""
+    """Pickle an exception; if that fails, pickle a WorkError with its class and text."""
     try:
         content = pickle.dumps(error)
         if isinstance(error, Exception) and type(pickle.loads(content)) is type(error):

@@ -14,7 +14,7 @@ Report = Callable[[int, str], None]
 
 
 class WorkError(RelucheckError, RuntimeError):
-    """Units that cannot be finished because their processes kept dying, or two units with one name."""
+    """Units whose processes kept dying, or two units with one name."""
 
     exit_code = MISSING
 

@@ -1,4 +1,4 @@
-"""Emulated arithmetics: layers that round sums as another device might, in forward and backward."""
+"""Emulated arithmetics: layers that round sums as another device might."""
 
 from relucheck.numerics.emulation.convolution import conv2d
 from relucheck.numerics.emulation.layers import EmulatedConv2d, EmulatedLinear, emulate

@@ -41,7 +41,7 @@ def conv2d(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Compute ``F.conv2d`` in an emulated arithmetic; differentiable once, without double backward.
+    """Compute ``F.conv2d`` in an emulated arithmetic, with a backward but no double backward.
 
     Unless the emulation splits sums, the device computes the convolution in the accumulation dtype, and the result is
     rounded to the emulation's dtype.
@@ -129,7 +129,7 @@ class _Conv2d(torch.autograd.Function):
 def _gradients(
     cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients of input and weight with the device's convolution; None where one is not needed."""
+    """The gradients of input and weight by the device's convolution; None if not needed."""
     g = geometry
     computed = torch.ops.aten.convolution_backward(
         cotangent, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups, (*wanted, False)
@@ -138,7 +138,7 @@ def _gradients(
 
 
 def _columns(x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """The input values that each output pixel sums over: [n, groups, channels of a group * kernel, pixels]."""
+    """The values that each pixel sums over: [n, groups, group's channels * kernel, pixels]."""
     g = geometry
     kernel = weight.shape[2], weight.shape[3]
     columns = F.unfold(x, kernel, dilation=g.dilation, padding=g.padding, stride=g.stride)
@@ -146,7 +146,7 @@ def _columns(x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
 
 
 def _split_weight(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """Compute the gradient of the weight by matrix products; its sums over samples and pixels are split into ranges."""
+    """Compute the gradient of the weight by matrix products with split sums."""
     groups = geometry.groups
     rows = cotangent.unflatten(1, (groups, -1)).flatten(3).permute(1, 2, 0, 3).flatten(2)  # [groups, outputs, n * pixels]
     columns = _columns(x, weight, geometry).permute(1, 0, 3, 2).flatten(1, 2)  # [groups, n * pixels, kernel]
@@ -154,9 +154,10 @@ def _split_weight(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Te
 
 
 def _split_input(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """Compute the gradient of the input: the cotangent, with zeros between strides, convolved with the flipped kernel.
+    """Compute the gradient of the input with split sums.
 
-    The sums are split into ranges.
+    This is a convolution of the cotangent, with zeros between strides, with the flipped kernel. The sums are split into
+    ranges.
     """
     g, kernel = geometry, weight.shape[2:]
     spread_size = [(size - 1) * step + 1 for size, step in zip(cotangent.shape[2:], g.stride, strict=True)]

@@ -82,7 +82,7 @@ class Emulation:
         return f"{dtype_name(self.dtype)} emulated ({self.label})"
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compute ``a @ b`` for a [..., n, k] and b [..., k, m] of ``dtype``, without a graph for autograd."""
+        """Compute ``a @ b`` for a [..., n, k] and b [..., k, m] of ``dtype``, without autograd."""
         return self._multiply(self._widen(a), self._widen(b))
 
     def _widen(self, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Emulation:
                 )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute ``x @ weight.T + bias`` in this arithmetic; differentiable once, without double backward.
+        """Compute ``x @ weight.T + bias`` in this arithmetic, without double backward.
 
         All tensors have the emulation's dtype. There are two forms: that of ``F.linear``, and stacked ensemble members,
         with the same leading dimensions in all tensors.
@@ -156,9 +156,9 @@ class Emulation:
 
 
 def _tf32(x: Tensor) -> Tensor:
-    """Round float32 values to TF32's 10 significand bits, to nearest, ties to even; infinities and NaN stay.
+    """Round float32 to TF32's 10 significand bits, to nearest, ties to even.
 
-    A carry out of the significand increases the exponent, which is the correct rounding.
+    Infinities and NaN stay. A carry out of the significand increases the exponent, which is the correct rounding.
     """
     bits = x.contiguous().view(torch.int32)
     half = (1 << (_TF32_DROPPED - 1)) - 1
@@ -167,7 +167,7 @@ def _tf32(x: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer whose three products (forward and two gradients) are rounded by one emulation."""
+    """A linear layer whose three products, in forward and backward, one emulation rounds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, emulation: Emulation) -> Tensor:
