@@ -436,7 +436,7 @@ def _refusals() -> dict[str, tuple[Callable[[], Any], str]]:
         "tied": (lambda: layers_of(nn.Sequential(tied, nn.ReLU(), tied)), "shares its weight"),
         "nan weight": (lambda: over_the_reals(broken, x, y), "layers.1' has a NaN"),
         "nan input": (lambda: over_the_reals(good, x * torch.nan, y), "inputs hold a NaN"),
-        "features": (lambda: over_the_reals(good, torch.ones(2, 4), y), "of 3 features"),
+        "features": (lambda: over_the_reals(good, torch.ones(2, 4), y), "with 3 features"),
         "no sample": (lambda: over_the_reals(good, torch.ones(0, 3), y), "at least one sample"),
         "targets": (lambda: over_the_reals(_dead(), x, torch.tensor([0, 9])), "2 class indices from 0 to 1"),
         "no loss": (lambda: over_the_reals(_dead(), x), "either targets or cotangent"),
