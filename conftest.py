@@ -1,4 +1,4 @@
-"""Settings of relucheck's own test suite: Hypothesis profiles, threads, and what the header shows."""
+"""Settings of relucheck's test suite: Hypothesis profiles, threads, and the header."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from hypothesis import HealthCheck, settings
 from relucheck.numerics.devices import best_device, environment
 from relucheck.work import cores
 
-# No deadlines: the first torch call of a kind takes a hundred times what the next ones take. The thorough profile tries 20
-# times the examples of ci, which repeats the same examples in every run, so that a red run means a change.
+# There are no deadlines, because the first call of a torch function takes a hundred times as long as later calls. The
+# profile "ci" repeats the same examples in every run, so that a failure means that the code has changed. The profile
+# "thorough" tries 20 times as many examples.
 _COMMON = {
     "deadline": None,
     "print_blob": True,
     "suppress_health_check": [
         *(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
-        HealthCheck.function_scoped_fixture,  # the tally is meant to outlive an example
+        HealthCheck.function_scoped_fixture,  # the tally counts over all examples of a test on purpose
     ],
 }
 settings.register_profile("dev", max_examples=15, **_COMMON)
@@ -28,14 +29,14 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each worker its share of the cores: more threads than cores make every worker slower."""
-    # inductor would start a pool of compiling processes, each of which imports torch first
+    """Give each worker its share of the cores; more threads than cores slow every worker down."""
+    # otherwise inductor starts a pool of processes, each of which imports torch first
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    # never more than the user allows (OMP_NUM_THREADS)
+    # at most the number that the user has set (OMP_NUM_THREADS)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // workers)))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Versions and device: results at kinks depend on both."""
+    """Show versions and the device in the header, because results at kinks depend on both."""
     return str(environment(best_device()))

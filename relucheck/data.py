@@ -1,16 +1,11 @@
-"""The shipped digit sample, MNIST and FashionMNIST; data roots; checksums; mini-batches in file order.
+"""Load and verify MNIST, FashionMNIST and the shipped digits; make mini-batches.
 
-Every set is checked against checksums written here before a value of it is handed out, and nothing is unpickled: the
-sample is an ``.npz`` read with ``allow_pickle=False``, the others are idx files, whose bytes are checked and parsed
-here, in one read. So the bytes that were verified are the bytes that are used, gzip-compressed files are read where
-they lie (a read-only root will do), and the legacy ``processed/*.pt`` that ``torchvision.datasets`` would prefer is
-never looked at. The layout of a data root and the downloads are torchvision's own.
+A data root has the layout of ``torchvision.datasets``, which also does the downloads. The files are read here, though: each
+is read once, checked against a checksum in this module, and then parsed from the same bytes. Nothing is unpickled, an
+altered file is an error, and a root with gzip-compressed files need not be writable. That is why neither torchvision nor
+the package pooch reads them.
 
-Pooch has a registry of checksums and a cache folder, too, but knows one address a file, checks the archive rather than its
-content, replaces an altered file without asking, and needs a root that can be written: it could take the place of the
-download alone.
-
-Every error is a :class:`DataError`, but for an unsupported dtype, which is numerics' ``UnsupportedDtypeError``.
+Every error is a ``DataError``, except for an unsupported dtype, which is an ``UnsupportedDtypeError``.
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ import socket
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
@@ -37,17 +32,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relucheck.errors import MISSING, RelucheckError, did_you_mean
+from relucheck.errors import MISSING, RelucheckError, one_of, whole
 from relucheck.numerics import dtypes as numerics_dtypes
 
-#: Environment variable that names the data root where no argument does.
+#: The environment variable that names the data root if no argument does.
 ROOT_VARIABLE: Final = "RELUCHECK_DATA"
-#: A data root as an argument; None leaves it to the environment variable, see :func:`data_root`.
+#: The type of a data root as an argument; for None see ``data_root``.
 Root = str | os.PathLike[str] | None
-#: Names that :func:`load` knows.
+#: The names that ``load`` knows.
 NAMES: Final[tuple[str, ...]] = ("digits", "mnist", "fashionmnist")
 SPLITS: Final[tuple[str, ...]] = ("train", "test")
-#: Shapes of a batch of n images: "flat" is [n, 784] (row after row), "image" is [n, 1, 28, 28].
+#: The shapes of n scaled images: "flat" is [n, 784], row after row, and "image" is [n, 1, 28, 28].
 SHAPES: Final[tuple[str, ...]] = ("flat", "image")
 
 _SIDE: Final = 28
@@ -56,17 +51,17 @@ _TIMEOUT: Final = 30.0  # seconds without an answer after which a download count
 
 
 class DataError(RelucheckError):
-    """Anything wrong with a data set, its files, or what was asked of it."""
+    """A data set that cannot be loaded, or an invalid argument of this module."""
 
     exit_code = MISSING
 
 
 class DataValueError(DataError, ValueError):
-    """An unknown data set, split or shape, or a batch size that makes no batches."""
+    """An unknown data set, split or shape, or an invalid batch size."""
 
 
 class DataFileError(DataError, OSError):
-    """A data root or data file that is missing, unreadable, truncated or altered, or a root that cannot be written."""
+    """A data root or file that is missing, unreadable, truncated, altered or not writable."""
 
 
 class DownloadError(DataFileError):
@@ -78,12 +73,12 @@ class DataSet:
     """Labelled grey images in file order.
 
     Attributes:
-        name: one of :data:`NAMES`.
+        name: one of ``NAMES``.
         split: "train" or "test".
-        images: uint8 [n, 28, 28], 0 (background) to 255 (ink).
-        labels: int64 [n], an index into ``classes``.
-        classes: what each label means.
-        checksum: SHA-256 in hex of the values, see :func:`checksum`.
+        images: uint8 [n, 28, 28], from 0 (background) to 255 (ink).
+        labels: int64 [n], indices into ``classes``.
+        classes: the name of each class.
+        checksum: the SHA-256 of the values, see the function ``checksum``.
     """
 
     name: str
@@ -99,29 +94,29 @@ class DataSet:
     def scaled(
         self, dtype: torch.dtype | str = torch.float32, shape: str = "flat", device: torch.device | str = "cpu"
     ) -> Tensor:
-        """All images as floats in [0, 1], as :func:`scale` makes them: [n, 784] or, for "image", [n, 1, 28, 28]."""
+        """Convert all images with ``scale``: [n, 784] or, for "image", [n, 1, 28, 28]."""
         return scale(self.images, dtype, shape, device)
 
 
 def scale(
     images: Tensor, dtype: torch.dtype | str = torch.float32, shape: str = "flat", device: torch.device | str = "cpu"
 ) -> Tensor:
-    """uint8 images [n, 28, 28] as floats in [0, 1]: x / 255 rounded to float32, then cast to ``dtype``.
+    """Convert uint8 images to floats in [0, 1]: x / 255 in float32, then cast to ``dtype``.
 
-    That is ``torchvision.transforms.ToTensor`` followed by a cast, bit for bit, float64 included. It is computed on the
-    CPU whatever the device, because CUDA may divide by multiplying with a reciprocal, which rounds differently.
+    The result equals ``torchvision.transforms.ToTensor`` followed by a cast, bit for bit, for float64, too. It is computed
+    on the CPU, because CUDA may divide by multiplying with a reciprocal, which rounds differently.
 
     Args:
         images: uint8 [n, 28, 28].
         dtype: one of the four supported dtypes, or its name.
         shape: "flat" for [n, 784], "image" for [n, 1, 28, 28].
-        device: where the result goes.
+        device: the device of the result.
 
     Raises:
         DataValueError: for an unknown shape.
-        relucheck.numerics.dtypes.UnsupportedDtypeError: for an unsupported dtype.
+        UnsupportedDtypeError: for an unsupported dtype.
     """
-    _known("shape", shape, SHAPES)
+    one_of("shape", shape, SHAPES, error=DataValueError)
     values = images.cpu().to(torch.float32).div(255).to(numerics_dtypes.as_dtype(dtype))
     sizes = (-1, _SIDE * _SIDE) if shape == "flat" else (-1, 1, _SIDE, _SIDE)
     return values.reshape(sizes).to(device)
@@ -136,24 +131,22 @@ def batches(
     device: torch.device | str = "cpu",
     drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Mini-batches in file order: pairs of images as :func:`scale` makes them and labels, int64 [size].
+    """Iterate over mini-batches in file order: images from ``scale``; labels, int64 [size].
 
-    The last batch holds what is left, fewer than ``size`` where ``size`` does not divide the set, unless ``drop_last``.
-    Images are converted batch by batch.
+    If ``size`` does not divide the number of images, the last batch is smaller; ``drop_last`` leaves it out.
 
     Raises:
-        DataValueError: at the call, for a size that is not an integer of at least 1, for one that with ``drop_last``
-            leaves no batch, and for an unknown shape.
-        relucheck.numerics.dtypes.UnsupportedDtypeError: at the call, for an unsupported dtype.
+        DataValueError: at the call, for a size below 1 or not an integer, for a size with which ``drop_last`` leaves no
+            batch, and for an unknown shape.
+        UnsupportedDtypeError: at the call, for an unsupported dtype.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise DataValueError(f"batch size {size!r}: must be an integer of at least 1")
+    whole("batch size", size, error=DataValueError)
     if drop_last and size > len(data):
         raise DataValueError(
             f"batch size {size} with drop_last=True leaves no batch of {data.name} {data.split}, which has {len(data)} "
             f"images; pass a size of at most {len(data)} or drop_last=False"
         )
-    _known("shape", shape, SHAPES)
+    one_of("shape", shape, SHAPES, error=DataValueError)
     numerics_dtypes.as_dtype(dtype)
     stop = len(data) - len(data) % size if drop_last else len(data)
     slices = (slice(start, start + size) for start in range(0, stop, size))
@@ -161,16 +154,18 @@ def batches(
 
 
 def load(name: str, split: str = "train", root: Root = None, *, download: bool = True) -> DataSet:
-    """A data set by name: "digits" (shipped, needs no root and ignores one), "mnist" or "fashionmnist".
+    """Load a data set by name: "digits", "mnist" or "fashionmnist", in any case.
 
-    Case, "-" and "_" in the name do not matter. See :func:`load_digits` and :func:`load_mnist` for the rest.
+    "-" and "_" in the name do not matter. "digits" is in the package and ignores ``root``. ``load_digits`` and
+    ``load_mnist`` describe the arguments and errors.
     """
-    known = _known("data set", str(name).lower().replace("-", "").replace("_", ""), NAMES, shown=name)
+    known = str(name).lower().replace("-", "").replace("_", "")
+    one_of("data set", known if known in NAMES else name, NAMES, error=DataValueError)
     return load_digits(split) if known == "digits" else _load_idx(known, split, root, download)
 
 
 def load_once(name: str, split: str, root: Root = None, *, download: bool = True) -> DataSet:
-    """:func:`load`, which reads a split once in a process; do not write to what it returns."""
+    """Do what ``load`` does, once per process; the tensors are shared, so do not change them."""
     place = None if root is None else os.fspath(root)
     return _read_once(name, split, place, os.environ.get(ROOT_VARIABLE), download)
 
@@ -181,11 +176,10 @@ def _read_once(name: str, split: str, root: str | None, variable: str | None, do
 
 
 def load_digits(split: str = "train") -> DataSet:
-    """The shipped sample of MNIST: 2,000 training or 500 test images, exactly 200 or 50 of each digit.
+    """Load the shipped sample of MNIST: 2,000 training or 500 test images, balanced.
 
-    It is the first 200 (50) images of each class of MNIST's training (test) file, in file order; ``tests/make_digits.py``
-    makes it, ``relucheck/_data/LICENSE-MNIST`` is its licence. Read and verified once a process; each call
-    returns tensors of its own.
+    It has the first 200 (50) images of each class of MNIST's training (test) file, in file order. ``tools/make_digits.py``
+    made the sample, and ``relucheck/_data/LICENSE-MNIST`` is its licence. Each call returns new tensors.
 
     Source: Y. LeCun, C. Cortes, C. J. C. Burges, The MNIST database of handwritten digits (CC BY-SA 3.0).
 
@@ -193,20 +187,20 @@ def load_digits(split: str = "train") -> DataSet:
         DataValueError: for an unknown split.
         DataFileError: if the file in the package is missing, truncated or altered.
     """
-    _known("split", split, SPLITS)
+    one_of("split", split, SPLITS, error=DataValueError)
     data = _digits()[split]
     return dataclasses.replace(data, images=data.images.clone(), labels=data.labels.clone())
 
 
 def load_mnist(root: Root = None, split: str = "train", *, download: bool = True) -> DataSet:
-    """MNIST from ``ROOT/MNIST/raw``: 60,000 training or 10,000 test images. Not cached.
+    """Load MNIST from ``ROOT/MNIST/raw``: 60,000 training or 10,000 test images.
 
     Args:
-        root: the data root; None means the environment variable RELUCHECK_DATA, else ``$XDG_CACHE_HOME/relucheck``, else
+        root: the data root. None means the environment variable RELUCHECK_DATA, else ``$XDG_CACHE_HOME/relucheck``, else
             ``~/.cache/relucheck``.
         split: "train" or "test".
-        download: whether to download files that the root lacks, by ``torchvision.datasets``: into a temporary directory
-            inside the root, each file renamed into place when it is verified.
+        download: whether ``torchvision.datasets`` downloads files that the root lacks. They go to a temporary directory
+            inside the root first, and each file is renamed when it is verified.
 
     Raises:
         DataValueError: for an unknown split.
@@ -218,7 +212,7 @@ def load_mnist(root: Root = None, split: str = "train", *, download: bool = True
 
 
 def load_fashion_mnist(root: Root = None, split: str = "train", *, download: bool = True) -> DataSet:
-    """FashionMNIST from ``ROOT/FashionMNIST/raw``: else as :func:`load_mnist`.
+    """Load FashionMNIST from ``ROOT/FashionMNIST/raw``, with all else as in ``load_mnist``.
 
     Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv:1708.07747 (MIT, Zalando SE).
     """
@@ -226,17 +220,17 @@ def load_fashion_mnist(root: Root = None, split: str = "train", *, download: boo
 
 
 def checksum(images: Tensor, labels: Tensor) -> str:
-    """SHA-256 in hex of the values: the images' bytes in C order, then each label as one byte."""
+    """The SHA-256, in hexadecimal, of the images' bytes in C order and one byte per label."""
     digest = hashlib.sha256(images.to(torch.uint8).cpu().contiguous().numpy().tobytes())
     digest.update(labels.to(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def data_root(root: Root = None) -> Path:
-    """The data root that an argument, else RELUCHECK_DATA, else the user's cache directory names. It need not exist.
+    """Find the data root: the argument, else RELUCHECK_DATA, else a folder in the user's cache.
 
     Raises:
-        DataFileError: if it is a file; says where the name came from.
+        DataFileError: if it exists and is not a folder; the message says where the name comes from.
     """
     if root is not None:
         path, origin = Path(root), "given as the root"
@@ -253,8 +247,6 @@ def data_root(root: Root = None) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- the shipped sample
-
 _DIGITS_FILE_SHA256: Final = "bc07c458f0babb0f5629fc94fc526264a09c2e53f425f52e0384155f81100552"
 _DIGITS_SHA256: Final[dict[str, str]] = {
     "train": "0db52f1147fc89855e1b82f898fbfc1ad38a4bf397bc4e04560dc41e66b9f737",
@@ -268,21 +260,21 @@ def _digits_file() -> Traversable:
 
 @functools.cache
 def _digits() -> Mapping[str, DataSet]:
-    """Both splits of the shipped sample by name, verified."""
+    """Read and verify both splits of the sample in this package."""
     file, sets = _digits_file(), {}
     try:
         content = file.read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if found != _DIGITS_FILE_SHA256:
-            raise ValueError(f"its {len(content)} bytes have SHA-256 {found}, expected {_DIGITS_FILE_SHA256}")
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != _DIGITS_FILE_SHA256:
+            raise ValueError(f"its {len(content)} bytes have SHA-256 {digest}, expected {_DIGITS_FILE_SHA256}")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             for split, expected in _DIGITS_SHA256.items():
                 images = torch.from_numpy(arrays[f"{split}_images"])
                 labels = torch.from_numpy(arrays[f"{split}_labels"]).to(torch.int64)
-                found = checksum(images, labels)
-                if found != expected:
-                    raise ValueError(f"its {split} images and labels have SHA-256 {found}, expected {expected}")
-                sets[split] = DataSet("digits", split, images, labels, _DIGIT_NAMES, found)
+                digest = checksum(images, labels)
+                if digest != expected:
+                    raise ValueError(f"its {split} images and labels have SHA-256 {digest}, expected {expected}")
+                sets[split] = DataSet("digits", split, images, labels, _DIGIT_NAMES, digest)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataFileError(
             f"the shipped digit sample {file} is missing, truncated or altered: {error}; reinstall relucheck "
@@ -291,8 +283,6 @@ def _digits() -> Mapping[str, DataSet]:
     return sets
 
 
-# ---------------------------------------------------------------- MNIST and FashionMNIST
-
 _FILES: Final = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _DIGIT_NAMES: Final = tuple("0123456789")
 _CLOTHES: Final = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -300,7 +290,7 @@ _CLOTHES: Final = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sanda
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A published set: torchvision's class (and folder) name, classes, and bytes and MD5 of each uncompressed file."""
+    """A published data set: torchvision's folder, its classes, and MD5 and size of each file."""
 
     folder: str
     classes: tuple[str, ...]
@@ -323,7 +313,7 @@ _SOURCES: Final[dict[str, _Source]] = {
 
 
 def _load_idx(name: str, split: str, root: Root, download: bool) -> DataSet:
-    _known("split", split, SPLITS)
+    one_of("split", split, SPLITS, error=DataValueError)
     source, place = _SOURCES[name], data_root(root)
     raw = place / source.folder / "raw"
     contents = {file: _read_verified(raw, file, source) for file in (_FILES[:2] if split == "train" else _FILES[2:])}
@@ -343,12 +333,12 @@ def _load_idx(name: str, split: str, root: Root, download: bool) -> DataSet:
 
 
 def _read_verified(raw: Path, file: str, source: _Source) -> bytes | None:
-    """The uncompressed bytes of ``raw/file`` or ``raw/file.gz``, verified; None where neither exists."""
+    """Read and verify ``raw/file`` or ``raw/file.gz``, uncompressed; None if neither exists."""
     size, expected = source.sizes[_FILES.index(file)], source.md5[_FILES.index(file)]
     for path in (raw / file, raw / f"{file}.gz"):
         try:
             with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
-                content = stream.read(size + 1)  # one more than there should be, to see that a file is too long
+                content = stream.read(size + 1)  # one byte more than expected, so that a longer file fails the checksum
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -357,10 +347,10 @@ def _read_verified(raw: Path, file: str, source: _Source) -> bytes | None:
             raise DataFileError(f"cannot read {path}: {error.strerror or error}; make it readable") from error
         if len(content) < size:
             raise DataFileError(f"{path} is truncated: {len(content)} bytes of {size}; {_replace(path)}")
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != expected:
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if digest != expected:
             raise DataFileError(
-                f"{path} is altered: its uncompressed content has MD5 {found}, expected {expected}; {_replace(path)}"
+                f"{path} is altered: its uncompressed content has MD5 {digest}, expected {expected}; {_replace(path)}"
             )
         return content
     return None
@@ -380,7 +370,7 @@ def _download(raw: Path, source: _Source, lacks: str, offline: str) -> dict[str,
         try:
             _fetch(temporary, source.folder)
             contents = {file: _read_verified(fetched, file, source) for file in _FILES}
-        # what urllib, gzip and torchvision raise: URLError is an OSError, a wrong checksum a RuntimeError
+        # errors of urllib, gzip and torchvision: URLError is an OSError, and a wrong checksum is a RuntimeError
         except (OSError, RuntimeError, EOFError, zlib.error, http.client.HTTPException) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise DownloadError(f"{lacks}, and the download failed ({reason}); without a network, {offline}") from error
@@ -391,7 +381,7 @@ def _download(raw: Path, source: _Source, lacks: str, offline: str) -> dict[str,
 
 
 def _fetch(root: Path, folder: str) -> None:
-    """Lets torchvision download a set (all four files) into a root that has none of it."""
+    """Let torchvision download the four files of a data set into an empty root."""
     from torchvision import datasets
 
     before = socket.getdefaulttimeout()  # torchvision opens its mirrors without a time limit
@@ -404,11 +394,3 @@ def _fetch(root: Path, folder: str) -> None:
 
 def _replace(path: Path) -> str:
     return f"delete it (it is then downloaded again) or replace it with the original {path.name}"
-
-
-def _known(what: str, value: str, known: Sequence[str], shown: object = None) -> str:
-    """``value`` if it is one of the known ones, else a DataValueError that shows it and names the nearest."""
-    if value in known:
-        return value
-    hint = did_you_mean(value, known)
-    raise DataValueError(f"unknown {what} {shown or value!r}; {hint}known: {', '.join(known)}")

@@ -294,7 +294,9 @@ def _pads(model: nn.Module) -> nn.Module:
 )
 def test_an_empty_mini_batch_is_refused(measure: Callable[..., Any]) -> None:
     for inputs in (X[:0], (X[:0],), torch.zeros(2, 0, 4)):
-        with pytest.raises(ModelError, match=r"the mini-batch is empty: .*no activation can be at a kink; pass a sample"):
+        with pytest.raises(
+            ModelError, match=r"the mini-batch is empty: .*no activation can be at a kink; pass at least one sample"
+        ):
             measure(aimed(), inputs)
     with pytest.raises(ModelError, match=r"empty: no activation call had an element \(the first, .*, had shape \(0, 4\)\)"):
         measure(_pads(aimed()), (X[:0], X[:0, :0]))
@@ -408,7 +410,7 @@ def test_text() -> None:
         assert part in text
     comparison = compare(aimed(), X)
     many = dataclasses.replace(comparison, differences=comparison.differences * 5)
-    assert "and 2 more parameters (in all by L1" in str(many)
+    assert "and 2 more parameters (L1 over all parameters" in str(many)
     assert "more parameters" not in str(comparison)
 
 

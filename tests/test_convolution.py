@@ -309,5 +309,5 @@ def test_what_does_not_fit_is_refused() -> None:
         pass
 
     for layer in (Own(1, 1, 1), nn.ConvTranspose2d(1, 1, 1)):
-        with pytest.raises(EmulationError, match=r"'0' is no nn\.Linear and no nn\.Conv2d"):
+        with pytest.raises(EmulationError, match=r"'0' is neither nn\.Linear nor nn\.Conv2d"):
             emulate(nn.Sequential(layer), Emulation(torch.float32, "product"))

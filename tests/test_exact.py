@@ -426,15 +426,18 @@ def _refusals() -> dict[str, tuple[Callable[[], Any], str]]:
         broken.layers[1].weight[0, 0] = torch.nan
     good = mlp(3, 2, 1, 2).build()
     return {
-        "convolutions": (lambda: over_the_reals(images("convnet").build(), x, y), "exact evaluation serves .* got ConvNet"),
+        "convolutions": (
+            lambda: over_the_reals(images("convnet").build(), x, y),
+            "exact evaluation supports .* got ConvNet",
+        ),
         "batch norm": (lambda: over_the_reals(mlp(3, 2, batch_norm=True).build(), x, y), "got BatchNorm1d at 'layers.2'"),
         "gelu": (lambda: layers_of(nn.Sequential(nn.Linear(3, 2), nn.GELU())), "got GELU"),
         "nothing in front": (lambda: layers_of(nn.Sequential(nn.ReLU(), nn.Linear(3, 2))), "got ReLU"),
         "tied": (lambda: layers_of(nn.Sequential(tied, nn.ReLU(), tied)), "shares its weight"),
         "nan weight": (lambda: over_the_reals(broken, x, y), "layers.1' has a NaN"),
         "nan input": (lambda: over_the_reals(good, x * torch.nan, y), "inputs hold a NaN"),
-        "features": (lambda: over_the_reals(good, torch.ones(2, 4), y), "of 3 features"),
-        "no sample": (lambda: over_the_reals(good, torch.ones(0, 3), y), "one sample or more"),
+        "features": (lambda: over_the_reals(good, torch.ones(2, 4), y), "with 3 features"),
+        "no sample": (lambda: over_the_reals(good, torch.ones(0, 3), y), "at least one sample"),
         "targets": (lambda: over_the_reals(_dead(), x, torch.tensor([0, 9])), "2 class indices from 0 to 1"),
         "no loss": (lambda: over_the_reals(_dead(), x), "either targets or cotangent"),
         "cotangent": (lambda: over_the_reals(_dead(), x, cotangent=torch.ones(1, 1)), "cotangent of shape"),

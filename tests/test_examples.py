@@ -27,7 +27,7 @@ from relucheck.networks.examples import (
     Inputs,
     Weights,
     network_for,
-    own_activation,
+    relucheck_activation,
     torch_activation,
 )
 from relucheck.networks.network import ACTIVATIONS, Network
@@ -226,9 +226,10 @@ def test_cotangents(dtype: str) -> None:
 
 
 def test_activations_and_slopes() -> None:
-    assert [type(own_activation(name, 0.25)) for name in ACTIVATIONS] == [ReLU, ReLU6, LeakyReLU]
+    assert [type(relucheck_activation(name, 0.25)) for name in ACTIVATIONS] == [ReLU, ReLU6, LeakyReLU]
     assert [type(torch_activation(name, 0.25)) for name in ACTIVATIONS] == [nn.ReLU, nn.ReLU6, nn.LeakyReLU]
-    assert own_activation("leaky_relu", 0.25).negative_slope == torch_activation("leaky_relu", 0.25).negative_slope == 0.25
+    for make in (relucheck_activation, torch_activation):
+        assert make("leaky_relu", 0.25).negative_slope == 0.25
     slopes = {w: network_for("mlp", "leaky_relu", weights=w).negative_slope for w in get_args(Weights)}
     assert slopes == {"default": 0.01, "positive": 0.01, "integer": 0.25, "offset": 0.25}
 

@@ -293,7 +293,7 @@ def test_a_limit_is_kept_and_said() -> None:
     live = [hit for hit in explanation.hits if hit.cotangent != 0]
     assert [hit.changed is None for hit in live] == [False, False, *[True] * (len(live) - 2)]
     assert explanation.unmeasured == len(live) - 2 > 0
-    assert f"effects of {len(live) - 2} further hits not measured (limit=2)" in str(explanation)
+    assert f"the effects of {len(live) - 2} further hits are not measured (limit=2)" in str(explanation)
     with pytest.raises(ModelError, match="limit=-1: must be a whole number"):
         explain(model, x, y, limit=-1)
 
@@ -320,7 +320,7 @@ def test_hits_that_rounding_misses() -> None:
     assert [(m.site, m.position, m.kink) for m in explanation.missed] == [("3", (0, 0), 0.0)]
     assert explanation.reals is not None
     assert explanation.reals.verdict == "differs"
-    assert "1 exact hits missed by rounding, the first at 3 (0, 0)" in str(explanation)
+    assert "but not in floating point: 1 pre-activations, the first at 3 (0, 0)" in str(explanation)
 
 
 def test_other_models_have_hits_and_effects_but_no_reasons() -> None:
@@ -333,7 +333,7 @@ def test_other_models_have_hits_and_effects_but_no_reasons() -> None:
         assert {hit.reason for hit in explanation.hits} == {"unknown"}
         assert explanation.zone is None
         assert explanation.reals is None
-        assert "exact evaluation serves" in str(explanation.unserved)
+        assert "exact evaluation supports" in str(explanation.unserved)
         assert "over the reals: not evaluated" in str(explanation)
         assert any(hit.changed for hit in explanation.hits)
         assert all(len(hit.unit) == 3 for hit in explanation.hits)
@@ -402,8 +402,8 @@ def test_text_table_and_json() -> None:
     model, x, y = many_hits()
     explanation = explain(model, x, y, limit=3)
     text = str(explanation)
-    assert "zone: bifurcation: the gradients differ over the reals too (" in text
-    assert "dead unit (every weight of the unit is 0 and the bias is the kink)" in text
+    assert "zone: bifurcation: the gradients differ over the reals, too (" in text
+    assert "dead unit (every weight of the unit is 0 and the bias equals the kink)" in text
     assert "not measured" in text
     plain = json.loads(explanation.json())
     assert plain["schema"] == 2

@@ -246,8 +246,8 @@ def test_the_digest_is_stable() -> None:
         ({"activation": "leaky_relu", "negative_slope": math.nan}, "negative_slope=nan: must be a finite number"),
         ({"kind": "convnet", "input_shape": (784,)}, r"input_shape=\(784,\): convnet takes images"),
         ({"kind": "residual", "widths": (8, 16)}, r"widths=\(8, 16\): the blocks of a residual network add.*\(8, 8\)"),
-        ({"kind": "lenet"}, "widths=.*lenet has channels of two convolutions"),
-        ({"kind": "lenet", "widths": (1, 1, 1, 1), "input_shape": (3, 32, 32)}, "takes \\(1, 28, 28\\) only"),
+        ({"kind": "lenet"}, "widths=.*lenet needs the channels of two convolutions"),
+        ({"kind": "lenet", "widths": (1, 1, 1, 1), "input_shape": (3, 32, 32)}, "takes only \\(1, 28, 28\\)"),
         ({"kind": "lenet", "widths": (1, 1, 1, 1), "dropout": 0.5}, "dropout=0.5: lenet has none"),
     ],
     ids=str,
@@ -380,7 +380,7 @@ class OtherReLU(nn.ReLU):
 def test_a_model_without_an_activation_is_refused(model: nn.Module) -> None:
     with pytest.raises(ModelError) as error:
         set_subgradient(model, 0.5)
-    for part in (type(model).__name__, "nn.ReLU6", "nothing to set", "relucheck.bifurcation.compare"):
+    for part in (type(model).__name__, "nn.ReLU6", "nothing to set", "relucheck.compare"):
         assert part in str(error.value)
 
 

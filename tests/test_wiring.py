@@ -81,7 +81,7 @@ def test_published_dropped_chain_rule_is_caught() -> None:
     assert (wire.site, wire.activation, wire.verdict) == ("1", "ReLU", "wrong rule")
     for part in (
         "1 (ReLU): wrong rule",
-        "at 0 with subgradient 0.25 and cotangent",
+        "at 0 with subgradient 0.25 and upstream gradient",
         "the gradient is 0.25, not their product",
     ):
         assert part in str(error.value)
@@ -289,13 +289,13 @@ SAME = nn.Sequential(linear(), ReLU())
     ("build", "inputs", "message"),
     [
         (nn.Sequential(linear(), nn.Tanh()), X, "Sequential: no activation was called on this input"),
-        (nn.Sequential(linear(), nn.ReLU()), X[:0], "the mini-batch is empty.*pass a sample"),
-        (lambda s: SAME, X, "one model twice.*return a new model each time"),
+        (nn.Sequential(linear(), nn.ReLU()), X[:0], "the mini-batch is empty.*pass at least one sample"),
+        (lambda s: SAME, X, "the same model twice.*return a new model each time"),
         (lambda s: 3, X, "built as int; pass an nn.Module"),
         (
             lambda s: nn.Sequential(linear(), *([ReLU(s)] if s < 0.5 else [])),
             X,
-            "'1' is no module of some model.*must not depend",
+            "'1' is a module of only some of the models.*must not depend",
         ),
         (nn.Sequential(linear(), nn.ReLU()).to("meta"), X.to("meta"), "meta device.*to_empty"),
     ],

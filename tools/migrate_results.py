@@ -1,14 +1,16 @@
-"""Rewrites results of schema 1 as results of schema 2: a one-off, for the committed ones.
+"""Rewrite results from schema 1 to schema 2; remove this script when schema 1 is gone.
 
     python tools/migrate_results.py reports
 
-Schema 1 kept one ``result.json`` for a training comparison and spelt an arithmetic and a network in several fields; where a
-volume cell was computed was part of its identity. Schema 2 keeps one file for each seed (``seed-N.json``), an arithmetic by
-its name, a network by its description, and device, processor and versions as an origin beside the identity. No number is
-computed anew: fields are renamed, moved or (a member's ``parent``) dropped; digests and file names that hold them follow.
-Reports, tables and figures are not touched: ``relucheck reproduce SCENARIO --out FOLDER`` writes them again from the
-results. A run of schema 1 that was broken off is not migrated: it begins anew.
-Files of schema 2 stay as they are, so running it twice does nothing. Remove this script when no result of schema 1 is left.
+Schema 1 has one ``result.json`` for a training comparison. It stores an arithmetic and a network in several fields, and the
+device of a volume cell is part of the cell's identity. Schema 2 has one file for each seed (``seed-N.json``). It stores an
+arithmetic by its name and a network by its description. The device, the processor and the versions are the origin, which is
+stored beside the identity.
+
+No number is computed again. Fields are renamed, moved, or (a member's ``parent``) removed, and the digests in the files
+and in their names are updated. Reports, tables and figures are not changed; ``relucheck reproduce SCENARIO --out FOLDER``
+writes them again from the results. An unfinished run of schema 1 is not migrated and has to start again. Files of schema 2
+are not changed, so the script can be run twice.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _NETWORK = ("widths", "activation", "batch_norm", "dropout")
 
 
 def arithmetic(fields: Mapping[str, Any]) -> Arithmetic:
-    """The arithmetic that the fields of schema 1 spelt; ``strict`` of float32 and float64 changed nothing."""
+    """Read an arithmetic from fields of schema 1, where ``strict`` did nothing to wide dtypes."""
     dtype: Any = fields["dtype"]
     narrow = fields.get("mixed") is not None or dtype in ("float16", "bfloat16")
     reduction = STRICT if fields["strict"] and narrow and fields["emulation"] is None else DEFAULT
@@ -43,23 +45,23 @@ def arithmetic(fields: Mapping[str, Any]) -> Arithmetic:
 
 
 def settings(old: Mapping[str, Any]) -> Settings:
-    """A training comparison's settings."""
-    spelt = {"precision", *_NETWORK}
+    """Convert the settings of a training comparison."""
+    replaced = {"precision", *_NETWORK}
     network = Network("mlp", **{name: old[name] for name in _NETWORK})
-    said = {"schema": SETTINGS_SCHEMA, "arithmetic": arithmetic(old["precision"]).name, "network": network.to_json()}
-    return Settings.from_json({**{key: value for key, value in old.items() if key not in spelt}, **said})
+    renamed = {"schema": SETTINGS_SCHEMA, "arithmetic": arithmetic(old["precision"]).name, "network": network.to_json()}
+    return Settings.from_json({**{key: value for key, value in old.items() if key not in replaced}, **renamed})
 
 
 def cell(old: Mapping[str, Any]) -> Cell:
-    """A cell of a volume table."""
-    spelt = {"dtype", "emulation", "strict", "tf32", "hidden_layers", "neurons", "pair"}
+    """Convert a cell of a volume table."""
+    replaced = {"dtype", "emulation", "strict", "tf32", "hidden_layers", "neurons", "pair"}
     network = Network("mlp", (old["neurons"],) * old["hidden_layers"])
-    said = {"arithmetic": arithmetic(old).name, "network": network.to_json(), "subgradients": old["pair"]}
-    return Cell.from_json({**{key: value for key, value in old.items() if key not in spelt}, **said})
+    renamed = {"arithmetic": arithmetic(old).name, "network": network.to_json(), "subgradients": old["pair"]}
+    return Cell.from_json({**{key: value for key, value in old.items() if key not in replaced}, **renamed})
 
 
 def device(old: str) -> str:
-    """A device in words: cells wrote "cpu AVX512, 1 thread" where trainings wrote "cpu (AVX512), 1 thread"."""
+    """Convert the words for a device: "cpu AVX512, 1 thread" becomes "cpu (AVX512), 1 thread"."""
     kind, space, rest = old.partition(" ")
     if not space or rest.startswith("("):
         return old
@@ -68,9 +70,9 @@ def device(old: str) -> str:
 
 
 def training(folder: Path) -> int:
-    """Migrates the runs of a training scenario's folder. Files rewritten.
+    """Migrate the runs of a training scenario; return the number of files rewritten.
 
-    The wall time of a comparison is shared evenly among its seeds; the processor was not recorded.
+    Each seed gets an equal share of the comparison's wall time. Schema 1 did not record the processor.
     """
     changed = 0
     for path in sorted(folder.glob("runs/*/result.json")):
@@ -91,7 +93,10 @@ def training(folder: Path) -> int:
 
 
 def volume(folder: Path) -> int:
-    """Migrates the cells and splits of E4's folder, which are renamed, as names hold a digest. Files rewritten."""
+    """Migrate the cells and splits of E4 under new names; return the number of files rewritten.
+
+    Their names contain a digest of the identity, which changes.
+    """
     changed = 0
     for place in ("cells", "splits"):
         for path in sorted((folder / place).glob("*.json")):
@@ -114,7 +119,7 @@ def volume(folder: Path) -> int:
 
 
 def mark(path: Path) -> int:
-    """Migrates a folder's scenario.json."""
+    """Migrate the file scenario.json of a folder, and return the number of files rewritten."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("results_schema") != _OLD:
         return 0
@@ -124,10 +129,10 @@ def mark(path: Path) -> int:
 
 
 def main(root: Path) -> None:
-    """Migrates every scenario's folder below ``root``, and says of each what it did."""
+    """Migrate every scenario below ``root``, and print the number of files rewritten in each."""
     marks = sorted(root.rglob("scenario.json"))
     if not marks:
-        sys.exit(f"{root} holds no scenario.json, so there is nothing to migrate; name a folder of results")
+        sys.exit(f"{root} contains no scenario.json, so there is nothing to migrate; name a folder with results")
     for path in marks:
         folder = path.parent
         changed = training(folder) + volume(folder) + mark(path)

@@ -1,1 +1,1 @@
-"""Whether two subgradients give one model the same gradients, where they differ, and why."""
+"""Compare the gradients that two subgradients give a model: whether they differ, and why."""

@@ -1,8 +1,9 @@
-"""backprop_s: one forward, one backward per subgradient, and whether two of them agree.
+"""Compute backprop_s for several subgradients s on one forward; compare two bit for bit.
 
-Source: Bertoin, Bolte, Gerchinovitz, Pauwels (2021), "Numerical influence of ReLU'(0) on backpropagation", section 2:
-backprop_s is reverse-mode differentiation with ReLU'(0) = s, and the bifurcation zone holds the parameters for which two
+backprop_s is reverse-mode differentiation with ReLU'(0) = s. The bifurcation zone is the set of parameters for which two
 choices of s give different gradients.
+
+Source: Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU'(0) on backpropagation", section 2.
 """
 
 from __future__ import annotations
@@ -28,37 +29,37 @@ from relucheck.numerics.determinism import deterministic, generator
 Outcome = Literal["agree", "bifurcate", "non-finite"]
 
 _INDEPENDENT: Final = "the output does not depend on any parameter, so there is no gradient to compare"
-_SHOWN: Final = 8  # parameters that the text of a comparison lists
+_SHOWN: Final = 8  # how many parameters the text of a comparison lists
 
 
 class _Counted:
-    """Counts over the activation calls of a forward."""
+    """The counts of hits and activations, for classes with the activation calls of a forward."""
 
     calls: tuple[Call, ...]
 
     @property
     def hit_count(self) -> int:
-        """Hits of the whole forward."""
+        """The number of hits in the forward."""
         return sum(call.hit_count for call in self.calls)
 
     @property
     def activation_count(self) -> int:
-        """Scalar activations evaluated in the forward."""
+        """The number of scalar activations in the forward."""
         return sum(call.elements for call in self.calls)
 
 
 @dataclasses.dataclass(frozen=True)
 class Backprops(_Counted):
-    """One forward and several backwards of it.
+    """The result of one forward with several backwards.
 
     Attributes:
-        settings: the subgradients, in the order asked for.
-        gradients: for each, the gradient of every parameter that requires one, by name (None where the loss does not
-            depend on the parameter).
-        output: what the model returned, detached.
+        settings: the subgradients, in the order of the argument.
+        gradients: for each subgradient, the gradient of every parameter that requires one, by name, with the shape and
+            dtype of the parameter. It is None if the loss does not depend on the parameter.
+        output: the output of the model. A tensor is detached.
         calls: every activation call of the forward, with its hits.
-        out_of_reach: functions with kinks whose subgradient stayed torch's own (or their own).
-        arithmetic: in which all this was computed.
+        out_of_reach: functions with kinks whose subgradient could not be chosen.
+        arithmetic: the arithmetic of the forward and the backwards.
     """
 
     settings: tuple[ModelSubgradient, ...]
@@ -71,7 +72,14 @@ class Backprops(_Counted):
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How the gradients of one parameter differ: entries that differ, largest and summed absolute difference (float64)."""
+    """How two gradients of one parameter differ.
+
+    Attributes:
+        parameter: the qualified name of the parameter.
+        entries: the number of entries that differ.
+        largest: the largest absolute difference of an entry, computed in float64 over finite differences.
+        l1: the sum of the absolute differences, in the same way.
+    """
 
     parameter: str
     entries: int
@@ -84,11 +92,13 @@ class Comparison(_Counted):
     """Whether two backprops of one forward agree.
 
     Attributes:
-        outcome: ``agree`` (bitwise equal up to the sign of zero), ``bifurcate``, or ``non-finite`` (a NaN or an infinity in
-            a gradient, which is never agreement).
+        outcome: "agree" if the gradients are bitwise equal up to the sign of zero, "bifurcate" if they differ, and
+            "non-finite" if one of them has a NaN or an infinity, which never counts as agreement.
         settings: the two subgradients compared.
-        calls, out_of_reach, arithmetic: as in :class:`Backprops`.
-        differences: one entry per parameter whose gradients differ, in the model's order (finite entries only).
+        calls: every activation call of the forward, with its hits.
+        out_of_reach: functions with kinks whose subgradient could not be chosen.
+        arithmetic: the arithmetic of the forward and the backwards.
+        differences: one entry per parameter whose gradients differ, in the model's order.
     """
 
     outcome: Outcome
@@ -105,17 +115,17 @@ class Comparison(_Counted):
 
     @property
     def first_difference(self) -> str | None:
-        """The first parameter, in the model's order, whose gradients differ."""
+        """The first parameter, in the model's order, whose gradients differ; None if there is none."""
         return self.differences[0].parameter if self.differences else None
 
     @property
     def largest(self) -> float:
-        """Largest absolute difference of a gradient entry."""
+        """The largest absolute difference of an entry of the gradients."""
         return max((difference.largest for difference in self.differences), default=0.0)
 
     @property
     def l1(self) -> float:
-        """L1 norm of the difference of the gradients."""
+        """The L1 norm of the difference of the gradients."""
         return sum(difference.l1 for difference in self.differences)
 
     def __str__(self) -> str:
@@ -132,16 +142,16 @@ class Comparison(_Counted):
                 f"L1 {difference.l1:.3g}"
             )
         if len(self.differences) > _SHOWN:
-            lines.append(f"  and {len(self.differences) - _SHOWN} more parameters (in all by L1 {self.l1:.3g})")
+            lines.append(f"  and {len(self.differences) - _SHOWN} more parameters (L1 over all parameters {self.l1:.3g})")
         for node, count in collections.Counter(item.node for item in self.out_of_reach).items():
             where = next(item.site for item in self.out_of_reach if item.node == node)
-            lines.append(f"  out of reach: {count} x {node}, the first at {where}")
+            lines.append(f"  out of reach of the subgradient: {count} x {node}, the first at {where}")
         return "\n".join(lines)
 
 
 @contextlib.contextmanager
 def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts back buffers (running statistics) and random states: a measurement leaves the model as it found it."""
+    """Restore buffers (such as running statistics) and random states after a block."""
     kept = [
         (module._buffers, name, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -155,7 +165,7 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
             with torch.no_grad():
                 for buffers, name, buffer, values in kept:
                     now = buffers.get(name)
-                    # one that grew is a cache whose size the model knows: only values of the same shape are put back
+                    # a buffer with another shape is a cache that has grown: the old values would contradict the model
                     if now is not None and (now.shape, now.dtype, now.device) == (
                         buffer.shape,
                         buffer.dtype,
@@ -173,26 +183,32 @@ def backprop(
     loss: Callable[[Any], Tensor] | None = None,
     cotangent: Tensor | None = None,
 ) -> Backprops:
-    """One forward of ``model`` and one backward per subgradient, on the same graph.
+    """Run one forward of a model, and one backward per subgradient on the same graph.
 
-    The subgradients apply to every ReLU, ReLU6 and LeakyReLU of the model, whether module or function
-    (:mod:`relucheck.bifurcation.interception`); the model itself is not changed: its own settings, buffers, ``.grad`` and
-    the random state stay as they were.
+    The subgradients apply to every ReLU, ReLU6 and LeakyReLU of the model, whether a module or a function is called. The
+    model does not change: its settings, its buffers, ``.grad`` and the random state stay as they were.
 
     Args:
         model: an eager module with parameters.
         inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
-        targets: class indices, int64 [batch]; the loss is then the mean cross-entropy of the output.
-        subgradients: one setting per backward.
-        loss: maps the model's output to a scalar; instead of ``targets``.
-        cotangent: the upstream gradient of the output, of its shape and dtype. With none of targets, loss and cotangent a
-            fixed random one is used: never all ones, which cannot see a dropped chain rule.
+        targets: class indices, int64 [batch]. The loss is the mean cross-entropy of the output.
+        subgradients: one setting per backward: a number, or a pair for the two kinks of ReLU6. None means the subgradient
+            that torch uses.
+        loss: a function from the model's output to a scalar tensor, in place of ``targets``.
+        cotangent: the upstream gradient of the output, of its shape and dtype, in place of ``targets``. Without targets,
+            loss and cotangent, it is drawn from a normal distribution with a fixed seed. It is not all ones, because ones
+            would hide an error in the chain rule.
+
+    Returns:
+        The gradients of all subgradients, with the activation calls and their hits.
 
     Raises:
-        ModelError: no parameter requires a gradient, ``inputs`` is a mapping, no activation call has an element
-            (an empty mini-batch), the output is not a tensor where one is needed, the loss is no scalar, or the model is
+        ModelError: if no parameter requires a gradient, ``inputs`` is a mapping, no activation call has an element
+            (an empty mini-batch), the output is not a tensor where one is needed, the loss is not a scalar, or the model is
             compiled, scripted or checkpointed with ``use_reentrant=True``.
         SubgradientError: for a value that cannot be a subgradient.
+
+    Source: section 2 of Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU'(0) on backpropagation".
     """
     settings = tuple(as_model_subgradient(setting) for setting in subgradients)
     if not settings:
@@ -210,7 +226,7 @@ def backprop(
     with torch.inference_mode(False), deterministic(), untouched(model, first.device), torch.enable_grad(), interception:
         interception.choose(settings[0])
         output = model(*arguments)
-        if loss is None:  # which may call activations too
+        if loss is None:  # a loss may call activations, too, and is checked below
             refuse_empty(interception.calls)
         root, upstream = root_of(output, targets, loss and functools.partial(interception.call, loss), cotangent)
         refuse_empty(interception.calls)
@@ -234,7 +250,7 @@ def backprop(
 def root_of(
     output: Any, targets: Tensor | None, loss: Callable[[Any], Tensor] | None, cotangent: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """What is differentiated, and with which upstream gradient (None for a scalar)."""
+    """Return the tensor to differentiate and its upstream gradient, which is None for a scalar."""
     if loss is not None:
         value = loss(output)
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -268,13 +284,35 @@ def compare(
     loss: Callable[[Any], Tensor] | None = None,
     cotangent: Tensor | None = None,
 ) -> Comparison:
-    """Whether backprop_s and backprop_t agree on one mini-batch; arguments as for :func:`backprop`.
+    """Compare the gradients of two subgradients on one mini-batch, bit for bit.
 
-    Every comparison carries its control: a second backward with the first subgradient, which must repeat the first one bit
-    for bit.
+    Every comparison has a control: another backward with the first subgradient, which has to repeat the first gradients
+    bit for bit.
+
+    Args:
+        model: an eager module with parameters.
+        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
+        targets: class indices, int64 [batch]. The loss is the mean cross-entropy of the output.
+        subgradients: the two settings to compare, as in ``backprop``.
+        loss: a function from the model's output to a scalar tensor, in place of ``targets``.
+        cotangent: the upstream gradient of the output, in place of ``targets``. See ``backprop`` for the default.
+
+    Returns:
+        The outcome, with the hits and the parameters whose gradients differ.
 
     Raises:
-        ControlError: the control differed, so the run was not deterministic and the comparison is void.
+        ControlError: if the control differs. The model is then not deterministic, and the comparison means nothing.
+        ModelError: as ``backprop``, and if the model calls no ReLU, ReLU6 or LeakyReLU on this input.
+        SubgradientError: for a value that cannot be a subgradient, and if there are not two settings.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> for parameter in model.parameters():  # every pre-activation is exactly 0
+        ...     _ = nn.init.zeros_(parameter)
+        >>> compare(model, torch.ones(1, 2)).outcome
+        'bifurcate'
     """
     if len(subgradients) != 2:
         raise SubgradientError(f"compare: subgradients={subgradients!r} must be two settings, for example (0.0, 1.0)")
@@ -290,18 +328,18 @@ def compare(
 
 
 def judge_controlled(run: Backprops, parameters: Container[str] | None = None) -> Comparison:
-    """The :class:`Comparison` of the first two of a run's three gradients; the third one repeats the first, as the control.
+    """Compare the first two of three backwards; the third is the control and repeats the first.
 
     Args:
-        run: of :func:`backprop`, with ``subgradients=(s, t, s)``.
-        parameters: whose gradients count; None means all.
+        run: the result of ``backprop`` with ``subgradients=(s, t, s)``.
+        parameters: the names of the parameters whose gradients count; None means all.
 
     Raises:
-        ControlError: the control differed.
+        ControlError: if the control differs.
     """
     one, other, control = (
-        {name: gradient for name, gradient in found.items() if parameters is None or name in parameters}
-        for found in run.gradients
+        {name: gradient for name, gradient in by_name.items() if parameters is None or name in parameters}
+        for by_name in run.gradients
     )
     for name in one:
         if not _same(one[name], control[name]):
@@ -320,7 +358,7 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 def judge(
     one: Gradients, other: Gradients, run: Backprops, settings: tuple[ModelSubgradient, ModelSubgradient]
 ) -> Comparison:
-    """The :class:`Comparison` of two of a run's gradients."""
+    """Compare two gradients of a run."""
     finite = all(
         bool(gradient.isfinite().all())
         for gradients in (one, other)
@@ -333,7 +371,10 @@ def judge(
 
 
 def differences_of(one: Gradients, other: Gradients) -> Iterator[Difference]:
-    """Where two gradients of the same parameters differ; a gradient that is None in one of them only is zero there."""
+    """Yield the differences of two gradients of the same parameters.
+
+    None in only one of the two gradients counts as zero.
+    """
     for name, a in one.items():
         b = other[name]
         if a is None:

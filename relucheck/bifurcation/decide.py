@@ -1,11 +1,11 @@
-"""The zone decision of one model: the first mini-batch of a data set at which backprop_s and backprop_t differ.
+"""Find the first mini-batch of a data set on which backprop_s and backprop_t differ.
 
-Two backwards that share a forward can differ only where a pre-activation is exactly at a kink, so a forward decides: no
-graph, no second network, and only a mini-batch with a hit runs the exact two backwards. :mod:`relucheck.volume.engine`
-does the same for many fully connected networks at once, at the speed of their products.
+Two backwards of one forward can differ only where a pre-activation is exactly at a kink. So each mini-batch first runs a
+forward without a graph, and only a mini-batch with a hit runs the backwards. ``relucheck.volume.engine`` does the same for
+many fully connected networks at once.
 
-Source: the bifurcation zone is that of Bertoin, Bolte, Gerchinovitz, Pauwels 2021 ("Numerical influence of ReLU'(0) on
-backpropagation", section 3.1), where a network counts as soon as one mini-batch gives different gradients.
+Source: Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU'(0) on backpropagation", section 3.1.
+There a network is in the bifurcation zone if at least one mini-batch gives different gradients.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from relucheck.bifurcation.interception import Interception, refuse_empty
 from relucheck.errors import ModelError, RelucheckError, one_of, whole
 from relucheck.numerics.determinism import deterministic
 
-#: Which gradients count: of every parameter, or of the first layer alone (as in the published tables).
+#: Which gradients are compared: those of all parameters, or those of the first layer, as in the published tables.
 Watch = Literal["all", "first layer"]
 
 
 class ZoneDataError(RelucheckError, ValueError):
-    """Inputs and targets that make no mini-batches."""
+    """Inputs, targets or a batch size from which no mini-batches can be made."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Where the gradients of one network first differ.
+    """The outcome for one network, and the mini-batch that decided it.
 
     Attributes:
-        seed: of the draw, None for a given network.
-        outcome: ``agree`` on every mini-batch; ``bifurcate``; ``non-finite``: a logit, or a watched gradient of a
-            mini-batch with hits, is NaN or infinite, which is never agreement. A gradient that overflows in a mini-batch
-            without hits is not looked at: its two backwards are one computation.
-        batch: the first mini-batch (from 0) with that outcome, None for ``agree``.
-        hits: over the mini-batches up to and with ``batch``.
-        activations: evaluated for these, at hidden units.
+        seed: the seed of the network's initialisation; None for a given network.
+        outcome: "agree" if the gradients agree on every mini-batch; "bifurcate" if they differ on one; "non-finite" if a
+            logit, or a watched gradient of a mini-batch with hits, is NaN or infinite. Gradients of a mini-batch without
+            hits are not computed, because both backwards would be the same computation.
+        batch: the index of the first mini-batch with that outcome, from 0; None for "agree".
+        hits: the number of hits in the mini-batches up to and including ``batch``.
+        activations: the number of scalar activations in these mini-batches.
     """
 
     seed: int | None
@@ -53,18 +53,34 @@ class Decision:
 
 
 def checked_subgradients(subgradients: Any) -> tuple[ModelSubgradient, ModelSubgradient]:
+    """Check that there are two subgradients, and return them.
+
+    Raises:
+        ModelError: if there are not two.
+        SubgradientError: for a value that cannot be a subgradient.
+    """
     if not isinstance(subgradients, tuple | list) or len(subgradients) != 2:
         raise ModelError(f"subgradients={subgradients!r}: must be two subgradients, for example (0.0, 1.0)")
     return as_model_subgradient(subgradients[0]), as_model_subgradient(subgradients[1])
 
 
 def checked_watch(watch: Any) -> Watch:
+    """Check the name of the gradients to compare, and return it.
+
+    Raises:
+        ModelError: for any other name.
+    """
     one_of("watch", watch, get_args(Watch), error=ModelError)
     checked: Watch = watch
     return checked
 
 
 def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
+    """Check inputs [n, ...], targets [n] and the batch size; return the batch size, at most n.
+
+    Raises:
+        ZoneDataError: for anything but two tensors of equal length, for no sample, and for a batch size below 1.
+    """
     for name, value, held in (("inputs", inputs, "samples, [n, ...]"), ("targets", targets, "class indices, int64 [n]")):
         if not isinstance(value, Tensor):
             raise ZoneDataError(
@@ -80,7 +96,11 @@ def checked_data(inputs: Tensor, targets: Tensor, batch_size: Any) -> int:
 
 
 def checked_targets(targets: Tensor, classes: int) -> None:
-    """Raises :class:`ZoneDataError` unless targets are int64 class indices below ``classes``."""
+    """Check that targets are class indices below ``classes``, int64 [n].
+
+    Raises:
+        ZoneDataError: if they are not.
+    """
     if targets.dtype != torch.int64 or targets.ndim != 1:
         raise ZoneDataError(
             f"targets of {targets.dtype} and shape {tuple(targets.shape)}: must be class indices, int64 [n]; convert them"
@@ -88,7 +108,7 @@ def checked_targets(targets: Tensor, classes: int) -> None:
     low, high = (int(value) for value in targets.aminmax())
     if low < 0 or high >= classes:
         raise ZoneDataError(
-            f"targets from {low} to {high}: the network has {classes} outputs, so they are 0 to {classes - 1}; check them"
+            f"targets from {low} to {high}: the network has {classes} outputs, so they must be from 0 to {classes - 1}"
         )
 
 
@@ -101,24 +121,30 @@ def decide(
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Decision:
-    """The decision for any eager model with ReLU, ReLU6 or LeakyReLU, modules or functions
-    (:mod:`relucheck.bifurcation.interception`).
+    """Find the first mini-batch on which two subgradients give a model different gradients.
 
-    A forward without a graph looks for hits; a mini-batch that has some is handed to
-    :func:`relucheck.bifurcation.compare.compare`. The model, its buffers and the random state stay as they are, so every
-    mini-batch meets the same dropout masks.
+    The model is any eager module that calls ReLU, ReLU6 or LeakyReLU as modules or functions. Its parameters, its buffers
+    and the random state do not change, so dropout masks are the same for every mini-batch of one size. The loss is the mean
+    cross-entropy.
 
     Args:
         model: takes [batch, ...] and returns logits [batch, classes].
-        inputs: [n, ...], of the model's dtype and on its device.
+        inputs: [n, ...], with the model's dtype and on its device.
         targets: class indices, int64 [n].
-        batch_size, subgradients: as for :class:`Engine`.
-        watch: "first layer" counts the parameters of the first module that has any.
+        batch_size: the number of samples of a mini-batch. The last mini-batch may be smaller.
+        subgradients: the two settings to compare.
+        watch: which gradients are compared. "first layer" means the parameters of the first module that has any.
+
+    Returns:
+        The outcome, the mini-batch that decided it, and the number of hits until then.
 
     Raises:
-        ModelError: the model calls no such activation, none of its calls has an element, it has no parameter that requires
-            a gradient, or it checkpoints a part with hits with ``use_reentrant=True``.
-        ZoneDataError: as :class:`Engine`.
+        ModelError: if the model calls no such activation, none of the calls has an element, no watched parameter requires a
+            gradient, or a part with hits is checkpointed with ``use_reentrant=True``.
+        ZoneDataError: for inputs and targets of different length, no sample, targets that are not class indices of the
+            model, and a batch size below 1.
+        SubgradientError: for a value that cannot be a subgradient.
+        ControlError: if the model is not deterministic on a mini-batch with hits.
     """
     first_setting, second_setting = checked_subgradients(subgradients)
     watch = checked_watch(watch)
@@ -132,7 +158,7 @@ def decide(
         if not watched:
             raise ModelError(
                 f"{type(model).__name__}: watch='first layer', but no parameter of the first layer ({owner!r}) requires a "
-                "gradient; thaw it, or watch 'all'"
+                "gradient; set requires_grad on one of them, or use watch='all'"
             )
     device = next(model.parameters()).device
     hits = activations = 0
@@ -161,6 +187,6 @@ def decide(
             outcome = judge_controlled(run, watched).outcome
         if outcome != "agree":
             return Decision(None, outcome, batch, hits, activations)
-    if not activations:  # one mini-batch may have none (a model that sorts its samples), but not all
+    if not activations:  # in a model that sorts its samples, one mini-batch may have no activation, but not all
         refuse_empty(interception.calls)
     return Decision(None, "agree", None, hits, activations)

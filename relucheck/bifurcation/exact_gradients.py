@@ -1,9 +1,10 @@
-"""Whether the gradients of two subgradients differ over the reals: a float64 backward on the real pattern, with its bound.
+"""Decide whether the gradients of two subgradients differ over the real numbers.
 
-Regions and hits are exact (:mod:`relucheck.bifurcation.exact_forward`), so only values are approximate, and each carries a
-proven bound of its error: products as in :mod:`relucheck.bifurcation.exact_forward`; softmax by the error of its logits.
-One
-thing is taken on trust: that the exponential of the library errs by at most 8 units in the last place.
+``relucheck.bifurcation.exact_forward`` gives the exact position of every pre-activation relative to the kinks. A float64
+backward then uses these positions, so only its values are approximate. Each value has a proven bound of its error. The
+bound of a product is that of the forward, and the bound of a softmax follows from the errors of the logits. One assumption
+is not
+proved: that the library's exponential function has an error of at most 8 units in the last place.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from relucheck.bifurcation.exact_forward import (
     real_inputs,
 )
 
-_EXPONENTIAL: Final = 32  # units of 2**-53 that the error of a probability may have besides those of logits and sum
+_EXPONENTIAL: Final = 32  # error of a probability in units of 2**-53, besides the errors of the logits and of the sum
 
 
 @dataclasses.dataclass(frozen=True)
 class _Bounded:
-    """Float64 values and a proven bound of their errors."""
+    """Float64 values with proven bounds of their absolute errors."""
 
     value: Tensor
     error: Tensor
@@ -59,19 +60,23 @@ def over_the_reals(
     watch: Watch = "all",
     cotangent: Tensor | None = None,
 ) -> Reals:
-    """Evaluates a mini-batch over the reals: exact hits, and whether the two gradients differ there too.
+    """Evaluate a mini-batch over the reals: its exact hits, and whether two gradients differ.
 
     Args:
-        model: as :func:`relucheck.bifurcation.exact_forward.layers_of` serves, of any of the four dtypes; its loss is
-            cross entropy.
-        inputs: [n, ...], of any floating dtype: the real numbers that they hold.
-        targets: class indices, int64 [n]; or cotangent: the upstream gradient of the outputs, [n, outputs].
-        watch: "first layer" counts only its parameters.
+        model: a sequential network as ``relucheck.bifurcation.exact_forward.layers_of`` supports, of any of the four
+            dtypes.
+        inputs: [n, ...], of any floating dtype, taken as the exact real numbers.
+        targets: class indices, int64 [n]. The loss is the mean cross-entropy.
+        subgradients: the two settings to compare.
+        watch: which gradients are compared: "all", or those of the "first layer".
+        cotangent: the upstream gradient of the outputs, [n, outputs], in place of ``targets``.
 
     Raises:
-        ExactError: for a network, inputs or targets that are not served.
+        ExactError: for a network, inputs or targets that are not supported.
+        ModelError: if there are not two subgradients, or for an unknown ``watch``.
+        SubgradientError: for a value that cannot be a subgradient.
     """
-    with torch.device("cpu"):  # whatever the default device
+    with torch.device("cpu"):  # the user's default device may be another
         return _over_the_reals(model, inputs, targets, checked_subgradients(subgradients), checked_watch(watch), cotangent)
 
 
@@ -116,17 +121,32 @@ def zone_over_the_reals(
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     watch: Watch = "all",
 ) -> Zone:
-    """The zone of a mini-batch whose gradients differ in floating point (see :mod:`relucheck.bifurcation.exact_forward`).
+    """Determine the zone of a mini-batch whose gradients differ in floating point.
 
-    Inputs are taken as the model holds them, rounded to its dtype. Costs about two float64 forwards where no unit is near a
-    kink. ``undecided`` is neither: a path leads from an exact hit to a gradient, but no difference beyond the bound does.
+    The cost is about that of two float64 forwards if no pre-activation is near a kink.
+
+    Args:
+        model: as for ``over_the_reals``.
+        inputs: [n, ...], of any floating dtype. They are rounded to the model's dtype first.
+        targets: class indices, int64 [n].
+        subgradients: the two settings to compare.
+        watch: which gradients are compared: "all", or those of the "first layer".
+
+    Returns:
+        "bifurcation" if the gradients differ over the reals, "compensation" if they are equal there, and "undecided" if
+        neither is proved.
+
+    Raises:
+        ExactError: for a network, inputs or targets that are not supported.
+
+    Source: Boustany 2024, "On the numerical reliability of nonsmooth autodiff" (https://arxiv.org/abs/2401.02736).
     """
     inputs = inputs.to(next(model.parameters()).dtype)
     return over_the_reals(model, inputs, targets, subgradients, watch=watch).zone
 
 
 def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> _Bounded:
-    """The cotangent of the logits: as given, or of the mean cross entropy."""
+    """The upstream gradient of the logits: ``cotangent``, or that of the mean cross-entropy."""
     n, classes = last.value.shape
     if (targets is None) == (cotangent is None):
         raise ExactError("over the reals: pass either targets or cotangent")
@@ -142,7 +162,7 @@ def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> 
     logits = last.value
     exponent = 2 * last.error.amax(1, keepdim=True) + UNIT * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
     relative = 4 * (exponent + (_EXPONENTIAL + classes) * UNIT)
-    relative = torch.where(relative < 0.5, relative, torch.inf)  # the linear bound of the exponential holds below
+    relative = torch.where(relative < 0.5, relative, torch.inf)  # the linear bound of the exponential holds only below 0.5
     probability = logits.softmax(1)
     wrong = probability - torch.nn.functional.one_hot(targets.long(), classes)
     error = (probability * relative + 2 * UNIT * wrong.abs() + 8 * TINY) / n * OUTWARD + UNIT * wrong.abs() / n
@@ -150,19 +170,20 @@ def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> 
 
 
 def _slopes(layer: Layer, region: Tensor, setting: ModelSubgradient) -> Tensor:
-    """The derivative of an activation in backprop_s over the reals."""
+    """The factor by which backprop_s multiplies at each element of an activation, float64."""
     if layer.rule is None:
         return torch.ones_like(region, dtype=torch.float64)
     chosen = setting if isinstance(setting, tuple) else (setting, setting)
-    own = (layer.slope, 0.0)  # torch's own at the lower and upper kink
-    lower, upper = (own[k] if chosen[k] is None else float(chosen[k]) for k in (0, 1))  # type: ignore[arg-type]
+    defaults = (layer.slope, 0.0)  # the subgradients that torch uses at the lower and at the upper kink
+    lower, upper = (defaults[k] if chosen[k] is None else float(chosen[k]) for k in (0, 1))  # type: ignore[arg-type]
     return torch.tensor([layer.slope, lower, 1.0, upper, 0.0], dtype=torch.float64)[region.long()]
 
 
 def _gradients(
     layers: tuple[Layer, ...], states: tuple[RealLayer, ...], x: Tensor, root: _Bounded, setting: ModelSubgradient
 ) -> dict[str, _Bounded]:
-    found: dict[str, _Bounded] = {}
+    """Compute the gradient of every parameter by name, with error bounds."""
+    computed: dict[str, _Bounded] = {}
     zeros = torch.zeros_like(x)
     cotangent = root
     for depth in reversed(range(len(layers))):
@@ -173,17 +194,17 @@ def _gradients(
             linear_bound(delta.value.T, delta.error.T, h, None)
             + ((delta.value.abs() + delta.error).T @ spread * OUTWARD) * OUTWARD
         )
-        found[f"{layer.name}.weight"] = _Bounded(delta.value.T @ h, error * OUTWARD)
+        computed[f"{layer.name}.weight"] = _Bounded(delta.value.T @ h, error * OUTWARD)
         if layer.bias is not None:
             ones = torch.ones(1, len(x), dtype=torch.float64)
             bound = linear_bound(delta.value.T, delta.error.T, ones.T, None)
-            found[f"{layer.name}.bias"] = _Bounded(delta.value.sum(0), bound.squeeze(1))
+            computed[f"{layer.name}.bias"] = _Bounded(delta.value.sum(0), bound.squeeze(1))
         cotangent = delta.times(layer.weight)
-    return found
+    return computed
 
 
 def _differ(a: _Bounded, b: _Bounded) -> bool:
-    """Whether two gradients are proved to differ (NaN and infinite bounds prove nothing)."""
+    """Whether two gradients are proved to differ. NaN and infinite bounds prove nothing."""
     return bool(((a.value - b.value).abs() > (a.error + b.error) * OUTWARD * OUTWARD).any())
 
 
@@ -197,9 +218,10 @@ def _reachable(
     given: bool,
     names: set[str],
 ) -> bool:
-    """Whether a path of non-zero factors leads from the loss through a hit to a watched parameter; False is a proof.
+    """Whether a path of non-zero factors leads from the loss over a hit to a watched parameter.
 
-    The cotangent of the logits of cross entropy is p - y, never zero with two classes or more.
+    False proves that the gradients are equal. With ``given`` the upstream gradient is ``root`` itself. Otherwise it is
+    that of the cross-entropy, p - y, which is never zero with two or more classes.
     """
     shape = root.value.shape
     live = root.value != 0 if given else torch.full(shape, shape[1] > 1)
@@ -210,7 +232,7 @@ def _reachable(
         changed = (changed & ((one != 0) | (other != 0))) | (live & (one != other))
         live = live & ((one != 0) | (other != 0))
         rows = changed.any(1)
-        # behind an activation a value is zero at a region that fixes it, or where it is known exactly
+        # an input of the layer is zero only if its value and its error bound are zero
         h, spread = (states[depth - 1].value, states[depth - 1].error) if depth else (x, torch.zeros_like(x))
         entering = ((h != 0) | (spread != 0)).any(1)
         if f"{layer.name}.bias" in names and bool(rows.any()):

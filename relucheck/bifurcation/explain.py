@@ -1,7 +1,8 @@
-"""Why a mini-batch bifurcates: its hits with their reasons, the gradients that each of them changes, and its zone.
+"""Explain why a mini-batch bifurcates: its hits, their reasons and effects, and the zone.
 
-Hits and the parameters behind them are found for any eager model. Reasons, and whether the gradients differ over the reals
-(:mod:`relucheck.bifurcation.exact_forward`), are given for networks of linear layers and piecewise linear activations.
+Hits and their effects on gradients are determined for any eager model. Reasons and the zone need exact evaluation over the
+real numbers (``relucheck.bifurcation.exact_forward``), which supports sequential networks of linear layers and piecewise
+linear activations.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ from relucheck.errors import ControlError, ModelError, whole
 from relucheck.numerics import dyadics
 from relucheck.numerics.determinism import deterministic
 
-#: Hits whose effect is measured by a backward of their own, by default.
+#: The default number of hits whose effects on the gradients are measured, with one backward for each hit.
 LIMIT: Final = 32
 
 
 class _PerHit(Interception):
-    """An interception that gives each call with hits subgradients of its own, one per element and kink."""
+    """An interception with separate subgradients for every element of a call with hits.
+
+    Attributes:
+        chosen: for each call, the subgradients at the lower and the upper kink, of the shape of its input; None for calls
+            without hits or without autograd.
+        results: the output of each call, detached.
+        cotangents: the upstream gradient of each call with hits, by the index of the call.
+    """
 
     def __init__(self, model: nn.Module, device: torch.device, base: ModelSubgradient) -> None:
         super().__init__(model, device)
@@ -42,16 +50,16 @@ class _PerHit(Interception):
     def _record(self, rule: Rule, x: Tensor, func: Any) -> None:
         super()._record(rule, x, func)
         call = self.calls[-1]
-        own = None
+        per_element = None
         if call.hit_count and call.differentiated:
-            own = (self._shared[0].expand(call.shape).clone(), self._shared[1].expand(call.shape).clone())
-        self.chosen.append(own)
-        self._lower, self._upper = own or self._shared
+            per_element = (self._shared[0].expand(call.shape).clone(), self._shared[1].expand(call.shape).clone())
+        self.chosen.append(per_element)
+        self._lower, self._upper = per_element or self._shared
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         before = len(self.chosen)
         result = super().run(func, args, kwargs)
-        self._lower, self._upper = self._shared  # what is recomputed later records nothing
+        self._lower, self._upper = self._shared  # for checkpointed parts that are recomputed and not recorded again
         if len(self.chosen) > before:
             self.results.append(result.detach())
             if self.chosen[-1] is not None:
@@ -71,16 +79,28 @@ def explain(
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
     limit: int = LIMIT,
 ) -> Explanation:
-    """Explains what one mini-batch does at kinks.
+    """Explain the hits of one mini-batch: why they occur, what they change, and in which zone.
 
     Args:
-        model, inputs, targets, subgradients: as for :func:`relucheck.bifurcation.compare.compare` (without targets, its
-            upstream gradient).
-        limit: most hits whose effect on the gradients is measured, by one backward each; hits whose cotangent is 0 change
-            nothing and cost nothing. Calls that autograd did not record (under ``torch.no_grad``) are not measured.
+        model: an eager module with parameters.
+        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
+        targets: class indices, int64 [batch]. The loss is the mean cross-entropy. Without targets, the upstream gradient of
+            the output is that of ``relucheck.compare``.
+        subgradients: the two settings to compare.
+        limit: the largest number of hits whose effect on the gradients is measured, by one backward each. Hits whose
+            upstream gradient is 0 change nothing and do not count. Hits in calls that autograd does not record (under
+            ``torch.no_grad``) are not measured.
+
+    Returns:
+        The comparison of the two gradients, every hit with its reason and its effect, and the zone.
 
     Raises:
-        ModelError, ControlError, SubgradientError: as ``compare``.
+        ModelError: as ``relucheck.compare``, and for a limit that is not an integer of at least 0.
+        ControlError: as ``relucheck.compare``, and if two forwards have different hits.
+        SubgradientError: as ``relucheck.compare``.
+
+    Source: Boustany 2024, "On the numerical reliability of nonsmooth autodiff" (https://arxiv.org/abs/2401.02736), for the
+    zones.
     """
     whole("explain: limit", limit, 0, error=ModelError)
     comparison = compare(model, inputs, targets, subgradients=subgradients)
@@ -102,12 +122,12 @@ def explain(
     reals, unserved = None, None
     try:
         if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
-            raise ExactError("exact evaluation: the model takes other arguments than one tensor; pass one that takes one")
+            raise ExactError("exact evaluation supports only models that take one tensor")
         cotangent = upstream if targets is None else None
         reals = over_the_reals(model, arguments[0], targets, (first, second), cotangent=cotangent)
     except ExactError as error:
         unserved = str(error)
-    with torch.device("cpu"):  # whatever the default device
+    with torch.device("cpu"):  # the user's default device may be another
         reasons = [] if reals is None else list(_reasons(reals, arguments[0], interception, comparison))
     hits = []
     for index, (call, kink, position) in enumerate(_each_hit(comparison.calls)):
@@ -132,7 +152,7 @@ def _same_hits(one: Sequence[Call], other: Sequence[Call]) -> bool:
 
 
 def _each_hit(calls: Sequence[Call]) -> Iterator[tuple[int, int, list[int]]]:
-    """Call, kink and position of every hit, in the order of an explanation."""
+    """Yield index of the call, index of the kink and position of every hit."""
     for index, call in enumerate(calls):
         for kink, positions in enumerate(call.hits):
             for position in positions.tolist():
@@ -147,47 +167,52 @@ def _effects(
     second: ModelSubgradient,
     limit: int,
 ) -> tuple[list[tuple[float | None, tuple[Difference, ...] | None]], int]:
-    """For each hit its cotangent and what it changes alone; and how many hits are not measured because of the limit."""
+    """Measure the effect of each hit.
+
+    Returns:
+        For each hit its upstream gradient and how the gradients change if this hit alone uses the second subgradient; and
+        the number of hits that are not measured because of the limit.
+    """
     base = gradients(root, parameters, upstream, interception.running())
     cotangents = {call: gradient.cpu() for call, gradient in interception.cotangents.items()}
     other = second if isinstance(second, tuple) else (second, second)
     values = tuple(as_subgradient(value, optional=True) for value in other)
-    found: list[tuple[float | None, tuple[Difference, ...] | None]] = []
+    effects: list[tuple[float | None, tuple[Difference, ...] | None]] = []
     measured = unmeasured = 0
     for call, kink, position in _each_hit(interception.calls):
         at = tuple(position)
         chosen = interception.chosen[call]
         if chosen is None:
-            found.append((None, None))
+            effects.append((None, None))
             continue
-        if call not in cotangents:  # no gradient passes here
-            found.append((0.0, ()))
+        if call not in cotangents:  # no gradient reached the call
+            effects.append((0.0, ()))
             continue
         cotangent = float(cotangents[call][at])
         if cotangent == 0:
-            found.append((cotangent, ()))
+            effects.append((cotangent, ()))
         elif measured == limit:
             unmeasured += 1
-            found.append((cotangent, None))
+            effects.append((cotangent, None))
         else:
             measured += 1
-            here = chosen[kink].data  # by reference: backward reads it when it runs
+            here = chosen[kink].data  # the tensor itself, which the backward reads when it runs
             kept = here[at].clone()
             here[at] = values[kink].to(here)
             changed = gradients(root, parameters, upstream, interception.running())
             here[at] = kept
-            found.append((cotangent, tuple(differences_of(base, changed))))
-    return found, unmeasured
+            effects.append((cotangent, tuple(differences_of(base, changed))))
+    return effects, unmeasured
 
 
 def _reasons(
     reals: Reals, inputs: Tensor, interception: _PerHit, comparison: Comparison
 ) -> Iterator[tuple[Reason, Fraction | None, Fraction | None]]:
-    """Reason, value over the reals and value given the layer before of each hit of a network that the reals serve."""
+    """Yield each hit's reason, its value over the reals, and its value given the layer before."""
     x = real_inputs(reals.layers, inputs)
     exact = ExactRows(reals.layers, x)
     smallest = torch.finfo(comparison.arithmetic.dtype)
-    half = Fraction(smallest.smallest_normal) * Fraction(smallest.eps) / 2  # of the least subnormal: rounds to 0
+    half = Fraction(smallest.smallest_normal) * Fraction(smallest.eps) / 2  # half the smallest subnormal, which rounds to 0
     call = -1
     for depth, layer in enumerate(reals.layers):
         if layer.rule is None:
@@ -223,7 +248,7 @@ def _reasons(
 
 
 def _values(x: dyadics.Dyadic, rows: Tensor, units: Tensor, kink: int) -> list[Fraction]:
-    """The numbers at some positions; those at the kink, mostly all, need no conversion."""
+    """Convert the numbers at some positions to fractions; equality to the kink is faster."""
     at = dyadics.compare(x, kink)[rows, units] == 0
     others = iter(x.fractions((rows[~at], units[~at])))
     same = Fraction(kink)
@@ -241,9 +266,10 @@ def _reason(kink: Fraction, real: Fraction, local: Fraction | None, idle: Reason
 
 
 def _missed(reals: Reals, calls: Sequence[Call]) -> Iterator[Missed]:
+    """Yield the exact hits over the reals that are not hits in floating point."""
     for index, (call, exact) in enumerate(zip(calls, reals.hits, strict=True)):
-        for kink, found, real in zip(call.rule.kinks, call.hits, exact, strict=True):
-            seen = {(position[0], position[-1]) for position in found.tolist()}
+        for kink, hits, real in zip(call.rule.kinks, call.hits, exact, strict=True):
+            seen = {(position[0], position[-1]) for position in hits.tolist()}
             for position in map(tuple, real.tolist()):
                 if position not in seen:
                     yield Missed(call.site, index, position, kink)

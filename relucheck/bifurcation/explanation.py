@@ -1,4 +1,4 @@
-"""What an explanation of a mini-batch holds, and how it reads: as text, as a table, as JSON."""
+"""The explanation of a mini-batch as data, with its text, its table and its JSON."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ from relucheck.bifurcation.compare import Comparison, Difference
 from relucheck.bifurcation.exact_forward import Reals, Zone
 from relucheck.results.tables import Table, render
 
-SCHEMA: Final = 2  # of the JSON
-_SHOWN: Final = 12
+#: The version of the JSON format.
+SCHEMA: Final = 2
+_SHOWN: Final = 12  # how many hits the table of an explanation lists
 
+#: Why a pre-activation equals a kink. ``_MEANINGS`` explains each reason.
 Reason = Literal[
-    "zero input",  # all features of the sample are 0, and the bias is the kink
-    "dead previous layer",  # all activations of the layer before are 0, and the bias is the kink
-    "dead unit",  # all weights of the unit are 0, and the bias is the kink
-    "no live product",  # every weight that is not 0 meets an activation that is, and the bias is the kink
-    "exact cancellation",  # exactly the kink over the reals, from the inputs on
-    "rounding cancellation",  # not the kink over the reals
-    "underflow",  # not 0, over the reals or given the layer before, but nearer to 0 than to the least number above it
-    "exact saturation",  # at the upper kink, over the reals too
-    "rounded saturation",  # at the upper kink by rounding
-    "unknown",  # the reals do not serve this kind of network
+    "zero input",
+    "dead previous layer",
+    "dead unit",
+    "no live product",
+    "exact cancellation",
+    "rounding cancellation",
+    "underflow",
+    "exact saturation",
+    "rounded saturation",
+    "unknown",
 ]
 _MEANINGS: Final[dict[Reason, str]] = {
-    "zero input": "every feature of the sample is 0 and the bias is the kink",
-    "dead previous layer": "every activation of the layer before is 0 and the bias is the kink",
-    "dead unit": "every weight of the unit is 0 and the bias is the kink",
-    "no live product": "every product of weight and activation is 0 and the bias is the kink",
-    "exact cancellation": "exactly the kink over the reals",
-    "rounding cancellation": "not the kink over the reals, but rounded to it",
-    "underflow": "not 0, but too small for the dtype",
-    "exact saturation": "exactly the upper kink over the reals",
-    "rounded saturation": "rounded to the upper kink",
-    "unknown": "no reason is known for this kind of network",
+    "zero input": "every feature of the sample is 0 and the bias equals the kink",
+    "dead previous layer": "every activation of the layer before is 0 and the bias equals the kink",
+    "dead unit": "every weight of the unit is 0 and the bias equals the kink",
+    "no live product": "every product of weight and activation is 0 and the bias equals the kink",
+    "exact cancellation": "equal to the kink over the reals, too",
+    "rounding cancellation": "different from the kink over the reals, but rounded to it",
+    "underflow": "different from 0, but so small that the dtype rounds it to 0",
+    "exact saturation": "equal to the upper kink over the reals, too",
+    "rounded saturation": "different from the upper kink over the reals, but rounded to it",
+    "unknown": "reasons cannot be determined for this kind of network",
 }
 
 
@@ -47,15 +49,17 @@ class Hit:
     """One pre-activation that equals a kink.
 
     Attributes:
-        site: of the activation call; call: its number in the forward, from 0.
-        position: in the input of the activation: (sample, unit, ...).
-        kink: which.
-        reason: why, as in :data:`Reason`.
-        real: the pre-activation over the reals, from the inputs on, exactly (None: not evaluated).
-        local: the same given the stored activations of the layer before: where it is the kink and ``real`` is not, an
-            earlier layer rounded (None: not evaluated).
-        cotangent: the upstream gradient at the activation's output, with every hit at the first subgradient.
-        changed: how the gradients change when this hit alone takes the second subgradient; None: not measured.
+        site: the name of the activation call, as in ``relucheck.bifurcation.interception.Call``.
+        call: the index of the call in the forward, from 0.
+        position: the position in the input of the activation: (sample, unit, ...).
+        kink: the position of the kink.
+        reason: why the pre-activation equals the kink.
+        real: the exact pre-activation over the reals, computed from the inputs; None if it was not evaluated.
+        local: the exact pre-activation computed from the stored activations of the layer before; None if it was not
+            evaluated. If it equals the kink and ``real`` does not, an earlier layer has rounded.
+        cotangent: the upstream gradient of the activation, with every hit at the first subgradient; None if autograd did
+            not record the call.
+        changed: how the gradients change if this hit alone uses the second subgradient; None if it was not measured.
     """
 
     site: str
@@ -70,23 +74,23 @@ class Hit:
 
     @property
     def sample(self) -> int:
-        """Index in the mini-batch (the first dimension)."""
+        """The index of the sample in the mini-batch (the first dimension)."""
         return self.position[0] if self.position else 0
 
     @property
     def unit(self) -> tuple[int, ...]:
-        """Index within the layer (the other dimensions)."""
+        """The index of the unit in the layer (the other dimensions)."""
         return self.position[1:]
 
     @property
     def exact(self) -> bool | None:
-        """Whether it is a hit over the reals as well."""
+        """Whether it is a hit over the reals, too; None if that was not evaluated."""
         return None if self.real is None else self.real == Fraction(self.kink)
 
 
 @dataclasses.dataclass(frozen=True)
 class Missed:
-    """A pre-activation exactly at a kink over the reals that rounding moved off it."""
+    """A pre-activation at a kink over the reals but not in floating point, as in ``Hit``."""
 
     site: str
     call: int
@@ -96,14 +100,19 @@ class Missed:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What a mini-batch does at kinks, and why.
+    """The hits of a mini-batch, their reasons and their effects.
+
+    ``str`` gives a summary and a table of hits.
 
     Attributes:
-        comparison: the two backprops in the model's own arithmetic.
-        hits: all of them, in the order of the forward; missed: exact hits that floating point lacks.
-        reals: the mini-batch over the reals, None where ``unserved`` says why not.
-        limit: most hits whose effect is measured; ``unmeasured``: how many with a non-zero cotangent went past it.
-        jointly: parameters whose gradients differ though no measured hit changes them alone.
+        comparison: the comparison of the two gradients in floating point.
+        hits: all hits, in the order of the forward.
+        missed: the hits over the reals that are not hits in floating point.
+        reals: the evaluation over the reals; None if it does not support the network.
+        unserved: why ``reals`` is None; else None.
+        limit: the largest number of hits whose effects were measured.
+        unmeasured: the number of hits with a non-zero upstream gradient that were not measured because of the limit.
+        jointly: the names of the parameters whose gradients differ although no measured hit alone changes them.
     """
 
     comparison: Comparison
@@ -117,18 +126,21 @@ class Explanation:
 
     @property
     def zone(self) -> Zone | None:
-        """Bifurcation, compensation (Boustany 2024) or undecided; None: the gradients agree, or no reals are served."""
+        """The zone of the mini-batch: "bifurcation", "compensation" or "undecided".
+
+        None if the gradients do not bifurcate in floating point, or the network cannot be evaluated over the reals.
+        """
         if self.comparison.outcome != "bifurcate" or self.reals is None:
             return None
         return self.reals.zone
 
     @property
     def reasons(self) -> dict[tuple[str, Reason], int]:
-        """How many hits have which reason, by site."""
+        """The number of hits by site and reason."""
         return dict(collections.Counter((hit.site, hit.reason) for hit in self.hits))
 
     def table(self, most: int = _SHOWN) -> Table:
-        """The first hits, one a row."""
+        """Return a table of the first ``most`` hits, one per row."""
         header = (
             *("layer", "sample", "unit", "kink", "reason", "over the reals", "given the layer before"),
             "gradients changed",
@@ -158,11 +170,14 @@ class Explanation:
             lines.append(f"  over the reals: not evaluated ({self.unserved})")
         if self.missed:
             first = self.missed[0]
-            lines.append(f"  {len(self.missed)} exact hits missed by rounding, the first at {first.site} {first.position}")
+            lines.append(
+                f"  equal to a kink over the reals, but not in floating point: {len(self.missed)} pre-activations, "
+                f"the first at {first.site} {first.position}"
+            )
         if self.unmeasured:
-            lines.append(f"  effects of {self.unmeasured} further hits not measured (limit={self.limit})")
+            lines.append(f"  the effects of {self.unmeasured} further hits are not measured (limit={self.limit})")
         if self.jointly:
-            lines.append("  changed by no single measured hit, but by all together: " + ", ".join(self.jointly))
+            lines.append("  changed by all hits together, but by no measured hit alone: " + ", ".join(self.jointly))
         text = "\n".join(lines)
         return text + ("\n" + render(self.table().rich(), width=150, color=False).rstrip() if self.hits else "")
 
@@ -170,14 +185,14 @@ class Explanation:
         assert self.reals is not None
         count = self.reals.hit_count
         meanings = {
-            "differs": f"the gradients differ over the reals too ({count} exact hits)",
+            "differs": f"the gradients differ over the reals, too ({count} exact hits)",
             "equal": f"the gradients are equal over the reals ({count} exact hits)",
             "undecided": f"{count} exact hits, but no difference of gradients beyond the proven error bound",
         }
         return meanings[self.reals.verdict]
 
     def data(self) -> dict[str, Any]:
-        """Everything as plain data for JSON; exact numbers as fractions ("3/8")."""
+        """Convert to plain data for JSON; exact numbers become fractions in text ("3/8")."""
         return {
             "schema": SCHEMA,
             "arithmetic": self.comparison.arithmetic.name,
@@ -206,7 +221,7 @@ class Explanation:
         }
 
     def json(self) -> str:
-        """:meth:`data` as JSON text."""
+        """Return ``data`` as JSON text."""
         return json.dumps(self.data(), indent=1, allow_nan=False)
 
 

@@ -1,9 +1,10 @@
-"""The gradients of one graph, several times over, without a trace in the model's ``.grad``.
+"""Compute the gradients of one graph several times, without changes of ``.grad``.
 
-``torch.autograd.grad`` runs only the part of a graph that leads to the parameters asked for. An autograd Function can hold
-parameters out of the graph and accumulate their gradients in ``.grad`` by a backward inside its backward: reentrant
-checkpointing does. Such a Function is passed over in silence, and the gradient reads None, as if the loss did not depend on
-the parameter. Collecting what it accumulates is no remedy: optimisers and reducers that wait for that would run.
+``torch.autograd.grad`` runs only the part of the graph that leads to the wanted parameters. An autograd Function can hide
+parameters from the graph, and accumulate their gradients in ``.grad`` by a second backward inside its backward. Reentrant
+checkpointing does this. ``torch.autograd.grad`` skips such a Function without a message, and the gradient is None, as if
+the loss did not depend on the parameter. This module raises an error instead. It could not use what the Function
+accumulates, because accumulation would trigger hooks of optimisers and distributed reducers.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from relucheck.activations import functional
-from relucheck.bifurcation.interception import nodes_below
 from relucheck.errors import ModelError
 
+#: The gradient of each parameter by name; None for a parameter that the loss does not depend on.
 Gradients = dict[str, Tensor | None]
 
 _CHECKPOINTED: Final = (
@@ -36,19 +37,22 @@ def gradients(
     upstream: Tensor | None = None,
     during: contextlib.AbstractContextManager[Any] | None = None,
 ) -> Gradients:
-    """``torch.autograd.grad`` of a graph that is kept, by name; None where ``root`` does not depend on a parameter.
+    """Compute gradients by name, as ``torch.autograd.grad`` does, and keep the graph.
 
     Args:
-        root: what is differentiated.
-        parameters: the leaves whose gradients are wanted.
-        upstream: the gradient of ``root``; None means ones.
-        during: entered while the graph runs backward (an interception, which serves what is recomputed).
+        root: the tensor to differentiate.
+        parameters: the parameters by name.
+        upstream: the gradient of ``root``, of its shape and dtype. None means ones.
+        during: a context that is active during the backward: an interception, for checkpointed parts that are recomputed.
+
+    Returns:
+        The gradient of each parameter, of its shape and dtype; None if ``root`` does not depend on the parameter.
 
     Raises:
-        ModelError: the graph holds a reentrant checkpoint, or another Function that accumulates the gradient of a parameter
-            in its ``.grad`` rather than return it. ``.grad`` stays as it was.
+        ModelError: if the graph has a reentrant checkpoint, or another Function that accumulates the gradient of a
+            parameter in ``.grad`` and does not return it. ``.grad`` stays as it was.
     """
-    # torch.autograd.grad itself would hand over to the mode of an interception and so suspend it; the engine does not
+    # torch.autograd.grad would be passed to an active TorchFunctionMode and suspend it; the engine below it is not
     engine: Any = torch.autograd.Variable._execution_engine
     upstream = torch.ones_like(root) if upstream is None else upstream
     custom = [node for node in nodes_below([root.grad_fn]) if _is_foreign(node)]
@@ -56,8 +60,8 @@ def gradients(
         raise ModelError(_CHECKPOINTED)
     wanted = tuple(parameters.values())
     with _set_aside(parameters if custom else {}), during or contextlib.nullcontext():
-        # retain_graph, not create_graph, allow_unused, and nothing accumulates in .grad
-        found = engine.run_backward(
+        # the positional flags are keep_graph=True, create_graph=False and allow_unreachable=True
+        computed = engine.run_backward(
             (root,), (upstream,), True, False, (*wanted, *_leaves(custom, wanted)), True, accumulate_grad=False
         )
         hidden = [name for name, parameter in parameters.items() if custom and parameter.grad is not None]
@@ -67,25 +71,42 @@ def gradients(
             ".grad, where a comparison cannot see it; let the Function take the parameter as an input and return its "
             "gradient (a checkpoint: replace it by torch.utils.checkpoint.checkpoint with use_reentrant=False)"
         )
-    return dict(zip(parameters, found[: len(wanted)], strict=True))
+    return dict(zip(parameters, computed[: len(wanted)], strict=True))
 
 
 def _is_foreign(node: Any) -> bool:
+    """Whether a node is a ``torch.autograd.Function`` that is not one of relucheck's."""
     return isinstance(node, torch.autograd.function.BackwardCFunction) and not functional.is_own(node)
 
 
 def _leaves(nodes: Iterable[Any], known: tuple[Tensor, ...]) -> list[Tensor]:
-    """The leaves below some nodes that are not known: asked for their gradients, the engine must run these nodes."""
+    """The leaves below some nodes, without the known ones.
+
+    To compute the gradients of these leaves, the engine has to run the nodes.
+    """
     ends = (node for node in nodes_below(nodes) if type(node).__name__ == "AccumulateGrad")
-    found = {id(node.variable): node.variable for node in ends}
+    leaves = {id(node.variable): node.variable for node in ends}
     for tensor in known:
-        found.pop(id(tensor), None)
-    return list(found.values())
+        leaves.pop(id(tensor), None)
+    return list(leaves.values())
+
+
+def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Yield some nodes of the autograd graph, without None, and all nodes reached from them."""
+    seen: set[Any] = set()
+    waiting = [node for node in nodes if node is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(following for following, _ in node.next_functions if following is not None)
 
 
 @contextlib.contextmanager
 def _set_aside(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Takes ``.grad`` off the parameters, so that whatever appears there is new, and puts it back."""
+    """Set ``.grad`` to None in a block, so that accumulation is visible; restore it afterwards."""
     kept = [(parameter, parameter.grad) for parameter in parameters.values()]
     try:
         for parameter, _ in kept:

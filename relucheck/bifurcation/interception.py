@@ -1,10 +1,10 @@
-"""Sees every activation call of a model, module or function, and can choose its subgradient without changing the model.
+"""Record the activation calls of a model and choose their subgradient, without changing it.
 
-While an :class:`Interception` is active, calls of ``F.relu``, ``torch.relu``, ``Tensor.relu_``, ``F.relu6``,
-``F.leaky_relu``, ``F.hardtanh(x, 0, 6)`` and of relucheck's own functions, from wherever in the model they come, run as
-relucheck's functions with the subgradient of the interception. What it cannot reach (other functions with kinks, custom
-autograd Functions) it finds in the autograd graph and names; activations written out with a comparison (``x * (x > 0)``,
-``torch.where(x > 0, x, 0)``) leave no such node, and are named by the comparison with 0 or 6 that they make.
+While an ``Interception`` is active, all calls of ``F.relu``, ``torch.relu``, ``Tensor.relu_``, ``F.relu6``,
+``F.leaky_relu``, ``F.hardtanh(x, 0, 6)`` and relucheck's functions by the model run with the chosen subgradient. Other
+torch functions with kinks and custom autograd Functions are out of reach. They are named from the autograd graph. An
+activation written as a comparison (``x * (x > 0)``, ``torch.where(x > 0, x, 0)``) leaves no such node in the graph, so its
+comparison with 0 or 6 is named instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from relucheck.activations import functional
 from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, ModelSubgradient, Rule, as_subgradient
+from relucheck.bifurcation.gradients import nodes_below
 from relucheck.errors import ModelError
 from relucheck.numerics.bits import positions_of
 
@@ -31,13 +32,13 @@ class Call:
     """One activation call of one forward.
 
     Attributes:
-        site: qualified name of the module that called (or is) the activation, with the function's name for a functional
-            call and ``#n`` from the second call of one site on.
-        module: qualified name of the innermost module of the call ("" for the model itself).
-        rule: which activation.
-        shape: shape of its input.
-        hits: one tensor per kink of the rule, int64 [hits, input dimensions]: where the input equals the kink.
-        differentiated: whether autograd recorded the call; no gradient passes through one that it did not record.
+        site: the qualified name of the activation module; for a function, the name of the calling module and of the
+            function. Further calls of the same site have a suffix: ``#2``, ``#3`` and so on.
+        module: the qualified name of the innermost module in which the call happened; "" for the model itself.
+        rule: the kind of activation, with its kinks.
+        shape: the shape of the input.
+        hits: where the input equals a kink: one int64 tensor [hits, dimensions of the input] per kink of the rule.
+        differentiated: whether autograd recorded the call. Otherwise no gradient passes through it.
     """
 
     site: str
@@ -49,29 +50,36 @@ class Call:
 
     @property
     def hit_count(self) -> int:
-        """Number of hits over all kinks."""
+        """The number of hits at all kinks."""
         return sum(len(positions) for positions in self.hits)
 
     @property
     def elements(self) -> int:
-        """Number of elements of its input."""
+        """The number of elements of the input."""
         return torch.Size(self.shape).numel()
 
 
 @dataclasses.dataclass(frozen=True)
 class OutOfReach:
-    """A function with a kink whose subgradient stays what it is: site and module as in :class:`Call`, its autograd node."""
+    """A function with kinks whose subgradient an interception cannot choose.
+
+    Attributes:
+        site: as in ``Call``.
+        module: as in ``Call``.
+        node: the name of its autograd node, or "comparison with 0" (or 6).
+        custom: whether it is a ``torch.autograd.Function`` outside of torch and relucheck.
+    """
 
     site: str
     module: str
-    node: str  # of autograd, or "comparison with 0" for an activation that is written out
-    custom: bool  # a torch.autograd.Function of somebody's
+    node: str
+    custom: bool
 
     def __str__(self) -> str:
         return f"{self.site} ({self.node})"
 
 
-# Autograd nodes (without their trailing digits) of torch functions that have kinks or ties.
+# the autograd nodes of torch functions that have kinks or ties, without trailing digits
 _KINKED_NODES: Final = frozenset(
     f"{name}Backward"
     for name in (
@@ -123,7 +131,7 @@ _COMPARISONS: Final = frozenset(
 
 
 class _Serving(threading.local):
-    """Whether an interception is running an activation: another one around it (a comparison in a model) lets it pass."""
+    """Whether this thread runs an activation for an interception; others must not do it again."""
 
     active = False
 
@@ -132,7 +140,7 @@ _serving: Final = _Serving()
 
 
 class _Mode(TorchFunctionMode):
-    """Hands every torch function call to its owner."""
+    """Pass every call of a torch function to the interception."""
 
     def __init__(self, owner: Interception) -> None:
         super().__init__()
@@ -143,21 +151,21 @@ class _Mode(TorchFunctionMode):
 
 
 class Interception:
-    """While active, runs a model's activations with the subgradient in force here, and records their calls.
+    """A context in which a model's activation calls are recorded and use a chosen subgradient.
 
-    Hooks on the modules switch the mode on whenever the model, or a part of it, runs: a backward that recomputes a
-    checkpointed part is served too, where a mode around the whole would be suspended by ``torch.autograd.grad``.
+    Hooks switch a TorchFunctionMode on when the model or a part of it runs. So it also works in a backward that recomputes
+    a checkpointed part, where a mode around the whole would be suspended.
 
     Args:
-        model: any eager ``nn.Module``; its modules give the sites their names.
-        device: where the subgradients live (the device of the model's activations).
+        model: any eager ``nn.Module``. The names of its modules become the names of sites.
+        device: the device of the model's activations.
 
     Attributes:
-        calls: every activation call since the interception became active, in order.
-        recording: set to False to stop recording (before backwards, which may recompute checkpointed forwards).
+        calls: every activation call so far, in order.
+        recording: whether calls are recorded. Set it to False before a backward, which may recompute checkpointed forwards.
 
     Raises:
-        ModelError: for a compiled or scripted model, whose calls cannot be seen, and on the meta device.
+        ModelError: for a compiled or scripted model, whose calls cannot be seen, and for a model on the meta device.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -182,18 +190,17 @@ class Interception:
         self._origins: dict[Any, tuple[str, str]] = {}  # node: (site, module)
         self._hooks: list[Any] = []
         self._mode = _Mode(self)
-        self._lower = torch.zeros((), dtype=torch.float64, device=device)
-        self._upper = torch.zeros((), dtype=torch.float64, device=device)
+        self._lower, self._upper = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
 
     def choose(self, setting: ModelSubgradient) -> None:
-        """Sets the subgradient that backwards use from now on, also those of graphs recorded before."""
+        """Set the subgradient that every later backward uses, on recorded graphs, too."""
         lower, upper = setting if isinstance(setting, tuple) else (setting, setting)
         for tensor, value in ((self._lower, lower), (self._upper, upper)):
             tensor.data.copy_(as_subgradient(value, owner="subgradient", optional=True))
 
     def __enter__(self) -> Interception:
         for name, module in self._model.named_modules():
-            # first of all hooks: one that raises must find the path that _leaving, which always runs, shortens
+            # before all other hooks: if one of them raises, _leaving, which always runs, removes what _entering added
             self._hooks.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
             self._hooks.append(module.register_forward_hook(self._named(name)))
             self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
@@ -203,7 +210,7 @@ class Interception:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if self._path:  # an interrupt (no Exception) passes by the hooks that always run
+        if self._path:  # after a KeyboardInterrupt, even hooks with always_call do not run
             self._path.clear()
             self._mode.__exit__(None, None, None)
 
@@ -225,8 +232,8 @@ class Interception:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """The mode outside of the model's modules (a loss, a backward), whose hooks then do not switch it on once more."""
-        self._path.append("")
+        """Switch the mode on for code outside of the model's modules, such as a loss or a backward."""
+        self._path.append("")  # so that the hooks of modules that run inside do not switch it on again
         try:
             with self._mode:
                 yield
@@ -234,14 +241,14 @@ class Interception:
             self._path.clear()
 
     def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """Runs a function that is no module of the model (a loss) under the interception."""
+        """Call a function outside of the model's modules, such as a loss, under the interception."""
         with self.running():
             return function(argument)
 
     def _claim(self, values: Any, site: str, module: str) -> None:
-        """Names the nodes that made these tensors, as far back as they have no name yet.
+        """Assign a site to the autograd nodes of tensors and all earlier nodes that have none.
 
-        What a call returned names the nodes inside of it; what it is given, a custom Function that ran since the last one.
+        For the outputs of a call, these are the nodes inside of it; for inputs, custom Functions since the last call.
         """
         waiting = [value.grad_fn for value in values if isinstance(value, Tensor)]
         while waiting:
@@ -268,8 +275,8 @@ class Interception:
         return site if self._counts[site] == 1 else f"{site}#{self._counts[site]}"
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """One torch function call: an activation runs with the chosen subgradient, anything else as it is."""
-        # inside a compiled function nothing can be counted, and its node is named out of reach
+        """Run a call of a torch function; an activation gets the chosen subgradient."""
+        # hits inside a compiled function cannot be counted; its autograd node is reported as out of reach
         if torch.compiler.is_compiling() or _serving.active:
             return func(*args, **kwargs)
         if self.recording:
@@ -298,7 +305,7 @@ class Interception:
             _serving.active = False
 
     def _record_comparison(self, func: Any, args: Any) -> None:
-        """Notes a comparison of something differentiable with a kink: an activation written out leaves no other trace."""
+        """Record a comparison of a differentiable tensor with 0 or 6; it may be an activation."""
         x, *other = args
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and other:
             number = other[0].item() if isinstance(other[0], Tensor) and other[0].ndim == 0 else other[0]
@@ -307,11 +314,10 @@ class Interception:
                 self._compared.append(OutOfReach(self._functional(func), self._inner, node, custom=False))
 
     def _record(self, rule: Rule, x: Tensor, func: Any) -> None:
-        if torch._C._are_functorch_transforms_active():  # in vmap: all members at once, which can be looked at
+        if torch._C._are_functorch_transforms_active():  # count hits in the plain tensor, which has all members of vmap
             while torch._C._functorch.is_functorch_wrapped_tensor(x):
                 x = torch._C._functorch.get_unwrapped(x)
-        values = x.detach()
-        hits = tuple(_positions(values, at) for at in rule.kinks)
+        hits = tuple(_positions(x.detach(), at) for at in rule.kinks)
         module = self._model.get_submodule(self._inner)
         itself = self._path and isinstance(module, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.Hardtanh)
         site = (self._inner or type(self._model).__name__) if itself else self._functional(func)
@@ -319,43 +325,30 @@ class Interception:
         self.calls.append(Call(self._numbered(site), self._inner, rule, tuple(x.shape), hits, differentiated))
 
     def out_of_reach(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
-        """Every node with a kink below ``roots`` in the autograd graph that this interception does not serve."""
-        found = list(self._compared)
+        """List the functions with kinks in the graph below ``roots`` that are out of reach."""
+        unreached = list(self._compared)
         for node in nodes_below(root.grad_fn for root in roots):
             name = type(node).__name__
             custom = isinstance(node, torch.autograd.function.BackwardCFunction)
             if (custom or name.rstrip("0123456789") in _KINKED_NODES) and not functional.is_own(node):
                 site, module = self._origins.get(node, (f"somewhere in {type(self._model).__name__}", ""))
-                found.append(OutOfReach(site, module, name, custom))
-        return tuple(sorted(found, key=lambda item: (item.site, item.node)))
+                unreached.append(OutOfReach(site, module, name, custom))
+        return tuple(sorted(unreached, key=lambda item: (item.site, item.node)))
 
 
 def _positions(x: Tensor, at: float) -> Tensor:
-    """Where ``x`` equals ``at``: int64 [hits, dimensions]."""
+    """Where ``x`` equals ``at``: int64 [hits, dimensions of x]."""
     if x.device.type != "cpu" or x.ndim == 0:
         return (x == at).nonzero()
-    found = positions_of(x, at)
-    return torch.empty(0, x.ndim, dtype=torch.int64, device="cpu") if found is None else torch.stack(found, 1)
-
-
-def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
-    """Every node of the autograd graph that is reached from some nodes (None: a tensor without one), these included."""
-    seen: set[Any] = set()
-    waiting = [node for node in nodes if node is not None]
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting.extend(following for following, _ in node.next_functions if following is not None)
+    coordinates = positions_of(x, at)
+    return torch.empty(0, x.ndim, dtype=torch.int64, device="cpu") if coordinates is None else torch.stack(coordinates, 1)
 
 
 def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    """The positional arguments of a model for one mini-batch; a container in a sequence is one argument.
+    """Turn a tensor, or a list or tuple of arguments, into positional arguments of a model.
 
     Raises:
-        ModelError: ``inputs`` is a mapping, or anything else that is neither a tensor nor a sequence.
+        ModelError: for a mapping, and for anything else that is not a tensor, list or tuple.
     """
     if isinstance(inputs, Tensor):
         return (inputs,)
@@ -374,28 +367,27 @@ def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
 
 
 def refuse_empty(calls: Sequence[Call]) -> None:
-    """Refuses a forward whose every activation call had an empty input: nothing can be at a kink.
+    """Raise an error if all activation calls of a forward had empty inputs.
 
-    The shapes of the arguments cannot decide that: an empty edge list is legitimate beside nodes, and what is empty may
-    lie in containers of any kind.
+    The shapes of the model's arguments cannot decide this: a graph network may get an empty list of edges.
 
     Raises:
-        ModelError: there are calls, and none had an element.
+        ModelError: if there are calls, and none had an element.
     """
     if calls and not any(call.elements for call in calls):
         raise ModelError(
             f"the mini-batch is empty: no activation call had an element (the first, {calls[0].site}, had shape "
-            f"{calls[0].shape}), so no activation can be at a kink; pass a sample or more"
+            f"{calls[0].shape}), so no activation can be at a kink; pass at least one sample"
         )
 
 
 def tensors_in(value: Any, _within: frozenset[int] = frozenset()) -> Iterator[Tensor]:
-    """The tensors in what a model returned: a tensor, containers, dataclasses and plain objects of them."""
+    """Yield the tensors in a model's output: a tensor, containers, dataclasses, other objects."""
     if isinstance(value, Tensor):
         yield value
         return
     if isinstance(value, str | bytes | type | nn.Module) or callable(value) or id(value) in _within:
-        return  # the last: an object that leads back to itself
+        return  # the last condition ends the recursion in an object that refers to itself
     parts: Any = ()
     if isinstance(value, Mapping):
         parts = value.values()

@@ -1,4 +1,4 @@
-"""Gives the activations of any model one subgradient."""
+"""Set the subgradient of the activation modules of any model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from relucheck.errors import ModelError
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """What :func:`set_subgradient` reached: names of modules made into relucheck's, and of ones that were already.
+    """The names of the modules that ``set_subgradient`` has set; ``len`` is their number.
 
-    ``left_out`` names subclasses of the three torch modules, whose own forward may do anything: they keep what they do.
+    Attributes:
+        replaced: torch modules that became relucheck's modules.
+        retargeted: modules that were relucheck's already.
+        left_out: subclasses of torch's activation modules. They are not changed, because their forward may do anything.
     """
 
     replaced: tuple[str, ...]
@@ -27,22 +30,22 @@ class Reached:
 
 
 def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Subgradient] | None) -> Reached:
-    """Gives every ReLU, ReLU6 and LeakyReLU module of a model one subgradient.
+    """Set the subgradient of every ReLU, ReLU6 and LeakyReLU module of a model, in place.
 
-    Plain torch modules become relucheck's in place: the same objects, with their hooks, under every name and reference that
-    leads to them. Functional calls (``F.relu``) hold no setting and are not reached; :mod:`relucheck.bifurcation.wiring`
-    names them, and :func:`relucheck.bifurcation.compare.backprop` serves them.
+    Torch's modules become relucheck's by a change of their class. They stay the same objects, with their hooks, so every
+    reference to them stays valid. Functional calls (``F.relu``) have no setting and are not changed. ``check_wiring`` names
+    them, and ``backprop`` and ``compare`` control them without a setting.
 
     Args:
-        model: any module, or one activation module.
-        value: a number or one value per ensemble member; a pair is (at 0, at the upper kink), where activations with one
-            kink take the first; None is torch's own.
+        model: any module, which may be an activation itself.
+        value: a number, or a tensor with one value per ensemble member. A pair sets the value at 0 and the value at the
+            upper kink of ReLU6; activations with one kink use the first. None means the subgradient that torch uses.
 
     Returns:
-        the names reached (a module used in several places counts once).
+        The names of the modules that were set. A module used in several places counts once.
 
     Raises:
-        SubgradientError: for a value that is no subgradient.
+        SubgradientError: for a value that cannot be a subgradient.
         ModelError: if the model has no such module.
     """
     if isinstance(value, tuple) and len(value) != 2:
@@ -51,7 +54,7 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
         )
     lower, upper = value if isinstance(value, tuple) else (value, value)
     for number in (lower, upper):
-        as_subgradient(number, optional=True)  # before anything is changed
+        as_subgradient(number, optional=True)  # checked here, so that an error leaves the model unchanged
     replaced, retargeted, left_out = [], [], []
     for name, module in model.named_modules():
         replacement = REPLACEMENTS.get(type(module))
@@ -69,18 +72,18 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
             continue
         assert isinstance(module, ChosenSubgradient)
         for subgradient, wanted in zip(module.rule.names, (lower, upper), strict=False):
-            own = None if module.rule.leaky else 0.0
-            setattr(module, subgradient, own if wanted is None else wanted)
+            default = None if module.rule.leaky else 0.0
+            setattr(module, subgradient, default if wanted is None else wanted)
     if not replaced and not retargeted:
         raise ModelError(
             f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU (nor relucheck's): nothing to set; "
-            "functional activations (F.relu) take no setting: use modules, or relucheck.bifurcation.compare, which "
-            "serves both"
+            "functional activations (F.relu) take no setting: use modules, or relucheck.compare, which controls both"
         )
     return Reached(tuple(replaced), tuple(retargeted), tuple(left_out))
 
 
 def _move_like_model(module: ChosenSubgradient, model: nn.Module) -> None:
+    """Move the new buffers of a module to the device of the model's parameters."""
     first = next(model.parameters(), None)
     if first is not None and first.device.type not in ("cpu", "meta"):
         module.to(first.device)

@@ -1,4 +1,4 @@
-"""The wiring probe: whether a subgradient setting arrives at every activation of a model, and which ones it misses."""
+"""Check that a subgradient setting reaches every activation of a model; name the others."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ Verdict = Literal["answers", "ignores", "wrong rule", "out of reach"]
 
 @dataclasses.dataclass(frozen=True)
 class Wire:
-    """How one activation of a model answers to the subgradient.
+    """The result of the check for one activation of a model.
 
     Attributes:
-        site: module name, or module and function for a functional call.
-        activation: what it computes (ReLU, ReLU6, LeakyReLU, or the function's name).
-        verdict: *answers*; *ignores* (the setting does not arrive); *wrong rule* (it changes the gradient, but not to the
-            subgradient times the cotangent); *out of reach* (no setting can arrive).
-        detail: what was expected and seen.
+        site: the qualified name of the module; for a function, the names of the calling module and the function.
+        activation: ReLU, ReLU6, LeakyReLU, or the name of the function.
+        verdict: "answers" if the gradient at each kink is the subgradient times the upstream gradient. "ignores" if the
+            setting does not change the gradient. "wrong rule" if the setting changes the gradient to another value. "out of
+            reach" if the activation has no setting.
+        detail: what is wrong, with the values; "" if nothing is.
     """
 
     site: str
@@ -43,16 +44,20 @@ class Wire:
 
 
 class WiringError(ModelError):
-    """A model in which the subgradient does not reach every activation; ``wires`` are the ones at fault."""
+    """A model in which the subgradient does not reach every activation.
+
+    Attributes:
+        wires: the results of the activations that it does not reach, or not correctly.
+    """
 
     def __init__(self, wires: tuple[Wire, ...]) -> None:
         super().__init__("the subgradient does not reach every activation:\n" + "\n".join(f"  {wire}" for wire in wires))
         self.wires = wires
 
 
-# Torch functions that compute a ReLU under another name, or out of the interception's sight (nn.RNN), as prefixes of nodes.
+# prefixes of the autograd nodes of functions that compute a ReLU under another name, or where no call is seen (nn.RNN)
 _DISGUISES: Final = ("Threshold", "Clamp", "Maximum", "Minimum", "Relu", "LeakyRelu", "PreluKernel", "comparison")
-# Where the values of the three rules differ from one another and from anything smoother.
+# inputs at which the outputs of the three activations differ from each other and from those of smooth functions
 _PROBES: Final = (-7.0, -1.0, -0.5, 0.0, 0.25, 1.0, 5.75, 6.0, 6.25, 9.0)
 
 
@@ -62,27 +67,28 @@ def probe_wiring(
     *,
     values: tuple[float, float] = (0.25, 0.75),
 ) -> tuple[Wire, ...]:
-    """Drives every activation of a model to its kinks and sees whether each one answers to the subgradient.
+    """Check for every activation of a model whether a subgradient setting reaches it.
 
-    Every module without children that computes ReLU, ReLU6 or a leaky ReLU, whatever its class, is taken out of the model
-    built with each of two subgradients, fed with its kinks in the shape, dtype and device that the model feeds it with, and
-    differentiated with a random cotangent: the gradient must be the subgradient times the cotangent. Functional activations
-    and custom autograd Functions outside such modules cannot be set and are named as out of reach.
+    The model is built with each of two subgradients. Every module without children that computes ReLU, ReLU6 or a leaky
+    ReLU, whatever its class, is taken out of it. Its input is set to each of its kinks, with the shape, dtype and device
+    that it has in the model. The gradient for a random upstream gradient must be the subgradient times that upstream
+    gradient. Functional activations and custom autograd Functions outside of such modules have no setting and are "out of
+    reach".
 
     Args:
-        build: the model (the setting is then :func:`set_subgradient` on copies of it), or a function that builds the model
-            with a given subgradient, a new one each time: the way to test a model's own parameter.
-        inputs: one mini-batch (or the positional arguments of the model), from which the shapes are taken. Only what is
-            called on it, with an element or more, is probed.
-        values: two different subgradients, neither of them torch's own 0.
+        build: a model, or a function that builds a new model with a given subgradient. For a model, the setting is
+            ``set_subgradient`` on copies of it. A function makes it possible to check a model's parameter for the setting.
+        inputs: one mini-batch, or a list or tuple of the positional arguments of the model. Only activations that are
+            called with it, with at least one element, are checked.
+        values: two different subgradients other than 0, the value that torch uses for ReLU.
 
     Returns:
-        one :class:`Wire` per activation: modules in the order of their first call, then what is out of reach.
+        One result per activation: modules in the order of their first call, then those out of reach.
 
     Raises:
-        ModelError: if no activation was called at all, ``inputs`` is a mapping or empty, or the model cannot be built as
-            needed.
-        SubgradientError: for values that are not two different subgradients.
+        ModelError: if no activation is called, ``inputs`` is a mapping or empty, the model cannot be copied, or ``build``
+            does not return a new ``nn.Module`` with the same modules each time.
+        SubgradientError: for values that are not two different subgradients other than 0.
     """
     if len(values) != 2 or values[0] == values[1] or 0 in values:
         raise SubgradientError(f"values={values!r}: must be two different subgradients other than 0; pass (0.25, 0.75)")
@@ -102,7 +108,7 @@ def probe_wiring(
         make = configured
     wires: list[Wire] = []
     with torch.inference_mode(False):
-        models = [make(value) for value in (*values, values[0])]  # the third one runs
+        models = [make(value) for value in (*values, values[0])]  # the third one is used up by a forward of the model
         for model in models:
             if not isinstance(model, nn.Module):
                 raise ModelError(
@@ -110,7 +116,7 @@ def probe_wiring(
                 )
         if models[0] is models[1] or models[0] is models[2]:
             raise ModelError(
-                "build returned one model twice, which can hold one setting only; return a new model each time"
+                "build returned the same model twice, and a model can have only one setting; return a new model each time"
             )
         for name, template, label in _called(models[2], arguments):
             if template is None:
@@ -121,7 +127,8 @@ def probe_wiring(
                 modules = [model.get_submodule(name) for model in models[:2]]
             except AttributeError as error:
                 raise ModelError(
-                    f"{site!r} is no module of some model that was built; their modules must not depend on the subgradient"
+                    f"{site!r} is a module of only some of the models that were built; the modules must not depend on the "
+                    "subgradient"
                 ) from error
             wires.append(_answer(site, label, modules, template, values))
     if not wires:
@@ -140,9 +147,11 @@ def _copied(module: nn.Module, what: str) -> nn.Module:
 
 
 def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tensor | None, str]]:
-    """Where one forward may call an activation: (module, its input, rule), or (site, None, function) without a module.
+    """Run one forward, which may change the model, and yield where it may call an activation.
 
-    The model is used up: it is not as it was before.
+    Yields:
+        For an activation module its name, its input and the name of its kind; for any other activation its site, None, and
+        the name of the function.
     """
     fed: dict[str, Tensor] = {}
 
@@ -154,7 +163,7 @@ def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tens
 
         return hook
 
-    for parameter in model.parameters():  # a graph to look for disguised activations in, also of a frozen model
+    for parameter in model.parameters():  # so that a frozen model has an autograd graph, too, which is searched below
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     hooks = [
         module.register_forward_pre_hook(keep(name), with_kwargs=True)
@@ -183,7 +192,7 @@ def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tens
 
 
 def _computes(module: nn.Module, template: Tensor) -> str | None:
-    """Which of the three rules a module computes on the probes, in the shape that the model feeds it with."""
+    """Name the activation that a module computes for inputs like ``template``, or None."""
     probes = torch.tensor(_PROBES, dtype=template.dtype, device=template.device)
     order = torch.arange(template.numel(), device=template.device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -193,7 +202,7 @@ def _computes(module: nn.Module, template: Tensor) -> str | None:
             try:
                 y = module(x.clone())
             except Exception:
-                return None  # it does not take these values: no elementwise activation
+                return None  # an elementwise activation accepts any values
             if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
                 return None
             seen.append((x, y))
@@ -212,7 +221,7 @@ def _computes(module: nn.Module, template: Tensor) -> str | None:
 
 
 def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, values: tuple[float, float]) -> Wire:
-    """Differentiates one activation at its kinks, once with each subgradient."""
+    """Differentiate an activation at its kinks, with each subgradient, and judge the results."""
     cotangent = torch.randn(template.shape, generator=generator(0), dtype=torch.float64, device="cpu")
     cotangent = cotangent.to(template.device, template.dtype)
     limits = torch.finfo(template.dtype)
@@ -230,7 +239,7 @@ def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, va
             return Wire(site, name, "ignores", f"at {at.at:g} the gradient is the same for {values[0]} and {values[1]}")
         for value, gradient in zip(values, gradients, strict=True):
             expected = value * cotangent.double()
-            # a product below the normal numbers is rounded by half a subnormal, whatever its size
+            # the second term allows for products in the subnormal range, whose absolute rounding error is constant
             wrong = ~((gradient - expected).abs() <= 4 * limits.eps * expected.abs() + limits.tiny * limits.eps)
             if bool(wrong.any()):
                 got, upstream = float(gradient[wrong][0]), float(cotangent[wrong][0])
@@ -238,17 +247,27 @@ def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, va
                     site,
                     name,
                     "wrong rule",
-                    f"at {at.at:g} with subgradient {value} and cotangent {upstream:.4g} the gradient is {got:.4g}, not "
-                    f"their product {value * upstream:.4g}",
+                    f"at {at.at:g} with subgradient {value} and upstream gradient {upstream:.4g} the gradient is "
+                    f"{got:.4g}, not their product {value * upstream:.4g}",
                 )
     return Wire(site, name, "answers")
 
 
 def check_wiring(build: nn.Module | Callable[[Any], nn.Module], inputs: Tensor, **options: Any) -> tuple[Wire, ...]:
-    """:func:`probe_wiring` as an assertion.
+    """Assert that a subgradient setting reaches every activation of a model.
+
+    Args:
+        build: a model, or a function that builds a new model with a given subgradient, as for ``probe_wiring``.
+        inputs: one mini-batch, as for ``probe_wiring``.
+        **options: further arguments of ``probe_wiring``.
+
+    Returns:
+        One result per activation, all with the verdict "answers".
 
     Raises:
-        WiringError: names every activation that does not answer.
+        WiringError: if some activation does not answer; the message names all of these.
+        ModelError: as ``probe_wiring``.
+        SubgradientError: as ``probe_wiring``.
     """
     wires = probe_wiring(build, inputs, **options)
     faults = tuple(wire for wire in wires if wire.verdict != "answers")

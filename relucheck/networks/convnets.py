@@ -11,9 +11,10 @@ from relucheck.networks.network import KINDS, ActivationFactory, Kind, Network
 
 
 class ConvNet(nn.Module):
-    """A small convolutional network: 3x3 convolutions with activations, average pooling, a linear layer.
+    """A small convolutional network: 3x3 convolutions, average pooling, a linear layer.
 
-    Average pooling, not max pooling, so that the activations are the only kinks. Inputs: [batch, channels, height, width].
+    It takes [batch, channels, height, width] and returns logits [batch, classes]. It has average pooling and no max
+    pooling, so that only the activations have kinks.
     """
 
     def __init__(self, network: Network, activation: ActivationFactory) -> None:
@@ -34,7 +35,12 @@ class ConvNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """``activation(x + branch(x))`` with a branch of two 3x3 convolutions (He et al. 2015, "Deep residual learning")."""
+    """A block ``activation(x + branch(x))``, in which the branch has two 3x3 convolutions.
+
+    It takes and returns [batch, channels, height, width].
+
+    Source: He, Zhang, Ren, Sun 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385).
+    """
 
     def __init__(self, width: int, activation: ActivationFactory, *, batch_norm: bool, bias: bool) -> None:
         super().__init__()
@@ -52,7 +58,10 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """A small residual network: a convolution, residual blocks of as many channels, average pooling, a linear layer."""
+    """A small residual network: a convolution, residual blocks, pooling, a linear layer.
+
+    It takes [batch, channels, height, width] and returns logits [batch, classes]. All layers have equally many channels.
+    """
 
     def __init__(self, network: Network, activation: ActivationFactory) -> None:
         super().__init__()
@@ -71,8 +80,8 @@ class ResidualNet(nn.Module):
 def _equal_widths(network: Network) -> None:
     if len(set(network.widths)) > 1:
         raise ModelError(
-            f"widths={network.widths!r}: the blocks of a residual network add their inputs to their outputs, so all have "
-            f"as many channels; give {(network.widths[0],) * len(network.widths)!r}, for example"
+            f"widths={network.widths!r}: the blocks of a residual network add their inputs to their outputs, so all need "
+            f"the same number of channels; give {(network.widths[0],) * len(network.widths)!r}, for example"
         )
 
 

@@ -1,7 +1,8 @@
-"""Generated networks and mini-batches as data: small frozen descriptions that print as code and build anywhere.
+"""Examples for property tests: a network with a mini-batch, described as data.
 
-An :class:`Example` is what Hypothesis draws and shrinks and what a failure prints. It can be *aimed*: built so that a
-pre-activation equals a kink for certain (for a reason that holds in every dtype and on every machine), or so that none can.
+Hypothesis draws and shrinks an ``Example``, and a failure prints it as code that rebuilds it anywhere. An example can have
+an *aim*: it is constructed so that some pre-activation equals a kink, for a reason that holds in every dtype and on every
+machine. Other examples are constructed so that no pre-activation can equal a kink.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Weights = Literal["default", "integer", "offset", "positive"]
 Inputs = Literal["normal", "integer", "tiny", "positive", "digits", "ink"]
 Aim = Literal["none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input"]
 
-#: Makes an activation module from its name and its negative slope.
+#: A function that makes an activation module from its name and its negative slope.
 ActivationMaker = Callable[[ActivationName, float], nn.Module]
 
 EXAMPLE_KINDS: Final = get_args(ExampleKind)
@@ -39,15 +40,15 @@ _CHOICES: Final = {
 }
 
 
-def own_activation(name: ActivationName, negative_slope: float) -> nn.Module:
-    """relucheck's module for an activation, at torch's own subgradients."""
+def relucheck_activation(name: ActivationName, negative_slope: float) -> nn.Module:
+    """Make relucheck's module of an activation, with the subgradients that torch uses."""
     if name == "leaky_relu":
         return LeakyReLU(negative_slope)
     return ReLU() if name == "relu" else ReLU6()
 
 
 def torch_activation(name: ActivationName, negative_slope: float) -> nn.Module:
-    """torch's module for an activation."""
+    """Make torch's module of an activation."""
     if name == "leaky_relu":
         return nn.LeakyReLU(negative_slope)
     return nn.ReLU() if name == "relu" else nn.ReLU6()
@@ -63,10 +64,19 @@ def network_for(
     weights: Weights = "default",
     inputs: Inputs = "normal",
 ) -> Network:
-    """A network of ``depth`` hidden layers of ``width``, with three classes, that such weights and inputs fit.
+    """Make a small network that fits the weights and inputs of an example.
 
-    Digits have 28 x 28 pixels, other images 4 x 4 and other vectors 4 features; where arithmetic has to stay exact, the
-    negative slope is a power of two.
+    It has three classes. Digits have 28 x 28 pixels, other images 4 x 4 pixels, and other vectors 4 features. If results
+    have to be exact in every dtype, the negative slope is a power of two.
+
+    Args:
+        kind: the kind of network.
+        activation: the activation of every hidden layer.
+        depth: the number of hidden layers or blocks.
+        width: the units or channels of each of them.
+        batch_norm: whether it has batch normalisation.
+        weights: as in ``Example``.
+        inputs: as in ``Example``.
     """
     real = inputs in ("digits", "ink")
     exact = activation == "leaky_relu" and weights in ("integer", "offset")
@@ -79,7 +89,7 @@ def network_for(
     )
 
 
-#: One unit.
+#: The smallest network: one hidden layer with one unit.
 SMALLEST: Final = network_for()
 
 
@@ -88,18 +98,25 @@ class Example:
     """A network with a mini-batch.
 
     Attributes:
-        dtype: name of the dtype of parameters and inputs.
-        network: an "mlp", a "convnet" or a "residual" network with biases and without dropout, in training mode.
-        weights: *default* is torch's own initialisation; *integer* draws from {-1, 0, 1}, so that small networks compute
-            exactly in every dtype; *offset* lets no pre-activation be an integer (integer weights and inputs, biases of
-            +-1/2), hence none equal 0 or 6; *positive* makes every pre-activation at least as large as a positive bias.
-        inputs: *normal*, *integer* ({-2..2}), *tiny* (integers times a small power of two), *positive*, real *digits*
-            (grey in [0, 1]) or *ink* (digits thresholded at 1/2: what is paper is exactly 0, what is ink exactly 1).
-        aim: a hit for certain: *dead unit* (no weights, no bias: pre-activation 0), *saturated unit* (no weights, bias 6:
-            the upper kink of ReLU6), *negated twin* (the difference of two equal units), *shifted bias* (bias = -Wx for the
-            first sample, in exact arithmetic), *dead input* (the first sample and all biases are zero).
-        batch: samples.
-        seed: of weights and inputs.
+        dtype: the name of the dtype of parameters and inputs.
+        network: an "mlp", a "convnet" or a "residual" network, with biases and without dropout. It is in training mode.
+        weights: how weights and biases are drawn. "default" is torch's initialisation. "integer" draws them from
+            {-1, 0, 1}, so that small networks compute exactly in every dtype. "offset" gives integer weights and biases of
+            +-1/2: with integer inputs no pre-activation is an integer, so none equals 0 or 6. "positive" makes every
+            pre-activation at least as large as a positive bias.
+        inputs: how inputs are drawn. "normal" is a normal distribution, and "positive" its absolute values. "integer" draws
+            integers from -2 to 2, and "tiny" such integers times a small power of two. "digits" are real images in [0, 1],
+            and "ink" are these images thresholded at 1/2, so that every pixel is exactly 0 or 1.
+        aim: how a hit is enforced. "none" does not enforce one. "dead unit" sets a unit's weights and bias to 0, so that
+            its pre-activation is 0. "saturated unit" sets the weights to 0 and the bias to 6, the upper kink of ReLU6.
+            "negated twin" subtracts two equal units. "shifted bias" sets the bias to -Wx for the first sample, which is
+            exact for integers. "dead input" sets the first sample and all biases to 0.
+        batch: the number of samples.
+        seed: the seed of weights, inputs, targets and cotangents.
+
+    Raises:
+        ModelError: for an unknown choice, and for a network that does not fit the inputs or the aim.
+        UnsupportedDtypeError: for a dtype that is not supported.
     """
 
     dtype: str
@@ -125,7 +142,7 @@ class Example:
                 f"Example(inputs={self.inputs!r}, network={self.network}): digits have 28 x 28 pixels; give the "
                 "network the input shape (1, 28, 28)"
             )
-        twins = self.network.widths[:2]  # the layers of the twins, and of the unit that subtracts them
+        twins = self.network.widths[:2]  # the layer with the two equal units, and the one with the unit that subtracts them
         if self.aim == "negated twin" and (self.network.kind != "mlp" or min(len(twins), *twins) < 2):
             raise ModelError(
                 f"Example(aim='negated twin', network={self.network}): needs an mlp of depth and width 2 or more, for the "
@@ -134,12 +151,16 @@ class Example:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
+        """The dtype as a ``torch.dtype``."""
         return as_dtype(self.dtype)
 
     @property
     def hits_for_certain(self) -> bool:
-        """Whether a pre-activation equals a kink whatever the rounding (at least where the strategies aim)."""
+        """Whether some pre-activation equals a kink, however sums are rounded.
+
+        Guaranteed for examples drawn by ``relucheck.networks.strategies``. In larger ones, sums that are assumed to be
+        exact may be rounded.
+        """
         if self.aim == "dead unit":
             return True
         if self.aim == "saturated unit":
@@ -153,7 +174,11 @@ class Example:
 
     @property
     def cannot_hit(self) -> bool:
-        """Whether no pre-activation can equal a kink whatever the rounding (at least where the strategies mean it)."""
+        """Whether no pre-activation can equal a kink, however sums are rounded.
+
+        Guaranteed for examples drawn by ``relucheck.networks.strategies``. In larger ones, sums that are assumed to be
+        exact may be rounded.
+        """
         network = self.network
         if self.aim != "none" or network.batch_norm:
             return False
@@ -162,11 +187,15 @@ class Example:
             return exact and self.inputs == "integer" and network.kind != "residual" and len(network.widths) <= 2
         return self.weights == "positive" and network.activation != "relu6" and self.inputs in ("positive", "digits", "ink")
 
-    def build(self, make: ActivationMaker = own_activation) -> tuple[nn.Module, Tensor, Tensor]:
-        """The network (training mode), its inputs and int64 class targets [batch], all on the CPU.
+    def build(self, make: ActivationMaker = relucheck_activation) -> tuple[nn.Module, Tensor, Tensor]:
+        """Build the network, its inputs and its targets, on the CPU.
 
         Args:
-            make: makes the activation modules; parameters do not depend on it.
+            make: makes the activation modules. It does not change the parameters.
+
+        Returns:
+            The network in training mode; the inputs, [batch, *input_shape] of the example's dtype; class indices, int64
+            [batch].
         """
         network, inputs = self.network, self._inputs()
 
@@ -182,7 +211,11 @@ class Example:
         return model, inputs, targets
 
     def cotangent(self, *, exact: bool = False) -> Tensor:
-        """A random upstream gradient [batch, classes]; small non-zero integers where sums must stay exact."""
+        """Draw a random upstream gradient, [batch, classes] of the example's dtype.
+
+        Args:
+            exact: whether to draw small non-zero integers, so that sums are exact.
+        """
         random, shape = generator(self.seed + 2), (self.batch, self.network.classes)
         if exact:
             drawn = torch.randint(0, 4, shape, generator=random) - 2
@@ -199,7 +232,7 @@ class Example:
         else:
             if self.inputs in ("integer", "tiny"):
                 x = (torch.randint(0, 5, shape, generator=random) - 2).double()
-                if self.inputs == "tiny":  # far below what any layer adds to it, far above underflow
+                if self.inputs == "tiny":  # far smaller than any bias that a layer adds, far above underflow
                     x *= 2.0 ** (-10 if self.dtype == "float16" else -40)
             else:
                 x = torch.randn(shape, generator=random, dtype=torch.float64)
@@ -210,7 +243,7 @@ class Example:
         return x.to(self.torch_dtype)
 
     def _redraw(self, model: nn.Module) -> None:
-        """Weights other than torch's own initialisation; normalisation layers keep theirs."""
+        """Replace torch's initialisation of linear layers and convolutions."""
         random = generator(self.seed + 4)
         for index, layer in enumerate(_affine(model)):
             weight, bias = layer.weight, _bias(layer)
@@ -220,9 +253,9 @@ class Example:
                 continue
             values = (torch.randint(0, 3, weight.shape, generator=random) - 1).to(weight.dtype)
             if self.weights == "offset":
-                # Behind the first layer inputs are multiples of 1/2, or of 1/8 through a leaky slope of 1/4: weights that
-                # are multiples of 8 make the products integers. At most two of them, so that sums stay below 2**7 and every
-                # half-integer is exact even in bfloat16.
+                # After the first layer inputs are multiples of 1/2, or of 1/8 with a leaky slope of 1/4. Weights that are
+                # multiples of 8 make the products integers. A unit has at most two of them, so that sums stay below 2**7,
+                # where bfloat16 represents every half-integer.
                 order = torch.rand(weight.shape, generator=random).flatten(1).argsort(1).reshape(weight.shape)
                 values = torch.where(order < 2, values, 0) * (1 if index == 0 else 8)
                 bias.copy_((torch.randint(0, 2, bias.shape, generator=random) - 0.5).to(bias.dtype))
@@ -231,7 +264,7 @@ class Example:
             weight.copy_(values)
 
     def _take_aim(self, model: nn.Module, inputs: Tensor) -> None:
-        layers = _affine(model)[:-1]  # the last one has no activation behind it
+        layers = _affine(model)[:-1]  # no activation follows the last one
         if self.aim == "dead input":
             for layer in layers:
                 _bias(layer).zero_()
@@ -245,7 +278,7 @@ class Example:
                 part.weight[unit] = 0
                 _bias(part)[unit] = level
             if self.network.kind == "residual" and chosen:
-                # what is added to the branch has to be dead as well
+                # the input that the block adds to the branch has to be 0, too
                 layers[0].weight[unit] = 0
                 _bias(layers[0])[unit] = 0
         elif self.aim == "negated twin":
@@ -259,7 +292,7 @@ class Example:
             _bias(layers[0])[0] = -F.linear(inputs[:1].flatten(1), layers[0].weight[:1])[0, 0]
 
     def script(self, subgradients: tuple[object, object] = (0.0, 1.0)) -> str:
-        """A program that builds this example and prints its comparison."""
+        """Return a program that builds this example and prints its comparison."""
         return (
             "from relucheck.bifurcation.compare import compare\n"
             "from relucheck.networks.examples import Example\n"
@@ -279,12 +312,12 @@ def _affine(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
 
 
 def _bias(layer: _Affine) -> Tensor:
-    assert layer.bias is not None  # every layer of an example has one
+    assert layer.bias is not None  # Example refuses networks without biases
     return layer.bias
 
 
 def _norm_behind(model: nn.Module, layer: nn.Module) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
-    """The batch normalisation that takes a layer's output: the next module that holds parameters, if it is one."""
+    """The next module with parameters after a layer, if it is batch normalisation; else None."""
     holders = [module for module in model.modules() if isinstance(module, _Affine)]
     position = next(index for index, module in enumerate(holders) if module is layer)
     following = holders[position + 1] if position + 1 < len(holders) else None

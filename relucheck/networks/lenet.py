@@ -1,4 +1,4 @@
-"""A LeNet-like network with max pooling."""
+"""LeNet-like networks with max pooling, with the activation before or after the pooling."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _POOL_FIRST: Final = "lenet-pool-relu"
 
 
 class LeNet(nn.Module):
-    """A LeNet-like network for grey 28 x 28 images, with PyTorch's default initialisation.
+    """A LeNet-like network for grey 28 x 28 images.
 
-    Two stages of a 5x5 convolution (padding 2 in the first), an activation and 2x2 max pooling, then two linear layers with
-    activations and one more. Inputs: [batch, 1, 28, 28]. The kind "lenet" has each stage's activation before its pooling,
-    "lenet-pool-relu" behind it. Forward values are the same, and with ReLU'(0) = 0 so are both gradients, bit for bit; the
-    number of ties is not.
+    It takes [batch, 1, 28, 28] and returns logits [batch, classes]. It has two stages of a 5x5 convolution (with padding 2
+    in the first stage), an activation and 2x2 max pooling. Then come two linear layers with activations and a last linear
+    layer. In the kind "lenet" the activation comes before the pooling, in "lenet-pool-relu" after it. Both compute the
+    same forward values. With ReLU'(0) = 0 they also compute the same gradients, bit for bit. The number of ties in the
+    pooling differs.
 
     Source: after LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition".
     """
@@ -46,7 +47,7 @@ class LeNet(nn.Module):
 
     @property
     def order(self) -> Order:
-        """Whether an activation stands before or behind its pooling."""
+        """Whether an activation comes before its pooling ("relu-pool") or after it ("pool-relu")."""
         return "pool-relu" if self.network.kind == _POOL_FIRST else "relu-pool"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,18 +60,24 @@ class LeNet(nn.Module):
         return self.head(x)
 
     def behind(self, pool: nn.Module) -> nn.Module | None:
-        """The only module that takes a pooling's output, where that is an activation."""
+        """The activation that takes a pooling's output; None if another module takes it."""
         if self.order == "relu-pool":
             return None
         return self.relu1 if pool is self.pool1 else self.relu2 if pool is self.pool2 else None
 
     def fields(self, x: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """For each pooling, what each element of its input sees, each [batch, values, H, W].
+        """The receptive field of each element of the input of each pooling.
 
-        That is: of the images and, for the second, of the layer before, computed in float64 from the model's weights.
+        Two elements of a pooling window with equal receptive fields are the same function of the weights, so they tie. For
+        the second pooling there are two fields of each element: in the image and in the layer before. The second one also
+        finds ties of elements whose images differ only where a dead ReLU, or the maximum of a window, hides the difference.
 
-        Elements that see the same of either are one function of the weights (padding counts as zeros, which it is). The
-        second catches images that differ only where a dead ReLU or a window's smaller elements hide it.
+        Args:
+            x: images, [batch, 1, 28, 28].
+
+        Returns:
+            For "pool1" the field in the image; for "pool2" the field in the image and the field in the layer before, which
+            is computed in float64 from the model's weights. Each is [batch, values, height, width], with zeros for padding.
         """
         padded = nn.functional.pad(x, (2, 2, 2, 2))
         first = nn.functional.unfold(padded, 5).unflatten(2, (28, 28))
@@ -86,11 +93,11 @@ class LeNet(nn.Module):
 def _check(network: Network) -> None:
     if len(network.widths) != 4:
         raise ModelError(
-            f"widths={network.widths!r}: {network.kind} has channels of two convolutions and units of two linear layers; "
-            "give four numbers, for example (6, 16, 120, 84)"
+            f"widths={network.widths!r}: {network.kind} needs the channels of two convolutions and the units of two linear "
+            "layers; give four numbers, for example (6, 16, 120, 84)"
         )
     if network.input_shape != (1, 28, 28):
-        raise ModelError(f"input_shape={network.input_shape!r}: {network.kind} takes (1, 28, 28) only")
+        raise ModelError(f"input_shape={network.input_shape!r}: {network.kind} takes only (1, 28, 28)")
     for name in ("batch_norm", "dropout"):
         if getattr(network, name):
             raise ModelError(f"{name}={getattr(network, name)!r}: {network.kind} has none; leave it out, or use a convnet")
@@ -99,7 +106,7 @@ def _check(network: Network) -> None:
 KINDS["lenet"] = Kind(LeNet, _check)
 KINDS[_POOL_FIRST] = Kind(LeNet, _check)
 
-#: The network of the published sizes in each order.
+#: The network with the published widths, for each order of activation and pooling.
 LENETS: Final[dict[Order, Network]] = {
     "relu-pool": Network("lenet", (6, 16, 120, 84)),
     "pool-relu": Network(_POOL_FIRST, (6, 16, 120, 84)),

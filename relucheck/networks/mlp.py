@@ -1,4 +1,4 @@
-"""Multilayer perceptrons."""
+"""Multilayer perceptrons: the module, the shapes of its weights, and a test for MLPs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from relucheck.networks.network import KINDS, ActivationFactory, Kind, Network
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: linear layers with activations, then a linear layer. Inputs: [batch, ...], flattened.
+    """A multilayer perceptron: linear layers with activations, then a linear layer.
 
-    Source: the fully connected networks of Bertoin et al. 2021 and of the EPFL reproduction 2022 (784-200-200-200-10).
+    It takes [batch, ...], flattens each sample, and returns logits [batch, classes].
+
+    Source: the fully connected networks of Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU'(0) on
+    backpropagation", and of its reproduction at EPFL 2022 (784-200-200-200-10).
     """
 
     def __init__(self, network: Network, activation: ActivationFactory) -> None:
@@ -33,13 +36,13 @@ class MLP(nn.Module):
 
 
 def shapes(network: Network) -> list[tuple[int, int]]:
-    """Of the weights of an MLP's layers: outputs and inputs."""
+    """The shape (outputs, inputs) of each weight of an MLP, in the order of the forward."""
     sizes = (network.features, *network.widths, network.classes)
     return [(after, before) for before, after in itertools.pairwise(sizes)]
 
 
 def is_plain(network: Network) -> bool:
-    """Whether it is an MLP with biases, without batch norm and dropout."""
+    """Whether a network is an MLP with biases, without batch norm and without dropout."""
     return network.kind == "mlp" and network.bias and not network.batch_norm and not network.dropout
 
 

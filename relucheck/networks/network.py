@@ -1,7 +1,7 @@
-"""Networks as data: one frozen description, which builds the network, names it and has a digest.
+"""The description of a network as data: it builds the network, names it, and has a digest.
 
-Volumes, trainings, generated examples and tables share it. What a kind of network is made of stands in its own module,
-which registers it in :data:`KINDS`.
+Volumes, training, generated examples and tables all use it. Each kind of network has its module, which registers the kind
+in ``KINDS``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from relucheck.numerics.arithmetic import Arithmetic
 
 ActivationName = Literal["relu", "relu6", "leaky_relu"]
 
-#: Makes a fresh activation module.
+#: A function that makes a new activation module.
 ActivationFactory = Callable[[], nn.Module]
 
+#: relucheck's activation modules by name.
 ACTIVATIONS: Final[dict[ActivationName, type[ReLU] | type[ReLU6] | type[LeakyReLU]]] = {
     "relu": ReLU,
     "relu6": ReLU6,
@@ -38,9 +39,10 @@ class Kind:
     """A kind of network.
 
     Attributes:
-        build: makes the module of a description; calls the factory for every activation, in the order of the forward.
-        check: raises :class:`~relucheck.errors.ModelError` for a description that the kind cannot build.
-        flat: whether it takes vectors, of inputs of any shape; else images [channels, height, width].
+        build: a function that makes the module of a description. It calls the factory once for every activation, in the
+            order of the forward.
+        check: a function that raises ``ModelError`` for a description that the kind cannot build.
+        flat: True if the kind flattens inputs of any shape; False if it takes images [channels, height, width].
     """
 
     build: Callable[[Network, ActivationFactory], nn.Module]
@@ -54,22 +56,23 @@ KINDS: Final[dict[str, Kind]] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Everything that a network is but for its weights.
+    """The description of a network: everything except its weights.
 
     Attributes:
-        kind: a name in :data:`KINDS`.
-        widths: the kind's sizes: units of each hidden layer of an "mlp", channels of each convolution of a "convnet" and
-            of each block of a "residual" network; "lenet": channels of two convolutions, units of two linear layers.
-        activation: of every hidden layer: "relu", "relu6" or "leaky_relu".
-        batch_norm: whether batch normalisation stands between a layer and its activation.
-        dropout: probability behind each activation; 0 means none.
+        kind: a name in ``KINDS``: "mlp", "convnet", "residual", "lenet" or "lenet-pool-relu".
+        widths: the sizes of the hidden layers. They are the units of each hidden layer of an "mlp", the channels of each
+            convolution of a "convnet" and of each block of a "residual" network, and for the two kinds of LeNet the
+            channels of two convolutions and the units of two linear layers.
+        activation: the activation of every hidden layer: "relu", "relu6" or "leaky_relu".
+        batch_norm: whether there is batch normalisation between a layer and its activation.
+        dropout: the probability of dropout after each activation; 0 means no dropout.
         bias: whether convolutions and linear layers have biases.
-        negative_slope: of "leaky_relu".
-        input_shape: of a sample. An MLP flattens what it gets: (1, 28, 28) becomes (784,).
-        classes: logits of a sample.
+        negative_slope: the negative slope of "leaky_relu".
+        input_shape: the shape of a sample. For an "mlp" it is flattened: (1, 28, 28) becomes (784,).
+        classes: the number of logits per sample.
 
     Raises:
-        ModelError: for a network that does not exist.
+        ModelError: for values that describe no network.
     """
 
     kind: str
@@ -96,7 +99,7 @@ class Network:
             truth(name, getattr(self, name), error=ModelError)
         number("dropout", self.dropout, least=0, error=ModelError)
         if self.dropout >= 1:
-            raise ModelError(f"dropout={self.dropout!r}: must be less than 1, else nothing is left")
+            raise ModelError(f"dropout={self.dropout!r}: must be less than 1, because 1 drops every activation")
         number("negative_slope", self.negative_slope, error=ModelError)
         if self.negative_slope != _SLOPE and self.activation != "leaky_relu":
             raise ModelError(
@@ -110,49 +113,49 @@ class Network:
                 f"input_shape={self.input_shape!r}: {self.kind} takes images; give channels, height and width, for example "
                 "(1, 28, 28)"
             )
-        for name in ("dropout", "negative_slope"):  # equal networks have one digest: 0, 0.0 and -0.0 are one number
+        for name in ("dropout", "negative_slope"):  # so that 0, 0.0 and -0.0 give equal networks the same digest
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         KINDS[self.kind].check(self)
 
     @property
     def features(self) -> int:
-        """Numbers in a sample."""
+        """The number of values in a sample."""
         return math.prod(self.input_shape)
 
     @property
     def kinks(self) -> tuple[float, ...]:
-        """Where the activation's kinks are."""
+        """The positions of the activation's kinks."""
         return ACTIVATIONS[self.activation].rule.kinks
 
     @property
     def name(self) -> str:
-        """The sizes: "784-200-200-200-10", "convnet 1x28x28-8-8-10"."""
+        """The name by its sizes, for example "784-200-200-200-10" or "convnet 1x28x28-8-8-10"."""
         sizes = "-".join(("x".join(map(str, self.input_shape)), *map(str, self.widths), str(self.classes)))
         return sizes if self.kind == "mlp" else f"{self.kind} {sizes}"
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """What else it has, in words: the activation, and each of batch norm, dropout and no biases that applies."""
+        """The activation, then batch norm, dropout and "no bias" if they apply, in words."""
         slope = f" {self.negative_slope:g}" * (self.negative_slope != _SLOPE)
-        found = [f"{self.activation}{slope}"]
-        found += ["batch norm"] * self.batch_norm + [f"dropout {self.dropout:g}"] * bool(self.dropout)
-        return (*found, *["no bias"] * (not self.bias))
+        words = [f"{self.activation}{slope}"]
+        words += ["batch norm"] * self.batch_norm + [f"dropout {self.dropout:g}"] * bool(self.dropout)
+        return (*words, *["no bias"] * (not self.bias))
 
     def __str__(self) -> str:
-        own = [trait for trait in self.traits if trait != "relu"]
-        return self.name + (f" ({', '.join(own)})" if own else "")
+        unusual = [trait for trait in self.traits if trait != "relu"]
+        return self.name + (f" ({', '.join(unusual)})" if unusual else "")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that :meth:`from_json` reads."""
-        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return found
+        """Convert to a JSON object that ``from_json`` reads."""
+        content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Network:
-        """The network of a JSON object.
+        """Read a network from a JSON object.
 
         Raises:
-            ModelError: for unknown or missing fields, and for a network that does not exist.
+            ModelError: for unknown or missing fields, and for values that describe no network.
         """
         wanted = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(content, Mapping) or set(content) != wanted:
@@ -162,11 +165,11 @@ class Network:
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of the JSON form: equal for equal networks only."""
+        """The SHA-256 of the JSON form, in hexadecimal; only equal networks have equal digests."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def activation_module(self) -> nn.Module:
-        """A fresh module of relucheck for :attr:`activation`, at torch's own subgradient."""
+        """Make a new relucheck module for ``activation``, with the subgradient that torch uses."""
         if self.activation == "leaky_relu":
             return LeakyReLU(self.negative_slope)
         return ACTIVATIONS[self.activation]()
@@ -174,12 +177,12 @@ class Network:
     def build(
         self, activation: ActivationFactory | None = None, dropout: Callable[[float], nn.Module] = nn.Dropout
     ) -> nn.Module:
-        """The module, with PyTorch's default initialisation from the process's random state, in its default dtype.
+        """Build the module with PyTorch's default initialisation, random state and default dtype.
 
         Args:
-            activation: makes each activation, in the order of the forward; parameters do not depend on it. None is
-                :meth:`activation_module`.
-            dropout: makes what stands behind each activation, of its probability, in the same order.
+            activation: makes each activation, in the order of the forward. It does not change the parameters. None means
+                ``activation_module``.
+            dropout: makes the module after each activation from the probability, in the same order.
         """
         make = activation or self.activation_module
 
@@ -198,22 +201,25 @@ class Network:
         dropout: Callable[[float], nn.Module] = nn.Dropout,
         drawn: torch.dtype | None = None,
     ) -> nn.Module:
-        """The module with an initialisation that depends on ``seed`` alone.
+        """Build the module with an initialisation that depends only on the seed.
 
-        Drawn on the CPU and cast, then moved. The process's random state stays as it was. The module computes in the
-        arithmetic by itself, under the process's switches; mixed precision, which is autocast around it, is refused.
+        The initialisation is drawn on the CPU and cast to the arithmetic's dtype, and then the module is moved to the
+        device. The random state of the process does not change. Layers are emulated if the arithmetic is. The process's
+        switches are not set (see ``Arithmetic.active``).
 
         Args:
-            seed: of the initialisation.
-            arithmetic: of parameters and products.
-            device: where the module goes.
-            activation, dropout: as for :meth:`build`.
-            drawn: the dtype of the random numbers. None is float64 for float64 (as after ``torch.set_default_dtype``) and
-                float32 for every other; trainings and examples take float32 for all, so that one seed is one
-                initialisation in every arithmetic, but for rounding.
+            seed: the seed of the initialisation, at least 0.
+            arithmetic: the arithmetic of parameters and products, without mixed precision.
+            device: the device of the module.
+            activation: as for ``build``.
+            dropout: as for ``build``.
+            drawn: the dtype of the random numbers. None means float64 for float64 (as after ``torch.set_default_dtype``)
+                and float32 for every other dtype. Training and examples use float32 for all dtypes, so that one seed gives
+                the same initialisation in every arithmetic, up to rounding.
 
         Raises:
-            ModelError: for a seed that is not a whole number of at least 0, and for mixed precision.
+            ModelError: for a seed that is not an integer of at least 0, and for mixed precision.
+            EmulationError: if the module has layers that the arithmetic's emulation does not support.
         """
         whole("draw: seed", seed, 0, error=ModelError)
         if arithmetic.mixed:
@@ -223,7 +229,7 @@ class Network:
             )
         before = torch.get_default_dtype()
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            # not torch.manual_seed, which would seed every device
+            # torch.manual_seed would seed the generators of all devices
             torch.default_generator.manual_seed(seed)
             torch.set_default_dtype(drawn or (torch.float64 if arithmetic.dtype == torch.float64 else torch.float32))
             try:

@@ -1,7 +1,7 @@
-"""Hypothesis strategies: dtypes, floats by bit pattern around kinks, subgradients, and aimed examples.
+"""Hypothesis strategies for dtypes, floats near kinks, subgradients and examples.
 
-hypothesis-torch 2.0.7 was evaluated for tensors: it draws bfloat16 as float32 and rounds (so that values next to a kink are
-hardly ever drawn), draws sparse layouts by default, and knows no networks with a purpose; it is not used.
+The package hypothesis-torch (2.0.7) is not used. It draws bfloat16 by rounding float32, so that values next to a kink are
+hardly ever drawn, and it draws sparse tensors by default.
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
 
 
 def dtypes() -> st.SearchStrategy[torch.dtype]:
-    """The four supported dtypes."""
+    """Draw one of the four supported dtypes."""
     return st.sampled_from(DTYPES)
 
 
 def floats_at(dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, within: int = 4) -> st.SearchStrategy[Tensor]:
-    """0-dimensional tensors: half of them a kink or one of its ``within`` nearest neighbours, the rest any bit pattern.
+    """Draw 0-dimensional tensors: half of them near a kink, the others any bit pattern.
 
-    Drawn by bit pattern, not by rounding a wider float, so that subnormals and the values next to a kink are all drawn.
-    Infinities, NaN and both zeros occur, also in the wide dtypes, of whose patterns each is one of very many.
+    Values are drawn by bit pattern and not by rounding a wider float, so that subnormals and the neighbours of a kink
+    occur. Infinities, NaN and both zeros are also drawn on purpose, because they are rare among the bit patterns of wide
+    dtypes.
+
+    Args:
+        dtype: the dtype of the tensors.
+        kinks: the positions of the kinks.
+        within: how many representable values a neighbour is away from its kink at most.
     """
     width = torch.iinfo(bits_dtype(dtype)).bits
     near = st.builds(
@@ -40,7 +46,7 @@ def floats_at(dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, within: in
     subnormal = limits.smallest_normal * limits.eps
     special = [0.0, subnormal, limits.smallest_normal - subnormal, limits.smallest_normal, limits.max, math.inf, math.nan]
     signed = torch.tensor([*special, *(-value for value in special)], dtype=dtype).view(bits_dtype(dtype)).tolist()
-    # sign and exponent apart from the significand: wide integers are mostly drawn small, which would all be subnormals
+    # sign and exponent are drawn apart from the significand: Hypothesis prefers small integers, which would be subnormals
     fraction = -round(math.log2(limits.eps))
     patterns = st.builds(
         lambda upper, lower: upper * 2**fraction + lower,
@@ -56,16 +62,23 @@ def floats_at(dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, within: in
 def tensors_at(
     dtype: torch.dtype, kinks: Sequence[float] = (0.0,), *, most: int = 80, within: int = 4
 ) -> st.SearchStrategy[Tensor]:
-    """One-dimensional tensors of up to ``most`` elements drawn by :func:`floats_at`: long enough for a vectorised tail."""
+    """Draw one-dimensional tensors of up to ``most`` elements from ``floats_at``.
+
+    80 elements are enough for a vectorised loop and for the scalar loop over its last elements.
+    """
     return st.lists(floats_at(dtype, kinks, within=within), min_size=0, max_size=most).map(
         lambda values: torch.stack(values) if values else torch.empty(0, dtype=dtype)
     )
 
 
 def subgradients(*, dyadic: bool = False) -> st.SearchStrategy[float]:
-    """Subgradients: the published ones, ends and middle of the Clarke interval, values outside of it.
+    """Draw subgradients inside and outside of the Clarke interval [0, 1].
 
-    With ``dyadic`` only small multiples of 1/4, whose products with small integers are exact in every dtype.
+    Published values are among them.
+
+    Args:
+        dyadic: whether to draw only multiples of 1/4 from -2 to 2, whose products with small integers are exact in every
+            dtype.
     """
     if dyadic:
         return st.integers(-8, 8).map(lambda quarters: quarters / 4)
@@ -74,7 +87,7 @@ def subgradients(*, dyadic: bool = False) -> st.SearchStrategy[float]:
 
 
 def two_subgradients(*, dyadic: bool = False) -> st.SearchStrategy[tuple[float, float]]:
-    """Two different subgradients; (0, 1), which define the bifurcation zone, shrink first."""
+    """Draw two different subgradients; (0, 1), which define the zone, shrink first."""
     drawn = st.tuples(subgradients(dyadic=dyadic), subgradients(dyadic=dyadic)).filter(lambda two: two[0] != two[1])
     return st.just((0.0, 1.0)) | drawn
 
@@ -94,24 +107,31 @@ def examples(
     max_width: int = 6,
     max_batch: int = 8,
 ) -> Example:
-    """Examples of one dtype: the knobs say what may be drawn, and combinations that could not keep their promise are not.
+    """Draw examples of one dtype.
+
+    The arguments list what may be drawn. Where a choice contradicts an aim, or inputs contradict the weights, the choice is
+    replaced: for example, the aim "negated twin" always gives an "mlp" with integer weights.
 
     Args:
-        dtype: of parameters and inputs.
-        kinds, activations: as in :class:`~relucheck.networks.network.Network`.
-        weights, inputs, aims: as in :class:`~relucheck.networks.examples.Example`. An aim overrides the others, and weights
-            the inputs, where it could not be kept otherwise.
-        batch_norm: None draws it.
-        max_depth, max_width, max_batch: upper limits, at least 1 (2 where an aim or batch normalisation needs two).
+        dtype: the dtype of parameters and inputs, or its name.
+        kinds: the kinds of networks.
+        activations: the activations.
+        weights: the ways to draw weights, as in ``Example``.
+        inputs: the ways to draw inputs, as in ``Example``.
+        aims: the aims, as in ``Example``.
+        batch_norm: whether networks have batch normalisation; None draws it.
+        max_depth: the largest number of hidden layers or blocks. An aim that needs 2 overrides a smaller limit.
+        max_width: the largest number of units or channels. An aim that needs 2 overrides a smaller limit.
+        max_batch: the largest number of samples. Batch normalisation of an "mlp", which needs 2, overrides a smaller limit.
     """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
     aim = draw(st.sampled_from(list(aims)))
     kind: ExampleKind = draw(st.sampled_from(["mlp"] if aim in ("negated twin", "shifted bias") else list(kinds)))
     chosen_weights = draw(st.sampled_from(list(weights)))
     if aim in ("negated twin", "shifted bias"):
-        chosen_weights = "integer"  # these two cancel exactly, or not at all
+        chosen_weights = "integer"  # so that these two aims cancel exactly, whatever the rounding
     if chosen_weights == "offset" and kind == "residual":
-        kind = "mlp"  # a sum of half-integers may be an integer
+        kind = "mlp"  # a residual block adds two half-integers, which may give an integer
     possible: list[ActivationName] = ["relu6"] if aim == "saturated unit" else list(activations)
     if chosen_weights == "positive" and aim == "none":
         possible = [name for name in possible if name != "relu6"] or ["relu"]
@@ -124,14 +144,14 @@ def examples(
     depth = draw(st.integers(1, max_depth))
     width = draw(st.integers(1, max_width))
     if chosen_weights == "offset":
-        depth = min(depth, 2)  # sums stay small enough to be exact in bfloat16
+        depth = min(depth, 2)  # with more layers, sums would be too large to be exact in bfloat16
     if aim == "negated twin":
         depth, width = max(depth, 2), max(width, 2)
     batch = draw(st.integers(1, max_batch))
     exact = chosen_weights in ("offset", "positive") or aim in ("negated twin", "shifted bias", "dead input")
     normalised = False if exact else draw(st.booleans()) if batch_norm is None else batch_norm
     if normalised and kind == "mlp":
-        batch = max(batch, 2)  # one sample has no variance
+        batch = max(batch, 2)  # batch norm fails on one sample, which has no variance
     activation = draw(st.sampled_from(possible))
     chosen_inputs = draw(st.sampled_from(possible_inputs))
     return Example(

@@ -1,1 +1,1 @@
-"""Floating point: dtypes, bits, arithmetics and their emulation, exact dyadic numbers, determinism."""
+"""Floating point: dtypes, bits, arithmetics, their emulation, exact numbers, determinism."""

@@ -1,7 +1,7 @@
 """Arithmetics: a dtype together with everything else that decides how results are rounded.
 
-One type says it for volumes, training, hit rates and comparisons alike, and one string names it: tables show the name,
-JSON stores it, and :meth:`Arithmetic.parse` reads it.
+Volumes, training, hit rates and comparisons all use this one type. An arithmetic has a name: tables show it, JSON files
+store it, and ``Arithmetic.parse`` reads it.
 """
 
 from __future__ import annotations
@@ -42,27 +42,35 @@ _EMULATED: Final = re.compile(r"emulated \((?P<kind>[^()]*)\)", re.IGNORECASE)
 
 
 class UnsupportedArithmeticError(SettingsError):
-    """A name or a combination of settings that is no arithmetic."""
+    """A name that is no arithmetic, or settings that contradict each other."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """A dtype together with everything that changes how results are rounded (DESIGN: *arithmetic*).
+    """A dtype together with everything that changes how results are rounded.
 
-    Two that compute the same are equal: a setting that would change nothing (a 16-bit reduction of float64) is refused.
+    Two arithmetics that compute the same are equal. A setting that would change nothing, such as a 16-bit reduction with
+    float64, is therefore an error.
 
     Attributes:
-        dtype: of parameters; also a name that :func:`relucheck.numerics.dtypes.as_dtype` knows.
-        mixed: "bfloat16" or "float16": autocast to it, parameters in float32, for float16 with a gradient scaler; or None.
-        emulation: "rounded", "product", "split-k N" or "tf32" (:mod:`relucheck.numerics.emulation`); None: the device's
-            own products.
-        tf32: CUDA: whether float32 products, of convolutions too, may use TensorFloat-32.
-        reduction: CUDA: whether 16-bit products may reduce partial sums in 16 bits, and whether they may split K
-            (https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html). (True, True) is PyTorch's default,
-            (False, False) the strict arithmetic; (False, True) is what a switch set to a plain False means.
-        mixture: in words, what makes of the rest a mixture that no arithmetic of :meth:`parse` is, as :meth:`current` reads
-            it: ("TF32 convolutions", "TF32 recurrences") in float32 is PyTorch's default on CUDA. Such an arithmetic
-            labels what was computed; it cannot be parsed or made active.
+        dtype: the dtype of parameters. A name that ``relucheck.numerics.dtypes.as_dtype`` reads is accepted, too.
+        mixed: "bfloat16" or "float16" for mixed precision: parameters are float32, and the model runs under autocast to
+            this dtype. float16 also uses a gradient scaler. None means no mixed precision.
+        emulation: "rounded", "product", "split-k N" or "tf32" (see ``relucheck.numerics.emulation``). None means that the
+            device computes products in its usual way.
+        tf32: whether float32 products and convolutions on CUDA may use TensorFloat-32.
+        reduction: two flags for 16-bit products on CUDA: whether partial sums may be reduced in 16 bits, and whether the
+            summed dimension K may be split. (True, True) is PyTorch's default, (False, False) the strict arithmetic, and
+            (False, True) is what PyTorch's switch means when it is set to a plain False.
+        mixture: switches that ``current`` read and that no name of ``parse`` describes, in words. In float32 on CUDA,
+            PyTorch's default is ("TF32 convolutions", "TF32 recurrences"). An arithmetic with a mixture labels results; it
+            cannot be parsed or made active.
+
+    Raises:
+        UnsupportedArithmeticError: for settings that contradict each other or do not fit the dtype.
+        UnsupportedDtypeError: for a dtype that is not supported.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html describes the switches.
     """
 
     dtype: torch.dtype
@@ -90,7 +98,7 @@ class Arithmetic:
             object.__setattr__(self, "emulation", emulation.label)
 
     def _fault(self) -> str:
-        """Why the settings do not fit together, or ""."""
+        """Say why the settings do not fit together; "" if they do."""
         pair: object = self.reduction
         if not isinstance(pair, tuple) or not all(isinstance(value, bool) for value in pair) or pair not in _REDUCTIONS:
             return (
@@ -120,10 +128,12 @@ class Arithmetic:
 
     @classmethod
     def parse(cls, name: str) -> Arithmetic:
-        """The arithmetic of a name: the inverse of :attr:`name`, but for a mixture; upper and lower case are one.
+        """Read an arithmetic from its name, in upper or lower case.
+
+        This is the inverse of ``name``, except for mixtures.
 
         Raises:
-            UnsupportedArithmeticError: says what a name can be.
+            UnsupportedArithmeticError: for a name that cannot be read; the message lists the possible forms.
         """
         found = _NAME.fullmatch(name.strip()) if isinstance(name, str) else None
         if found is None:
@@ -147,10 +157,11 @@ class Arithmetic:
 
     @classmethod
     def of(cls, module: nn.Module) -> Arithmetic:
-        """A model's or layer's arithmetic: its emulated layers', else its parameters' under the switches that are set.
+        """Determine the arithmetic of a model or layer.
 
-        A model may call convolutions that are none of its modules, so all switches of its device count; for a linear layer
-        by itself those of products do.
+        If the model has emulated layers, it is theirs. Otherwise it is the dtype of the parameters under the process's
+        current switches. A model may call convolutions that are not modules, so all switches of its device count. For a
+        single linear layer only the switches of products count.
         """
         for layer in module.modules():
             if isinstance(layer, EmulatedLinear | EmulatedConv2d):
@@ -160,16 +171,19 @@ class Arithmetic:
 
     @classmethod
     def current(cls, dtype: torch.dtype, device: torch.device | str = "cpu", *, products_only: bool = False) -> Arithmetic:
-        """The arithmetic that the process's switches are set to, for one dtype on one device.
+        """Determine the arithmetic that the process's current switches give a dtype on a device.
 
-        "float32" is the name of no TF32 anywhere, "float32 TF32" of TF32 everywhere, and every other state gets a name of
-        its own. So PyTorch's default on CUDA is "float32 with TF32 convolutions, TF32 recurrences"; on a CPU, where the
-        switches of CUDA play no role, it is "float32".
+        The name "float32" means no TF32 anywhere, and "float32 TF32" means TF32 everywhere. Every other state of the
+        switches has a name that lists what is set. So PyTorch's default on CUDA is "float32 with TF32 convolutions, TF32
+        recurrences". On a CPU, where the switches of CUDA play no role, it is "float32".
 
         Args:
-            dtype: of parameters and inputs.
-            device: whose switches count. Those for 16-bit reductions are read for every device.
-            products_only: whether convolutions and recurrences play no role.
+            dtype: the dtype of parameters and inputs.
+            device: the device whose switches count. The switches for 16-bit reductions are read for every device.
+            products_only: whether to ignore the switches of convolutions and recurrences.
+
+        Raises:
+            UnsupportedDtypeError: for a dtype that is not supported.
         """
         dtype, kind = as_dtype(dtype), torch.device(device).type
         tf32, mixture = False, list[str]()
@@ -188,7 +202,7 @@ class Arithmetic:
 
     @functools.cached_property
     def name(self) -> str:
-        """How tables label it: "bfloat16", "mixed float16 strict", "float32 TF32", "float16 emulated (split-k 4)"."""
+        """The name in tables, for example "float32 TF32" or "float16 emulated (split-k 4)"."""
         emulated = self.emulated
         if emulated is not None:
             return emulated.name
@@ -201,21 +215,21 @@ class Arithmetic:
 
     @functools.cached_property
     def emulated(self) -> Emulation | None:
-        """The emulation that rounds the products, or None where they are the device's own."""
+        """The emulation that rounds the products; None if the device computes them as usual."""
         return None if self.emulation is None else _emulation(self.dtype, self.emulation)
 
     @property
     def scaled(self) -> bool:
-        """Whether a gradient scaler multiplies the loss, and divides the gradients by as much."""
+        """Whether training needs a gradient scaler."""
         return self.mixed == "float16"
 
     def apply(self, model: _M) -> _M:
-        """Converts a model's parameters to the dtype and puts emulated layers into it, in place; returns the model.
+        """Convert a model to the dtype and put emulated layers into it, in place; return it.
 
-        Mixed precision is not put into a model: it is :meth:`autocast` around its forward.
+        Mixed precision changes nothing here: use ``autocast`` around the forward.
 
         Raises:
-            EmulationError: for an emulation, and a model that has other layers with products than it serves.
+            EmulationError: if the model has layers with products that the emulation does not support.
         """
         model.to(self.dtype)
         if self.emulated is not None:
@@ -223,11 +237,11 @@ class Arithmetic:
         return model
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """The autocast context of mixed precision, else one that does nothing."""
+        """Return the autocast context of mixed precision, or a context that does nothing."""
         return torch.autocast(device.type, dtype=_MIXED[self.mixed]) if self.mixed else contextlib.nullcontext()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``F.linear`` in this arithmetic, emulated where it is, under the switches that are set."""
+        """Compute ``F.linear`` with this emulation or autocast, under the current switches."""
         if self.emulated is not None:
             return self.emulated.linear(x, weight, bias)
         with self.autocast(x.device):
@@ -243,7 +257,7 @@ class Arithmetic:
         dilation: int | Pair = 1,
         groups: int = 1,
     ) -> Tensor:
-        """``F.conv2d`` in this arithmetic, emulated where it is, under the switches that are set."""
+        """Compute ``F.conv2d`` with this emulation or autocast, under the current switches."""
         if self.emulated is not None:
             return conv2d(self.emulated, x, weight, bias, stride, padding, dilation, groups)
         with self.autocast(x.device):
@@ -251,12 +265,12 @@ class Arithmetic:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Sets the process's switches, all that change rounding, and puts back what they were.
+        """Set all of the process's switches that change rounding in a block; restore them after it.
 
-        A switch that follows the one above it (``torch.backends.fp32_precision``, say) follows it again afterwards.
+        A switch that follows the one above it (for example ``torch.backends.fp32_precision``) follows it again afterwards.
 
         Raises:
-            UnsupportedArithmeticError: for switches that :meth:`current` read and that make no arithmetic of a name.
+            UnsupportedArithmeticError: for an arithmetic with a ``mixture``, which only labels results.
         """
         if self.mixture:
             raise UnsupportedArithmeticError(
@@ -287,7 +301,7 @@ _SWITCHES: Final = {
 
 
 def _emulation(dtype: torch.dtype, text: str) -> Emulation:
-    """The emulation that a text like "product" or "split-k 4" names, for a dtype."""
+    """Read an emulation of a dtype from a text like "product" or "split-k 4"."""
     kind, space, parts = text.partition(" ") if isinstance(text, str) else ("", "", "")
     if kind not in KINDS or (space and not (parts.isdecimal() and len(parts) <= _DIGITS)):
         raise EmulationError(
@@ -298,10 +312,10 @@ def _emulation(dtype: torch.dtype, text: str) -> Emulation:
 
 
 def _reduction(name: str) -> Reduction:
-    """What a switch for 16-bit reductions is set to.
+    """Read a switch for 16-bit reductions as (reduce in 16 bits, split K).
 
-    It is assigned a pair, or a bool that leaves split-K allowed; read, it gives the first of the pair, and the second is
-    an attribute of its own (torch 2.10 to 2.14).
+    The switch is assigned a pair, or a bool that leaves split-K allowed. Reading it gives the first flag only; the second
+    one is a separate attribute (torch 2.10 to 2.14).
     """
     matmul: Any = torch.backends.cuda.matmul
     return getattr(matmul, name), getattr(matmul, f"{name}_split_k")

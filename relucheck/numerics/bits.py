@@ -1,7 +1,7 @@
-"""Floats by their bits: exact equality to a value, neighbours, distances, bitwise comparison.
+"""Work on floats by their bits: equality to a value, neighbours, distances, comparison.
 
-Everything above this floor compares gradients bit for bit, so this module says what "bit for bit" means, and how a
-float's neighbours are reached without rounding.
+The rest of relucheck compares gradients bit for bit. This module defines what "bit for bit" means, and how to reach a
+float's neighbours without rounding. All functions take the four supported dtypes (``relucheck.numerics.dtypes``).
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from relucheck.numerics.dtypes import UnsupportedDtypeError, as_dtype, bits_dtyp
 
 
 def _bits(x: Tensor) -> Tensor:
-    """The integer view of the bits; a lazily negated tensor (``z.conj().imag``) has to be negated first."""
+    """Return the bits as integers.
+
+    A lazily negated tensor (``z.conj().imag``) has to be resolved first.
+    """
     return x.resolve_neg().view(bits_dtype(x.dtype))
 
 
 def has_zero(x: Tensor) -> bool:
-    """Whether any element of ``x`` is zero of either sign. Reads the values: synchronises on CUDA.
+    """Whether any element of ``x`` is zero, of either sign.
 
-    On the CPU the test runs on the integer view of the bits, which is up to ten times faster than ``(x == 0).any()``:
-    ``abs`` maps +0 to 0 and leaves the pattern of -0 (the smallest integer) where it is, so the minimum is <= 0
-    exactly when a zero is there, and NaN patterns, which would hide a zero from ``x.abs().min()``, are just integers.
+    The function reads the values, so it synchronises on CUDA. On the CPU the test looks at the bits as integers, which is
+    up to ten times faster than ``(x == 0).any()``. Integer ``abs`` maps +0 to 0 and leaves -0, the smallest integer,
+    unchanged. So the minimum is at most 0 exactly when there is a zero. NaN would hide a zero from ``x.abs().min()``, but
+    its bits are an integer like any other.
     """
     if x.numel() == 0:
         return False
@@ -38,30 +42,32 @@ def has_zero(x: Tensor) -> bool:
 
 
 def has_value(x: Tensor, value: float) -> bool:
-    """Whether any element of ``x`` equals ``value`` exactly (a value that ``x.dtype`` cannot represent is never equal).
+    """Whether any element of ``x`` equals ``value`` exactly.
 
-    Reads the values: synchronises on CUDA.
+    The function reads the values, so it synchronises on CUDA. A value that ``x.dtype`` cannot represent equals no element.
     """
     if value == 0:
         return has_zero(x)
-    at = torch.tensor(value, dtype=x.dtype, device="cpu")  # not the default device, which may hold no values
+    at = torch.tensor(value, dtype=x.dtype, device="cpu")  # the default device may be "meta", which holds no values
     if x.numel() == 0 or at.item() != value:
         return False
-    # xor with the value's pattern turns "equals value" into "equals the integer 0".
+    # xor with the bits of the value gives 0 exactly where the element has these bits
     return int(torch.count_nonzero(_bits(x) ^ int(_bits(at)))) < x.numel()
 
 
-# Values that are tested at once: their absolute bits stay in a core's cache, where those of a whole large tensor would go
-# through memory and cost as much as the activation itself (measured: 41 against 5 ms for [4096, 4096] float32).
+# Elements tested at once. The intermediate result of a block fits a core's cache; that of a whole large tensor goes through
+# memory and costs as much as the activation itself (measured: 41 against 5 ms for [4096, 4096] float32).
 _BLOCK: Final = 2**18
+# Elements whose minimum decides together whether they are compared one by one.
 _ROW: Final = 2**10
 
 
 def _tested(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
-    """The blocks of flat integer bits, tested for a pattern (0: a zero of either sign): start and tested bits.
+    """Test flat integer bits for a pattern by blocks; yield each block's start and test values.
 
-    The tested bits are <= 0 where the pattern is (or its negative, for a pattern that is not 0); they are overwritten when
-    the next block is asked for.
+    A test value of at most 0 marks an element that may have the pattern: with pattern 0 it is a zero of either sign, with
+    any other pattern the element has these bits or the bits of the negative number. The tensor of test values is reused:
+    the next block overwrites it.
     """
     scratch = torch.empty(min(_BLOCK, len(bits)), dtype=bits.dtype, device=bits.device)
     for start in range(0, len(bits), _BLOCK):
@@ -71,17 +77,19 @@ def _tested(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
-    """Where ``x`` equals ``value`` exactly: one int64 tensor of coordinates per dimension, or None if nowhere.
+    """Where ``x`` equals ``value`` exactly. Synchronises on CUDA, because it reads the values.
 
-    Reads the values: synchronises on CUDA. For the CPU: the bit test of :func:`has_zero`, block by block, tells which
-    thousand values can hold the value, and only these are compared: a small part of the cost of
-    ``(x == value).nonzero()`` where hits are rare.
+    Meant for the CPU and for rare hits: the bit test of ``has_zero`` first excludes rows of 1,024 elements, and only the
+    rows that are left are compared. That costs a small part of ``(x == value).nonzero()``.
+
+    Returns:
+        One int64 tensor of coordinates per dimension, as ``nonzero(as_tuple=True)`` gives them; None without a hit.
 
     Raises:
         ValueError: for a 0-dimensional tensor, which has no coordinates.
     """
     if x.ndim == 0:
-        raise ValueError("find: a 0-dimensional tensor has no coordinates; compare it with ==")
+        raise ValueError("positions_of: a 0-dimensional tensor has no coordinates; compare it with ==")
     if x.dtype == torch.float64 or not x.is_contiguous() or x.numel() == 0:  # 64-bit integer abs is not vectorised
         return (x == value).nonzero(as_tuple=True) if has_value(x, value) else None
     pattern = 0
@@ -91,22 +99,22 @@ def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
             return None
         pattern = int(_bits(at))
     flat = x.view(-1)
-    found = []
+    parts = []
     for start, tested in _tested(_bits(flat), pattern):
         whole = len(tested) // _ROW * _ROW
         lowest = tested[:whole].view(-1, _ROW).amin(-1)
         if whole and int(lowest.amin()) <= 0:
             rows = (lowest <= 0).nonzero().squeeze(1)
             row, column = (flat[start : start + whole].view(-1, _ROW)[rows] == value).nonzero(as_tuple=True)
-            found.append(start + rows[row] * _ROW + column)
+            parts.append(start + rows[row] * _ROW + column)
         if whole < len(tested) and int(tested[whole:].amin()) <= 0:
-            found.append(start + whole + (flat[start + whole : start + len(tested)] == value).nonzero().squeeze(1))
-    positions = torch.cat(found) if found else None
+            parts.append(start + whole + (flat[start + whole : start + len(tested)] == value).nonzero().squeeze(1))
+    positions = torch.cat(parts) if parts else None
     return None if positions is None or len(positions) == 0 else _coordinates(positions, x.shape)
 
 
 def _coordinates(positions: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """``torch.unravel_index``, in a quarter of its time for a few positions."""
+    """Do what ``torch.unravel_index`` does, but four times as fast for few positions."""
     coordinates = []
     for size in reversed(shape[1:]):
         coordinates.append(positions % size)
@@ -115,9 +123,9 @@ def _coordinates(positions: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def ordinals(x: Tensor) -> Tensor:
-    """Integers (int64, same shape) in the order of the floats in ``x``: neighbours differ by 1, both zeros are 0.
+    """Map floats to int64 in the same order: neighbours differ by 1, and both zeros are 0.
 
-    NaN has no place in that order; its ordinal is meaningless. For float64 the ordinals span +-2**63.
+    The result has the shape of ``x``. NaN has no place in the order, and its ordinal means nothing.
     """
     bits = _bits(x.contiguous()).to(torch.int64)
     magnitude = bits & torch.iinfo(bits_dtype(x.dtype)).max
@@ -125,7 +133,7 @@ def ordinals(x: Tensor) -> Tensor:
 
 
 def from_ordinals(order: Tensor, dtype: torch.dtype) -> Tensor:
-    """The floats with the given :func:`ordinals`; ordinal 0 gives +0. Ordinals past infinity saturate at infinity."""
+    """Map int64 ``ordinals`` to floats; 0 gives +0, and values beyond infinity give infinity."""
     infinity = int(ordinals(torch.tensor(math.inf, dtype=dtype, device="cpu")))
     magnitude = order.abs().clamp(max=infinity).to(bits_dtype(dtype))
     value = magnitude.view(dtype)
@@ -133,17 +141,18 @@ def from_ordinals(order: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def neighbour(x: Tensor, steps: int = 1) -> Tensor:
-    """The float ``steps`` representable values above ``x`` (below for negative steps), reached by bit pattern.
+    """The float that is ``steps`` representable values above ``x``, or below it if negative.
 
-    Both zeros count as one value, subnormals count each, stepping past the largest finite value gives infinity.
+    The two zeros count as one value, and every subnormal counts. A step past the largest finite value gives infinity.
     """
     return from_ordinals(ordinals(x) + steps, x.dtype)
 
 
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
-    """How many steps to the next representable value lead from ``a`` to ``b`` (int64, same dtype in, NaN meaningless).
+    """The number of representable values from ``a`` to ``b``, int64, for one dtype.
 
-    float64 values of opposite sign can be further apart than int64 counts: there the distance is int64's largest value.
+    The result means nothing for NaN. Two float64 values of opposite sign can be further apart than int64 can count. Their
+    distance is int64's largest value.
     """
     first, second = ordinals(a), ordinals(b)
     distance = (first - second).abs()
@@ -152,16 +161,23 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def all_values(dtype: torch.dtype) -> Tensor:
-    """All 65,536 values of a 16-bit dtype, NaN patterns included, in the order of their bit patterns. Shape (65536,)."""
+    """All values of a 16-bit dtype, NaN included, by bit pattern: shape (65536,).
+
+    Raises:
+        UnsupportedDtypeError: for a dtype that is not float16 or bfloat16.
+    """
     if as_dtype(dtype) not in (torch.float16, torch.bfloat16):
         raise UnsupportedDtypeError(f"{dtype} has too many values to list; only float16 and bfloat16 fit in one tensor")
     return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
 def same_bits(a: Tensor, b: Tensor, *, signed_zero: bool = False) -> bool:
-    """Whether two tensors hold the same bits: same shape, dtype and values, any NaN equal to any NaN.
+    """Whether two tensors have the same shape, dtype and values; any NaN equals any NaN.
 
-    With ``signed_zero=False`` (DESIGN, semantics 5: gradients are compared up to the sign of zero) -0 equals +0.
+    Args:
+        a, b: tensors of any shape and floating dtype.
+        signed_zero: whether -0 differs from +0. Gradients are compared without it, because the sign of a zero gradient
+            changes no parameter.
     """
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
@@ -169,7 +185,7 @@ def same_bits(a: Tensor, b: Tensor, *, signed_zero: bool = False) -> bool:
 
 
 def differs(a: Tensor, b: Tensor, *, signed_zero: bool = False) -> Tensor:
-    """Boolean mask of the entries at which two tensors of one shape and dtype differ, as :func:`same_bits` counts it."""
+    """A bool mask of the entries at which two tensors differ, as ``same_bits`` compares them."""
     different = (a != b) & ~(a.isnan() & b.isnan())
     if signed_zero:
         different |= (a == 0) & (b == 0) & (a.signbit() != b.signbit())

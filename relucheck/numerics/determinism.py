@@ -1,4 +1,4 @@
-"""Deterministic algorithms, and one random generator a seed."""
+"""Deterministic algorithms, and random generators that depend on one seed only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Switches deterministic algorithms on, and puts the process back as it was.
+    """Use deterministic algorithms in a block, and restore the process's settings afterwards.
 
-    On CUDA cuBLAS also needs a fixed workspace, which it reads from the environment when its first handle is made
-    (https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html), so the variable is set
-    where the user has not set it.
+    On CUDA, cuBLAS is deterministic only with a fixed workspace. It reads the variable CUBLAS_WORKSPACE_CONFIG when it is
+    used for the first time, so the variable is set here unless the user has set it, and it stays set.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     mode, warn_only = (
@@ -33,5 +34,5 @@ def deterministic() -> Iterator[None]:
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for one seed, so that no draw depends on what drew before it."""
+    """A new random generator with a seed, whose draws do not depend on any draw made before."""
     return torch.Generator(device=device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Devices: what decides how one rounds, in words, and which one to use by default."""
+"""Devices: a description of what decides their rounding, and the default device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["best_device", "environment"]
 
 
 def environment(device: torch.device | str) -> Environment:
-    """Describes this process on a device."""
+    """Describe the software of this process together with a device."""
     place = torch.device(device)
-    # torch's word is exact ("2.14.1+cu130"), its package's may lack the build
+    # torch.__version__ names the build ("2.14.1+cu130"), which the version of the installed package may lack
     here = dataclasses.replace(software(), torch=str(torch.__version__))
     if place.type == "cuda":
         return dataclasses.replace(here, kind="cuda", model=torch.cuda.get_device_name(place))
@@ -25,5 +25,5 @@ def environment(device: torch.device | str) -> Environment:
 
 
 def best_device() -> str:
-    """``"cuda"`` where there is one, else ``"cpu"``."""
+    """Return ``"cuda"`` if a CUDA device is available, else ``"cpu"``."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The dtypes that relucheck's semantics are stated for: names, bit widths, compute dtypes."""
+"""The four supported dtypes: their names, their bits, and torch's compute dtypes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from relucheck.errors import RelucheckError
 
-#: The dtypes that relucheck's semantics are stated and tested for, by increasing number of significand bits.
+#: The dtypes that relucheck supports, by increasing number of significand bits.
 DTYPES: Final[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 _SPELLINGS: Final[dict[str, torch.dtype]] = {
@@ -37,40 +37,47 @@ _BITS_DTYPE: Final[dict[torch.dtype, torch.dtype]] = {
 
 
 class UnsupportedDtypeError(RelucheckError, ValueError):
-    """A dtype that relucheck's semantics are not stated for."""
+    """A dtype that relucheck does not support."""
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """The supported dtype that a ``torch.dtype`` or a name ("bfloat16", "torch.float16", "fp32") means.
+    """Read a ``torch.dtype``, or its name ("bfloat16", "torch.float16", "fp32").
 
     Raises:
-        UnsupportedDtypeError: names the input, the four supported dtypes and the fix.
+        UnsupportedDtypeError: for any other dtype or name.
     """
     if isinstance(dtype, str):
-        found = _SPELLINGS.get(dtype.strip().lower().removeprefix("torch."))
+        supported = _SPELLINGS.get(dtype.strip().lower().removeprefix("torch."))
     else:
-        found = dtype if isinstance(dtype, torch.dtype) and dtype in _BITS_DTYPE else None
-    if found is None:
+        supported = dtype if isinstance(dtype, torch.dtype) and dtype in _BITS_DTYPE else None
+    if supported is None:
         raise UnsupportedDtypeError(
             f"dtype {dtype!r} is not supported: relucheck decides kinks in float16, bfloat16, float32 and float64; "
             "pass one of these (as torch.float32 or 'float32')"
         )
-    return found
+    return supported
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``"bfloat16"`` for ``torch.bfloat16``."""
+    """The name of a dtype without "torch.": ``"bfloat16"`` for ``torch.bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def bits_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The signed integer dtype of the same width as a supported floating dtype."""
+    """The signed integer dtype as wide as a supported floating dtype.
+
+    Raises:
+        UnsupportedDtypeError: for a dtype that is not supported.
+    """
     return _BITS_DTYPE[as_dtype(dtype)]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which torch's elementwise kernels compute: float32 for the 16-bit dtypes, else the dtype itself.
+    """The dtype in which torch's elementwise kernels compute.
 
-    Source: ``at::OpMathType`` (ATen/OpMathType.h), the type in which ATen multiplies 16-bit tensors before it rounds once.
+    It is float32 for the 16-bit dtypes, and the dtype itself for the others.
+
+    Source: ``at::OpMathType`` in ATen/OpMathType.h. ATen computes 16-bit operations in this type and rounds the result
+        once.
     """
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,8 +1,9 @@
-"""Exact arithmetic over tensors of dyadic rationals: every float is one, and so is every sum and product of floats.
+"""Exact arithmetic on tensors of dyadic rationals (an integer times a power of two).
 
-A :class:`Dyadic` holds integers of any size as digits of a few bits over one common power of two. Its products are float64
-matrix products of digits, small enough that no partial sum is rounded, whatever the order of summation. That makes an exact
-layer for a whole mini-batch cost tens of float64 GEMMs, where Python's integers would cost seconds.
+Every finite float is a dyadic rational, and so is every sum and product of floats. A ``Dyadic`` stores integers of any size
+as digits of a few bits, with one power of two for the whole tensor. Matrix products are float64 products of the digits. The
+digits are so small that no partial sum is rounded, whatever the order of summation. An exact linear layer for a mini-batch
+thus costs tens of float64 matrix products, where Python's integers would take seconds.
 
 Source: the error-free splitting of Ozaki, Ogita, Oishi, Rump 2012, "Error-free transformations of matrix multiplication by
 using fast routines of matrix multiplication and its applications", Numerical Algorithms 59.
@@ -26,10 +27,10 @@ class Dyadic:
     """A tensor of exact numbers ``sum(digits[k] * 2**(bits * k)) * 2**exponent``.
 
     Attributes:
-        digits: int64 [digits, ...]; in the normal form, which every function here returns, all but the last are in
-            [0, 2**bits) and the last, which carries the sign, is in [-2**bits, 2**bits).
-        bits: of a digit.
-        exponent: of all numbers alike.
+        digits: int64 [digits, ...], least significant first. Every function here returns the normal form: all digits but
+            the last are in [0, 2**bits); the last one carries the sign and is in [-2**bits, 2**bits).
+        bits: the bits of a digit.
+        exponent: the exponent of the power of two that all numbers share.
     """
 
     digits: Tensor
@@ -38,29 +39,32 @@ class Dyadic:
 
     @property
     def sign(self) -> Tensor:
-        """-1, 0 or 1 of each number, int64."""
+        """The sign of each number: -1, 0 or 1, int64."""
         last = self.digits[-1]
         some = (self.digits != 0).any(0).long()
         return torch.where(last < 0, -torch.ones_like(last), some)
 
     def rows(self, rows: Tensor) -> Dyadic:
-        """The numbers at some indices of the first dimension."""
+        """Select indices (int64) of the first dimension."""
         return dataclasses.replace(self, digits=self.digits[:, rows])
 
     def fractions(self, positions: tuple[Tensor, ...]) -> list[Fraction]:
-        """The numbers at some positions (one index tensor per dimension) as fractions."""
+        """Convert the numbers at some positions (one index tensor per dimension) to fractions."""
         chosen = torch.stack([digit[positions] for digit in self.digits], -1).tolist()
         scale = Fraction(2) ** self.exponent
         return [sum(digit << (self.bits * k) for k, digit in enumerate(digits)) * scale for digits in chosen]
 
 
 def digit_bits(terms: int) -> int:
-    """The most bits of a digit for which a sum of ``terms`` products of two digits (each at most 2**bits) is exact."""
+    """The most bits of a digit with which a float64 sum of ``terms`` products is exact."""
     return (_SIGNIFICAND - max(1, terms).bit_length()) // 2
 
 
 def lowest_exponent(values: Tensor) -> int:
-    """The largest e for which all of ``values`` (finite float64) are integers times 2**e; 0 where all are 0."""
+    """The largest e such that all finite float64 ``values`` are integers times 2**e.
+
+    It is 0 if all values are 0.
+    """
     mantissa, exponent = _integers(values)
     lowest_bit = mantissa & -mantissa
     trailing = torch.frexp(lowest_bit.double())[1] - 1
@@ -69,19 +73,28 @@ def lowest_exponent(values: Tensor) -> int:
 
 
 def _integers(values: Tensor) -> tuple[Tensor, Tensor]:
-    """``|values|`` as integers below 2**53 and exponents."""
+    """Split ``|values|`` into integers below 2**53 and exponents of two, both int64."""
     fraction, exponent = torch.frexp(values.abs())
     return torch.ldexp(fraction, torch.tensor(float(_SIGNIFICAND))).long(), exponent.long() - _SIGNIFICAND
 
 
 def from_floats(values: Tensor, bits: int, exponent: int | None = None) -> Dyadic:
-    """Finite float64 values, exactly, over 2**exponent (None: the largest that serves; else it must not be larger)."""
+    """Convert finite float64 values exactly.
+
+    Args:
+        values: float64, of any shape.
+        bits: the bits of a digit.
+        exponent: of the result, at most ``lowest_exponent(values)``. None means exactly that.
+
+    Raises:
+        ValueError: for a larger exponent, with which low bits would be lost.
+    """
     lowest = lowest_exponent(values)
     exponent = lowest if exponent is None else exponent
     if exponent > lowest:
         raise ValueError(f"from_floats: exponent={exponent} would cut values; pass at most {lowest}")
     mantissa, places = _integers(values)
-    places = places - exponent  # negative ones only where the mantissa ends in that many zeros, or is zero
+    places = places - exponent  # negative only where the mantissa is 0 or ends in that many zero bits
     mantissa = mantissa >> (-places).clamp(0, 63)
     places = places.clamp(min=0)
     length = max(0, int((places + torch.frexp(mantissa.double())[1]).max())) if values.numel() else 0
@@ -96,12 +109,12 @@ def from_floats(values: Tensor, bits: int, exponent: int | None = None) -> Dyadi
 
 
 def _normal(digits: Tensor, bits: int, exponent: int) -> Dyadic:
-    """Carries until every digit but the last is in [0, 2**bits), and drops leading digits that say nothing."""
+    """Carry until the digits have the normal form; drop leading digits that are not needed."""
     count = len(digits) + -(-64 // bits)
     out = torch.zeros((count, *digits.shape[1:]), dtype=torch.int64)
     out[: len(digits)] = digits
     for k in range(count - 1):
-        carry = out[k] >> bits  # rounds down
+        carry = out[k] >> bits  # rounds down, so that the rest is not negative
         out[k] -= carry << bits
         out[k + 1] += carry
     while count > 1 and bool(((out[count - 1] == 0) | (out[count - 1] == -1)).all()):
@@ -120,7 +133,7 @@ def _integer_digits(number: int, bits: int) -> list[int]:
 
 
 def _times(x: Tensor, number: int, bits: int) -> Tensor:
-    """Digits (not in the normal form) of ``x`` times an integer."""
+    """Multiply digits by an integer; the result is not in the normal form."""
     factors = _integer_digits(number, bits)
     out = torch.zeros((len(x) + len(factors) - 1, *x.shape[1:]), dtype=torch.int64)
     for k, factor in enumerate(factors):
@@ -138,18 +151,22 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
 
 
 def linear(x: Dyadic, weight: Tensor, bias: Tensor | None) -> Dyadic:
-    """``x @ weight.T + bias`` exactly.
+    """Compute ``x @ weight.T + bias`` exactly.
 
     Args:
-        x: [rows, inputs], with digits of at most :func:`digit_bits` (inputs).
-        weight: float64 [outputs, inputs]; bias: float64 [outputs] or None; all finite.
+        x: [rows, inputs], with digits of at most ``digit_bits(inputs)`` bits.
+        weight: finite float64 [outputs, inputs].
+        bias: finite float64 [outputs], or None.
+
+    Raises:
+        ValueError: for digits of more bits, whose sums would be rounded.
     """
     outputs, inputs = weight.shape
     if x.bits > digit_bits(inputs):
         raise ValueError(f"linear: digits of {x.bits} bits are not exact for {inputs} terms; use {digit_bits(inputs)}")
     lowest = lowest_exponent(weight)
     if bias is not None and bool(bias.any()):
-        lowest = min(lowest, lowest_exponent(bias) - x.exponent)  # so that the bias fits the product's exponent
+        lowest = min(lowest, lowest_exponent(bias) - x.exponent)  # so that the product's exponent can represent the bias
     factor = from_floats(weight, x.bits, lowest)
     live = [k for k in range(len(factor.digits)) if bool(factor.digits[k].any())]
     rows = x.digits.shape[1]
@@ -169,7 +186,7 @@ def linear(x: Dyadic, weight: Tensor, bias: Tensor | None) -> Dyadic:
 
 
 def compare(x: Dyadic, number: int) -> Tensor:
-    """The sign of ``x - number``: -1, 0 or 1, int64. The number is a whole one."""
+    """The sign of ``x - number`` for an integer: -1, 0 or 1, int64."""
     if number == 0:
         return x.sign
     x = _at_most_zero(x)
@@ -179,11 +196,18 @@ def compare(x: Dyadic, number: int) -> Tensor:
 
 
 def _at_most_zero(x: Dyadic) -> Dyadic:
+    """Rewrite ``x`` with an exponent of at most 0, with which integers can be represented."""
     return x if x.exponent <= 0 else _normal(_times(x.digits, 1 << x.exponent, x.bits), x.bits, 0)
 
 
 def piecewise(x: Dyadic, slope: float, upper: int | None) -> Dyadic:
-    """``slope * x`` left of 0, ``x`` from there on, cut at ``upper`` (None: not cut). The slope is what its float holds."""
+    """Compute ``slope * x`` for x < 0 and ``min(x, upper)`` for x >= 0, exactly.
+
+    Args:
+        x: the pre-activations.
+        slope: the negative slope, taken as the exact value of the float.
+        upper: an integer, or None for no upper limit.
+    """
     numerator, denominator = slope.as_integer_ratio()
     sign = x.sign
     right = torch.where(sign > 0, x.digits, 0)
@@ -195,7 +219,7 @@ def piecewise(x: Dyadic, slope: float, upper: int | None) -> Dyadic:
         right = _sum((torch.where((sign > 0) & ~above, x.digits, 0), torch.where(above, ceiling, 0)))
     if numerator == 0:
         return _normal(right, x.bits, x.exponent)
-    # x * 1 = (x * denominator) / denominator, so that both sides have one exponent
+    # the right side, too, is multiplied by the denominator and divided by it, so that both sides have one exponent
     left = _times(torch.where(sign < 0, x.digits, 0), numerator, x.bits)
     exponent = x.exponent - (denominator.bit_length() - 1)
     return _normal(_sum((_times(right, denominator, x.bits), left)), x.bits, exponent)

@@ -1,6 +1,6 @@
-"""The environment that a result comes from: the versions, the processor, and the device that decides rounding.
+"""The environment of a result: software versions, the processor, and the device.
 
-Imports no torch, so that a report of versions costs no import of it; :mod:`relucheck.numerics.devices` describes a device.
+This module does not import torch, so that a report of versions is fast. ``relucheck.numerics.devices`` describes devices.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ __all__ = ["Environment", "software"]
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """Where a result comes from.
+    """Where a result was computed.
 
     Attributes:
-        relucheck, torch, python: their versions.
+        relucheck: the version of relucheck.
+        torch: the version of torch.
+        python: the version of Python.
         platform: the operating system and the instruction set, for example "Linux x86_64".
-        processor: the model's name. Kernels are chosen by it, so it decides bits as the device does.
-        kind: the type of the device ("cpu", "cuda"); empty where none is described.
-        model: what decides the device's kernels: a CPU's vector instructions ("AVX512"), a GPU's name.
-        threads: how many threads a CPU's products may use; None where no CPU is described.
+        processor: the name of the processor. Libraries choose kernels by it, so it can change the bits of a result.
+        kind: the type of the device ("cpu", "cuda"); empty if no device is described.
+        model: what decides the device's kernels: a CPU's vector instructions ("AVX512") or a GPU's name.
+        threads: how many threads torch may use on a CPU; None if no CPU is described.
     """
 
     relucheck: str
@@ -38,32 +40,32 @@ class Environment:
 
     @property
     def device(self) -> str:
-        """The device in words, with what decides how it rounds: "cpu (AVX512), 1 thread"."""
+        """The device in words, for example "cpu (AVX512), 1 thread"."""
         text = f"{self.kind} ({self.model})" if self.model else self.kind
         return text if self.threads is None else f"{text}, {self.in_threads}"
 
     @property
     def in_threads(self) -> str:
-        """The number of threads in words."""
+        """The number of threads in words, for example "2 threads"."""
         return f"{self.threads} thread{'' if self.threads == 1 else 's'}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; without the fields of a device where none is described."""
+        """Convert to a JSON object; fields of the device are left out if none is described."""
         empty = ("", None)
         return {name: value for name, value in dataclasses.asdict(self).items() if value not in empty}
 
     def versions(self, *names: str) -> dict[str, str]:
-        """Some of the fields that are text, by their names: what a stored result keeps of them."""
+        """Select text fields by their names, as stored results keep them."""
         return {name: str(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
-        """One line: "relucheck 0.1.0, torch 2.14.1, python 3.11.7, Linux x86_64, AMD EPYC, cpu (AVX512), 1 thread"."""
+        """One line, for example "relucheck 0.1.0, torch 2.14.1, ..., cpu (AVX512), 1 thread"."""
         named = [f"{name} {value}" for name, value in self.versions("relucheck", "torch", "python").items()]
         return ", ".join(filter(None, [*named, self.platform, self.processor, self.device]))
 
 
 def software() -> Environment:
-    """Describes this process without a device."""
+    """Describe the software of this process, without a device."""
     return Environment(
         relucheck=_installed("relucheck"),
         torch=_installed("torch"),

@@ -1,9 +1,11 @@
-"""The process's switches for the products of float32, of which PyTorch has a tree and an older set.
+"""The process-wide switches for the precision of float32 products.
 
-``torch.backends.fp32_precision`` stands at the top; below it are cuDNN and oneDNN ("mkldnn"), below these the kinds of
-layers. A switch that is "none" follows the one above it, and the switches of cuDNN's layers have a default of their own,
-TF32, which no assignment brings back once they were assigned to
-(https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices).
+PyTorch has an older set of switches and a newer tree of them. ``torch.backends.fp32_precision`` is the top of the tree.
+Below it are cuDNN and oneDNN ("mkldnn"), and below each of these are the kinds of layers. A switch that is "none" follows
+the one above it. The switches of cuDNN's layers start with another default, TF32. Once one of them was assigned to, no
+assignment restores that default.
+
+Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _BACKENDS: Final[Any] = torch.backends  # whose stubs lack these switches
 
 @dataclasses.dataclass(frozen=True)
 class _Switch:
-    """One switch: its backend and its kind of layers below ``torch.backends``, each "" where it stands for all."""
+    """One switch: its backend and its kind of layers below ``torch.backends``; "" means all."""
 
     backend: str = ""
     layers: str = ""
@@ -34,7 +36,7 @@ class _Switch:
 
     @property
     def value(self) -> str:
-        """What holds, by the switch itself or by one above it."""
+        """The precision in force, set by this switch or by one above it."""
         return str(self._owner.fp32_precision)
 
     def set(self, value: str) -> None:
@@ -59,17 +61,24 @@ _OTHER: Final = {
 
 
 def precisions(kind: str) -> dict[str, str]:
-    """What holds for products, convolutions and recurrences on a type of device: "ieee", "tf32", "bf16" or "none"."""
+    """The precision in force for products, convolutions and recurrences.
+
+    Each is "ieee", "tf32", "bf16" or "none".
+
+    Args:
+        kind: the type of a device, "cuda" or any other.
+    """
     return {name: switch.value for name, switch in (_CUDA if kind == "cuda" else _OTHER).items()}
 
 
 @contextlib.contextmanager
 def precision(wanted: str) -> Iterator[None]:
-    """Sets "ieee" or "tf32" for all layers on all devices; afterwards each switch is as it was, or follows as it did.
+    """Set "ieee" or "tf32" for all layers and devices in a block; restore all switches then.
 
-    Where ``torch.get_float32_matmul_precision`` can be read it can be read within, too. ``torch.backends.cudnn.allow_tf32``
-    may raise within, as torch does where it contradicts the newer switches: an assignment to it would end the default of
-    cuDNN's switches for good.
+    A switch that followed another one follows it again. If ``torch.get_float32_matmul_precision`` can be read before the
+    block, it can be read inside, too. Reading ``torch.backends.cudnn.allow_tf32`` inside may raise, because torch raises
+    where it contradicts the newer switches. It is not set here, because that would end the default of cuDNN's switches for
+    the rest of the process.
     """
     older = _older()
     kept: list[tuple[_Switch, str]] = []
@@ -96,7 +105,7 @@ def precision(wanted: str) -> Iterator[None]:
 
 
 def _older() -> str | None:
-    """The older switch for products, or None where torch refuses to read it, as a newer one says otherwise."""
+    """The older switch for products; None if a newer switch contradicts it, where torch raises."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:

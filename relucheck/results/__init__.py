@@ -1,1 +1,1 @@
-"""What every long run and every report needs: files, a store, statistics, tables, figures, progress. Imports no torch."""
+"""Tools for long runs and reports: files, statistics, tables, progress. Imports no torch."""

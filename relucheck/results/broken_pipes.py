@@ -1,4 +1,7 @@
-"""A reader that stops reading (``relucheck check LIB | head``) ends the output, not the run, and not its verdict."""
+"""Let a command finish when nobody reads its output (``relucheck check LIB | head``).
+
+Without this, Python would raise BrokenPipeError, and the exit code would no longer say what the command decided.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 
-class _Patient:
-    """A text stream that drops what it is given once nobody reads it any more."""
+class _PipeTolerant:
+    """A text stream that discards what is written once nobody reads it any more."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -33,7 +36,7 @@ class _Patient:
 
 
 def _discard(stream: TextIO) -> None:
-    """Points a stream at the null device, also for what its buffer holds: Python flushes it once more at exit."""
+    """Redirect a stream to the null device; flush its buffer, as Python does again at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, stream.fileno())
@@ -44,13 +47,13 @@ def _discard(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def tolerated() -> Iterator[None]:
-    """Lets a broken pipe at standard output or standard error pass without an error, in the block and at exit."""
+    """Ignore broken pipes at standard output and error, in the block and when Python exits."""
     out, err = sys.stdout, sys.stderr
-    patient = [cast(TextIO, _Patient(stream)) for stream in (out, err)]
-    sys.stdout, sys.stderr = patient
+    wrapped = [cast(TextIO, _PipeTolerant(stream)) for stream in (out, err)]
+    sys.stdout, sys.stderr = wrapped
     try:
         yield
     finally:
-        for stream in patient:
+        for stream in wrapped:
             stream.flush()
         sys.stdout, sys.stderr = out, err

@@ -1,4 +1,4 @@
-"""Figures as PNG files, written whole or not at all, by matplotlib's Agg: no display, no state shared with the caller's."""
+"""Figures as PNG files, drawn by matplotlib without a display and without its global state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def drawable() -> bool:
 
 
 def blank(width: float, height: float) -> Any:
-    """An empty matplotlib figure of a size in inches, which lays out its panels itself.
+    """Create an empty matplotlib figure with automatic layout.
+
+    Args:
+        width: in inches.
+        height: in inches.
 
     Raises:
         FigureError: without matplotlib; says how to install it.
@@ -43,16 +47,16 @@ def blank(width: float, height: float) -> Any:
 
 
 def png(figure: Any) -> bytes:
-    """A figure as a PNG; equal figures give equal bytes."""
+    """Render a matplotlib figure as the bytes of a PNG file; equal figures give equal bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": "relucheck"})
     return stream.getvalue()
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a figure as a PNG file.
+    """Write a matplotlib figure as a PNG file, either completely or not at all.
 
     Raises:
-        OSError: it cannot be written; what was there before stays.
+        OSError: if the file cannot be written. A file that was there before stays as it was.
     """
     write_atomically(path, png(figure))

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Write files atomically: either completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import secrets
 from pathlib import Path
 from typing import Final
 
-#: What to do about finished results of the schema before this one.
+#: Advice in errors about finished results in the previous version of the file layout.
 MIGRATE: Final = "python tools/migrate_results.py FOLDER rewrites finished results of the schema before"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name beside it and renames it into place; makes the folder.
+    """Write a file under a temporary name, then rename it; create the folder if necessary.
 
-    Readers see the old file or the new one, never half of it, also after a loss of power: the bytes are on disk before the
-    name changes. Text is UTF-8.
+    Readers see the old file or the new one, never a part of it. That holds after a loss of power, too, because the bytes
+    are on disk before the file is renamed.
+
+    Args:
+        path: the file.
+        content: bytes, or text, which is written as UTF-8.
 
     Raises:
-        OSError: it cannot be written; what was there before stays.
+        OSError: if the file cannot be written. A file that was there before stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")

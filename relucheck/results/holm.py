@@ -1,4 +1,4 @@
-"""Holm's correction of p-values for being several."""
+"""Holm's correction of p-values for multiple tests."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from relucheck.errors import RelucheckError
 
 
 class StatisticsError(RelucheckError, ValueError):
-    """Numbers from which nothing can be concluded."""
+    """Invalid input of a statistical test or summary."""
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, in the order given: with each at most a, the chance of any false one is <= a.
+    """Adjust p-values for multiple tests by Holm's method.
 
-    Valid however the tests depend on each other. Source: S. Holm, A simple sequentially rejective multiple test procedure,
-    Scandinavian Journal of Statistics 6 (1979) 65-70. scipy has corrections of the false discovery rate only.
+    If every adjusted p-value of at most a is called significant, the probability of any false positive is at most a. This
+    holds whatever the dependence between the tests. It is implemented here because scipy only has corrections of the false
+    discovery rate.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979)
+    65-70.
+
+    Args:
+        p_values: numbers from 0 to 1.
+
+    Returns:
+        The adjusted p-values, in the same order.
 
     Raises:
-        StatisticsError: for a value that is no p-value.
+        StatisticsError: for a value below 0, above 1 or NaN.
     """
     for p in p_values:
         if not 0 <= p <= 1:

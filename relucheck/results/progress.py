@@ -1,4 +1,4 @@
-"""Progress of long work: a live rich bar with rate and remaining time on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _EVERY = 0.2  # seconds between two updates of the bar
 
 
 class Progress:
-    """Shows how far some work is; costs next to nothing per :meth:`advance`.
+    """Show how far some work has got. Use it as a context manager.
 
-    On a terminal a bar with count, rate, remaining time and a note; otherwise (CI, a file) only what :meth:`line` is given,
-    with the time that is left by the rate so far.
+    On a terminal it shows a bar with the count, the rate, the remaining time and a note. Elsewhere (in CI, in a file) it
+    prints only the texts given to ``line``, each with the count, the rate and the remaining time. ``advance`` is cheap
+    enough to be called at every step.
 
     Args:
-        total: how many steps there are.
-        title: what is done.
-        unit: what a step is called, in the plural.
-        done: steps done in an earlier sitting; they count as done, not for the rate.
-        stream: where to; standard error unless given.
+        total: the number of steps.
+        title: the name of the work.
+        unit: the name of a step, in the plural.
+        done: steps that an earlier run has done. They count as done but not for the rate.
+        stream: the text stream to write to; standard error by default.
         enabled: False shows nothing.
     """
 
@@ -49,7 +50,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         console = Console(file=self._stream)
-        # rich believes FORCE_COLOR, which CI sets for its logs; a bar needs a terminal that really is one
+        # rich takes a stream for a terminal if FORCE_COLOR is set, as in CI; a bar needs a real terminal
         terminal = self._stream.isatty() and console.is_terminal and not console.is_dumb_terminal
         if self._enabled and terminal:
             self._bar = Bar(
@@ -67,30 +68,30 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Steps per second of this sitting."""
+        """Steps per second in this run."""
         return (self._done - self._first) / max(time.monotonic() - self._begun, 1e-9)
 
     @property
     def live(self) -> bool:
-        """Whether there is a bar, so that a note is worth making."""
+        """Whether a bar is shown. Without one, notes are not shown and need not be computed."""
         return self._bar is not None
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Counts steps; ``note`` replaces what stands behind the bar."""
+        """Count steps as done; ``note`` replaces the text at the end of the bar."""
         self._done += steps
         self._note = self._note if note is None else note
         if self._bar is not None and time.monotonic() - self._shown > _EVERY:
             self._show(self._bar)
 
     def report(self, steps: int, note: str) -> None:
-        """What work says of itself: steps with what stands behind the bar, or a line that stays."""
+        """Count steps, with a note at the end of the bar; with 0 steps, print the note as a line."""
         if steps:
             self.advance(steps, note or None)
         elif note:
             self.line(note)
 
     def line(self, text: str) -> None:
-        """A line that stays: above the bar, or by itself."""
+        """Print a line that stays on the screen, above the bar if there is one."""
         if not self._enabled:
             return
         if self._bar is not None:

@@ -1,6 +1,7 @@
-"""Shares of draws: exact intervals, how many draws a wanted interval needs, and tests of one count against another.
+"""Proportions: exact confidence intervals, sample sizes, and the test of two counts.
 
-Everything here is exact for the binomial distribution; the quantiles and the test are scipy's, imported when first needed.
+All of it is exact for the binomial distribution. The quantiles and the test are those of scipy, which is imported on first
+use.
 """
 
 from __future__ import annotations
@@ -11,37 +12,51 @@ from typing import Any, Final
 
 from relucheck.errors import RelucheckError, whole
 
-#: The confidence of every interval and the level of every verdict, by default.
+#: The default confidence of intervals.
 CONFIDENCE: Final = 0.95
+#: The default significance level of verdicts.
 LEVEL: Final = 0.05
 DIFFERS: Final = "differs"
 NOT_DISTINGUISHED: Final = "not distinguished"
 
-_SMALLEST: Final = 5e-4  # half-width that some four million draws reach
-_BLOCK: Final = 4096
+_SMALLEST: Final = 5e-4  # the smallest half-width: it takes about four million draws, and the search looks at each number
+_BLOCK: Final = 4096  # numbers of draws that the search looks at together
 
 
 class ProportionError(RelucheckError, ValueError):
-    """Counts, a share or a half-width that cannot be."""
+    """An invalid count, share, half-width or confidence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A confidence interval of a share: 0 <= low <= high <= 1."""
+    """A confidence interval of a share.
+
+    Attributes:
+        low: the lower bound, from 0 to 1.
+        high: the upper bound, from ``low`` to 1.
+    """
 
     low: float
     high: float
 
     @property
     def half_width(self) -> float:
-        """Half of its length; the interval is not symmetric about the share."""
+        """Half the length of the interval. The interval is not symmetric about the observed share."""
         return (self.high - self.low) / 2
 
 
 def interval(count: int, draws: int, confidence: float = CONFIDENCE) -> Interval:
-    """The Clopper-Pearson interval of ``count`` in ``draws``: it covers the true share with at least ``confidence``.
+    """The Clopper-Pearson confidence interval of a share.
 
-    Source: C. J. Clopper, E. S. Pearson (1934), Biometrika 26; the bounds are quantiles of beta distributions.
+    It contains the true share with a probability of at least ``confidence``. The bounds are quantiles of beta
+    distributions.
+
+    Source: C. J. Clopper, E. S. Pearson (1934), Biometrika 26.
+
+    Args:
+        count: how many draws have the property.
+        draws: the number of draws.
+        confidence: of the interval.
 
     Raises:
         ProportionError: unless 0 <= count <= draws, draws >= 1 and 0 < confidence < 1.
@@ -52,27 +67,27 @@ def interval(count: int, draws: int, confidence: float = CONFIDENCE) -> Interval
 
 
 def _bounds(count: Any, draws: Any, tail: float) -> tuple[Any, Any]:
-    """Both bounds, of numbers or arrays.
+    """Compute both bounds, for numbers or numpy arrays.
 
-    scipy's quantiles and not its ``binomtest(...).proportion_ci``, which solves for the same bounds, a thousand times
-    slower, with an error of 4e-13, and takes no arrays.
+    ``scipy.stats.binomtest(...).proportion_ci`` is not used. It finds the same bounds by iteration: a thousand times
+    slower, with an error of 4e-13, and not for arrays.
     """
     import numpy as np
     from scipy.special import betaincinv
 
-    # the quantiles are undefined where a bound is 0 or 1 by definition
+    # the bound is 0 for no success and 1 for no failure by definition; there the quantile does not exist
     low = np.where(count > 0, betaincinv(np.maximum(count, 1), draws - count + 1, tail), 0.0)
     high = np.where(count < draws, betaincinv(count + 1, np.maximum(draws - count, 1), 1 - tail), 1.0)
     return low, high
 
 
 def draws_for(half_width: float, share: float | None = None, confidence: float = CONFIDENCE) -> int:
-    """The smallest number of draws whose Clopper-Pearson interval has at most the wanted half-width.
+    """The smallest number of draws whose Clopper-Pearson interval is short enough.
 
     Args:
         half_width: half of the interval's length, at least 0.0005 and less than 0.5.
-        share: the anticipated share. A number of draws n counts when both whole counts nearest to ``n * share`` give an
-            interval that is short enough. None is the worst case: every count does (the widest is the one in the middle).
+        share: the anticipated share. A number of draws n is enough if both integers next to ``n * share``, taken as counts,
+            give an interval that is short enough. None is the worst case, a share of 1/2, which gives the longest interval.
         confidence: of the interval.
 
     Raises:
@@ -87,7 +102,7 @@ def draws_for(half_width: float, share: float | None = None, confidence: float =
     tail = _tail(confidence)
     anticipated = 0.5 if share is None else share
     start = 1
-    while True:  # the half-width is not monotone in n, as counts are whole: so every n is looked at, a block at a time
+    while True:  # counts are integers, so the half-width is not monotone in n: every n has to be looked at
         n = np.arange(start, start + _BLOCK, dtype=np.float64)
         fits = np.ones(len(n), dtype=bool)
         for count in (np.floor(n * anticipated), np.ceil(n * anticipated)):
@@ -99,14 +114,20 @@ def draws_for(half_width: float, share: float | None = None, confidence: float =
 
 
 def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> float:
-    """The two-sided p-value of Fisher's exact test that two independent counts have one share.
+    """The two-sided p-value of Fisher's exact test that two counts have the same share.
 
-    Fisher's and not Boschloo's, which has more power: Fisher's p-value is a finite sum, the same on every machine, and
-    its level holds whatever the common share is; scipy finds Boschloo's as a maximum over the unknown share by sampling,
-    and takes seconds for a thousand draws a side. Fisher's errs towards "not distinguished".
+    Boschloo's test has more power but is not used. Fisher's p-value is a finite sum, the same on every machine, and its
+    level holds for every common share. scipy computes Boschloo's by sampling a maximum over the unknown share, which takes
+    seconds for a thousand draws a side. Fisher's test errs towards "not distinguished".
+
+    Args:
+        count: how many of the first draws have the property.
+        draws: the number of first draws.
+        other_count: how many of the second draws have the property.
+        other_draws: the number of second draws.
 
     Raises:
-        ProportionError: for counts that cannot be.
+        ProportionError: for a count below 0 or above its number of draws, or fewer than 1 draw.
     """
     from scipy.stats import fisher_exact
 
@@ -117,7 +138,7 @@ def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> fl
 
 
 def verdict(adjusted: float, level: float = LEVEL) -> str:
-    """What an adjusted p-value allows to say: that two shares differ, or that these draws do not distinguish them."""
+    """Put an adjusted p-value into words: ``DIFFERS`` or ``NOT_DISTINGUISHED``."""
     return DIFFERS if adjusted <= level else NOT_DISTINGUISHED
 
 

@@ -1,8 +1,8 @@
-"""Means, intervals and paired tests over seeds, and the verdict on a subgradient: differs, equivalent or undecided.
+"""Means, intervals and paired tests over seeds, and the verdict on a subgradient.
 
-The unit is the seed. Members of one seed share initialisation, batch order and dropout masks, so a subgradient is compared
-with s = 0 on the same seed, and the tests are paired. Test mini-batches or epochs of one run are no repetitions: nothing
-here pools them.
+The unit of repetition is the seed. Runs with one seed share the initialisation, the order of mini-batches and the dropout
+masks. A subgradient is therefore compared with s = 0 on the same seed, and the tests are paired. Mini-batches or epochs of
+one run are not independent repetitions, so nothing here pools them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ from relucheck.results.holm import StatisticsError, holm
 Verdict = Literal["differs", "equivalent", "undecided"]
 #: Test accuracies closer than this, in percentage points, count as equivalent.
 MARGIN: Final = 0.2
-#: Level of all tests, after correction; intervals hold with 1 - LEVEL.
+#: The significance level of all tests, after correction. Confidence intervals have the confidence 1 - LEVEL.
 LEVEL: Final = 0.05
-_DIGITS: Final = 9  # decimals of a difference; what lies beyond is the rounding of the subtraction
+_DIGITS: Final = 9  # decimals kept of a difference; later ones are rounding errors of the subtraction
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Values over seeds: how many, mean, standard deviation (n - 1) and Student's t-interval of the mean.
+    """The mean of values over seeds with its spread, in the unit of the values.
 
-    ``sd``, ``low`` and ``high`` are None for fewer than 2 values, ``mean`` for none.
+    Attributes:
+        n: the number of values.
+        mean: the mean; None without values.
+        sd: the standard deviation, with the divisor n - 1; None with fewer than 2 values.
+        low: the lower bound of Student's t-interval of the mean; None with fewer than 2 values.
+        high: the upper bound of that interval; None with fewer than 2 values.
     """
 
     n: int
@@ -39,21 +44,23 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """The differences (value minus reference on the same seed), and two tests on their mean.
+    """Paired differences (value minus reference on the same seed), and two tests of their mean.
 
     Attributes:
-        n: number of pairs.
-        lost: pairs of which one run has no value (it diverged); with any the verdict is "undecided", because the
-            remaining pairs are those that went well.
-        difference: mean, standard deviation and t-interval of the differences.
-        p_difference: of the two-sided test of a mean of 0; None with fewer than 2 pairs.
-        p_equivalence: of the two one-sided tests (TOST) of a mean outside the margin; None with fewer than 2 pairs.
-        identical: whether the runs are known to be the same, bit for bit, on every seed.
-        adjusted_difference, adjusted_equivalence: after Holm's correction over the family, see :func:`judge`; the plain
-            ones for identical runs, which are no part of it; None where nothing can be concluded.
-        family: number of tests in the family.
-        verdict: "differs": the mean is not 0 (whatever its size: the interval tells). "equivalent": it is within the
-            margin, and a difference from 0 is not shown. "undecided": all else.
+        n: the number of pairs.
+        lost: the number of seeds on which one of the two runs has no value, because it diverged. With any such seed the
+            verdict is "undecided": the remaining seeds would be a biased selection.
+        difference: the mean, standard deviation and t-interval of the differences.
+        p_difference: the p-value of the two-sided test that the mean is 0; None with fewer than 2 pairs.
+        p_equivalence: the p-value of the two one-sided tests (TOST) that the mean lies outside the margin; None with fewer
+            than 2 pairs.
+        identical: whether both runs are known to be bitwise identical on every seed.
+        adjusted_difference: ``p_difference`` after Holm's correction, see ``judge``. For identical runs it is
+            ``p_difference`` itself. None if nothing can be concluded.
+        adjusted_equivalence: ``p_equivalence`` after Holm's correction, in the same way.
+        family: the number of comparisons over which the p-values are corrected.
+        verdict: "differs" if the mean is significantly different from 0, whatever its size, which the interval shows;
+            "equivalent" if it is significantly within the margin and not significantly different from 0; else "undecided".
     """
 
     n: int
@@ -69,7 +76,11 @@ class Paired:
 
 
 def summarise(values: Sequence[float], level: float = LEVEL) -> Summary:
-    """Mean, standard deviation and t-interval of finite values, one per seed.
+    """Compute the mean, standard deviation and t-interval of values, one per seed.
+
+    Args:
+        values: finite numbers.
+        level: the interval has the confidence 1 - level.
 
     Raises:
         StatisticsError: for a value that is not finite.
@@ -82,7 +93,7 @@ def summarise(values: Sequence[float], level: float = LEVEL) -> Summary:
     count = len(numbers)
     if count < 2:
         return Summary(count, numbers[0] if numbers else None, None, None, None)
-    if len(set(numbers)) == 1:  # exactly: rounding in the mean would give identical runs a spread of an ulp
+    if len(set(numbers)) == 1:  # else rounding in the mean could give equal values a spread of an ulp
         return Summary(count, numbers[0], 0.0, numbers[0], numbers[0])
     from scipy import stats
 
@@ -100,22 +111,23 @@ def paired(
     *,
     same_run: bool = False,
 ) -> Paired:
-    """Compares values with a reference on the same seeds (same order); without correction and verdict: see :func:`judge`.
+    """Compare values with a reference on the same seeds.
 
-    The tests are Student's t on the differences, by scipy. Differences without any spread (which may all be 0) have no t:
-    the exact sign test takes its place. That holds for identical runs too: the seed is the unit, and that a few seeds met
-    no kink says little about the next one.
+    ``judge`` adds the correction and the verdict. The tests are Student's t-tests on the differences. If all differences
+    are equal (they may all be 0), the t-test is undefined, and the exact sign test takes its place. Identical runs are
+    tested in this way, too: that no kink changed the result on a few seeds says little about the next seed.
 
     Args:
-        values, reference: one number per seed, None or not finite where the run has none.
-        margin: half-width of the range that counts as equivalent, in the unit of the values.
-        level: for the interval.
-        same_run: whether every value is known to come from the very run of its reference, bit for bit; for the table, the
-            test is the same.
+        values: one number per seed; None, NaN or infinity if the run has no value.
+        reference: the same of the reference, in the same order of seeds.
+        margin: the half-width of the range that counts as equivalent, in the unit of the values.
+        level: the interval of the difference has the confidence 1 - level.
+        same_run: whether the runs of both are known to be bitwise identical on every seed. It sets ``identical`` and does
+            not change the tests.
 
     Raises:
-        StatisticsError: for sequences of different length, a margin that is not positive, or different values of the same
-            run.
+        StatisticsError: for sequences of different length, for a margin that is not positive, and for ``same_run`` with
+            different values.
     """
     if len(values) != len(reference):
         raise StatisticsError(
@@ -124,7 +136,7 @@ def paired(
     if not margin > 0:
         raise StatisticsError(f"paired: margin={margin!r}; nothing is equivalent within it, pass a positive number")
     pairs = [(a, b) for a, b in zip(values, reference, strict=True) if _finite(a) and _finite(b)]
-    # 97.3 - 97.2 and 97.5 - 97.4 are one difference; one image of 10,000 is 0.01 points
+    # rounded so that 97.3 - 97.2 equals 97.5 - 97.4; the smallest real difference, one image of 10,000, is 0.01 points
     differences = [round(float(a) - float(b), _DIGITS) for a, b in pairs]  # type: ignore[arg-type]
     count, lost = len(differences), len(values) - len(differences)
     summary = summarise(differences, level)
@@ -150,7 +162,7 @@ def _finite(value: float | None) -> bool:
 
 
 def _sign_tests(constant: float, count: int, margin: float) -> tuple[float, float]:
-    """p of a difference and of equivalence, for ``count`` equal differences, by the exact sign test."""
+    """The p-values of difference and equivalence for equal differences, by the sign test."""
     from scipy import stats
 
     two_sided = stats.binomtest(count, count).pvalue if constant else 1.0
@@ -159,12 +171,20 @@ def _sign_tests(constant: float, count: int, margin: float) -> tuple[float, floa
 
 
 def judge(comparisons: Mapping[_Key, Paired], level: float = LEVEL) -> dict[_Key, Paired]:
-    """The same comparisons with p-values corrected for their number (Holm, per question) and a verdict each.
+    """Correct the p-values of several comparisons by Holm's method, and give the verdicts.
 
-    The family is every comparison handed over that tests something: all subgradients, arithmetics and rules that are read
-    side by side. Fewer than 2 pairs and lost runs conclude nothing; they do not count, and stay undecided. Identical runs
-    do not count either: they are one event (no seed met a kink) however many subgradients and rules share it; their own p,
-    of the exact sign test, decides whether the seeds are enough.
+    Tests of difference and tests of equivalence are corrected separately. The family is all comparisons passed here: all
+    subgradients, arithmetics and rules that a reader sees side by side. Comparisons with fewer than 2 pairs or with lost
+    runs conclude nothing. They do not count in the family and stay "undecided". Identical runs do not count either, because
+    they are all one event (no hit changed any run) however many subgradients and rules share it. Their uncorrected p-values
+    of the sign test decide whether there are enough seeds.
+
+    Args:
+        comparisons: results of ``paired``, by any key.
+        level: the significance level.
+
+    Returns:
+        The same keys, with the fields ``adjusted_difference``, ``adjusted_equivalence``, ``family`` and ``verdict`` set.
     """
 
     def concludes(result: Paired) -> bool:

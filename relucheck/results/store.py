@@ -1,12 +1,15 @@
-"""Results on disk: one file per finished unit of work, and what an unfinished one has so far.
+"""Results on disk: finished units of work, and the progress of unfinished ones.
 
-A unit has a *name*, which is its file's, an *identity*, everything that decides its numbers, and an *origin*: device,
-processor and versions, which are recorded and may differ between the units of a report. What an unfinished unit has so far
-may only be continued where it began, since another processor may round otherwise; a finished one is finished wherever it is
-from. A file of another identity or layout is neither used nor overwritten. A finished file is written under a temporary
-name and renamed into place. An unfinished unit keeps either *chunks*, one line each behind a header in
-``NAME.partial.jsonl`` (a line cut short by a kill is dropped on resuming), or a *state*, bytes behind a header in
-``NAME.state``. This module knows nothing of what the results mean.
+A unit has a *name*, an *identity* and an *origin*. The name is the name of its file. The identity is everything that
+decides its numbers. The origin is the device, the processor and the versions: it is recorded and may differ between the
+units of a report. An unfinished unit may only be continued with its origin, because another processor may round
+differently. A finished unit is used wherever it was computed. A file with another identity or layout is neither used nor
+overwritten.
+
+A finished unit is one JSON file, written under a temporary name and then renamed. The progress of an unfinished unit is
+either *chunks* or a *state*. Chunks are lines of JSON after a header in ``NAME.partial.jsonl``; an incomplete last line,
+left by a killed process, is ignored on resuming. A state is bytes after a header in ``NAME.state``. This module does not
+know what results mean.
 """
 
 from __future__ import annotations
@@ -22,47 +25,56 @@ from typing import Any, Final, NamedTuple
 from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.results import files
 
-#: Version of the files' layout and of the identities in it. 2: an arithmetic is its name, a network its description, and
-#: what is computed where is no identity.
+#: Version of the layout of files and identities. Since 2, an arithmetic is stored by its name and a network by its
+#: description, and the device is part of the origin, not of the identity.
 SCHEMA: Final = 2
 
 Json = dict[str, Any]
 
 
 class StoreError(RelucheckError, RuntimeError):
-    """A folder that cannot be written, or a file in it that belongs to something else or is damaged."""
+    """A folder or file that cannot be written or read, is damaged, or belongs to another run."""
 
     exit_code = UNWRITABLE
 
 
 class OriginError(StoreError):
-    """What an unfinished unit has so far was computed elsewhere, where it may have been rounded otherwise."""
+    """An unfinished unit was begun with another device, processor or version.
+
+    Another environment may round differently, so the unit cannot be continued here.
+    """
 
 
 class Finished(NamedTuple):
-    """A finished unit: its result, and where it was computed."""
+    """A finished unit: its result, and the origin (where it was computed)."""
 
     result: Json
     origin: Json
 
 
 class State(NamedTuple):
-    """What an unfinished unit keeps: bytes, and how many steps it had taken."""
+    """The state of an unfinished unit: bytes, and the number of steps done."""
 
     content: bytes
     steps: int
 
 
 class Store:
-    """Results in one folder, which is made if need be.
+    """The results in one folder, which is created if necessary.
+
+    Methods take the name of a unit (a file name without suffix), its identity and its origin; the last two are JSON
+    objects.
+
+    Args:
+        folder: the folder.
 
     Raises:
-        StoreError: at once, before anything is computed, if the folder cannot be made or written.
+        StoreError: if the folder cannot be created or written. So a run fails before it computes anything.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._lengths: dict[str, int] = {}  # bytes of each partial file that hold whole lines
+        self._lengths: dict[str, int] = {}  # the length in bytes of the complete lines of each partial file
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -73,48 +85,55 @@ class Store:
             ) from error
 
     def finished_path(self, name: str) -> Path:
+        """The file of a finished unit."""
         return self.folder / f"{name}.json"
 
     def partial_path(self, name: str) -> Path:
+        """The file of an unfinished unit's chunks."""
         return self.folder / f"{name}.partial.jsonl"
 
     def state_path(self, name: str) -> Path:
+        """The file of an unfinished unit's state."""
         return self.folder / f"{name}.state"
 
     def finished(self, name: str, identity: Mapping[str, Any]) -> Finished | None:
-        """The result of a finished unit, or None where it is not finished.
+        """Read the result of a finished unit; None if the unit is not finished.
 
         Raises:
-            StoreError: the file is damaged, or of another identity; it is left as it is.
+            StoreError: if the file is damaged or has another identity. The file is not changed.
         """
         return read_finished(self.finished_path(name), identity)
 
     def finish(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any], result: Json) -> Path:
-        """Writes a finished unit, whole or not at all, and removes what it had while it was not.
+        """Write the result of a unit atomically, then remove its chunks and state.
+
+        Returns:
+            The file written.
 
         Raises:
-            StoreError: it cannot be written; what was there before stays.
+            StoreError: if the file cannot be written. A file that was there before stays as it was.
         """
         path = self.finished_path(name)
-        # a line per entry: lists of a thousand decisions are not read line by line
+        # one line per entry of the result keeps the file readable: an indented list of a thousand numbers is not
         entries = ",\n".join(f"  {json.dumps(key)}: {_json(value)}" for key, value in result.items())
         head = _json(_header(identity, origin))[1:-1].replace(',"origin":', ',\n "origin":', 1)
         write_atomically(path, f'{{{head},\n "result": {{\n{entries}\n }}\n}}\n')
-        self.forget(name)  # a left-over is ignored where the unit is finished
+        self.forget(name)  # after the result is written: if the process dies in between, the rest is ignored
         return path
 
     def forget(self, name: str) -> None:
-        """Removes what an unfinished unit has so far."""
+        """Remove the chunks and the state of an unfinished unit."""
         for left in (self.partial_path(name), self.state_path(name)):
             with contextlib.suppress(OSError):
                 left.unlink(missing_ok=True)
         self._lengths.pop(name, None)
 
     def chunks(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any]) -> tuple[Json, ...]:
-        """The chunks of an unfinished unit, in order; a last line that was cut short is left out.
+        """Read the chunks of an unfinished unit, in order, without an incomplete last line.
 
         Raises:
-            StoreError: the file is damaged before its last line, or of another identity or origin; it is left as it is.
+            StoreError: if the file is damaged before its last line, or has another identity. The file is not changed.
+            OriginError: if the file has another origin.
         """
         path = self.partial_path(name)
         text = _read(path)
@@ -127,7 +146,10 @@ class Store:
         return tuple(_parse(path, line) for line in lines)
 
     def peek(self, name: str, key: str) -> Iterator[Any]:
-        """What the whole chunks of an unfinished unit hold under a key, unchecked; nothing of an unreadable one."""
+        """Yield the values that the chunks of an unfinished unit have for a key, without any check.
+
+        An unreadable file yields nothing.
+        """
         with contextlib.suppress(OSError, ValueError):
             text = self.partial_path(name).read_text(encoding="utf-8")
             for line in text[: text.rfind("\n") + 1].splitlines()[1:]:
@@ -136,10 +158,11 @@ class Store:
                     yield content[key]
 
     def append(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any], chunk: Json) -> None:
-        """Adds one chunk to an unfinished unit, behind what :meth:`chunks` returned or the last append wrote.
+        """Append one chunk to an unfinished unit.
 
         Raises:
-            StoreError: it cannot be written; the chunks before it are kept.
+            StoreError: if the file cannot be written, or if it is damaged or belongs to another run. Earlier chunks are
+                kept.
         """
         if name not in self._lengths:
             self.chunks(name, identity, origin)
@@ -149,28 +172,30 @@ class Store:
         try:
             with open(path, "r+b" if path.exists() else "wb") as stream:
                 stream.seek(length)
-                stream.truncate()  # half a line, of an append that was interrupted
+                stream.truncate()  # removes an incomplete line that an interrupted append has left
                 stream.write(content)
         except OSError as error:
             raise StoreError(
-                f"{path} cannot be written ({error.strerror or error}); the draws before are kept: make room and run again"
+                f"{path} cannot be written ({error.strerror or error}); what was written before is kept: "
+                "make room and run again"
             ) from error
         self._lengths[name] = length + len(content)
 
     def keep(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any], state: State) -> None:
-        """Writes the state of an unfinished unit in place of the one before.
+        """Write the state of an unfinished unit; it replaces the previous state.
 
         Raises:
-            StoreError: it cannot be written; the state before stays.
+            StoreError: if the file cannot be written. The previous state stays.
         """
         header = _line({**_header(identity, origin), "steps": state.steps})
         write_atomically(self.state_path(name), header.encode() + state.content)
 
     def state(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any]) -> State | None:
-        """What :meth:`keep` wrote last, or None.
+        """Read the state that ``keep`` wrote last; None if there is none.
 
         Raises:
-            StoreError: the file is damaged, or of another identity or origin; it is left as it is.
+            StoreError: if the file is damaged or has another identity. The file is not changed.
+            OriginError: if the file has another origin.
         """
         path = self.state_path(name)
         try:
@@ -185,7 +210,7 @@ class Store:
         return State(content, int(header["steps"]))
 
     def steps(self, name: str) -> int:
-        """Steps that an unfinished unit's state has taken, unchecked, for a progress bar; 0 where there is none."""
+        """The steps of an unfinished unit's state, unchecked, for a progress bar; 0 without one."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(self.state_path(name), "rb") as stream:
             return int(json.loads(stream.readline())["steps"])
         return 0
@@ -195,7 +220,7 @@ _MOVE: Final = "move it away, or name another folder (it is left as it is)"
 
 
 def read_finished(path: Path, identity: Mapping[str, Any]) -> Finished | None:
-    """What :meth:`Store.finished` says of a file, in a folder that need not be writable."""
+    """Do what ``Store.finished`` does, for a path in a folder that need not be writable."""
     text = _read(path)
     if text is None:
         return None
@@ -208,10 +233,10 @@ def read_finished(path: Path, identity: Mapping[str, Any]) -> Finished | None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name beside it and renames it into place.
+    """Write a file atomically, with an error that says what to do.
 
     Raises:
-        StoreError: it cannot be written; what was there before stays.
+        StoreError: if the file cannot be written. A file that was there before stays as it was.
     """
     try:
         files.write_atomically(path, content)
@@ -227,7 +252,7 @@ def _header(identity: Mapping[str, Any], origin: Mapping[str, Any]) -> Json:
 
 
 def _json(content: Any) -> str:
-    """Without NaN and infinity, which are no JSON."""
+    """Write compact JSON; NaN and infinity, which JSON does not have, raise ValueError."""
     return json.dumps(content, allow_nan=False, separators=(",", ":"))
 
 
@@ -262,8 +287,8 @@ def _check(path: Path, content: Json, identity: Mapping[str, Any], origin: Mappi
     for name, expected in (("identity", identity), ("origin", origin)):
         if expected is None:
             continue
-        found = content.get(name)
-        different = _first_difference(found if isinstance(found, dict) else {}, dict(expected))
+        stored = content.get(name)
+        different = _first_difference(stored if isinstance(stored, dict) else {}, dict(expected))
         if different is not None:
             what, theirs, ours = different
             kind = OriginError if name == "origin" else StoreError
@@ -277,10 +302,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _first_difference(found: Json, expected: Json, prefix: str = "") -> tuple[str, Any, Any] | None:
-    """What differs first, by name, and both values."""
-    for key in [*expected, *(key for key in found if key not in expected)]:
-        theirs, ours = found.get(key), expected.get(key)
+def _first_difference(stored: Json, expected: Json, prefix: str = "") -> tuple[str, Any, Any] | None:
+    """Name the first field that differs, with both values; None if there is none."""
+    for key in [*expected, *(key for key in stored if key not in expected)]:
+        theirs, ours = stored.get(key), expected.get(key)
         if isinstance(theirs, dict) and isinstance(ours, dict):
             inner = _first_difference(theirs, ours, f"{prefix}{key} ")
             if inner is not None:

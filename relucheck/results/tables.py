@@ -1,4 +1,4 @@
-"""Tables: one object that reads as Markdown in a report and, by rich, on whatever the terminal can show."""
+"""Tables of text, for Markdown reports and, by the library rich, for terminals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from relucheck.results.tally import Tally
 
-#: By decreasing number of significand bits, so that hits get more frequent from row to row.
+# by decreasing number of significand bits, so that hits get more frequent from row to row
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -25,11 +25,11 @@ class Table:
 
     Attributes:
         header: the heading of each column.
-        rows: the cells, as many in each row as there are headings.
-        title: what a terminal shows above it; a report has headings of its own.
-        right: the headings of the columns of numbers, which are set to the right.
-        sections: the numbers of the rows behind which a terminal shows a line.
-        caption: what a terminal shows below it.
+        rows: the cells of each row, one per heading.
+        title: the text above the table in a terminal. Markdown leaves it out, because a report has its headings.
+        right: the headings of the columns that are aligned to the right, for numbers.
+        sections: the indices of the rows below which a terminal shows a line.
+        caption: the text below the table in a terminal. Markdown leaves it out.
     """
 
     header: Sequence[str]
@@ -40,13 +40,13 @@ class Table:
     caption: str = ""
 
     def without(self, *headings: str) -> Table:
-        """The table less some columns."""
+        """Return the table without the columns that have these headings."""
         kept = [index for index, name in enumerate(self.header) if name not in headings]
         header = [self.header[index] for index in kept]
         return dataclasses.replace(self, header=header, rows=[[row[index] for index in kept] for row in self.rows])
 
     def markdown(self) -> list[str]:
-        """The lines of a Markdown table; a vertical bar in a cell is escaped."""
+        """Return the lines of a Markdown table; a vertical bar in a cell is escaped."""
 
         def line(cells: Iterable[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -55,7 +55,13 @@ class Table:
         return [line(self.header), line(rule), *map(line, self.rows)]
 
     def rich(self, *, frame: bool = True, wrap: bool = True, first: bool = False) -> RichTable:
-        """The table for a terminal; columns wrap, the first one with ``first=True`` alone, and with ``wrap=False`` none."""
+        """Return a rich table for a terminal.
+
+        Args:
+            frame: whether the table has lines around its cells.
+            wrap: whether long cells are wrapped.
+            first: whether those of the first column are wrapped, too.
+        """
         table = RichTable(
             title=escape(self.title) or None, title_justify="left", caption=escape(self.caption) or None, pad_edge=frame
         )
@@ -65,17 +71,23 @@ class Table:
             justify = "right" if name in self.right else "left"
             table.add_column(Text(name), justify=justify, no_wrap=not wrap or (index == 0 and not first))  # type: ignore[arg-type]
         for index, row in enumerate(self.rows):
-            table.add_row(*map(Text, row), end_section=index in self.sections)  # as it is, brackets included
+            table.add_row(*map(Text, row), end_section=index in self.sections)  # Text: rich would read [x] as markup
         return table
 
 
 def render(*renderables: RenderableType, width: int, color: bool) -> str:
-    """Rich renderables as text, with terminal colours or without: tables fit ``width`` columns, code keeps its lines."""
+    """Render rich objects as text.
+
+    Args:
+        *renderables: tables, rules, code and whatever else rich can print.
+        width: the number of terminal columns. Tables fit into it; lines of code are kept as they are.
+        color: whether the text has terminal colours.
+    """
     buffer = io.StringIO()
-    # highlight=False: rich would colour numbers inside texts as well
+    # highlight=False, because rich would colour numbers inside texts
     console = Console(file=buffer, width=width, force_terminal=color, no_color=not color, highlight=False)
     for renderable in renderables:
-        if isinstance(renderable, Syntax):  # rich would pad or wrap its lines to the width
+        if isinstance(renderable, Syntax):  # printed as a Syntax object, its lines would be padded or wrapped
             text = renderable.highlight(renderable.code)
             console.print(text, soft_wrap=True)
         else:
@@ -84,7 +96,11 @@ def render(*renderables: RenderableType, width: int, color: bool) -> str:
 
 
 def tally_tables(tally: Tally) -> list[RenderableType]:
-    """The summary of a property run: outcomes per dtype, properties and faults, the smallest bifurcating example."""
+    """The summary of a run of property tests, for ``render``.
+
+    It has a table of outcomes per dtype for each population of networks, a table of properties with the seeded faults that
+    each one detected, and the smallest example that bifurcates, as code.
+    """
     shown: list[RenderableType] = []
     for population in sorted(tally.rows):
         rows = tally.rows[population]
@@ -106,6 +122,6 @@ def tally_tables(tally: Tally) -> list[RenderableType]:
         header = ("property", "examples", "seeded faults that it found")
         shown.append(Table(header, body, "properties", right=("examples",)).rich())
     if tally.smallest is not None:
-        # no frame and no wrapping: it is there to be copied
+        # without frame and wrapping, so that it can be copied
         shown += [Rule("smallest bifurcating example"), Syntax(tally.smallest[1], "python", background_color="default")]
     return shown

@@ -1,4 +1,4 @@
-"""Counts what a property run saw, per dtype: plain data that travels between xdist workers. Imports nothing heavy."""
+"""Counts of a run of property tests, as plain data that pytest-xdist workers can send."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Compared(Protocol):
-    """What a tally reads of a :class:`relucheck.bifurcation.compare.Comparison`."""
+    """The part of a ``Comparison`` that a tally reads, so that this module imports no torch."""
 
     @property
     def outcome(self) -> str: ...
@@ -19,7 +19,16 @@ class Compared(Protocol):
 
 @dataclasses.dataclass
 class Row:
-    """Counts of one dtype: networks by outcome, hits and scalar activations over all their forwards."""
+    """Counts of one dtype.
+
+    Attributes:
+        networks: the number of networks.
+        agree: how many of them agree.
+        bifurcate: how many of them bifurcate.
+        nonfinite: how many of them have a gradient with a NaN or an infinity.
+        hits: hits in all their forwards.
+        activations: scalar activations in all their forwards.
+    """
 
     networks: int = 0
     agree: int = 0
@@ -30,19 +39,19 @@ class Row:
 
     @property
     def hits_per_million(self) -> float:
-        """Hits per million activations."""
+        """Hits per million scalar activations; 0 without activations."""
         return 1e6 * self.hits / self.activations if self.activations else 0.0
 
 
 @dataclasses.dataclass
 class Tally:
-    """What one test, one worker or a whole run saw.
+    """The counts of one test, one worker or a whole run.
 
     Attributes:
-        rows: counts by population (what kind of networks) and dtype name.
-        smallest: size and text of the smallest bifurcating example, if any.
-        examples: examples tried by property.
-        kills: for each seeded fault, the properties that found a counterexample to it.
+        rows: counts by population (the name of a kind of networks) and by name of dtype.
+        smallest: the size and the code of the smallest example that bifurcates, or None.
+        examples: the number of examples tried, by name of property.
+        kills: for each seeded fault, the names of the properties that detected it.
     """
 
     rows: dict[str, dict[str, Row]] = dataclasses.field(default_factory=dict)
@@ -51,7 +60,15 @@ class Tally:
     kills: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def observe(self, dtype: str, seen: Compared, *, size: int, text: str, population: str = "generated examples") -> None:
-        """Counts one network of some size and population; ``text`` says which and where, should it bifurcate."""
+        """Count one network.
+
+        Args:
+            dtype: the name of the dtype.
+            seen: the comparison of two gradients of the network.
+            size: the size of the example, by which the smallest one is chosen.
+            text: the code of the example, which is kept if it bifurcates and is the smallest.
+            population: the name of the kind of networks.
+        """
         row = self.rows.setdefault(population, {}).setdefault(dtype, Row())
         row.networks += 1
         row.hits += seen.hit_count
@@ -65,11 +82,11 @@ class Tally:
             row.nonfinite += 1
 
     def tried(self, name: str, count: int = 1) -> None:
-        """Counts examples of one property."""
+        """Count examples that a property was tried on."""
         self.examples[name] = self.examples.get(name, 0) + count
 
     def killed(self, fault: str, name: str) -> None:
-        """Notes that a property found a counterexample to a seeded fault."""
+        """Record that a property detected a seeded fault."""
         killers = self.kills.setdefault(fault, [])
         if name not in killers:
             killers.append(name)
@@ -79,7 +96,7 @@ class Tally:
             self.smallest = candidate
 
     def add(self, other: Tally) -> None:
-        """Adds another tally's counts to this one's."""
+        """Add another tally's counts to this one."""
         for population, rows in other.rows.items():
             for dtype, row in rows.items():
                 mine = self.rows.setdefault(population, {}).setdefault(dtype, Row())
@@ -94,12 +111,12 @@ class Tally:
                 self.killed(fault, name)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as test reports carry it from worker to controller."""
+        """Convert to plain data, which test reports carry from a worker to the controller."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Tally:
-        """The inverse of :meth:`to_json`."""
+        """Read what ``to_json`` wrote."""
         smallest = plain["smallest"]
         return cls(
             {population: {dtype: Row(**row) for dtype, row in rows.items()} for population, rows in plain["rows"].items()},

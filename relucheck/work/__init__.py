@@ -1,4 +1,4 @@
-"""Long work in units that stand for themselves, on a backend: processes of this machine, later machines of a cluster."""
+"""Long work in independent units, and a backend that runs them in local processes."""
 
 from relucheck.work.local import Local, cores, torch_threads
 from relucheck.work.unit import Backend, Event, Listener, Report, Unit, WorkError

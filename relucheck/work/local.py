@@ -1,8 +1,9 @@
-"""Runs units in processes of this machine: one process a core, one thread each.
+"""A backend that runs units in processes of this machine.
 
-With one thread a process, results do not depend on how many processes there are, and two cores do twice the work of one.
-A process that dies (for want of memory, mostly) is replaced and its unit runs again, behind the others; a unit over which
-three processes died is given up, and named once all others have ended.
+By default there is one process per core, with one thread each. With one thread per process, results do not depend on the
+number of processes, and two cores do twice the work of one. If a process dies, usually because memory ran out, another
+process takes its place, and its unit runs again after the others. A unit whose process has died three times is not tried
+again. It is named in an error after all other units have finished.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ from typing import Any, Final
 from relucheck.errors import whole
 from relucheck.work.unit import Event, Listener, Unit, WorkError
 
-#: Deaths of a process over one unit until the unit is given up.
+#: How often the process of a unit may die before the unit is given up.
 DEATHS: Final = 3
-#: Seconds between two looks at whether the processes live. A child that a unit forked keeps a dead process's pipe open.
-_LOOK: Final = 1.0
-#: Seconds that a process which has closed its pipe gets to end by itself.
-_END: Final = 5.0
+#: Seconds between two checks whether the processes are alive. The end of the pipe is not enough to see it, because a child
+#: that a unit forked keeps the pipe of a dead process open.
+_POLL_SECONDS: Final = 1.0
+#: Seconds that a process has to end by itself after it has closed its pipe.
+_GRACE_SECONDS: Final = 5.0
 
 
 class Local:
-    """A backend of processes on this machine.
+    """A backend that runs units in processes of this machine.
 
     Args:
-        processes: how many at most; None: one for each core that this process may use. With 1 units run in this very
-            process, one after the other, on any device.
-        threads: of torch in each process; None leaves the number as it is.
+        processes: the largest number of processes. None means one for each core that this process may use. With 1, units
+            run in the calling process, one after the other, on any device.
+        threads: the number of torch's threads in each process. None does not set it.
 
     Raises:
         SettingsError: for a number of processes below 1.
@@ -48,28 +50,28 @@ class Local:
         self.threads = threads
 
     def run(self, units: Sequence[Unit], listen: Listener | None = None) -> None:
-        """See :meth:`relucheck.work.unit.Backend.run`; control-C ends all processes."""
+        """Run all units as ``relucheck.work.unit.Backend.run`` says; control-C ends all processes."""
         counts = collections.Counter(unit.name for unit in units)
         if twice := [name for name, count in counts.items() if count > 1]:
-            raise WorkError(f"two units are called {twice[0]!r}; give every unit a name of its own")
-        heard: Listener = listen or (lambda event: None)
+            raise WorkError(f"two units are called {twice[0]!r}; give every unit another name")
+        listener: Listener = listen or (lambda event: None)
         if self.processes == 1:
             with torch_threads(self.threads):
                 for unit in units:
-                    _in_this_process(unit, heard)
+                    _in_this_process(unit, listener)
         elif units:
-            with _Crew(min(self.processes, len(units)), self.threads) as crew:
-                crew.run(units, heard)
+            with _Pool(min(self.processes, len(units)), self.threads) as pool:
+                pool.run(units, listener)
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Gives torch's operations so many threads, and puts the number back; None changes nothing."""
+    """Set the number of torch's threads in a block; None changes nothing."""
     if count is None:
         yield
         return
@@ -83,23 +85,20 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_this_process(unit: Unit, heard: Listener) -> None:
+def _in_this_process(unit: Unit, listener: Listener) -> None:
     try:
-        unit.work(*unit.arguments, lambda steps, note: heard(Event(unit, steps, note)))
+        unit.work(*unit.arguments, lambda steps, note: listener(Event(unit, steps, note)))
     except Exception as error:
         error.add_note(f"in the unit of work {unit.name!r}")
         raise
-    heard(Event(unit, finished=True))
-
-
-# ---------------------------------------------------------------- processes
+    listener(Event(unit, finished=True))
 
 
 class _Worker:
-    """A process, the pipe to it, the unit that it has, and how many steps of it were reported."""
+    """A process, the pipe to it, its current unit, and the steps reported for that unit."""
 
     def __init__(self, threads: int | None) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads
+        context = multiprocessing.get_context("spawn")  # a forked process cannot use torch's threads safely
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
         with _interrupts_blocked():
@@ -107,18 +106,18 @@ class _Worker:
         theirs.close()  # so that the end of the process ends the pipe
         self.unit: Unit | None = None
         self.steps = 0
-        self.task = 0  # a message of an earlier one is no news
+        self.task = 0  # counts the units, so that a late message about an earlier unit can be ignored
 
     def give(self, unit: Unit) -> None:
         self.unit, self.steps, self.task = unit, 0, self.task + 1
-        with contextlib.suppress(OSError):  # it is dead already, which the end of the pipe says
+        with contextlib.suppress(OSError):  # the process is dead already; message() will see it
             self.pipe.send((self.task, unit.work, unit.arguments))
 
     def message(self) -> tuple[str, Any] | None:
-        """What the process says of its unit; None if it says nothing.
+        """Read a message about the current unit: its kind and content, or None if there is none.
 
         Raises:
-            EOFError: the process is dead.
+            EOFError: if the process is dead.
         """
         if not self.pipe.poll():
             if not self.process.is_alive():
@@ -131,29 +130,29 @@ class _Worker:
         return (kind, content) if task == self.task else None
 
     def end(self, wait: float = 0.0) -> None:
-        """Ends the process, which may end by itself within so many seconds."""
+        """Wait so many seconds for the process to end by itself, then terminate it."""
         self.process.join(wait)
         if self.process.is_alive():
-            self.process.terminate()  # finished files are whole, and half a line is dropped on resuming
+            self.process.terminate()  # safe at any time, because a store writes atomically or ignores an incomplete line
         self.process.join()
         self.pipe.close()
 
 
-class _Crew:
+class _Pool:
     """The processes of one run."""
 
     def __init__(self, size: int, threads: int | None) -> None:
         self._size, self._threads = size, threads
         self._workers: list[_Worker] = []
 
-    def __enter__(self) -> _Crew:
+    def __enter__(self) -> _Pool:
         return self
 
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers:
             worker.end()
 
-    def run(self, units: Sequence[Unit], heard: Listener) -> None:
+    def run(self, units: Sequence[Unit], listener: Listener) -> None:
         todo = collections.deque(units)
         deaths: collections.Counter[str] = collections.Counter()
         codes: dict[str, int | None] = {}
@@ -161,7 +160,7 @@ class _Crew:
         while left:
             while todo and (worker := self._idle()) is not None:
                 worker.give(todo.popleft())
-            wait([worker.pipe for worker in self._workers if worker.unit is not None], _LOOK)
+            wait([worker.pipe for worker in self._workers if worker.unit is not None], _POLL_SECONDS)
             for worker in [worker for worker in self._workers if worker.unit is not None]:
                 unit = worker.unit
                 assert unit is not None
@@ -169,11 +168,11 @@ class _Crew:
                     message = worker.message()
                 except EOFError:
                     self._workers.remove(worker)
-                    worker.end(_END)
+                    worker.end(_GRACE_SECONDS)
                     deaths[unit.name] += 1
                     codes[unit.name] = worker.process.exitcode
-                    heard(Event(unit, -worker.steps))
-                    heard(Event(unit, note=f"{unit.name}: its process died ({_cause(worker.process.exitcode)})"))
+                    listener(Event(unit, -worker.steps))
+                    listener(Event(unit, note=f"{unit.name}: its process died ({_cause(worker.process.exitcode)})"))
                     if deaths[unit.name] < DEATHS:
                         todo.append(unit)
                     else:
@@ -184,24 +183,25 @@ class _Crew:
                 kind, content = message
                 if kind == "raised":
                     error, where = content
-                    raised = pickle.loads(error)  # our own worker's exception
+                    raised = pickle.loads(error)  # safe: it comes from a process that was started here
                     raised.add_note(f"in the unit of work {unit.name!r}, in another process:\n{where}")
                     raise raised
                 if kind == "finished":
                     worker.unit = None
                     left -= 1
-                    heard(Event(unit, finished=True))
+                    listener(Event(unit, finished=True))
                 else:
                     worker.steps += content[0]
-                    heard(Event(unit, *content))
-        if hopeless := [name for name, count in deaths.items() if count >= DEATHS]:
+                    listener(Event(unit, *content))
+        if given_up := [name for name, count in deaths.items() if count >= DEATHS]:
             raise WorkError(
-                f"{', '.join(hopeless)}: {DEATHS} processes died over each, the last by {_cause(codes[hopeless[-1]])}; "
-                "what is finished is kept: run the same again, with fewer processes if memory is short"
+                f"{', '.join(given_up)}: the process of each died {DEATHS} times, the last one by "
+                f"{_cause(codes[given_up[-1]])}; finished units are kept: run the same command again, with fewer processes "
+                "if memory is short"
             )
 
     def _idle(self) -> _Worker | None:
-        """A process without a unit, a new one where there are fewer than there may be, or None."""
+        """Return a process without a unit, a new one if the limit allows it; None if all are busy."""
         for worker in self._workers:
             if worker.unit is None:
                 return worker
@@ -214,16 +214,19 @@ class _Crew:
 def _cause(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        return f"signal {name}" + ", mostly for want of memory" * (name == "SIGKILL")
+        return f"signal {name}" + ", usually because memory ran out" * (name == "SIGKILL")
     return (
-        f"exit code {code}: it could not start, or ended by itself; a script that runs units needs "
+        f"exit code {code}: the process could not start, or it ended itself; a script that runs units needs "
         "'if __name__ == \"__main__\":'"
     )
 
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Control-C waits; a process that is started here never hears it, as its parent does and ends it."""
+    """Delay control-C in a block.
+
+    A process that is started inside ignores control-C; its parent ends it.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -235,17 +238,20 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 class _ParentGone(BaseException):
-    """Nobody reads what this process says."""
+    """The parent process has ended, so nobody reads the messages of this one."""
 
 
 def _serve(pipe: Connection, threads: int | None) -> None:
-    """What a process does: runs what it is given until the pipe ends, as it does where its parent is gone."""
+    """The main function of a process: run units from the pipe until it closes.
+
+    The pipe closes, too, when the parent has ended.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pid = os.getpid()
 
-    def say(task: int, kind: str, content: Any) -> None:
+    def send(task: int, kind: str, content: Any) -> None:
         if os.getpid() != pid:
-            os._exit(0)  # a process that the unit forked; it speaks for nobody
+            os._exit(0)  # a child that the unit forked must not send messages in the name of the unit
         try:
             pipe.send((task, kind, content))
         except OSError as error:
@@ -257,20 +263,20 @@ def _serve(pipe: Connection, threads: int | None) -> None:
                 task, work, arguments = pipe.recv()
             except (EOFError, OSError):
                 return
-            _run(say, task, work, arguments)
+            _run(send, task, work, arguments)
 
 
-def _run(say: Callable[[int, str, Any], None], task: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _run(send: Callable[[int, str, Any], None], task: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     try:
-        work(*arguments, lambda steps, note: say(task, "step", (steps, note)))
+        work(*arguments, lambda steps, note: send(task, "step", (steps, note)))
     except (Exception, SystemExit) as error:
-        say(task, "raised", (_pickled(error), traceback.format_exc()))
+        send(task, "raised", (_pickled(error), traceback.format_exc()))
     else:
-        say(task, "finished", None)
+        send(task, "finished", None)
 
 
 def _pickled(error: BaseException) -> bytes:
-    """An exception for another process; one that does not travel becomes a WorkError with its class and text."""
+    """Pickle an exception; if that fails, pickle a WorkError with its class and text."""
     try:
         content = pickle.dumps(error)
         if isinstance(error, Exception) and type(pickle.loads(content)) is type(error):

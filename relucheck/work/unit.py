@@ -1,4 +1,4 @@
-"""Units of work: what is run, what is heard of it, and what a backend has to do."""
+"""Units of work, the events they report, and the interface of a backend that runs them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from typing import Any, Protocol
 
 from relucheck.errors import MISSING, RelucheckError
 
-#: What a unit's work calls as it goes on: the steps taken since the last call, and a note for the user, which may be "".
+#: The function that a unit's work calls to report progress, with the steps done since the last call and a note for the
+#: user, which may be "".
 Report = Callable[[int, str], None]
 
 
 class WorkError(RelucheckError, RuntimeError):
-    """Work that cannot be ended: units over which processes kept dying, mostly for want of memory, or two of one name."""
+    """Units whose processes kept dying, or two units with one name."""
 
     exit_code = MISSING
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One piece of long work, which needs no other piece and can be run again.
+    """One piece of long work that depends on no other piece and can be run again.
 
-    A unit is finished once its work has returned, so the work puts its result where it belongs (a store) before it returns.
-    A unit that was broken off runs again from its beginning, or from what its work finds of itself in the store.
+    A unit is finished when its work returns. The work has to store its result before it returns. If a unit is interrupted,
+    it runs again from its beginning, unless its work stores its progress and resumes from there.
 
     Attributes:
-        name: for messages; units that run together have different names.
-        work: a function of a module, called as ``work(*arguments, report)``. It and its arguments travel to other processes
-            by pickling.
-        arguments: see ``work``.
-        steps: how many steps the work reports, for a progress bar.
-        done: how many an earlier sitting took, which are not reported again.
+        name: the name in messages. Units that run together have different names.
+        work: a function at the top level of a module, called as ``work(*arguments, report)`` with a ``Report``. The
+            function and its arguments are pickled for other processes.
+        arguments: the arguments of ``work``.
+        steps: the number of steps of the whole work, for a progress bar.
+        done: the number of steps that an earlier run has done. The work does not report them again.
     """
 
     name: str
@@ -43,7 +44,14 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What happened to a unit: steps (below 0: they are lost, and taken again), a note for the user, or its end."""
+    """A report on a unit: progress, a note for the user, or its end.
+
+    Attributes:
+        unit: the unit.
+        steps: the steps done since the last event. A negative number takes back steps that were lost with a process.
+        note: a text for the user, or "".
+        finished: whether the unit is finished.
+    """
 
     unit: Unit
     steps: int = 0
@@ -51,22 +59,24 @@ class Event:
     finished: bool = False
 
 
+#: The function that a backend calls with every event.
 Listener = Callable[[Event], None]
 
 
 class Backend(Protocol):
-    """Where units run."""
+    """The interface of what runs units."""
 
     def run(self, units: Sequence[Unit], listen: Listener | None = None) -> None:
-        """Runs all units; returns when all are finished.
+        """Run all units, and return when all are finished.
 
         Args:
-            units: begun in this order.
-            listen: called with every event, in the calling process.
+            units: the units; they start in this order.
+            listen: is called with every event, in the calling process.
 
         Raises:
-            WorkError: for units that cannot be ended, by their names, once all others have ended, and for two of one name.
-            Exception: whatever a unit's work raised, with the unit's name as a note. Units under way are broken off; what
+            WorkError: for two units with one name, before any unit runs; and for units that cannot be finished, after all
+                other units have finished.
+            Exception: whatever a unit's work raises, with the unit's name as a note. The other units are interrupted; what
                 they have stored stays.
         """
         ...

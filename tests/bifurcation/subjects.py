@@ -13,7 +13,7 @@ from relucheck.bifurcation import compare
 from relucheck.bifurcation.compare import Backprops
 from relucheck.bifurcation.interception import Call
 from relucheck.bifurcation.subgradient import set_subgradient
-from relucheck.networks.examples import own_activation
+from relucheck.networks.examples import relucheck_activation
 from relucheck.networks.network import ActivationName
 from relucheck.numerics.arithmetic import Arithmetic
 from tests.bifurcation.oracle import KINKS
@@ -29,7 +29,7 @@ class Subject:
 
     def activation(self, name: ActivationName, negative_slope: float) -> nn.Module:
         """The module that examples are built with."""
-        return own_activation(name, negative_slope)
+        return relucheck_activation(name, negative_slope)
 
     def set(self, model: nn.Module, setting: ModelSubgradient) -> None:
         """Chooses the subgradient of all activations of a model."""

@@ -1,4 +1,4 @@
-"""Emulated arithmetics: layers whose sums are rounded as another device might round them, forward and backward alike."""
+"""Emulated arithmetics: layers that round sums as another device might."""
 
 from relucheck.numerics.emulation.convolution import conv2d
 from relucheck.numerics.emulation.layers import EmulatedConv2d, EmulatedLinear, emulate

@@ -1,9 +1,9 @@
 """Convolutions in an emulated arithmetic, forward and backward.
 
-Forward and both gradients are sums of products, as those of a linear layer: over (input channel, row, column of the kernel)
-in forward, over (output channel, row, column) for the gradient of the input, over (sample, row, column of the output) for
-the gradient of the weight. Zeros of the padding and between strides count as terms. An emulation rounds these sums where
-it rounds those of a linear layer; ``split-k`` cuts them in ranges of that order.
+The forward and both gradients are sums of products, like those of a linear layer. The forward sums over (input channel,
+row, column of the kernel), the gradient of the input over (output channel, row, column of the kernel), and the gradient of
+the weight over (sample, row, column of the output). Zeros from padding and between strides count as terms. An emulation
+rounds these sums where it rounds those of a linear layer, and ``split-k`` splits them into ranges in the order given.
 """
 
 from __future__ import annotations
@@ -41,18 +41,27 @@ def conv2d(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``F.conv2d`` in an emulated arithmetic, differentiable once (its backward has no backward).
+    """Compute ``F.conv2d`` in an emulated arithmetic, with a backward but no double backward.
 
-    Where sums are not split they are the device's own convolution in the accumulation dtype, rounded.
+    Unless the emulation splits sums, the device computes the convolution in the accumulation dtype, and the result is
+    rounded to the emulation's dtype.
 
     Args:
-        emulation: how products are rounded.
-        x: [n, channels, rows, columns] or without n; weight and bias as ``F.conv2d`` takes them; all of the emulation's
-            dtype.
-        stride, padding, dilation, groups: as ``F.conv2d`` takes them.
+        emulation: how sums of products are rounded. All tensors have its dtype.
+        x: [n, channels, rows, columns], or [channels, rows, columns].
+        weight: [outputs, channels / groups, kernel rows, kernel columns].
+        bias: [outputs], or None.
+        stride: as in ``F.conv2d``.
+        padding: as in ``F.conv2d``; "same" and "valid" are accepted, too.
+        dilation: as in ``F.conv2d``.
+        groups: as in ``F.conv2d``.
+
+    Returns:
+        [n, outputs, rows, columns], or without n if ``x`` has none.
 
     Raises:
-        EmulationError: for another dtype, a padding of another name, and ``padding="same"`` with a stride.
+        EmulationError: for another dtype, for a padding of another name, and for ``padding="same"`` with a stride other
+            than 1.
     """
     emulation.check(x, weight, bias)
     if isinstance(padding, str):
@@ -83,7 +92,7 @@ class _Conv2d(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, emulation: Emulation, geometry: _Geometry
     ) -> Tensor:
-        # widened once: the two sums of backward take the same factors
+        # widened here once, because the two sums of backward need the same factors
         x, weight = emulation._widen(x), emulation._widen(weight)
         ctx.save_for_backward(x, weight)
         ctx.emulation, ctx.geometry = emulation, geometry
@@ -120,24 +129,24 @@ class _Conv2d(torch.autograd.Function):
 def _gradients(
     cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of input and weight by the device's own convolution."""
+    """The gradients of input and weight by the device's convolution; None if not needed."""
     g = geometry
-    found = torch.ops.aten.convolution_backward(
+    computed = torch.ops.aten.convolution_backward(
         cotangent, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups, (*wanted, False)
     )
-    return found[0] if wanted[0] else None, found[1] if wanted[1] else None
+    return computed[0] if wanted[0] else None, computed[1] if wanted[1] else None
 
 
 def _columns(x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """What each output pixel is a sum over: [n, groups, channels of a group * kernel, pixels]."""
+    """The values that each pixel sums over: [n, groups, group's channels * kernel, pixels]."""
     g = geometry
     kernel = weight.shape[2], weight.shape[3]
-    found = F.unfold(x, kernel, dilation=g.dilation, padding=g.padding, stride=g.stride)
-    return found.view(len(x), g.groups, -1, found.shape[-1])
+    columns = F.unfold(x, kernel, dilation=g.dilation, padding=g.padding, stride=g.stride)
+    return columns.view(len(x), g.groups, -1, columns.shape[-1])
 
 
 def _split_weight(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """The gradient of the weight as products of matrices, summed over samples and pixels in ranges."""
+    """Compute the gradient of the weight by matrix products with split sums."""
     groups = geometry.groups
     rows = cotangent.unflatten(1, (groups, -1)).flatten(3).permute(1, 2, 0, 3).flatten(2)  # [groups, outputs, n * pixels]
     columns = _columns(x, weight, geometry).permute(1, 0, 3, 2).flatten(1, 2)  # [groups, n * pixels, kernel]
@@ -145,7 +154,11 @@ def _split_weight(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Te
 
 
 def _split_input(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """The gradient of the input, a convolution of the spread cotangent with the turned kernel, summed in ranges."""
+    """Compute the gradient of the input with split sums.
+
+    This is a convolution of the cotangent, with zeros between strides, with the flipped kernel. The sums are split into
+    ranges.
+    """
     g, kernel = geometry, weight.shape[2:]
     spread_size = [(size - 1) * step + 1 for size, step in zip(cotangent.shape[2:], g.stride, strict=True)]
     spread = cotangent.new_zeros(*cotangent.shape[:2], *spread_size)

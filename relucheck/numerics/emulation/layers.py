@@ -1,4 +1,4 @@
-"""Modules whose products an emulation rounds, and putting them into a model."""
+"""Emulated ``nn.Linear`` and ``nn.Conv2d``, and the function that puts them into a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relucheck.numerics.emulation.sums import Emulation, EmulationError
 
 
 class EmulatedLinear(nn.Linear):
-    """``nn.Linear`` in an emulated arithmetic; :func:`emulate` puts it into a model."""
+    """``nn.Linear`` in an emulated arithmetic. ``emulate`` makes it from an ``nn.Linear``."""
 
     emulation: Emulation
 
@@ -25,7 +25,7 @@ class EmulatedLinear(nn.Linear):
 
 
 class EmulatedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` in an emulated arithmetic; :func:`emulate` puts it into a model."""
+    """``nn.Conv2d`` in an emulated arithmetic. ``emulate`` makes it from an ``nn.Conv2d``."""
 
     emulation: Emulation
 
@@ -43,36 +43,43 @@ class EmulatedConv2d(nn.Conv2d):
 
 
 def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
-    """Makes every ``nn.Linear`` and ``nn.Conv2d`` of a model an emulated one, in place, and returns their names.
+    """Make every ``nn.Linear`` and ``nn.Conv2d`` of a model an emulated one, in place.
 
-    A model with other layers of products (subclasses of the two included) is refused: these would keep the device's own
-    arithmetic.
+    Other layers with products, subclasses of the two included, would keep the device's arithmetic, so a model that has any
+    is an error.
+
+    Args:
+        model: the model to change; all parameters have the emulation's dtype.
+        emulation: how sums of products are rounded.
+
+    Returns:
+        The qualified names of the emulated layers.
 
     Raises:
-        EmulationError: the model has no such layer, has other layers with products, or parameters of another dtype.
+        EmulationError: if the model has no such layer, has other layers with products, or has parameters of another dtype.
     """
     others = [
         name for name, module in model.named_modules() if isinstance(module, _PRODUCTS) and type(module) not in _SERVED
     ]
     if others:
         raise EmulationError(
-            f"emulate: {others[0]!r} is no nn.Linear and no nn.Conv2d, and only the products of these two are emulated"
+            f"emulate: {others[0]!r} is neither nn.Linear nor nn.Conv2d, and only the products of these two are emulated"
         )
     wrong = [name for name, parameter in model.named_parameters() if parameter.dtype != emulation.dtype]
     if wrong:
         raise EmulationError(
             f"emulate: parameter {wrong[0]!r} is not {dtype_name(emulation.dtype)}; convert the model first"
         )
-    found = []
+    emulated = []
     for name, module in model.named_modules():
         served = _SERVED.get(type(module))
         if served is not None:
             module.__class__ = served
             module.emulation = emulation
-            found.append(name)
-    if not found:
+            emulated.append(name)
+    if not emulated:
         raise EmulationError(f"emulate: {type(model).__name__} has no nn.Linear and no nn.Conv2d")
-    return tuple(found)
+    return tuple(emulated)
 
 
 _SERVED: Final[dict[type[nn.Module], type[EmulatedLinear] | type[EmulatedConv2d]]] = {

@@ -1,12 +1,13 @@
-"""Rounding the products of layers as another device might, forward and backward alike.
+"""Emulate how another device rounds the sums of a linear layer, in forward and backward.
 
-A linear layer sums K products and adds a bias, and the mathematics does not say where the sum is rounded. A CPU kernel
-mostly accumulates in float32 and rounds once; a GPU kernel may round the product before the bias is added, split K and
-round partial sums (cuBLAS with reduced-precision reductions, PyTorch's default for 16-bit products on CUDA,
-https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html), or round the factors (TF32). Each choice makes another
-number of pre-activations that are exactly zero. An emulation makes one such choice on any device; it is an arithmetic of
-its own (:mod:`relucheck.numerics.arithmetic`), always labelled, and never bitwise what a named GPU does. Convolutions
-are :mod:`relucheck.numerics.emulation.convolution`.
+A linear layer sums K products and adds a bias. Devices differ in where they round. Most CPU kernels accumulate in float32
+and round once. A GPU kernel may round the product before it adds the bias. It may split K and round partial sums, which
+cuBLAS does with reduced-precision reductions, PyTorch's default for 16-bit products on CUDA. Or it may round the factors
+(TF32). Each choice changes how many pre-activations are exactly zero. An emulation makes one such choice on any device. It
+is an arithmetic with a name (``relucheck.numerics.arithmetic``), and it does not reproduce the bits of any particular GPU.
+``relucheck.numerics.emulation.convolution`` does the same for convolutions.
+
+Source: https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html
 """
 
 from __future__ import annotations
@@ -26,22 +27,31 @@ _TF32_DROPPED: Final = 13  # bits of a float32 significand that TF32 does not ha
 
 
 class EmulationError(RelucheckError, ValueError):
-    """An emulation that does not exist, or that a model or dtype does not fit."""
+    """An emulation that does not exist, or a model or dtype that does not fit the emulation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Emulation:
     """How the products of layers are rounded to ``dtype``.
 
-    Products are accumulated in float32 for the 16-bit dtypes and in the dtype itself otherwise, by the device's own GEMM.
+    The device's matrix product accumulates in float32 for the 16-bit dtypes, and in the dtype itself otherwise. The kinds
+    differ in what is rounded:
+
+    - ``rounded``: the product and the bias are accumulated, and the sum is rounded once.
+    - ``product``: the product is rounded, and the bias is added in the dtype.
+    - ``split-k``: K is split into ``parts`` ranges, and the sum of each range is rounded. These sums are added in the dtype
+      from first to last, and then the bias.
+    - ``tf32`` (float32 only): both factors are rounded to TF32's 10 significand bits, to nearest, ties to even. The
+      products are accumulated in float32, and then the bias is added.
 
     Attributes:
-        dtype: of parameters, activations and gradients.
-        kind: ``rounded``: product and bias accumulated, rounded once. ``product``: the product is rounded, then the bias
-            is added in the dtype. ``split-k``: K is split in ``parts`` ranges, each partial sum is rounded, they are added
-            in the dtype from first to last, the bias after them. ``tf32`` (float32 only): both factors are rounded to
-            TF32's 10 significand bits (to nearest, ties to even), products accumulated in float32, then the bias added.
-        parts: number of ranges of K for ``split-k``, else 1.
+        dtype: the dtype of parameters, activations and gradients.
+        kind: one of ``KINDS``.
+        parts: the number of ranges of K for ``split-k``, else 1.
+
+    Raises:
+        EmulationError: for an unknown kind, for ``tf32`` with another dtype than float32, and for a wrong number of parts.
+        UnsupportedDtypeError: for a dtype that is not supported.
     """
 
     dtype: torch.dtype
@@ -63,24 +73,24 @@ class Emulation:
 
     @property
     def label(self) -> str:
-        """The kind with its parts: ``"product"``, ``"split-k 4"``."""
+        """The kind with its number of parts, for example ``"product"`` or ``"split-k 4"``."""
         return f"{self.kind} {self.parts}" if self.kind == "split-k" else self.kind
 
     @property
     def name(self) -> str:
-        """How tables label it, for example ``"bfloat16 emulated (split-k 4)"``."""
+        """The name in tables, for example ``"bfloat16 emulated (split-k 4)"``."""
         return f"{dtype_name(self.dtype)} emulated ({self.label})"
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """``a @ b`` for a [..., n, k] and b [..., k, m] of ``dtype``, rounded as the kind says; no graph is recorded."""
+        """Compute ``a @ b`` for a [..., n, k] and b [..., k, m] of ``dtype``, without autograd."""
         return self._multiply(self._widen(a), self._widen(b))
 
     def _widen(self, x: Tensor) -> Tensor:
-        """A factor as the GEMM takes it; dense strides are kept."""
+        """Convert a factor to what the matrix product takes; dense strides are kept."""
         return _tf32(x) if self.kind == "tf32" else x.to(compute_dtype(self.dtype))
 
     def _multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        """The product of two widened factors, rounded."""
+        """Multiply two widened factors and round the product."""
         if self.kind != "split-k":
             return torch.matmul(a, b).to(self.dtype)
         length = a.shape[-1]
@@ -91,10 +101,10 @@ class Emulation:
         return total
 
     def check(self, *tensors: Tensor | None) -> None:
-        """Refuses operands of another dtype.
+        """Check that operands have the emulation's dtype; None is allowed.
 
         Raises:
-            EmulationError: names the dtype and the fix.
+            EmulationError: for an operand of another dtype.
         """
         for tensor in tensors:
             if tensor is not None and tensor.dtype != self.dtype:
@@ -104,11 +114,15 @@ class Emulation:
                 )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x @ weight.T + bias`` in this arithmetic, differentiable once (its backward has no backward).
+        """Compute ``x @ weight.T + bias`` in this arithmetic, without double backward.
+
+        All tensors have the emulation's dtype. There are two forms: that of ``F.linear``, and stacked ensemble members,
+        with the same leading dimensions in all tensors.
 
         Args:
-            x: [..., n, inputs]; weight: [..., outputs, inputs]; bias: [..., outputs] or None; all of ``dtype``, with the
-                same leading dimensions (members). A weight [outputs, inputs] takes x [..., inputs], as ``F.linear`` does.
+            x: [..., inputs], or stacked [..., n, inputs].
+            weight: [outputs, inputs], or stacked [..., outputs, inputs].
+            bias: [outputs], or stacked [..., outputs], or None.
 
         Raises:
             EmulationError: for another dtype, and for an x without dimensions.
@@ -118,17 +132,17 @@ class Emulation:
             raise EmulationError(f"{self.name}: got a number; a linear layer takes a tensor [..., inputs]")
         if weight.ndim != 2 or x.ndim == 2:
             return _Linear.apply(x, weight, bias, self)
-        # one sum over all rows for the gradients of weight and bias, not one for each leading index and then their sum
+        # flattened, so that the gradients of weight and bias are one sum over all rows, and not a sum of rounded sums
         rows = x.flatten(0, -2) if x.ndim > 2 else x.unsqueeze(0)
         flat: Tensor = _Linear.apply(rows, weight, bias, self)
         return flat.reshape(*x.shape[:-1], weight.shape[0])
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """:meth:`linear` without its backward."""
+        """Compute ``linear`` without a graph for autograd."""
         return self._forward(self._widen(x), self._widen(weight), bias)
 
     def _forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The same of a widened input and weight."""
+        """Compute ``forward`` from an input and a weight that are already widened."""
         transposed = weight.transpose(-1, -2)
         if self.kind == "rounded" and bias is not None:
             wide = bias.to(x.dtype)
@@ -142,9 +156,9 @@ class Emulation:
 
 
 def _tf32(x: Tensor) -> Tensor:
-    """float32 values rounded to TF32's 10 significand bits, to nearest, ties to even; infinities and NaN stay.
+    """Round float32 to TF32's 10 significand bits, to nearest, ties to even.
 
-    A carry out of the significand moves into the exponent, as it should.
+    Infinities and NaN stay. A carry out of the significand increases the exponent, which is the correct rounding.
     """
     bits = x.contiguous().view(torch.int32)
     half = (1 << (_TF32_DROPPED - 1)) - 1
@@ -153,11 +167,11 @@ def _tf32(x: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """The linear layer whose three products are all made by one emulation."""
+    """A linear layer whose three products, in forward and backward, one emulation rounds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, emulation: Emulation) -> Tensor:
-        # widened once: the two products of backward take the same factors
+        # widened here once, because the two products of backward need the same factors
         x, weight = emulation._widen(x), emulation._widen(weight)
         ctx.save_for_backward(x, weight)
         ctx.emulation = emulation
