@@ -1,7 +1,8 @@
-"""The engine on CUDA: E2's members of ten seeds, stacked, against as many sequential trainings, timed in one run.
+"""Compare the stacked engine on CUDA with sequential training of the same members.
 
-Run with ``pytest -m benchmark -s tests/benchmarks/test_training_cuda.py``. The rivals are those of ``test_training.py``;
-a sequential training takes the same time each, so one is timed and multiplied by the number of members.
+The members are those of E2, for ten seeds. All times come from one run: ``pytest -m benchmark -s
+tests/benchmarks/test_training_cuda.py``. The rivals are those of ``test_training.py``. Sequential members take the same
+time each, so one is timed and multiplied by the number of members.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from relucheck import data
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
-from relucheck.training.engine import _unfilled
+from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit
 from relucheck.training.stacked import StackedExecutor
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned
@@ -41,7 +42,7 @@ def _stacked(arithmetic: Arithmetic, seeds: int, found: data.DataSet, every: int
 
 
 def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> dict[str, float]:
-    """Seconds of all members for each way, divided by the engine's."""
+    """Time of all members in each way, divided by the engine's."""
     found = data.load("digits")
     members = seeds * MEMBERS
     ways = {
@@ -57,7 +58,7 @@ def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> 
                 stack.enter_context(arithmetic.active())
                 if name.startswith("engine"):
                     stack.enter_context(deterministic())
-                    stack.enter_context(_unfilled())
+                    stack.enter_context(_without_fill())
                 begun = time.perf_counter()
                 sweep()
                 if device == "cuda":
