@@ -26,8 +26,8 @@ from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, VolumeError, c
 
 __all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "finished", "kept"]
 
-_CHUNK: Final = 50  # draws between two writes to disk
-_SECONDS: Final = 10.0  # or this long
+_CHUNK: Final = 50  # draws after which results are written to disk
+_SECONDS: Final = 10.0  # seconds after which they are written even if the chunk is not full
 
 
 class Decided(Protocol):
