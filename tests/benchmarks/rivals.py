@@ -65,8 +65,8 @@ class _WhereReLU(nn.Module):
 
 
 class _Samples(Dataset[tuple[Tensor, int]]):
-    def __init__(self, found: data.DataSet) -> None:
-        self.images, self.labels = found.images.numpy(), found.labels.tolist()
+    def __init__(self, dataset: data.DataSet) -> None:
+        self.images, self.labels = dataset.images.numpy(), dataset.labels.tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,13 +97,15 @@ def _train(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Ten
     optimiser.step()
 
 
-def tuned(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
+def tuned(
+    arithmetic: Arithmetic, dead: int, fused: bool, dataset: data.DataSet, device: str = "cpu"
+) -> Callable[[], object]:
     """A tuned eager loop: data on the device, mini-batches as slices, public activations.
 
     Returns:
         A function that runs one sweep.
     """
-    images, labels = found.scaled(arithmetic.dtype, device=device), found.labels.to(device)
+    images, labels = dataset.scaled(arithmetic.dtype, device=device), dataset.labels.to(device)
     model = with_dead(_model(arithmetic, lambda: modules.ReLU(0.5)), dead).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
 
@@ -115,7 +117,7 @@ def tuned(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, d
     return sweep
 
 
-def published(arithmetic: Arithmetic, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
+def published(arithmetic: Arithmetic, dataset: data.DataSet, device: str = "cpu") -> Callable[[], object]:
     """A loop like that of the published code.
 
     It uses a DataLoader, a ReLU by ``where`` and torch's default Adam.
@@ -123,7 +125,7 @@ def published(arithmetic: Arithmetic, found: data.DataSet, device: str = "cpu") 
     Returns:
         A function that runs one sweep.
     """
-    loader = DataLoader(_Samples(found), batch_size=BATCH)
+    loader = DataLoader(_Samples(dataset), batch_size=BATCH)
     model = _model(arithmetic, _WhereReLU).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
 

@@ -42,9 +42,9 @@ CASES = {
 RECORDING = 1.1  # time of a step with recorded distances, divided by the time of a step without
 
 
-def _engine(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, every: int) -> Callable[[], object]:
+def _engine(arithmetic: Arithmetic, dead: int, fused: bool, dataset: data.DataSet, every: int) -> Callable[[], object]:
     settings = settings_of(arithmetic, [0], fused=fused, every=every)
-    split = DataSplit(found.scaled(arithmetic.dtype), found.labels)
+    split = DataSplit(dataset.scaled(arithmetic.dtype), dataset.labels)
     run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), model=lambda *rest: with_dead(build(*rest), dead))
     number = 0
 
@@ -62,12 +62,12 @@ def _engine(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet,
 @pytest.mark.parametrize("case", CASES)
 def test_engine_against_sequential_trainings(case: str, fused: bool, capsys: pytest.CaptureFixture[str]) -> None:
     arithmetic, dead, against_tuned, against_published = CASES[case]
-    found = data.load("digits")
+    dataset = data.load("digits")
     rivals: dict[str, tuple[Callable[[], object], int]] = {
-        "tuned": (tuned(arithmetic, dead, fused, found), MEMBERS),
-        "published": (published(arithmetic, found), MEMBERS),
-        "engine": (_engine(arithmetic, dead, fused, found, every=STEPS), 1),
-        "engine, every step": (_engine(arithmetic, dead, fused, found, every=1), 1),
+        "tuned": (tuned(arithmetic, dead, fused, dataset), MEMBERS),
+        "published": (published(arithmetic, dataset), MEMBERS),
+        "engine": (_engine(arithmetic, dead, fused, dataset, every=STEPS), 1),
+        "engine, every step": (_engine(arithmetic, dead, fused, dataset, every=1), 1),
     }
     best = dict.fromkeys(rivals, float("inf"))
     pairs: list[float] = []  # ratios of neighbouring sweeps, as other work on the machine then slows both

@@ -25,9 +25,9 @@ from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_o
 ARITHMETICS = ("float32", "float32 TF32", "bfloat16", "bfloat16 emulated (product)")
 
 
-def _stacked(arithmetic: Arithmetic, seeds: int, found: data.DataSet, every: int, device: str) -> Callable[[], object]:
+def _stacked(arithmetic: Arithmetic, seeds: int, dataset: data.DataSet, every: int, device: str) -> Callable[[], object]:
     settings = settings_of(arithmetic, range(seeds), fused=False, every=every)
-    split = DataSplit(found.scaled(arithmetic.dtype, device=device), found.labels.to(device))
+    split = DataSplit(dataset.scaled(arithmetic.dtype, device=device), dataset.labels.to(device))
     run = StackedExecutor(settings, tuple(range(seeds)), split, split, torch.device(device))
     number = 0
 
@@ -43,13 +43,13 @@ def _stacked(arithmetic: Arithmetic, seeds: int, found: data.DataSet, every: int
 
 def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> dict[str, float]:
     """Time of all members in each way, divided by the engine's."""
-    found = data.load("digits")
+    dataset = data.load("digits")
     members = seeds * MEMBERS
     ways = {
-        "tuned": (tuned(arithmetic, 0, False, found, device), members),
-        "published": (published(arithmetic, found, device), members),
-        "engine": (_stacked(arithmetic, seeds, found, STEPS, device), 1),
-        "engine, every step": (_stacked(arithmetic, seeds, found, 1, device), 1),
+        "tuned": (tuned(arithmetic, 0, False, dataset, device), members),
+        "published": (published(arithmetic, dataset, device), members),
+        "engine": (_stacked(arithmetic, seeds, dataset, STEPS, device), 1),
+        "engine, every step": (_stacked(arithmetic, seeds, dataset, 1, device), 1),
     }
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(rounds):
@@ -71,10 +71,10 @@ def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="times the engine on a CUDA device, and torch finds none")
 @pytest.mark.parametrize("name", ARITHMETICS)
 def test_stacked_engine_against_sequential_trainings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = ratios(Arithmetic.parse(name), 10, "cuda")
+    measured = ratios(Arithmetic.parse(name), 10, "cuda")
     with capsys.disabled():
-        print(f"\n{name}, 60 members: " + ", ".join(f"{way} {ratio:.2f}x" for way, ratio in found.items()))
-    assert found["tuned"] > 1, "stacking members must pay"
+        print(f"\n{name}, 60 members: " + ", ".join(f"{way} {ratio:.2f}x" for way, ratio in measured.items()))
+    assert measured["tuned"] > 1, "stacking members must pay"
 
 
 @pytest.mark.benchmark

@@ -96,8 +96,8 @@ def test_emulated_float16_against_native(digits: tuple[Tensor, Tensor, str], cap
         engine = Engine(network, arithmetic, digits[0][:rows], digits[1][:rows], batch_size=BATCH)
         list(engine.decide([0]))
         start = time.process_time()
-        found = list(engine.decide(range(1, 9)))
-        batches = sum(decision.activations for decision in found) / (BATCH * 3 * 256)
+        decisions = list(engine.decide(range(1, 9)))
+        batches = sum(decision.activations for decision in decisions) / (BATCH * 3 * 256)
         seconds[arithmetic] = (time.process_time() - start) / batches
     ratio = seconds[native] / seconds[emulated]
     with capsys.disabled():
@@ -128,14 +128,14 @@ def test_stacked_networks_on_cuda(
 
     engine = Engine(network, Arithmetic(dtype), inputs, targets, batch_size=BATCH, watch="first layer")
     list(engine.decide(range(draws)))
-    found = []
-    ours = seconds(lambda: found.extend(engine.decide(range(draws)))) / draws
+    decisions = []
+    ours = seconds(lambda: decisions.extend(engine.decide(range(draws)))) / draws
     models = [network.draw(seed, Arithmetic(dtype), "cuda") for seed in range(3)]
     plain = []
     peer = seconds(
         lambda: plain.extend(plain_decision(model, inputs, targets, BATCH, first_layer=True) for model in models)
     )
-    assert [(decision.outcome, decision.batch) for decision in found[:3]] == plain
+    assert [(decision.outcome, decision.batch) for decision in decisions[:3]] == plain
     with capsys.disabled():
         print(
             f"\ncuda 3 x 32, {dtype}: {peer / 3 / ours:.0f} x the two-network method, "
