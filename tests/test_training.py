@@ -145,7 +145,7 @@ def test_one_member_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatc
         ({"members": ()}, "members_of"),
         ({"members": (Member(0, 0.0),)}, "seed 0 has 0 members that are its control"),
         ({"members": (Member(0, 0.0, control=True), Member(0, 1.0))}, "seed 0 has 0 members that are its reference"),
-        ({"members": (*members_of([0], [1]), Member(0, 1.0))}, "s = 1, chain, seed 0 is there twice"),
+        ({"members": (*members_of([0], [1]), Member(0, 1.0))}, "s = 1, chain, seed 0 is listed twice"),
         ({"train_samples": 0}, "train_samples=0"),
     ],
 )
@@ -178,11 +178,11 @@ def test_bad_runs_are_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SettingsError, match="train_samples=5000: digits train has 2000 images"):
         train(changed(SETTINGS, train_samples=5000), progress=False)
     whole = changed(SETTINGS, train_samples=None, batch_size=43, epochs=4, every=189)
-    with pytest.raises(SettingsError, match=r"every=189: the run has 188 steps .4 epochs of 47.*use at most that"):
+    with pytest.raises(SettingsError, match=r"every=189: the run has 188 steps .4 epochs of 47.*use at most 188"):
         train(whole, progress=False)
     with pytest.raises(SettingsError, match="executor='serial': must be one of forking, stacked"):
         train(SETTINGS, progress=False, executor="serial")
-    with pytest.raises(DeviceError, match=r"device 'cuda:99' is not to be had here.*use device 'cpu'"):
+    with pytest.raises(DeviceError, match=r"device 'cuda:99' is not available here.*use device 'cpu'"):
         train(SETTINGS, progress=False, device="cuda:99")
     (tmp_path / "file").touch()
     with pytest.raises(DataFileError, match="data root"):

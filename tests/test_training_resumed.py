@@ -108,7 +108,7 @@ def test_expensive_states_are_written_now_and_then(
     with monkeypatch.context() as patch:
         patch.setattr(ForkingExecutor, "end", _raising(ForkingExecutor.end, 3))
         with pytest.raises(
-            Interrupted, match=r"in epoch 3 of 3, seed 3; what was finished before epoch 2 of seed 3 is kept in .*resume"
+            Interrupted, match=r"in epoch 3 of 3, seed 3; the epochs before epoch 2 of seed 3 are kept in .*resume"
         ):
             train(SETTINGS, folder=tmp_path / "expensive", progress=False)
     assert saved == [("seed-3", 8)]
@@ -205,7 +205,7 @@ def test_the_state_of_something_else_is_refused(tmp_path: Path, monkeypatch: pyt
             train(SETTINGS, folder=tmp_path, progress=False)
     path = tmp_path / "seed-3.state"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(StoreError, match=r"is damaged.*delete it to begin the seed anew"):
+    with pytest.raises(StoreError, match=r"is damaged.*delete it to start the seed from the beginning"):
         train(SETTINGS, folder=tmp_path, progress=False)
 
 
@@ -341,7 +341,7 @@ def test_a_state_of_elsewhere_begins_a_unit_anew_with_a_line(tmp_path: Path, mon
     first, second = engine.units(SETTINGS, tmp_path)
     assert (first.done, first.steps, second.done) == (8, 24, 0)
     Local(1, threads=None).run([first], heard.append)
-    assert any("seed-3 is begun anew" in event.note and "its device is" in event.note for event in heard)
+    assert any("seed-3 starts again from the beginning" in event.note and "its device is" in event.note for event in heard)
     assert first.done + sum(event.steps for event in heard) == first.steps
 
 
@@ -358,7 +358,7 @@ def test_a_void_seed_ends_its_comparison(tmp_path: Path, monkeypatch: pytest.Mon
     seeds, heard = _counted(monkeypatch), list[Event]()
     Local(1, threads=None).run([second], heard.append)
     assert seeds == []
-    assert any("seed-4 is left out: another seed of its comparison is void" in event.note for event in heard)
+    assert any("seed-4 is skipped: another seed of its comparison is void" in event.note for event in heard)
     found = engine.collect(SETTINGS, tmp_path, "forking")
     assert found is not None
     assert found.void

@@ -28,7 +28,7 @@ SETTINGS = Settings("digits", Network("mlp", (16,)), members_of([0], [1.0]), bat
         ({"members": (0, 1)}, "members=0: must be of class Member, for example Member(0, 0.5)"),
         ({"data": None}, "data=None: must be one of digits"),
         ({"train_samples": 10.0}, "train_samples=10.0: must be a whole number"),
-        ({"every": 5}, "every=5: the run has 4 steps (2 epochs of 2), so no distance would be recorded; use at most that"),
+        ({"every": 5}, "every=5: the run has 4 steps (2 epochs of 2), so no distance would be recorded; use at most 4"),
         ({"every": 0}, "every=0: must be a whole number"),
     ],
 )

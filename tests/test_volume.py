@@ -277,7 +277,7 @@ def test_a_sample_larger_than_the_data_is_refused() -> None:
 
 
 def test_other_data_than_the_cells_are_refused() -> None:
-    with pytest.raises(VolumeError, match=r"data='mnist', but the data set handed over is 'digits'"):
+    with pytest.raises(VolumeError, match=r"data='mnist', but the given data set is 'digits'"):
         estimate(Cell(), dataset=digits(10), engine=refuse)
 
 

@@ -240,7 +240,7 @@ class TestSeededFaults:
         def shifted(self: Stack, chosen: list[int]) -> Stack:
             part = own(self, chosen)
             if len(chosen) == 1:
-                part.own = [[(_misaligned(weight), _misaligned(bias)) for weight, bias in part.own[0]]]
+                part.layers = [[(_misaligned(weight), _misaligned(bias)) for weight, bias in part.layers[0]]]
             return part
 
         monkeypatch.setattr(Stack, "part", shifted)
@@ -289,7 +289,7 @@ class TestProof:
         product = torch.baddbmm
         monkeypatch.setattr(torch, "baddbmm", lambda b, x, w: -product(-b, -x, w))
         with torch.no_grad():
-            for layers in stack.own:
+            for layers in stack.layers:
                 for weight, bias in layers:
                     weight.zero_()
                     bias.zero_()
@@ -305,11 +305,11 @@ class TestProof:
     def test_networks_of_nan_prove_nothing(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
         product = torch.baddbmm
         monkeypatch.setattr(torch, "baddbmm", lambda b, x, w: product(b, x, w) * (1 + 2**-23))
-        sound, prover = stack.own, Prover()
-        stack.own = [[(weight * float("nan"), bias) for weight, bias in layers] for layers in sound]
+        sound, prover = stack.layers, Prover()
+        stack.layers = [[(weight * float("nan"), bias) for weight, bias in layers] for layers in sound]
         assert prover.way(stack, Shape(4, 1, 16)) == ("separate", False)
         assert prover.proved == {}
-        stack.own = sound
+        stack.layers = sound
         prover.way(stack, Shape(4, 1, 16))
         assert ("batched", False) in prover.refuted[Shape(4, 1, 16)]
 
@@ -622,7 +622,9 @@ class TestBadInput:
     )
     def test_what_a_stack_cannot_hold(self, network: Network) -> None:
         x, y = torch.zeros(3, network.features), torch.zeros(3, dtype=torch.int64)
-        with pytest.raises(ModelError, match=r"stacks hold MLPs.*decide takes any model") as error:
+        with pytest.raises(
+            ModelError, match=r"stacks hold MLPs.*any other model use relucheck\.bifurcation\.decide"
+        ) as error:
             Engine(network, Arithmetic(torch.float32), x, y)
         assert str(network) in str(error.value)
 
@@ -646,7 +648,7 @@ class TestBadInput:
     )
     def test_another_model(self, model: nn.Module) -> None:
         engine = self._engine(torch.zeros(3, 20), torch.zeros(3, dtype=torch.int64))
-        with pytest.raises(ModelError, match=r"is no 20-16-16-10 in float32"):
+        with pytest.raises(ModelError, match=r"is not 20-16-16-10 in float32"):
             engine.examine([model])
 
     def test_another_slope(self) -> None:

@@ -1,1 +1,1 @@
-"""How often a pre-activation lands on a kink: predicted, planned and validated."""
+"""Predict, plan and validate how often a pre-activation lands exactly on a kink."""

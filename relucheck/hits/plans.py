@@ -1,8 +1,10 @@
-"""Hits to expect per training step of networks that no CPU can train, from stated assumptions instead of measured values.
+"""Expected hits per training step of networks that are too large to train here.
 
-P(hit) is again density times width (:mod:`relucheck.hits.rates`), but pre-activations are Gaussian of a stated mean 0 and
-standard deviation, and the widths are worked out for drawn factors that are conditioned to cancel. Every assumption is a
-field of :class:`PlannedNetwork` or :class:`Rounding`, and is printed with the result.
+As in ``relucheck.hits.rates``, the probability of a hit is the density of the pre-activation at the kink times the width
+of the set of real values that rounding sends to the kink. That module takes both from a given network and its inputs.
+This one takes them from stated assumptions: pre-activations are Gaussian with mean 0 and a stated standard deviation, and
+widths are computed for random inputs and weights, drawn under the condition that their real sum is 0. Every assumption is
+a field of ``PlannedNetwork`` or ``Rounding``, and the report prints it beside the result.
 """
 
 from __future__ import annotations
@@ -22,26 +24,27 @@ from relucheck.hits.rates import RateError
 from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
 from relucheck.numerics.determinism import generator
 
-#: Standard deviations that a float8 tensor's scale, a power of two, keeps finite.
+#: A float8 tensor is scaled by a power of two, such that values up to this many standard deviations stay finite.
 HEADROOM: Final = 6.0
 _QUANTILES: Final = 100_000
-_SHIFT: Final = 0.7  # a normalisation's shift less its scaled mean, over channels
+_SHIFT: Final = 0.7  # standard deviation, over channels, of a normalisation's shift minus its scaled mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """One kind of pre-activation of a network, Gaussian with mean 0.
+    """One kind of pre-activation of a network: Gaussian with mean 0.
 
     Attributes:
-        name: how tables label it.
-        count: scalar activations per training step.
-        kind: ``linear``: a sum of ``fan_in`` products and a bias. ``normalised``: a normalisation's value, whose last
-            sum is that of a scaled value and a shift. ``residual``: a normalised branch plus a skip that was a ReLU's
-            output (zero for one half). ``projection``: a normalised branch plus a normalised skip.
-        fan_in: products of a sum, for ``linear``.
-        spread: standard deviation of the sum without its bias or shift, or of the branch.
-        offset: standard deviation of the bias (over units), of the normalisation's shift less its scaled mean (over
-            channels), or of what the skip was before its ReLU; 0 for none.
+        name: label in tables.
+        count: number of scalar activations per training step.
+        kind: how the pre-activation is computed. ``linear``: a sum of ``fan_in`` products and a bias. ``normalised``: the
+            output of a normalisation layer, whose last operation adds a shift to a scaled value. ``residual``: a
+            normalised branch plus a skip connection that is the output of a ReLU, hence 0 for half of the units.
+            ``projection``: a normalised branch plus a normalised skip connection.
+        fan_in: number of products in the sum, for ``linear`` only.
+        spread: standard deviation of the sum without its bias or shift; for the last two kinds, of the branch.
+        offset: standard deviation of the bias (over units), of the normalisation's shift minus its scaled mean (over
+            channels), or of the skip connection before its ReLU; 0 where there is none.
     """
 
     name: str
@@ -54,7 +57,14 @@ class Activations:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedNetwork:
-    """A network and its training step, as far as hits depend on it."""
+    """A network and its training step, as far as hits depend on them.
+
+    Attributes:
+        name: label in tables.
+        step: what one training step processes, in words.
+        assumptions: what is assumed about the pre-activations, in words.
+        parts: the kinds of pre-activation that the network has.
+    """
 
     name: str
     step: str
@@ -63,23 +73,24 @@ class PlannedNetwork:
 
     @property
     def activations(self) -> int:
-        """Scalar activations per training step."""
+        """Number of scalar activations per training step."""
         return sum(part.count for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """How a device might round.
+    """One way in which a device can round the layers of a network.
 
     Attributes:
-        name: how tables label it.
-        factors: format of inputs and weights of linear layers.
-        output: format of what linear layers and normalisations return, and of biases.
-        kind: ``single``: all is accumulated in float32, bias and residual addition included, and rounded once.
-            ``operator``: each operator rounds once, so that a residual addition adds rounded terms; normalisations hold
-            their statistics in float32 (PyTorch's autocast). ``product``: also the product is rounded before the bias is
-            added in ``output``; normalisations hold statistics in ``output`` (``model.to(torch.bfloat16)``). ``split-k``:
-            also K is split in 4 parts, whose sums are rounded and added in ``output``.
+        name: label in tables.
+        factors: format of the inputs and weights of linear layers.
+        output: format of the results of linear layers and normalisations, and of biases.
+        kind: where results are rounded. ``single``: everything, including the bias and the residual addition, is
+            accumulated in float32 and rounded once. ``operator``: each operator rounds its result once, so a residual
+            addition adds rounded terms; normalisations keep their statistics in float32, as under PyTorch's autocast.
+            ``product``: in addition, a linear layer rounds its product to ``output`` before it adds the bias, and
+            normalisations keep their statistics in ``output``, as after ``model.to(torch.bfloat16)``. ``split-k``: in
+            addition, the K products are split into 4 parts, whose sums are rounded and added in ``output``.
     """
 
     name: str
@@ -90,7 +101,18 @@ class Rounding:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """Expected hits of one network in one rounding."""
+    """Expected hits of one network with one rounding.
+
+    Attributes:
+        network: name of the network.
+        step: what one training step processes, in words.
+        factors: name of the format of inputs and weights.
+        output: name of the format of results.
+        kind: see ``Rounding``.
+        activations: number of scalar activations per training step.
+        per_million: expected hits per million activations.
+        per_step: expected hits per training step.
+    """
 
     network: str
     step: str
@@ -104,7 +126,13 @@ class Planned:
 
 @contextlib.contextmanager
 def resnet50_kinds(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """While active, ``see(kind, pre-activation)`` is called for every ReLU of torchvision's ResNet-50."""
+    """Call ``see(kind, pre_activation)`` at every ReLU of a ResNet-50 while active.
+
+    Args:
+        model: torchvision's ResNet-50.
+        see: takes the kind (``normalised``, ``residual`` or ``projection``, see ``Activations``) and the tensor that the
+            ReLU receives.
+    """
     from torchvision.models.resnet import Bottleneck
 
     hooks = []
@@ -112,9 +140,9 @@ def resnet50_kinds(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iter
     def watch(module: nn.Module, end: str | None) -> None:
         calls = itertools.count(1)
 
-        def look(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            # a bottleneck calls its one ReLU module three times; the third follows the addition
-            see(end if end and next(calls) % 3 == 0 else "normalised", given[0])
+        def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            # a bottleneck has one ReLU module and calls it three times; the third call follows the residual addition
+            see(end if end and next(calls) % 3 == 0 else "normalised", args[0])
 
         hooks.append(module.register_forward_pre_hook(look))
 
@@ -130,7 +158,14 @@ def resnet50_kinds(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iter
 
 
 def resnet50(batch: int = 256, size: int = 224) -> PlannedNetwork:
-    """ResNet-50 (torchvision's) in training: its ReLU activations are counted by hooks on the meta device."""
+    """Describe torchvision's ResNet-50 in training.
+
+    Its ReLU activations are counted in a forward pass on the meta device.
+
+    Args:
+        batch: images per training step.
+        size: height and width of the images, in pixels.
+    """
     from torchvision.models import resnet50 as build
 
     with torch.device("meta"):
@@ -141,9 +176,9 @@ def resnet50(batch: int = 256, size: int = 224) -> PlannedNetwork:
     return PlannedNetwork(
         "ResNet-50 on ImageNet",
         f"{batch} images of {size} x {size}",
-        "batch norm's output N(0, 1), its shift less the scaled mean N(0, 0.7^2) over channels (0.7 was measured at "
-        "initialisation); a skip was N(0, 2) before its ReLU; projected skips N(0, 1); batch norm rounds its scaled value "
-        "before it adds",
+        "the output of batch norm is N(0, 1); its shift minus its scaled mean is N(0, 0.7^2) over channels (0.7 was "
+        "measured at initialisation); a skip connection is N(0, 2) before its ReLU and N(0, 1) after a projection; batch "
+        "norm rounds its scaled value before it adds the shift",
         (
             Activations("behind batch norm", batch * counts["normalised"], "normalised", offset=_SHIFT),
             Activations("behind an addition to a ReLU's output", batch * counts["residual"], "residual", offset=2**0.5),
@@ -154,12 +189,19 @@ def resnet50(batch: int = 256, size: int = 224) -> PlannedNetwork:
 
 def relu_transformer(bias: float, *, layers: int = 32, model: int = 4096, hidden: int = 16_384, tokens: int = 2048,
                      sequences: int = 1024) -> PlannedNetwork:  # fmt: skip
-    """A transformer with ReLU in its feed-forward layers, by default of the shape of OPT-6.7B.
+    """Describe a transformer with ReLU in its feed-forward layers.
 
-    Weights have the standard deviation 0.006 (Zhang et al. 2022, "OPT", section 2.2), inputs are a layer norm's, N(0, 1).
+    The default shape is that of OPT-6.7B. Weights have the standard deviation 0.006 (Zhang et al. 2022, "OPT: Open
+    Pre-trained Transformer Language Models", section 2.2). Inputs of the feed-forward layers come from a layer norm and
+    are N(0, 1).
 
     Args:
-        bias: standard deviation of the first feed-forward layers' biases; 0 at initialisation.
+        bias: standard deviation of the biases of the first feed-forward layers; 0 at initialisation.
+        layers: number of transformer layers.
+        model: width of the residual stream.
+        hidden: width of the feed-forward layers.
+        tokens: tokens per sequence.
+        sequences: sequences per training step.
     """
     state = "at initialisation: biases 0" if bias == 0 else f"biases N(0, {bias:g}^2)"
     return PlannedNetwork(
@@ -176,13 +218,20 @@ def relu_transformer(bias: float, *, layers: int = 32, model: int = 4096, hidden
 
 
 def roundings_of(network: PlannedNetwork) -> tuple[Rounding, ...]:
-    """The roundings that differ for a network: an addition of its own needs a residual, split-k shows in linear layers."""
+    """The roundings that can make a difference for a network.
+
+    ``operator`` differs from ``single`` by a residual addition, so networks of linear kinds alone do without it.
+    ``split-k`` concerns linear layers, so all other networks do without it.
+    """
     linear = all(part.kind == "linear" for part in network.parts)
     return tuple(r for r in roundings() if r.kind != ("operator" if linear else "split-k"))
 
 
 def roundings() -> tuple[Rounding, ...]:
-    """The formats and roundings of the plan. Float8 factors come with 16-bit outputs, as in practice, or float8 ones."""
+    """All combinations of formats and roundings that are planned.
+
+    Float8 inputs and weights come with 16-bit outputs, as in practice, or with float8 outputs.
+    """
     bf16, f16, e4m3, e5m2 = (FORMATS[name] for name in ("bfloat16", "float16", "float8_e4m3", "float8_e5m2"))
     pairs = [(bf16, bf16), (f16, f16), (e4m3, bf16), (e5m2, bf16), (e4m3, e4m3), (e5m2, e5m2)]
     kinds: tuple[Literal["single", "operator", "product", "split-k"], ...] = ("single", "operator", "product", "split-k")
@@ -190,7 +239,17 @@ def roundings() -> tuple[Rounding, ...]:
 
 
 def plan(network: PlannedNetwork, rounding: Rounding, *, pairs: int = 256, seed: int = 0) -> Planned:
-    """Expected hits per million activations and per training step."""
+    """Expected hits per million activations and per training step.
+
+    Args:
+        network: what is trained.
+        rounding: how the device rounds.
+        pairs: number of random sums over which the width of a linear layer is averaged.
+        seed: seed of these sums.
+
+    Raises:
+        RateError: a spread, an offset or a ``fan_in`` of the network is not possible.
+    """
     rates = [rate(part, rounding, pairs=pairs, seed=seed) for part in network.parts]
     step = sum(part.count * probability for part, probability in zip(network.parts, rates, strict=True))
     return Planned(
@@ -206,35 +265,49 @@ def plan(network: PlannedNetwork, rounding: Rounding, *, pairs: int = 256, seed:
 
 
 def rate(part: Activations, rounding: Rounding, *, pairs: int = 256, seed: int = 0) -> float:
-    """The probability of a hit at 0 of one activation.
+    """Probability that one activation is hit at the kink 0.
+
+    Args:
+        part: what the pre-activation is.
+        rounding: how the device rounds.
+        pairs: number of random sums over which the width of a linear layer is averaged.
+        seed: seed of these sums.
 
     Raises:
-        RateError: spread or offset that are no standard deviations, or a linear kind without ``fan_in``.
+        RateError: the spread or offset cannot be a standard deviation, or a linear kind has no ``fan_in``.
     """
     if not (0 < part.spread < math.inf and 0 <= part.offset < math.inf):
-        raise RateError(f"{part.name}: spread={part.spread}, offset={part.offset} must be finite, the spread positive")
+        raise RateError(
+            f"{part.name}: spread={part.spread}, offset={part.offset}: both must be finite, the spread positive and the "
+            "offset at least 0"
+        )
     if part.kind == "linear":
         return _linear(part, rounding, pairs, seed)
     total = math.hypot(part.spread, part.offset)
     output, single = scaled(rounding.output, total), FORMATS["float32"]
     coarse = rounding.kind in ("product", "split-k")
     if part.kind == "normalised":
-        # the last sum cancels at the shift: two terms in float32, or an input and a mean in the output's format
+        # the last addition cancels: either scaled value and shift in float32, or input and mean in the output's format
         term = output if coarse else single
         return _density(part.spread) * _mean_landing(part.offset, term, None if coarse else output)
-    # where branch and skip cancel, each is N(0, s^2) with 1 / s^2 = 1 / spread^2 + 1 / offset^2
+    # given that branch and skip cancel, each is N(0, s^2) with 1 / s^2 = 1 / spread^2 + 1 / offset^2
     meeting = part.spread * part.offset / total
     fused = rounding.kind == "single"
     both = _density(total) * _mean_landing(meeting, single if fused else output, output if fused else None)
     if part.kind == "projection":
         return both
-    # a skip of 0 (one half) leaves the branch, which is normalised; positive skips meet negative branches
+    # half of the skips are 0, where the sum is the normalised branch alone; the others cancel with negative branches
     alone = rate(dataclasses.replace(part, kind="normalised", offset=_SHIFT * part.spread), rounding)
     return (both + alone) / 2
 
 
 def scaled(form: Format, spread: float) -> Format:
-    """A float8 format with the power-of-two scale that a tensor of this standard deviation gets; others as they are."""
+    """A float8 format after its tensor was scaled by a power of two; any other format unchanged.
+
+    Args:
+        form: the format.
+        spread: standard deviation of the tensor's values. ``HEADROOM`` standard deviations must stay finite.
+    """
     if math.isinf(form.largest):
         return form
     shift = math.floor(math.log2(form.largest / (HEADROOM * spread)))
@@ -243,15 +316,15 @@ def scaled(form: Format, spread: float) -> Format:
 
 def _linear(part: Activations, rounding: Rounding, pairs: int, seed: int) -> float:
     if part.fan_in < 1:
-        raise RateError(f"{part.name}: fan_in={part.fan_in}: a linear layer sums at least one product")
+        raise RateError(f"{part.name}: fan_in={part.fan_in}: must be at least 1, as a linear layer sums products")
     total = math.hypot(part.spread, part.offset)
     weights = part.spread / math.sqrt(part.fan_in)
     draws = generator(seed)
     x = torch.randn(pairs, part.fan_in, dtype=torch.float64, generator=draws)
     w = torch.randn(pairs, part.fan_in, dtype=torch.float64, generator=draws) * weights
     b = torch.randn(pairs, dtype=torch.float64, generator=draws) * part.offset
-    # Gaussian weights given that the sum is 0 are the Gaussian weights projected on that plane; the bias, given that, is
-    # narrower by the share that the products have
+    # Gaussian weights conditioned on a sum of 0 are Gaussian weights projected on the plane where it is 0. The bias is
+    # narrowed first, to its standard deviation under that condition.
     b *= part.spread / total
     w -= x * (((x * w).sum(1) + b) / x.square().sum(1)).unsqueeze(1)
     single, output = FORMATS["float32"], scaled(rounding.output, total)
@@ -273,12 +346,15 @@ def _linear(part: Activations, rounding: Rounding, pairs: int, seed: int) -> flo
 
 
 def _density(spread: float) -> float:
-    """Of a Gaussian with mean 0, at 0."""
+    """Density at 0 of a Gaussian with mean 0."""
     return 1 / (math.sqrt(2 * math.pi) * spread)
 
 
 def _mean_landing(spread: float, terms: Format, output: Format | None) -> float:
-    """Mean width where two terms of a format cancel at N(0, spread^2), with what underflows in a narrower output."""
+    """Mean width over cancelling terms that are N(0, spread^2) and have the format ``terms``.
+
+    Values that underflow to 0 in a narrower output format are included.
+    """
     at = torch.special.ndtri((torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES) * spread
     step = torch.ldexp(torch.ones_like(at), torch.where(at == 0, -1074, terms.spacing(at)))
     flushed = output.flushed if output is not None else 0.0

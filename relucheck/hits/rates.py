@@ -1,12 +1,12 @@
-"""Hits predicted without counting them: density of the pre-activations at the kink times the width that lands on it.
+"""Predict hit rates from weights and inputs, without counting hits.
 
 A pre-activation is the rounded sum of K products and a bias. Let ``p`` be the density of the real (unrounded) sum at the
-kink 0, and ``width`` the length of the set of real sums that the arithmetic turns into 0. Then P(hit) = p * width, averaged
-over units and samples. The density is counted in a window around 0 of sums computed in float64;
-:mod:`relucheck.hits.widths` tells the width.
+kink 0, and let ``width`` be the length of the set of real sums that the arithmetic turns into 0. Then P(hit) = p * width,
+averaged over units and samples. The density is estimated in a window around 0, from sums computed in float64. The width
+comes from ``relucheck.hits.widths``.
 
-Where a sum is rounded depends on the kernel, so it is an :class:`Accumulation`: known for an
-:class:`~relucheck.numerics.arithmetic.Arithmetic`, found by crafted inputs for the device's own kernels (:func:`probe`).
+The width depends on where the kernel rounds, which an ``Accumulation`` describes. For emulated arithmetics it is known.
+For the device's native kernels, ``probe`` determines it by constructed inputs.
 """
 
 from __future__ import annotations
@@ -31,17 +31,24 @@ _ACTIVATIONS: Final = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 
 
 class RateError(RelucheckError, ValueError):
-    """Something whose hit rate cannot be predicted: no samples, another dtype, a network of other layers."""
+    """A hit rate cannot be predicted: no samples, mixed dtypes, or unsupported layers."""
 
 
 def accumulation(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 256, device: str = "cpu") -> Accumulation:
-    """The accumulation of a linear layer ``inputs -> units`` on a device, for mini-batches of ``batch`` samples.
+    """Where a linear layer ``inputs -> units`` rounds, on a device and for a mini-batch size.
 
-    The device's own kernel is what :func:`probe` says it is. An emulation states its own roundings; the float32 products
-    inside it are the device's own.
+    For native arithmetics this is the result of ``probe``. An emulated arithmetic states where it rounds; the blocks of
+    the float32 products inside it are those of the device's native kernel.
+
+    Args:
+        arithmetic: dtype and roundings of the layer.
+        inputs: number of inputs, K.
+        units: number of outputs.
+        batch: samples per mini-batch; kernels can depend on it.
+        device: name of the device.
 
     Raises:
-        RateError: for mixed precision, whose layers take inputs of two dtypes.
+        RateError: mixed precision, whose layers take inputs of two dtypes.
     """
     if arithmetic.mixed:
         raise RateError(
@@ -64,14 +71,24 @@ def accumulation(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 2
 
 @functools.cache
 def probe(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 256, device: str = "cpu") -> Accumulation:
-    """What the device's own linear layer does in an arithmetic that is not emulated, found by crafted inputs.
+    """Determine by constructed inputs where the device's native linear layer rounds.
 
-    A huge B at input i and -B at i + 1 (weights of 1) swallow the small bias exactly if the bias is already in the
-    running sum when B comes, and both are not summed apart from it. So the inputs i that lose the bias are the last
-    ones of the blocks of K that are summed by themselves and joined to a sum that began with the bias. Where none loses
-    it, the bias comes last (or there is one block, which is the same). Products are taken to be added one after another
-    in float32 (in float64 for float64) and all to be rounded once at the end, as CPU kernels do: rounding of partial
-    sums to 16 bits, which CUDA kernels may do, is not looked for; state it by an :class:`Accumulation`.
+    Let all weights be 1, and let the inputs be 0 but for a huge value B at position i and -B at position i + 1. The small
+    bias is lost exactly if it is already part of the running sum when B is added, and if B and -B are not first summed in
+    a block of their own. So the positions i that lose the bias are the last positions of the blocks of K that are summed
+    separately and then joined to a sum that began with the bias. If no position loses the bias, the bias is added last,
+    or there is a single block, which gives the same result.
+
+    Two things are assumed rather than determined, as they hold for CPU kernels: products are added one after another in
+    float32 (in float64 for float64), and the result is rounded once at the end. CUDA kernels may round partial sums to 16
+    bits; pass an ``Accumulation`` that says so.
+
+    Args:
+        arithmetic: a native arithmetic, not an emulated one.
+        inputs: number of inputs, K.
+        units: number of outputs.
+        batch: samples per mini-batch; kernels can depend on it.
+        device: name of the device.
     """
     dtype = arithmetic.dtype
     form = FORMATS[dtype_name(dtype)]
@@ -95,10 +112,19 @@ def probe(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 256, dev
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """The predicted hits of one layer: hits per million with a 95 % interval (of the window's sample, not of the model).
+    """The predicted hits of one layer.
 
-    ``density`` is per unit of the pre-activation, ``width`` the mean width in the window of half-width ``window``, which
-    held ``near`` of ``activations`` pre-activations.
+    Attributes:
+        layer: name of the linear layer's module.
+        per_million: predicted hits per million activations.
+        low: lower end of the 95 % confidence interval of ``per_million``. The interval covers the sampling error of the
+            window only, not errors of the model behind the prediction.
+        high: upper end of that interval.
+        density: density of the pre-activations at 0, per unit of the pre-activation.
+        width: mean width of the set of real sums that become 0, in the window.
+        window: half-width of the window around 0.
+        near: number of pre-activations in the window.
+        activations: number of all pre-activations.
     """
 
     layer: str
@@ -113,7 +139,7 @@ class Predicted:
 
     @property
     def expected(self) -> float:
-        """Hits to expect in the activations that were looked at."""
+        """Expected number of hits among ``activations``."""
         return self.per_million * self.activations / 1e6
 
 
@@ -126,20 +152,26 @@ def predict(
     batch_size: int = 256,
     seed: int = 0,
 ) -> tuple[Predicted, ...]:
-    """The hits per million activations at the kink 0 of each layer of a network, predicted from its weights and inputs.
+    """Predict the hits at the kink 0 of each layer of a network from its weights and inputs.
 
-    No hit is counted. The arithmetic is the model's own (:meth:`~relucheck.numerics.arithmetic.Arithmetic.of`).
+    No hit is counted. The arithmetic is the model's own, as ``Arithmetic.of`` reads it from the linear layers.
 
     Args:
-        model: linear layers, each feeding a ReLU, ReLU6 or LeakyReLU module (the output layer feeds none).
+        model: linear layers, each followed by a ReLU, ReLU6 or LeakyReLU module, except the output layer.
         inputs: [n, features], of the model's dtype.
-        how: the accumulation of each such layer, to predict for another arithmetic; None asks :func:`accumulation`.
-        pairs: about how many (sample, unit) pairs near the kink to work out the widths for, a layer.
-        batch_size: samples of a mini-batch in the run that the prediction is for; kernels may depend on it.
-        seed: of the choice of pairs.
+        how: the accumulation of each linear layer that feeds an activation, to predict for another arithmetic; None takes
+            it from ``accumulation``.
+        pairs: about how many (sample, unit) pairs near the kink the widths are computed for, in each layer.
+        batch_size: samples per mini-batch in the run that the prediction is for; kernels can depend on it.
+        seed: seed of the choice of pairs.
+
+    Returns:
+        One prediction for each linear layer that feeds an activation, in the order of the activations.
 
     Raises:
-        RateError: no samples, or layers that do not fit.
+        RateError: there are no samples, dtypes are mixed, values are not finite, or an activation does not follow a
+            linear layer.
+        ModelError: the model has none of the supported activations.
     """
     with torch.no_grad():
         layers = list(_layers(model, inputs))
@@ -151,7 +183,7 @@ def predict(
                 for _, linear, _ in layers
             ]
         if len(how) != len(layers):
-            raise RateError(f"predict: {len(how)} accumulations for {len(layers)} layers; give one a layer")
+            raise RateError(f"predict: {len(how)} accumulations for {len(layers)} layers; give one for each layer")
         return tuple(
             predict_layer(x, linear.weight, linear.bias, way, layer=name, pairs=pairs, seed=seed)
             for (name, linear, x), way in zip(layers, how, strict=True)
@@ -161,7 +193,20 @@ def predict(
 def predict_layer(
     x: Tensor, weight: Tensor, bias: Tensor | None, how: Accumulation, *, layer: str = "", pairs: int = 2000, seed: int = 0
 ) -> Predicted:
-    """:func:`predict` for one linear layer: x [n, K], weight [units, K], bias [units] or None, of ``how.factors``."""
+    """Predict the hits of one linear layer, see ``predict``.
+
+    Args:
+        x: [n, K], the layer's inputs, values of the format ``how.factors``.
+        weight: [units, K], of the same format.
+        bias: [units], or None.
+        how: where the layer rounds.
+        layer: label of the result.
+        pairs: about how many (sample, unit) pairs near the kink the widths are computed for.
+        seed: seed of the choice of pairs.
+
+    Raises:
+        RateError: there are no pre-activations, or some are not finite.
+    """
     x, weight = x.detach().cpu().double(), weight.detach().cpu().double()
     if how.factors.name == "tf32":
         x, weight = how.factors.round(x), how.factors.round(weight)
@@ -173,7 +218,7 @@ def predict_layer(
             f"predict: layer {layer!r} has {count} pre-activations, not all finite; give samples that stay finite"
         )
     size = z.abs().flatten()
-    # narrow, so that the density is flat in it, but wide enough to hold the pairs and what the widths reach
+    # narrow enough that the density is flat in the window, wide enough for the pairs and for the widths
     window = min(float(size.kthvalue(min(pairs, count))[0]), 0.1 * spread) or math.ulp(0.0)
     while True:
         near = (size <= window).nonzero().squeeze(1)
@@ -189,7 +234,7 @@ def predict_layer(
     hits = torch.where(certain, 1.0, (width / (2 * window)).clamp(max=1.0))
     scale = 1e6 * len(near) / count
     rate = scale * float(hits.mean())
-    # a compound Poisson sum: both how many pairs are near and how wide they are vary
+    # variance of a compound Poisson sum, as both the number of pairs in the window and their widths are random
     margin = 1.96 * scale * math.sqrt(float(hits.square().sum())) / len(chosen)
     return Predicted(
         layer,
@@ -206,7 +251,13 @@ def predict_layer(
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The hits of one layer at the kink 0, counted; the interval is the exact Poisson one."""
+    """The hits of one layer at the kink 0, counted.
+
+    Attributes:
+        layer: name of the linear layer's module.
+        hits: number of pre-activations equal to 0.
+        activations: number of all pre-activations.
+    """
 
     layer: str
     hits: int
@@ -218,13 +269,16 @@ class Measured:
         return 1e6 * self.hits / self.activations
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Exact interval of the hits per million (Garwood 1936)."""
+        """Exact Poisson confidence interval of the hits per million activations (Garwood 1936)."""
         low, high = poisson_interval(self.hits, level)
         return 1e6 * low / self.activations, 1e6 * high / self.activations
 
 
 def poisson_interval(count: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a Poisson mean from one count (Garwood 1936)."""
+    """Exact confidence interval of a Poisson mean, given one count.
+
+    Source: Garwood 1936, "Fiducial limits for the Poisson distribution", Biometrika 28.
+    """
     from scipy.stats import chi2
 
     tail = (1 - level) / 2
@@ -232,10 +286,16 @@ def poisson_interval(count: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def measure(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> tuple[Measured, ...]:
-    """The hits at the kink 0 of each layer of a network, counted in forwards over mini-batches in order.
+    """Count the hits at the kink 0 of each layer in forward passes over mini-batches in order.
+
+    Args:
+        model: as for ``predict``.
+        inputs: [n, features], of the model's dtype.
+        batch_size: samples per mini-batch.
 
     Raises:
-        RateError: no samples, or layers that do not fit (as :func:`predict`).
+        RateError: there are no samples, dtypes are mixed, or an activation does not follow a linear layer.
+        ModelError: the model has none of the supported activations.
     """
     names = [name for name, _, _ in _layers(model, inputs[:2])]
     hits, seen = [0] * len(names), [0] * len(names)
@@ -249,10 +309,10 @@ def measure(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> tuple
 
 
 def _forward(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """What each activation module receives, in order."""
+    """The inputs of all activation modules in one forward pass, in order."""
     seen: list[Tensor] = []
     hooks = [
-        module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         for module in model.modules()
         if isinstance(module, _ACTIVATIONS)
     ]
@@ -276,9 +336,9 @@ def _layers(model: nn.Module, inputs: Tensor) -> Iterator[tuple[str, nn.Linear, 
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
 
-            def keep(module: nn.Module, given: tuple[Tensor, ...], result: Tensor, name: str = name) -> None:
+            def keep(module: nn.Module, args: tuple[Tensor, ...], result: Tensor, name: str = name) -> None:
                 assert isinstance(module, nn.Linear)
-                fed.append((name, module, given[0], result))
+                fed.append((name, module, args[0], result))
 
             hooks.append(module.register_forward_hook(keep))
     try:
@@ -288,9 +348,11 @@ def _layers(model: nn.Module, inputs: Tensor) -> Iterator[tuple[str, nn.Linear, 
         for hook in hooks:
             hook.remove()
     if not received:
-        raise ModelError(f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU: there is no hit to predict")
+        raise ModelError(f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU, so it can have no hits")
     for z in received:
         source = next((entry for entry in fed if entry[3] is z), None)
         if source is None:
-            raise RateError("hit rates are predicted for activations behind an nn.Linear; another layer feeds one here")
+            raise RateError(
+                "hit rates are predicted only for activations behind an nn.Linear; in this model another layer feeds one"
+            )
         yield source[:3]

@@ -1,4 +1,4 @@
-"""Predicted hit rates against counted ones, over arithmetics, widths and depths."""
+"""Compare predicted with counted hit rates, over arithmetics, widths and depths."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ from relucheck.numerics.bits import positions_of
 
 @dataclasses.dataclass(frozen=True)
 class ValidatedLayer:
-    """One layer of one network in one arithmetic, pooled over draws: hits predicted and counted.
+    """Predicted and counted hits of one layer, pooled over networks drawn at random.
 
-    ``expected`` is the predicted number of hits in the same ``activations`` in which ``hits`` were counted.
+    Attributes:
+        arithmetic: name of the arithmetic.
+        data: label of the inputs.
+        width: units of each hidden layer.
+        depth: number of hidden layers.
+        layer: which hidden layer, from 1 on.
+        draws: number of networks.
+        expected: predicted number of hits among ``activations``.
+        hits: counted number of hits among ``activations``.
+        activations: number of pre-activations, over all draws.
     """
 
     arithmetic: str
@@ -36,12 +45,12 @@ class ValidatedLayer:
 
     @property
     def ratio(self) -> float | None:
-        """Predicted / measured, None without a hit."""
+        """Predicted divided by counted hits; None if no hit was counted."""
         return self.expected / self.hits if self.hits else None
 
     @property
     def probability(self) -> float:
-        """Two-sided p-value of the count, were the prediction the Poisson mean (twice the smaller tail)."""
+        """Two-sided p-value (twice the smaller tail) of the count under the predicted Poisson mean."""
         return _probability(self.hits, self.expected)
 
 
@@ -63,14 +72,23 @@ def validate(
     pairs: int = 1000,
     data: str = "",
 ) -> tuple[ValidatedLayer, ...]:
-    """Predicts and counts the hits of networks drawn from ``seeds``, layer by layer.
+    """Predict and count the hits of random networks, layer by layer.
 
     Args:
         arithmetic: in which the networks compute.
-        inputs: [n, features], any float dtype; all of them are counted on.
-        planned: how many of them, evenly spread, the prediction sees.
-        pairs: as for :func:`relucheck.hits.rates.predict`.
-        data: how tables label the inputs.
+        width: units of each hidden layer.
+        depth: number of hidden layers.
+        inputs: [n, features], of any float dtype. Hits are counted on all of them.
+        seeds: one network is drawn from each.
+        planned: about how many of the inputs, evenly spaced, the prediction uses.
+        pairs: as for ``relucheck.hits.rates.predict``.
+        data: label of the inputs.
+
+    Returns:
+        One entry for each hidden layer.
+
+    Raises:
+        RateError: there are no seeds, or the prediction fails.
     """
     x = inputs.to(arithmetic.dtype)
     few = x[:: max(1, len(x) // planned)]
@@ -86,7 +104,7 @@ def validate(
             hits[layer] += counted.hits
             seen[layer] += counted.activations
     if not draws:
-        raise RateError("validate: no seeds, so no network was drawn; give at least one")
+        raise RateError("validate: there are no seeds, so no network was drawn; give at least one seed")
     return tuple(
         ValidatedLayer(arithmetic.name, data, width, depth, layer + 1, draws, expected[layer], hits[layer], seen[layer])
         for layer in range(depth)
@@ -95,19 +113,28 @@ def validate(
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Predicted / measured over many cells.
+    """How well predictions agree with counts, over many cells.
+
+    A cell is one layer of one network in one arithmetic.
 
     Attributes:
-        cells, hits, expected: how many cells, and their sums.
-        low, high: 95 % interval of expected / hits, from the exact Poisson interval of the hits.
-        median, tenth, ninetieth: of the ratio over the cells where at least ``least`` hits are expected; None without any.
-            Cells are chosen by what is predicted: a choice by what is counted would favour high counts.
-        informative: how many cells there are of that kind.
-        testable: cells where at least ``enough`` hits are expected, so that a Poisson count's tails are nearly continuous.
-        surprising: those among them whose count has a p-value below 0.05 under the prediction. Were counts Poisson and the
-            prediction exact, a little under 5 % of ``testable`` would be; counts cluster (a unit near 0 hits for many
-            samples), so there are more.
-        activations: how many were looked at.
+        cells: number of cells.
+        hits: sum of the counted hits.
+        expected: sum of the predicted hits.
+        activations: sum of the pre-activations.
+        low: lower end of the 95 % confidence interval of ``expected / hits``, from the exact Poisson interval of
+            ``hits``.
+        high: upper end of that interval.
+        median: median of predicted / counted over the informative cells; None if there are none.
+        tenth: 10 % quantile of the same.
+        ninetieth: 90 % quantile of the same.
+        informative: number of cells with at least ``least`` predicted hits. Cells are selected by their prediction, as a
+            selection by counts would favour high counts.
+        testable: number of cells with at least ``enough`` predicted hits, so that the tails of a Poisson count are nearly
+            continuous.
+        surprising: number of testable cells whose count has a p-value below 0.05 under the prediction. If counts were
+            Poisson and the prediction exact, a little under 5 % of the testable cells would be surprising. There are
+            more, because hits cluster: a unit close to 0 is hit for many samples.
     """
 
     cells: int
@@ -125,12 +152,18 @@ class Agreement:
 
     @property
     def ratio(self) -> float | None:
-        """Predicted / measured of the sums, None without a hit."""
+        """Predicted divided by counted hits, of the sums; None if no hit was counted."""
         return self.expected / self.hits if self.hits else None
 
 
 def agreement(cells: Sequence[ValidatedLayer], least: float = 10, enough: float = 20) -> Agreement:
-    """How predictions and counts agree over cells."""
+    """Summarise how predictions and counts agree over cells.
+
+    Args:
+        cells: what was validated.
+        least: predicted hits from which on a cell is informative.
+        enough: predicted hits from which on a cell is testable.
+    """
     hits, expected = sum(cell.hits for cell in cells), sum(cell.expected for cell in cells)
     low, high = poisson_interval(hits)
     chosen = [cell for cell in cells if cell.expected >= least]
@@ -153,19 +186,31 @@ def agreement(cells: Sequence[ValidatedLayer], least: float = 10, enough: float 
 
 
 def _quantiles(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The 10, 50 and 90 % quantiles; a ratio is infinite where hits were expected and none counted."""
+    """The 10, 50 and 90 % quantiles of ratios.
+
+    A ratio is infinite where hits were predicted and none counted.
+    """
     ordered = sorted(ratios)
-    found = []
+    quantiles = []
     for share in (0.1, 0.5, 0.9):
         place, rest = divmod(share * (len(ordered) - 1), 1)
         below, above = ordered[int(place)], ordered[math.ceil(place + rest)]
-        found.append(below + rest * (above - below) if above < math.inf else above if rest else below)
-    return found[0], found[1], found[2]
+        quantiles.append(below + rest * (above - below) if above < math.inf else above if rest else below)
+    return quantiles[0], quantiles[1], quantiles[2]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One network in one arithmetic: how many draws, on how many MNIST training images, grey or thresholded at 1/2."""
+    """One network shape in one arithmetic, on MNIST training images.
+
+    Attributes:
+        arithmetic: in which the networks compute.
+        width: units of each hidden layer.
+        depth: number of hidden layers.
+        draws: number of random networks.
+        samples: how many training images, the first ones.
+        thresholded: whether pixels are set to 1 above 1/2 and to 0 otherwise; False uses the grey values.
+    """
 
     arithmetic: Arithmetic
     width: int
@@ -180,10 +225,10 @@ DEPTHS: Final = (1, 3, 6)
 
 
 def runs() -> tuple[Run, ...]:
-    """The validation: every arithmetic over widths and depths on grey digits, the rarest also on thresholded ones.
+    """The runs of the validation: every arithmetic over widths and depths, on grey digits.
 
-    Draws are set so that all takes about ten minutes on one core; hits are rare where the device's own kernel rounds once.
-    float64 is predicted; no count can be hoped for.
+    Where hits are rare, thresholded digits follow. The numbers of draws are chosen such that everything takes about ten
+    minutes on one core. float64 is included for its prediction; its hits are too rare to be counted.
     """
     table = [
         *((f"{dtype} emulated ({kind})", 10_000, (16 * n, 8 * n, 4 * n)) for dtype, n in _COARSE for kind in _KINDS),
@@ -216,21 +261,26 @@ def runs() -> tuple[Run, ...]:
 
 
 def carry_out(run: Run, images: Tensor) -> tuple[ValidatedLayer, ...]:
-    """One run on float32 images [n, 784] in [0, 1]."""
+    """Validate one run on float32 images [n, 784] with values in [0, 1]."""
     inputs = images[: run.samples]
     if run.thresholded:
         inputs = (inputs > 0.5).float()
     label = "thresholded" if run.thresholded else "grey"
-    pairs = 300 if run.draws > 8 else 1000  # the noise of a prediction averages out over draws
+    pairs = 300 if run.draws > 8 else 1000  # with many draws, the sampling error of a prediction averages out
     return validate(run.arithmetic, run.width, run.depth, inputs, range(run.draws), pairs=pairs, data=label)
 
 
 def resnet50_hits(dtype: torch.dtype, *, mixed: bool, batch: int = 4, seed: int = 0) -> dict[str, tuple[int, int]]:
-    """Hits and activations of a ResNet-50 at initialisation on noise, by kind of :func:`~relucheck.hits.plans.resnet50`.
+    """Count hits of a ResNet-50 at initialisation, on random noise images.
 
     Args:
         dtype: of convolutions and activations.
         mixed: whether batch norm keeps float32 parameters and statistics, as under autocast.
+        batch: number of images.
+        seed: seed of weights and images.
+
+    Returns:
+        For each kind of ``relucheck.hits.plans.resnet50_kinds``, the number of hits and of activations.
     """
     from torchvision.models import resnet50
 
@@ -253,6 +303,6 @@ def resnet50_hits(dtype: torch.dtype, *, mixed: bool, batch: int = 4, seed: int 
     return counts
 
 
-#: Emulations that hit often, and how many times as many draws they get in a dtype.
+#: Emulations with many hits. The dtypes come with a factor by which their numbers of draws are multiplied.
 _KINDS: Final = ("product", "split-k 4")
 _COARSE: Final = (("bfloat16", 1), ("float16", 4))

@@ -1,10 +1,12 @@
 """The width of the set of real sums that an arithmetic turns into exactly 0.
 
-One rule, applied from the first product to the last addition: values lie on grids of powers of two; a sum lies on the
-finer grid of its two terms, and rounding makes it no finer than the spacing of its own binade. What the last addition
-can cancel is then the finer of its two terms' grids, taken where they cancel, plus whatever underflows in the output's
-format. Grids are those of weights and biases drawn from their format's values, so the widths are right on average over
-draws: a sum with a known bias lies on its grid or does not.
+One rule is applied from the first product to the last addition. Values lie on grids, which are the multiples of a power
+of two. A sum lies on the finer of the grids of its two terms. Rounding a sum to a format makes the grid at least as
+coarse as the format's spacing at that sum. What the last addition can cancel therefore lies on the finer of its two
+terms' grids, taken at the values where they cancel. Values that underflow to 0 in the output format come on top.
+
+Grids are those of weights and biases drawn at random from the values of their format. So the widths are right on average
+over draws; for one given bias, the sum either can reach 0 exactly or cannot.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-_FREE: Final = 1 << 20  # the grid of an exact zero: it binds nothing (exponents are at most about a thousand)
+_FREE: Final = 1 << 20  # the grid exponent of an exact zero, coarser than any real one (those are at most about 1,000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +26,10 @@ class Format:
     """A binary floating-point format.
 
     Attributes:
-        name: how tables label it.
-        bits: bits of significand, the leading one included.
+        name: label in tables.
+        bits: number of significand bits, including the leading one.
         least: exponent of the smallest normal value.
-        largest: largest finite value; what is larger saturates.
+        largest: largest finite value; larger values saturate.
     """
 
     name: str
@@ -36,22 +38,26 @@ class Format:
     largest: float = math.inf
 
     def spacing(self, x: Tensor) -> Tensor:
-        """The exponent of the spacing of the format's values around ``x`` (int64); far below everything for 0."""
+        """Exponents of the spacing of the format's values around ``x``, int64; very small for 0."""
         exponent = torch.frexp(x)[1].to(torch.int64) - 1
         return torch.where(x == 0, -_FREE, exponent.clamp(min=self.least) - (self.bits - 1))
 
     @property
     def flushed(self) -> float:
-        """Half the smallest subnormal: what is no larger in magnitude rounds to 0 (ties go to the even 0)."""
+        """Half of the smallest subnormal.
+
+        Values up to this magnitude round to 0; the tie at exactly this magnitude goes to 0, which is even.
+        """
         return math.ldexp(1.0, self.least - self.bits)
 
     def round(self, x: Tensor) -> Tensor:
-        """float64 values rounded to the format, ties to even; values past the largest saturate."""
+        """Round float64 values to the format, ties to even; values beyond the largest saturate."""
         step = torch.ldexp(torch.ones_like(x), torch.where(x == 0, 0, self.spacing(x)))
         return (torch.round(x / step) * step).clamp(-self.largest, self.largest)
 
 
-#: The formats by name. Float8 after Micikevicius et al. 2022, "FP8 formats for deep learning" (e4m3 has no infinity).
+#: The formats by name. The float8 formats are those of Micikevicius et al. 2022, "FP8 Formats for Deep Learning"; e4m3 has
+#: no infinity.
 FORMATS: Final[dict[str, Format]] = {
     form.name: form
     for form in (
@@ -71,13 +77,13 @@ class Accumulation:
     """Where a linear layer rounds its sum of K products and a bias.
 
     Attributes:
-        name: how tables label it.
-        factors: format of inputs, weights and bias.
-        accumulator: format in which the products of one block are summed, one after another, from 0.
-        partial: format to which a block's sum is rounded before it is joined.
-        join: format in which the blocks' sums and the bias are added, in order.
-        output: format to which the last result is rounded.
-        blocks: how many consecutive products each block sums; they add up to K.
+        name: label in tables.
+        factors: format of inputs and weights, and of the bias unless ``bias_format`` is given.
+        accumulator: format in which the products of one block are added, one after another, starting from 0.
+        partial: format to which the sum of a block is rounded before it is joined to the others.
+        join: format in which the sums of the blocks and the bias are added, in order.
+        output: format to which the final result is rounded.
+        blocks: numbers of consecutive products that each block sums; together they are K.
         bias: whether the bias is the first or the last term that is joined.
         bias_format: format of the bias; None means ``factors``.
     """
@@ -94,14 +100,16 @@ class Accumulation:
 
 
 def widths(x: Tensor, weight: Tensor, bias: Tensor, how: Accumulation) -> tuple[Tensor, Tensor]:
-    """The width of the set of real sums that land on 0, near given pre-activations that are close to 0.
+    """The width of the set of real sums that become 0, near given sums that are close to 0.
 
     Args:
-        x, weight: float64 [m, K], the factors of each pre-activation, values of ``how.factors``.
-        bias: float64 [m], zeros for none.
+        x: float64 [m, K], the inputs of each sum, values of the format ``how.factors``.
+        weight: float64 [m, K], the weights of each sum, likewise.
+        bias: float64 [m]; zeros where there is no bias.
+        how: where the layer rounds.
 
     Returns:
-        float64 [m], the widths; and bool [m], where every term is 0, so that the sum is 0 whatever the rounding.
+        The widths, float64 [m]; and bool [m], True where every term is 0, so that the sum is 0 for any rounding.
     """
     products = x * weight
     grids = torch.where(products == 0, _FREE, _lowest_bit(x) + how.factors.spacing(weight))
@@ -113,7 +121,7 @@ def widths(x: Tensor, weight: Tensor, bias: Tensor, how: Accumulation) -> tuple[
     left = terms[0]
     width = torch.zeros_like(bias) if left is last else _landing(left.inner, flush_alone)
     for right in terms[1:]:
-        # the two terms where they cancel: the bias stays what it is, else the sum so far does
+        # the value at which the two terms cancel: that of the bias if it is one of them, else that of the sum so far
         at = -right.value if right is last else left.value
         joined = _landing(torch.minimum(left.grid(at), right.grid(-at)), flush_join)
         alone = torch.zeros_like(bias) if right is last else _landing(right.inner, flush_alone)
@@ -125,7 +133,14 @@ def widths(x: Tensor, weight: Tensor, bias: Tensor, how: Accumulation) -> tuple[
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """Terms of a sum: values, grid before the last rounding, the format they were rounded to, where no term is there."""
+    """The sum of some terms, with what is known about its rounding.
+
+    Attributes:
+        value: float64 [m], the sums.
+        inner: int64 [m], exponents of their grids before the last rounding.
+        form: the format to which they were rounded last.
+        empty: bool [m], where all terms are 0.
+    """
 
     value: Tensor
     inner: Tensor
@@ -134,7 +149,13 @@ class _Block:
 
     @classmethod
     def of(cls, products: Tensor, grids: Tensor, how: Accumulation) -> _Block:
-        """The sum of a block's products, one after another in the accumulator; ``grids`` are the products' own."""
+        """Sum the products of a block, one after another, in the accumulator's format.
+
+        Args:
+            products: float64 [m, k].
+            grids: int64 [m, k], the exponents of the products' grids.
+            how: where the layer rounds.
+        """
         partial = products.cumsum(1)
         spacings = how.accumulator.spacing(partial)
         inner = torch.full_like(grids[:, 0], _FREE)
@@ -146,18 +167,21 @@ class _Block:
         return cls(partial[:, -1], inner, how.partial, (grids == _FREE).all(1))
 
     def grid(self, at: Tensor) -> Tensor:
-        """Exponent of the grid on which the terms lie where their value is ``at``."""
+        """Exponents of the grids on which the sums lie where their value is ``at``."""
         return torch.where(self.empty, _FREE, torch.maximum(self.form.spacing(at), self.inner))
 
 
 def _landing(grid: Tensor, flushed: float) -> Tensor:
-    """Width of the values on a grid (given by exponent) that end at 0: 0 itself, and what underflows."""
+    """Width of the values on a grid, given by its exponent, that end at 0.
+
+    These are 0 itself and the values that underflow.
+    """
     step = torch.ldexp(torch.ones(grid.shape, dtype=torch.float64), grid.clamp(-1074, 1000))
     return torch.where(grid <= -_FREE // 2, 2 * flushed, step * (2 * torch.floor(flushed / step) + 1))
 
 
 def _lowest_bit(x: Tensor) -> Tensor:
-    """The exponent of the lowest set bit of float64 values (int64); meaningless for 0."""
+    """Exponents of the lowest set bits of float64 values, int64; meaningless for 0."""
     fraction, exponent = torch.frexp(x)
     integer = torch.ldexp(fraction, torch.tensor(53)).to(torch.int64)
     return torch.frexp((integer & -integer).double())[1].to(torch.int64) - 1 + exponent - 53

@@ -1,1 +1,1 @@
-"""The paired-ensemble engine: trains members that differ in their subgradient alone, beside a control."""
+"""Train the members of a comparison, which differ only in their subgradient, with a control."""

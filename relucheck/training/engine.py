@@ -1,12 +1,13 @@
-"""The paired-ensemble engine: trains the members of a comparison side by side, with a control, and resumes where it was.
+"""Train a comparison: its members side by side, with a control, resuming where it stopped.
 
-Members of a seed share initialisation, batch order and dropout masks, and differ in subgradient and rule only. Determinism
-is switched on and the control proves it at every step: where the control's parameters differ from the reference's in one
+Members of a seed share initialisation, batch order and dropout masks, and differ in subgradient and rule only. Training
+is deterministic, and the control proves it at every step: if the control's parameters differ from the reference's in one
 bit, the seed stops and the result is void.
 
-A *seed* is what is stored: its settings, its number and the executor are its identity. So seeds and members can be added to
-a comparison without a finished seed being run again, and seeds may be computed by several processes and machines, each by
-one. The forking executor runs seed by seed, the stacked one all seeds that are not finished as one batched model.
+Results are stored by *seed*, identified by the settings, the seed and the executor. So seeds and members can be added to
+a comparison without training a finished seed again. Several processes and machines can share the seeds of a comparison;
+each seed is trained by one of them. The forking executor trains seed by seed. The stacked executor trains all unfinished
+seeds as one batched model.
 """
 
 from __future__ import annotations
@@ -48,17 +49,20 @@ __all__ = [
     "usual_executor",
 ]
 
-#: What torch says where memory ran out and the error is of no class of its own: the CPU, cuBLAS, CUDA.
+#: Parts of torch's messages when the CPU, cuBLAS or CUDA is out of memory, for errors that are a plain RuntimeError.
 _NO_MEMORY: Final = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def executor_of(settings: Settings, executor: str) -> str:
-    """What runs a comparison where an executor is asked for: the forking one serves every network, the stacked one MLPs."""
+    """The executor that runs a comparison when ``executor`` is requested.
+
+    The stacked executor runs MLPs only. Other networks get the forking executor, which runs any network.
+    """
     return executor if executor != "stacked" or stackable(settings.network) else "forking"
 
 
 def usual_executor(device: str) -> str:
-    """What runs unless another is asked for: forking on the CPU, stacked elsewhere."""
+    """The default executor on a device: "forking" on a CPU, "stacked" elsewhere."""
     return "forking" if device.startswith("cpu") else "stacked"
 
 
@@ -71,49 +75,53 @@ def train(
     progress: bool = True,
     executor: str | None = None,
 ) -> Result:
-    """Runs a comparison in this process, seed by seed.
+    """Train a comparison in this process.
 
     Args:
-        settings: what to run.
-        root: data root, see :func:`relucheck.data.data_root`.
-        device: where.
-        folder: where states and the results of seeds go. A state is written after each epoch, one that takes over a second
-            only so often that a tenth of the time goes into them. A run that was broken off resumes at its last state and
-            ends bitwise equal to an unbroken one; finished seeds are read, also void ones (standard error says how to run
-            them again, if progress is shown). None keeps nothing.
-        progress: whether to show any.
-        executor: "forking" or "stacked"; unless given, forking on the CPU and for networks that cannot be stacked, else
-            stacked.
+        settings: what to train.
+        root: data root, see ``relucheck.data.data_root``.
+        device: where to train.
+        folder: where the results of seeds and the checkpoints between epochs are written; None keeps nothing. If writing
+            a checkpoint takes more than a second, it is written less often, such that about a tenth of the time is spent
+            on it. An interrupted run resumes at the last checkpoint, and its result equals an uninterrupted one bit for
+            bit. Finished seeds are read, also void ones; if progress is shown, standard error then says how to run them
+            again.
+        progress: whether to show progress.
+        executor: "forking" or "stacked". None means forking on a CPU and for networks that cannot be stacked, and stacked
+            otherwise.
+
+    Returns:
+        The result of all seeds; if one is void, the seeds after it may be missing.
 
     Raises:
-        SettingsError: for an unknown executor, or more samples than the data has.
-        DeviceError: for a device that is not there or has too little memory; names the sizes and the fix.
-        relucheck.data.DataError: for a data root without the data.
-        relucheck.results.store.StoreError: for a full disk, for the state of a seed of other settings, device or versions,
-            and for the result of a seed of other settings.
-        Interrupted: on control-C, a KeyboardInterrupt.
+        SettingsError: the executor is unknown, or the data set has fewer samples than requested.
+        DeviceError: the device is not available, or has too little memory.
+        relucheck.data.DataError: the data root does not hold the data.
+        relucheck.results.store.StoreError: the disk is full, a checkpoint belongs to other settings, another device or
+            other versions, or a stored result belongs to other settings.
+        Interrupted: on control-C; it is a KeyboardInterrupt.
     """
     place = checked_device(device)
     kind = executor or executor_of(settings, usual_executor(place.type))
     one_of("executor", kind, EXECUTORS)
-    found: dict[int, SeedResult] = {}
+    results: dict[int, SeedResult] = {}
     keep_in = None if folder is None else Path(folder)
     groups = _groups(settings, settings.seeds, kind) if keep_in is None else _missing(settings, keep_in, kind)
     title = f"{settings.data} {settings.arithmetic.name}"
     total = sum(_steps(group, root) for group in groups)
-    done = 0 if keep_in is None else sum(_taken(group, keep_in) for group in groups)
+    done = 0 if keep_in is None else sum(_steps_done(group, keep_in) for group in groups)
     with Progress(total, title, done=done, enabled=progress) as shown:
         for group in groups:
             if keep_in is None:
-                found |= _train_group(group, None, root, str(place), kind, shown.report)
+                results |= _train_group(group, None, root, str(place), kind, shown.report)
             else:
                 _train_and_keep(settings, group.seeds, keep_in, root, str(place), kind, False, shown.report)
-                found = finished(settings, keep_in, kind)
-            if any(part.void for part in found.values()):
+                results = finished(settings, keep_in, kind)
+            if any(part.void for part in results.values()):
                 break
-    result = Result.of(settings, found if keep_in is None else finished(settings, keep_in, kind))
+    result = Result.of(settings, results if keep_in is None else finished(settings, keep_in, kind))
     if result.void and progress:
-        print(_void(keep_in, result.void, kind), file=sys.stderr, flush=True)
+        print(_void_message(keep_in, result.void, kind), file=sys.stderr, flush=True)
     return result
 
 
@@ -126,16 +134,20 @@ def units(
     executor: str = "forking",
     name: str = "",
 ) -> tuple[Unit, ...]:
-    """The work that a folder has not finished: one unit a seed (forking), or one for all those seeds (stacked).
+    """The work that a folder has not finished.
+
+    With the forking executor there is one unit for each seed, with the stacked executor one for all of them.
 
     Args:
         settings: of the comparison.
-        folder: its store.
-        root, device, executor: as for :func:`train`.
-        name: of the comparison, for messages.
+        folder: where its results are stored.
+        root: as for ``train``.
+        device: as for ``train``.
+        executor: as for ``train``.
+        name: name of the comparison, for messages.
 
     Raises:
-        relucheck.results.store.StoreError: for a folder that cannot be written, or results of other settings in it.
+        relucheck.results.store.StoreError: the folder cannot be written, or holds results of other settings.
     """
     return tuple(
         Unit(
@@ -143,46 +155,48 @@ def units(
             _train_and_keep,
             (settings, group.seeds, folder, root, device, executor, True),
             _steps(group, root),
-            min(_taken(group, folder), _steps(group, root)),
+            min(_steps_done(group, folder), _steps(group, root)),
         )
         for group in _missing(settings, folder, executor)
     )
 
 
 def finished(settings: Settings, folder: Path, executor: str) -> dict[int, SeedResult]:
-    """The seeds of a comparison of which a folder has every member, by seed; it need not be writable.
+    """The seeds of a comparison for which a folder has every member, by seed.
+
+    The folder need not be writable. A void seed counts as finished.
 
     Raises:
-        relucheck.results.store.StoreError: for a file that is damaged, or of other settings or another executor.
+        relucheck.results.store.StoreError: a file is damaged, or belongs to other settings or another executor.
     """
-    found = {}
+    results = {}
     for seed in settings.seeds:
         part = _stored(settings, seed, folder, executor)
         if part is None:
             continue
         known = {result.member for result in part.members}
         if part.void or all(member in known for member in settings.members if member.seed == seed):
-            found[seed] = part
-    return found
+            results[seed] = part
+    return results
 
 
 def collect(settings: Settings, folder: Path, executor: str) -> Result | None:
-    """The result of a comparison whose seeds are all finished, or one of which is void; else None.
+    """The result of a comparison if all its seeds are finished or one is void; else None.
 
     Raises:
-        relucheck.results.store.StoreError: as :func:`finished`.
+        relucheck.results.store.StoreError: as for ``finished``.
     """
-    found = finished(settings, folder, executor)
-    if len(found) < len(settings.seeds) and not any(part.void for part in found.values()):
+    results = finished(settings, folder, executor)
+    if len(results) < len(settings.seeds) and not any(part.void for part in results.values()):
         return None
-    return Result.of(settings, found)
+    return Result.of(settings, results)
 
 
 def keep(settings: Settings, folder: Path, executor: str, seeds: Mapping[int, SeedResult]) -> None:
-    """Stores results of seeds, each in place of what the folder has of it.
+    """Store results of seeds; each replaces what the folder holds for its seed.
 
     Raises:
-        relucheck.results.store.StoreError: where the file system refuses.
+        relucheck.results.store.StoreError: the file cannot be written.
     """
     store = Store(folder)
     for seed, part in seeds.items():
@@ -195,22 +209,25 @@ def _identity(settings: Settings, seed: int, executor: str) -> dict[str, Any]:
 
 def _stored(settings: Settings, seed: int, folder: Path, executor: str) -> SeedResult | None:
     path = folder / f"seed-{seed}.json"
-    found = read_finished(path, _identity(settings, seed, executor))
+    stored = read_finished(path, _identity(settings, seed, executor))
     try:
-        return None if found is None else SeedResult.from_json(found.result, found.origin)
+        return None if stored is None else SeedResult.from_json(stored.result, stored.origin)
     except SettingsError as error:
         raise StoreError(f"{path} is damaged: {error}; move it away to run the seed again") from error
 
 
 def _groups(settings: Settings, seeds: Sequence[int], executor: str) -> list[Settings]:
-    """What runs together: each seed by itself, or where they are stacked all of them."""
+    """The seeds that are trained together: each by itself, or all if they are stacked."""
     if executor == "stacked" and seeds:
         return [settings.of_seeds(seeds)]
     return [settings.of_seeds((seed,)) for seed in seeds]
 
 
 def _missing(settings: Settings, folder: Path, executor: str) -> list[Settings]:
-    """The groups that a folder has not finished; none where a seed is void, as nothing may be concluded from the others."""
+    """The groups that a folder has not finished.
+
+    There are none if a seed is void, because nothing could be concluded from the others.
+    """
     done = finished(settings, folder, executor)
     if any(part.void for part in done.values()):
         return []
@@ -224,8 +241,8 @@ def _steps(group: Settings, root: data.Root) -> int:
     return group.epochs * group.steps_of(count)
 
 
-def _taken(group: Settings, folder: Path) -> int:
-    """Steps that an earlier sitting took, for a progress bar."""
+def _steps_done(group: Settings, folder: Path) -> int:
+    """Number of steps in the last checkpoint of a group, for a progress bar."""
     return Store(folder).steps(group_name(group))
 
 
@@ -241,14 +258,14 @@ def _train_group(
     device: str,
     executor: str,
     report: Report,
-    anew: bool = False,
+    restart: bool = False,
 ) -> dict[int, SeedResult]:
-    """Trains the seeds that ``settings`` has, all of them together."""
+    """Train all seeds of ``settings`` together."""
     place = checked_device(device)
     origin = _origin(place, executor)
-    with settings.arithmetic.active(), deterministic(), _unfilled(), _enough_memory(settings, place):
+    with settings.arithmetic.active(), deterministic(), _without_fill(), _enough_memory(settings, place):
         splits = _split(settings, "train", root, place), _split(settings, "test", root, place)
-        return Sitting(settings, *splits, place, origin, store, report, anew).run()
+        return Sitting(settings, *splits, place, origin, store, report, restart).run()
 
 
 def _train_and_keep(
@@ -258,35 +275,42 @@ def _train_and_keep(
     root: data.Root,
     device: str,
     executor: str,
-    anew: bool,
+    restart: bool,
     report: Report,
 ) -> None:
-    """Trains some seeds of a comparison together and stores them; what is stored of a seed is not run again.
+    """Train some seeds of a comparison together and store them, but not what is stored already.
 
-    New members of a stored seed run beside their reference and control alone, where the seed was computed in the same
-    environment. Elsewhere, where rounding may be another, all of the seed's members run again, the stored ones too.
+    If a stored seed was computed in the same environment, only its new members run, beside its reference and control.
+    Elsewhere rounding may differ, so all members of the seed run again, including the stored ones.
     """
     stored = {seed: _stored(settings, seed, folder, executor) for seed in settings.seeds}
     if any(part is not None and part.void for part in stored.values()):
-        report(0, f"{group_name(settings.of_seeds(seeds))} is left out: another seed of its comparison is void")
+        report(0, f"{group_name(settings.of_seeds(seeds))} is skipped: another seed of its comparison is void")
         return
     here = _origin(checked_device(device), executor)
     before = {seed: part for seed in seeds if (part := stored[seed]) is not None}
     continued = {seed: part for seed, part in before.items() if part.origin == here}
     store = Store(folder)
-    found = _train_group(_with_members(settings, seeds, before, continued), store, root, device, executor, report, anew)
-    if not all(found[seed].void or _reference(part) == _reference(found[seed]) for seed, part in continued.items()):
-        report(0, f"{group_name(settings.of_seeds(seeds))} is begun anew: its reference is no longer what is stored")
+    missing = _members_to_run(settings, seeds, before, continued)
+    results = _train_group(missing, store, root, device, executor, report, restart)
+    if not all(results[seed].void or _reference(part) == _reference(results[seed]) for seed, part in continued.items()):
+        name = group_name(settings.of_seeds(seeds))
+        report(0, f"{name} starts again from the beginning: its reference is no longer the stored one")
         continued = {}
-        found = _train_group(_with_members(settings, seeds, before, {}), None, root, device, executor, report)
-    keep(settings, folder, executor, {seed: _joined(continued.get(seed), part) for seed, part in found.items()})
+        everything = _members_to_run(settings, seeds, before, {})
+        results = _train_group(everything, None, root, device, executor, report)
+    keep(settings, folder, executor, {seed: _joined(continued.get(seed), part) for seed, part in results.items()})
     store.forget(group_name(settings.of_seeds(seeds)))
 
 
-def _with_members(
+def _members_to_run(
     settings: Settings, seeds: Sequence[int], before: Mapping[int, SeedResult], continued: Mapping[int, SeedResult]
 ) -> Settings:
-    """What has to run: of a seed that is continued what is missing, of another one all that is asked for or was stored."""
+    """The settings with the members that must run.
+
+    For a seed that is continued these are the missing members, the reference and the control. For another seed they are
+    all members that are requested or were stored.
+    """
     members: list[Member] = []
     for seed in seeds:
         known = [result.member for result in before[seed].members] if seed in before else []
@@ -310,52 +334,55 @@ def _joined(before: SeedResult | None, part: SeedResult) -> SeedResult:
     return SeedResult(members, part.void, before.wall_s + part.wall_s, part.origin)
 
 
-def _void(folder: Path | None, why: str, executor: str) -> str:
+def _void_message(folder: Path | None, why: str, executor: str) -> str:
     again = "run the same again" if folder is None else f"delete {folder} to run it again"
     if executor == "stacked":
-        again += ", or take the executor forking, which stacks nothing"
+        again += ", or use the executor forking, which stacks nothing"
     return f"void: {why}; nothing may be concluded from it: {again}"
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """The device of a name.
+    """The torch device of a name.
 
     Raises:
-        DeviceError: it is not there, or is neither a CPU nor a CUDA device.
+        DeviceError: the device is not available, or is neither a CPU nor a CUDA device.
     """
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise DeviceError(f"device {str(device)!r} is not to be had here: {reason}; use device 'cpu'") from error
+        raise DeviceError(f"device {str(device)!r} is not available here: {reason}; use device 'cpu'") from error
     if place.type not in ("cpu", "cuda"):
         raise DeviceError(f"device {str(device)!r}: relucheck trains on cpu and cuda; use one of these")
     return place
 
 
 def _split(settings: Settings, split: str, root: data.Root, device: torch.device) -> DataSplit:
-    found = data.load_once(settings.data, split, root)
-    wanted: int | None = getattr(settings, f"{split}_samples")
-    if wanted is not None and wanted > len(found):
-        raise SettingsError(f"{split}_samples={wanted}: {settings.data} {split} has {len(found)} images; use at most that")
-    count = len(found) if wanted is None else wanted
-    network, labels = settings.network, found.labels[:count]
-    if found.images[0].numel() != network.features or int(labels.max()) >= network.classes:
+    dataset = data.load_once(settings.data, split, root)
+    available, wanted = len(dataset), getattr(settings, f"{split}_samples")
+    if wanted is not None and wanted > available:
+        raise SettingsError(
+            f"{split}_samples={wanted}: {settings.data} {split} has {available} images; use at most {available}"
+        )
+    count: int = available if wanted is None else wanted
+    network, labels = settings.network, dataset.labels[:count]
+    if dataset.images[0].numel() != network.features or int(labels.max()) >= network.classes:
         raise SettingsError(
             f"network={network}: takes {network.features} numbers and has {network.classes} classes, {settings.data} has "
-            f"images of {found.images[0].numel()} pixels and classes 0 to {int(labels.max())}; change its input_shape or "
+            f"images of {dataset.images[0].numel()} pixels and classes 0 to {int(labels.max())}; change its input_shape or "
             "classes"
         )
-    images = data.scale(found.images[:count], settings.arithmetic.dtype, "flat", device)
+    images = data.scale(dataset.images[:count], settings.arithmetic.dtype, "flat", device)
     return DataSplit(images.reshape(count, *network.input_shape), labels.to(device))
 
 
 @contextlib.contextmanager
-def _unfilled() -> Iterator[None]:
-    """Deterministic mode without filling every new tensor with NaN first, which takes 5 % of a step and finds nothing here.
+def _without_fill() -> Iterator[None]:
+    """Keep deterministic mode from filling every new tensor with NaN while active.
 
-    The control would: memory that is read before it is written does not hold the same bits twice.
+    The fill takes 5 % of a step. It would show reads of uninitialised memory, which the control shows as well, because
+    such memory does not hold the same bits twice.
     """
     settings: Any = torch.utils.deterministic
     before = settings.fill_uninitialized_memory

@@ -1,8 +1,8 @@
-"""All parameters of a model in one tensor, so that an optimiser's step is one pass of each operation over all of them.
+"""Keep all parameters of a model in one tensor, so that an optimiser steps over all at once.
 
-An optimiser works element by element, so one tensor or many should make no difference in any bit. Kernels may treat the
-body and the tail of a tensor differently, though, so :func:`relucheck.training.optimisers.same_as_apart` tries it, and
-:class:`relucheck.training.forking.Branch` steps every parameter by itself where the trial fails.
+An optimiser works element by element, so one tensor or many should give the same bits. But kernels can treat the body and
+the tail of a tensor differently. So ``relucheck.training.optimisers.same_as_apart`` tries whether the bits are the same,
+and ``relucheck.training.forking.Branch`` steps every parameter by itself if they are not.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-_ALIGNMENT: Final = 64  # bytes, as torch aligns what it allocates: kernels may round differently on other alignments
+_ALIGNMENT: Final = 64  # bytes, as in torch's allocations; kernels may round differently at other alignments
 
 
 class Flat:
-    """The parameters of a model in one tensor, of which each parameter is made a view.
+    """The parameters of a model in one tensor, of which each parameter becomes a view.
+
+    Args:
+        model: its parameters are changed into views, with the same values.
 
     Attributes:
-        values: all parameters one after another, each begun on a 64-byte boundary, with zeros between. [n]
-        names: of the parameters.
-        parameters: the model's own, in the same order.
-        whole: ``values`` as one parameter, for an optimiser. [n]
+        values: [n], all parameters one after another. Each begins at a multiple of 64 bytes, with zeros in between.
+        names: names of the parameters.
+        parameters: the model's parameters, in the same order.
+        whole: [n], ``values`` as one parameter, for an optimiser.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,25 +42,34 @@ class Flat:
         self._slots: list[Tensor] = []
 
     def collect(self, gradients: Sequence[Tensor]) -> None:
-        """Makes the gradients of the parameters, in their order, the gradient of :attr:`whole`; zeros stay between them."""
+        """Copy the gradients of the parameters, in their order, into the gradient of ``whole``.
+
+        Between them the gradient stays zero.
+        """
         if self.whole.grad is None:
             self.whole.grad, self._slots = laid_out(self.parameters)
         torch._foreach_copy_(self._slots, list(gradients))
 
     def touched(self) -> None:
-        """Tells autograd that the parameters have changed: a step over :attr:`whole` raises its version, not theirs."""
+        """Notify autograd that the parameters have changed.
+
+        A step over ``whole`` does not raise their version counters.
+        """
         torch.autograd.graph.increment_version(self.parameters)
 
     def finite(self) -> bool:
-        """Whether every parameter is finite. Reads the values."""
+        """Return whether every parameter is finite. Waits for the device."""
         return bool(torch.stack(self.values.aminmax()).isfinite().all())  # aminmax is NaN where a value is
 
     def same_bits(self, other: Flat) -> bool:
-        """Whether all parameters hold the same bits, signs of zeros and patterns of NaN included."""
+        """Return whether all parameters hold the same bits.
+
+        Signs of zeros and payloads of NaN count.
+        """
         return torch.equal(self.values.view(torch.int64), other.values.view(torch.int64))
 
     def first_unequal(self, other: Flat) -> str | None:
-        """The name of the first parameter that differs in a bit."""
+        """The name of the first parameter that differs in a bit, or None."""
         for name, a, b in zip(self.names, self.parameters, other.parameters, strict=True):
             if not torch.equal(a.detach().contiguous().view(torch.uint8), b.detach().contiguous().view(torch.uint8)):
                 return name
@@ -65,7 +77,11 @@ class Flat:
 
 
 def laid_out(parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Zeros for all parameters, and the view of them that is each one's place."""
+    """Lay out zeros for all parameters in one tensor.
+
+    Returns:
+        The tensor, [n]; and for each parameter its view of the tensor, in its shape.
+    """
     first = parameters[0]
     block = _ALIGNMENT // first.element_size()
     ends = list(itertools.accumulate(-(-parameter.numel() // block) * block for parameter in parameters))

@@ -1,4 +1,7 @@
-"""How the members of a comparison are run: by forking, exact and free where hits are rare."""
+"""Train the members of a seed as one run, and fork it where their gradients first differ.
+
+This is exact, and it costs almost nothing extra where hits are rare.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,20 @@ from relucheck.training.optimisers import make_optimiser, same_as_apart
 from relucheck.training.result import Epoch, MemberResult
 from relucheck.training.settings import Member, Settings
 
-_EVALUATED: Final = 1024  # about so many images at once
+_EVALUATED: Final = 1024  # about the number of test images per forward
 
-#: Makes the model of a seed on the CPU: of settings, seed, the clock of its dropout masks, the switch of its activations.
+#: Builds the model of a seed on the CPU, see ``relucheck.training.model.build``.
 Factory = Callable[[Settings, int, Clock, Switch], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSplit:
-    """Images as floats [n, ...], in the input shape of the network, and labels, int64 [n], on the device."""
+    """Images and labels of a data set's split, on the training device.
+
+    Attributes:
+        images: [n, ...], floating point, in the input shape of the network.
+        labels: class indices, int64 [n].
+    """
 
     images: Tensor
     labels: Tensor
@@ -36,21 +44,31 @@ class DataSplit:
 
 
 def choice(member: Member) -> Choice:
-    """What the backward of a member does at hits. For s = 0 of ReLU and ReLU6 both rules are one."""
+    """What the backward of a member does at hits: its subgradients and its rule."""
     return member.subgradients, member.rule
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON has no infinities and no NaN."""
+    """The value, or None for infinities and NaN, which JSON does not have."""
     return value if abs(value) < float("inf") else None
 
 
 class Branch:
-    """Members that have been bitwise one run so far: one model, one optimiser.
+    """One model and one optimiser for members that have been bitwise one run so far.
+
+    Args:
+        settings: of the comparison.
+        device: where to train.
+        model: on that device.
+        members: indices in ``settings.members``, the leading one first.
 
     Attributes:
-        members: indices in ``Settings.members``, the leading one first.
-        differs: whether the parameters have differed from the reference's.
+        members: as given.
+        differs: whether the parameters have ever differed from the reference's.
+        together: whether one optimiser step goes over all parameters in one tensor.
+
+    Raises:
+        ExecutorError: the model has no ``Kinked``.
     """
 
     def __init__(self, settings: Settings, device: torch.device, model: nn.Module, members: list[int]) -> None:
@@ -58,7 +76,8 @@ class Branch:
         self.layers = layers(model)
         if not self.layers:
             raise ExecutorError(
-                f"{type(model).__name__} has no relucheck.training.model.Kinked, at which members differ; add one"
+                f"{type(model).__name__} has no relucheck.training.model.Kinked, the activation in which members differ; "
+                "add one"
             )
         self.switch = self.layers[0].switch
         self.flat = Flat(model)
@@ -70,14 +89,17 @@ class Branch:
         self.reset()
 
     def reset(self) -> None:
-        """Begins the counts of an epoch."""
+        """Reset the counts at the beginning of an epoch."""
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.samples = 0
         self.hits = [[0] * len(layer.hits) for layer in self.layers]
         self.activations = [0] * len(self.layers)
 
     def fork(self, members: list[int]) -> Branch:
-        """A copy for some of its members, in every bit that decides the future, with the epoch's counts so far."""
+        """Copy this branch for some of its members: everything that decides the future, bit for bit.
+
+        The counts of the epoch so far are copied too.
+        """
         model = copy.deepcopy(self.model)
         for parameter in model.parameters():
             parameter.grad = None
@@ -89,7 +111,7 @@ class Branch:
         return other
 
     def state(self) -> dict[str, Any]:
-        """What decides the future of the branch; tensors are its own, not copies."""
+        """What decides the future of the branch; tensors are shared, not copied."""
         return {
             "members": self.members,
             "differs": self.differs,
@@ -99,16 +121,24 @@ class Branch:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """The reverse of :meth:`state`."""
+        """Restore what ``state`` returned."""
         self.members, self.differs = list(state["members"]), state["differs"]
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-            self.scaler.scale(self.loss)  # it makes its tensors at the first use
+            self.scaler.scale(self.loss)  # a scaler creates its tensors at the first use
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
-        """The loss, scaled where a scaler is used, and whether there were hits; counts."""
+        """Run a forward and count its hits.
+
+        Args:
+            x: images [n, ...].
+            y: labels, int64 [n].
+
+        Returns:
+            The mean loss, scaled if a gradient scaler is in use; and whether there were hits.
+        """
         self.model.train()
         with self.settings.arithmetic.autocast(self.device):
             loss = F.cross_entropy(self.model(x), y)
@@ -123,17 +153,23 @@ class Branch:
         return loss if self.scaler is None else self.scaler.scale(loss), hit
 
     def gradients(self, loss: Tensor, chosen: Choice, *, keep: bool) -> list[Tensor]:
-        """The gradients of one rule and subgradient."""
+        """The gradients of all parameters with one rule and subgradient.
+
+        Args:
+            loss: from ``forward``.
+            chosen: what backward does at hits.
+            keep: whether another backward on the same graph follows.
+        """
         self.switch.choice = chosen
         return list(torch.autograd.grad(loss, self.parameters, retain_graph=keep))
 
     def update(self, gradients: Sequence[Tensor]) -> None:
-        """One step of the optimiser."""
+        """Take one optimiser step."""
         if self.together:
             self.flat.collect(gradients)
         else:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                parameter.grad = gradient.contiguous()  # fused kernels go through memory whatever the strides
+                parameter.grad = gradient.contiguous()  # fused kernels ignore strides
         if self.scaler is None:
             self.optimiser.step()
         else:
@@ -143,7 +179,7 @@ class Branch:
             self.flat.touched()
 
     def evaluate(self, test: DataSplit) -> Epoch:
-        """The epoch's row, with the test set gone through."""
+        """Evaluate on the test set, and return the results of the epoch."""
         self.model.eval()
         size = self.settings.batch_size
         block = max(1, _EVALUATED // size) * size
@@ -168,25 +204,27 @@ class Branch:
 
 
 class ForkingExecutor:
-    """Members of one seed, trained as one run (a branch) for as long as their gradients are the same bits.
+    """Train the members of one seed as one run (a branch) as long as their gradients are equal.
 
-    At a step whose forward has hits, each rule and subgradient of a branch gets its own backward on the same graph, and
-    members whose gradients differ in any bit, the sign of a zero included, go separate ways. So every member's run is the
-    one that it would have by itself, bit for bit. The control is never merged: it is computed again from the start.
+    At a step whose forward has hits, each rule and subgradient of a branch gets a backward on the same graph. Members
+    whose gradients differ in any bit, including the sign of a zero, continue in separate branches. So every member gets,
+    bit for bit, the run that it would have by itself. The control never shares a branch: it is computed a second time
+    from the start.
 
-    Serves any model whose activations are :class:`relucheck.training.model.Kinked` on one
-    :class:`relucheck.training.model.Switch`.
+    Any model works whose activations are ``relucheck.training.model.Kinked`` with one
+    ``relucheck.training.model.Switch``.
 
     Args:
         settings: of the comparison.
-        seed: whose members are run.
-        train, test: the data, on the device.
-        device: where.
-        apart: run every member by itself from the start, to prove the above.
-        model: makes the model; unless given that of the settings, :func:`relucheck.training.model.build`.
+        seed: whose members are trained.
+        train: training data, on the device.
+        test: test data, on the device.
+        device: where to train.
+        apart: whether to train every member by itself from the start, to check that forking changes no bit.
+        model: builds the model; None means ``relucheck.training.model.build``.
 
     Raises:
-        TypeError: for a model without a Kinked.
+        ExecutorError: the model has no ``Kinked``.
     """
 
     name = "forking"
@@ -208,11 +246,11 @@ class ForkingExecutor:
         self.results = {index: MemberResult(member) for index, member in enumerate(settings.members) if member.seed == seed}
         self.void: str | None = None
         self._order: Tensor | None = None
-        own = sorted(self.results, key=lambda index: not settings.members[index].is_reference)
-        self._reference_index = own[0]
-        merged = [index for index in own if not settings.members[index].control and not apart]
+        indices = sorted(self.results, key=lambda index: not settings.members[index].is_reference)
+        self._reference_index = indices[0]
+        merged = [index for index in indices if not settings.members[index].control and not apart]
         self.branches = [
-            self._branch(members) for members in [merged, *([index] for index in own if index not in merged)] if members
+            self._branch(members) for members in [merged, *([index] for index in indices if index not in merged)] if members
         ]
 
     def _branch(self, members: list[int]) -> Branch:
@@ -220,7 +258,7 @@ class ForkingExecutor:
         return Branch(self.settings, self.device, model, members)
 
     def alive(self) -> bool:
-        """Whether there is anything left to train."""
+        """Return whether there is anything left to train."""
         return bool(self.branches) and self.void is None
 
     def note(self) -> str:
@@ -230,7 +268,7 @@ class ForkingExecutor:
         return f"{len(self.branches)} branches, loss {shown}"
 
     def begin(self, epoch: int) -> None:
-        """Draws the batch order of an epoch and resets its counts."""
+        """Begin an epoch: draw its batch order and reset its counts."""
         self._order = None
         if self.settings.shuffle:
             random = generator(stream(self.seed, "order", epoch))
@@ -239,7 +277,13 @@ class ForkingExecutor:
             branch.reset()
 
     def step(self, start: int, stop: int, number: int) -> None:
-        """Trains all members on images ``start`` to ``stop`` of the epoch's order; it is step ``number``, from 1 on."""
+        """Train all members on one mini-batch.
+
+        Args:
+            start: first sample of the mini-batch, in the order of the epoch.
+            stop: one past its last sample.
+            number: number of the step, from 1 on.
+        """
         where: Any = slice(start, stop) if self._order is None else self._order[start:stop]
         x, y = self.train.images[where], self.train.labels[where]
         self.clock.tick(number)
@@ -275,7 +319,7 @@ class ForkingExecutor:
             self.branches.append(other)
 
     def _compare(self, number: int) -> None:
-        """Checks the control, finds what diverged and what differs, records distances."""
+        """Check the control, remove diverged branches, and record first differences and distances."""
         members = self.settings.members
         reference = next((branch for branch in self.branches if self._reference_index in branch.members), None)
         control = next((branch for branch in self.branches if members[branch.members[0]].control), None)
@@ -285,7 +329,7 @@ class ForkingExecutor:
             return
         diverged = [branch for branch in self.branches if not branch.flat.finite()]
         if reference is not None:
-            ruler = None
+            distance = None
             record = number % self.settings.every == 0 and reference not in diverged
             for branch in self.branches:
                 same = branch is reference or branch is control
@@ -298,8 +342,8 @@ class ForkingExecutor:
                 if same or not branch.differs:
                     row = (0.0, 0.0, 0.0)
                 else:
-                    ruler = ruler or Ruler(reference.flat.values)
-                    row = ruler.measure(branch.flat.values)
+                    distance = distance or Distance(reference.flat.values)
+                    row = distance.of(branch.flat.values)
                 for index in branch.members:
                     self.results[index].steps.add(number, *row)
         for branch in diverged:
@@ -308,7 +352,7 @@ class ForkingExecutor:
         self.branches = [branch for branch in self.branches if branch not in diverged]
 
     def end(self) -> None:
-        """Evaluates, and writes the epoch's row of every member that is left; a void run has no more rows."""
+        """End an epoch: evaluate every branch and add its results, unless the run is void."""
         if self.void is not None:
             return
         for branch in self.branches:
@@ -320,14 +364,14 @@ class ForkingExecutor:
                 result.activations.append(list(branch.activations))
 
     def state(self) -> dict[str, Any]:
-        """Everything between two epochs; tensors are the executor's own, not copies."""
+        """The state between two epochs; tensors are shared, not copied."""
         return {
             "results": {index: result.to_json() for index, result in self.results.items()},
             "branches": [branch.state() for branch in self.branches],
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """The reverse of :meth:`state`."""
+        """Restore what ``state`` returned."""
         self.results = {int(index): MemberResult.from_json(content) for index, content in state["results"].items()}
         self.branches = []
         for content in state["branches"]:
@@ -336,23 +380,27 @@ class ForkingExecutor:
             self.branches.append(branch)
 
 
-class Ruler:
-    """L1 and L2 norm and sum of differences to one reference, accumulated in float64."""
+class Distance:
+    """Distances of parameters to one reference, accumulated in float64.
+
+    Args:
+        reference: all parameters of the reference, [n].
+    """
 
     def __init__(self, reference: Tensor) -> None:
         self._reference = _wide(reference)
 
-    def measure(self, values: Tensor) -> tuple[float, float, float]:
-        """(L1, L2, absolute value of the summed difference). Reads the values."""
+    def of(self, values: Tensor) -> tuple[float, float, float]:
+        """L1 norm, L2 norm and absolute value of the sum of the differences. Waits for the device."""
         difference = _wide(values).sub_(self._reference)
         total, l2 = difference.sum().abs(), torch.dot(difference, difference).sqrt()
-        l1 = difference.abs_().sum()  # a sixth of the time of torch.linalg.vector_norm(difference, 1)
+        l1 = difference.abs_().sum()  # much faster than torch.linalg.vector_norm(difference, 1)
         first, second, third = torch.stack((l1, l2, total)).tolist()
         return first, second, third
 
 
 def _wide(values: Tensor) -> Tensor:
-    # by way of float32: torch converts 16-bit tensors to float64 one by one
+    # 16-bit tensors go through float32, as torch's direct conversion to float64 is not vectorised
     return (
         values.float().double()
         if values.element_size() == 2
@@ -363,7 +411,10 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def same_gradients(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Whether two lists of gradients hold the same bits, signs of zeros included: an optimiser could tell them apart."""
+    """Return whether two lists of gradients hold the same bits.
+
+    The sign of a zero counts, because it can change what an optimiser does.
+    """
     return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in _contiguous(a, b))
 
 

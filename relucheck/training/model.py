@@ -1,8 +1,9 @@
-"""Models of the members of a comparison: one initialisation, activations that follow a rule, shared dropout masks.
+"""Models of the members of a comparison, with activations that follow a chosen rule.
 
-A member's activation is torch's own forward, and torch's own backward corrected at the hits, by the chain rule or by the
-injected one (:mod:`relucheck.activations.rules`). It finds the hits once, in forward, where they are also counted, and
-reads rule and subgradient when backward runs, so that several backwards can share one forward (DESIGN, semantics 4).
+A member's activation is torch's own in forward. In backward it is torch's own too, corrected at the hits by the chain
+rule or by the injected rule (``relucheck.activations.rules``). It locates the hits once, in forward, where they are also
+counted. Rule and subgradient are read when backward runs, so several backwards can share one forward. The members of a
+seed share initialisation and dropout masks.
 """
 
 from __future__ import annotations
@@ -28,33 +29,46 @@ from relucheck.numerics.determinism import generator
 from relucheck.training.settings import Settings
 
 _SLOPE: Final = 0.01
-_SMALL: Final = 2**17  # elements up to which comparing all is faster than picking rows
+_SMALL: Final = 2**17  # number of elements up to which comparing all is faster than first selecting rows with a hit
 
-#: What a backward does at hits: subgradients at the kinks, and the rule's name.
+#: What backward does at hits: the subgradients at the kinks, and the name of the rule.
 Choice = tuple[tuple[float, float], str]
 
 
 @dataclasses.dataclass
 class Switch:
-    """What backward does at hits, for all activations of one model; read when backward runs."""
+    """What backward does at hits, for all activations of one model; read when backward runs.
+
+    Attributes:
+        choice: the subgradients at the kinks, and the rule.
+    """
 
     choice: Choice = ((0.0, 0.0), "chain")
 
 
 class Clock:
-    """Seed and step, from which dropout masks are drawn; one object for all models of an ensemble, copies included."""
+    """The seed and the step from which dropout masks are drawn, shared by all models of a seed.
+
+    Copies of a model share the clock too, because a deep copy of a clock is the clock itself.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed, self.step = seed, 0
         self._masks: dict[Any, Tensor] = {}
 
     def tick(self, step: int) -> None:
-        """Goes to a step, and forgets the masks of the last one."""
+        """Go to a step, and forget the masks of the last one."""
         self.step = step
         self._masks.clear()
 
     def mask(self, layer: int, keep: float, like: Tensor) -> Tensor:
-        """0 or 1 / keep, of the shape, dtype and device of ``like``; the same for everyone who asks in this step."""
+        """The dropout mask of a layer in this step: 0 or 1 / keep, the same for all callers.
+
+        Args:
+            layer: which dropout layer.
+            keep: probability of keeping a value.
+            like: a tensor of the shape, dtype and device that the mask gets.
+        """
         key = (layer, like.shape, like.dtype)
         if key not in self._masks:
             random = generator(stream(self.seed, "dropout", self.step, layer), like.device)
@@ -67,13 +81,13 @@ class Clock:
 
 
 def stream(seed: int, *names: object) -> int:
-    """A seed for one purpose: equal for equal arguments, else unrelated. 63 bits."""
+    """A 63-bit seed for one purpose: equal for equal arguments, otherwise unrelated."""
     text = ",".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class SharedDropout(nn.Module):
-    """Dropout whose masks come from a :class:`Clock`."""
+    """Dropout whose masks come from a ``Clock``."""
 
     def __init__(self, probability: float, layer: int, clock: Clock) -> None:
         super().__init__()
@@ -84,19 +98,27 @@ class SharedDropout(nn.Module):
 
 
 class ExecutorError(RelucheckError, TypeError):
-    """A model that an executor of trainings cannot run."""
+    """A model that an executor cannot train."""
 
 
 class ForwardModeError(RelucheckError, RuntimeError):
-    """Forward-mode differentiation of a model that serves reverse mode only."""
+    """Forward-mode differentiation of a model that supports reverse mode only."""
 
 
 class Kinked(nn.Module):
-    """ReLU, ReLU6 or LeakyReLU with what backward does at hits taken from a :class:`Switch`.
+    """ReLU, ReLU6 or LeakyReLU whose gradient at hits is decided by a ``Switch``.
+
+    Args:
+        rule: forward, backward and kinks of the activation.
+        switch: what backward does at hits.
+        slope: negative slope of LeakyReLU.
 
     Attributes:
-        hits: of the last training forward, by kink.
-        elements: how many pre-activations that forward had.
+        hits: number of hits in the last training forward, by kink.
+        elements: number of pre-activations in that forward.
+
+    Raises:
+        ForwardModeError: forward-mode differentiation is active in a training forward.
     """
 
     def __init__(self, rule: rules.Rule, switch: Switch, slope: float = _SLOPE) -> None:
@@ -111,66 +133,73 @@ class Kinked(nn.Module):
             return result_of(x, self.slope)
         if forward_ad._current_level >= 0:
             raise ForwardModeError(
-                "relucheck.training.model.Kinked serves reverse mode, in which members are trained; forward mode would "
-                "take torch's own subgradient: use relucheck.ReLU"
+                "relucheck.training.model.Kinked supports reverse mode only, in which members are trained; forward mode "
+                "would use torch's subgradient: use relucheck.ReLU"
             )
-        # coordinates, not a mask: hits are rare; on accelerators this waits for the device, see the stacked executor
+        # Coordinates, not a mask, because hits are rare. On accelerators this waits for the device; the stacked executor
+        # has an activation that does not.
         hits = [_hits(x.detach(), at) for at in self.rule.kinks]
         self.hits = [0 if hit is None else len(hit[0]) for hit in hits]
         self.elements = x.numel()
-        with torch._C.DisableTorchFunction():  # an interception would choose a subgradient, which is the switch's
+        with torch._C.DisableTorchFunction():  # keeps relucheck.bifurcation.interception from choosing the subgradient
             result = result_of(x, self.slope)
         if any(self.hits) and result.grad_fn is not None:
-            result.grad_fn.register_hook(functools.partial(_put_right, self, hits))
+            result.grad_fn.register_hook(functools.partial(_correct_hits, self, hits))
         return result
 
 
-def _put_right(
+def _correct_hits(
     module: Kinked,
     hits: Sequence[tuple[Tensor, ...] | None],
     gradients: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Tensor] | None:
-    """A hook on the node of torch's own activation: what its backward returned, with the hits put right."""
+    """Correct the gradient at the hits; a hook on the backward node of torch's activation."""
     (gradient,), (cotangent,) = gradients, cotangents
     if gradient is None or cotangent is None:
         return None
-    own = module.slope if module.rule.leaky else 0.0
+    torch_subgradient = module.slope if module.rule.leaky else 0.0
     subgradients, name = module.switch.choice
     for hit, subgradient in zip(hits, subgradients, strict=False):
         if hit is not None:
-            put = at_hits(gradient[hit], cotangent[hit], subgradient, own, name == "injected")
-            gradient.index_put_(hit, put)
+            corrected = at_hits(gradient[hit], cotangent[hit], subgradient, torch_subgradient, name == "injected")
+            gradient.index_put_(hit, corrected)
     return (gradient,)
 
 
 def _hits(x: Tensor, at: float) -> tuple[Tensor, ...] | None:
-    """Where ``x`` equals ``at``, or None."""
+    """The coordinates at which ``x`` equals ``at``, or None."""
     if x.device.type == "cpu":
         if x.numel() > _SMALL:
             return positions_of(x, at)
         if not has_value(x, at):
             return None
-    found = (x == at).nonzero(as_tuple=True)
-    return found if len(found[0]) else None
+    coordinates = (x == at).nonzero(as_tuple=True)
+    return coordinates if len(coordinates[0]) else None
 
 
 def layers(model: nn.Module) -> list[Kinked]:
-    """The activations of a model in the order of its modules."""
+    """The activations of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, Kinked)]
 
 
 def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Module:
-    """The model of a comparison, on the CPU, in its arithmetic.
+    """Build the model of a comparison's seed, on the CPU, in the comparison's arithmetic.
 
-    PyTorch's default initialisation, drawn in float32 and then cast: one seed is one initialisation in every arithmetic,
-    but for rounding.
+    The initialisation is PyTorch's default, drawn in float32 and then converted. So one seed gives the same
+    initialisation in every arithmetic, up to rounding.
+
+    Args:
+        settings: of the comparison.
+        seed: seed of the initialisation.
+        clock: source of the dropout masks.
+        switch: what backward does at hits.
     """
     network, layer, arithmetic = settings.network, itertools.count(1), settings.arithmetic
     rule = ACTIVATIONS[network.activation].rule
     return network.draw(
         seed,
-        Arithmetic(arithmetic.dtype) if arithmetic.mixed else arithmetic,  # a sitting brings its autocast
+        Arithmetic(arithmetic.dtype) if arithmetic.mixed else arithmetic,  # the executor switches autocast on
         activation=lambda: Kinked(rule, switch, network.negative_slope),
         dropout=lambda probability: SharedDropout(probability, next(layer), clock),
         drawn=torch.float32,

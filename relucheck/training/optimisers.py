@@ -1,10 +1,10 @@
-"""Optimisers, and the trials that say where one step may go over many parameters or members at once.
+"""Optimisers, and trials that decide whether one step may go over many tensors at once.
 
-An optimiser works element by element, so that neither what lies in the same tensor nor where should make a difference in
-any bit. Kernels may round in the tail of a tensor otherwise than in its body, though: torch's SGD in 16 bits and its fused
-kernels do so on a CPU. So it is tried on the device, dtype and sizes at hand, on made-up values, and what fails is stepped
-part by part. Fused optimisers always are: they take one pass anyway, and may differ in a moment that reaches no parameter
-for a hundred steps. :class:`Scaled` is made of operations that round each element by itself.
+An optimiser works element by element, so neither the other elements of a tensor nor the place in it should change a bit.
+But kernels can round differently in the tail of a tensor: on a CPU, torch's SGD in 16 bits and torch's fused kernels do.
+So a trial on random values compares the bits, on the device, dtype and sizes at hand. If they differ, every part is
+stepped by itself. Fused optimisers are always stepped part by part: they make one pass anyway, and a wrong moment can
+take a hundred steps until it shows in a parameter. ``Scaled`` consists of operations that round each element by itself.
 """
 
 from __future__ import annotations
@@ -22,45 +22,49 @@ from relucheck.training.flat import Flat, laid_out
 from relucheck.training.settings import Optimiser, Settings
 
 _GROWTH: Final = 2000  # steps without overflow after which the scale doubles, as torch.amp.GradScaler's
-_STEPS: Final = 4  # of a trial: moments of 0, then of every size
-_SMALLEST: Final = {"values": -2, "gradients": -9}  # powers of 10, from which values and gradients of a trial go to about 1
-#: Tensors beside those at hand: whether the few elements of one tail show what its kernel does is chance; with these not.
-#: By themselves too short for any vector register; in one tensor, each is part of its body.
+_STEPS: Final = 4  # steps of a trial: in the first one all moments are 0, later they have every magnitude
+#: Values and gradients of a trial have magnitudes from this power of 10 up to about 1.
+_SMALLEST: Final = {"values": -2, "gradients": -9}
+#: Shapes that are tried in addition to those at hand, because the few elements in the tail of one tensor may agree by
+#: chance. These are too short for a vector register, so a kernel treats them as a tail; joined in one tensor, they are its
+#: body.
 _SHORT: Final = ((3,),) * 64
 _STACKS: Final = tuple((3, size) for size in range(1, 65))
 
-#: Whether an optimiser passes a trial: of the optimiser, and of made-up values [...] of given shapes.
-Drawn = Callable[[Sequence[tuple[int, ...]], str], list[Tensor]]
-Trial = Callable[[Optimiser, Sequence[tuple[int, ...]], Drawn], bool]
+#: Draws random tensors of given shapes, as "values" or as "gradients".
+Draw = Callable[[Sequence[tuple[int, ...]], str], list[Tensor]]
+#: Whether an optimiser passes a trial with tensors of given shapes.
+Trial = Callable[[Optimiser, Sequence[tuple[int, ...]], Draw], bool]
 
 
 def make_optimiser(chosen: Optimiser, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """torch's own optimiser over some tensors."""
-    # fused=None is torch's own default; False would also forbid its foreach kernels, which it takes on CUDA
+    """torch's optimiser over some tensors."""
+    # fused=None is torch's default; False would also forbid the foreach kernels that torch uses on CUDA
     if chosen.name == "adam":
         return torch.optim.Adam(parameters, lr=chosen.lr, eps=chosen.eps, fused=chosen.fused or None)
     return torch.optim.SGD(parameters, lr=chosen.lr, momentum=chosen.momentum, fused=chosen.fused or None)
 
 
 def same_as_apart(chosen: Optimiser, flat: Flat) -> bool:
-    """Whether one step over :attr:`Flat.whole` is, bit for bit, a step over each parameter, and leaves the zeros between.
+    """Return whether one step over ``Flat.whole`` gives the bits of a step over each parameter.
 
-    The answer is no, for example, for torch's SGD in 16 bits, whose tails round otherwise, and where Adam's eps rounds to
-    0, as the zeros between become 0 / 0.
+    The zeros between the parameters must stay zeros as well. The answer is False, for example, for torch's SGD in 16
+    bits, whose tails round differently, and where Adam's eps rounds to 0, because the zeros between the parameters become
+    0 / 0.
     """
-    return _passes(_in_one_tensor, chosen, flat.parameters)
+    return _passes(_flat_trial, chosen, flat.parameters)
 
 
-def _in_one_tensor(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], drawn: Drawn) -> bool:
-    """The trial of :func:`same_as_apart`."""
+def _flat_trial(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], draw: Draw) -> bool:
+    """The trial of ``same_as_apart``."""
     shapes = (*shapes, *_SHORT)
-    model = nn.ParameterList(nn.Parameter(value) for value in drawn(shapes, "values"))
+    model = nn.ParameterList(nn.Parameter(value) for value in draw(shapes, "values"))
     apart = [nn.Parameter(parameter.detach().clone()) for parameter in model]
     flat = Flat(model)
     one, many = make_optimiser(chosen, [flat.whole]), make_optimiser(chosen, apart)
     expected, places = laid_out(apart)
     for _ in range(_STEPS):
-        gradients = drawn(shapes, "gradients")
+        gradients = draw(shapes, "gradients")
         flat.collect(gradients)
         for parameter, gradient in zip(apart, gradients, strict=True):
             parameter.grad = gradient
@@ -73,21 +77,21 @@ def _in_one_tensor(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], drawn: 
     return True
 
 
-def _wherever_stacked(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], drawn: Drawn) -> bool:
-    """The trial of :func:`make`: members of the same values and gradients take the same steps, wherever in a stack."""
+def _stacked_trial(chosen: Optimiser, shapes: Sequence[tuple[int, ...]], draw: Draw) -> bool:
+    """The trial of ``make``: equal members must take equal steps at every place in a stack."""
     shapes = (*shapes, *_STACKS)
 
     def alike(what: str) -> list[Tensor]:
-        values = drawn([shape for _, *shape in shapes], what)  # type: ignore[misc]
+        values = draw([shape for _, *shape in shapes], what)  # type: ignore[misc]
         return [value.expand(count, *value.shape).contiguous() for value, (count, *_) in zip(values, shapes, strict=True)]
 
     parameters = alike("values")
     optimiser = Stacked(chosen, parameters, apart=False)
     for _ in range(_STEPS):
         optimiser.step(alike("gradients"))
-    states = [state for own in optimiser.optimiser.state.values() for state in own.values() if torch.is_tensor(state)]
-    # counts of steps have no dimensions
-    bits = [tensor.view(bits_dtype(tensor.dtype)) for tensor in (*parameters, *states) if tensor.ndim]
+    moments = [state for entry in optimiser.optimiser.state.values() for state in entry.values() if torch.is_tensor(state)]
+    # torch's counts of steps are tensors without dimensions
+    bits = [tensor.view(bits_dtype(tensor.dtype)) for tensor in (*parameters, *moments) if tensor.ndim]
     return all(bool((value == value[:1]).all()) for value in bits)
 
 
@@ -109,17 +113,17 @@ def _tried(
 ) -> bool:
     random = generator(0)
 
-    def drawn(wanted: Sequence[tuple[int, ...]], what: str) -> list[Tensor]:
-        return [_made_up(shape, _SMALLEST[what], random).to(dtype).to(device) for shape in wanted]
+    def draw(wanted: Sequence[tuple[int, ...]], what: str) -> list[Tensor]:
+        return [_random_values(shape, _SMALLEST[what], random).to(dtype).to(device) for shape in wanted]
 
-    # not on the default device, where optimisers make their counts of steps
+    # optimisers create their counts of steps on the default device, which may be another one
     with torch.device("cpu"):
-        return trial(chosen, shapes, drawn)
+        return trial(chosen, shapes, draw)
 
 
-def _made_up(shape: Sequence[int], smallest: int, random: torch.Generator) -> Tensor:
-    """Values for a trial: float32 on the CPU, from 10 ** smallest to about 1, a tenth are 0."""
-    # whatever torch's default dtype is
+def _random_values(shape: Sequence[int], smallest: int, random: torch.Generator) -> Tensor:
+    """float32 values on the CPU with magnitudes from 10 ** smallest to about 1; a tenth are 0."""
+    # dtypes are given, as torch's default dtype may be another one
     size = 10.0 ** torch.randint(smallest, 1, tuple(shape), generator=random, device="cpu").float()
     value = torch.randn(tuple(shape), generator=random, device="cpu", dtype=torch.float32) * size
     value[torch.rand(tuple(shape), generator=random, device="cpu", dtype=torch.float32) < 0.1] = 0
@@ -127,26 +131,25 @@ def _made_up(shape: Sequence[int], smallest: int, random: torch.Generator) -> Te
 
 
 class Stacked:
-    """torch's own optimiser over parameters [members, ...].
+    """torch's optimiser over parameters [members, ...].
 
     Args:
-        chosen: which one.
-        parameters: stepped in place.
-        apart: whether each member's part of a parameter is a parameter of its own.
+        chosen: which optimiser.
+        parameters: [members, ...] each, changed in place.
+        apart: whether each member's part of a parameter is stepped as a parameter by itself.
     """
 
     def __init__(self, chosen: Optimiser, parameters: Sequence[Tensor], *, apart: bool) -> None:
         self.apart = apart
-        whole = [parameter.detach() for parameter in parameters]  # detached: the same memory
+        whole = [parameter.detach() for parameter in parameters]  # shares memory with the parameters
         self.parameters = [nn.Parameter(part) for value in whole for part in (value.unbind() if apart else (value,))]
         self.optimiser = make_optimiser(chosen, self.parameters)
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """One step with a gradient of each parameter's shape."""
-        # contiguous: fused kernels go through memory whatever the strides
-        whole = [gradient.contiguous() for gradient in gradients]
-        own = [part for value in whole for part in (value.unbind() if self.apart else (value,))]
-        for parameter, gradient in zip(self.parameters, own, strict=True):
+        """Take one step, given a gradient of each parameter's shape."""
+        whole = [gradient.contiguous() for gradient in gradients]  # fused kernels ignore strides
+        parts = [part for value in whole for part in (value.unbind() if self.apart else (value,))]
+        for parameter, gradient in zip(self.parameters, parts, strict=True):
             parameter.grad = gradient
         self.optimiser.step()
 
@@ -158,18 +161,23 @@ class Stacked:
 
 
 def make(settings: Settings, parameters: Sequence[Tensor]) -> Stacked | Scaled:
-    """The optimiser of a comparison over parameters [members, ...], which it steps in place."""
+    """The optimiser of a comparison over parameters [members, ...], which it changes in place."""
     if settings.arithmetic.scaled:
         return Scaled(settings, [parameter.detach() for parameter in parameters])
-    apart = not _passes(_wherever_stacked, settings.optimiser, parameters)
+    apart = not _passes(_stacked_trial, settings.optimiser, parameters)
     return Stacked(settings.optimiser, parameters, apart=apart)
 
 
 class Scaled:
-    """Adam or SGD under a gradient scaler of each member's own; a member whose gradients overflow skips its step.
+    """Adam or SGD with a gradient scaler for each member.
 
-    ``torch.amp.GradScaler`` has one scale and would skip the step of all. Same rules and constants. Parameters are float32
-    here, so torch's fused optimisers differ from this by rounding only, and there is one form for both.
+    A member whose gradients overflow skips its step. ``torch.amp.GradScaler`` has a single scale, so all members would
+    skip. Rules and constants are those of torch. Parameters are float32 here, so torch's fused optimisers differ from
+    this by rounding only, and this one form stands for both.
+
+    Args:
+        settings: of the comparison.
+        parameters: float32 [members, ...] each, changed in place.
     """
 
     def __init__(self, settings: Settings, parameters: list[Tensor]) -> None:
@@ -177,13 +185,15 @@ class Scaled:
         count, device = parameters[0].shape[0], parameters[0].device
         self.scale = torch.full((count,), 65536.0, device=device)
         self.clean = torch.zeros(count, dtype=torch.int64, device=device)
-        # Adam's betas to the number of steps taken, [2, members]: products, as kernels of ** may round by place
+        # Adam's betas to the power of the number of steps, [2, members]. They are products, as kernels for ** may round
+        # differently at different places.
         self.betas = torch.tensor([[0.9], [0.999]], dtype=torch.float64, device=device)
         self.powers = torch.ones(2, count, dtype=torch.float64, device=device)
         self.first = [torch.zeros_like(p) for p in parameters]
         self.second = [torch.zeros_like(p) for p in parameters]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
+        """Take one step, given the gradients of the scaled losses."""
         gradients = [g / _like(self.scale, g) for g in gradients]
         good = torch.stack([g.flatten(1).isfinite().all(1) for g in gradients]).all(0)
         self.powers = torch.where(good, self.powers * self.betas, self.powers)
@@ -214,5 +224,5 @@ class Scaled:
 
 
 def _like(values: Tensor, target: Tensor) -> Tensor:
-    """[members] shaped to broadcast over the other dimensions of ``target``."""
+    """[members], reshaped to broadcast over the other dimensions of ``target``."""
     return values.view(-1, *[1] * (target.ndim - 1))

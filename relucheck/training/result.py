@@ -1,4 +1,4 @@
-"""What a training comparison yields: frozen data with a JSON form."""
+"""The results of a training comparison: data with a JSON form."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Any, Final
 from relucheck.errors import SettingsError
 from relucheck.training.settings import Member, Settings
 
-#: The versions that a result's origin names.
+#: The software whose versions are recorded in a result's origin.
 VERSIONS: Final = ("relucheck", "torch", "python")
-#: What became of a member that ended early, as a control differed.
+#: Outcome of a member that was stopped because a control differed.
 STOPPED: Final = "stopped: the comparison is void"
 
 
 @dataclasses.dataclass
 class Distances:
-    """The distance between a member's parameters and its reference's, after each recorded step; equally long lists.
+    """Distances between a member's parameters and its reference's, after each recorded step.
+
+    All lists have the same length.
 
     Attributes:
-        step: number of optimiser steps taken, from 1 on.
-        l1, l2: L1 and L2 norm of the difference of all parameters, accumulated in float64.
-        sum_difference: absolute value of the summed differences, which the EPFL report 2022 calls "L1 distance".
+        step: number of optimiser steps taken.
+        l1: L1 norm of the difference over all parameters, accumulated in float64.
+        l2: L2 norm of the same difference.
+        sum_difference: absolute value of the sum of the differences, which the EPFL report of 2022 calls "L1 distance".
     """
 
     step: list[int] = dataclasses.field(default_factory=list)
@@ -31,7 +34,7 @@ class Distances:
     sum_difference: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, step: int, l1: float, l2: float, sum_difference: float) -> None:
-        """Adds a row."""
+        """Add the distances after one step."""
         self.step.append(step)
         self.l1.append(l1)
         self.l2.append(l2)
@@ -43,9 +46,10 @@ class Epoch:
     """One epoch of one member; a loss that is not finite is None.
 
     Attributes:
-        train_loss: mean over the epoch's samples of the loss as the run computed it, before each step.
-        test_loss: mean cross-entropy over the test set after the epoch, from the model's logits in float32 (or float64).
-        test_accuracy: share of the test set that is classified right, 0 to 1.
+        train_loss: mean over the samples of the epoch of the training loss, computed before each step.
+        test_loss: mean cross-entropy over the test set after the epoch, computed from the model's logits in float32 (in
+            float64 for float64).
+        test_accuracy: share of the test set that is classified correctly, from 0 to 1.
         test_batch_accuracies: the same for each test mini-batch in file order, which the published box plots pool.
     """
 
@@ -57,20 +61,20 @@ class Epoch:
 
 @dataclasses.dataclass
 class MemberResult:
-    """What became of one member.
+    """The result of one member.
 
     Attributes:
-        member: which.
-        outcome: "finished", "diverged: non-finite at step n" (n: the first step after which a parameter was not finite), or
-            "stopped: the comparison is void".
-        first_difference: the first step after which a parameter differs from the reference's in a bit (the sign of a zero
-            and the pattern of a NaN count), or None.
-        forked_at: the step at which the member's gradients first differed from the ones of the member it had been one run
-            with so far, as the forking executor saw it; None if never, or if the members were not run by forking.
+        member: which member.
+        outcome: "finished", "diverged: non-finite at step n", where n is the first step after which a parameter was not
+            finite, or "stopped: the comparison is void".
+        first_difference: the first step after which a parameter differs from the reference's in any bit, including the
+            sign of a zero and the payload of a NaN; None if there is none.
+        forked_at: the step at which the forking executor split the member from those it had shared a run with, because
+            its gradients differed; None if it never did, or if another executor was used.
         steps: distances to the reference. They end where either of the two diverges.
-        hits: hits[epoch][layer][kink]: pre-activations equal to a kink in the training passes of that epoch.
-        activations: activations[epoch][layer]: how many there were.
-        epochs: one for each finished epoch.
+        hits: hits[epoch][layer][kink], the number of training pre-activations equal to a kink in that epoch.
+        activations: activations[epoch][layer], the number of all training pre-activations in that epoch.
+        epochs: one entry for each finished epoch.
     """
 
     member: Member
@@ -84,22 +88,22 @@ class MemberResult:
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended at a parameter that was not finite."""
+        """Whether the member ended because a parameter was not finite."""
         return self.outcome.startswith("diverged")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that :meth:`from_json` reads; its lists are the result's own, not copies."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """The result as a JSON object, which ``from_json`` reads; lists are shared, not copied."""
+        flat = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         nested = {
             "member": dict(vars(self.member)),
             "steps": dict(vars(self.steps)),
             "epochs": [dict(vars(e)) for e in self.epochs],
         }
-        return {**own, **nested}
+        return {**flat, **nested}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MemberResult:
-        """The reverse of :meth:`to_json`."""
+        """Read what ``to_json`` wrote."""
         fields = dict(content)
         fields["member"] = Member(**fields["member"])
         fields["steps"] = Distances(**fields["steps"])
@@ -109,13 +113,14 @@ class MemberResult:
 
 @dataclasses.dataclass
 class SeedResult:
-    """What the members of one seed yielded.
+    """The results of the members of one seed.
 
     Attributes:
-        members: the seed's, in any order.
-        void: None, or where a control differed: then nothing else in here may be concluded from.
-        wall_s: seconds, over all sittings of a resumed run. Seeds that ran stacked share theirs evenly.
-        origin: where it was computed: device, executor, processor, versions.
+        members: results of the seed's members, in any order.
+        void: None, or where a control differed. Then nothing may be concluded from this result.
+        wall_s: computing time in seconds, over all runs if it was resumed. Seeds that ran stacked share their time
+            evenly.
+        origin: where it was computed: device, executor, processor and versions.
     """
 
     members: list[MemberResult]
@@ -124,15 +129,15 @@ class SeedResult:
     origin: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that :meth:`from_json` reads; the origin is kept beside it."""
+        """The result as a JSON object, which ``from_json`` reads; the origin is stored separately."""
         return {"void": self.void, "wall_s": self.wall_s, "members": [member.to_json() for member in self.members]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], origin: Mapping[str, str]) -> SeedResult:
-        """The reverse of :meth:`to_json`.
+        """Read what ``to_json`` wrote.
 
         Raises:
-            SettingsError: for unknown or missing fields.
+            SettingsError: a field is unknown or missing.
         """
         try:
             members = [MemberResult.from_json(member) for member in content["members"]]
@@ -143,17 +148,17 @@ class SeedResult:
 
 @dataclasses.dataclass
 class Result:
-    """What a comparison yielded: the results of its seeds, put together.
+    """The result of a comparison: those of its seeds, put together.
 
     Attributes:
         settings: what was run.
-        device: in words, for example "cpu (AVX512), 1 thread" or "cuda (NVIDIA H200)"; several where seeds were computed
-            on several.
+        device: the device in words, for example "cpu (AVX512), 1 thread" or "cuda (NVIDIA H200)"; all of them if seeds
+            ran on several devices.
         executor: "forking" or "stacked".
-        versions: of relucheck, torch and python; likewise.
-        wall_s: seconds, over all seeds.
-        void: None, or where a control differed: then nothing else in here may be concluded from.
-        members: in the order of ``settings.members``.
+        versions: versions of relucheck, torch and Python; likewise all of them.
+        wall_s: computing time in seconds, over all seeds.
+        void: None, or where a control differed. Then nothing may be concluded from this result.
+        members: results in the order of ``settings.members``.
     """
 
     settings: Settings
@@ -166,13 +171,16 @@ class Result:
 
     @classmethod
     def of(cls, settings: Settings, seeds: Mapping[int, SeedResult]) -> Result:
-        """Puts the results of seeds together; members of a void comparison that were not run are "stopped"."""
+        """Put the results of seeds together.
+
+        Members of a void comparison that were not finished get the outcome "stopped: the comparison is void".
+        """
         void = next((part.void for part in seeds.values() if part.void is not None), None)
-        known = {found.member: found for part in seeds.values() for found in part.members}
+        known = {result.member: result for part in seeds.values() for result in part.members}
         members = [known.get(member) or MemberResult(member) for member in settings.members]
-        for found in members:
-            if void is not None and len(found.epochs) < settings.epochs and not found.diverged:
-                found.outcome = STOPPED
+        for result in members:
+            if void is not None and len(result.epochs) < settings.epochs and not result.diverged:
+                result.outcome = STOPPED
         origins = [part.origin for part in seeds.values()]
         texts = {
             name: "; ".join(dict.fromkeys(origin.get(name, "unknown") for origin in origins))
@@ -183,10 +191,10 @@ class Result:
         return cls(settings, texts["device"], texts["executor"], versions, wall_s, void, members)
 
     def find(self, seed: int, subgradient: float, rule: str = "chain", *, control: bool = False) -> MemberResult:
-        """The member of that seed, subgradient (at 0) and rule.
+        """The result of the member with this seed, subgradient (at 0) and rule.
 
         Raises:
-            SettingsError: if there is none.
+            SettingsError: there is no such member.
         """
         for result in self.members:
             member = result.member

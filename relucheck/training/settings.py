@@ -1,7 +1,7 @@
-"""What decides a training comparison, and what it yields: frozen data with a digest and a JSON form.
+"""The settings of a training comparison: frozen data with a digest and a JSON form.
 
-A comparison is one network, data set, arithmetic and optimiser; its members differ in seed, subgradient and rule
-only. Nothing here computes; :mod:`relucheck.training.engine` runs what is described.
+A comparison has one network, data set, arithmetic and optimiser. Its members differ in seed, subgradient and rule only.
+Nothing is computed here; ``relucheck.training.engine`` runs what is described.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.files import MIGRATE
 
-#: Version of the JSON forms of :class:`Settings` and :class:`Result`. Raise it when a field changes. 2: an arithmetic is
-#: its name, a network its description.
+#: Version of the JSON form of ``Settings``; raise it when a field changes. Since version 2, an arithmetic is stored as its
+#: name and a network as its description.
 SCHEMA: Final = 2
 OPTIMISERS: Final[tuple[str, ...]] = ("adam", "sgd")
 RULES: Final[tuple[str, ...]] = ("chain", "injected")
@@ -29,16 +29,19 @@ _FLOAT32: Final = Arithmetic.parse("float32")
 
 @dataclasses.dataclass(frozen=True)
 class Optimiser:
-    """torch's own Adam (betas 0.9 and 0.999, no weight decay) or SGD.
+    """torch's Adam (betas 0.9 and 0.999, no weight decay) or SGD.
 
     Attributes:
         name: "adam" or "sgd".
         lr: learning rate.
-        eps: Adam's: 1e-8 rounds to 0 in float16, which without ``fused`` makes 0 / 0 where a gradient is 0.
-        momentum: SGD's.
-        fused: torch's fused kernel, which updates 16-bit parameters in float32 and rounds once. False: torch's own
-            default, which rounds after every operation, as published runs did. In float32 and float64 the two differ by
-            rounding only; the fused one takes half the time or less.
+        eps: Adam's epsilon. 1e-8 rounds to 0 in float16. Without ``fused``, a gradient of 0 then gives 0 / 0.
+        momentum: momentum of SGD.
+        fused: whether to use torch's fused kernel, which updates 16-bit parameters in float32 and rounds once. False is
+            torch's default, which rounds after every operation, as the published runs did. In float32 and float64 the two
+            differ by rounding only, and the fused kernel takes half the time or less.
+
+    Raises:
+        SettingsError: a value is out of range, or Adam is given a momentum.
     """
 
     name: str = "adam"
@@ -58,22 +61,25 @@ class Optimiser:
 
     @property
     def label(self) -> str:
-        """In words: "adam, lr 0.001, eps 1e-08", "sgd, lr 0.1, momentum 0.9, fused"."""
-        own = f", eps {self.eps:g}" if self.name == "adam" else f", momentum {self.momentum:g}" if self.momentum else ""
-        return f"{self.name}, lr {self.lr:.6g}{own}" + ", fused" * self.fused
+        """The optimiser in words, for example "sgd, lr 0.1, momentum 0.9, fused"."""
+        extra = f", eps {self.eps:g}" if self.name == "adam" else f", momentum {self.momentum:g}" if self.momentum else ""
+        return f"{self.name}, lr {self.lr:.6g}{extra}" + ", fused" * self.fused
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One training of a comparison.
+    """One training run of a comparison.
 
     Attributes:
-        seed: of initialisation, batch order and dropout masks.
-        subgradient: at 0.
-        rule: "chain": the gradient at a hit is subgradient times cotangent; "injected": it is the subgradient itself,
-            which is the fault of the published code (:mod:`relucheck.activations.rules`).
-        control: the second run of s = 0 that must equal the first bit for bit.
-        second: subgradient at the upper kink of ReLU6; None means the same as ``subgradient``.
+        seed: seed of initialisation, batch order and dropout masks, below 2**31.
+        subgradient: subgradient at 0.
+        rule: what the gradient at a hit is. "chain": the subgradient times the cotangent. "injected": the subgradient
+            itself, which is the fault of the published code, see ``relucheck.activations.rules``.
+        control: whether this is the second run of s = 0, which must equal the first bit for bit.
+        second: subgradient at the upper kink of ReLU6; None means that of ``subgradient``.
+
+    Raises:
+        SettingsError: a value is out of range, or a control does not have s = 0 under the chain rule.
     """
 
     seed: int
@@ -96,7 +102,7 @@ class Member:
             object.__setattr__(self, "second", float(self.second))
         if self.control and not self._is_zero:
             raise SettingsError(
-                f"{self.name}: a control repeats the run of s = 0 under the chain rule; it can be nothing else"
+                f"{self.name}: a control repeats the run of s = 0 under the chain rule; use subgradient 0.0 and rule chain"
             )
 
     @property
@@ -105,17 +111,17 @@ class Member:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is the run of s = 0 that its seed's other members are compared with."""
+        """Whether this is the run of s = 0 with which the other members of its seed are compared."""
         return self._is_zero and not self.control
 
     @property
     def subgradients(self) -> tuple[float, float]:
-        """(at 0, at the upper kink)."""
+        """The subgradients at 0 and at the upper kink."""
         return self.subgradient, self.subgradient if self.second is None else self.second
 
     @property
     def name(self) -> str:
-        """For messages: "s = 0.5, injected, seed 3"."""
+        """The member in words, for messages, for example "s = 0.5, injected, seed 3"."""
         s = f"({self.subgradient:g}, {self.second:g})" if self.second is not None else f"{self.subgradient:g}"
         return f"s = {s}, {'control' if self.control else self.rule}, seed {self.seed}"
 
@@ -123,15 +129,21 @@ class Member:
 def members_of(
     seeds: Sequence[int], subgradients: Sequence[float], rules: Sequence[str] = RULES, second: float | None = None
 ) -> tuple[Member, ...]:
-    """For each seed the reference (s = 0), its control, and every non-zero subgradient under every rule.
+    """List the members of a comparison.
 
-    ``second`` is the subgradient at the upper kink of every member but the references and controls.
+    For each seed these are the reference (s = 0), its control, and every non-zero subgradient under every rule.
+
+    Args:
+        seeds: seeds of the comparison.
+        subgradients: subgradients at 0; those equal to 0 are the reference already.
+        rules: "chain", "injected" or both.
+        second: subgradient at the upper kink of all members but references and controls; None means that at 0.
     """
-    found: list[Member] = []
+    members: list[Member] = []
     for seed in seeds:
-        found += [Member(seed, 0.0), Member(seed, 0.0, control=True)]
-        found += [Member(seed, s, rule, second=second) for rule in rules for s in dict.fromkeys(subgradients) if s != 0]
-    return tuple(found)
+        members += [Member(seed, 0.0), Member(seed, 0.0, control=True)]
+        members += [Member(seed, s, rule, second=second) for rule in rules for s in dict.fromkeys(subgradients) if s != 0]
+    return tuple(members)
 
 
 _ADAM: Final = Optimiser()
@@ -139,18 +151,26 @@ _ADAM: Final = Optimiser()
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run's numbers, but for device and versions.
+    """Everything that decides the numbers of a comparison, except device and versions.
 
     Attributes:
-        data: a name that :func:`relucheck.data.load` knows.
-        train_samples, test_samples: the first so many images; None means all.
-        network: what is trained; the executor "stacked" serves MLPs.
-        optimiser: see there.
-        arithmetic: also given by its name ("bfloat16 emulated (product)").
-        epochs, batch_size: the last batch of an epoch holds what is left.
-        shuffle: False: batches in file order, as published; True: a permutation for each (seed, epoch).
-        members: each seed with exactly one reference and one control, see :func:`members_of`.
-        every: steps between recorded distances. First differences, the control and divergence are checked at every step.
+        data: name of a data set, as for ``relucheck.data.load``.
+        network: what is trained.
+        members: the training runs; every seed needs exactly one reference and one control, see ``members_of``.
+        optimiser: the optimiser of every member.
+        arithmetic: in which members compute, or its name ("bfloat16 emulated (product)").
+        epochs: number of epochs.
+        batch_size: samples of a mini-batch; the last one of an epoch holds what is left.
+        train_samples: number of training images, the first ones; None means all.
+        test_samples: number of test images, the first ones; None means all.
+        shuffle: False takes mini-batches in file order, as the published runs did. True draws a permutation for each seed
+            and epoch.
+        every: number of steps between recorded distances. The first difference, the control and divergence are checked at
+            every step.
+
+    Raises:
+        SettingsError: a value is out of range or of the wrong type, no distance would be recorded, a member is listed
+            twice, or a seed does not have exactly one reference and one control.
     """
 
     data: str
@@ -185,37 +205,38 @@ class Settings:
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name))
         if self.optimiser.fused and self.optimiser.momentum and self.arithmetic.scaled:
-            # torch 2.14: where the first step overflows, the fused kernel leaves the momentum as it was allocated
+            # in torch 2.14, if the first step overflows, the fused kernel leaves the momentum uninitialised
             raise SettingsError(
                 f"momentum={self.optimiser.momentum!r} with fused=True and a gradient scaler (mixed float16): torch's "
-                "fused SGD reads momentum that was never written when the first step overflows; use fused=False"
+                "fused SGD reads uninitialised momentum if the first step overflows; use fused=False"
             )
         if self.train_samples is not None:
             self.steps_of(self.train_samples)
         if not self.members:
-            raise SettingsError("members=(): a comparison needs members; members_of(seeds, subgradients) makes them")
+            raise SettingsError("members=(): a comparison needs members; members_of(seeds, subgradients) lists them")
         for seed in self.seeds:
-            own = [member for member in self.members if member.seed == seed]
-            if len(set(own)) < len(own):
-                twice = next(member for member in own if own.count(member) > 1)
-                raise SettingsError(f"members: {twice.name} is there twice; name each member once")
-            for what, count in (("reference", sum(m.is_reference for m in own)), ("control", sum(m.control for m in own))):
+            group = [member for member in self.members if member.seed == seed]
+            if len(set(group)) < len(group):
+                twice = next(member for member in group if group.count(member) > 1)
+                raise SettingsError(f"members: {twice.name} is listed twice; list each member once")
+            counts = {"reference": sum(m.is_reference for m in group), "control": sum(m.control for m in group)}
+            for what, count in counts.items():
                 if count != 1:
                     raise SettingsError(
                         f"members: seed {seed} has {count} members that are its {what}, not 1; members_of() adds both"
                     )
 
     def steps_of(self, samples: int) -> int:
-        """How many steps an epoch over so many training samples has.
+        """Number of steps in an epoch of ``samples`` training samples.
 
         Raises:
-            SettingsError: if the whole run has fewer steps than :attr:`every`, so that no distance would be recorded.
+            SettingsError: the whole run has fewer steps than ``every``, so no distance would be recorded.
         """
         steps = -(-samples // self.batch_size)
         if self.every > steps * self.epochs:
             raise SettingsError(
                 f"every={self.every}: the run has {steps * self.epochs} steps ({self.epochs} epochs of {steps}), so no "
-                "distance would be recorded; use at most that"
+                f"distance would be recorded; use at most {steps * self.epochs}"
             )
         return steps
 
@@ -226,24 +247,24 @@ class Settings:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What the seeds of a comparison have in common, as JSON: everything but its members."""
+        """What the seeds of a comparison have in common, as JSON: everything but the members."""
         return {name: value for name, value in self.to_json().items() if name != "members"}
 
     def of_seeds(self, seeds: Sequence[int]) -> Settings:
-        """The same comparison with the members of some of its seeds."""
+        """The same comparison, restricted to the members of some of its seeds."""
         return dataclasses.replace(self, members=tuple(member for member in self.members if member.seed in seeds))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that :meth:`from_json` reads."""
+        """The settings as a JSON object, which ``from_json`` reads."""
         fields = {**dataclasses.asdict(self), "arithmetic": self.arithmetic.name}
         return {"schema": SCHEMA, **json.loads(json.dumps(fields))}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Settings:
-        """The settings of a JSON object.
+        """Read what ``to_json`` wrote.
 
         Raises:
-            SettingsError: for another schema version, and for unknown or missing fields.
+            SettingsError: the schema version is another, or a field is unknown, missing or invalid.
         """
         fields = dict(_of_schema(content, "settings"))
         try:
@@ -256,15 +277,15 @@ class Settings:
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of the JSON form: equal for equal settings only."""
+        """SHA-256 of the JSON form, in hex; only equal settings have equal digests."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
 def _of_schema(content: Mapping[str, Any], what: str) -> dict[str, Any]:
-    found = content.get("schema")
-    if found != SCHEMA:
+    schema = content.get("schema")
+    if schema != SCHEMA:
         raise SettingsError(
-            f"{what} of schema {found!r}: this version of relucheck reads schema {SCHEMA}; run it again"
-            + f", or migrate it: {MIGRATE}" * (found == SCHEMA - 1)
+            f"{what} of schema {schema!r}: this version of relucheck reads schema {SCHEMA}; run it again"
+            + f", or migrate it: {MIGRATE}" * (schema == SCHEMA - 1)
         )
     return {name: value for name, value in content.items() if name != "schema"}

@@ -1,4 +1,7 @@
-"""One sitting of a group of seeds: epochs and steps, with the state kept in between, so that it resumes where it was."""
+"""Train a group of seeds in one sitting: epochs and steps, with checkpoints between epochs.
+
+A *sitting* is one run of a process over a group. If it is interrupted, the next sitting resumes at the last checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,22 @@ from relucheck.training.settings import Settings
 from relucheck.training.stacked import StackedExecutor
 
 EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
-#: Version of what a state holds. Raise it when an executor's state changes; 2: the optimiser's may be of one tensor;
-#: 3: the stacked executor has the controls last, statistics by member, and Adam's betas as powers; 4: of one group; 5: with
-#: the members that it is of.
+#: Version of the content of a checkpoint. Raise it when the state of an executor changes.
 STATE: Final = 5
-#: Seconds from which on writing the state is expensive: it is then written after an epoch only where the last time was so
-#: long ago that it takes about a tenth of the time. 100 members of E2 take 1.4 s, an epoch on a GPU may take less.
+#: If writing a checkpoint takes this many seconds or more, it is written less often than after every epoch, such that
+#: writing takes about ``SHARE`` of the time. For 100 members of E2 it takes 1.4 s, and an epoch on a GPU may take less.
 EXPENSIVE_S: Final = 1.0
 SHARE: Final = 0.1
-#: Steps between two reports.
+#: Number of steps between two reports of progress.
 _REPORTED: Final = 16
 
 
 class Interrupted(KeyboardInterrupt):
-    """Control-C in mid-run; says what is kept and how to go on."""
+    """Training was interrupted by control-C; the message says what is kept and how to resume."""
 
 
 class Executor(Protocol):
-    """What runs the members of one group of seeds; see :class:`relucheck.training.forking.ForkingExecutor`."""
+    """What runs the members of a group, see ``relucheck.training.forking.ForkingExecutor``."""
 
     name: str
     results: dict[int, MemberResult]
@@ -52,7 +53,10 @@ class Executor(Protocol):
 
 
 def group_name(settings: Settings) -> str:
-    """The name of a group of seeds in a store: "seed-3", "seeds-0-to-9", or a number and a digest of other seeds."""
+    """The name of a group of seeds in a store.
+
+    Examples are "seed-3" and "seeds-0-to-9". Seeds that do not follow one another are named by their number and a digest.
+    """
     seeds = settings.seeds
     if len(seeds) == 1:
         return f"seed-{seeds[0]}"
@@ -62,16 +66,22 @@ def group_name(settings: Settings) -> str:
 
 
 class Sitting:
-    """Trains the members of a group of seeds, which is all that ``settings`` has.
+    """Train the members of a group of seeds, from the last checkpoint on.
 
     Args:
-        settings: of the group.
-        train, test: the data, on ``device``.
-        device: where.
-        origin: device, executor and versions, of which the state may only be continued.
-        store: for the state between epochs; None keeps none.
-        report: takes steps, and a line for every epoch.
-        anew: whether a state of another origin is dropped, with a line, and the group begun anew; else it is refused.
+        settings: of the comparison, with the members of the group only.
+        train: training data, on ``device``.
+        test: test data, on ``device``.
+        device: where to train.
+        origin: device, executor and versions. A checkpoint of another origin is not continued.
+        store: where checkpoints are kept; None keeps none.
+        report: called with a number of steps and a line of text.
+        restart: whether to discard a checkpoint of another origin, with a line of text, and start from the beginning. If
+            False, such a checkpoint is an error.
+
+    Raises:
+        relucheck.results.store.StoreError: a checkpoint is damaged, or belongs to other settings; or to another origin,
+            unless ``restart``.
     """
 
     def __init__(
@@ -83,7 +93,7 @@ class Sitting:
         origin: dict[str, str],
         store: Store | None,
         report: Callable[[int, str], None],
-        anew: bool = False,
+        restart: bool = False,
     ) -> None:
         self.settings, self.train, self.origin, self.store, self.report = settings, train, origin, store, report
         self.name = group_name(settings)
@@ -96,61 +106,62 @@ class Sitting:
             else StackedExecutor(settings, settings.seeds, train, test, device)
         )
         self.epoch, self.before, self.begun = 0, 0.0, time.monotonic()
-        self.saving, self.saved = 0.0, 0.0  # seconds that the last state took, and when it was written
-        content = self._state(anew)
+        self.saving, self.saved = 0.0, 0.0  # seconds that writing the last checkpoint took, and when it was written
+        content = self._checkpoint(restart)
         if content is not None:
             self.epoch, self.before = content["epoch"], content["wall_s"]
             self.executor.load(content["executor"])
         self.kept = self.epoch
 
-    def _state(self, anew: bool) -> dict[str, Any] | None:
-        """What an earlier sitting of the same members kept; what other members kept is of no use."""
+    def _checkpoint(self, restart: bool) -> dict[str, Any] | None:
+        """The last checkpoint of the same members; a checkpoint of other members is discarded."""
         if self.store is None:
             return None
         try:
             kept = self.store.state(self.name, self.identity, self.origin)
         except OriginError as error:
-            if not anew:
+            if not restart:
                 raise
-            self._drop(str(error))
+            self._discard(str(error))
             return None
         content = None if kept is None else _loaded(self.store.state_path(self.name), kept.content)
         if content is not None and content["members"] != self.members:
-            self._drop("it has other members now")
+            self._discard("its members have changed")
             return None
         return content
 
-    def _drop(self, why: str) -> None:
+    def _discard(self, why: str) -> None:
         assert self.store is not None
         self.report(-self.store.steps(self.name), "")
-        self.report(0, f"{self.name} is begun anew: {why}")
+        self.report(0, f"{self.name} starts again from the beginning: {why}")
         self.store.forget(self.name)
 
     @property
     def wall_s(self) -> float:
-        """Seconds over all sittings."""
+        """Computing time in seconds, over all sittings of the group."""
         return self.before + time.monotonic() - self.begun
 
     def run(self) -> dict[int, SeedResult]:
-        """The results by seed.
+        """Train to the end, and return the results by seed.
 
         Raises:
             Interrupted: on control-C.
+            relucheck.results.store.StoreError: a checkpoint cannot be written.
         """
         try:
             void = self._run()
         except KeyboardInterrupt as error:
             raise Interrupted(self._interrupted()) from error
         wall_s = self.wall_s / len(self.settings.seeds)
-        found: dict[int, SeedResult] = {}
+        results: dict[int, SeedResult] = {}
         for seed in self.settings.seeds:
             members = [
                 self.executor.results.get(index, MemberResult(member))
                 for index, member in enumerate(self.settings.members)
                 if member.seed == seed
             ]
-            found[seed] = SeedResult(members, void, wall_s, dict(self.origin))
-        return found
+            results[seed] = SeedResult(members, void, wall_s, dict(self.origin))
+        return results
 
     def _run(self) -> str | None:
         settings, run = self.settings, self.executor
@@ -166,7 +177,7 @@ class Sitting:
                     unreported = 0
                 if not run.alive():
                     break
-            run.end()  # the stacked executor finds out only now whether a control differed
+            run.end()  # only after this does the stacked executor know whether a control differed
             if run.void is not None:
                 return run.void
             self.report(unreported, "")
@@ -182,7 +193,7 @@ class Sitting:
         return f"seed {seeds} epoch {self.epoch + 1}/{self.settings.epochs} {self.executor.note()}"
 
     def _save(self) -> None:
-        """Keeps the state, unless writing it is expensive and the last time was not long ago."""
+        """Write a checkpoint, but less often than after every epoch when writing is slow."""
         started = time.monotonic()
         apart = self.saving / SHARE if self.saving >= EXPENSIVE_S else 0.0
         if self.store is None or started - self.saved < apart:
@@ -208,13 +219,13 @@ class Sitting:
             return f"{where}; nothing of {who} is kept in {folder} yet: run the same again to begin there"
         what = "finished epochs are"
         if self.kept != self.epoch:
-            what = f"what was finished before epoch {self.kept + 1} of {who} is"
+            what = f"the epochs before epoch {self.kept + 1} of {who} are"
         return f"{where}; {what} kept in {folder}: run the same again to resume there"
 
 
 def _loaded(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return found
-    except Exception as error:  # unpickling nonsense raises what it likes
-        raise StoreError(f"{path} is damaged ({error}); delete it to begin the seed anew") from error
+        checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return checkpoint
+    except Exception as error:  # unpickling damaged bytes can raise any exception
+        raise StoreError(f"{path} is damaged ({error}); delete it to start the seed from the beginning") from error

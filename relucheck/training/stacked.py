@@ -1,15 +1,16 @@
-"""How the members of a comparison are run on an accelerator: stacked, all members of all seeds as one batched model.
+"""Train all members of all seeds as one batched model, for accelerators.
 
-Every parameter has a leading dimension of members, and backward takes each member's own subgradient and rule. Linear
-layers are batched GEMMs, which are not bitwise those of a module trained by itself, so all members of a comparison run this
-way from the start. Identical members must stay bitwise identical; the control proves it in every run. (On a CPU, gradients
-of batched GEMMs of odd widths go by place: there only the forking executor serves.)
+Every parameter has a leading dimension of members, and backward uses each member's subgradient and rule. Linear layers
+are batched matrix products, which do not round like those of a module trained by itself. So all members of a comparison
+are stacked from the start. Identical members must stay bitwise identical, which the control proves in every run. On a CPU
+they need not: the gradients of batched products of odd widths depend on the place in the stack, so only the forking
+executor serves there.
 
-16-bit products on CUDA are made member by member instead, by ``nn.Linear``'s own kernels: a batched GEMM there heeds no
-switch for reduced-precision reductions. In ATen's CUDABlas.cpp ``bgemm_internal_cublas`` sets no math mode for 16-bit
-types, where ``gemm_internal_cublas`` and ``gemm_and_bias`` heed the switch.
+On CUDA, 16-bit products are computed member by member instead, by the kernels of ``nn.Linear``, because batched products
+ignore the switches for reduced-precision reductions: in ATen's CUDABlas.cpp, ``bgemm_internal_cublas`` sets no math mode
+for 16-bit types, while ``gemm_internal_cublas`` and ``gemm_and_bias`` obey the switches.
 
-Nothing is read from the device until an epoch ends: flags, counts and distances are kept there.
+Nothing is read from the device until an epoch ends: flags, counts and distances stay there.
 """
 
 from __future__ import annotations
@@ -34,35 +35,39 @@ from relucheck.training.result import Epoch, MemberResult
 from relucheck.training.settings import Settings
 from relucheck.training.stacked_layers import StackedKinked, batch_norm, linear_apart
 
-_ELEMENTS = 2**25  # of one layer's activations when evaluating, over all members
+_ELEMENTS = 2**25  # largest number of one layer's activations in an evaluation forward, over all members
 _SERVED = (nn.Flatten, nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
 
 
 def stackable(network: Network) -> bool:
-    """Whether the members of a comparison of such networks can be stacked: MLPs with biases."""
+    """Return whether members with this network can be stacked: it must be an MLP with biases."""
     return network.kind == "mlp" and network.bias
 
 
 def alone_on(arithmetic: Arithmetic, device: str) -> bool:
-    """Whether products are taken one member at a time on a kind of device: 16-bit ones on CUDA, see the module."""
+    """Return whether products are computed one member at a time: 16-bit ones on CUDA.
+
+    The reason is given in the module's docstring.
+    """
     narrow = arithmetic.mixed is not None or (arithmetic.dtype.itemsize == 2 and arithmetic.emulated is None)
     return device == "cuda" and narrow
 
 
 class StackedExecutor:
-    """All members of some seeds as one batched model; see the module's docstring.
+    """Train all members of some seeds as one batched model.
 
     Args:
         settings: of the comparison.
-        seeds: whose members are run.
-        train, test: the data, on the device.
-        device: where.
-        alone: whether linear layers are computed member by member, by ``nn.Linear``'s own kernels; None: as
-            :func:`alone_on` says for the device.
+        seeds: whose members are trained.
+        train: training data, on the device.
+        test: test data, on the device.
+        device: where to train.
+        alone: whether linear layers are computed member by member, by the kernels of ``nn.Linear``; None decides by
+            ``alone_on``.
 
     Raises:
-        SettingsError: for a network that cannot be stacked.
-        TypeError: for a model with a module that cannot be stacked.
+        SettingsError: the network cannot be stacked.
+        ExecutorError: the model has a module that cannot be stacked.
     """
 
     name = "stacked"
@@ -85,9 +90,9 @@ class StackedExecutor:
         self.settings, self.train, self.test, self.device = settings, train, test, device
         self.alone = alone_on(settings.arithmetic, device.type) if alone is None else alone
         self.seeds = tuple(seeds)
-        own = [index for index, member in enumerate(settings.members) if member.seed in self.seeds]
-        # controls behind all others: a kernel that treats places differently may still treat neighbours alike
-        self.indices = sorted(own, key=lambda index: settings.members[index].control)
+        indices = [index for index, member in enumerate(settings.members) if member.seed in self.seeds]
+        # controls come last, far from their references: a kernel that rounds by place may still treat neighbours alike
+        self.indices = sorted(indices, key=lambda index: settings.members[index].control)
         members = [settings.members[index] for index in self.indices]
         self.results = {index: MemberResult(settings.members[index]) for index in self.indices}
         self.void: str | None = None
@@ -132,17 +137,17 @@ class StackedExecutor:
         self._order: Tensor | None = None
 
     def alive(self) -> bool:
-        """Whether there is anything left to train."""
+        """Return whether there is anything left to train."""
         return self.void is None and not all(result.diverged for result in self.results.values())
 
     def note(self) -> str:
-        """The losses of the last finished epoch: the current ones are on the device."""
+        """The losses of the last finished epoch; reading the current ones would make the host wait."""
         losses = [r.epochs[-1].train_loss for r in self.results.values() if r.epochs and not r.diverged]
         known = [loss for loss in losses if loss is not None]
         return f"{len(self.indices)} members" + (f", loss {min(known):.4f} to {max(known):.4f}" if known else "")
 
     def begin(self, epoch: int) -> None:
-        """Draws the batch order of an epoch and resets its counts."""
+        """Begin an epoch: draw its batch orders and reset its counts."""
         self._order = None
         if self.settings.shuffle:
             orders = [torch.randperm(len(self.train), generator=generator(stream(s, "order", epoch))) for s in self.seeds]
@@ -152,29 +157,30 @@ class StackedExecutor:
         self.samples = 0
         self.hits = torch.zeros(self.kinked, len(self.settings.network.kinks), count, dtype=torch.int64, device=self.device)
         self.activations = [0] * self.kinked
-        self.flags: list[Tensor] = []  # one row a step: [3, members]: finite, differs from reference, place of difference
+        # for each step, int64 [3, members]: is finite, differs from the reference, first place where the control differs
+        self.flags: list[Tensor] = []
         self.numbers: list[int] = []
         self.distances: list[tuple[int, Tensor]] = []
 
     def _forward(self, x: Tensor, *, training: bool) -> Tensor:
-        """Logits [members, n, classes] of x [n, inputs] or [members, n, inputs]."""
+        """Logits [members, n, classes] for x [n, inputs] or [members, n, inputs]."""
         count, emulation = len(self.indices), self.settings.arithmetic.emulated
         h = x if x.ndim == 3 else x.expand(count, *x.shape)
         layer = 0
         for name, module in self.modules:
-            own = {part: self.parameters[f"{name}.{part}"] for part, _ in module.named_parameters()}
+            stacked = {part: self.parameters[f"{name}.{part}"] for part, _ in module.named_parameters()}
             if isinstance(module, nn.Linear):
                 if emulation is not None:
-                    h = emulation.linear(h, own["weight"], own["bias"])
+                    h = emulation.linear(h, stacked["weight"], stacked["bias"])
                 elif self.alone:
-                    h = linear_apart(h, own["weight"], own["bias"], self.settings.arithmetic.mixed)
+                    h = linear_apart(h, stacked["weight"], stacked["bias"], self.settings.arithmetic.mixed)
                 else:
-                    h = torch.baddbmm(own["bias"].unsqueeze(1), h, own["weight"].transpose(1, 2))
+                    h = torch.baddbmm(stacked["bias"].unsqueeze(1), h, stacked["weight"].transpose(1, 2))
             elif isinstance(module, nn.BatchNorm1d):
-                # a CPU's kernel rounds the last features otherwise than the first ones
+                # a CPU's kernel rounds the last features differently from the first ones
                 apart = self.alone or h.device.type == "cpu"
                 statistics = self.buffers[f"{name}.mean"], self.buffers[f"{name}.var"]
-                h = batch_norm(h, *statistics, own["weight"], own["bias"], module, training=training, apart=apart)
+                h = batch_norm(h, *statistics, stacked["weight"], stacked["bias"], module, training=training, apart=apart)
             elif isinstance(module, Kinked):
                 counts = self.hits[layer] if training else None
                 if training:
@@ -187,7 +193,13 @@ class StackedExecutor:
         return h
 
     def step(self, start: int, stop: int, number: int) -> None:
-        """Trains all members on images ``start`` to ``stop`` of the epoch's order; it is step ``number``, from 1 on."""
+        """Train all members on one mini-batch of each seed.
+
+        Args:
+            start: first sample of the mini-batch, in the order of the epoch.
+            stop: one past its last sample.
+            number: number of the step, from 1 on.
+        """
         count = len(self.indices)
         for clock in self.clocks.values():
             clock.tick(number)
@@ -208,11 +220,11 @@ class StackedExecutor:
         self._compare(number)
 
     def _compare(self, number: int) -> None:
-        """Notes, on the device, what is finite and what differs from what, and distances."""
+        """Record on the device which members are finite, which differ, and their distances."""
         flat = torch.cat([value.detach().flatten(1) for value in self.parameters.values()], 1)
         low, high = flat.aminmax(dim=1)
         finite = low.isfinite() & high.isfinite()
-        bits = flat.view(bits_dtype(flat.dtype))  # NaN differs from itself, its bits do not
+        bits = flat.view(bits_dtype(flat.dtype))  # compared as integers, because NaN is not equal to itself
         differs = (bits != bits[self.reference_of]).any(1)
         broken = bits[self.controls] != bits[self.references]
         place = torch.where(broken.any(1), broken.to(torch.uint8).argmax(1), -1)[self.seed_of]
@@ -225,7 +237,7 @@ class StackedExecutor:
             self.distances.append((number, torch.stack((*norms, difference.sum(1).abs()), 1)))
 
     def end(self) -> None:
-        """Reads what the epoch left on the device, evaluates, and writes the epoch's rows."""
+        """End an epoch: read its records from the device, evaluate, and add its results."""
         flags = torch.stack(self.flags).cpu()
         finite, differs, place = flags.unbind(1)  # [steps, members] each
         self._find_void(place)
@@ -243,7 +255,7 @@ class StackedExecutor:
             ends = [end for end in (diverged_at[position], diverged_at[reference]) if end is not None]
             last = min(ends, default=None)
             first = self._first(differs[:, position] != 0)
-            # what one of the two does after the other has ended says nothing
+            # once one of the two has diverged, a difference between them means nothing
             counts = first is not None and (last is None or first <= last)
             if counts and result.first_difference is None and position != reference:
                 result.first_difference = first
@@ -282,7 +294,7 @@ class StackedExecutor:
                 total += each.view(count, -1).double().sum(1)
                 right.append(logits.argmax(2) == y)
         correct, test_losses = torch.cat(right, 1).cpu(), (total / len(self.test)).tolist()
-        # [members, batches]; a sum for each batch of each member by itself would take as long as an epoch
+        # all members at once: a sum for each mini-batch of each member would take as long as an epoch
         batches = [part.sum(1).tolist() for part in correct.split(size, 1)]
         lengths = [part.shape[1] for part in correct.split(size, 1)]
         train_losses, hits = (self.loss / self.samples).tolist(), self.hits.cpu()
@@ -303,7 +315,7 @@ class StackedExecutor:
             result.activations.append(list(self.activations))
 
     def state(self) -> dict[str, Any]:
-        """Everything between two epochs; tensors are the executor's own, not copies."""
+        """The state between two epochs; tensors are shared, not copied."""
         return {
             "results": {index: result.to_json() for index, result in self.results.items()},
             "parameters": {name: value.detach() for name, value in self.parameters.items()},
@@ -312,7 +324,7 @@ class StackedExecutor:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """The reverse of :meth:`state`."""
+        """Restore what ``state`` returned."""
         self.results = {int(index): MemberResult.from_json(content) for index, content in state["results"].items()}
         with torch.no_grad():
             for name, value in self.parameters.items():

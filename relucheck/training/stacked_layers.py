@@ -1,4 +1,4 @@
-"""The layers of stacked members: tensors [members, ...], of which each member's part is treated like any other's."""
+"""Layers on tensors [members, ...] in which the members do not affect each other."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from relucheck.activations.rules import Rule, at_hits
 from relucheck.numerics.bits import has_value
 from relucheck.numerics.dtypes import as_dtype
 
-_ALIGNMENT: Final = 256  # bytes, of CUDA's allocations: cuBLASLt chooses its kernels by the alignment of what it is given
+_ALIGNMENT: Final = 256  # bytes, as in CUDA's allocations; cuBLASLt chooses kernels by the alignment of its operands
 
 
 def _parts(stacked: Tensor) -> tuple[Tensor, ...]:
-    """Each member's part of [members, ...], all aligned alike; gradients flow back."""
-    if stacked.stride(0) == 0:  # one for all
+    """Each member's part of [members, ...], all with the same alignment; gradients flow back."""
+    if stacked.stride(0) == 0:  # one tensor shared by all members
         return stacked.unbind()
     rows, shape = stacked.flatten(1), stacked.shape[1:]
     length = rows.shape[1]
@@ -26,15 +26,22 @@ def _parts(stacked: Tensor) -> tuple[Tensor, ...]:
 
 
 def linear_apart(x: Tensor, weight: Tensor, bias: Tensor, mixed: str | None = None) -> Tensor:
-    """A linear layer, member by member, by ``nn.Linear``'s own kernels: bit for bit what each would get alone.
+    """A linear layer computed member by member, by the kernels of ``nn.Linear``.
+
+    Each member gets, bit for bit, the result that it would get alone.
 
     Args:
-        x: [members, n, inputs]; weight: [members, outputs, inputs]; bias: [members, outputs].
-        mixed: the dtype of autocast, or None.
+        x: [members, n, inputs].
+        weight: [members, outputs, inputs].
+        bias: [members, outputs].
+        mixed: name of the dtype of autocast, or None.
+
+    Returns:
+        [members, n, outputs].
     """
-    if mixed:  # once for all; autocast would cast each member's part by itself
+    if mixed:  # one conversion for all members; autocast would convert each member's part
         x, weight, bias = (tensor.to(as_dtype(mixed)) for tensor in (x, weight, bias))
-    results = [F.linear(*own) for own in zip(_parts(x), _parts(weight), _parts(bias), strict=True)]
+    results = [F.linear(*operands) for operands in zip(_parts(x), _parts(weight), _parts(bias), strict=True)]
     for result in results:
         if result.is_cuda and result.requires_grad:
             result.register_hook(_aligned)
@@ -42,7 +49,7 @@ def linear_apart(x: Tensor, weight: Tensor, bias: Tensor, mixed: str | None = No
 
 
 def _aligned(cotangent: Tensor) -> Tensor:
-    """The same, where it is a part of a stack that begins at an odd place in memory of its own."""
+    """The cotangent, copied to an aligned address if it is an unaligned part of a stack."""
     return cotangent.clone() if cotangent.data_ptr() % _ALIGNMENT else cotangent
 
 
@@ -57,26 +64,36 @@ def batch_norm(
     training: bool,
     apart: bool,
 ) -> Tensor:
-    """Batch norm of x [members, n, features] with each member's own statistics, which are updated in training.
+    """Batch norm with each member's statistics, which are updated in training.
 
     Args:
-        x, mean, var, weight, bias: the last four [members, features].
-        module: whose momentum and eps are taken.
-        training: whether the batch's own statistics are used.
-        apart: whether member by member.
+        x: [members, n, features].
+        mean: running means, [members, features].
+        var: running variances, [members, features].
+        weight: [members, features].
+        bias: [members, features].
+        module: whose momentum and eps are used.
+        training: whether the mini-batch's statistics are used, rather than the running ones.
+        apart: whether to compute member by member.
+
+    Returns:
+        [members, n, features].
     """
     momentum = module.momentum or 0.0
     if apart:
-        own = zip(x.unbind(), mean.unbind(), var.unbind(), weight.unbind(), bias.unbind(), strict=True)
-        return torch.stack([F.batch_norm(h, m, v, w, b, training, momentum, module.eps) for h, m, v, w, b in own])
+        parts = zip(x.unbind(), mean.unbind(), var.unbind(), weight.unbind(), bias.unbind(), strict=True)
+        return torch.stack([F.batch_norm(h, m, v, w, b, training, momentum, module.eps) for h, m, v, w, b in parts])
     count, samples, features = x.shape
-    flat = x.transpose(0, 1).reshape(samples, -1)  # a feature of a member is a feature
+    flat = x.transpose(0, 1).reshape(samples, -1)  # batch norm treats features separately, so members can be features
     flat = F.batch_norm(flat, mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), training, momentum, module.eps)
     return flat.view(samples, count, features).transpose(0, 1)
 
 
 class StackedKinked(torch.autograd.Function):
-    """A piecewise linear activation of x [members, n, width] whose gradient at hits is each member's own."""
+    """A piecewise linear activation of stacked members, each with its gradient at hits.
+
+    The input is [members, n, width]. ``counts``, int64 [kinks, members], is increased by the numbers of hits.
+    """
 
     @staticmethod
     def forward(
@@ -84,7 +101,7 @@ class StackedKinked(torch.autograd.Function):
     ) -> Tensor:
         hits = []
         for kink, at in enumerate(rule.kinks):
-            # only on the CPU is looking cheaper than comparing
+            # on a CPU, a search for one value is cheaper than comparing all; elsewhere it would wait for the device
             hit = None if x.device.type == "cpu" and not has_value(x, at) else x == at
             if hit is not None and counts is not None:
                 counts[kink] += hit.sum((1, 2))
@@ -101,8 +118,8 @@ class StackedKinked(torch.autograd.Function):
         (saved,) = ctx.saved_tensors
         rule, slope = ctx.rule, ctx.slope
         gradient = rule.backward(cotangent, saved, slope, rule.saves_result)
-        own = slope if rule.leaky else 0.0
+        torch_subgradient = slope if rule.leaky else 0.0
         for hit, subgradient in zip(ctx.hits, ctx.subgradients, strict=False):
             if hit is not None:
-                gradient = at_hits(gradient, cotangent, subgradient, own, ctx.injects, hit=hit)
+                gradient = at_hits(gradient, cotangent, subgradient, torch_subgradient, ctx.injects, hit=hit)
         return gradient, None, None, None, None, None

@@ -1,1 +1,1 @@
-"""The share of random networks that bifurcate, decided for many networks at once."""
+"""Estimate the share of random networks that bifurcate, deciding many networks at once."""

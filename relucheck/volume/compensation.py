@@ -1,8 +1,9 @@
-"""Bifurcation against compensation for the draws of volume cells.
+"""Tell bifurcation from compensation, for the draws of volume cells.
 
-Boustany 2024 (https://arxiv.org/abs/2401.02736) splits what floating point does to gradients: in the *bifurcation* zone
-they differ over the reals too, in the *compensation* zone by rounding only. For draws of a finished cell that lie in the
-zone, the deciding mini-batch is evaluated over the reals (:mod:`relucheck.bifurcation.exact_gradients`).
+Boustany 2024 ("On the numerical reliability of nonsmooth autodiff: a MaxPool case study",
+https://arxiv.org/abs/2401.02736) distinguishes two zones. In the *bifurcation* zone gradients differ over the reals too;
+in the *compensation* zone they differ by rounding only. Here the deciding mini-batch of a draw whose gradients differ is
+evaluated over the reals, by ``relucheck.bifurcation.exact_gradients``.
 """
 
 from __future__ import annotations
@@ -26,43 +27,49 @@ from relucheck.results.tables import Table
 from relucheck.volume.cell import Cell, Estimate, columns
 from relucheck.volume.estimate import sample, scaled
 
-#: Draws of a cell that are looked at, the first ones in the zone; an evaluation takes about a twentieth of a second.
+#: Number of draws per cell that are evaluated: the first ones whose gradients differ. Each takes about 0.05 seconds.
 LIMIT: Final = 10
 _LETTERS: Final[dict[Zone, str]] = {"bifurcation": "b", "compensation": "c", "undecided": "u"}
 _ZONES: Final[dict[str, Zone]] = {letter: zone for zone, letter in _LETTERS.items()}
-#: Which zone a network counts in that was looked at in several cells: the first of these that was found in any.
+#: If a network was evaluated in several cells, it counts in the first of these zones that occurs in any of them.
 _RANK: Final[tuple[Zone, ...]] = ("bifurcation", "undecided", "compensation")
 
 
 @dataclasses.dataclass(frozen=True)
 class ZoneSplit:
-    """The zones of the draws of a cell: seed, and the zone of its deciding mini-batch.
+    """The zones of a cell's draws.
 
-    *bifurcation*: gradients that are proved to differ over the reals; *compensation*: proved equal there; *undecided*:
-    neither is proved.
+    Attributes:
+        zones: for each evaluated draw, its seed and the zone of its deciding mini-batch. *bifurcation*: the gradients are
+            proved to differ over the reals. *compensation*: they are proved to be equal there. *undecided*: neither is
+            proved.
     """
 
     zones: tuple[tuple[int, Zone], ...] = ()
 
     def to_json(self) -> Json:
-        """Plain JSON: seeds, and a letter each (b, c, u)."""
+        """The split as plain JSON: seeds, and one letter each (b, c or u)."""
         return {"seeds": [seed for seed, _ in self.zones], "zones": "".join(_LETTERS[zone] for _, zone in self.zones)}
 
     @classmethod
     def from_json(cls, content: Json) -> ZoneSplit:
-        """What :meth:`to_json` wrote."""
+        """Read what ``to_json`` wrote."""
         letters = zip(content["seeds"], content["zones"], strict=True)
         return cls(tuple((seed, _ZONES[letter]) for seed, letter in letters))
 
 
 @dataclasses.dataclass(frozen=True)
 class Sum:
-    """The zones of an arithmetic's different networks, over all its cells.
+    """Counts of an arithmetic's different networks by zone, over all its cells.
+
+    A network that was evaluated in several cells counts once: as bifurcation if any cell says so, else as undecided if
+    any cell says so, else as compensation.
 
     Attributes:
-        draws: mini-batches that were looked at; cells share seeds, so several can be of one network.
-        bifurcation, compensation, undecided: networks, each once. One that was looked at in several cells counts as
-            bifurcation if any of them says so, else as undecided if any does.
+        draws: number of evaluated mini-batches. Cells share seeds, so several can belong to one network.
+        bifurcation: number of networks in the bifurcation zone.
+        compensation: number of networks in the compensation zone.
+        undecided: number of networks for which nothing is proved.
     """
 
     draws: int
@@ -72,7 +79,7 @@ class Sum:
 
     @property
     def networks(self) -> int:
-        """Different ones: of another shape or another seed."""
+        """Number of different networks, which differ in their description or their seed."""
         return self.bifurcation + self.compensation + self.undecided
 
 
@@ -84,26 +91,27 @@ def split(
     store: Store | None = None,
     limit: int = LIMIT,
 ) -> ZoneSplit:
-    """The split of a finished cell's draws in the zone, of the first ``limit`` of them.
+    """Decide the zones of a finished cell's first ``limit`` draws whose gradients differ.
 
-    Networks are rebuilt from their seeds; the deciding mini-batch is known from the estimate, so no zone is searched again.
+    Networks are rebuilt from their seeds. The estimate says which mini-batch decided, so no search is repeated.
 
     Args:
         estimate: of the cell.
-        root, dataset: the training set, by its root or loaded.
-        store: where a finished split is kept and found again.
-        limit: draws that are looked at.
+        root: data root from which the training set is loaded if needed.
+        dataset: the training set if it is already loaded.
+        store: where a finished split is kept and read again.
+        limit: largest number of draws that are evaluated.
 
     Raises:
         relucheck.results.store.StoreError: the store holds something else, or cannot be written.
-        relucheck.data.DataError: the data are not there.
+        relucheck.data.DataError: the data are missing.
     """
     cell = estimate.cell
     identity = {"cell": cell.deciding, "data": estimate.checksum, "decisions": _digest(estimate), "limit": limit}
-    origin = {"device": estimate.device, "torch": str(torch.__version__)}  # torch rebuilds the networks
+    origin = {"device": estimate.device, "torch": str(torch.__version__)}  # another torch may draw other weights
     name = f"split-{cell.name}"
-    if store is not None and (found := store.finished(name, identity)) is not None:
-        return ZoneSplit.from_json(found.result)
+    if store is not None and (stored := store.finished(name, identity)) is not None:
+        return ZoneSplit.from_json(stored.result)
     inside = [one for one in estimate.decisions if one.outcome == "bifurcate"][:limit]
     zones: list[tuple[int, Zone]] = []
     if inside:
@@ -113,7 +121,7 @@ def split(
         for one in inside:
             assert one.batch is not None
             rows = torch.arange(one.batch * cell.batch_size, (one.batch + 1) * cell.batch_size)
-            rows = rows[rows < (len(dataset) if order is None else len(order))]  # the last mini-batch can be smaller
+            rows = rows[rows < (len(dataset) if order is None else len(order))]  # the last mini-batch may be smaller
             inputs, targets = scaled(cell, dataset, rows if order is None else order[rows])
             zones.append((one.seed, _zone(cell, one.seed, inputs, targets)))
     result = ZoneSplit(tuple(zones))
@@ -123,7 +131,7 @@ def split(
 
 
 def _digest(estimate: Estimate) -> str:
-    """Of the decisions, which say which mini-batch of which network is looked at."""
+    """A digest of the decisions, which say which mini-batch of which network is evaluated."""
     return hashlib.sha256(json.dumps(columns(estimate.decisions), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -140,23 +148,36 @@ def splits(
     limit: int = LIMIT,
     progress: Callable[[], None] | None = None,
 ) -> dict[str, ZoneSplit]:
-    """The splits of many cells of one data set, by cell name; ``progress`` is called with every finished cell."""
-    found = {}
+    """The splits of many cells of one data set, by cell name.
+
+    Args:
+        estimates: of the cells.
+        dataset: their training set.
+        store: as for ``split``.
+        limit: as for ``split``.
+        progress: called after every cell.
+    """
+    by_name = {}
     for estimate in estimates:
-        found[estimate.cell.name] = split(estimate, dataset=dataset, store=store, limit=limit)
+        by_name[estimate.cell.name] = split(estimate, dataset=dataset, store=store, limit=limit)
         if progress is not None:
             progress()
-    return found
+    return by_name
 
 
-def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, ZoneSplit]) -> dict[str, Sum]:
-    """The different networks of each arithmetic over all its cells, in the order met."""
+def by_arithmetic(estimates: Iterable[Estimate], by_cell: Mapping[str, ZoneSplit]) -> dict[str, Sum]:
+    """Count the different networks of each arithmetic by zone, over all its cells.
+
+    Args:
+        estimates: of the cells.
+        by_cell: their splits, by cell name.
+    """
     draws: Counter[str] = Counter()
     networks: dict[str, dict[tuple[Network, int], Zone]] = {}
     for estimate in estimates:
         cell = estimate.cell
         mine = networks.setdefault(cell.arithmetic.name, {})
-        for seed, zone in found[cell.name].zones:
+        for seed, zone in by_cell[cell.name].zones:
             draws[cell.arithmetic.name] += 1
             key = cell.network, seed
             mine[key] = min(zone, mine.get(key, zone), key=_RANK.index)
@@ -168,9 +189,9 @@ def by_arithmetic(estimates: Iterable[Estimate], found: Mapping[str, ZoneSplit])
 
 
 def table(sums: Mapping[str, Sum]) -> Table:
-    """A row for each arithmetic."""
+    """A table with one row for each arithmetic."""
     numbers = ("draws", "networks", "bifurcation", "compensation", "undecided")
-    rows = [[name, *(str(getattr(found, number)) for number in numbers)] for name, found in sums.items()]
+    rows = [[name, *(str(getattr(counts, number)) for number in numbers)] for name, counts in sums.items()]
     return Table(
         ("arithmetic", *numbers), rows, "do the deciding mini-batches' gradients differ over the reals too?", numbers
     )
@@ -181,10 +202,10 @@ def markdown(sums: Mapping[str, Sum], limit: int = LIMIT) -> list[str]:
     return [
         "## Bifurcation against compensation",
         "",
-        f"Up to {limit} draws in the zone of each cell: do the gradients of the deciding mini-batch differ over the reals "
-        "too (bifurcation), or by rounding only (compensation)? Cells share seeds, so one network can be drawn in several: "
-        "each is counted once, as bifurcation if it is that in any cell. There is no interval: different networks of one "
-        "seed and width begin with the same layers, so they are not independent either.",
+        f"Up to {limit} draws of each cell whose gradients differ were evaluated over the reals. Do the gradients of the "
+        "deciding mini-batch differ there too (bifurcation), or by rounding only (compensation)? Cells share seeds, so one "
+        "network can occur in several cells. It is counted once, as bifurcation if any cell says so. No confidence "
+        "interval is given, as the networks are not independent: those of one seed and width share their first layers.",
         "",
         *table(sums).markdown(),
     ]
@@ -192,4 +213,4 @@ def markdown(sums: Mapping[str, Sum], limit: int = LIMIT) -> list[str]:
 
 def as_json(sums: Mapping[str, Sum]) -> Json:
     """The split as plain JSON, by arithmetic."""
-    return {name: {**dataclasses.asdict(found), "networks": found.networks} for name, found in sums.items()}
+    return {name: {**dataclasses.asdict(counts), "networks": counts.networks} for name, counts in sums.items()}

@@ -1,4 +1,4 @@
-"""The exact two backwards of one mini-batch, with no more products than decide whether they differ."""
+"""Compare the two gradients of one mini-batch, with no more matrix products than needed."""
 
 from __future__ import annotations
 
@@ -24,16 +24,27 @@ def first_difference(
     watch: Watch,
     careful: bool,
 ) -> Literal["bifurcate", "non-finite"] | None:
-    """Compares the two gradients of a loss whose graph reads the subgradients in backward.
+    """Compare the gradients of a loss under two subgradients, which its graph reads in backward.
+
+    Only what decides is computed. If no pre-activation's gradient differs, no parameter's gradient does. A bias's
+    gradient is the sum of its pre-activation's gradient over the samples. It needs no product with the layer's inputs,
+    and it mostly differs if any gradient does, so biases come before weights.
 
     Args:
-        pre_activations: of the hidden layers, up to and with the last one that has a hit.
-        output: of that layer's activation. Down to it both backwards are one computation, which runs once, and no gradient
-            above it differs.
-        careful: whether it is not proved that no gradient can overflow; then all are computed.
+        loss: scalar, with a graph.
+        pre_activations: [n, units] each, of the hidden layers up to and including the last one with a hit.
+        output: [n, units], the activation of that last layer. From the loss down to it both backwards are one
+            computation, which runs once, and no gradient above it can differ.
+        model: an MLP with relucheck's activations; its subgradients are changed.
+        subgradients: the two subgradients to compare.
+        watch: which gradients count: "all", or those of the "first layer" only.
+        careful: whether a gradient might overflow; if so, all watched gradients are computed and checked.
 
-    Otherwise as little as decides: where no pre-activation's gradient differs, no parameter's does; a bias's gradient, the
-    sum of its pre-activation's, needs no product with the inputs and mostly differs where any gradient does.
+    Returns:
+        None if the gradients agree.
+
+    Raises:
+        ControlError: two backwards with the same subgradient differ.
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     below, above = linear[: len(pre_activations)], linear[len(pre_activations) :]
@@ -47,24 +58,24 @@ def first_difference(
         if above and not _finite(torch.autograd.grad(loss, [layer.weight for layer in above], retain_graph=True)):
             return "non-finite"
         groups = [([], [*biases, *weights])]
-    elif watch == "all":  # the last layer with a hit needs no product at all
+    elif watch == "all":  # first the bias of the last layer with a hit, whose gradient needs no matrix product at all
         groups.insert(0, ([], biases[-1:]))
     for values, parameters in groups:
-        found: list[tuple[Tensor, ...]] = []
+        pair: list[tuple[Tensor, ...]] = []
         for setting in subgradients:
             set_subgradient(model, setting)
-            found.append(torch.autograd.grad(output, [*values, *parameters], shared, retain_graph=True))
-        if not all(_finite(gradients) for gradients in found):
+            pair.append(torch.autograd.grad(output, [*values, *parameters], shared, retain_graph=True))
+        if not all(_finite(gradients) for gradients in pair):
             return "non-finite"
-        if values and _same(found[0][: len(values)], found[1][: len(values)]):
+        if values and _same(pair[0][: len(values)], pair[1][: len(values)]):
             return None
-        if not _same(found[0][len(values) :], found[1][len(values) :]):
-            _refuse_uncontrolled(model, subgradients[0], output, parameters, shared, found[0][len(values) :])
+        if not _same(pair[0][len(values) :], pair[1][len(values) :]):
+            _check_control(model, subgradients[0], output, parameters, shared, pair[0][len(values) :])
             return "bifurcate"
     return None
 
 
-def _refuse_uncontrolled(
+def _check_control(
     model: nn.Module,
     setting: ModelSubgradient,
     output: Tensor,
@@ -72,12 +83,16 @@ def _refuse_uncontrolled(
     shared: Tensor,
     first: Sequence[Tensor],
 ) -> None:
-    """The control: one more backward with the first subgradient."""
+    """Run the control, one more backward with the first subgradient.
+
+    Raises:
+        ControlError: its gradients differ from the first ones.
+    """
     set_subgradient(model, setting)
     if not _same(first, torch.autograd.grad(output, parameters, shared, retain_graph=True)):
         raise ControlError(
             f"control: two backwards with subgradient {setting} differ, so backward is not deterministic here and no "
-            "decision means anything; look for atomics in the backward of the products"
+            "decision is valid; look for atomic operations in the backward of the matrix products"
         )
 
 

@@ -1,9 +1,12 @@
-"""The zone decision for many fully connected networks, at the speed of their forward products.
+"""Decide for many fully connected networks whether backprop_s and backprop_t differ.
 
-The decision is that of :mod:`relucheck.bifurcation.decide`: the one that two networks, two forwards and two backwards per
-mini-batch would reach, at the same mini-batch, bit for bit. Networks run in stacks and mini-batches in blocks where that is
-proved to change no bit (:mod:`relucheck.volume.proof`); every mini-batch with a hit is computed once more separately,
-which also watches the proof.
+The decision is that of ``relucheck.bifurcation.decide``: bit for bit, and at the same mini-batch, the one that two
+networks with two forwards and two backwards per mini-batch would reach. It takes little more time than the forward
+passes. Networks run in stacks and mini-batches in blocks where a proof shows that this changes no bit
+(``relucheck.volume.proof``). Every mini-batch with a hit is computed once more, by its network alone, which also checks
+the proof.
+
+Source: Bertoin et al. 2021, "Numerical influence of ReLU'(0) on backpropagation", section 3.1, for the bifurcation zone.
 """
 
 from __future__ import annotations
@@ -45,16 +48,16 @@ class ZoneMemoryError(RelucheckError, MemoryError):
     exit_code = MISSING
 
 
-class _Unproved(Exception):
-    """A fused forward missed or invented hits of the separate one."""
+class _FusedMismatch(Exception):
+    """A fused forward has other hits than the separate one, although a proof said otherwise."""
 
 
 @dataclasses.dataclass
 class _Pending:
-    """A network whose decision is pending."""
+    """A network whose decision is pending, with the counts so far."""
 
     seed: int | None
-    model: nn.Module | None = None  # made when its turn comes, and dropped again
+    model: nn.Module | None = None  # drawn only while the network is being decided
     hits: int = 0
     rows: int = 0
     outcome: Outcome | None = None
@@ -62,23 +65,26 @@ class _Pending:
 
 
 class Engine:
-    """Decides fully connected networks of one description on one data set.
+    """Decide fully connected networks of one description on one data set.
 
     Args:
-        network: an MLP with biases, without batch norm and dropout: what every one is.
-        arithmetic: of every network; its switches are the caller's to set (``arithmetic.active()``). No mixed precision.
-        inputs: [n, features], any floating dtype; converted once.
+        network: the description of every network: an MLP with biases, without batch norm and dropout.
+        arithmetic: in which every network computes; no mixed precision. The caller sets its switches with
+            ``arithmetic.active()``.
+        inputs: [n, features], of any floating dtype; converted once.
         targets: class indices, int64 [n].
-        batch_size: mini-batches are taken in file order; the last one holds what is left.
-        subgradients: the two subgradients; for ReLU6 also pairs (at 0, at 6).
-        watch: which gradients count: of every parameter, or of the first layer alone (as in the published tables).
-        device: where it runs; the inputs' by default.
-        memory: bytes that a stack may take; by default 1 GiB on a CPU and half of what is free on an accelerator.
-        note: is called with one line on what a user should know: a stack that shrank, a proof that did not hold.
+        batch_size: samples of a mini-batch; the last one may be smaller.
+        subgradients: the two subgradients to compare; a pair of numbers each for ReLU6 (at 0, at 6).
+        watch: which gradients count: "all", or those of the "first layer" only, as in the published tables.
+        device: where the networks run; None means the device of the inputs.
+        memory: bytes that a stack may use; None means 1 GiB on a CPU and half of the free memory on an accelerator.
+        note: called with one line for the user, for example when a stack was made smaller or a proof turned out wrong.
 
     Raises:
-        ModelError: for a network that is no such MLP, an unknown ``watch``, no two subgradients, and mixed precision.
-        ZoneDataError: for an empty data set, targets of another length, inputs of another width, a batch size below 1.
+        ModelError: the network is not such an MLP, ``watch`` is unknown, there are not two subgradients, or the
+            arithmetic is mixed precision.
+        ZoneDataError: the data set is empty, the numbers of inputs and targets differ, the width of the inputs is not the
+            network's, or the batch size is below 1.
     """
 
     def __init__(
@@ -97,9 +103,9 @@ class Engine:
     ) -> None:
         if arithmetic.mixed:
             raise ModelError(
-                f"arithmetic {arithmetic.name!r}: networks of volumes have one dtype; choose one that is not mixed"
+                f"arithmetic {arithmetic.name!r}: the networks of a volume have one dtype; choose one that is not mixed"
             )
-        self.network, self.arithmetic = _plain(network), arithmetic
+        self.network, self.arithmetic = _checked_network(network), arithmetic
         self.subgradients, self.watch = checked_subgradients(subgradients), checked_watch(watch)
         self.batch_size = checked_data(inputs, targets, batch_size)
         if inputs.ndim != 2 or inputs.shape[1] != network.features:
@@ -120,11 +126,14 @@ class Engine:
 
     @property
     def plan(self) -> str:
-        """What runs at once, shape by shape, as far as it was needed; and what the proofs refused."""
+        """How networks and mini-batches were fused, by shape.
+
+        It also lists the fusions that failed their proof, and all notes for the user.
+        """
         return "\n".join(part for part in (str(self._prover), *self.notes) if part)
 
     def decide(self, seeds: Iterable[int]) -> Iterator[Decision]:
-        """Decisions of the networks that ``network.draw`` makes from the seeds, in order."""
+        """Decide the networks that ``network.draw`` builds from the seeds, in their order."""
         group: list[int] = []
         for seed in seeds:
             group.append(seed)
@@ -135,7 +144,13 @@ class Engine:
             yield from self._decide_seeds(group)
 
     def examine(self, models: Sequence[MLP]) -> list[Decision]:
-        """The decisions of given networks of the engine's description and dtype (trained ones, for example)."""
+        """Decide given networks of the engine's description and dtype, for example trained ones.
+
+        The subgradients of the models' activations are restored afterwards.
+
+        Raises:
+            ModelError: a model is not of that description and dtype.
+        """
         for model in models:
             self._refuse_other(model)
         before = [
@@ -158,43 +173,46 @@ class Engine:
     def _refuse_other(self, model: nn.Module) -> None:
         wanted, activation = shapes(self.network), ACTIVATIONS[self.network.activation]
         slope = self.network.negative_slope
-        kinds = [module for module in model.modules() if not list(module.children())]
-        linear = [module for module in kinds if isinstance(module, nn.Linear)]
-        own = [module for module in kinds if isinstance(module, activation)]
+        leaves = [module for module in model.modules() if not list(module.children())]
+        linear = [module for module in leaves if isinstance(module, nn.Linear)]
+        activations = [module for module in leaves if isinstance(module, activation)]
         right = (
             isinstance(model, MLP)
             and [tuple(layer.weight.shape) for layer in linear] == wanted
             and all(layer.bias is not None for layer in linear)
-            and len(own) == len(self.network.widths)
-            and len(kinds) == len(linear) + len(own) + 1  # and nn.Flatten
+            and len(activations) == len(self.network.widths)
+            and len(leaves) == len(linear) + len(activations) + 1  # and nn.Flatten
             and all(
                 parameter.dtype == self.arithmetic.dtype and parameter.requires_grad for parameter in model.parameters()
             )
-            and not any(module.inplace for module in own)
-            and all(getattr(module, "negative_slope", slope) == slope for module in own)
+            and not any(module.inplace for module in activations)
+            and all(getattr(module, "negative_slope", slope) == slope for module in activations)
         )
         if not right:
             raise ModelError(
-                f"{type(model).__name__} is no {self.network} in {self.arithmetic} as Network.draw makes "
-                f"them (biases, no frozen parameter, relucheck's activations, not in place, slope {slope}); "
-                "relucheck.bifurcation.decide.decide takes any model"
+                f"{type(model).__name__} is not {self.network} in {self.arithmetic} as Network.draw builds it "
+                f"(with biases, no frozen parameter, relucheck's activations, not in place, slope {slope}); for any other "
+                "model use relucheck.bifurcation.decide.decide"
             )
 
     def _decide_seeds(self, seeds: Sequence[int]) -> list[Decision]:
         return self._run([_Pending(seed) for seed in seeds])
 
     def _run(self, networks: list[_Pending]) -> list[Decision]:
-        """Decides a group, in smaller stacks where memory does not suffice and separately where a proof does not hold."""
+        """Decide a group of networks.
+
+        Stacks become smaller where memory does not suffice. Everything runs separately once a proof turned out wrong.
+        """
         pending, size = networks, len(networks)
         while pending:
             group = pending[:size]
             try:
                 with deterministic(), torch.inference_mode(False):
                     self._decide_stack(group)
-            except _Unproved as error:
+            except _FusedMismatch as error:
                 if self._prover.distrusted:
                     raise AssertionError(
-                        f"{error}, though nothing was fused: two separate forwards never differ"
+                        f"{error}, although nothing was fused; two separate forwards must not differ"
                     ) from error
                 self._prover.distrust()
                 self._say(f"{error}; every network and mini-batch runs separately from here on")
@@ -208,7 +226,7 @@ class Engine:
                     raise ZoneMemoryError(
                         f"{self.network} in {self.arithmetic}, mini-batches of {self.batch_size}: "
                         f"one network and one mini-batch do not fit into the memory of {self.device}; use smaller "
-                        "mini-batches or another device"
+                        "mini-batches, or another device"
                     ) from error
                 size, self._most_batches = max(1, size // 2), max(1, self._most_batches // 2)
                 self._networks = min(self._networks, size)
@@ -223,7 +241,7 @@ class Engine:
                 pending = pending[len(group) :]
                 short_of_memory = False
             if short_of_memory and self.device.type == "cuda":
-                torch.cuda.empty_cache()  # not before the exception and the tensors of its frames are gone
+                torch.cuda.empty_cache()  # frees nothing while the exception and the tensors of its frames are alive
         units = sum(self.network.widths)
         return [
             Decision(network.seed, network.outcome or "agree", network.batch, network.hits, network.rows * units)
@@ -260,7 +278,7 @@ class Engine:
             batches = min(batches, full - first)
             active, stack = self._block(active, stack, first, batches, self.batch_size, careful)
             first += batches
-            # hits mostly come early or not at all
+            # most networks have a hit in the first mini-batches or none at all, so blocks start small and grow
             batches = min(2 * batches, self._most_batches)
         rest = len(self.inputs) - full * self.batch_size
         if rest and active:
@@ -269,7 +287,7 @@ class Engine:
     def _block(
         self, active: list[_Pending], stack: Stack, first: int, batches: int, rows: int, careful: bool
     ) -> tuple[list[_Pending], Stack]:
-        """Runs a block of mini-batches; returns the networks that are still undecided, and their stack."""
+        """Run a block of mini-batches; return the undecided networks and their stack."""
         start = first * self.batch_size
         with torch.no_grad():
             counts, finite = self._scan(stack, self.inputs[start : start + batches * rows], batches, rows, careful)
@@ -277,7 +295,7 @@ class Engine:
         interesting = looked_at.any(1).tolist()
         for index, network in enumerate(active):
             if network.outcome is not None:
-                continue  # it rides along until the stack is made anew
+                continue  # decided, but still in the stack until the stack is rebuilt
             if not interesting[index]:
                 network.rows += batches * rows
                 continue
@@ -297,13 +315,17 @@ class Engine:
         left = [index for index, network in enumerate(active) if network.outcome is None]
         if not left:
             return [], stack
-        # halve only: every new number of networks is a shape to be proved
+        # rebuild the stack only when at most half are left, as every new number of networks needs a proof
         if len(left) <= len(active) // 2:
             return [active[index] for index in left], stack.part(left)
         return active, stack
 
     def _scan(self, stack: Stack, x: Tensor, batches: int, rows: int, careful: bool) -> tuple[Tensor, Tensor | None]:
-        """Hits [n, batches] and, for a careful scan, finiteness [n, batches], in the most fused way that is proved."""
+        """Scan a block in the most fused way that is proved, and move the results to the CPU.
+
+        Returns:
+            Hits [n, batches]; and if ``careful``, whether all logits are finite [n, batches], else None.
+        """
         way, blocks = self._prover.way(stack, Shape(len(stack), batches, rows, offset_of(x)))
         if way == "separate" and len(stack) > 1:
             parts = [self._scan_rows(stack.part([index]), x, rows, way, blocks, careful) for index in range(len(stack))]
@@ -324,15 +346,15 @@ class Engine:
         return torch.cat([part[0] for part in parts], 1), torch.cat(finite, 1) if finite else None
 
     def _pair(self, model: nn.Module, rows: slice, hits: int, careful: bool) -> Outcome | None:
-        """The exact two backwards of one mini-batch, None where they agree."""
-        found: list[int] = []
+        """Compare the two exact backwards of one mini-batch; None if they agree."""
+        counts: list[int] = []
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
 
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             assert isinstance(module, ChosenSubgradient)
             positions = [positions_of(args[0].detach(), kink) for kink in module.rule.kinks]
-            found.append(sum(len(position[0]) for position in positions if position is not None))
+            counts.append(sum(len(position[0]) for position in positions if position is not None))
             inputs.append(args[0])
             outputs.append(output)
 
@@ -344,21 +366,21 @@ class Engine:
         finally:
             for hook in hooks:
                 hook.remove()
-        if sum(found) != hits:
-            raise _Unproved(
+        if sum(counts) != hits:
+            raise _FusedMismatch(
                 f"{self.network} in {self.arithmetic}, samples {rows.start} to {rows.stop - 1}: the "
-                f"fused forward has {hits} hits, the separate one {sum(found)}"
+                f"fused forward has {hits} hits, the separate one {sum(counts)}"
             )
-        last = max(layer for layer, count in enumerate(found) if count)
+        last = max(layer for layer, count in enumerate(counts) if count)
         return first_difference(loss, inputs[: last + 1], outputs[last], model, self.subgradients, self.watch, careful)
 
 
-def _plain(network: Network) -> Network:
-    """Refuses what a stack cannot hold."""
+def _checked_network(network: Network) -> Network:
+    """Refuse a network that a stack cannot hold."""
     if not is_plain(network):
         raise ModelError(
-            f"{network}: stacks hold MLPs with biases, without batch norm and dropout; relucheck.bifurcation.decide.decide "
-            "takes any model"
+            f"{network}: stacks hold MLPs with biases, without batch norm and dropout; for any other model use "
+            "relucheck.bifurcation.decide.decide"
         )
     return network
 
@@ -370,5 +392,5 @@ def _values(setting: ModelSubgradient) -> tuple[float, ...]:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # the CPU allocator raises a plain RuntimeError
+    # torch's CPU allocator raises a plain RuntimeError
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

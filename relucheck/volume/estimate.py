@@ -1,8 +1,10 @@
-"""Volumes: the share of random networks in the bifurcation zone, one cell at a time, with exact intervals.
+"""Estimate volumes: the share of random networks in the bifurcation zone, cell by cell.
 
 A *cell* says everything that decides an estimate: network, arithmetic, data, mini-batches, draws and their seeds. An
-*estimate* keeps the outcome of every draw, so that any single network can be rebuilt from its seed and looked at.
-Source: Bertoin et al. 2021, section 3.1, where the volume of the zone is estimated in the same way, by 1,000 draws.
+*estimate* keeps the outcome of every draw, so that any single network can be rebuilt from its seed and examined.
+
+Source: Bertoin et al. 2021, "Numerical influence of ReLU'(0) on backpropagation", section 3.1, where the volume of the
+zone is estimated in the same way, by 1,000 draws.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, VolumeError, c
 
 __all__ = ["Cell", "Draw", "Estimate", "Store", "StoreError", "VolumeError", "estimate", "finished", "kept"]
 
-_CHUNK: Final = 50  # draws between two writes to disk
-_SECONDS: Final = 10.0  # or this long
+_CHUNK: Final = 50  # draws after which results are written to disk
+_SECONDS: Final = 10.0  # seconds after which they are written even if the chunk is not full
 
 
 class Decided(Protocol):
-    """What an engine says of one network, as :class:`relucheck.volume.engine.Decision`."""
+    """What an engine says about one network, see ``relucheck.bifurcation.decide.Decision``."""
 
     @property
     def outcome(self) -> Outcome: ...
@@ -42,7 +44,7 @@ class Decided(Protocol):
 
 
 class Decider(Protocol):
-    """What :func:`estimate` needs of :class:`relucheck.volume.engine.Engine`."""
+    """What ``estimate`` needs of an engine, see ``relucheck.volume.engine.Engine``."""
 
     @property
     def plan(self) -> str: ...
@@ -65,30 +67,33 @@ def estimate(
     engine: EngineFactory | None = None,
     chunk: int = _CHUNK,
 ) -> Estimate:
-    """Decides every draw of a cell. With a store, a finished cell is read and an interrupted one goes on where it was.
+    """Decide every draw of a cell.
+
+    With a store, a finished cell is read, and an interrupted one resumes after the last chunk that was written.
 
     Args:
         cell: what to estimate.
-        root: data root, see :func:`relucheck.data.data_root`; nothing is downloaded.
-        dataset: the training set, where it is loaded already.
+        root: data root, see ``relucheck.data.data_root``. Nothing is downloaded.
+        dataset: the training set if it is already loaded; else it is loaded from ``root``.
         device: where to compute.
-        store: where results are kept; the draws of an interrupted cell (also by SIGINT) but for the last chunk, too.
-        progress: called with the number of draws that were decided since the last call; :func:`kept` counts those that the
-            store held before, which are not reported again.
-        note: is called with one line on what a user should know: a stack that shrank for want of memory, for example.
-        engine: makes the engine; None is :class:`relucheck.volume.engine.Engine`.
-        chunk: draws between two writes to the store (it is written every ten seconds as well).
+        store: where results are kept. If the computation is interrupted, also by SIGINT, all draws but those of the last
+            chunk are kept.
+        progress: called with the number of draws decided since the last call. Draws that the store held before are not
+            reported; ``kept`` counts them.
+        note: called with one line for the user, for example when a stack was made smaller because memory ran out.
+        engine: builds the engine; None means ``relucheck.volume.engine.Engine``.
+        chunk: number of draws between two writes to the store, which is also written every ten seconds.
 
     Raises:
-        VolumeError: the data set is empty, smaller than the sample asked for, or not the cell's.
-        StoreError: the store holds something else under the cell's name, or cannot be written.
-        relucheck.data.DataError: the data are not there.
+        VolumeError: the data set is empty, smaller than the requested sample, or not the cell's.
+        relucheck.results.store.StoreError: the store holds something else under the cell's name, or cannot be written.
+        relucheck.data.DataError: the data are missing.
     """
     device = torch.device(device)
     if dataset is None:
         dataset = data.load(cell.data, "train", root, download=False)
     if dataset.name != cell.data:
-        raise VolumeError(f"cell: data={cell.data!r}, but the data set handed over is {dataset.name!r}")
+        raise VolumeError(f"cell: data={cell.data!r}, but the given data set is {dataset.name!r}")
     rows = sample(cell, len(dataset))
     here = environment(device)
     where, machine = here.device, here.versions("torch", "relucheck", "python", "processor")
@@ -98,15 +103,15 @@ def estimate(
     hits = activations = 0
     wall_s, plan = 0.0, ""
     if store is not None:
-        if (found := finished(cell, dataset.checksum, store)) is not None:
-            return found
+        if (stored := finished(cell, dataset.checksum, store)) is not None:
+            return stored
         for part in store.chunks(cell.name, identity, origin):
             draws += draws_of(part, cell.first_seed + len(draws))
             hits, activations, wall_s = hits + part["hits"], activations + part["activations"], wall_s + part["wall_s"]
             plan = part["plan"]
     if len(draws) < cell.draws:
         inputs, targets = scaled(cell, dataset, rows)
-        with cell.arithmetic.active():  # whatever the process is set to
+        with cell.arithmetic.active():
             decider = (engine or _engine)(cell, inputs, targets, device, note)
             seeds = range(cell.first_seed + len(draws), cell.first_seed + cell.draws)
             for part in _chunks(decider, seeds, chunk, progress):
@@ -122,16 +127,16 @@ def estimate(
 
 
 def finished(cell: Cell, checksum: str, store: Store) -> Estimate | None:
-    """The estimate of a cell in a store, wherever it was computed; None where it is not finished.
+    """The estimate of a cell in a store, computed anywhere; None if it is not finished.
 
     Raises:
-        StoreError: the file is damaged, or of another cell or data.
+        relucheck.results.store.StoreError: the file is damaged, or belongs to another cell or data set.
     """
-    found = store.finished(cell.name, {"cell": cell.deciding, "data": checksum})
-    if found is None:
+    stored = store.finished(cell.name, {"cell": cell.deciding, "data": checksum})
+    if stored is None:
         return None
     try:
-        return Estimate.from_json(found.result, cell.varied)
+        return Estimate.from_json(stored.result, cell.varied)
     except VolumeError as error:
         raise StoreError(
             f"{store.finished_path(cell.name)}: {error}; move it away, or name another folder (it is left as it is)"
@@ -139,20 +144,30 @@ def finished(cell: Cell, checksum: str, store: Store) -> Estimate | None:
 
 
 def kept(cell: Cell, store: Store) -> int:
-    """How many draws of a cell the store holds, for a progress bar: whose they are is left to :func:`estimate` to check."""
+    """Number of draws of a cell that the store holds, for a progress bar.
+
+    Whether they belong to the same settings is not checked here, but by ``estimate``.
+    """
     if store.finished_path(cell.name).exists():
         return cell.draws
-    return min(cell.draws, sum(len(found) for found in store.peek(cell.name, "outcomes") if isinstance(found, str)))
+    return min(cell.draws, sum(len(part) for part in store.peek(cell.name, "outcomes") if isinstance(part, str)))
 
 
 def sample(cell: Cell, size: int) -> Tensor | None:
-    """Which images of a training set of ``size`` the cell uses: int64 indices, or None for all.
+    """Choose the images of a training set that the cell uses.
+
+    Args:
+        cell: what is estimated.
+        size: number of images in the training set.
+
+    Returns:
+        Indices, int64 [sample size] on the CPU, or None for all images.
 
     Raises:
-        VolumeError: there are none, or fewer than the cell asks for.
+        VolumeError: there are no images, or fewer than the cell asks for.
     """
     if size < 1:
-        raise VolumeError(f"the training set of {cell.data!r} is empty, so there is nothing to decide on; pass images")
+        raise VolumeError(f"the training set of {cell.data!r} is empty, so there is nothing to decide on; pass some images")
     if cell.sample_size is None:
         return None
     if cell.sample_size > size:
@@ -166,7 +181,7 @@ def sample(cell: Cell, size: int) -> Tensor | None:
 
 
 def scaled(cell: Cell, dataset: data.DataSet, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Inputs [n, features] in the cell's dtype and classes, int64 [n], of the chosen rows."""
+    """Inputs [n, features] in the cell's dtype and classes, int64 [n], of the chosen images."""
     images, labels = (dataset.images, dataset.labels) if rows is None else (dataset.images[rows], dataset.labels[rows])
     return data.scale(images, cell.arithmetic.dtype), labels
 
@@ -183,7 +198,7 @@ def _engine(cell: Cell, inputs: Tensor, targets: Tensor, device: torch.device, n
 
 
 def _chunks(decider: Decider, seeds: range, size: int, progress: Callable[[int], None] | None) -> Iterator[Json]:
-    """Decides the seeds, a chunk at a time."""
+    """Decide the seeds; yield each chunk of results as plain JSON."""
     pending: list[Draw] = []
     hits = activations = 0
     started = time.perf_counter()

@@ -1,4 +1,9 @@
-"""The proof that a fused way of running a stack is bitwise the separate one, shape by shape."""
+"""Prove, shape by shape, that a fused way of running a stack gives the separate way's bits.
+
+A proof is an experiment: both ways run on dense random rows, and all pre-activations and logits are compared bit for bit.
+It holds for the device, the dtype and the shape at hand. If it fails, the next less fused way is tried; the last one is
+the separate way, which needs no proof.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,10 @@ from relucheck.volume.stack import Stack, Way
 
 _ORDER: Final[tuple[Way, ...]] = ("joined", "batched", "separate")  # from the most to the least fused
 
-# Row blocks of any other height change which rows a kernel treats as its tail (measured on x86; DESIGN, "Speed").
+# A kernel treats the last rows of a block differently unless their number is a multiple of this (measured on x86).
 _FUSIBLE_ROWS: Final = 16
 
-_ALIGNMENT: Final = 64  # bytes of a cache line, which is what CPU kernels align to and what torch's allocators guarantee
+_ALIGNMENT: Final = 64  # bytes of a cache line, to which torch's allocators align and on which CPU kernels depend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +30,10 @@ class Shape:
     """How much a stack runs at once, as far as it can decide which kernels run.
 
     Attributes:
-        networks, batches: of the stack and the block.
+        networks: number of networks in the stack.
+        batches: number of mini-batches in the block.
         batch_size: rows of a mini-batch.
-        offset: where the rows begin in memory, in bytes modulo 64: kernels for few rows depend on it.
+        offset: address of the first row in bytes, modulo 64, as kernels for few rows depend on the alignment.
     """
 
     networks: int
@@ -37,11 +43,12 @@ class Shape:
 
 
 class Prover:
-    """Which way of running a stack is bitwise the separate one, by shape; proved where a shape is first used.
+    """Choose the way of running a stack, with one proof for each shape at its first use.
 
     Attributes:
-        proved: for each shape met, the way in use and whether mini-batches run as one block of rows.
-        refuted: ways that were tried and differ.
+        proved: for each shape so far, the way in use and whether several mini-batches run as one block of rows.
+        refuted: for each shape, the ways that were tried and give other bits.
+        distrusted: whether everything runs separately because a proved way gave other bits after all.
     """
 
     def __init__(self) -> None:
@@ -50,26 +57,26 @@ class Prover:
         self.distrusted = False
 
     def way(self, stack: Stack, shape: Shape) -> tuple[Way, bool]:
-        """The most fused way proved for a shape, and whether its mini-batches may run as one block of rows."""
+        """The most fused way proved for a shape, and whether its mini-batches may run as one block."""
         if self.distrusted:
             return "separate", False
         if shape not in self.proved:
-            found = self._prove(stack, shape)
-            if found is None:
+            proved = self._prove(stack, shape)
+            if proved is None:
                 return "separate", False
-            self.proved[shape] = found
+            self.proved[shape] = proved
         return self.proved[shape]
 
     def distrust(self) -> None:
-        """Everything is separate from now on: a proved way was seen to differ after all."""
+        """Run everything separately from now on, because a proved way gave other bits after all."""
         self.distrusted = True
         self.proved = dict.fromkeys(self.proved, ("separate", False))
 
     def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool] | None:
-        """The first way that holds; None where these networks prove nothing."""
+        """The first way that gives the separate way's bits; None if these networks prove nothing."""
         stacked: tuple[Way, ...] = _ORDER if shape.networks > 1 else ("separate",)
-        size = stack.own[0][0][0].shape[1] * stack.arithmetic.dtype.itemsize
-        # so that every mini-batch of a block begins where a block can begin
+        size = stack.layers[0][0][0].shape[1] * stack.arithmetic.dtype.itemsize
+        # every mini-batch of a block must begin at an address where a block can begin
         whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0 and shape.batch_size * size % _ALIGNMENT == 0
         for blocks in (True, False) if whole else (False,):
             for way in stacked:
@@ -89,16 +96,17 @@ class Prover:
             text = f"{shape.networks} network(s) x {shape.batches} mini-batch(es) of {shape.batch_size}: {way}"
             lines.append(text + (", rows in one block" if blocks else ""))
             for refuted, rows in self.refuted.get(shape, []):
-                lines[-1] += f"; {refuted}{' with rows in one block' if rows else ''} is not bitwise the separate one"
+                lines[-1] += f"; {refuted}{' with rows in one block' if rows else ''} is not bitwise equal to separate"
         return "\n".join(lines)
 
 
 def _holds(stack: Stack, shape: Shape, way: Way, blocks: bool) -> bool | None:
-    """Whether a way gives the pre-activations and logits of the separate one, bit for bit, on dense random rows.
+    """Return whether a way gives the bits of the separate way on dense random rows.
 
-    None where these networks overflow on them or hold a NaN: infinities and NaN hide how a sum was made.
+    All pre-activations and logits are compared. None if these networks overflow on the random rows or hold a NaN:
+    infinities and NaN hide differences in how a sum was computed.
     """
-    weight = stack.own[0][0][0]
+    weight = stack.layers[0][0][0]
     dtype = stack.arithmetic.dtype
     rows = shape.batches * shape.batch_size if blocks else shape.batch_size
     drawn = torch.rand(rows, weight.shape[-1], generator=generator(0), dtype=torch.float64).to(weight.device, dtype)
@@ -121,12 +129,12 @@ def _holds(stack: Stack, shape: Shape, way: Way, blocks: bool) -> bool | None:
 
 
 def _at_offset(x: Tensor, offset: int) -> Tensor:
-    """A copy of x that begins ``offset`` bytes behind a multiple of 64."""
+    """A copy of x that begins ``offset`` bytes after a multiple of 64."""
     room = torch.empty(x.numel() + _ALIGNMENT, dtype=x.dtype, device=x.device)
     first = (offset - room.data_ptr()) % _ALIGNMENT // x.element_size()
     return room[first : first + x.numel()].view(x.shape).copy_(x)
 
 
 def offset_of(x: Tensor) -> int:
-    """Where x begins in memory, in bytes modulo 64."""
+    """The address of x in bytes, modulo 64."""
     return x.data_ptr() % _ALIGNMENT

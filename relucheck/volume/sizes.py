@@ -1,4 +1,4 @@
-"""How many networks a stack holds and how many mini-batches a block, on a device with so much memory."""
+"""How many networks a stack and how many mini-batches a block may hold, given the memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ _CPU_MEMORY: Final = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The largest stacks and blocks that pay and fit.
+    """The largest stacks and blocks that fit into memory and still gain speed.
 
     Attributes:
-        network, arithmetic, batch_size: what runs.
-        device: where.
-        memory: bytes that a stack may take; None is 1 GiB on a CPU and half of what is free on an accelerator.
+        network: the description of every network.
+        arithmetic: in which they compute.
+        batch_size: rows of a mini-batch.
+        device: where they run.
+        memory: bytes that a stack may use; None means 1 GiB on a CPU and half of the free memory on an accelerator.
     """
 
     network: Network
@@ -39,7 +41,7 @@ class Sizes:
     memory: int | None = None
 
     def networks(self) -> int:
-        """Of the largest stack."""
+        """Number of networks in the largest stack."""
         width = max(self.network.widths)
         if self.device.type == "cpu":
             most = 1 if width > _CPU_WIDEST else max(1, _CPU_UNITS // width)
@@ -48,7 +50,7 @@ class Sizes:
         return max(1, min(most, self._budget() // (self._parameter_bytes + self._row_bytes * self.batch_size)))
 
     def batches(self, networks: int) -> int:
-        """Mini-batches of the largest block of a stack of so many networks."""
+        """Number of mini-batches in the largest block of a stack of ``networks`` networks."""
         if self.device.type == "cpu":
             slow = self.arithmetic.dtype == torch.bfloat16 and not self.arithmetic.emulated
             most = (_CPU_ROWS_BFLOAT16 if slow else _CPU_ROWS) // self.batch_size
@@ -72,10 +74,10 @@ class Sizes:
 
     @property
     def _parameter_bytes(self) -> int:
-        """Of one network: the drawn one's, their wide copies and their places in the stack."""
+        """Bytes of one network's parameters: as drawn, as a wide copy, and in the stack."""
         return 3 * self._bytes * sum(rows * columns for rows, columns in shapes(self.network))
 
     @property
     def _row_bytes(self) -> int:
-        """Of one row through one network: three layers' values."""
+        """Bytes of one row in one network: the values of three layers."""
         return 3 * self._bytes * max(*self.network.widths, self.network.classes)

@@ -1,11 +1,12 @@
-"""Forward passes of many networks at once, and the proof that they are bitwise the separate ones.
+"""Run the forward passes of many networks at once, and count their hits.
 
-A stack holds the parameters of n networks of one description. It can run them one by one (*separate*: what
-``F.linear`` does for one network and one mini-batch), as batched products (*batched*), or with the first layers joined to
-one product, as all networks share its input (*joined*); and several mini-batches as one block of rows. Whether a fused
-way rounds as the separate one does depends on the device, the dtype and the shape, so every shape is proved where it is
-first used: all pre-activations of both ways, bit for bit, on dense random rows. Where the proof fails the next less
-fused way is tried; the last one is the separate one itself.
+A stack holds the parameters of n networks of one description. There are three ways to run it. *separate*: network by
+network, with the ``F.linear`` calls that a single network makes. *batched*: as batched matrix products. *joined*: like
+batched, but the first layers of all networks, which share their input, are one product. Several mini-batches can also run
+as one block of rows.
+
+Whether a fused way rounds as the separate one does depends on the device, the dtype and the shape. So
+``relucheck.volume.proof`` compares them, bit for bit, before a fused way is used for a shape.
 """
 
 from __future__ import annotations
@@ -30,16 +31,21 @@ class Stack:
     """The parameters of n networks of one description, and their forward passes.
 
     Args:
-        models: as :func:`draw` makes them.
-        arithmetic: what the linear layers compute in.
+        models: MLPs as ``Network.draw`` builds them, all of one description and dtype.
+        arithmetic: in which the linear layers compute.
+
+    Attributes:
+        arithmetic: as given.
+        layers: for each network, the weight [outputs, inputs] and bias [outputs] of each of its linear layers.
+        activation: the activation module of the first network, which stands for all.
     """
 
     def __init__(self, models: Sequence[nn.Module], arithmetic: Arithmetic) -> None:
         self.arithmetic, self._emulation = arithmetic, arithmetic.emulated
-        # an emulation widens its factors for every product: widen parameters once
+        # an emulation converts its factors to a wider dtype for every product; here the parameters are converted once
         wide = compute_dtype(arithmetic.dtype) if self._emulation else arithmetic.dtype
-        # Each network's own tensors, not slices of the stacked ones: kernels for few rows depend on the alignment.
-        self.own = [
+        # the tensors of each network, not slices of the stacked ones, as kernels for few rows depend on the alignment
+        self.layers = [
             [
                 (module.weight.detach().to(wide), module.bias.detach().to(wide))
                 for module in model.modules()
@@ -51,17 +57,17 @@ class Stack:
 
     @functools.cached_property
     def weights(self) -> list[Tensor]:
-        """Of each layer, [n, outputs, inputs]."""
-        return [torch.stack([weight for weight, _ in layers]) for layers in zip(*self.own, strict=True)]
+        """The weights of each layer, [n, outputs, inputs]."""
+        return [torch.stack([weight for weight, _ in layers]) for layers in zip(*self.layers, strict=True)]
 
     @functools.cached_property
     def biases(self) -> list[Tensor]:
-        """Of each layer, [n, outputs]."""
-        return [torch.stack([bias for _, bias in layers]) for layers in zip(*self.own, strict=True)]
+        """The biases of each layer, [n, outputs]."""
+        return [torch.stack([bias for _, bias in layers]) for layers in zip(*self.layers, strict=True)]
 
     @property
     def kinks(self) -> tuple[float, ...]:
-        """Of the activation."""
+        """The kinks of the activation."""
         return self.activation.rule.kinks
 
     @property
@@ -69,29 +75,29 @@ class Stack:
         return float(self.activation.negative_slope) if isinstance(self.activation, LeakyReLU) else 0.0
 
     def __len__(self) -> int:
-        return len(self.own)
+        return len(self.layers)
 
     def part(self, chosen: Sequence[int]) -> Stack:
-        """A stack of some of the networks."""
+        """A stack of some of the networks, given by their indices."""
         other = object.__new__(Stack)
         other.arithmetic, other._emulation, other.activation = self.arithmetic, self._emulation, self.activation
-        other.own = [self.own[index] for index in chosen]
+        other.layers = [self.layers[index] for index in chosen]
         return other
 
     def bounded(self, largest: float, steepest: float) -> bool:
-        """Whether no value of a forward and no gradient can overflow, for a mean cross-entropy loss.
+        """Return whether no activation and no gradient can overflow, for a mean cross-entropy loss.
 
-        Layer by layer |z| <= |W|_inf |x| + |b|. Backwards, the absolute cotangents of any one logit add up to at most 2
-        over the mini-batch, and so do all of a sample's; those of a unit to at most ``steepest`` |W|_1 times
-        the next layer's; and a weight's gradient to at most that times the largest input of its layer.
+        Layer by layer, |z| <= |W|_inf |x| + |b|. In backward, the absolute cotangents of one logit add up to at most 2
+        over the mini-batch, and so do those of one sample. Those of a hidden unit add up to at most ``steepest`` * |W|_1
+        times the bound of the next layer. A weight's gradient is at most that bound times the largest input of its layer.
 
         Args:
-            largest: absolute value of an input.
-            steepest: absolute slope or subgradient of the activation, at least 1.
+            largest: largest absolute value of an input.
+            steepest: largest absolute slope or subgradient of the activation, at least 1.
         """
         limit = torch.finfo(self.arithmetic.dtype).max
-        wide = torch.promote_types(self.own[0][0][0].dtype, torch.float32)
-        slack = 1.1  # for the rounding of these sums and of the computation itself
+        wide = torch.promote_types(self.layers[0][0][0].dtype, torch.float32)
+        slack = 1.1  # covers the rounding errors of these sums and of the bounded computation
         inputs = [torch.full((len(self),), largest, dtype=torch.float64)]
         for weight, bias in zip(self.weights, self.biases, strict=True):
             rows = weight.abs().sum(-1, dtype=wide).amax(-1).double().cpu()
@@ -100,13 +106,13 @@ class Stack:
         for weight, at in zip(reversed(self.weights), reversed(inputs[:-1]), strict=True):
             bounds += [cotangents, cotangents * at * slack]
             cotangents = cotangents * slack * steepest * weight.abs().sum(-2, dtype=wide).amax(-1).double().cpu()
-        return bool((torch.stack(bounds) < limit).all())  # a NaN is not below the limit
+        return bool((torch.stack(bounds) < limit).all())  # False for NaN, as it must be
 
     def _affine(self, layer: int, x: Tensor, way: Way) -> Tensor:
-        """Pre-activations [n, rows, units] of one layer for x [rows, inputs] or [n, rows, inputs]."""
+        """Pre-activations [n, rows, units] of one layer, for x [rows, inputs] or [n, rows, inputs]."""
         emulation = self._emulation
         if len(self) == 1:
-            weight, bias = self.own[0][layer]
+            weight, bias = self.layers[0][layer]
             rows = x if x.ndim == 2 else x[0]
             one = F.linear(rows, weight, bias) if emulation is None else emulation.forward(rows, weight, bias)
             return one.unsqueeze(0)
@@ -121,11 +127,16 @@ class Stack:
         return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
 
     def pre_activations(self, x: Tensor, way: Way, *, logits: bool = False) -> Iterator[Tensor]:
-        """The pre-activations [n, rows, units] of each hidden layer in turn (then the logits), for rows x [rows, inputs].
+        """Yield the pre-activations [n, rows, units] of each hidden layer in turn.
 
-        A yielded tensor is overwritten when the next one is asked for.
+        A yielded tensor is overwritten when the next one is requested.
+
+        Args:
+            x: [rows, inputs], the inputs of all networks.
+            way: how the networks are run.
+            logits: whether the logits [n, rows, classes] follow.
         """
-        last, rule = len(self.own[0]) - 1, self.activation.rule
+        last, rule = len(self.layers[0]) - 1, self.activation.rule
         h = x
         for layer in range(last + logits):
             z = self._affine(layer, h, way)
@@ -134,16 +145,17 @@ class Stack:
                 h = rule.forward_(z, self._slope)
 
     def _hit(self, x: Tensor) -> bool:
-        """Whether the one network of this stack has a hit, or may have one (not looked at: that would synchronise).
+        """Return whether the only network of this stack has a hit.
 
-        The common case on a CPU, a large network without a hit, in as few calls as it takes.
+        A CPU mostly meets this case with a large network that has no hit, so it takes as few calls as possible. On other
+        devices the answer is always True, because looking at values would make the host wait for the device.
         """
         if x.device.type != "cpu":
             return True
         emulation = self._emulation
         affine = F.linear if emulation is None else emulation.forward
         forward, slope, kinks = self.activation.rule.forward_, self._slope, self.kinks
-        for weight, bias in self.own[0][:-1]:
+        for weight, bias in self.layers[0][:-1]:
             x = affine(x, weight, bias)
             for kink in kinks:
                 if has_value(x, kink):
@@ -152,11 +164,17 @@ class Stack:
         return False
 
     def scan(self, x: Tensor, batch_size: int, way: Way, *, logits: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Hits of a block of mini-batches x [r * batch_size, inputs], in one pass and without a graph.
+        """Count the hits of a block of mini-batches in one forward pass without a graph.
+
+        Args:
+            x: [r * batch_size, inputs], r mini-batches one after another.
+            batch_size: rows of a mini-batch.
+            way: how the networks are run.
+            logits: whether to compute the logits too, and check that they are finite.
 
         Returns:
-            the number of hits, int64 [n, r] (on the CPU for CPU stacks, else on the device: nothing synchronises), and
-            with ``logits`` which mini-batches have finite logits, bool [n, r].
+            The numbers of hits, int64 [n, r]; and with ``logits``, which mini-batches have finite logits only, bool [n,
+            r], else None. Both are on the stack's device, so that the host need not wait for an accelerator.
         """
         if len(self) == 1 and not logits and not self._hit(x):
             return torch.zeros(1, len(x) // batch_size, dtype=torch.int64), None
@@ -164,7 +182,7 @@ class Stack:
         counts = torch.zeros(len(self), batches, dtype=torch.int64, device=x.device)
         finite = None
         for index, z in enumerate(self.pre_activations(x, way, logits=logits)):
-            if index == len(self.own[0]) - 1:
+            if index == len(self.layers[0]) - 1:
                 finite = z.isfinite().all(-1).unflatten(1, (batches, -1)).all(-1)
                 break
             for kink in self.kinks:
@@ -173,7 +191,7 @@ class Stack:
 
 
 def _count(z: Tensor, kink: float, batches: int, batch_size: int, counts: Tensor) -> None:
-    """Adds the hits of z [n, batches * batch_size, units] at one kink to counts [n, batches]."""
+    """Add the hits of z [n, batches * batch_size, units] at one kink to counts [n, batches]."""
     if z.device.type != "cpu":
         _count_unseen(z, kink, batches, counts)
     elif has_value(z, kink):
@@ -182,5 +200,5 @@ def _count(z: Tensor, kink: float, batches: int, batch_size: int, counts: Tensor
 
 
 def _count_unseen(z: Tensor, kink: float, batches: int, counts: Tensor) -> None:
-    """:func:`_count` for accelerators, where looking at values would synchronise."""
+    """Like ``_count``, for accelerators, where looking at values would make the host wait."""
     counts += (z == kink).sum(-1).unflatten(1, (batches, -1)).sum(-1)

@@ -1,16 +1,17 @@
-"""The zone of max pooling's ties: where the native and the minimal-norm gradient of a network differ.
+"""Decide where the native and the minimal-norm gradient of max pooling differ for a network.
 
-Two backwards that share a forward and differ only in max pooling's choice can differ only where a window has a tie, so a
-forward decides: no graph until a mini-batch has a tie that can matter. One kind cannot: a tie at zero or below that a ReLU
-meets, before the pooling or behind it, has gradient zero whatever the choice.
+Two backwards that share a forward and differ only in max pooling's choice can differ only where a pooling window has a
+tie. So a forward without a graph suffices until a mini-batch has a tie that can matter. One kind of tie cannot: if the
+tied value is at most 0 and a ReLU comes directly before or after the pooling, the gradient is zero for either choice.
 
-Over the reals a tie need not be a kink. Where the tied elements see identical inputs (a constant background) they are one
-function of the weights, their largest is smooth, and both choices give one gradient; they differ in floating point only
-because a sum of quarters rounds otherwise than one whole. Where the tied elements see different inputs, the tie is one of
-rounding, unless they are equal over the reals by chance. ``kind="different inputs"`` decides with these ties alone.
+Over the reals, a tie need not be a kink. Tied elements that see identical inputs, such as a constant background, are the
+same function of the weights. Their maximum is smooth, and both choices give the same gradient over the reals. In floating
+point the gradients can still differ, because a sum of four quarters is rounded differently from one whole. Tied elements
+that see different inputs mostly tie by rounding; only by chance are they equal over the reals. ``kind="different
+inputs"`` decides with these ties alone.
 
-Source: Boustany (2024), "On the numerical reliability of nonsmooth autodiff: a MaxPool case study", TMLR (arXiv
-2401.02736), for the two choices and for bifurcation against compensation zone.
+Source: Boustany 2024, "On the numerical reliability of nonsmooth autodiff: a MaxPool case study", TMLR (arXiv
+2401.02736), for the two choices and for the bifurcation and compensation zones.
 """
 
 from __future__ import annotations
@@ -36,19 +37,20 @@ from relucheck.numerics.bits import differs, same_bits
 from relucheck.numerics.determinism import deterministic
 
 Kind = Literal["all", "different inputs"]
-#: [M24]'s released code counts a mini-batch whose sum over parameters of the largest difference is above this.
+#: Thresholds in the released code of Boustany 2024. It counts a mini-batch if the largest gradient differences of all
+#: parameters sum to more than this.
 THRESHOLDS: Final = {torch.float16: 1e-3, torch.bfloat16: 1e-3, torch.float32: 1e-7, torch.float64: 1e-15}
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolingCall:
-    """One call of a max pooling in a forward.
+    """One call of a max pooling module in a forward.
 
     Attributes:
-        name: of the module.
-        tied: int16 [batch, channels, OH, OW], the number of largest elements of each window.
-        matters: bool, the windows with a tie that no ReLU provably kills.
-        input: what was pooled, detached.
+        name: name of the module.
+        tied: int16 [batch, channels, OH, OW], the number of elements of each window that equal its maximum.
+        matters: bool [batch, channels, OH, OW], the windows whose tie can change the gradient, as far as is known.
+        input: [batch, channels, H, W], the tensor that was pooled, detached.
     """
 
     name: str
@@ -58,7 +60,10 @@ class PoolingCall:
 
 
 def _kills_zero(module: Any) -> bool:
-    """Whether an activation's gradient is zero wherever its output is: torch's own ReLU, or ours with subgradient 0."""
+    """Return whether an activation's gradient is zero wherever its output is zero.
+
+    That holds for torch's ReLU, and for relucheck's ReLU with subgradient 0.
+    """
     if type(module) is ReLU:
         return not isinstance(module.subgradient, Tensor) and module.subgradient == 0
     return type(module) is nn.ReLU
@@ -66,16 +71,22 @@ def _kills_zero(module: Any) -> bool:
 
 @contextlib.contextmanager
 def ties(model: nn.Module) -> Iterator[list[PoolingCall]]:
-    """Counts the ties of every max pooling module called while it is active; yields the list that fills.
+    """Record the ties of every max pooling module that is called while the context is active.
 
-    A tie at zero matters unless a ReLU whose gradient there is zero made the pooled tensor, or, in :class:`LeNet`, is the
-    only one to take the result. Functional calls (``F.max_pool2d``) are not seen.
+    A tie at 0 matters, with two exceptions: the pooled tensor is the output of a ReLU whose gradient there is zero, or,
+    in a ``LeNet``, such a ReLU alone uses the result. Functional calls (``F.max_pool2d``) are not recorded.
+
+    Args:
+        model: a model with ``nn.MaxPool2d`` modules.
+
+    Yields:
+        The list of calls, which grows with every call.
 
     Raises:
-        ModelError: if the model has no max pooling module.
+        ModelError: the model has no max pooling module.
     """
     calls: list[PoolingCall] = []
-    rectified: list[Tensor] = []  # held, so that no other tensor takes their identity
+    rectified: list[Tensor] = []  # kept alive, as tensors are recognised by identity below
     handles = []
 
     def after_relu(module: nn.Module, args: Any, output: Any) -> None:
@@ -100,7 +111,9 @@ def ties(model: nn.Module) -> Iterator[list[PoolingCall]]:
             handles.append(module.register_forward_hook(after_relu))
     try:
         if not any(isinstance(module, nn.MaxPool2d) for module in model.modules()):
-            raise ModelError(f"{type(model).__name__} has no nn.MaxPool2d: there are no ties to count; use modules")
+            raise ModelError(
+                f"{type(model).__name__} has no nn.MaxPool2d, so there are no ties to count; use modules, not functions"
+            )
         yield calls
     finally:
         for handle in handles:
@@ -108,21 +121,25 @@ def ties(model: nn.Module) -> Iterator[list[PoolingCall]]:
 
 
 def different_inputs(call: PoolingCall, fields: tuple[Tensor, ...]) -> Tensor:
-    """The windows of a 2x2 pooling, [batch, channels, OH, OW], with tied largest elements that see different inputs.
+    """Windows of a 2x2 pooling with tied maxima that see different inputs.
 
     Args:
-        call: of a pooling with kernel and stride 2 and no padding.
-        fields: each [batch, values, H, W], what each element of its input sees; elements alike in one of them are alike.
+        call: a call of a pooling with kernel 2, stride 2 and no padding.
+        fields: each [batch, values, H, W]: what each element of the pooling's input sees. Two elements see the same if
+            they are equal in one of these tensors.
+
+    Returns:
+        bool [batch, channels, OH, OW].
     """
     largest = call.input.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
     views = [(slice(i, None, 2), slice(j, None, 2)) for i in range(2) for j in range(2)]
-    found = torch.zeros_like(call.matters)
+    different = torch.zeros_like(call.matters)
     for a, b in itertools.combinations(views, 2):
         both = (call.input[(..., *a)] == largest) & (call.input[(..., *b)] == largest)
         for field in fields:
             both &= (field[(..., *a)] != field[(..., *b)]).any(1, keepdim=True)
-        found |= both
-    return found
+        different |= both
+    return different
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +147,15 @@ class TieDecision:
     """Where the native and the minimal-norm gradient of one network first differ.
 
     Attributes:
-        seed: of the draw, None for a given network.
-        outcome: ``agree`` on every mini-batch; ``bifurcate``; ``non-finite``: a logit, or a gradient of a mini-batch with
-            a tie that matters, is NaN or infinite.
-        batch: the first mini-batch (from 0) with that outcome, None for ``agree``.
-        windows, tied, matter: pooling windows, those with a tie, and those with a tie that can matter, over the
-            mini-batches up to and with ``batch``.
-        distance: sum over parameters of the largest absolute difference there ([M24]'s measure), 0 for ``agree``.
+        seed: seed of the network; None if the network was given.
+        outcome: ``agree`` on every mini-batch, ``bifurcate``, or ``non-finite`` if a logit, or a gradient of a mini-batch
+            with a tie that matters, is NaN or infinite.
+        batch: the first mini-batch (counted from 0) with that outcome; None for ``agree``.
+        windows: number of pooling windows, over the mini-batches up to and including ``batch``.
+        tied: number of these with a tie.
+        matter: number of these with a tie that can matter.
+        distance: sum over parameters of the largest absolute difference of the two gradients in ``batch``, the measure of
+            Boustany 2024; 0 for ``agree``.
     """
 
     seed: int | None
@@ -157,28 +176,33 @@ def decide(
     kind: Kind = "all",
     seed: int | None = None,
 ) -> TieDecision:
-    """The first mini-batch of a data set, in file order, at which the two choices give different gradients; exact.
+    """The first mini-batch, in file order, at which the two choices give different gradients.
 
-    Every pair of backwards carries its control: a second native one, which must repeat the first bit for bit. The model,
-    its choices, buffers and the random state stay as they are.
+    Every pair of backwards comes with a control: a second native backward, which must equal the first bit for bit. The
+    model, its choices, its buffers and the random state are not changed.
 
     Args:
         model: any eager module with ``nn.MaxPool2d`` modules that returns logits [batch, classes].
-        inputs: [n, ...], of the model's dtype and on its device; targets: class indices, int64 [n].
+        inputs: [n, ...], of the model's dtype and on its device.
+        targets: class indices, int64 [n].
         batch_size: samples of a mini-batch; the last one may be smaller.
-        kind: ``different inputs`` shares the cotangent only where tied elements see different inputs (:class:`LeNet` only).
-        seed: what the decision is labelled with.
+        kind: "all" for all ties. "different inputs" applies the minimal-norm choice only where tied elements see
+            different inputs; it serves ``LeNet`` only.
+        seed: label of the decision.
 
     Raises:
-        ModelError: no max pooling module, none called, no parameter that requires a gradient, a part checkpointed with
-            ``use_reentrant=True``, or a ``kind`` that the model cannot serve.
-        ZoneDataError: as for :func:`relucheck.bifurcation.decide.decide`.
-        ControlError: two native backwards differed.
+        ModelError: there is no max pooling module or none is called, no parameter requires a gradient, a part of the
+            model is checkpointed with ``use_reentrant=True``, or ``kind`` does not serve the model.
+        PoolingError: ``kind`` is unknown.
+        ZoneDataError: as for ``relucheck.bifurcation.decide.decide``.
+        ControlError: two native backwards differ.
     """
     if kind not in ("all", "different inputs"):
         raise PoolingError(f"kind={kind!r}: must be 'all' or 'different inputs'")
     if kind == "different inputs" and not isinstance(model, LeNet):
-        raise ModelError(f"{type(model).__name__}: what pooled elements see is known of LeNet only; use kind='all'")
+        raise ModelError(
+            f"{type(model).__name__}: the inputs that a pooled element sees are known for LeNet only; use kind='all'"
+        )
     size = checked_data(inputs, targets, batch_size)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
@@ -205,7 +229,7 @@ def decide(
             if outcome != "agree":
                 return TieDecision(seed, outcome, batch, windows, tied, matter, distance)
     if not windows:
-        raise ModelError(f"{type(model).__name__}: every max pooling was called on an empty tensor, so there can be no tie")
+        raise ModelError(f"{type(model).__name__}: every max pooling was called on an empty tensor, which has no ties")
     return TieDecision(seed, "agree", None, windows, tied, matter)
 
 
@@ -217,7 +241,7 @@ def _different(model: nn.Module, x: Tensor, calls: list[PoolingCall]) -> dict[st
 
 @contextlib.contextmanager
 def _choosing(model: nn.Module) -> Iterator[list[tuple[str, PoolingSetting]]]:
-    """Gives every pooling a setting of its own by name, and puts back what the model had."""
+    """Give each pooling module a setting while active; restore its former one afterwards."""
     kept: list[tuple[Any, PoolingSetting | None]] = []
     fresh = []
     try:
@@ -240,7 +264,7 @@ def _choosing(model: nn.Module) -> Iterator[list[tuple[str, PoolingSetting]]]:
 def _compare(
     model: nn.Module, x: Tensor, y: Tensor, parameters: dict[str, nn.Parameter], only: dict[str, Tensor]
 ) -> tuple[Outcome, float]:
-    found = []
+    runs = []
     choices: tuple[Choice, ...] = ("native", "minimal-norm", "native")
     with (
         torch.inference_mode(False),
@@ -253,15 +277,15 @@ def _compare(
         for choice in choices:
             for name, setting in settings:
                 setting.choice, setting.only = choice, only.get(name)
-            found.append(gradients(loss, parameters))
+            runs.append(gradients(loss, parameters))
     distance, outcome = 0.0, "agree"
     for name, parameter in parameters.items():
-        values = [run[name] for run in found]
+        values = [run[name] for run in runs]
         if all(value is None for value in values):
             continue
         one, other, control = (torch.zeros_like(parameter) if value is None else value for value in values)
         if not same_bits(one, control):
-            raise ControlError("control: two native backwards differ, so the model is not deterministic here")
+            raise ControlError("control: two native backwards differ, so this model is not deterministic on this device")
         if not bool(one.isfinite().all() & other.isfinite().all()):
             return "non-finite", 0.0
         if bool(differs(one, other).any()):
@@ -271,10 +295,18 @@ def _compare(
 
 
 def equal_in_float64(model: LeNet, x: Tensor) -> tuple[int, int]:
-    """Of the ties that matter and see different inputs: how many tie in float64 as well, and how many there are.
+    """How many of the ties that matter and see different inputs are ties in float64 too.
 
-    The weights are the model's own, converted exactly; float64 arithmetic from the images on. A tie that float64 breaks is
-    one of rounding, unless float64 itself errs by as much (then it would be broken by a few of its own ulps).
+    The model's weights are converted to float64, which is exact, and everything from the images on is computed in
+    float64. A tie that breaks in float64 comes from rounding, unless float64's error is as large as the difference, which
+    is then a few float64 ulps.
+
+    Args:
+        model: with its weights in any dtype.
+        x: images [n, ...], of the model's dtype.
+
+    Returns:
+        The number of windows that tie in float64 too, and the number of all.
     """
     exact = model.network.draw(0, Arithmetic(torch.float64))
     exact.load_state_dict({name: value.double() for name, value in model.state_dict().items()})

@@ -1,4 +1,4 @@
-"""Volume cells as units of work: blocks of draws, decided in any order and by any process, then put together."""
+"""Volume cells as units of work: blocks of draws, decided by any process and then joined."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def units(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, device
     """The blocks of draws that a folder has not finished, in the order of the cells.
 
     Args:
-        cells: which.
-        folder: the store.
-        root: data root; nothing is downloaded.
+        cells: what to estimate.
+        folder: where results are stored.
+        root: data root, see ``relucheck.data.data_root``. Nothing is downloaded.
         device: where to compute.
 
     Raises:
-        relucheck.results.store.StoreError: for a folder that cannot be written, or a file of something else in it.
-        relucheck.data.DataError: the data are not there.
+        relucheck.results.store.StoreError: the folder cannot be written, or holds a file that belongs to something else.
+        relucheck.data.DataError: the data are missing.
     """
     store = Store(folder)
     return tuple(
@@ -36,13 +36,21 @@ def units(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, device
 
 
 def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> dict[str, Estimate]:
-    """The estimates of the cells that are finished, by name; the blocks of a finished cell become one file.
+    """The estimates of the finished cells, by name.
+
+    The files of a finished cell's blocks are replaced by one file for the cell.
+
+    Args:
+        cells: what was estimated.
+        folder: where results are stored.
+        root: data root, see ``relucheck.data.data_root``.
 
     Raises:
-        relucheck.results.store.StoreError: as :func:`units`.
+        relucheck.results.store.StoreError: as for ``units``.
+        relucheck.data.DataError: the data are missing.
     """
     store = Store(folder)
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     for cell in cells:
         checksum = _loaded(cell.data, root).checksum
         whole = finished(cell, checksum, store)
@@ -50,9 +58,9 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> d
             blocks = cell.blocks()
             parts = [part for block in blocks if (part := finished(block, checksum, store)) is not None]
             if len(parts) < len(blocks):
-                whole = finished(cell, checksum, store)  # another command may have put them together just now
+                whole = finished(cell, checksum, store)  # another command may have joined and deleted them just now
                 if whole is not None:
-                    found[cell.name] = whole
+                    estimates[cell.name] = whole
                 continue
             whole = Estimate.joined(cell, parts)
             origin = {"device": whole.device, "processor": whole.versions["processor"], "torch": whole.versions["torch"]}
@@ -60,8 +68,8 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> d
         for block in cell.blocks():
             if block.name != cell.name:
                 store.finished_path(block.name).unlink(missing_ok=True)
-        found[cell.name] = whole
-    return found
+        estimates[cell.name] = whole
+    return estimates
 
 
 def _decide(block: Cell, folder: Path, root: data.Root, device: str, report: Report) -> None:
@@ -76,7 +84,7 @@ def _decide(block: Cell, folder: Path, root: data.Root, device: str, report: Rep
         estimate(block, dataset=dataset, device=device, store=store, progress=counted, note=noted)
     except OriginError as error:
         report(-kept(block, store), "")
-        report(0, f"{block.name} is begun anew: {error}")
+        report(0, f"{block.name} starts again from the beginning: {error}")
         store.forget(block.name)
         estimate(block, dataset=dataset, device=device, store=store, progress=counted, note=noted)
 

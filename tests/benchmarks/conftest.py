@@ -1,4 +1,4 @@
-"""Measurements run on one thread, as two cores of a shared machine are not two cores, and on memory that is kept."""
+"""Run benchmarks on one thread, with an allocator that keeps freed memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import torch
 
 @pytest.fixture(autouse=True)
 def single_thread() -> Iterator[None]:
-    """One thread for products, and the process's own number again afterwards."""
+    """Use one thread for products, as two cores of a shared machine give unstable timings.
+
+    The former number of threads is restored afterwards.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,10 +27,11 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 
 @pytest.fixture(autouse=True, scope="session")
 def memory_is_kept() -> None:
-    """glibc hands large blocks back when they are freed, so that a tensor's first use is mostly page faults.
+    """Keep glibc from returning freed memory to the system for the rest of the process.
 
-    How often depends on the state of the allocator: torch's ReLU of [4096, 4096] took 42 to 84 ms. It cannot be undone,
-    so it holds for the rest of the process. Elsewhere than on glibc nothing is changed.
+    By default glibc returns large blocks when they are freed, so the first use of a tensor is mostly page faults. How
+    often depends on the state of the allocator: torch's ReLU of [4096, 4096] took between 42 and 84 ms. The setting
+    cannot be undone. With another C library nothing is changed.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

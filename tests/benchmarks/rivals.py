@@ -1,4 +1,4 @@
-"""What the engine is timed on, and against: sequential trainings of one member, as others write them."""
+"""What the training engine is compared with: sequential training loops for one member."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from relucheck.training.settings import Optimiser, Settings, members_of
 
 WIDTHS: Final = (200, 200, 200)
 BATCH: Final = 128
-STEPS: Final = 15  # of a sweep
+STEPS: Final = 15  # steps in a sweep, the unit that is timed
 SUBGRADIENTS: Final = (-0.5, 0.5, 0.8, 1.0)
-MEMBERS: Final = 2 + len(SUBGRADIENTS)  # of a seed, with s = 0 and its control
+MEMBERS: Final = 2 + len(SUBGRADIENTS)  # members of a seed, including s = 0 and its control
 
 
 def settings_of(arithmetic: Arithmetic, seeds: Sequence[int], *, fused: bool, every: int) -> Settings:
-    """Of the engine's side: the members of some seeds, distances every so many steps."""
+    """Settings for the engine, with the members of some seeds.
+
+    Args:
+        arithmetic: in which members compute.
+        seeds: their seeds.
+        fused: whether Adam is torch's fused one.
+        every: number of steps between recorded distances.
+    """
     return Settings(
         "digits",
         Network("mlp", WIDTHS),
@@ -58,8 +65,8 @@ class _WhereReLU(nn.Module):
 
 
 class _Samples(Dataset[tuple[Tensor, int]]):
-    def __init__(self, found: data.DataSet) -> None:
-        self.images, self.labels = found.images.numpy(), found.labels.tolist()
+    def __init__(self, dataset: data.DataSet) -> None:
+        self.images, self.labels = dataset.images.numpy(), dataset.labels.tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,7 +83,7 @@ def _model(arithmetic: Arithmetic, activation: Callable[[], nn.Module]) -> nn.Mo
 
 
 def with_dead(model: Any, dead: int) -> Any:
-    """Units of the first layer that are 0 on every image."""
+    """Make ``dead`` units of the first layer 0 on every image, and return the model."""
     first = next(module for module in model.modules() if isinstance(module, nn.Linear))
     with torch.no_grad():
         first.weight[:dead] = 0
@@ -90,9 +97,15 @@ def _train(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Ten
     optimiser.step()
 
 
-def tuned(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
-    """A tuned eager loop: data on the device, batches as slices, the public activations. Returns one sweep."""
-    images, labels = found.scaled(arithmetic.dtype, device=device), found.labels.to(device)
+def tuned(
+    arithmetic: Arithmetic, dead: int, fused: bool, dataset: data.DataSet, device: str = "cpu"
+) -> Callable[[], object]:
+    """A tuned eager loop: data on the device, mini-batches as slices, public activations.
+
+    Returns:
+        A function that runs one sweep.
+    """
+    images, labels = dataset.scaled(arithmetic.dtype, device=device), dataset.labels.to(device)
     model = with_dead(_model(arithmetic, lambda: modules.ReLU(0.5)), dead).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
 
@@ -104,9 +117,15 @@ def tuned(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, d
     return sweep
 
 
-def published(arithmetic: Arithmetic, found: data.DataSet, device: str = "cpu") -> Callable[[], object]:
-    """In the manner of the published code: a DataLoader, a ReLU by ``where``, torch's default Adam. Returns one sweep."""
-    loader = DataLoader(_Samples(found), batch_size=BATCH)
+def published(arithmetic: Arithmetic, dataset: data.DataSet, device: str = "cpu") -> Callable[[], object]:
+    """A loop like that of the published code.
+
+    It uses a DataLoader, a ReLU by ``where`` and torch's default Adam.
+
+    Returns:
+        A function that runs one sweep.
+    """
+    loader = DataLoader(_Samples(dataset), batch_size=BATCH)
     model = _model(arithmetic, _WhereReLU).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
 

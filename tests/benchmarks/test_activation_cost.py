@@ -1,6 +1,7 @@
-"""What the chosen subgradient costs: forward and backward of relucheck's ReLU against torch's, both timed in one run.
+"""Compare the cost of relucheck's ReLU, forward and backward, with that of torch's.
 
-Ratios, not times: machines differ, and so does what else they do. Run with ``pytest -m benchmark -s``.
+Both are timed in one run, and the ratio is checked, as times differ between machines and with other work on them. Run
+with ``pytest -m benchmark -s``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from relucheck.numerics.bits import same_bits
 
 pytestmark = pytest.mark.benchmark
 
-#: Our ReLU may cost this many times torch's (measured on two busy cores; the bounds only catch a lost fast path).
+#: relucheck's ReLU may take this many times as long as torch's. The bounds only catch the loss of a fast path, as they were
+#: measured on two busy cores.
 BOUNDS = {((256, 2048), 0): 3.5, ((256, 2048), 1): 5.0, ((4096, 4096), 0): 2.2, ((4096, 4096), 1): 2.2}
 SUBGRADIENT = 0.5
 ON_CUDA = pytest.param(
@@ -27,7 +29,7 @@ ON_CUDA = pytest.param(
 
 
 def _where(x: Tensor) -> Tensor:
-    """The peer: a dense selection by ``torch.where`` in forward and backward."""
+    """The alternative: a dense selection by ``torch.where`` in forward and backward."""
     return _Where.apply(x)
 
 
@@ -49,9 +51,10 @@ def _step(f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Tensor:
 
 
 def _seconds(candidates: dict[str, Callable[[Tensor], Tensor]], x: Tensor, g: Tensor) -> dict[str, float]:
-    """The fastest of several short rounds, interleaved, so that a disturbance hits every candidate alike.
+    """Seconds per step of each candidate: the fastest of several short rounds.
 
-    Time of the processor, on CUDA from start to end of a round.
+    Rounds are interleaved, so that a disturbance affects every candidate alike. Time is processor time on a CPU, and wall
+    time from the start to the end of a round on CUDA.
     """
     number = max(1, 4_000_000 // x.numel()) * (20 if x.is_cuda else 1)
     best = dict.fromkeys(candidates, float("inf"))

@@ -1,14 +1,15 @@
-"""The engine against sequential trainings of the same members, all timed in one run. Ratios, not times.
+"""Compare the engine with sequential training of the same members, by ratios of times.
 
-Run with ``pytest -m benchmark -s tests/benchmarks/test_training.py``. Two rivals: a tuned eager loop (data on the device,
-batches as slices, the engine's own flavour of Adam, the public activations) and a loop in the manner of the published code
-(a DataLoader that converts every sample, a ReLU by ``where``, torch's default Adam). Sequential members take the same time
-each, so one is timed and multiplied by the number of members.
+Run with ``pytest -m benchmark -s tests/benchmarks/test_training.py``. All times of a ratio come from one run. There are
+two rivals. One is a tuned eager loop: data on the device, mini-batches as slices, the engine's kind of Adam, the public
+activations. The other is a loop like that of the published code: a DataLoader that converts every sample, a ReLU by
+``where``, torch's default Adam. Sequential members take the same time each, so one is timed and multiplied by the number
+of members.
 
 Each case is measured with torch's default Adam and with the fused one. *Hits rare* is the engine's best case: all members
-but the control are one run. In the other two every member is a run of its own from the first steps on, and the engine does
-all the work that its tuned rival does, which keeps one model in the cache: there is nothing to win but the flavour of Adam,
-and the bound says only that nothing much is lost.
+but the control are one run. In the other two cases every member is a run by itself from the first steps on. The engine
+then does all the work of its tuned rival, which keeps one model in the cache. Nothing but the kind of Adam can be faster
+there, so the bound only checks that little is lost.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from relucheck import data
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
-from relucheck.training.engine import _unfilled
+from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.model import build
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned, with_dead
@@ -38,12 +39,12 @@ CASES = {
     "forked from the start, float32": (Arithmetic.parse("float32"), 2, 0.9, None),
     "hits frequent, bfloat16 product": (Arithmetic.parse("bfloat16 emulated (product)"), 0, 0.9, None),
 }
-RECORDING = 1.1  # time of a step with distances recorded, as a multiple of one without
+RECORDING = 1.1  # time of a step with recorded distances, divided by the time of a step without
 
 
-def _engine(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet, every: int) -> Callable[[], object]:
+def _engine(arithmetic: Arithmetic, dead: int, fused: bool, dataset: data.DataSet, every: int) -> Callable[[], object]:
     settings = settings_of(arithmetic, [0], fused=fused, every=every)
-    split = DataSplit(found.scaled(arithmetic.dtype), found.labels)
+    split = DataSplit(dataset.scaled(arithmetic.dtype), dataset.labels)
     run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), model=lambda *rest: with_dead(build(*rest), dead))
     number = 0
 
@@ -61,23 +62,23 @@ def _engine(arithmetic: Arithmetic, dead: int, fused: bool, found: data.DataSet,
 @pytest.mark.parametrize("case", CASES)
 def test_engine_against_sequential_trainings(case: str, fused: bool, capsys: pytest.CaptureFixture[str]) -> None:
     arithmetic, dead, against_tuned, against_published = CASES[case]
-    found = data.load("digits")
+    dataset = data.load("digits")
     rivals: dict[str, tuple[Callable[[], object], int]] = {
-        "tuned": (tuned(arithmetic, dead, fused, found), MEMBERS),
-        "published": (published(arithmetic, found), MEMBERS),
-        "engine": (_engine(arithmetic, dead, fused, found, every=STEPS), 1),
-        "engine, every step": (_engine(arithmetic, dead, fused, found, every=1), 1),
+        "tuned": (tuned(arithmetic, dead, fused, dataset), MEMBERS),
+        "published": (published(arithmetic, dataset), MEMBERS),
+        "engine": (_engine(arithmetic, dead, fused, dataset, every=STEPS), 1),
+        "engine, every step": (_engine(arithmetic, dead, fused, dataset, every=1), 1),
     }
     best = dict.fromkeys(rivals, float("inf"))
-    pairs: list[float] = []  # recording against not, one after the other: other work on the machine slows both
+    pairs: list[float] = []  # ratios of neighbouring sweeps, as other work on the machine then slows both
     for _ in range(ROUNDS):
         taken = {}
         for name, (sweep, factor) in rivals.items():
-            # the engine runs under determinism, as it does in use; the rivals as their users run them
+            # the engine runs in deterministic mode, as it does in use; the rivals run as their users run them
             with contextlib.ExitStack() as stack:
                 if name.startswith("engine"):
                     stack.enter_context(deterministic())
-                    stack.enter_context(_unfilled())
+                    stack.enter_context(_without_fill())
                 begun = time.perf_counter()
                 sweep()
                 taken[name] = (time.perf_counter() - begun) * factor
@@ -85,9 +86,9 @@ def test_engine_against_sequential_trainings(case: str, fused: bool, capsys: pyt
         pairs.append(taken["engine, every step"] / taken["engine"])
     ratios = {name: seconds / best["engine"] for name, seconds in best.items()}
     recording = statistics.median(pairs)
-    told = ", ".join(f"{name} {1e3 * s / STEPS:.1f} ms ({ratios[name]:.2f}x)" for name, s in best.items())
+    times = ", ".join(f"{name} {1e3 * s / STEPS:.1f} ms ({ratios[name]:.2f}x)" for name, s in best.items())
     with capsys.disabled():
-        print(f"\n{case}, {'fused' if fused else 'default'} Adam: {told}; recording {recording:.3f}x")
+        print(f"\n{case}, {'fused' if fused else 'default'} Adam: {times}; recording distances {recording:.3f}x")
     assert recording < RECORDING + 0.1
-    assert ratios["tuned"] > against_tuned * 0.8  # what else the machine does may take a fifth
+    assert ratios["tuned"] > against_tuned * 0.8  # other work on the machine may cost a fifth
     assert against_published is None or ratios["published"] > against_published * 0.8

@@ -1,7 +1,8 @@
-"""The engine on CUDA: E2's members of ten seeds, stacked, against as many sequential trainings, timed in one run.
+"""Compare the stacked engine on CUDA with sequential training of the same members.
 
-Run with ``pytest -m benchmark -s tests/benchmarks/test_training_cuda.py``. The rivals are those of ``test_training.py``;
-a sequential training takes the same time each, so one is timed and multiplied by the number of members.
+The members are those of E2, for ten seeds. All times come from one run: ``pytest -m benchmark -s
+tests/benchmarks/test_training_cuda.py``. The rivals are those of ``test_training.py``. Sequential members take the same
+time each, so one is timed and multiplied by the number of members.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from relucheck import data
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
-from relucheck.training.engine import _unfilled
+from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit
 from relucheck.training.stacked import StackedExecutor
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned
@@ -24,9 +25,9 @@ from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_o
 ARITHMETICS = ("float32", "float32 TF32", "bfloat16", "bfloat16 emulated (product)")
 
 
-def _stacked(arithmetic: Arithmetic, seeds: int, found: data.DataSet, every: int, device: str) -> Callable[[], object]:
+def _stacked(arithmetic: Arithmetic, seeds: int, dataset: data.DataSet, every: int, device: str) -> Callable[[], object]:
     settings = settings_of(arithmetic, range(seeds), fused=False, every=every)
-    split = DataSplit(found.scaled(arithmetic.dtype, device=device), found.labels.to(device))
+    split = DataSplit(dataset.scaled(arithmetic.dtype, device=device), dataset.labels.to(device))
     run = StackedExecutor(settings, tuple(range(seeds)), split, split, torch.device(device))
     number = 0
 
@@ -41,14 +42,14 @@ def _stacked(arithmetic: Arithmetic, seeds: int, found: data.DataSet, every: int
 
 
 def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> dict[str, float]:
-    """Seconds of all members for each way, divided by the engine's."""
-    found = data.load("digits")
+    """Time of all members in each way, divided by the engine's."""
+    dataset = data.load("digits")
     members = seeds * MEMBERS
     ways = {
-        "tuned": (tuned(arithmetic, 0, False, found, device), members),
-        "published": (published(arithmetic, found, device), members),
-        "engine": (_stacked(arithmetic, seeds, found, STEPS, device), 1),
-        "engine, every step": (_stacked(arithmetic, seeds, found, 1, device), 1),
+        "tuned": (tuned(arithmetic, 0, False, dataset, device), members),
+        "published": (published(arithmetic, dataset, device), members),
+        "engine": (_stacked(arithmetic, seeds, dataset, STEPS, device), 1),
+        "engine, every step": (_stacked(arithmetic, seeds, dataset, 1, device), 1),
     }
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(rounds):
@@ -57,7 +58,7 @@ def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> 
                 stack.enter_context(arithmetic.active())
                 if name.startswith("engine"):
                     stack.enter_context(deterministic())
-                    stack.enter_context(_unfilled())
+                    stack.enter_context(_without_fill())
                 begun = time.perf_counter()
                 sweep()
                 if device == "cuda":
@@ -70,10 +71,10 @@ def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="times the engine on a CUDA device, and torch finds none")
 @pytest.mark.parametrize("name", ARITHMETICS)
 def test_stacked_engine_against_sequential_trainings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = ratios(Arithmetic.parse(name), 10, "cuda")
+    measured = ratios(Arithmetic.parse(name), 10, "cuda")
     with capsys.disabled():
-        print(f"\n{name}, 60 members: " + ", ".join(f"{way} {ratio:.2f}x" for way, ratio in found.items()))
-    assert found["tuned"] > 1, "stacking members must pay"
+        print(f"\n{name}, 60 members: " + ", ".join(f"{way} {ratio:.2f}x" for way, ratio in measured.items()))
+    assert measured["tuned"] > 1, "stacking members must pay"
 
 
 @pytest.mark.benchmark

@@ -1,4 +1,7 @@
-"""What the local backend costs: units in two processes against two plain processes that share the same seeds."""
+"""Measure the overhead of the local backend for work.
+
+Units in two processes are compared with two plain processes that share the same seeds.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ train(Settings.from_json(json.loads(sys.stdin.read())), folder=sys.argv[1], prog
 
 
 def _settings(seeds: range, epochs: int) -> Settings:
-    """E2's network in coarse rounding on the shipped digits: hits part the members at once."""
+    """E2's network with coarse rounding on the shipped digits, where hits soon fork the members."""
     (comparison,) = SCENARIOS["E2"].comparisons("cpu", ["bfloat16-product"])
     settings = comparison.settings
     members = tuple(dataclasses.replace(member, seed=seed) for seed in seeds for member in settings.members)

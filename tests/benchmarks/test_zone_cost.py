@@ -1,9 +1,9 @@
-"""What a zone decision costs: the engine against the plain two-network method, and against its bare forward products.
+"""Compare the cost of a zone decision with the two-network method and with forward products.
 
-Both run in this process on one thread, on the same seeds, and must reach the same decisions. Ratios of CPU time, not
-times: run with ``RELUCHECK_DATA=... pytest -m benchmark tests/benchmarks/test_zone_cost.py -s`` on a quiet machine
-(without a data root the shipped digits stand in for MNIST). ``RELUCHECK_PEER_BATCHES`` limits how many mini-batches a
-network is given, 40 by default; 235 is the whole training set of MNIST.
+Everything runs in this process on one thread, on the same seeds, and must reach the same decisions. The results are
+ratios of processor times. Run ``RELUCHECK_DATA=... pytest -m benchmark tests/benchmarks/test_zone_cost.py -s`` on a quiet
+machine. Without a data root, the shipped digits replace MNIST. ``RELUCHECK_PEER_BATCHES`` sets the number of mini-batches
+that a network is given. It is 40 by default; 235 is the whole training set of MNIST.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ pytestmark = pytest.mark.benchmark
 
 BATCH = 256
 BATCHES = int(os.environ.get("RELUCHECK_PEER_BATCHES", "40"))
-#: The least ratio to the peer and the largest to the bare products that pass; the issue's own targets are in the report.
-#: Half of the target, as a busy machine disturbs even ratios; the printed figures are what counts.
+#: The smallest ratio to the two-network method and the largest ratio to the bare products that pass. The former is half of
+#: the target, as a busy machine disturbs even ratios; judge by the printed ratios.
 BOUNDS = {torch.float32: (3.2, 1.5), torch.bfloat16: (5.5, 1.7), torch.float16: (3.5, 1.5), torch.float64: (3.0, 1.5)}
 NETWORKS = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 4, torch.float64: 3}
 
 
 def _bare(network: Network, seed: int, dtype: torch.dtype, inputs: Tensor, batch_size: int) -> float:
-    """CPU seconds of the forward products of the hidden layers alone, on inputs of the same shapes."""
+    """Processor seconds of the forward products of the hidden layers alone, for the same shapes."""
     model = network.draw(seed, Arithmetic(dtype))
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)][:-1]
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_engine_against_two_networks(
 
 
 def test_emulated_float16_against_native(digits: tuple[Tensor, Tensor, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """The labelled emulation, per mini-batch forward, against the native float16 engine."""
+    """Emulated float16 must be faster than the native float16 engine, per mini-batch."""
     network, rows = mlp(), BATCH * 4
     seconds = {}
     native, emulated = Arithmetic.parse("float16"), Arithmetic.parse("float16 emulated (rounded)")
@@ -96,8 +96,8 @@ def test_emulated_float16_against_native(digits: tuple[Tensor, Tensor, str], cap
         engine = Engine(network, arithmetic, digits[0][:rows], digits[1][:rows], batch_size=BATCH)
         list(engine.decide([0]))
         start = time.process_time()
-        found = list(engine.decide(range(1, 9)))
-        batches = sum(decision.activations for decision in found) / (BATCH * 3 * 256)
+        decisions = list(engine.decide(range(1, 9)))
+        batches = sum(decision.activations for decision in decisions) / (BATCH * 3 * 256)
         seconds[arithmetic] = (time.process_time() - start) / batches
     ratio = seconds[native] / seconds[emulated]
     with capsys.disabled():
@@ -112,7 +112,10 @@ def test_emulated_float16_against_native(digits: tuple[Tensor, Tensor, str], cap
 def test_stacked_networks_on_cuda(
     dtype: torch.dtype, digits: tuple[Tensor, Tensor, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wall time with synchronisation: 1,000 networks of 3 x 32 for the engine, 3 of the same for the peer. Goal: 50."""
+    """Wall time for 1,000 networks of 3 x 32 in the engine and 3 in the two-network method.
+
+    The aim is a ratio of 50 per network.
+    """
     inputs, targets = digits[0].to("cuda", dtype), digits[1].cuda()
     network, draws = mlp(width=32), 1000
 
@@ -125,14 +128,14 @@ def test_stacked_networks_on_cuda(
 
     engine = Engine(network, Arithmetic(dtype), inputs, targets, batch_size=BATCH, watch="first layer")
     list(engine.decide(range(draws)))
-    found = []
-    ours = seconds(lambda: found.extend(engine.decide(range(draws)))) / draws
+    decisions = []
+    ours = seconds(lambda: decisions.extend(engine.decide(range(draws)))) / draws
     models = [network.draw(seed, Arithmetic(dtype), "cuda") for seed in range(3)]
     plain = []
     peer = seconds(
         lambda: plain.extend(plain_decision(model, inputs, targets, BATCH, first_layer=True) for model in models)
     )
-    assert [(decision.outcome, decision.batch) for decision in found[:3]] == plain
+    assert [(decision.outcome, decision.batch) for decision in decisions[:3]] == plain
     with capsys.disabled():
         print(
             f"\ncuda 3 x 32, {dtype}: {peer / 3 / ours:.0f} x the two-network method, "
