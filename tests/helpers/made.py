@@ -5,11 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.scenario import Comparison
 from relucheck.training import engine
 from relucheck.training.result import Distances, Epoch, MemberResult, Result, SeedResult
 from relucheck.training.settings import Member, Settings
 
+E2 = SCENARIOS["E2"]
 VERSIONS = {"relucheck": "0", "torch": "0", "python": "0"}
 
 
@@ -69,3 +73,10 @@ def result(
             )
         )
     return Result(settings, device, executor, dict(VERSIONS), 1.5, void, members)
+
+
+def runs_of_e2(
+    scale: str = "cpu", only: tuple[str, ...] = ("float32", "bfloat16"), **options: Any
+) -> list[tuple[Comparison, Result]]:
+    """Results of E2's comparisons at a scale; ``options`` are those of :func:`result`."""
+    return [(comparison, result(comparison.settings, **options)) for comparison in E2.comparisons(scale, only)]

@@ -1,12 +1,10 @@
-"""Float neighbours, bitwise comparison, zero tests and determinism switches."""
+"""Zero tests, float neighbours and bitwise comparison."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,50 +24,12 @@ from relucheck.numerics.bits import (
     same_bits,
     ulp_distance,
 )
-from relucheck.numerics.determinism import deterministic, generator
-from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, as_dtype, bits_dtype, compute_dtype, dtype_name
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, bits_dtype, dtype_name
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 SIXTEEN = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_name)
 NUMPY = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
-
-
-# --------------------------------------------------------------------------------------------------------- names
-
-
-@pytest.mark.parametrize(
-    ("given", "want"),
-    [("float16", torch.float16), ("half", torch.float16), ("FP16", torch.float16), ("bf16", torch.bfloat16),
-     (" torch.bfloat16 ", torch.bfloat16), ("float", torch.float32), ("f32", torch.float32),
-     ("torch.double", torch.float64), ("fp64", torch.float64), *[(dtype, dtype) for dtype in DTYPES]],
-)  # fmt: skip
-def test_as_dtype(given: Any, want: torch.dtype) -> None:
-    assert as_dtype(given) is want
-
-
-@pytest.mark.parametrize(
-    "given",
-    ["", "float8", "int32", "torch.torch.float32", torch.int64, torch.bool, torch.complex64, None, 32, float, ["float32"]],
-    ids=str,
-)
-def test_as_dtype_refuses_the_rest(given: Any) -> None:
-    with pytest.raises(UnsupportedDtypeError) as error:
-        as_dtype(given)
-    for part in (repr(given), "not supported", "float16, bfloat16, float32 and float64", "pass one of these"):
-        assert part in str(error.value)
-
-
-@every_dtype
-def test_names_widths_and_compute_dtypes(dtype: torch.dtype) -> None:
-    assert as_dtype(dtype_name(dtype)) is dtype
-    assert torch.iinfo(bits_dtype(dtype)).bits == torch.finfo(dtype).bits
-    assert compute_dtype(dtype) is (torch.float32 if torch.finfo(dtype).bits == 16 else dtype)
-
-
-def test_dtypes_are_ordered_by_precision() -> None:
-    assert [torch.finfo(dtype).eps for dtype in DTYPES] == sorted(
-        (torch.finfo(dtype).eps for dtype in DTYPES), reverse=True
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- zero tests
@@ -324,55 +284,6 @@ def test_same_bits_tells_every_value_from_its_neighbour(dtype: torch.dtype) -> N
     bits = x.view(torch.int16)
     strict = differs(x, (bits ^ 1).view(dtype), signed_zero=True)  # flipping the last bit shows, but inside NaN
     assert (strict | x.isnan()).all()
-
-
-# --------------------------------------------------------------------------------------------------- determinism
-
-
-@pytest.mark.parametrize("mode", [False, True])
-@pytest.mark.parametrize("warn_only", [False, True])
-@pytest.mark.parametrize("benchmark", [False, True])
-def test_deterministic_puts_the_process_back(
-    mode: bool, warn_only: bool, benchmark: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
-
-    def state() -> tuple[bool, bool, bool]:
-        return (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.backends.cudnn.benchmark,
-        )
-
-    def run() -> None:
-        with deterministic():
-            assert state() == (True, False, False)
-            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # the user's own stays
-            raise KeyError
-
-    torch.use_deterministic_algorithms(mode, warn_only=warn_only)
-    try:
-        before = state()
-        with pytest.raises(KeyError):
-            run()
-        assert state() == before
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def test_deterministic_fixes_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that monkeypatch puts back what was there
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    with deterministic():
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-
-
-def test_generators_do_not_depend_on_each_other() -> None:
-    first = torch.rand(4, generator=generator(7))
-    torch.rand(3)
-    assert torch.equal(torch.rand(4, generator=generator(7)), first)
-    assert not torch.equal(torch.rand(4, generator=generator(8)), first)
 
 
 @pytest.mark.parametrize("value", [0.0, 6.0])

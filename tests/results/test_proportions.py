@@ -1,4 +1,4 @@
-"""proportions: exact intervals, planned draws, the exact test, and Holm's correction, each against another way to it."""
+"""Proportions: exact intervals, planned draws and the exact test, each against another way to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from relucheck.results import proportions
-from relucheck.results.holm import holm
 from relucheck.results.proportions import Interval, ProportionError
 
 
@@ -128,36 +127,6 @@ def test_the_test_keeps_its_level(share: float) -> None:
                 if stats.binom.pmf(other, 60, share) > 1e-9 and proportions.exact_test(count, 40, other, 60) <= 0.05
             )
     assert 0 < rejected <= 0.05
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -> None:
-    adjusted = holm(p_values)
-    for p, corrected in zip(p_values, adjusted, strict=True):
-        assert p <= corrected <= min(1.0, len(p_values) * p)
-    ordered = [corrected for _, corrected in sorted(zip(p_values, adjusted, strict=True))]
-    assert ordered == sorted(ordered)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0.001, 0.5))
-def test_holm_rejects_what_the_stepwise_procedure_rejects(p_values: list[float], level: float) -> None:
-    """The procedure as Holm states it: go up through the p-values and stop at the first above level / (how many remain)."""
-    rejected: set[int] = set()
-    for step, index in enumerate(sorted(range(len(p_values)), key=lambda position: p_values[position])):
-        if p_values[index] * (len(p_values) - step) > level:
-            break
-        rejected.add(index)
-    assert {index for index, p in enumerate(holm(p_values)) if p <= level} == rejected
-
-
-def test_what_is_no_p_value_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"p-value 1\.5: must be from 0 to 1"):
-        holm([0.5, 1.5])
 
 
 def test_verdicts_say_no_more_than_they_may() -> None:
