@@ -262,19 +262,20 @@ _DIGITS_SHA256: Final[dict[str, str]] = {
 }
 
 
-def _digits_file() -> Traversable:
-    return importlib.resources.files("relucheck").joinpath("_data", "digits.npz")
-
-
 @functools.cache
 def _digits() -> Mapping[str, DataSet]:
     """Both splits of the shipped sample by name, verified."""
-    file, sets = _digits_file(), {}
+    return _read_digits(importlib.resources.files("relucheck").joinpath("_data", "digits.npz"))
+
+
+def _read_digits(file: Traversable, sha256: str = _DIGITS_FILE_SHA256) -> Mapping[str, DataSet]:
+    """Both splits of a file of the sample by name; the file has to have a checksum, and its values theirs."""
+    sets = {}
     try:
         content = file.read_bytes()
         found = hashlib.sha256(content).hexdigest()
-        if found != _DIGITS_FILE_SHA256:
-            raise ValueError(f"its {len(content)} bytes have SHA-256 {found}, expected {_DIGITS_FILE_SHA256}")
+        if found != sha256:
+            raise ValueError(f"its {len(content)} bytes have SHA-256 {found}, expected {sha256}")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             for split, expected in _DIGITS_SHA256.items():
                 images = torch.from_numpy(arrays[f"{split}_images"])

@@ -21,29 +21,39 @@ def _bits(x: Tensor) -> Tensor:
     return x.resolve_neg().view(bits_dtype(x.dtype))
 
 
-def has_zero(x: Tensor) -> bool:
+# Values that are tested at once: their absolute bits stay in a core's cache, where those of a whole large tensor would go
+# through memory and cost as much as the activation itself (measured: 41 against 5 ms for [4096, 4096] float32).
+_BLOCK: Final = 2**18
+_ROW: Final = 2**10
+
+
+def has_zero(x: Tensor, *, block: int = _BLOCK) -> bool:
     """Whether any element of ``x`` is zero of either sign. Reads the values: synchronises on CUDA.
 
     On the CPU the test runs on the integer view of the bits, which is up to ten times faster than ``(x == 0).any()``:
     ``abs`` maps +0 to 0 and leaves the pattern of -0 (the smallest integer) where it is, so the minimum is <= 0
     exactly when a zero is there, and NaN patterns, which would hide a zero from ``x.abs().min()``, are just integers.
+
+    Args:
+        x: any floating dtype and shape.
+        block: how many values are tested at once.
     """
     if x.numel() == 0:
         return False
     if x.dtype == torch.float64:  # 64-bit integer abs is not vectorised
         return int(torch.count_nonzero(x)) < x.numel()
-    if x.numel() <= _BLOCK or not x.is_contiguous() or x.device.type != "cpu":
+    if x.numel() <= block or not x.is_contiguous() or x.device.type != "cpu":
         return int(_bits(x).abs().amin()) <= 0
-    return any(int(tested.amin()) <= 0 for _, tested in _tested(_bits(x).view(-1), 0))
+    return any(int(tested.amin()) <= 0 for _, tested in _tested(_bits(x).view(-1), 0, block))
 
 
-def has_value(x: Tensor, value: float) -> bool:
+def has_value(x: Tensor, value: float, *, block: int = _BLOCK) -> bool:
     """Whether any element of ``x`` equals ``value`` exactly (a value that ``x.dtype`` cannot represent is never equal).
 
-    Reads the values: synchronises on CUDA.
+    Reads the values: synchronises on CUDA. ``block`` is that of :func:`has_zero`.
     """
     if value == 0:
-        return has_zero(x)
+        return has_zero(x, block=block)
     at = torch.tensor(value, dtype=x.dtype, device="cpu")  # not the default device, which may hold no values
     if x.numel() == 0 or at.item() != value:
         return False
@@ -51,31 +61,31 @@ def has_value(x: Tensor, value: float) -> bool:
     return int(torch.count_nonzero(_bits(x) ^ int(_bits(at)))) < x.numel()
 
 
-# Values that are tested at once: their absolute bits stay in a core's cache, where those of a whole large tensor would go
-# through memory and cost as much as the activation itself (measured: 41 against 5 ms for [4096, 4096] float32).
-_BLOCK: Final = 2**18
-_ROW: Final = 2**10
-
-
-def _tested(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
+def _tested(bits: Tensor, pattern: int, block: int) -> Iterator[tuple[int, Tensor]]:
     """The blocks of flat integer bits, tested for a pattern (0: a zero of either sign): start and tested bits.
 
     The tested bits are <= 0 where the pattern is (or its negative, for a pattern that is not 0); they are overwritten when
     the next block is asked for.
     """
-    scratch = torch.empty(min(_BLOCK, len(bits)), dtype=bits.dtype, device=bits.device)
-    for start in range(0, len(bits), _BLOCK):
-        part = bits[start : start + _BLOCK]
+    scratch = torch.empty(min(block, len(bits)), dtype=bits.dtype, device=bits.device)
+    for start in range(0, len(bits), block):
+        part = bits[start : start + block]
         tested = scratch[: len(part)]
         yield start, torch.abs(torch.bitwise_xor(part, pattern, out=tested) if pattern else part, out=tested)
 
 
-def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
+def positions_of(x: Tensor, value: float, *, block: int = _BLOCK, row: int = _ROW) -> tuple[Tensor, ...] | None:
     """Where ``x`` equals ``value`` exactly: one int64 tensor of coordinates per dimension, or None if nowhere.
 
     Reads the values: synchronises on CUDA. For the CPU: the bit test of :func:`has_zero`, block by block, tells which
     thousand values can hold the value, and only these are compared: a small part of the cost of
     ``(x == value).nonzero()`` where hits are rare.
+
+    Args:
+        x: any floating dtype, of at least one dimension.
+        value: what to look for.
+        block: how many values are tested at once.
+        row: how many values of a block share one minimum: where it says that none of them is a hit, none is compared.
 
     Raises:
         ValueError: for a 0-dimensional tensor, which has no coordinates.
@@ -83,7 +93,7 @@ def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
     if x.ndim == 0:
         raise ValueError("find: a 0-dimensional tensor has no coordinates; compare it with ==")
     if x.dtype == torch.float64 or not x.is_contiguous() or x.numel() == 0:  # 64-bit integer abs is not vectorised
-        return (x == value).nonzero(as_tuple=True) if has_value(x, value) else None
+        return (x == value).nonzero(as_tuple=True) if has_value(x, value, block=block) else None
     pattern = 0
     if value != 0:
         at = torch.tensor(value, dtype=x.dtype, device="cpu")
@@ -92,13 +102,13 @@ def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
         pattern = int(_bits(at))
     flat = x.view(-1)
     found = []
-    for start, tested in _tested(_bits(flat), pattern):
-        whole = len(tested) // _ROW * _ROW
-        lowest = tested[:whole].view(-1, _ROW).amin(-1)
+    for start, tested in _tested(_bits(flat), pattern, block):
+        whole = len(tested) // row * row
+        lowest = tested[:whole].view(-1, row).amin(-1)
         if whole and int(lowest.amin()) <= 0:
             rows = (lowest <= 0).nonzero().squeeze(1)
-            row, column = (flat[start : start + whole].view(-1, _ROW)[rows] == value).nonzero(as_tuple=True)
-            found.append(start + rows[row] * _ROW + column)
+            among, column = (flat[start : start + whole].view(-1, row)[rows] == value).nonzero(as_tuple=True)
+            found.append(start + rows[among] * row + column)
         if whole < len(tested) and int(tested[whole:].amin()) <= 0:
             found.append(start + whole + (flat[start + whole : start + len(tested)] == value).nonzero().squeeze(1))
     positions = torch.cat(found) if found else None

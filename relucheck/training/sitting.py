@@ -72,6 +72,8 @@ class Sitting:
         store: for the state between epochs; None keeps none.
         report: takes steps, and a line for every epoch.
         anew: whether a state of another origin is dropped, with a line, and the group begun anew; else it is refused.
+        expensive_s: seconds from which on writing the state is expensive.
+        share: the share of the time that writing may take where it is expensive.
     """
 
     def __init__(
@@ -84,8 +86,12 @@ class Sitting:
         store: Store | None,
         report: Callable[[int, str], None],
         anew: bool = False,
+        *,
+        expensive_s: float = EXPENSIVE_S,
+        share: float = SHARE,
     ) -> None:
         self.settings, self.train, self.origin, self.store, self.report = settings, train, origin, store, report
+        self.expensive_s, self.share = expensive_s, share
         self.name = group_name(settings)
         self.identity = {"state": STATE, "executor": origin["executor"], "settings": settings.shared}
         self.members = json.dumps(settings.to_json()["members"])
@@ -184,7 +190,7 @@ class Sitting:
     def _save(self) -> None:
         """Keeps the state, unless writing it is expensive and the last time was not long ago."""
         started = time.monotonic()
-        apart = self.saving / SHARE if self.saving >= EXPENSIVE_S else 0.0
+        apart = self.saving / self.share if self.saving >= self.expensive_s else 0.0
         if self.store is None or started - self.saved < apart:
             return
         buffer = io.BytesIO()

@@ -35,7 +35,7 @@ from relucheck.numerics.bits import positions_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.volume.difference import first_difference
 from relucheck.volume.proof import Prover, Shape, offset_of
-from relucheck.volume.sizes import Sizes
+from relucheck.volume.sizes import Limits, Sizes
 from relucheck.volume.stack import Stack
 
 
@@ -74,6 +74,7 @@ class Engine:
         watch: which gradients count: of every parameter, or of the first layer alone (as in the published tables).
         device: where it runs; the inputs' by default.
         memory: bytes that a stack may take; by default 1 GiB on a CPU and half of what is free on an accelerator.
+        limits: sizes of stacks and blocks beyond which nothing is gained; by default those of the device.
         note: is called with one line on what a user should know: a stack that shrank, a proof that did not hold.
 
     Raises:
@@ -93,6 +94,7 @@ class Engine:
         watch: Watch = "all",
         device: torch.device | str | None = None,
         memory: int | None = None,
+        limits: Limits | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
         if arithmetic.mixed:
@@ -113,7 +115,7 @@ class Engine:
         self.notes: list[str] = []
         self._note = note
         self._prover = Prover()
-        sizes = Sizes(network, arithmetic, self.batch_size, self.device, memory)
+        sizes = Sizes(network, arithmetic, self.batch_size, self.device, memory, limits)
         self._networks = sizes.networks()
         self._most_batches = sizes.batches(self._networks)
         self._largest = float(self.inputs.abs().max())

@@ -39,12 +39,16 @@ class Shape:
 class Prover:
     """Which way of running a stack is bitwise the separate one, by shape; proved where a shape is first used.
 
+    Args:
+        order: the ways that are tried, from the most to the least fused; the last one is "separate".
+
     Attributes:
         proved: for each shape met, the way in use and whether mini-batches run as one block of rows.
         refuted: ways that were tried and differ.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, order: tuple[Way, ...] = _ORDER) -> None:
+        self.order = order
         self.proved: dict[Shape, tuple[Way, bool]] = {}
         self.refuted: dict[Shape, list[tuple[Way, bool]]] = {}
         self.distrusted = False
@@ -67,7 +71,7 @@ class Prover:
 
     def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool] | None:
         """The first way that holds; None where these networks prove nothing."""
-        stacked: tuple[Way, ...] = _ORDER if shape.networks > 1 else ("separate",)
+        stacked: tuple[Way, ...] = self.order if shape.networks > 1 else ("separate",)
         size = stack.own[0][0][0].shape[1] * stack.arithmetic.dtype.itemsize
         # so that every mini-batch of a block begins where a block can begin
         whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0 and shape.batch_size * size % _ALIGNMENT == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Final
 
 import torch
@@ -12,14 +13,31 @@ from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import compute_dtype
 
-# Rows of a block and values of a stack at which CPU products stop gaining (measured: bfloat16 alone gains from more rows).
-_CPU_ROWS: Final = 256
-_CPU_ROWS_BFLOAT16: Final = 1024
-_CPU_UNITS: Final = 512
-_CPU_WIDEST: Final = 64
-_DEVICE_ROWS: Final = 8192
-_DEVICE_NETWORKS: Final = 1024
 _CPU_MEMORY: Final = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The sizes of stacks and blocks at which a device's products stop gaining.
+
+    Attributes:
+        rows: of a block.
+        rows_bfloat16: of a block in native bfloat16.
+        networks: of a stack.
+        units: of one layer, added up over the networks of a stack.
+        widest: networks with a wider layer are not stacked.
+    """
+
+    rows: int
+    rows_bfloat16: int
+    networks: int
+    units: int = sys.maxsize
+    widest: int = sys.maxsize
+
+
+#: Measured: bfloat16 alone gains from more rows on a CPU.
+CPU: Final = Limits(rows=256, rows_bfloat16=1024, networks=512, units=512, widest=64)
+ACCELERATOR: Final = Limits(rows=8192, rows_bfloat16=8192, networks=1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +48,7 @@ class Sizes:
         network, arithmetic, batch_size: what runs.
         device: where.
         memory: bytes that a stack may take; None is 1 GiB on a CPU and half of what is free on an accelerator.
+        limits: None are those of the device.
     """
 
     network: Network
@@ -37,25 +56,24 @@ class Sizes:
     batch_size: int
     device: torch.device
     memory: int | None = None
+    limits: Limits | None = None
 
     def networks(self) -> int:
         """Of the largest stack."""
-        width = max(self.network.widths)
-        if self.device.type == "cpu":
-            most = 1 if width > _CPU_WIDEST else max(1, _CPU_UNITS // width)
-        else:
-            most = _DEVICE_NETWORKS
+        width, limits = max(self.network.widths), self._limits
+        most = 1 if width > limits.widest else min(limits.networks, max(1, limits.units // width))
         return max(1, min(most, self._budget() // (self._parameter_bytes + self._row_bytes * self.batch_size)))
 
     def batches(self, networks: int) -> int:
         """Mini-batches of the largest block of a stack of so many networks."""
-        if self.device.type == "cpu":
-            slow = self.arithmetic.dtype == torch.bfloat16 and not self.arithmetic.emulated
-            most = (_CPU_ROWS_BFLOAT16 if slow else _CPU_ROWS) // self.batch_size
-        else:
-            most = _DEVICE_ROWS // self.batch_size
+        native_bfloat16 = self.arithmetic.dtype == torch.bfloat16 and not self.arithmetic.emulated
+        most = (self._limits.rows_bfloat16 if native_bfloat16 else self._limits.rows) // self.batch_size
         left = self._budget() - networks * self._parameter_bytes
         return max(1, min(most, left // (networks * self._row_bytes * self.batch_size)))
+
+    @property
+    def _limits(self) -> Limits:
+        return self.limits or (CPU if self.device.type == "cpu" else ACCELERATOR)
 
     def _budget(self) -> int:
         if self.memory is not None:

@@ -60,19 +60,15 @@ def test_shipped_file_is_small_and_licensed() -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-def test_digits_are_read_once_and_each_caller_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = []
-    file = data._digits_file()
-    monkeypatch.setattr(data, "_digits_file", lambda: reads.append(file) or file)
+def test_digits_are_read_once_and_each_caller_gets_its_own() -> None:
     first = data.load_digits()
     first.images.zero_()
     first.labels.zero_()
     again = data.load_digits()
-    assert len(reads) == 1
+    assert data._digits.cache_info().misses == 1
     assert data.checksum(again.images, again.labels) == again.checksum
 
 
-@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     "alter",
     [
@@ -84,25 +80,19 @@ def test_digits_are_read_once_and_each_caller_gets_its_own(monkeypatch: pytest.M
         pytest.param(lambda content: content + b"\0", id="one-byte-long"),
     ],
 )
-def test_an_altered_sample_is_refused(
-    alter: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_altered_sample_is_refused(alter: Callable[[bytes], bytes], tmp_path: Path) -> None:
     copy = tmp_path / "digits.npz"
-    monkeypatch.setattr(data, "_digits_file", lambda: copy)
     copy.write_bytes((SHIPPED / "digits.npz").read_bytes())
-    data.load_digits()  # the copy is fine
-    data._digits.cache_clear()
+    data._read_digits(copy)  # the copy is fine
     copy.write_bytes(alter(copy.read_bytes()))
     with pytest.raises(data.DataFileError, match=r"digits\.npz is missing, truncated or altered.*reinstall") as caught:
-        data.load_digits()
+        data._read_digits(copy)
     assert str(copy) in str(caught.value)
 
 
-@pytest.mark.usefixtures("fresh")
-def test_a_missing_sample_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_digits_file", lambda: tmp_path / "digits.npz")
+def test_a_missing_sample_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(data.DataFileError, match=r"digits\.npz is missing.*No such file.*reinstall"):
-        data.load_digits()
+        data._read_digits(tmp_path / "digits.npz")
 
 
 def _repacked(change: Callable[[dict[str, np.ndarray]], object]) -> bytes:
@@ -114,7 +104,6 @@ def _repacked(change: Callable[[dict[str, np.ndarray]], object]) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -125,15 +114,13 @@ def _repacked(change: Callable[[dict[str, np.ndarray]], object]) -> bytes:
     ],
 )
 def test_the_values_are_checked_as_well_as_the_file(
-    change: Callable[[dict[str, np.ndarray]], object], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[dict[str, np.ndarray]], object], says: str, tmp_path: Path
 ) -> None:
     """A file that carries the right name and even the right file checksum, but other values (or a pickle)."""
     content = _repacked(change)
     (tmp_path / "digits.npz").write_bytes(content)
-    monkeypatch.setattr(data, "_digits_file", lambda: tmp_path / "digits.npz")
-    monkeypatch.setattr(data, "_DIGITS_FILE_SHA256", hashlib.sha256(content).hexdigest())
     with pytest.raises(data.DataFileError, match=says):
-        data.load_digits()
+        data._read_digits(tmp_path / "digits.npz", hashlib.sha256(content).hexdigest())
 
 
 # ---------------------------------------------------------------- against the real sets, where a root has them

@@ -45,7 +45,9 @@ def coarsen(model: MLP, grid: int, scale: float) -> MLP:
     return model
 
 
-def decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], list[tuple[str, int | None]]]:
+def decisions(
+    case: dict[str, object], **options: object
+) -> tuple[list[tuple[str, int | None]], list[tuple[str, int | None]]]:
     network, arithmetic = case["network"], case["arithmetic"]
     x, y = drawn_data(case["rows"], network.features, case["seed"], case["grid"])
     models = [
@@ -53,7 +55,9 @@ def decisions(case: dict[str, object]) -> tuple[list[tuple[str, int | None]], li
         for index in range(case["networks"])
     ]
     pair = PAIRS[network.activation]
-    engine = Engine(network, arithmetic, x, y, batch_size=case["batch_size"], subgradients=pair, watch=case["watch"])
+    engine = Engine(
+        network, arithmetic, x, y, batch_size=case["batch_size"], subgradients=pair, watch=case["watch"], **options
+    )
     ours = [(found.outcome, found.batch) for found in engine.examine(models)]
     plain = [
         plain_decision(

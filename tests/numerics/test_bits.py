@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from relucheck.numerics import bits as numerics_bits
 from relucheck.numerics.bits import (
     all_values,
     differs,
@@ -288,10 +287,8 @@ def test_same_bits_tells_every_value_from_its_neighbour(dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("value", [0.0, 6.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_find_in_several_blocks(dtype: torch.dtype, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_in_several_blocks(dtype: torch.dtype, value: float) -> None:
     """Tensors larger than a block: hits at the borders of blocks and rows, in the tail, of both signs, beside NaN."""
-    monkeypatch.setattr(numerics_bits, "_BLOCK", 64)
-    monkeypatch.setattr(numerics_bits, "_ROW", 8)
     for rest in (0, 1, 7, 9):
         x = torch.arange(1, 3 * 64 + rest + 1).div(1024).to(dtype)
         for positions in ([0], [7, 8], [63, 64], [191], [len(x) - 1], list(range(0, len(x), 5)), []):
@@ -299,7 +296,7 @@ def test_find_in_several_blocks(dtype: torch.dtype, value: float, monkeypatch: p
             hit[positions] = value
             hit[[3, 70]] = torch.tensor([math.nan, -value], dtype=dtype)  # -0 is a zero, -6 is not 6
             expected = (hit == value).nonzero(as_tuple=True)
-            found = positions_of(hit, value)
+            found = positions_of(hit, value, block=64, row=8)
             assert (found is None) == (len(expected[0]) == 0)
             assert found is None or torch.equal(found[0], expected[0])
-            assert has_value(hit, value) == (found is not None)
+            assert has_value(hit, value, block=64) == (found is not None)

@@ -124,13 +124,12 @@ def _scales(run: Any) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("optimiser", [Optimiser(lr=0.01), Optimiser("sgd", 0.1), Optimiser("sgd", 0.1, momentum=0.9)])
-def test_the_stacked_scaler_is_torchs_for_each_member(optimiser: Optimiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stacked_scaler_is_torchs_for_each_member(optimiser: Optimiser) -> None:
     """Two members that overflow at different steps, and grow at others, against two scalers and optimisers of torch."""
-    monkeypatch.setattr(training_optimisers, "_GROWTH", 3)
     random = torch.Generator().manual_seed(0)
     start = [torch.randn(2, 5, 4, generator=random), torch.randn(2, 5, generator=random)]
     ours = [value.clone() for value in start]
-    scaled = Scaled(changed(SETTINGS, optimiser=optimiser), ours)
+    scaled = Scaled(changed(SETTINGS, optimiser=optimiser), ours, growth=3)
     theirs = []
     for member in range(2):
         values = [value[member].clone().requires_grad_() for value in start]

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import environment
 from relucheck.results.store import State, Store, StoreError
 from relucheck.training import engine, sitting
@@ -39,8 +40,9 @@ def unbroken() -> Result:
 
 
 _CHILD = """
-import json, os, signal, sys
-from relucheck.training import forking, sitting
+import functools, json, os, signal, sys
+from relucheck.numerics.determinism import deterministic
+from relucheck.training import engine, forking
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings
 settings = Settings.from_json(json.loads(sys.argv[1]))
@@ -52,7 +54,7 @@ def counted(self, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, *rest)
 forking.ForkingExecutor.step = counted
-sitting.EXPENSIVE_S = float("inf")  # every epoch, however slow the disk
+engine.Sitting = functools.partial(engine.Sitting, expensive_s=float("inf"))  # every epoch, however slow the disk
 train(settings, folder=sys.argv[2], progress=False)
 """
 
@@ -87,6 +89,18 @@ def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_pa
     assert train(SETTINGS, folder=tmp_path, progress=False) == resumed  # read, not run
 
 
+def _sit(seed: int, folder: Path, **options: float) -> list[MemberResult]:
+    """A sitting of one seed, as the engine has it, with the costs of writing given."""
+    group, device = SETTINGS.of_seeds([seed]), torch.device("cpu")
+    train_split, test_split = (engine._split(group, split, None, device) for split in ("train", "test"))
+    origin = engine._origin(device, "forking")
+    with group.arithmetic.active(), deterministic():
+        sitting_ = sitting.Sitting(
+            group, train_split, test_split, device, origin, Store(folder), lambda steps, line: None, **options
+        )
+        return sitting_.run()[seed].members
+
+
 def test_expensive_states_are_written_now_and_then(
     unbroken: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,22 +113,21 @@ def test_expensive_states_are_written_now_and_then(
         original(self, name, identity, origin, state)
 
     monkeypatch.setattr(Store, "keep", keep)
-    monkeypatch.setattr(sitting, "EXPENSIVE_S", math.inf)
-    train(SETTINGS, folder=tmp_path / "cheap", progress=False)
+    for seed in (3, 4):
+        _sit(seed, tmp_path / "cheap", expensive_s=math.inf)
     assert saved == [("seed-3", 8), ("seed-3", 16), ("seed-4", 8), ("seed-4", 16)]
     saved.clear()
-    monkeypatch.setattr(sitting, "EXPENSIVE_S", 0.0)
-    monkeypatch.setattr(sitting, "SHARE", 1e-9)
+    slow = {"expensive_s": 0.0, "share": 1e-9}
     with monkeypatch.context() as patch:
         patch.setattr(ForkingExecutor, "end", _raising(ForkingExecutor.end, 3))
         with pytest.raises(
             Interrupted, match=r"in epoch 3 of 3, seed 3; what was finished before epoch 2 of seed 3 is kept in .*resume"
         ):
-            train(SETTINGS, folder=tmp_path / "expensive", progress=False)
+            _sit(3, tmp_path / "expensive", **slow)
     assert saved == [("seed-3", 8)]
-    resumed = train(SETTINGS, folder=tmp_path / "expensive", progress=False)
+    resumed = [member for seed in (3, 4) for member in _sit(seed, tmp_path / "expensive", **slow)]
     assert saved == [("seed-3", 8), ("seed-3", 16), ("seed-4", 8)], "the first of a sitting"
-    assert numbers(resumed) == numbers(unbroken)
+    assert [member.to_json() for member in resumed] == [member.to_json() for member in unbroken.members]
 
 
 def _raising(method: Any, at: int) -> Any:

@@ -21,9 +21,9 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES
 from relucheck.volume import engine as volume_engine
-from relucheck.volume import sizes as volume_sizes
 from relucheck.volume import stack as volume_stack
 from relucheck.volume.engine import Engine
+from relucheck.volume.sizes import ACCELERATOR
 from relucheck.volume.stack import Stack
 from tests.helpers.uniform import mlp
 from tests.helpers.zone import EMULATIONS, coarsen, decisions, drawn_data, fixed_case, kinks_of, misaligned
@@ -106,14 +106,13 @@ def test_fresh_networks_on_digits() -> None:
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_as_an_accelerator_runs(arithmetic: Arithmetic, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large stacks, large blocks and counting without looking decide alike; here on the CPU."""
-    for name in ("_CPU_ROWS", "_CPU_ROWS_BFLOAT16", "_CPU_UNITS", "_CPU_WIDEST"):
-        monkeypatch.setattr(volume_sizes, name, 10**6)
     monkeypatch.setattr(
         volume_stack, "_count", lambda z, kink, batches, rows, counts: volume_stack._count_unseen(z, kink, batches, counts)
     )
     monkeypatch.setattr(Stack, "_hit", lambda self, x: True)
     network = mlp(20, 16, 2, 10, activation)
-    ours, plain = decisions(fixed_case(arithmetic=arithmetic, network=network, rows=500, grid=64, networks=9))
+    case = fixed_case(arithmetic=arithmetic, network=network, rows=500, grid=64, networks=9)
+    ours, plain = decisions(case, limits=ACCELERATOR)
     assert ours == plain
     assert len({batch for _, batch in ours}) > 3
 

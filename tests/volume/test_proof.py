@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,8 @@ from tests.oracles.two_networks import plain_decision
 class TestProof:
     """Fused ways are used where they are bitwise the separate one, and nowhere else."""
 
-    def _ways(self, stack: Stack, shape: Shape) -> tuple[str, bool]:
-        return Prover().way(stack, shape)
+    def _ways(self, stack: Stack, shape: Shape, **options: Any) -> tuple[str, bool]:
+        return Prover(**options).way(stack, shape)
 
     @pytest.fixture
     def stack(self) -> Stack:
@@ -85,9 +87,8 @@ class TestProof:
             "baddbmm",
             lambda b, x, w: product(b, x, w) * (1 + 2**-23 if x.data_ptr() % 64 == 32 and x.shape[-1] == 20 else 1),
         )
-        monkeypatch.setattr(volume_proof, "_ORDER", ("batched", "separate"))
-        assert self._ways(stack, Shape(4, 1, 16, 0))[0] == "batched"
-        assert self._ways(stack, Shape(4, 1, 16, 32))[0] == "separate"
+        assert self._ways(stack, Shape(4, 1, 16, 0), order=("batched", "separate"))[0] == "batched"
+        assert self._ways(stack, Shape(4, 1, 16, 32), order=("batched", "separate"))[0] == "separate"
 
     def test_blocks_of_ragged_mini_batches_are_not_tried(self, stack: Stack) -> None:
         assert self._ways(stack, Shape(4, 2, 17))[1] is False

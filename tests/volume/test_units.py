@@ -9,7 +9,7 @@ import pytest
 
 from relucheck import data
 from relucheck.volume import units
-from relucheck.volume.estimate import Cell, Estimate, VolumeError, estimate
+from relucheck.volume.estimate import Estimate, VolumeError, estimate
 from relucheck.work import Local
 from tests.helpers.fake_engine import SMALL, Fake, plain
 from tests.helpers.uniform import mlp
@@ -27,24 +27,21 @@ def test_blocks_are_the_cell() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_blocks_in_processes_decide_as_one_run_does(
-    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Cell.blocks, "__defaults__", (3,))
+def test_blocks_in_processes_decide_as_one_run_does(tmp_path: Path, processes: int) -> None:
     cells = [
         dataclasses.replace(SMALL, arithmetic="bfloat16 emulated (product)", network=mlp(784, width, 2), draws=4)
         for width in (4, 6)
     ]
-    made = units.units(cells, tmp_path)
+    made = units.units(cells, tmp_path, size=3)
     assert [unit.steps for unit in made] == [3, 1, 3, 1]
     Local(processes).run(made)
     assert len(list(tmp_path.iterdir())) == 4
-    found = units.collect(cells, tmp_path)
+    found = units.collect(cells, tmp_path, size=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{cell.name}.json" for cell in cells)
-    assert units.units(cells, tmp_path) == ()
+    assert units.units(cells, tmp_path, size=3) == ()
     for cell in cells:
         assert found[cell.name].decisions == estimate(cell).decisions
-    again = units.collect(cells, tmp_path)
+    again = units.collect(cells, tmp_path, size=3)
     assert {name: plain(one) for name, one in again.items()} == {name: plain(one) for name, one in found.items()}
     assert any(one.bifurcated for one in found.values())
 

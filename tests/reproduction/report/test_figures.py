@@ -23,7 +23,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
         "error": ("epoch", "%"),
     }
     for kind, (x, y) in labels.items():
-        figure = report_figures._FIGURES[kind](E2, "cpu", "a part", runs)
+        figure = report_figures.FIGURES[kind](E2, "cpu", "a part", runs)
         panels = figure.get_axes()
         assert len(panels) == 4
         assert {panel.get_xlabel() for panel in panels} == {x}
@@ -35,7 +35,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
         if kind == "error":
             hollow = [line for line in panels[3].get_lines() if line.get_markerfacecolor() == "white"]
             assert sorted(float(line.get_ydata()[0]) for line in hollow) == [2, 4, 7, 9, 11]
-    figure = report_figures._FIGURES["boxes"](E2, "cpu", "a part", runs)
+    figure = report_figures.FIGURES["boxes"](E2, "cpu", "a part", runs)
     titles = [panel.get_title() for panel in figure.get_axes()]
     assert len(titles) == 8
     assert sum("over seeds" in title for title in titles) == 4
@@ -50,7 +50,7 @@ def test_boxes_hold_each_seed_once_and_the_pooled_ones_every_epoch() -> None:
     for member in result.members:  # every epoch, mini-batch and seed another value
         for number, epoch in enumerate(member.epochs):
             epoch.test_batch_accuracies = [0.5 + number / 1000 + member.member.seed / 7, 0.6 + number / 900]
-    figure = report_figures._FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)])
+    figure = report_figures.FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)])
     titles = [panel.get_title() for panel in figure.get_axes()]
     for rule in ("chain", "injected"):
         over, pooled = (
@@ -121,7 +121,7 @@ def test_a_value_stands_at_its_epoch() -> None:
 
 def test_published_points_are_drawn_for_runs_as_long_only() -> None:
     for name, points in (("bfloat16-product", 5), ("bfloat16-product-3-epochs", 0)):
-        figure = report_figures._FIGURES["error"](E2, "cpu", "a part", runs_of_e2(only=(name,)))
+        figure = report_figures.FIGURES["error"](E2, "cpu", "a part", runs_of_e2(only=(name,)))
         lines = [line for panel in figure.get_axes() for line in panel.get_lines()]
         assert sum(line.get_markerfacecolor() == "white" for line in lines) == points
 
@@ -159,17 +159,16 @@ def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
         assert _ink(path) > 0.01
 
 
-def test_many_arithmetics_go_on_in_further_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_arithmetics_go_on_in_further_files(tmp_path: Path) -> None:
     pages: list[list[str]] = []
 
-    def drawn(scenario: Any, scale: str, part: str, page: Any) -> None:
+    def drawn(scenario: Any, scale: str, part: str, page: Any) -> Any:
         pages.append([comparison.name for comparison, _ in page])
+        return blank(1, 1)
 
-    monkeypatch.setattr(report_figures, "_FIGURES", {"boxes": drawn})
-    monkeypatch.setattr(report_figures, "save", lambda figure, path: None)
     e3 = SCENARIOS["E3"]
     runs = [(comparison, made.result(comparison.settings)) for comparison in e3.comparisons("cpu")]
-    paths = report_figures.draw(e3, "cpu", runs, tmp_path)
+    paths = report_figures.draw(e3, "cpu", runs, tmp_path, figures={"boxes": drawn})
     assert [path.name for path in paths] == ["mnist-adam-relu-r22-boxes-1.png", "mnist-adam-relu-r22-boxes-2.png"]
     assert [name for page in pages for name in page] == [comparison.name for comparison, _ in runs]
     assert max(map(len, pages)) <= 4
