@@ -61,7 +61,7 @@ def test_compiled_graph_equals_eager(case: Case, dtype: torch.dtype, compiler: A
         assert same_bits(eager(compiler(lambda t: in_place(t * 1)), x, g), eager(module, x, g))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_at_nan_is_torchs_own(backend: str, compiler: Any) -> None:
     """At NaN no side is the right one; the compiled activation takes the one that torch's own takes when compiled."""
     x = torch.full((64,), 1.0)
@@ -88,6 +88,7 @@ def test_compiled_in_place_overwrites_its_input(case: Case, compiler: Any) -> No
     assert torch.equal(result, case.native()(x))
 
 
+@pytest.mark.slow
 def test_inductor_forward_and_backward(compiler: Any) -> None:
     x = inputs(torch.float32)
     modules = [ReLU(0.7), ReLU6(0.7, 0.25), LeakyReLU(0.1, 0.7), LeakyReLU(0.1)]

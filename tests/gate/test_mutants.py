@@ -73,6 +73,7 @@ def test_scripts_pass_once_the_fault_is_gone():
 SLOW = [mutant for mutant in mutants.MUTANTS if mutant.slow]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", SLOW, ids=ids(SLOW))
 def test_compile_law_fails_its_mutant(mutant):
     result = verdict(mutant)

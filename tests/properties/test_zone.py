@@ -96,6 +96,7 @@ def is_ordered(share: Callable[[str], int], draws: int = DRAWS) -> None:
         assert p < SIGNIFICANCE, f"{narrow} is not above float32 (p = {p:.3g}): {shown}"
 
 
+@pytest.mark.slow
 def test_12_zone_is_ordered_by_dtype(relucheck_tally: Tally) -> None:
     def share(name: str) -> int:
         relucheck_tally.examples["zone_is_ordered_by_dtype"] = (

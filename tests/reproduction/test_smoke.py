@@ -22,6 +22,9 @@ from relucheck.training.settings import Settings
 from relucheck.work import Listener, Local, Unit
 from tests.helpers import invariants
 
+# the first test of a worker that needs a scenario runs it
+pytestmark = pytest.mark.slow
+
 Smoke = Callable[[str], Reproduction]
 HITTING = "bfloat16-product"
 

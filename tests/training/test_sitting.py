@@ -68,6 +68,7 @@ def _killed(folder: Path, at: int) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_path: Path) -> None:
     _killed(tmp_path, 8 * 2 + 3)  # in epoch 3 of the first seed
     assert [path.name for path in tmp_path.iterdir()] == ["seed-3.state"]
