@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from relucheck.data import ROOT_VARIABLE
 from relucheck.numerics.devices import best_device, environment
 from relucheck.work import cores
 
@@ -35,6 +36,16 @@ def pytest_configure(config: pytest.Config) -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     # at most the number that the user has set (OMP_NUM_THREADS)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // workers)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what reads MNIST and FashionMNIST where no data root is named; the shipped digits serve all other tests."""
+    if os.environ.get(ROOT_VARIABLE):  # the plugin sets it from --relucheck-data
+        return
+    skip = pytest.mark.skip(reason=f"reads MNIST and FashionMNIST; pass --relucheck-data ROOT or set ${ROOT_VARIABLE}")
+    for item in items:
+        if item.get_closest_marker("needs_mnist"):
+            item.add_marker(skip)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

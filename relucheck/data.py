@@ -254,19 +254,20 @@ _DIGITS_SHA256: Final[dict[str, str]] = {
 }
 
 
-def _digits_file() -> Traversable:
-    return importlib.resources.files("relucheck").joinpath("_data", "digits.npz")
-
-
 @functools.cache
 def _digits() -> Mapping[str, DataSet]:
     """Read and verify both splits of the sample in this package."""
-    file, sets = _digits_file(), {}
+    return _read_digits(importlib.resources.files("relucheck").joinpath("_data", "digits.npz"))
+
+
+def _read_digits(file: Traversable, sha256: str = _DIGITS_FILE_SHA256) -> Mapping[str, DataSet]:
+    """Read both splits of a file of the sample, which must have the checksum ``sha256``, and verify their values."""
+    sets = {}
     try:
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        if digest != _DIGITS_FILE_SHA256:
-            raise ValueError(f"its {len(content)} bytes have SHA-256 {digest}, expected {_DIGITS_FILE_SHA256}")
+        if digest != sha256:
+            raise ValueError(f"its {len(content)} bytes have SHA-256 {digest}, expected {sha256}")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             for split, expected in _DIGITS_SHA256.items():
                 images = torch.from_numpy(arrays[f"{split}_images"])

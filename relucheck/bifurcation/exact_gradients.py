@@ -145,8 +145,11 @@ def zone_over_the_reals(
     return over_the_reals(model, inputs, targets, subgradients, watch=watch).zone
 
 
-def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> _Bounded:
-    """The upstream gradient of the logits: ``cotangent``, or that of the mean cross-entropy."""
+def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None, exponential: int = _EXPONENTIAL) -> _Bounded:
+    """The upstream gradient of the logits: ``cotangent``, or that of the mean cross-entropy.
+
+    ``exponential`` bounds the error of an exponential, in units of 2**-53.
+    """
     n, classes = last.value.shape
     if (targets is None) == (cotangent is None):
         raise ExactError("over the reals: pass either targets or cotangent")
@@ -161,7 +164,7 @@ def _root(last: RealLayer, targets: Tensor | None, cotangent: Tensor | None) -> 
         raise ExactError(f"over the reals: targets must be {n} class indices from 0 to {classes - 1}")
     logits = last.value
     exponent = 2 * last.error.amax(1, keepdim=True) + UNIT * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
-    relative = 4 * (exponent + (_EXPONENTIAL + classes) * UNIT)
+    relative = 4 * (exponent + (exponential + classes) * UNIT)
     relative = torch.where(relative < 0.5, relative, torch.inf)  # the linear bound of the exponential holds only below 0.5
     probability = logits.softmax(1)
     wrong = probability - torch.nn.functional.one_hot(targets.long(), classes)

@@ -24,37 +24,6 @@ def _bits(x: Tensor) -> Tensor:
     return x.resolve_neg().view(bits_dtype(x.dtype))
 
 
-def has_zero(x: Tensor) -> bool:
-    """Whether any element of ``x`` is zero, of either sign.
-
-    The function reads the values, so it synchronises on CUDA. On the CPU the test looks at the bits as integers, which is
-    up to ten times faster than ``(x == 0).any()``. Integer ``abs`` maps +0 to 0 and leaves -0, the smallest integer,
-    unchanged. So the minimum is at most 0 exactly when there is a zero. NaN would hide a zero from ``x.abs().min()``, but
-    its bits are an integer like any other.
-    """
-    if x.numel() == 0:
-        return False
-    if x.dtype == torch.float64:  # 64-bit integer abs is not vectorised
-        return int(torch.count_nonzero(x)) < x.numel()
-    if x.numel() <= _BLOCK or not x.is_contiguous() or x.device.type != "cpu":
-        return int(_bits(x).abs().amin()) <= 0
-    return any(int(tested.amin()) <= 0 for _, tested in _tested(_bits(x).view(-1), 0))
-
-
-def has_value(x: Tensor, value: float) -> bool:
-    """Whether any element of ``x`` equals ``value`` exactly.
-
-    The function reads the values, so it synchronises on CUDA. A value that ``x.dtype`` cannot represent equals no element.
-    """
-    if value == 0:
-        return has_zero(x)
-    at = torch.tensor(value, dtype=x.dtype, device="cpu")  # the default device may be "meta", which holds no values
-    if x.numel() == 0 or at.item() != value:
-        return False
-    # xor with the bits of the value gives 0 exactly where the element has these bits
-    return int(torch.count_nonzero(_bits(x) ^ int(_bits(at)))) < x.numel()
-
-
 # Elements tested at once. The intermediate result of a block fits a core's cache; that of a whole large tensor goes through
 # memory and costs as much as the activation itself (measured: 41 against 5 ms for [4096, 4096] float32).
 _BLOCK: Final = 2**18
@@ -62,21 +31,57 @@ _BLOCK: Final = 2**18
 _ROW: Final = 2**10
 
 
-def _tested(bits: Tensor, pattern: int) -> Iterator[tuple[int, Tensor]]:
+def has_zero(x: Tensor, *, block: int = _BLOCK) -> bool:
+    """Whether any element of ``x`` is zero, of either sign.
+
+    The function reads the values, so it synchronises on CUDA. On the CPU the test looks at the bits as integers, which is
+    up to ten times faster than ``(x == 0).any()``. Integer ``abs`` maps +0 to 0 and leaves -0, the smallest integer,
+    unchanged. So the minimum is at most 0 exactly when there is a zero. NaN would hide a zero from ``x.abs().min()``, but
+    its bits are an integer like any other.
+
+    Args:
+        x: any floating dtype and shape.
+        block: the number of elements that are tested at once.
+    """
+    if x.numel() == 0:
+        return False
+    if x.dtype == torch.float64:  # 64-bit integer abs is not vectorised
+        return int(torch.count_nonzero(x)) < x.numel()
+    if x.numel() <= block or not x.is_contiguous() or x.device.type != "cpu":
+        return int(_bits(x).abs().amin()) <= 0
+    return any(int(tested.amin()) <= 0 for _, tested in _tested(_bits(x).view(-1), 0, block))
+
+
+def has_value(x: Tensor, value: float, *, block: int = _BLOCK) -> bool:
+    """Whether any element of ``x`` equals ``value`` exactly.
+
+    The function reads the values, so it synchronises on CUDA. A value that ``x.dtype`` cannot represent equals no element.
+    ``block`` is the number of elements that are tested at once.
+    """
+    if value == 0:
+        return has_zero(x, block=block)
+    at = torch.tensor(value, dtype=x.dtype, device="cpu")  # the default device may be "meta", which holds no values
+    if x.numel() == 0 or at.item() != value:
+        return False
+    # xor with the bits of the value gives 0 exactly where the element has these bits
+    return int(torch.count_nonzero(_bits(x) ^ int(_bits(at)))) < x.numel()
+
+
+def _tested(bits: Tensor, pattern: int, block: int) -> Iterator[tuple[int, Tensor]]:
     """Test flat integer bits for a pattern by blocks; yield each block's start and test values.
 
     A test value of at most 0 marks an element that may have the pattern: with pattern 0 it is a zero of either sign, with
     any other pattern the element has these bits or the bits of the negative number. The tensor of test values is reused:
     the next block overwrites it.
     """
-    scratch = torch.empty(min(_BLOCK, len(bits)), dtype=bits.dtype, device=bits.device)
-    for start in range(0, len(bits), _BLOCK):
-        part = bits[start : start + _BLOCK]
+    scratch = torch.empty(min(block, len(bits)), dtype=bits.dtype, device=bits.device)
+    for start in range(0, len(bits), block):
+        part = bits[start : start + block]
         tested = scratch[: len(part)]
         yield start, torch.abs(torch.bitwise_xor(part, pattern, out=tested) if pattern else part, out=tested)
 
 
-def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
+def positions_of(x: Tensor, value: float, *, block: int = _BLOCK, row: int = _ROW) -> tuple[Tensor, ...] | None:
     """Where ``x`` equals ``value`` exactly. Synchronises on CUDA, because it reads the values.
 
     Meant for the CPU and for rare hits: the bit test of ``has_zero`` first excludes rows of 1,024 elements, and only the
@@ -85,13 +90,19 @@ def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
     Returns:
         One int64 tensor of coordinates per dimension, as ``nonzero(as_tuple=True)`` gives them; None without a hit.
 
+    Args:
+        x: any floating dtype, of at least one dimension.
+        value: what to look for.
+        block: how many values are tested at once.
+        row: how many values of a block share one minimum: where it says that none of them is a hit, none is compared.
+
     Raises:
         ValueError: for a 0-dimensional tensor, which has no coordinates.
     """
     if x.ndim == 0:
         raise ValueError("positions_of: a 0-dimensional tensor has no coordinates; compare it with ==")
     if x.dtype == torch.float64 or not x.is_contiguous() or x.numel() == 0:  # 64-bit integer abs is not vectorised
-        return (x == value).nonzero(as_tuple=True) if has_value(x, value) else None
+        return (x == value).nonzero(as_tuple=True) if has_value(x, value, block=block) else None
     pattern = 0
     if value != 0:
         at = torch.tensor(value, dtype=x.dtype, device="cpu")
@@ -100,13 +111,13 @@ def positions_of(x: Tensor, value: float) -> tuple[Tensor, ...] | None:
         pattern = int(_bits(at))
     flat = x.view(-1)
     parts = []
-    for start, tested in _tested(_bits(flat), pattern):
-        whole = len(tested) // _ROW * _ROW
-        lowest = tested[:whole].view(-1, _ROW).amin(-1)
+    for start, tested in _tested(_bits(flat), pattern, block):
+        whole = len(tested) // row * row
+        lowest = tested[:whole].view(-1, row).amin(-1)
         if whole and int(lowest.amin()) <= 0:
             rows = (lowest <= 0).nonzero().squeeze(1)
-            row, column = (flat[start : start + whole].view(-1, _ROW)[rows] == value).nonzero(as_tuple=True)
-            parts.append(start + rows[row] * _ROW + column)
+            among, column = (flat[start : start + whole].view(-1, row)[rows] == value).nonzero(as_tuple=True)
+            parts.append(start + rows[among] * row + column)
         if whole < len(tested) and int(tested[whole:].amin()) <= 0:
             parts.append(start + whole + (flat[start + whole : start + len(tested)] == value).nonzero().squeeze(1))
     positions = torch.cat(parts) if parts else None

@@ -180,8 +180,8 @@ class Scaled:
         parameters: float32 [members, ...] each, changed in place.
     """
 
-    def __init__(self, settings: Settings, parameters: list[Tensor]) -> None:
-        self.chosen, self.parameters = settings.optimiser, parameters
+    def __init__(self, settings: Settings, parameters: list[Tensor], growth: int = _GROWTH) -> None:
+        self.chosen, self.parameters, self.growth = settings.optimiser, parameters, growth
         count, device = parameters[0].shape[0], parameters[0].device
         self.scale = torch.full((count,), 65536.0, device=device)
         self.clean = torch.zeros(count, dtype=torch.int64, device=device)
@@ -210,7 +210,7 @@ class Scaled:
                 change = self.chosen.lr * m
             p.copy_(torch.where(at, p - change, p))
         self.clean = torch.where(good, self.clean + 1, 0)
-        grown = self.clean >= _GROWTH
+        grown = self.clean >= self.growth
         self.scale = torch.where(good, torch.where(grown, self.scale * 2, self.scale), self.scale * 0.5)
         self.clean = torch.where(grown, 0, self.clean)
 

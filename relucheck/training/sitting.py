@@ -78,6 +78,8 @@ class Sitting:
         report: called with a number of steps and a line of text.
         restart: whether to discard a checkpoint of another origin, with a line of text, and start from the beginning. If
             False, such a checkpoint is an error.
+        expensive_s: seconds from which on writing a checkpoint counts as slow.
+        share: share of the time that writing may then take.
 
     Raises:
         relucheck.results.store.StoreError: a checkpoint is damaged, or belongs to other settings; or to another origin,
@@ -94,8 +96,12 @@ class Sitting:
         store: Store | None,
         report: Callable[[int, str], None],
         restart: bool = False,
+        *,
+        expensive_s: float = EXPENSIVE_S,
+        share: float = SHARE,
     ) -> None:
         self.settings, self.train, self.origin, self.store, self.report = settings, train, origin, store, report
+        self.expensive_s, self.share = expensive_s, share
         self.name = group_name(settings)
         self.identity = {"state": STATE, "executor": origin["executor"], "settings": settings.shared}
         self.members = json.dumps(settings.to_json()["members"])
@@ -195,7 +201,7 @@ class Sitting:
     def _save(self) -> None:
         """Write a checkpoint, but less often than after every epoch when writing is slow."""
         started = time.monotonic()
-        apart = self.saving / SHARE if self.saving >= EXPENSIVE_S else 0.0
+        apart = self.saving / self.share if self.saving >= self.expensive_s else 0.0
         if self.store is None or started - self.saved < apart:
             return
         buffer = io.BytesIO()

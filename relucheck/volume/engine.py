@@ -38,7 +38,7 @@ from relucheck.numerics.bits import positions_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.volume.difference import first_difference
 from relucheck.volume.proof import Prover, Shape, offset_of
-from relucheck.volume.sizes import Sizes
+from relucheck.volume.sizes import Limits, Sizes
 from relucheck.volume.stack import Stack
 
 
@@ -78,6 +78,7 @@ class Engine:
         watch: which gradients count: "all", or those of the "first layer" only, as in the published tables.
         device: where the networks run; None means the device of the inputs.
         memory: bytes that a stack may use; None means 1 GiB on a CPU and half of the free memory on an accelerator.
+        limits: sizes of stacks and blocks beyond which nothing is gained; None means those of the device.
         note: called with one line for the user, for example when a stack was made smaller or a proof turned out wrong.
 
     Raises:
@@ -99,6 +100,7 @@ class Engine:
         watch: Watch = "all",
         device: torch.device | str | None = None,
         memory: int | None = None,
+        limits: Limits | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
         if arithmetic.mixed:
@@ -119,7 +121,7 @@ class Engine:
         self.notes: list[str] = []
         self._note = note
         self._prover = Prover()
-        sizes = Sizes(network, arithmetic, self.batch_size, self.device, memory)
+        sizes = Sizes(network, arithmetic, self.batch_size, self.device, memory, limits)
         self._networks = sizes.networks()
         self._most_batches = sizes.batches(self._networks)
         self._largest = float(self.inputs.abs().max())

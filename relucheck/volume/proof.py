@@ -45,13 +45,17 @@ class Shape:
 class Prover:
     """Choose the way of running a stack, with one proof for each shape at its first use.
 
+    Args:
+        order: the ways that are tried, from the most to the least fused; the last one is "separate".
+
     Attributes:
         proved: for each shape so far, the way in use and whether several mini-batches run as one block of rows.
         refuted: for each shape, the ways that were tried and give other bits.
         distrusted: whether everything runs separately because a proved way gave other bits after all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, order: tuple[Way, ...] = _ORDER) -> None:
+        self.order = order
         self.proved: dict[Shape, tuple[Way, bool]] = {}
         self.refuted: dict[Shape, list[tuple[Way, bool]]] = {}
         self.distrusted = False
@@ -74,7 +78,7 @@ class Prover:
 
     def _prove(self, stack: Stack, shape: Shape) -> tuple[Way, bool] | None:
         """The first way that gives the separate way's bits; None if these networks prove nothing."""
-        stacked: tuple[Way, ...] = _ORDER if shape.networks > 1 else ("separate",)
+        stacked: tuple[Way, ...] = self.order if shape.networks > 1 else ("separate",)
         size = stack.layers[0][0][0].shape[1] * stack.arithmetic.dtype.itemsize
         # every mini-batch of a block must begin at an address where a block can begin
         whole = shape.batches > 1 and shape.batch_size % _FUSIBLE_ROWS == 0 and shape.batch_size * size % _ALIGNMENT == 0

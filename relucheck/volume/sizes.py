@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Final
 
 import torch
@@ -12,14 +13,31 @@ from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import compute_dtype
 
-# Rows of a block and values of a stack at which CPU products stop gaining (measured: bfloat16 alone gains from more rows).
-_CPU_ROWS: Final = 256
-_CPU_ROWS_BFLOAT16: Final = 1024
-_CPU_UNITS: Final = 512
-_CPU_WIDEST: Final = 64
-_DEVICE_ROWS: Final = 8192
-_DEVICE_NETWORKS: Final = 1024
 _CPU_MEMORY: Final = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The sizes of stacks and blocks beyond which a device gains no speed.
+
+    Attributes:
+        rows: rows of a block.
+        rows_bfloat16: rows of a block in native bfloat16.
+        networks: networks of a stack.
+        units: units of one layer, summed over the networks of a stack.
+        widest: the width above which networks are not stacked.
+    """
+
+    rows: int
+    rows_bfloat16: int
+    networks: int
+    units: int = sys.maxsize
+    widest: int = sys.maxsize
+
+
+#: On a CPU only native bfloat16 gains from more than 256 rows (measured).
+CPU: Final = Limits(rows=256, rows_bfloat16=1024, networks=512, units=512, widest=64)
+ACCELERATOR: Final = Limits(rows=8192, rows_bfloat16=8192, networks=1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Sizes:
         batch_size: rows of a mini-batch.
         device: where they run.
         memory: bytes that a stack may use; None means 1 GiB on a CPU and half of the free memory on an accelerator.
+        limits: sizes beyond which nothing is gained; None means those of the device.
     """
 
     network: Network
@@ -39,25 +58,24 @@ class Sizes:
     batch_size: int
     device: torch.device
     memory: int | None = None
+    limits: Limits | None = None
 
     def networks(self) -> int:
         """Number of networks in the largest stack."""
-        width = max(self.network.widths)
-        if self.device.type == "cpu":
-            most = 1 if width > _CPU_WIDEST else max(1, _CPU_UNITS // width)
-        else:
-            most = _DEVICE_NETWORKS
+        width, limits = max(self.network.widths), self._limits
+        most = 1 if width > limits.widest else min(limits.networks, max(1, limits.units // width))
         return max(1, min(most, self._budget() // (self._parameter_bytes + self._row_bytes * self.batch_size)))
 
     def batches(self, networks: int) -> int:
         """Number of mini-batches in the largest block of a stack of ``networks`` networks."""
-        if self.device.type == "cpu":
-            slow = self.arithmetic.dtype == torch.bfloat16 and not self.arithmetic.emulated
-            most = (_CPU_ROWS_BFLOAT16 if slow else _CPU_ROWS) // self.batch_size
-        else:
-            most = _DEVICE_ROWS // self.batch_size
+        native_bfloat16 = self.arithmetic.dtype == torch.bfloat16 and not self.arithmetic.emulated
+        most = (self._limits.rows_bfloat16 if native_bfloat16 else self._limits.rows) // self.batch_size
         left = self._budget() - networks * self._parameter_bytes
         return max(1, min(most, left // (networks * self._row_bytes * self.batch_size)))
+
+    @property
+    def _limits(self) -> Limits:
+        return self.limits or (CPU if self.device.type == "cpu" else ACCELERATOR)
 
     def _budget(self) -> int:
         if self.memory is not None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from relucheck import data
 from relucheck.results.store import OriginError, Store
-from relucheck.volume.cell import Cell, Estimate
+from relucheck.volume.cell import BLOCK, Cell, Estimate
 from relucheck.volume.estimate import estimate, finished, kept
 from relucheck.work import Report, Unit
 
 
-def units(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, device: str = "cpu") -> tuple[Unit, ...]:
+def units(
+    cells: Sequence[Cell], folder: Path, *, root: data.Root = None, device: str = "cpu", size: int = BLOCK
+) -> tuple[Unit, ...]:
     """The blocks of draws that a folder has not finished, in the order of the cells.
 
     Args:
@@ -20,6 +22,7 @@ def units(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, device
         folder: where results are stored.
         root: data root, see ``relucheck.data.data_root``. Nothing is downloaded.
         device: where to compute.
+        size: the number of draws in a block.
 
     Raises:
         relucheck.results.store.StoreError: the folder cannot be written, or holds a file that belongs to something else.
@@ -30,12 +33,12 @@ def units(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, device
         Unit(block.name, _decide, (block, folder, root, device), block.draws, kept(block, store))
         for cell in cells
         if finished(cell, _loaded(cell.data, root).checksum, store) is None
-        for block in cell.blocks()
+        for block in cell.blocks(size)
         if finished(block, _loaded(block.data, root).checksum, store) is None
     )
 
 
-def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> dict[str, Estimate]:
+def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, size: int = BLOCK) -> dict[str, Estimate]:
     """The estimates of the finished cells, by name.
 
     The files of a finished cell's blocks are replaced by one file for the cell.
@@ -44,6 +47,7 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> d
         cells: what was estimated.
         folder: where results are stored.
         root: data root, see ``relucheck.data.data_root``.
+        size: the number of draws in a block, as given to ``units``.
 
     Raises:
         relucheck.results.store.StoreError: as for ``units``.
@@ -55,7 +59,7 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> d
         checksum = _loaded(cell.data, root).checksum
         whole = finished(cell, checksum, store)
         if whole is None:
-            blocks = cell.blocks()
+            blocks = cell.blocks(size)
             parts = [part for block in blocks if (part := finished(block, checksum, store)) is not None]
             if len(parts) < len(blocks):
                 whole = finished(cell, checksum, store)  # another command may have joined and deleted them just now
@@ -65,7 +69,7 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None) -> d
             whole = Estimate.joined(cell, parts)
             origin = {"device": whole.device, "processor": whole.versions["processor"], "torch": whole.versions["torch"]}
             store.finish(cell.name, {"cell": cell.deciding, "data": checksum}, origin, whole.to_json())
-        for block in cell.blocks():
+        for block in cell.blocks(size):
             if block.name != cell.name:
                 store.finished_path(block.name).unlink(missing_ok=True)
         estimates[cell.name] = whole

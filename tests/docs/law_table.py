@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from relucheck.gate.laws import LAWS
-from tests.gate import mutants
+from tests.faults import mutants
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "laws.md"
 _ROW: Final = "| `"

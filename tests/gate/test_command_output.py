@@ -58,6 +58,7 @@ def test_a_target_that_exits_leaves_the_verdicts_and_the_report(project):
     assert json.loads((project / "r.json").read_text())["counts"]["failed"] > 0
 
 
+@pytest.mark.slow
 def test_exit_codes_of_files_that_cannot_be_used(project):
     """As the table of exit codes in docs/gate.md says, of both faces."""
     (project / "blocked").write_text("a file, not a folder")
@@ -70,6 +71,7 @@ def test_exit_codes_of_files_that_cannot_be_used(project):
         assert gate(*options, option, name, cwd=project).returncode == 1
 
 
+@pytest.mark.slow
 def test_a_broken_pipe_keeps_the_kink_table(project):
     assert unread("kinks", "mylib:Good", "--dtypes", "float32", "--json", "k.json", cwd=project) == (OK, "")
     assert json.loads((project / "k.json").read_text())["kinks"]
@@ -89,6 +91,7 @@ def test_a_broken_pipe_of_both_streams_keeps_the_exit_code(tmp_path, arguments, 
     assert unread(*arguments, cwd=tmp_path, also_errors=True) == (code, "")
 
 
+@pytest.mark.slow
 def test_a_broken_pipe_does_not_stop_a_reproduction(tmp_path):
     """Its progress goes to standard error, line by line."""
     arguments = ("reproduce", "E4", "--scale", "smoke", "--device", "cpu", "--out", "out")

@@ -12,8 +12,7 @@ from relucheck.activations.kinks import Activation, Kink
 from relucheck.gate.config import OPTIONS, ConfigError, ExpectedFailure, GateConfig, from_table, merged, read
 from relucheck.gate.report import SCHEMA_VERSION, ReportError, as_json, read_json
 from relucheck.gate.run import Gate
-
-from . import mutants
+from tests.faults import wrong_gradients
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_unknown_law_gets_a_suggestion():
         Gate(GateConfig(laws=("chainrule",)))
 
 
-def run(expected, law="chain_rule", activation=mutants.injected_relu, **settings):
+def run(expected, law="chain_rule", activation=wrong_gradients.injected_relu, **settings):
     act = Activation("act", lambda: activation)
     gate = Gate(GateConfig(dtypes=("float32",), laws=(law,), expected=tuple(expected), **settings), [act])
     return {item.id: gate.run(item) for item in gate.items()}
@@ -118,7 +117,7 @@ def test_notices_fail_when_asked_for():
 
 
 def test_conventions():
-    clamp = Activation("act", lambda: mutants.clamp_closed)
+    clamp = Activation("act", lambda: wrong_gradients.clamp_closed)
 
     def outcome(convention, law="subgradient", activation=clamp):
         gate = Gate(GateConfig(dtypes=("float32",), laws=(law,), convention=convention), [activation])
@@ -127,10 +126,11 @@ def test_conventions():
     assert outcome("clarke") == ["passed"]
     assert outcome("minimum-norm") == ["failed"]
     assert outcome("declared") == ["failed"]  # nothing is declared
-    declared = Activation("act", lambda: mutants.clamp_closed, kinks=[Kink(0, 0, 1, 1), Kink(6, 1, 0, 1)])
+    declared = Activation("act", lambda: wrong_gradients.clamp_closed, kinks=[Kink(0, 0, 1, 1), Kink(6, 1, 0, 1)])
     assert outcome("declared", activation=declared) == ["passed"]
     assert outcome(
-        "clarke", activation=Activation("act", lambda: mutants.clamp_closed, kinks=[Kink(0, 0, 1, 0), Kink(6, 1, 0)])
+        "clarke",
+        activation=Activation("act", lambda: wrong_gradients.clamp_closed, kinks=[Kink(0, 0, 1, 0), Kink(6, 1, 0)]),
     ) == ["failed"]
     assert outcome("reference", law="reference") == ["failed"]  # no reference is declared
     assert outcome(

@@ -25,8 +25,7 @@ from relucheck.gate.isolation.guard import (
 )
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
-
-from . import hostile, mutants
+from tests.faults import hostile, wrong_gradients
 
 
 def outcomes(*functions, **settings):
@@ -89,7 +88,7 @@ def test_no_exception_of_a_backward_ends_the_run():
 
 @pytest.mark.parametrize("function", [hostile.exits_late, hostile.stops_late])
 def test_no_exception_ends_the_search_for_equal_spellings(function):
-    wrong = Activation("wrong", lambda: mutants.injected_relu)
+    wrong = Activation("wrong", lambda: wrong_gradients.injected_relu)
     found = outcomes(function, hostile.good, wrong, laws=("equal_spellings", "chain_rule"))
     assert found["wrong/chain_rule/float32"].outcome == "failed"
     assert found["good/chain_rule/float32"].outcome == "passed"
@@ -246,7 +245,7 @@ def test_check_activation_says_everything_at_once():
     results = check_activation(torch.nn.ReLU, dtypes=["float32"])
     assert {result.outcome for result in results} <= {"passed", "skipped", "notice"}
     with pytest.raises(GateFailure, match="chain_rule") as caught:
-        check_activation(mutants.injected_relu, dtypes=[torch.float32], laws=["chain_rule", "runs"])
+        check_activation(wrong_gradients.injected_relu, dtypes=[torch.float32], laws=["chain_rule", "runs"])
     assert len(caught.value.results) == 2
     with pytest.raises(TypeError, match="no activation"):
         check_activation(3)

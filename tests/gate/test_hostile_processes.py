@@ -16,8 +16,8 @@ from relucheck.errors import FAILED, INTERRUPTED
 from relucheck.gate.discovery import discover
 from relucheck.gate.isolation import guard
 from relucheck.gate.isolation.guard import Runaway, TimeLimitExceeded, guarded, time_limit
+from tests.faults import hostile
 
-from . import hostile
 from .test_hostile import outcomes
 from .test_pytest_face import gate, run
 
@@ -54,9 +54,8 @@ def test_a_time_limit_waits_for_an_import_to_end(installed):
     hostile.imports_slowly(torch.ones(1))
 
 
-def test_an_import_that_does_not_end_is_not_waited_for(installed, monkeypatch):
-    monkeypatch.setattr(guard, "_IMPORT_GRACE", 0.2)
-    with pytest.raises(TimeLimitExceeded), time_limit(0.2):
+def test_an_import_that_does_not_end_is_not_waited_for(installed):
+    with pytest.raises(TimeLimitExceeded), time_limit(0.2, import_grace=0.2):
         hostile.imports_slowly(torch.ones(1))
     assert "slow_to_import" not in sys.modules
 
@@ -66,6 +65,7 @@ def test_the_import_of_an_installed_module_is_not_charged(installed):
     assert {result.outcome for result in found.values()} == {"passed"}, found
 
 
+@pytest.mark.slow
 def test_a_ring_while_torch_imports_lazily(tmp_path):
     """In a process of its own, where torch has imported neither sympy nor its compiler yet."""
     (tmp_path / "lazily.py").write_text(
@@ -113,6 +113,7 @@ class Owner:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_control_c_ends_with_the_code_of_an_interruption(tmp_path, body):
     (tmp_path / "mylib.py").write_text(INTERRUPTING.format(body=body))
@@ -201,6 +202,7 @@ def test_a_child_of_the_import_of_a_target(tmp_path):
     assert "the child came back into the caller's code" in finding.error
 
 
+@pytest.mark.slow
 def test_buffers_are_not_flushed_twice(tmp_path):
     (tmp_path / "forking.py").write_text(
         "import os, sys, torch\ndef act(x):\n    os.fork()\n    sys.__stdout__.flush()\n    return torch.relu(x)\n"

@@ -15,17 +15,19 @@ from relucheck.gate.isolation.guard import preserved_state
 from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
+from tests.faults import mutants
 
-from . import mutants
-
-FILE = Path(mutants.__file__)
 FAST = [mutant for mutant in mutants.MUTANTS if not mutant.slow]
 
 
 def activation(name: str) -> Activation:
     """The mutant as the gate finds it in its file, so that scripts can reach it."""
-    attribute = "DECLARED" if any(declared.name == name for declared in mutants.DECLARED) else name
-    finding = discover(f"{FILE.name}:{attribute}", root=FILE.parent)
+    if any(declared.name == name for declared in mutants.DECLARED):
+        module, attribute = mutants, "DECLARED"
+    else:
+        module, attribute = next(source for source in mutants.SOURCES if hasattr(source, name)), name
+    file = Path(module.__file__)
+    finding = discover(f"{file.name}:{attribute}", root=file.parent)
     assert not finding.error, finding.error
     (found,) = (found for found in finding.activations if found.name == name)
     return found
@@ -71,6 +73,7 @@ def test_scripts_pass_once_the_fault_is_gone():
 SLOW = [mutant for mutant in mutants.MUTANTS if mutant.slow]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", SLOW, ids=ids(SLOW))
 def test_compile_law_fails_its_mutant(mutant):
     result = verdict(mutant)

@@ -58,6 +58,7 @@ def project(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_items_reports_summary_and_exit_code(project):
     summary = project / "summary.md"
     done = gate(
@@ -100,6 +101,7 @@ def test_selection_and_the_users_own_tests(project):
     assert "9 passed, 1 deselected" in done.stdout  # two laws, four dtypes, the import
 
 
+@pytest.mark.slow
 def test_settings_in_pyproject_and_strict_expected_failures(project):
     (project / "pyproject.toml").write_text(
         '[tool.relucheck]\ntargets = ["mylib"]\ndtypes = ["float32"]\n'
@@ -140,6 +142,7 @@ def test_plain_runs_import_nothing(project):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_parametrize_with_laws(project):
     (project / "test_own.py").write_text(
         "import torch, relucheck, mylib\n"

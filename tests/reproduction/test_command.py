@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from relucheck.results.store import StoreError
 from relucheck.training import engine as training_engine
 from relucheck.training.engine import usual_executor
 from relucheck.work import Backend, Event, Listener, Unit
-from tests.reproduction import made
+from tests.helpers import made
 
 
 class MadeUp:
@@ -52,8 +53,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, backend: Backend, figures: bool = False) -> None:
-    options = dict(reproduction_run.reproduce.__kwdefaults__ or {})
-    monkeypatch.setattr(reproduction_run.reproduce, "__kwdefaults__", {**options, "backend": backend})
+    monkeypatch.setattr(reproduction_run, "reproduce", functools.partial(reproduction_run.reproduce, backend=backend))
     if not figures:
         monkeypatch.setattr(trained_scenario, "_figures", lambda *arguments: [])
 

@@ -20,7 +20,10 @@ from relucheck.training import engine, model
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.work import Listener, Local, Unit
-from tests.reproduction import invariants
+from tests.helpers import invariants
+
+# the first test of a worker that needs a scenario runs it
+pytestmark = pytest.mark.slow
 
 Smoke = Callable[[str], Reproduction]
 HITTING = "bfloat16-product"

@@ -169,6 +169,7 @@ def test_a_number_of_processes_below_one_is_refused(processes: int) -> None:
         Local(processes)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(
         "from relucheck.work import Local, Unit\nfrom tests.work.test_local import idle\n"

@@ -77,19 +77,19 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[None]:
     """Raises :class:`TimeLimitExceeded` in the block after ``seconds``, again every half second until the block ends.
 
     The import of an installed module is neither broken off nor charged: where one is under way after ``seconds``, the clock
-    starts afresh as it ends (it is given a minute), so that no verdict depends on who imports first. Works in the main
-    thread on POSIX systems (an interval timer and SIGALRM); elsewhere there is no limit. A call that never returns from
-    native code is beyond it: use ``pytest-timeout --timeout-method=thread`` for those.
+    starts afresh as it ends (it is given ``import_grace`` seconds), so that no verdict depends on who imports first. Works
+    in the main thread on POSIX systems (an interval timer and SIGALRM); elsewhere there is no limit. A call that never
+    returns from native code is beyond it: use ``pytest-timeout --timeout-method=thread`` for those.
     """
     usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread() and seconds > 0
     if not usable:
         yield
         return
-    latest = time.monotonic() + seconds + _IMPORT_GRACE
+    latest = time.monotonic() + seconds + import_grace
     waiting = False
 
     def ring(signum: int, frame: FrameType | None) -> None:

@@ -6,7 +6,7 @@ RELUCHECK_DATA=ROOT python -m relucheck.reproduction.experiments.explained repor
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -80,7 +80,7 @@ def _example(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation
     return command, explain(model, x, y)
 
 
-def _lines() -> Iterator[str]:
+def _lines(images: data.DataSet, dtypes: Sequence[torch.dtype]) -> Iterator[str]:
     yield "# Why a network bifurcates: one explained network per dtype"
     yield ""
     yield "784-256-256-256-10, ReLU, mini-batches of 256 of MNIST's training file in file order, backprop_0 against"
@@ -104,17 +104,25 @@ def _lines() -> Iterator[str]:
     yield "from relucheck.numerics.arithmetic import Arithmetic"
     yield "from relucheck.reproduction.experiments.explained import NETWORK, shifted"
     yield "```"
-    images = data.load("mnist")
-    for dtype in reversed(DTYPES):
+    for dtype in dtypes:
         command, explanation = _example(dtype, images)
         yield from ("", f"## {dtype_name(dtype)}", "", "```python", command, "```", "", "```text")
         yield from (line.rstrip() for line in str(explanation).splitlines())
         yield "```"
 
 
-def write(path: Path | str) -> None:
-    """Writes the report, through a temporary file."""
-    write_atomically(Path(path), "\n".join(_lines()) + "\n")
+def write(
+    path: Path | str, *, images: data.DataSet | None = None, dtypes: Sequence[torch.dtype] = tuple(reversed(DTYPES))
+) -> None:
+    """Writes the report, through a temporary file.
+
+    Args:
+        path: of the Markdown file.
+        images: the data set; by default MNIST's training file.
+        dtypes: one explanation for each, in this order.
+    """
+    images = data.load("mnist") if images is None else images
+    write_atomically(Path(path), "\n".join(_lines(images, dtypes)) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,13 +36,17 @@ _TITLES: Final = {
     "(published pooling: test mini-batches of all epochs of one run, which are no repetitions)",
 }
 _Runs = Sequence[tuple[Comparison, Result]]
+#: Makes a figure from an experiment, a scale, a part of its results and the runs that are shown.
+Drawing = Callable[[Experiment, str, str, _Runs], Any]
 
 
-def draw(experiment: Experiment, scale: str, runs: _Runs, folder: Path) -> list[Path]:
+def draw(
+    experiment: Experiment, scale: str, runs: _Runs, folder: Path, *, figures: Mapping[str, Drawing] | None = None
+) -> list[Path]:
     """Writes the experiment's figures for each part of its results as PNG files; their paths.
 
     A part with more arithmetics than fit goes on in further files; files of an earlier call for the part that this one has
-    no use for are removed. Void comparisons are drawn and say so.
+    no use for are removed. Void comparisons are drawn and say so. ``figures`` are the kinds that can be drawn, by name.
 
     Raises:
         ImportError: without matplotlib; says how to install it.
@@ -55,7 +59,7 @@ def draw(experiment: Experiment, scale: str, runs: _Runs, folder: Path) -> list[
             for number, page in enumerate(pages, start=1):
                 page_name = f"-{number}" if len(pages) > 1 else ""
                 path = folder / f"{_slug(part)}-{kind}{page_name}.png"
-                save(_FIGURES[kind](experiment, scale, part, page), path)
+                save((figures or FIGURES)[kind](experiment, scale, part, page), path)
                 written.append(path)
             # pages of an earlier report, which had more or fewer of them
             name = re.compile(rf"{re.escape(f'{_slug(part)}-{kind}')}(-\d+)?\.png")
@@ -301,7 +305,7 @@ def _box(panel: Any, values: Mapping[float, Sequence[float]], points: bool) -> N
     panel.set_xlabel("s")
 
 
-_FIGURES: Final[Mapping[str, Callable[[Experiment, str, str, _Runs], Any]]] = {
+FIGURES: Final[Mapping[str, Drawing]] = {
     "distance": _distance,
     "loss": _per_epoch("loss", "train loss (cross-entropy)", lambda epoch: epoch.train_loss),
     "error": _per_epoch("error", "test error, %", lambda epoch: 100 * (1 - epoch.test_accuracy)),

@@ -1,0 +1,111 @@
+"""Activation modules with one planted fault each in the gradients of parameters, or in copies of themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------------
+class Slope(nn.Module):
+    """Base of the learnable ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.25]))
+
+
+class SlopeDetached(Slope):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.slope.detach() * x) + 0 * self.slope
+
+
+class _SlopeRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor, fault: str) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        ctx.fault = fault
+        return torch.where(x > 0, x, slope * x)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        x, slope = ctx.saved_tensors
+        part = torch.where(x > 0, torch.zeros_like(x), x)
+        sums = {"injected": part.sum(), "sign": -(v * part).sum(), "mean": (v * part).mean()}
+        return v * torch.where(x > 0, torch.ones_like(x), slope), sums[ctx.fault].reshape(slope.shape), None
+
+
+class SlopeInjected(Slope):
+    def forward(self, x: Tensor) -> Tensor:
+        return _SlopeRule.apply(x, self.slope, "injected")
+
+
+class SlopeWrongSign(Slope):
+    def forward(self, x: Tensor) -> Tensor:
+        return _SlopeRule.apply(x, self.slope, "sign")
+
+
+class _FirstChannelRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        return F.prelu(x, slope)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        x, slope = ctx.saved_tensors
+        part = torch.where(x > 0, torch.zeros_like(x), v * x).transpose(0, 1).reshape(slope.numel(), -1).sum(1)
+        return v * torch.where(x > 0, torch.ones_like(x), slope[0]), part
+
+
+class FirstChannelForAll(nn.Module):
+    """A slope per channel, of which backward takes the first for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((3,), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _FirstChannelRule.apply(x, self.slope)
+
+
+class SlopeAveraged(Slope):
+    def forward(self, x: Tensor) -> Tensor:
+        return _SlopeRule.apply(x, self.slope, "mean")
+
+
+# -- copies --------------------------------------------------------------------------------------------------------------
+class CopiesForget(nn.Module):
+    """A slope that deep copies and pickles reset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.slope * x)
+
+    def __reduce__(self) -> Any:
+        return CopiesForget, ()
+
+    def __deepcopy__(self, memo: Any) -> CopiesForget:
+        other = CopiesForget().to(self.slope.dtype)
+        other.load_state_dict({"slope": self.slope.detach().clone() if not memo.get("later") else self.slope})
+        return other
+
+
+class StateDictForgets(nn.Module):
+    """A learnable slope that the state_dict does not bring back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.slope * x)
+
+    def _load_from_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> None:
+        return None

@@ -1,0 +1,82 @@
+"""Results made up by formula, for what reads results: no training, every outcome at will."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.scenario import Comparison
+from relucheck.training import engine
+from relucheck.training.result import Distances, Epoch, MemberResult, Result, SeedResult
+from relucheck.training.settings import Member, Settings
+
+E2 = SCENARIOS["E2"]
+VERSIONS = {"relucheck": "0", "torch": "0", "python": "0"}
+
+
+def keep(made: Result, folder: Path) -> None:
+    """Stores a made-up result, seed by seed, as the engine does."""
+    origin = {"device": made.device, "executor": made.executor, **made.versions}
+    seeds = {
+        seed: SeedResult([m for m in made.members if m.member.seed == seed], made.void, made.wall_s, origin)
+        for seed in made.settings.seeds
+    }
+    engine.keep(made.settings, folder, made.executor, seeds)
+
+
+def accuracy(member: Member, noise: float = 0.001) -> float:
+    """Test accuracy as the published picture has it: the injected rule costs a few points, the chain rule none."""
+    jitter = random.Random(f"{member.seed} {member.subgradient} {member.rule}").gauss(0, noise)
+    cost = 0.08 * abs(member.subgradient) if member.rule == "injected" else 0.0
+    return min(1.0, 0.975 - cost + jitter)
+
+
+def result(
+    settings: Settings,
+    accuracy: Callable[[Member], float] = accuracy,
+    diverged: Callable[[Member], bool] = lambda member: False,
+    void: str | None = None,
+    identical: bool = False,
+    hits: Mapping[str, int] | None = None,
+    executor: str = "none",
+    device: str = "cpu (made up)",
+) -> Result:
+    """A result of ``settings``; ``identical`` gives every member the reference's run; ``hits`` per layer by rule."""
+    members = []
+    for member in settings.members:
+        same = identical or member.is_reference or member.control
+        source = Member(member.seed, 0.0) if same else member
+        final = accuracy(source)
+        lost = diverged(member)
+        steps = list(range(settings.every, settings.epochs * 20 + 1, settings.every)) or [1]
+        scale = 0.0 if same else 0.01 if member.rule == "chain" else 300.0
+        distances = Distances(
+            steps, [scale * step for step in steps], [scale / 9 * step for step in steps], [scale / 7 for _ in steps]
+        )
+        epochs = [
+            Epoch(2.0 / epoch, 2.2 / epoch, final - 0.1 / epoch + 0.1 / settings.epochs, [final, max(0.0, final - 0.02)])
+            for epoch in range(1, settings.epochs + 1)
+        ]
+        count = (hits or {}).get(member.rule, 7)
+        members.append(
+            MemberResult(
+                member,
+                "diverged: non-finite at step 1" if lost else "finished",
+                None if same else 3 + member.seed % 5,
+                steps=Distances([], [], [], []) if lost else distances,
+                hits=[[[count] for _ in settings.network.widths] for _ in epochs],
+                activations=[[1000 for _ in settings.network.widths] for _ in epochs],
+                epochs=[] if lost else epochs,
+            )
+        )
+    return Result(settings, device, executor, dict(VERSIONS), 1.5, void, members)
+
+
+def runs_of_e2(
+    scale: str = "cpu", only: tuple[str, ...] = ("float32", "bfloat16"), **options: Any
+) -> list[tuple[Comparison, Result]]:
+    """Results of E2's comparisons at a scale; ``options`` are those of :func:`result`."""
+    return [(comparison, result(comparison.settings, **options)) for comparison in E2.comparisons(scale, only)]

@@ -1,0 +1,152 @@
+"""Strategies draw what they say: special values, values next to kinks, every option of an example."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from relucheck.errors import ModelError
+from relucheck.networks.examples import (
+    AIMS,
+    EXAMPLE_KINDS,
+    Example,
+    Inputs,
+    Weights,
+)
+from relucheck.networks.network import ACTIVATIONS, Network
+from relucheck.networks.strategies import dtypes, examples, floats_at, subgradients, tensors_at, two_subgradients
+from relucheck.numerics.bits import neighbour, same_bits
+from relucheck.numerics.dtypes import DTYPES, dtype_name
+from tests.helpers.promises import SEARCH, check_promise
+
+# What strategies draw
+
+
+def draws(strategy: st.SearchStrategy[Any], holds: Callable[[Any], bool]) -> Any:
+    return find(strategy, holds, settings=SEARCH)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_floats_reach_every_special_value(dtype: torch.dtype) -> None:
+    limits = torch.finfo(dtype)
+    for kink, step in itertools.product((0.0, 6.0), (-4, -1, 0, 1, 4)):
+        wanted = neighbour(torch.tensor(kink, dtype=dtype), step)
+        draws(floats_at(dtype, (0.0, 6.0)), lambda x, wanted=wanted: same_bits(x, wanted))
+    specials: list[Callable[[float], bool]] = [
+        math.isnan,
+        lambda x: x == math.inf,
+        lambda x: x == -math.inf,
+        lambda x: x == 0 and math.copysign(1, x) < 0,
+        lambda x: x == 0 and math.copysign(1, x) > 0,
+        lambda x: 0 < abs(x) < limits.smallest_normal,
+        lambda x: abs(x) == limits.max,
+        lambda x: 1e-4 < abs(x) < 1e4 if dtype in (torch.float16, torch.bfloat16) else 1e-30 < abs(x) < 1e30,
+    ]
+    for special in specials:
+        drawn = draws(floats_at(dtype), lambda x, special=special: special(float(x)))
+        assert drawn.dtype == dtype
+        assert drawn.shape == ()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_half_of_the_floats_are_next_to_a_kink(dtype: torch.dtype) -> None:
+    count = [0, 0]
+    at = torch.tensor(6.0, dtype=dtype)
+    near = {float(neighbour(at, step)) for step in (-1, 0, 1)}
+
+    @settings(SEARCH, max_examples=100)
+    @given(tensors_at(dtype, (6.0,), within=1))
+    def attempt(x: Tensor) -> None:
+        for value in x.tolist():
+            count[value in near] += 1
+
+    attempt()
+    # wide: Hypothesis also tries constants of whatever modules are loaded; unaimed floats are hardly ever there
+    assert 0.15 < count[1] / sum(count) < 0.85
+    drawn = draws(tensors_at(dtype, (6.0,)), lambda x: len(x) > 16 and bool((x == 6).any()))
+    assert drawn.dtype == dtype
+    assert len(draws(tensors_at(dtype), lambda x: len(x) == 0)) == 0
+
+
+def test_a_search_fails_where_a_value_is_never_drawn() -> None:
+    from hypothesis.errors import NoSuchExample
+
+    with pytest.raises(NoSuchExample):
+        draws(floats_at(torch.float32, (6.0,), within=0).filter(lambda x: float(x) == 6), lambda x: float(x) != 6)
+
+
+def test_small_strategies() -> None:
+    assert {draws(dtypes(), lambda d, w=wanted: d == w) for wanted in DTYPES} == set(DTYPES)
+    for wanted in (0.0, 1.0, 0.5, -0.5, 0.8):
+        draws(subgradients(), lambda s, w=wanted: s == w)
+    draws(subgradients(), lambda s: s > 1 or s < 0)
+
+    @settings(SEARCH, max_examples=150)
+    @given(subgradients(), subgradients(dyadic=True), two_subgradients(), two_subgradients(dyadic=True))
+    def attempt(s: float, quarter: float, pair: tuple[float, float], dyadic: tuple[float, float]) -> None:
+        assert -2 <= s <= 2
+        assert quarter * 4 == int(quarter * 4)
+        assert abs(quarter) <= 2
+        assert pair[0] != pair[1]
+        assert dyadic[0] != dyadic[1]
+        assert all(number * 4 == int(number * 4) for number in dyadic)
+
+    attempt()
+    assert find(two_subgradients(), lambda pair: True) == (0.0, 1.0)
+
+
+def test_examples_draw_every_knob_and_keep_their_promises() -> None:
+    fields = (*dataclasses.fields(Example), *dataclasses.fields(Network))
+    seen: dict[str, set[Any]] = {field.name: set() for field in fields}
+
+    @settings(SEARCH, max_examples=400)
+    @given(examples("float16", aims=AIMS, weights=get_args(Weights), max_depth=2, max_width=5, max_batch=6))
+    def attempt(example: Example) -> None:
+        for name, value in {**vars(example), **vars(example.network)}.items():
+            seen[name].add(value)
+        assert example.hits_for_certain == (example.aim != "none")
+        if example.aim == "none" and example.weights in ("offset", "positive"):
+            assert example.cannot_hit
+        assert len(example.network.widths) <= 2
+        assert max(example.network.widths) <= 5
+        assert example.batch <= 6
+        check_promise(example)
+
+    attempt()
+    assert seen["aim"] == set(AIMS)
+    assert seen["kind"] == set(EXAMPLE_KINDS)
+    assert seen["activation"] == set(ACTIVATIONS)
+    assert seen["weights"] == set(get_args(Weights))
+    assert seen["inputs"] == set(get_args(Inputs))
+    assert seen["batch_norm"] == {False, True}
+    assert seen["dtype"] == {"float16"}
+    assert {len(widths) for widths in seen["widths"]} == {1, 2}
+    assert {1, 5} <= {widths[0] for widths in seen["widths"]}
+    assert len(seen["batch"]) == 6
+
+
+def test_knobs_limit_what_is_drawn() -> None:
+    @settings(SEARCH, max_examples=60)
+    @given(
+        examples(
+            torch.float64, kinds=("convnet",), activations=("leaky_relu",), inputs=("ink",), batch_norm=True, max_batch=1
+        )
+    )
+    def attempt(example: Example) -> None:
+        assert (example.dtype, example.network.kind, example.network.activation) == ("float64", "convnet", "leaky_relu")
+        assert (example.inputs, example.network.batch_norm, example.batch, example.aim) == ("ink", True, 1, "none")
+
+    attempt()
+    with pytest.raises(ModelError, match="inputs='cat'"):
+        find(examples("float32", inputs=("cat",)), lambda example: True)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="kind='cnn'"):
+        find(examples("float32", kinds=("cnn",)), lambda example: True)  # type: ignore[arg-type]
