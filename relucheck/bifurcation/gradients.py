@@ -71,7 +71,7 @@ def gradients(
 
 
 def _is_foreign(node: Any) -> bool:
-    return isinstance(node, torch.autograd.function.BackwardCFunction) and not functional.is_own(node)
+    return isinstance(node, torch.autograd.function.BackwardCFunction) and not functional.has_chosen_subgradient(node)
 
 
 def _leaves(nodes: Iterable[Any], known: tuple[Tensor, ...]) -> list[Tensor]:

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 from torch import Tensor, nn
 
-from relucheck.activations.kinks import Activation, given
+from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_mean
 from relucheck.gate.frameworks import TORCH_TARGETS
 from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
@@ -83,7 +83,7 @@ def as_activation(value: Any) -> Activation:
     if isinstance(value, Activation):
         return value
     if isinstance(value, nn.Module):
-        return Activation(type(value).__name__, functools.partial(given, value))
+        return Activation(type(value).__name__, functools.partial(identity, value))
     if inspect.isclass(value) and issubclass(value, nn.Module):
         reachable = "<" not in value.__qualname__
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}()") if reachable else None
@@ -92,7 +92,7 @@ def as_activation(value: Any) -> Activation:
         name = getattr(value, "__name__", type(value).__name__)
         reachable = "<" not in getattr(value, "__qualname__", "<")
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}") if reachable else None
-        return Activation(name, functools.partial(given, value), source=source)
+        return Activation(name, functools.partial(identity, value), source=source)
     raise NotCallableError(
         f"{value!r} is no activation: pass an Activation, an nn.Module class or instance, or a function of one tensor"
     )
@@ -272,7 +272,7 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
     name = name.replace("/", "_")
     line, expression = _source(value, name, module, attribute)
     if isinstance(value, nn.Module):
-        return Activation(name, functools.partial(given, value), source=(line, expression))
+        return Activation(name, functools.partial(identity, value), source=(line, expression))
     is_class = inspect.isclass(value)
     make = _CONSTRUCTORS.get(
         f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}"
@@ -290,7 +290,7 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
         source = (line, f"lambda x: {expression}(x, {text})")
         # the fixed function hides its arguments, this one too, from who asks whether it announces working in place
         inplace: Literal[True] | None = True if named.get("inplace") is True else None
-        return Activation(name, functools.partial(given, fixed), inplace=inplace, source=source)
+        return Activation(name, functools.partial(identity, fixed), inplace=inplace, source=source)
     needed = _required(value, 0 if is_class else 1)
     if needed:
         raise _NeedsArguments(
@@ -299,7 +299,7 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
         )
     if is_class:
         return Activation(name, value, source=(line, f"{expression}()"))
-    return Activation(name, functools.partial(given, value), source=(line, expression))
+    return Activation(name, functools.partial(identity, value), source=(line, expression))
 
 
 def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x: Tensor) -> Any:

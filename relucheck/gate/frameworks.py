@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck.activations.kinks import Activation, given
+from relucheck.activations.kinks import Activation, identity
 
 #: Arguments for activations of ``torch.nn`` that need some; 0.1 is a kink that no dtype represents.
 CONSTRUCTORS: Final[Mapping[str, Mapping[str, Any]]] = {"Threshold": {"threshold": 0.1, "value": 20.0}}
@@ -61,7 +61,7 @@ def functions() -> list[Activation]:
         if arguments:
             function = functools.partial(function, **arguments)
             expression = f"lambda x, **more: F.{name}(x, {_text(arguments)}, **more)"
-        made = functools.partial(given, function)
+        made = functools.partial(identity, function)
         found.append(Activation(name, made, source=("import torch.nn.functional as F", expression)))
     return found
 

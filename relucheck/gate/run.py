@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from relucheck.activations.kinks import Activation, given
+from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
@@ -88,7 +88,7 @@ class Gate:
                 self._add(activation, finding.target)
             for name, reason in finding.skipped:
                 name = self._unique(name, finding.target)
-                self.entries[name] = Entry(Activation(name, functools.partial(given, None)), skip=reason)
+                self.entries[name] = Entry(Activation(name, functools.partial(identity, None)), skip=reason)
         self.peers: dict[str, dict[str, Subject]] = {}
         if any(law.needs_peers for law in self.laws()):
             subjects = {name: entry.subject for name, entry in self.entries.items() if entry.subject is not None}
