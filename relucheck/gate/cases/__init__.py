@@ -1,1 +1,1 @@
-"""What a law looks at and answers with: a case, probes, the kink table, violations and the scripts that reproduce them."""
+"""What laws check and return: cases, probe points, the kink table, violations, and scripts that reproduce violations."""
