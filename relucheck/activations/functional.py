@@ -1,4 +1,4 @@
-"""ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks, as functions of tensors.
+"""Functions ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks.
 
 Forward values come from torch's kernels. Backward is torch's kernel plus a correction at the hits, the elements whose input
 equals a kink. There the gradient is ``s * cotangent``, where ``s`` is the subgradient (Bertoin et al. 2021, "Numerical
@@ -45,13 +45,16 @@ _CUSTOM_NODES: Final = ("_EagerBackward", "_TransformedBackward")
 
 
 def has_chosen_subgradient(node: Any) -> bool:
-    """Whether an autograd node belongs to a function of this module, so that its subgradient can be chosen."""
+    """Whether an autograd node belongs to a function of this module.
+
+    The subgradient of such a node can be chosen.
+    """
     marked: bool = node.metadata.get(_MARK, type(node).__name__.removeprefix("Vmapped") in _CUSTOM_NODES)
     return marked
 
 
 def _hooked(x: Tensor, rule: Rule, slope: float, inplace: bool, subgradients: Sequence[Tensor]) -> Tensor:
-    """Call torch's function, and register a hook on its node if there are hits; see the module's docstring.
+    """Call torch's function and, if there are hits, register a hook; see the module's docstring.
 
     A setter may give the subgradient a shape that does not fit before backward runs. Backward then raises if there are
     hits, and so does the next forward.
@@ -82,7 +85,7 @@ def _correct(
     gradients: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Tensor] | None:
-    """The hook of ``_hooked``: correct the gradient that the node's backward returned at the hits."""
+    """The hook of ``_hooked``: correct the node's gradient at the hits."""
     (gradient,), (cotangent,) = gradients, cotangents
     if gradient is None or cotangent is None:  # a later custom function returned None, which stands for zeros
         return None
@@ -126,7 +129,7 @@ class _Eager(torch.autograd.Function):
 
 
 class _Traced(torch.autograd.Function):
-    """The rule under ``torch.compile``, in operations that the compiler can fuse; see the module's docstring."""
+    """The rule in operations that a compiler can fuse; see the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: Rule, slope: float, *subgradients: Tensor) -> Tensor:
@@ -184,7 +187,10 @@ class _Transformed(torch.autograd.Function):
 
 
 def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether ``shape`` broadcasts to ``target`` without changing it; ``torch.broadcast_shapes`` would raise."""
+    """Whether ``shape`` broadcasts to ``target`` without changing it.
+
+    ``torch.broadcast_shapes`` would raise where it does not.
+    """
     return len(shape) <= len(target) and all(
         size == 1 or size == other  # `size in (1, other)` misses symbolic sizes in torch 2.11
         for size, other in zip(reversed(shape), reversed(target), strict=False)
@@ -201,7 +207,9 @@ def _refuse_misfit(rule: Rule, subgradients: Sequence[Tensor], shape: Sequence[i
 
 
 def _composed(rule: Rule, x: Tensor, slope: float, subgradients: Sequence[Tensor]) -> Tensor:
-    """The rule in differentiable operations: at a hit, subtract a +0 whose derivative is ``-subgradient``.
+    """The rule in differentiable operations.
+
+    At a hit it subtracts a +0 whose derivative is ``-subgradient``.
 
     Subtracting +0 keeps the sign of a zero, while adding it would turn -0 into +0.
     """
@@ -283,7 +291,9 @@ def relu6(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool = False) -> Tens
 
 
 def leaky_relu(x: Tensor, subgradient: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """Compute ``x`` for ``x > 0`` and ``negative_slope * x`` elsewhere, with ``subgradient`` at 0.
+    """Compute LeakyReLU, with ``subgradient`` at 0.
+
+    The value is ``x`` for ``x > 0`` and ``negative_slope * x`` elsewhere.
 
     Arguments and result are those of ``relu``; torch's subgradient, for which NaN stands, is ``negative_slope``.
 

@@ -1,4 +1,4 @@
-"""Numerical search for kinks: the points where a function of one real variable, or its derivative, jumps.
+"""Numerical search for points where a function of one variable, or its derivative, jumps.
 
 The search decides from forward values alone whether there is a kink, because the gradient is what is under test. It has
 three steps. A scan in float64 finds cells in which the slope changes. Repeated magnification of these cells separates kinks
@@ -71,7 +71,7 @@ class FoundKink:
 
     @property
     def minimum_norm(self) -> float:
-        """The element of the Clarke interval nearest zero, which is PyTorch's rule for convex functions.
+        """The element of the Clarke interval nearest zero: PyTorch's rule for convex functions.
 
         Source: https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions".
         """
@@ -80,7 +80,9 @@ class FoundKink:
 
 
 def resolution(y: Tensor) -> float:
-    """Return the machine epsilon of the precision that values were computed in: float64's or float32's.
+    """Return the machine epsilon of the precision that values were computed in.
+
+    It is that of float64 or of float32.
 
     A module that always computes in float32 returns float64 tensors of float32 numbers. Their differences have a larger
     rounding error than those of values computed in float64.
@@ -120,7 +122,10 @@ def _change(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _brackets(f: Function, low: float, high: float) -> tuple[Tensor, Tensor, float]:
-    """Find disjoint brackets [a, b], about 6e-6 wide, each with a jump of value or slope, and the machine epsilon."""
+    """Find disjoint brackets [a, b], about 6e-6 wide, each with a jump of value or slope.
+
+    Returns the ends a and b of all brackets, and the machine epsilon of the values.
+    """
     x = _grid(low, high)
     y = f(x)
     unit = resolution(y)
@@ -154,7 +159,10 @@ def _brackets(f: Function, low: float, high: float) -> tuple[Tensor, Tensor, flo
 
 
 def simplest(low: float, high: float) -> float:
-    """Return the float in [low, high] with the shortest decimal form: 0.7 instead of 0.7000000000000001."""
+    """Return the float in [low, high] with the shortest decimal form.
+
+    For example, 0.7 in place of 0.7000000000000001.
+    """
     # rounding inside the function (x + 3 for x just below 3) shifts the kink that its values show by a few ulps
     margin = 4 * float(torch.finfo(torch.float64).eps) * max(1.0, abs(low))
     for digits, slack in [*((digits, margin) for digits in range(1, 9)), *((digits, 0.0) for digits in range(9, 18))]:
@@ -167,7 +175,10 @@ def simplest(low: float, high: float) -> float:
 
 
 def _last_where(predicate: Callable[[Tensor], Tensor], low: float, high: float) -> tuple[float, float]:
-    """Find neighbouring floats p < q in [low, high] where a predicate that changes once turns from true to false."""
+    """Find neighbouring floats p < q where a predicate turns from true to false.
+
+    The predicate must change once in [low, high].
+    """
     p, q = (int(ordinals(torch.tensor(value, dtype=torch.float64))) for value in (low, high))
     while q - p > 1:
         step = max(1, (q - p) // 32)
@@ -207,7 +218,10 @@ def one_sided(f: Function, at: float, side: int, h: float, unit: float) -> tuple
 
 
 def _rounded(value: float, error: float) -> float:
-    """Round to the fewest decimals that the error (at least 1e-9) allows: 0.010000000000012 becomes 0.01."""
+    """Round to the fewest decimals that the error, at least 1e-9, allows.
+
+    For example, 0.010000000000012 becomes 0.01.
+    """
     width = max(error, 1e-9) * max(1.0, abs(value))
     if not math.isfinite(value) or not math.isfinite(width):
         return value
@@ -218,7 +232,10 @@ def _rounded(value: float, error: float) -> float:
 
 
 def _locate(f: Function, gradient: Function | None, a: float, b: float, left: float, right: float, jump: float) -> float:
-    """Locate the kink inside the bracket [a, b], down to neighbouring floats if values or gradients allow it."""
+    """Locate the kink inside the bracket [a, b].
+
+    The result is exact to neighbouring floats if values or gradients allow it.
+    """
     if abs(jump) > SMALLEST_JUMP:
         ends = f(torch.tensor([a, b], dtype=torch.float64))
         middle = float(ends.mean())

@@ -1,4 +1,4 @@
-"""Declarations of activations and of their kinks, and the declarations for torch's piecewise linear activations."""
+"""Declarations of activations and kinks, and those of torch's piecewise linear activations."""
 
 from __future__ import annotations
 
@@ -110,7 +110,10 @@ class Activation:
 
 
 def identity(value: Any) -> Any:
-    """Return ``value``; ``functools.partial(identity, value)`` is the ``make`` of an activation that exists already."""
+    """Return ``value``.
+
+    ``functools.partial(identity, value)`` is the ``make`` of an activation that exists already.
+    """
     return value
 
 

@@ -1,4 +1,4 @@
-"""ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks, as drop-in replacements for torch's modules."""
+"""Drop-in modules ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ class ChosenSubgradient(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Show the subgradients in the module's ``repr``."""
         # vmap calls the module's repr, and while compiling no value can be read
         chosen = [] if torch.compiler.is_compiling() else [f"{name}={getattr(self, name)}" for name in self.rule.names]
         return ", ".join([*chosen, *filter(None, [super().extra_repr()])])

@@ -1,4 +1,4 @@
-"""Max pooling with a chosen gradient at ties, where several elements of a window equal its maximum.
+"""Max pooling with a chosen gradient at ties: several elements equal a window's maximum.
 
 ``max`` has a kink where several arguments equal the maximum. Its Clarke subdifferential there is the set of convex
 combinations of the tied arguments' unit vectors. This module offers two of its elements. ``native`` is torch's: the first
@@ -82,7 +82,10 @@ class Windows:
         return F.pad(x, (self.padding[1], ends[1], self.padding[0], ends[0]), value=value)
 
     def view(self, padded: Tensor, offset: tuple[int, int], outputs: tuple[int, int]) -> Tensor:
-        """View, [..., OH, OW], of the element at one offset of every window, in a tensor from the method ``padded``."""
+        """View one element of every window in a padded tensor, [..., OH, OW].
+
+        The element is the one at ``offset``, and the method ``padded`` returns the tensor.
+        """
         (down, right), (rows, columns) = offset, self.stride
         return padded[
             ..., down : down + (outputs[0] - 1) * rows + 1 : rows, right : right + (outputs[1] - 1) * columns + 1 : columns
@@ -132,7 +135,7 @@ class PoolingSetting:
 def _shared(
     cotangent: Tensor, x: Tensor, pooled: Tensor, indices: Tensor, windows: Windows, setting: PoolingSetting
 ) -> Tensor:
-    """Compute the gradient that divides each cotangent equally among tied maxima; elsewhere it is torch's."""
+    """Divide each cotangent equally among tied maxima; elsewhere the gradient is torch's."""
     native = torch.ops.aten.max_pool2d_with_indices_backward(cotangent, x, *windows.arguments, indices)
     count = tied_maxima(x, pooled, windows)
     tied = count > 1
@@ -163,7 +166,10 @@ def _shared(
 
 
 class _MaxPool2d(torch.autograd.Function):
-    """Max pooling whose backward reads the setting when it runs and is differentiable in the cotangent."""
+    """Max pooling whose backward reads the setting when it runs.
+
+    It is differentiable in the cotangent.
+    """
 
     @staticmethod
     def forward(x: Tensor, windows: Windows, setting: PoolingSetting) -> tuple[Tensor, Tensor]:

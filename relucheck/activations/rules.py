@@ -1,4 +1,4 @@
-"""The rules of piecewise linear activations in forward and backward, and the validation of subgradients."""
+"""Forward and backward of piecewise linear activations, and validation of subgradients."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ ModelSubgradient = float | tuple[float, float] | None
 
 
 def as_model_subgradient(value: Any) -> ModelSubgradient:
-    """Validate the subgradient setting of a model: a finite number, a pair of finite numbers, or None.
+    """Validate the subgradient of a model: a finite number, a pair of them, or None.
 
     Raises:
         SubgradientError: for any other value.
