@@ -1,4 +1,4 @@
-"""Check given activations: with ``check_activation`` in plain Python, with ``parametrize_with_laws`` in a pytest test."""
+"""Check given activations, in plain Python or in a pytest test."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def check_activation(
     on_fail: Literal["raise", "return"] = "raise",
     **settings: Any,
 ) -> list[Verdict]:
-    """Check one activation against the laws, without pytest; modelled on scikit-learn's ``check_estimator``.
+    """Check one activation against the laws, without pytest.
+
+    Modelled on scikit-learn's ``check_estimator``.
 
     Args:
         activation: an ``Activation``, an ``nn.Module`` class or instance, or a function of one tensor.

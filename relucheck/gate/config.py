@@ -1,4 +1,4 @@
-"""The gate's configuration, from ``[tool.relucheck]`` in pyproject.toml and the command line. Imports no torch."""
+"""The gate's configuration, from pyproject.toml and the command line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAIL_ON: Final = ("error", "notice")
 
 
 class ConfigError(RelucheckError, ValueError):
-    """A setting of the gate whose value is not allowed; the message names the setting, the rule and the fix."""
+    """A setting of the gate whose value is not allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,10 @@ def _named(setting: str) -> str:
 
 
 def suggestion(wanted: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'relu'?)"`` for a misspelt name or id, or an empty string where none is near."""
+    """Return ``" (did you mean 'relu'?)"`` for a misspelt name or id.
+
+    The result is empty if no known name is near.
+    """
     hint = did_you_mean(wanted, known, most=2).strip()
     return f" ({hint})" if hint else ""
 
@@ -216,7 +219,9 @@ def from_table(table: Mapping[str, Any], root: Path | None = None) -> GateConfig
 
 
 def read_table(root: Path) -> Mapping[str, Any]:
-    """Read the ``[tool.relucheck]`` table of ``root/pyproject.toml``; it is empty if the file or the table is missing.
+    """Read the ``[tool.relucheck]`` table of ``root/pyproject.toml``.
+
+    It is empty if the file or the table is missing.
 
     Raises:
         ConfigError: for a file that is not valid TOML.
@@ -235,7 +240,9 @@ def read_table(root: Path) -> Mapping[str, Any]:
 
 
 def read(root: Path) -> GateConfig:
-    """Read the configuration in ``root/pyproject.toml``; settings that it does not name have their defaults.
+    """Read the configuration in ``root/pyproject.toml``.
+
+    Settings that the file does not name have their defaults.
 
     Raises:
         ConfigError: for a file that is not valid TOML, an unknown key, or a value that is not allowed.
@@ -262,7 +269,7 @@ OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def merged(root: Path, options: Mapping[str, Any], folder: Path) -> GateConfig:
-    """Merge the configuration in ``root/pyproject.toml`` with command-line options, which take precedence.
+    """Merge pyproject.toml with command-line options, which take precedence.
 
     Args:
         root: folder of pyproject.toml.

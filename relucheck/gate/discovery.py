@@ -58,7 +58,9 @@ class Finding:
 
 
 def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
-    """Register how to construct an activation class that needs arguments, or how to fix a function's other arguments.
+    """Register how to construct an activation class that needs arguments.
+
+    For a function with further arguments, ``make`` returns a function of one tensor.
 
     Args:
         name: the class or function, its name, or ``"module:Name"``.
@@ -79,7 +81,7 @@ def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
 
 
 def as_activation(value: Any) -> Activation:
-    """Convert an ``nn.Module`` class or instance, or a function of one tensor, to an ``Activation``.
+    """Convert a module class, a module or a function of one tensor to an ``Activation``.
 
     An ``Activation`` is returned as it is.
 
@@ -140,7 +142,7 @@ def discover(
 
 
 def _load(target: str, root: Path) -> tuple[Any, str]:
-    """Import the module that a target names; return it and the attribute after the colon (empty for none)."""
+    """Import the module that a target names; return it and the attribute after the colon."""
     place, _, attribute = target.partition(":") if not target.endswith(".py") else (target, "", "")
     if not place.strip():
         raise TargetImportError(
@@ -220,7 +222,7 @@ def _collect(
 
 
 def _unpack(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of the activations in a list or mapping, or the value itself if it is an activation."""
+    """Yield name and value of each activation in a list or mapping, or of the value itself."""
     if isinstance(value, Mapping):
         yield from ((str(key).replace("/", "_"), item) for key, item in value.items())
     elif isinstance(value, list | tuple):
@@ -317,7 +319,7 @@ def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x
 
 
 def _reach(value: Any, name: str, module: Any, attribute: str) -> str | None:
-    """Return an expression for a value in its module's namespace: a name, or an entry of a list or mapping.
+    """Return an expression for a value in its module: a name, or an entry of a container.
 
     None if the module does not refer to the value.
     """

@@ -1,4 +1,4 @@
-"""torch's activations, as targets of the gate and for comparison with equal spellings, with their arguments."""
+"""torch's activations, as targets and for comparison with equal spellings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def _text(arguments: Mapping[str, Any]) -> str:
 
 
 def modules() -> list[Activation]:
-    """Return the activation classes of ``torch.nn``, without ``MultiheadAttention``, and the variants."""
+    """Return the activation classes of ``torch.nn`` and the variants.
+
+    ``MultiheadAttention`` is left out.
+    """
     activations = []
     for name, cls in sorted(vars(nn.modules.activation).items()):
         if not (inspect.isclass(cls) and issubclass(cls, nn.Module)) or cls.__module__ != nn.modules.activation.__name__:

@@ -1,4 +1,6 @@
-"""The gate as pytest items: ``pytest --relucheck mylib.activations``. Imported only in runs that use the gate.
+"""The gate as pytest items: ``pytest --relucheck mylib.activations``.
+
+Imported only in runs that use the gate.
 
 Items are collected beside the other tests. They have the marker ``relucheck``, so ``-m relucheck`` selects the gate alone,
 and ids ``Activation/law/dtype``, which ``-k`` matches. Each verdict is attached to its pytest report, so workers of
@@ -127,21 +129,27 @@ def run_protocol(item: pytest.Item) -> bool | None:
 
 
 def attach(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Attach a verdict to the report of its item, as plain data that xdist can send from a worker."""
+    """Attach a verdict to its item's report, as plain data that xdist can send."""
     result = getattr(item, "relucheck_result", None)
     if report.when == "call" and isinstance(item, GateItem) and result is not None:
         report.relucheck = result  # type: ignore[attr-defined]  # reports carry extra attributes over xdist
 
 
 def receive(config: pytest.Config, report: pytest.TestReport) -> None:
-    """Store the verdict that a report carries, in the controller of a distributed run or in the only process."""
+    """Store the verdict that a report carries.
+
+    This runs in the controller of a distributed run, or in the only process.
+    """
     result = getattr(report, "relucheck", None)
     if result is not None:
         config.stash.setdefault(_RESULTS, []).append(result)
 
 
 def status(report: pytest.TestReport) -> tuple[str, str, str | tuple[str, dict[str, bool]]] | None:
-    """Return how the terminal shows a notice or an expected failure; None leaves the report to pytest."""
+    """Return how the terminal shows a notice or an expected failure.
+
+    None leaves the report to pytest.
+    """
     result = getattr(report, "relucheck", None)
     if result is None or report.when != "call":
         return None
@@ -153,13 +161,16 @@ def status(report: pytest.TestReport) -> tuple[str, str, str | tuple[str, dict[s
 
 
 def results(config: pytest.Config) -> list[dict[str, Any]]:
-    """Return all verdicts of the run as dictionaries, in an order that does not depend on the workers."""
+    """Return all verdicts of the run as dictionaries, in a fixed order."""
     received: list[dict[str, Any]] = config.stash.get(_RESULTS, [])
     return sorted(received, key=lambda r: (r["activation"], r["law"], r["dtype"], r["device"]))
 
 
 def baseline_drift(config: pytest.Config) -> list[str]:
-    """Return the differences of the kink table from the baseline, or one line that says why they cannot be compared."""
+    """Return the differences of the kink table from the baseline, one line each.
+
+    If the two cannot be compared, the only line says why.
+    """
     settings = configuration(config)
     if not settings.baseline:
         return []

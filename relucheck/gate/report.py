@@ -1,4 +1,4 @@
-"""Reports of the gate: terminal tables, JSON, Markdown, and the comparison of two kink tables.
+"""Reports of the gate: terminal tables, JSON, Markdown, and comparison of kink tables.
 
 This module handles only plain data (verdicts as dictionaries), so the controller of a distributed pytest run needs neither
 torch nor the target.
@@ -126,7 +126,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def searched(results: Iterable[Row]) -> dict[str, list[str]]:
-    """Return, by activation, the dtypes in which a run searched for kinks, also where it found none."""
+    """Return, by activation, the dtypes in which a run searched for kinks.
+
+    Dtypes in which it found none are included.
+    """
     dtypes: dict[str, list[str]] = {}
     for result in results:
         if result["kinks"] is not None and result["dtype"] not in dtypes.setdefault(result["activation"], []):
@@ -220,13 +223,16 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def worst(outcomes: Iterable[str]) -> str:
-    """Return the worst of several outcomes, which a cell of the matrix shows; passed comes before skipped."""
+    """Return the worst of several outcomes, which a cell of the matrix shows.
+
+    Passed takes precedence over skipped.
+    """
     present = set(outcomes)
     return next((outcome for outcome in _ORDER if outcome in present), "")
 
 
 def matrix(results: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], str]]:
-    """Return the activations, the laws, and for each pair of them the worst outcome over dtypes and devices."""
+    """Return activations, laws, and the worst outcome of each pair over dtypes and devices."""
     real = [result for result in results if result["dtype"] != "-"]
     activations = list(dict.fromkeys(result["activation"] for result in real))
     laws = list(dict.fromkeys(result["law"] for result in real))
@@ -237,7 +243,7 @@ def matrix(results: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str
 
 
 def _modes(subgradient: Mapping[str, Any]) -> str:
-    """Format the subgradients of all modes: one number where they agree, else the number of each differing mode."""
+    """Format the subgradients of all modes; one number where they agree."""
     values = {mode: value for mode, value in subgradient.items() if value is not None}
     reverse = _number(subgradient.get("reverse"))
     others = [f"{mode} {_number(value)}" for mode, value in values.items() if _number(value) != reverse]
@@ -323,7 +329,7 @@ def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> 
 
 
 def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
-    """Format a report as Markdown: counts, failures with scripts, matrix, notices and kink table.
+    """Format a report as Markdown: counts, failures, matrix, notices and kink table.
 
     Args:
         results: verdicts as dictionaries.

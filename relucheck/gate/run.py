@@ -1,4 +1,4 @@
-"""A run of the gate: find the activations of the targets, check them against the laws, return verdicts.
+"""A run of the gate: finds activations, checks them against the laws, returns verdicts.
 
     gate = Gate(GateConfig(targets=("mylib.activations",)))
     for item in gate.items():    # one item per activation, law, dtype and device
@@ -167,7 +167,10 @@ class Gate:
         return items + self._stale(items) + self._unused()
 
     def _unused(self) -> list[Item]:
-        """Return an item with a notice for each surrogate or constructor in the configuration that no activation has."""
+        """Return a notice for each configured name that no activation has.
+
+        These are the names under ``surrogates`` and ``constructors``.
+        """
         known = {name for key, entry in self.entries.items() for name in (key, entry.activation.name)}
         # where two targets share a name, the entry is called TARGET:NAME
         known |= {name.rpartition(":")[2] for name in known}
@@ -183,7 +186,7 @@ class Gate:
         ]
 
     def _items_of(self, name: str, entry: Entry) -> list[Item]:
-        """Return an item per law that applies, dtype and device, or a single item that says why there are none.
+        """Return an item per law, dtype and device, or one item that says why there are none.
 
         Which laws apply depends on properties of the activation, such as an attribute ``inplace``, so its code may run.
         """
@@ -285,7 +288,10 @@ class Gate:
         return verdict("passed", kinks=rows)
 
     def _ready(self, case: Case) -> None:
-        """Skip a law if forward or backward raises; the law that explains failures reports it once for all laws."""
+        """Skip a law if forward or backward raises.
+
+        The law that explains failures reports the error once for all laws.
+        """
         see = item_id(case.name, EXPLAINS_FAILURE.name, dtype_name(case.dtype), case.device)
         if self.entries[case.name].problem:
             raise NotApplicable(f"{self.entries[case.name].problem}; no further law was checked")

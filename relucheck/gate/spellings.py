@@ -15,7 +15,9 @@ from relucheck.gate.subject import Subject
 def equal_spellings_of(
     subjects: Mapping[str, Subject], scan: tuple[float, float], guard: Callable[[], AbstractContextManager[Any]]
 ) -> dict[str, dict[str, Subject]]:
-    """Find, for each activation, the others that are numerically the same function, in the run and in torch.
+    """Find, for each activation, others that are numerically the same function.
+
+    The candidates are the activations of the run and those of torch.
 
     Two activations count as the same function if their float64 values agree to 1e-9 relative on a fixed grid. An activation
     whose gradient is declared a surrogate has only the one that it declares (``same_as``).

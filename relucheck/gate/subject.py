@@ -1,4 +1,4 @@
-"""An activation as a function of vectors in any dtype, which the laws can call and differentiate.
+"""An activation as a function of vectors, which laws can call and differentiate.
 
 Activations are modules or functions, with or without parameters, per element or per channel. A ``Subject`` turns each of
 them into a function from shape (n,) to shape (n,). For a callable that is not an elementwise function it raises an error
@@ -27,7 +27,10 @@ _PROBE: Final = (-2.5, -1.25, -0.625, -0.1, 0.15, 0.7, 1.3, 2.75)
 
 
 class NotAnActivation(RelucheckError):
-    """A callable to which the laws do not apply, because it changes shapes, mixes elements or draws random numbers."""
+    """A callable to which the laws do not apply.
+
+    It changes shapes, mixes elements or draws random numbers.
+    """
 
 
 class _ChangesShape(NotAnActivation):
@@ -43,7 +46,7 @@ class Disconnected(RelucheckError):
 
 
 def _required_tensors(module: Any) -> list[str]:
-    """Return the names of the required arguments after the first, of ``forward`` or of a function."""
+    """Return the names of the required arguments after the first."""
     try:
         parameters = inspect.signature(module.forward if isinstance(module, nn.Module) else module).parameters.values()
     except (TypeError, ValueError):
@@ -64,7 +67,7 @@ def make_seeded(make: Callable[[], Any], seed: int = SEED) -> Any:
 
 
 class Subject:
-    """One activation under test: a map from R^n to R^n in any dtype, with reverse-mode differentiation.
+    """One activation under test: a differentiable map from R^n to R^n in any dtype.
 
     The class isolates the laws from the framework, here torch. A subclass for another framework sets ``framework``, calls
     the activation (``function``, ``widened``, ``exact``) and differentiates it (``pullback``). Vectors go in and come out
@@ -78,7 +81,6 @@ class Subject:
         framework: name of the framework that differentiates the activation.
         activation: the activation and its declarations.
         original: the callable that ``activation.make`` returned.
-        learnable: whether the activation has trainable parameters.
         evaluating: whether it is checked in eval mode, because it draws random numbers in training mode.
         shape: shape to which a vector is expanded before the call; -1 stands for the vector. Usually ``(-1,)``, and
             ``(1, 3, -1)`` for a module with a parameter for each of 3 channels.
@@ -113,10 +115,12 @@ class Subject:
 
     @property
     def name(self) -> str:
+        """Name of the activation."""
         return self.activation.name
 
     @property
     def learnable(self) -> bool:
+        """Whether the activation has trainable parameters."""
         return any(parameter.requires_grad for parameter in self.parameters(self.original))
 
     @staticmethod
@@ -146,7 +150,7 @@ class Subject:
         return argument is not None and argument.default is True
 
     def has_state(self) -> bool:
-        """Whether its values depend on parameters or buffers, which are rounded when the dtype changes."""
+        """Whether its values depend on parameters or buffers, which a change of dtype rounds."""
         return isinstance(self.original, nn.Module) and bool(self.original.state_dict())
 
     # -- classification: is it an elementwise function, and in which layout -------------------------------------------
@@ -187,7 +191,7 @@ class Subject:
                 self.original.eval()
                 self.evaluating = True
             if not torch.equal(self._try(x), self._try(x)):
-                raise NotAnActivation("two calls on the same input give different values, in eval mode too")
+                raise NotAnActivation("random: two calls on the same input give different values, in eval mode too")
             self.notes.append("random in training mode, so it is checked in eval mode")
             first = self._try(x)
         # the value 50 exceeds the others, which reveals functions that depend on the largest input (sparsemax, entmax)
@@ -203,7 +207,7 @@ class Subject:
                 )
 
     def _try(self, x: Tensor) -> Tensor:
-        """Call the activation on a copy of ``x``, and raise an error that says how it fails to be an activation."""
+        """Call the activation on a copy of ``x``; raise an error if it is no activation."""
         argument = x.clone()
         try:
             with torch.no_grad():
@@ -245,7 +249,7 @@ class Subject:
         return self.shape[1] if self.shape in self._channel_shapes() else 1
 
     def of_channel(self, channel: int) -> Subject:
-        """Return a copy of this subject for another channel, with parameters that differ between channels."""
+        """Return a copy for another channel, with parameters that differ between channels."""
         other = copy.copy(self)
         # drop what was computed for this channel
         other.channel, other._kinks, other._callables = channel, {}, {}
@@ -265,7 +269,10 @@ class Subject:
         return self._callables[key]
 
     def fresh(self, dtype: torch.dtype, device: str = "cpu") -> Any:
-        """Return a new copy of the activation in a dtype and on a device; a function is returned as it is."""
+        """Return a new copy of the activation in a dtype and on a device.
+
+        A function is returned as it is.
+        """
         return self.placed(self.original, dtype, device)
 
     def placed(self, target: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
@@ -373,7 +380,10 @@ class Subject:
         return f, self._kinks[key]
 
     def _gradient64(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
-        """Return the activation's gradient in float64 as a function, or None; it places kinks between adjacent floats."""
+        """Return the activation's gradient in float64 as a function, or None.
+
+        The kink search uses it to place kinks between adjacent floats.
+        """
         f = self.widened(dtype)
 
         def gradient(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Items, which a run of the gate checks, and their verdicts, as plain data. Imports no torch."""
+"""Items, which a run checks, and their verdicts, as plain data. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ STALE: Final = "expected-failures"
 
 
 def item_id(activation: str, law: str, dtype: str, device: str = "cpu") -> str:
-    """Return the id ``Activation/law/dtype``; a device other than the CPU is appended as ``@device``."""
+    """Return the id ``Activation/law/dtype``.
+
+    A device other than the CPU is appended as ``@device``.
+    """
     return f"{activation}/{law}/{dtype}" + ("" if device == "cpu" else f"@{device}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One check of a run: an activation under a law in a dtype, or a fact about a target or the configuration.
+    """One check of a run: an activation under a law in a dtype.
+
+    An item can also report a fact about a target or about the configuration.
 
     Attributes:
         activation: name of the activation, or of the target.
@@ -88,7 +93,10 @@ class Verdict:
 
 
 def judged(verdict: Verdict, expected: Sequence[ExpectedFailure]) -> Verdict:
-    """Apply the expected failures to a verdict; an expected failure that does not happen becomes a failure."""
+    """Apply the expected failures to a verdict.
+
+    A failure that is expected and does not happen becomes a failure.
+    """
     entries = [entry for entry in expected if entry.matches(verdict.id)]
     if not entries or verdict.outcome == "skipped" or verdict.law == STALE:
         return verdict

@@ -1,1 +1,1 @@
-"""What laws check and return: cases, probe points, the kink table, violations, and scripts that reproduce violations."""
+"""Cases, which laws check, with probe points, kink tables, violations and scripts."""

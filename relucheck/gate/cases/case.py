@@ -1,4 +1,4 @@
-"""One activation in one dtype on one device: probe points, and the gradients that are right there.
+"""One activation in one dtype on one device, with probe points and the allowed gradients.
 
 Each quantity is computed once per case and shared by all laws, so that thousands of items take seconds.
 """
@@ -29,7 +29,9 @@ ISOLATED: Final = (0.0, -0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 
 
 
 class Case:
-    """An activation in one dtype on one device, with probe points, its gradients there, and the allowed gradients.
+    """One activation in one dtype on one device, which a law checks.
+
+    It offers probe points, the gradients there, and the gradients that are allowed there.
 
     Attributes:
         subject: the activation.
@@ -60,14 +62,17 @@ class Case:
 
     @property
     def activation(self) -> Activation:
+        """The activation and its declarations."""
         return self.subject.activation
 
     @property
     def name(self) -> str:
+        """Name of the activation."""
         return self.subject.name
 
     @property
     def eps(self) -> float:
+        """The machine epsilon of the dtype."""
         return float(torch.finfo(self.dtype).eps)
 
     @property
@@ -82,7 +87,10 @@ class Case:
 
     @functools.cached_property
     def exact(self) -> Callable[[Tensor], Tensor]:
-        """The function of real numbers that the activation approximates, float64 of shape (n,) in and out."""
+        """The function of real numbers that the activation approximates.
+
+        It maps float64 vectors (n,) to float64 vectors (n,).
+        """
         return self.subject.exact_and_kinks(self.dtype)[0]
 
     @functools.cached_property
@@ -132,7 +140,10 @@ class Case:
 
     @functools.cached_property
     def finite_values(self) -> Tensor:
-        """All finite values of a 16-bit dtype, or a logarithmic grid over the whole range of a wider dtype, (n,)."""
+        """Finite inputs over the whole range of the dtype, (n,).
+
+        These are all values of a 16-bit dtype, and a logarithmic grid of a wider one.
+        """
         if self.dtype in (torch.float16, torch.bfloat16):
             every = all_values(self.dtype)
             return every[every.isfinite()].to(self.device)
@@ -149,7 +160,7 @@ class Case:
 
     @functools.cached_property
     def near_kinks(self) -> Tensor:
-        """Each kink rounded to the dtype, and the two representable values next to it on each side, (n,)."""
+        """Each kink rounded to the dtype, and its two nearest values on each side, (n,)."""
         if not self.kinks:
             return self.tensor([])
         at = self.tensor([kink.at for kink in self.kinks])
@@ -159,7 +170,10 @@ class Case:
 
     @functools.cached_property
     def x(self) -> Tensor:
-        """The probe points, finite, (n,): kinks and their neighbours first, then special points, a grid, powers of two."""
+        """The probe points, finite, (n,).
+
+        Kinks and their neighbours come first, then special points, a grid and powers of two.
+        """
         isolated = torch.tensor([*ISOLATED, *(-value for value in ISOLATED)], dtype=torch.float64)
         ordinary = torch.linspace(-12, 12, 97, dtype=torch.float64) + 0.0137
         # the powers of two below are sparse in wide dtypes, and a function may saturate at 100
@@ -188,7 +202,10 @@ class Case:
 
     @functools.cached_property
     def nearest(self) -> tuple[Tensor, Tensor]:
-        """Index of the kink nearest to each probe point (-1 without kinks), and its distance, float64; (n,) each."""
+        """Index of the kink nearest to each probe point, and its distance, (n,) each.
+
+        The index is -1 without kinks, the distance is float64.
+        """
         x = self.x.to(torch.float64).cpu()
         if not self.kinks:
             return torch.full(x.shape, -1), torch.full_like(x, math.inf)
@@ -227,12 +244,12 @@ class Case:
 
     @functools.cached_property
     def allowed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Lowest allowed gradient, highest allowed gradient and tolerance at each probe point, float64, (n,) each.
+        """Lowest and highest allowed gradient, and tolerance, at each probe point.
 
-        The cotangent is 1. At a kink the bounds are its Clarke interval. Elsewhere they are the two one-sided derivatives
-        of the exact function, which agree unless the search missed a kink, or NaN where they are unknown. The tolerance is
-        8 machine epsilons of a 16-bit dtype and 64 of a wider one, more for larger ``|x|``, where correct implementations
-        lose digits, plus 10 times the error of the finite differences.
+        All three are float64, (n,), for cotangent 1. At a kink the bounds are the ends of its Clarke interval. Elsewhere
+        they are the two one-sided derivatives of the exact function, which agree unless the search missed a kink, or NaN
+        where they are unknown. The tolerance is 8 machine epsilons of a 16-bit dtype and 64 of a wider one, more for larger
+        ``|x|``, where correct implementations lose digits, plus 10 times the error of the finite differences.
         """
         x = self.x.to(torch.float64).cpu()
         left, right, error = derivatives(self.exact, x, self.kinks)
@@ -249,11 +266,11 @@ class Case:
 
     @functools.cached_property
     def inaccuracy(self) -> Tensor:
-        """Distance of the gradients for cotangent 1 from their bounds, the largest among 9 adjacent points, float64 (n,).
+        """Distance of the gradients from their bounds, the largest of 9 adjacent points.
 
-        A polynomial or quotient with cancellation loses digits, and not the same ones for another cotangent or in another
-        mode. Laws that compare two gradients therefore allow for this inaccuracy, while the law ``derivative`` limits it.
-        It is 0 for surrogates.
+        The result is float64, (n,), for cotangent 1. A polynomial or quotient with cancellation loses digits, and not the
+        same ones for another cotangent or in another mode. Laws that compare two gradients therefore allow for this
+        inaccuracy, while the law ``derivative`` limits it. It is 0 for surrogates.
         """
         low, high, _ = self.allowed
         g = self.g.to(torch.float64).cpu()
@@ -276,7 +293,10 @@ class Case:
         return self.rounded(kink.at) == kink.at
 
     def tolerance(self, kink: FoundKink) -> float:
-        """Return how far a subgradient may lie outside its interval: a few machine epsilons plus the error of the ends."""
+        """Return how far a subgradient may lie outside its interval.
+
+        The tolerance is a few machine epsilons plus the error of the interval's ends.
+        """
         low, high = kink.hull
         curved = 8 if abs(kink.at) > 0 else 4
         return curved * self.eps * max(abs(low), abs(high), 0.125) + 10 * kink.error + 2e-9
@@ -284,7 +304,10 @@ class Case:
     # -- violations -----------------------------------------------------------------------------------------------------
 
     def kink_near(self, x: float) -> FoundKink | None:
-        """Return the kink nearest to a number; None without kinks or for a number that is not finite."""
+        """Return the kink nearest to a number.
+
+        None without kinks, and for a number that is not finite.
+        """
         return min(self.kinks, key=lambda kink: abs(kink.at - x), default=None) if math.isfinite(x) else None
 
     def fail(

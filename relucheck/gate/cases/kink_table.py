@@ -1,4 +1,7 @@
-"""The kink table of a case: the subgradient at every kink, which the gate reports whether or not a law is broken."""
+"""The kink table of a case: the subgradient at every kink.
+
+The gate reports it whether or not a law is broken.
+"""
 
 from __future__ import annotations
 

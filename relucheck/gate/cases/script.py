@@ -13,12 +13,12 @@ from relucheck.numerics.dtypes import dtype_name
 
 
 def interval(low: float, high: float) -> str:
-    """Format an interval of allowed values for a message; a single number if both ends are equal."""
+    """Format an interval of allowed values; one number if both ends are equal."""
     return f"{low!r}" if low == high else f"[{low!r}, {high!r}]"
 
 
 def within(expression: str, low: float, high: float, tolerance: float) -> str:
-    """Return the condition that an expression lies in an interval, up to a tolerance, as Python code."""
+    """Return the condition that an expression lies in an interval, up to a tolerance."""
     return f"{low - tolerance:.9g} <= {expression} <= {high + tolerance:.9g}"
 
 
@@ -29,7 +29,7 @@ class Script:
         self.subject, self.dtype, self.device = subject, dtype, device
 
     def header(self, *, copying: bool = True) -> list[str]:
-        """Return the first lines of a script, which define the activation as ``act`` in the dtype under test.
+        """Return the first lines of a script, which define the activation as ``act``.
 
         An activation that writes to its input gets a copy of the input, unless ``copying`` is False.
         """
@@ -51,7 +51,10 @@ class Script:
         return lines + (self.copying() if copying else [])
 
     def copying(self) -> list[str]:
-        """Return lines that make ``act`` work on a copy of its input; none if it does not write to its input."""
+        """Return lines that make ``act`` work on a copy of its input.
+
+        There are none if it does not write to its input.
+        """
         if not self.subject.writes:
             return []
         if isinstance(self.subject.original, nn.Module):
@@ -60,7 +63,7 @@ class Script:
 
     @property
     def place(self) -> str:
-        """The dtype, and the device if it is not the CPU, as arguments of ``to`` and ``torch.tensor``."""
+        """Dtype and device as arguments of ``to`` and ``torch.tensor``; the CPU is left out."""
         if self.device == "cpu":
             return f"dtype=torch.{dtype_name(self.dtype)}"
         return f'dtype=torch.{dtype_name(self.dtype)}, device="{self.device}"'
@@ -77,14 +80,14 @@ class Script:
 
     @property
     def pick(self) -> str:
-        """The index that selects the checked channel of a result, as Python code; empty for plain vectors."""
+        """The index that selects the checked channel, as Python code; empty for plain vectors."""
         shape = self.subject.shape
         if shape == (-1,):
             return ""
         return "[" + ", ".join(":" if n == -1 else str(min(self.subject.channel, n - 1)) for n in shape) + "]"
 
     def gradient(self, x: float, cotangent: float, condition: str, comment: str) -> str:
-        """Return a script that computes one gradient as the number ``got`` and asserts ``condition``.
+        """Return a script that computes one gradient and asserts a condition about it.
 
         Args:
             x: the input element.

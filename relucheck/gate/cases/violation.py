@@ -1,4 +1,4 @@
-"""Violations of laws, with a message that can be pasted into an issue and a script that can be run."""
+"""Violations of laws, with a message for an issue and a script that can be run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class Counterexample:
 
 
 class NotApplicable(RelucheckError):
-    """A law that does not apply to an activation or a dtype; the item is skipped with this message as its reason."""
+    """A law that does not apply to an activation or a dtype.
+
+    The item is skipped, with this message as the reason.
+    """
 
 
 class LawViolation(RelucheckError, AssertionError):
@@ -115,7 +118,10 @@ def hexadecimal(value: float) -> str:
 
 
 def ulps_between(a: float, b: float, dtype: torch.dtype) -> int | None:
-    """Return the distance between two numbers in ulps of ``dtype``; None if one is not finite in ``dtype``."""
+    """Return the distance between two numbers in ulps of a dtype.
+
+    None if one of them is not finite in the dtype.
+    """
     if not (math.isfinite(a) and math.isfinite(b)):
         return None
     pair = torch.tensor([a, b], dtype=torch.float64).to(dtype)

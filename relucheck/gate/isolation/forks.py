@@ -1,4 +1,4 @@
-"""Ends forked child processes that return from a target's code into relucheck's, and reports them to the parent.
+"""Ends forked child processes that return from a target's code into relucheck's.
 
 ``os.fork`` returns in the parent and in the child. A child that leaves the target's code would repeat the rest of the run:
 check the other items, write the reports, and call the target again, which forks again. A child that stays in the target's
@@ -25,7 +25,7 @@ _CAME_BACK: Final = b"came back "
 
 
 class StrayChild(RelucheckError):
-    """A child process that a target forked and that returned into relucheck's code, where it was ended."""
+    """A forked child process that returned into relucheck's code, where it was ended."""
 
 
 class _Region:
@@ -69,13 +69,13 @@ class _Region:
             sys.setprofile(watch)
 
     def end(self) -> None:
-        """End a child process without flushing buffers or running exit handlers, which belong to the parent."""
+        """End a child process without flushing buffers or running exit handlers."""
         with contextlib.suppress(OSError):
             os.write(self.report, _CAME_BACK + str(os.getpid()).encode())
         os._exit(0)
 
     def came_back(self) -> bool:
-        """Whether a child returned; called in the parent, it waits a moment for children that have not ended."""
+        """Whether a child returned; waits a moment for children that have not ended."""
         returned = False
         until = time.monotonic() + _PATIENCE
         for reading in self.children:
@@ -118,7 +118,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def ended(seconds: float) -> Iterator[None]:
-    """Context manager that ends each process forked in the block as soon as it returns into relucheck's code.
+    """End each process forked in the block as soon as it returns into relucheck's code.
 
     Args:
         seconds: time limit of a child that does not return, in seconds.

@@ -1,4 +1,4 @@
-"""Runs other people's code in isolation: time and memory limits, captured output, and restored global state."""
+"""Runs other people's code with limits, captured output and restored global state."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Runaway(RelucheckError):
 
 
 class CodeRaised(RelucheckError):
-    """An exception that other people's code raised, SystemExit and other BaseExceptions included.
+    """Any exception that other people's code raised, SystemExit included.
 
     Attributes:
         raised: the exception.
@@ -82,11 +82,11 @@ def _imports(frame: FrameType | None) -> bool:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Context manager that raises ``TimeLimitExceeded`` in its block after a time, and then every half second.
+    """Raise ``TimeLimitExceeded`` in the block after a time, and then every half second.
 
-    The import of an installed module is not interrupted, and its time does not count. If such an import is under way when
-    the time is up, the clock starts again at its end, or the import is given up after a minute. So no verdict depends on
-    which item imports a module first.
+    The import of an installed module is not interrupted, and its time does not count: if such an import is under way when
+    the time is up, the clock starts again when the import ends. So no verdict depends on which item imports a module first.
+    Only an import that takes a minute longer than the limit is interrupted.
 
     The limit uses an interval timer and SIGALRM. It works in the main thread on POSIX systems; elsewhere there is no limit.
     It cannot stop a call that never returns from native code; ``pytest-timeout --timeout-method=thread`` can.
@@ -127,7 +127,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_limit(extra: int) -> Iterator[None]:
-    """Context manager that limits the memory that its block may allocate; beyond it torch and Python raise.
+    """Limit the memory that the block may allocate; beyond it torch and Python raise.
 
     The limit is RLIMIT_AS, on the address space. It works on Linux; elsewhere there is no limit.
 
@@ -201,7 +201,7 @@ class _Generators:
 
 @contextlib.contextmanager
 def preserved_state() -> Iterator[list[str]]:
-    """Context manager that restores global state after its block.
+    """Restore global state after the block, and list what the block had changed.
 
     It covers default dtype, default device, grad mode, flush-denormal mode, anomaly mode, deterministic algorithms, float32
     matmul precision, number of threads, the working directory, and the default random generators of torch, Python and
@@ -227,7 +227,7 @@ def preserved_state() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[io.StringIO]:
-    """Context manager that captures what its block prints, and yields the buffer."""
+    """Capture what the block prints, and yield the buffer."""
     buffer = io.StringIO()
     with contextlib.redirect_stdout(buffer), contextlib.redirect_stderr(buffer):
         yield buffer
@@ -235,7 +235,10 @@ def silenced() -> Iterator[io.StringIO]:
 
 @contextlib.contextmanager
 def _single_thread() -> Iterator[None]:
-    """Limit torch to one thread: for vectors of a few hundred elements more threads only wait for each other."""
+    """Limit torch to one thread.
+
+    For vectors of a few hundred elements, more threads only wait for each other.
+    """
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -257,7 +260,9 @@ def _no_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def contained(seconds: float) -> Iterator[None]:
-    """Context manager for a call of other people's code, with a time limit, protection from forks, and Control-C.
+    """Run the block, which calls other people's code, with a time limit and Control-C.
+
+    A process that the code forks is ended when it returns into relucheck's code.
 
     Only KeyboardInterrupt and errors of relucheck leave the block.
 
@@ -281,7 +286,7 @@ def contained(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def guarded(seconds: float, memory: int) -> Iterator[list[str]]:
-    """Context manager that isolates its block: time and memory limits, restored global state, captured output.
+    """Isolate the block: time and memory limits, restored global state, captured output.
 
     Args:
         seconds: the time limit; no limit if it is not positive.

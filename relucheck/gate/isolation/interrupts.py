@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Context manager that raises KeyboardInterrupt at its end if Control-C was pressed inside.
+    """Raise KeyboardInterrupt after the block if Control-C was pressed inside.
 
     Other code may have swallowed the interrupt. A bare ``except`` does so, and Python 3.11 turns a KeyboardInterrupt inside
     ``__set_name__`` into RuntimeError, which can happen while torch imports modules lazily. Works in the main thread only.

@@ -56,7 +56,11 @@ def runs(case: Case) -> None:
 # needs_gradient=False, because this law must see the first call, before any gradient is computed
 @law(needs_gradient=False, frameworks=("torch",))
 def global_state(case: Case) -> None:
-    """Forward and backward do not change global state: default dtype, grad mode, random generators, threads."""
+    """Forward and backward do not change global state, such as grad mode and random generators.
+
+    Checked are the default dtype and device, grad mode, flush-denormal mode, anomaly mode, determinism, matmul precision,
+    number of threads, the working directory, and the default random generators of torch, Python and NumPy.
+    """
     x = case.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])  # not case.x, whose computation calls the activation
     with preserved_state() as changes:
         # not under torch.enable_grad, which would restore the grad mode
@@ -86,7 +90,7 @@ def global_state(case: Case) -> None:
 
 @law(frameworks=("torch",))
 def input_unchanged(case: Case) -> None:
-    """Forward overwrites its input only if it announces that, and backward never overwrites the cotangent.
+    """Forward overwrites its input only if announced; backward never overwrites the cotangent.
 
     Source: https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
     """

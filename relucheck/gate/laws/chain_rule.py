@@ -15,7 +15,7 @@ from relucheck.numerics.bits import differs
 
 
 def _judge_product(case: Case, x: Tensor, v: Tensor, got: Tensor, expected: Tensor, slack: Tensor, what: str) -> None:
-    """Raise a violation where a gradient differs from the expected product by more than ``slack``."""
+    """Raise a violation where a gradient and the expected product differ by over ``slack``."""
     wide_got, wide = got.to(torch.float64), expected.to(torch.float64)
     # products near the largest number overflow, and in float16 intermediate results do so earlier
     in_range = wide.abs() < torch.finfo(case.dtype).max / 4
@@ -53,7 +53,9 @@ def _product_script(case: Case, x: float, cotangent: float) -> str:
 
 
 def _ordinary(case: Case) -> tuple[Tensor, Tensor]:
-    """Return the kinks, their neighbours and the probe points up to 4 in size, and the inaccuracy of the gradient there.
+    """Return probe points of ordinary size, and the inaccuracy of the gradient there.
+
+    These are the kinks, their neighbours and the points up to 4 in size.
 
     At larger points polynomials lose digits by cancellation, and 16-bit dtypes overflow.
     """
@@ -154,7 +156,7 @@ def chain_rule(case: Case) -> None:
 
 @law()
 def locality(case: Case) -> None:
-    """The gradient of an element does not depend on other elements of the input or of the cotangent.
+    """The gradient of an element depends on no other element of the input or the cotangent.
 
     Source: the Jacobian of an elementwise function is diagonal.
     """
@@ -195,11 +197,12 @@ def locality(case: Case) -> None:
 
 @law()
 def position(case: Case) -> None:
-    """Equal inputs have equal gradients at every position of a tensor, in a kernel's vector body and scalar tail.
+    """Equal inputs have equal gradients at every position of a tensor.
 
-    A vectorised kernel computes the last elements of a tensor by scalar code, which may give other gradients: pytorch issue
-    136345 (hardswish at 3), and NaN in the backward of hardtanh. The law allows a difference of a few machine epsilons. At
-    NaN and infinities mathematics defines no gradient, so a difference there is a notice.
+    The tensors are long enough for a vectorised kernel's vector body and its scalar tail, the last elements, which scalar
+    code computes. The two may give different gradients: pytorch issue 136345 (hardswish at 3), and NaN in the backward of
+    hardtanh. The law allows a difference of a few machine epsilons. At NaN and infinities mathematics defines no gradient,
+    so a difference there is a notice.
     """
     info = torch.finfo(case.dtype)
     special = [0.0, -0.0, 1.0, -1.0, info.tiny / 2, -info.tiny / 2, math.nan, math.inf, -math.inf, 2.5, -2.5]

@@ -54,10 +54,10 @@ def _beyond(got: float, low: float, high: float, tolerance: float) -> bool:
 
 @law(per_channel=True, kink_rows=kink_rows)
 def subgradient(case: Case) -> None:
-    """At every kink that the dtype represents, the gradient is an allowed subgradient times the cotangent.
+    """At every kink, the gradient is an allowed subgradient times the cotangent.
 
-    The convention of the run and declared subgradients define what is allowed, see ``allowed_at``. BVLC/caffe issue 1334
-    asked for this check in 2014.
+    The law checks the kinks that the dtype represents. The convention of the run and declared subgradients define what is
+    allowed, see ``allowed_at``. BVLC/caffe issue 1334 asked for this check in 2014.
     """
     case.skip_surrogate()
     corners = [kink for kink in case.corners if case.represents(kink)]
@@ -86,7 +86,7 @@ def subgradient(case: Case) -> None:
 
 
 def _outside(case: Case, mask: Tensor, at_most: float = math.inf) -> int | None:
-    """Return the index of the first masked probe point whose gradient lies outside its bounds, or None."""
+    """Return the first masked probe point whose gradient lies outside its bounds, or None."""
     low, high, tolerance = case.allowed
     tolerance = tolerance.clamp(max=at_most)
     g = case.g.to(torch.float64).cpu()
@@ -112,10 +112,10 @@ def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> La
 
 @law(per_channel=True)
 def derivative(case: Case) -> None:
-    """Away from kinks the gradient equals the derivative, also at points that implementations treat specially.
+    """Away from kinks the gradient equals the derivative.
 
-    The derivative is estimated from forward values alone, see ``relucheck.activations.kink_search``. Special points are 0,
-    1, -1, knots of splines, and their neighbours.
+    The derivative is estimated from forward values alone, see ``relucheck.activations.kink_search``. The probe points
+    include those that implementations often treat specially: 0, 1, -1, knots of splines, and their neighbours.
     """
     case.skip_surrogate()
     # beyond 1e6 a difference of values cannot distinguish an oscillation from rounding, so nothing is known there
@@ -126,10 +126,11 @@ def derivative(case: Case) -> None:
 
 @law()
 def hit_on_input(case: Case) -> None:
-    """Backward detects a kink by the input, not by the output: other inputs with the same output keep their slope.
+    """Backward detects a kink by the input, not by the output.
 
-    A backward that compares the result with the bound breaks this law. For ReLU6 with a subgradient of 1 at 6, the whole
-    saturated region x > 6 would then have gradient 1 in place of 0.
+    An input that shares only its output with a kink must keep its slope. A backward that compares the result with the bound
+    breaks this law. For ReLU6 with a subgradient of 1 at 6, the whole saturated region x > 6 would then have gradient 1 in
+    place of 0.
     """
     case.skip_surrogate()
     if not case.corners:
@@ -151,10 +152,11 @@ def hit_on_input(case: Case) -> None:
 
 @law()
 def rounded_kinks(case: Case) -> None:
-    """Where the dtype rounds a kink, the gradient lies in the Clarke interval there and equals the slopes beside it.
+    """At and beside a kink that the dtype rounds, the gradient lies between the two slopes.
 
-    Source: pytorch issue 185472 (hardtanh at bfloat16(0.7)). The forward decides on which side of the kink the rounded
-    position lies. A gradient outside the interval between the two slopes is wrong in either case.
+    The forward decides on which side of the kink the rounded position lies. A gradient outside the Clarke interval is wrong
+    in either case. Points beside it whose side is certain must have the slope of their side. Source: pytorch issue 185472
+    (hardtanh at bfloat16(0.7)).
     """
     case.skip_surrogate()
     corners = [kink for kink in case.corners if not case.represents(kink)]
@@ -206,9 +208,10 @@ def dtype_agreement(case: Case) -> None:
 
 @law()
 def continuity(case: Case) -> None:
-    """The value has no jump; a jump is an error if the activation declares ``continuous=True``, otherwise a notice.
+    """The value has no jump.
 
-    Hardshrink and threshold, for example, have jumps.
+    A jump is an error if the activation declares ``continuous=True``, otherwise a notice. Hardshrink and threshold, for
+    example, have jumps.
     """
     jumps = [kink for kink in case.kinks if kink.jump != 0.0 and math.isfinite(kink.jump)]
     if not jumps:
@@ -237,7 +240,10 @@ def continuity(case: Case) -> None:
 
 @law(applies=lambda case: bool(case.activation.kinks))
 def declared_kinks(case: Case) -> None:
-    """The declared kinks are exactly the function's kinks, with their positions and one-sided derivatives."""
+    """The declared kinks are exactly the function's kinks, with the same slopes.
+
+    Positions and one-sided derivatives must agree, and no kink in the scanned range may be undeclared.
+    """
     low, high = case.config.scan
     slack = 1e-5 if not case.subject.has_state() else max(1e-5, 2 * case.eps)
     for kink in case.activation.kinks:

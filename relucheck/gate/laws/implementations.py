@@ -15,7 +15,7 @@ from relucheck.gate.laws.law import law
 
 
 def _compare(case: Case, theirs: Tensor, label: str, *, at_kinks: str = "error", source: str = "") -> None:
-    """Raise a violation where the gradient differs from that of another implementation, at kinks first.
+    """Raise a violation where the gradient differs from another implementation's.
 
     Args:
         case: the case under test.
@@ -102,11 +102,11 @@ def reference(case: Case) -> None:
 
 @law(needs_peers=True, applies=lambda case: bool(case.peers) or case.activation.same_as is not None)
 def equal_spellings(case: Case) -> None:
-    """Activations that are numerically the same function have the same gradients, at kinks and elsewhere.
+    """Activations that are numerically the same function have the same gradients.
 
-    Two activations are compared if one declares the other by ``same_as``, or if their values agree; torch's activations
-    take part. A difference inside the Clarke interval is an error if it contradicts ``same_as``, otherwise a notice.
-    Source: pytorch issues 184572 and 184574, clamp against relu6.
+    The law compares gradients at kinks and elsewhere. Two activations are compared if one declares the other by
+    ``same_as``, or if their values agree; torch's activations take part. A difference inside the Clarke interval is an
+    error if it contradicts ``same_as``, otherwise a notice. Source: pytorch issues 184572 and 184574, clamp against relu6.
     """
     if not case.peers:
         raise NotApplicable("no other activation of the run or of torch is the same function")

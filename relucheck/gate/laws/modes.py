@@ -21,7 +21,10 @@ def _agrees(case: Case, a: Tensor, b: Tensor, x: Tensor, units: float = 16) -> T
 
 
 def _mode_script(case: Case, x: float, line: str) -> str:
-    """Return a script that compares ``other``, which ``line`` computes, with reverse mode at one input."""
+    """Return a script that compares another mode with reverse mode at one input.
+
+    The code ``line`` computes the gradient ``other`` in that mode.
+    """
     return "\n".join(
         [
             *case.script.header(),
@@ -75,9 +78,9 @@ def forward_mode(case: Case) -> None:
 
 @law(frameworks=("torch",))
 def vmap(case: Case) -> None:
-    """Values and gradients under ``torch.func.vmap`` equal those of plain calls; missing support is a notice.
+    """Values and gradients under ``torch.func.vmap`` equal those of plain calls.
 
-    Source: https://docs.pytorch.org/docs/stable/func.html
+    Missing support for vmap is a notice. Source: https://docs.pytorch.org/docs/stable/func.html
     """
     x = case.x
     try:
@@ -126,7 +129,7 @@ def vmap(case: Case) -> None:
 
 
 def _second_derivative(gradient: Tensor, leaf: Tensor) -> Tensor | None:
-    """Return the derivative of the sum of a gradient; None if its graph does not reach the input."""
+    """Return the derivative of the sum of a gradient; None if no graph reaches the input."""
     second: tuple[Tensor | None, ...] = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True)
     return second[0]
 
@@ -148,10 +151,11 @@ def _double_script(case: Case, x: float, condition: str) -> str:
 
 @law(frameworks=("torch",))
 def double_backward(case: Case) -> None:
-    """The second derivative is finite and, in float64, correct, or double backward raises an error.
+    """The second derivative is correct, or double backward raises an error.
 
-    It is correct if it equals the central difference of the gradient, away from kinks. A custom function that detaches in
-    backward loses the second derivative silently; ``torch.autograd.function.once_differentiable`` makes it raise.
+    It must be finite in every dtype. In float64 it must also equal the central difference of the gradient, away from kinks.
+    A custom function that detaches in backward loses the second derivative silently;
+    ``torch.autograd.function.once_differentiable`` makes it raise.
     """
     x = case.x[case.x.abs() <= 1e4]
     leaf = x.detach().clone().requires_grad_()
@@ -222,11 +226,11 @@ def _near_singular(case: Case, x: Tensor) -> Tensor:
 
 @law(frameworks=("torch",), applies=lambda case: case.activation.compile)
 def compile_agreement(case: Case) -> None:
-    """Gradients under ``torch.compile`` equal those of eager mode, in particular at kinks and next to them.
+    """Gradients under ``torch.compile`` equal those of eager mode.
 
-    The law is opt-in (``compile=True`` or ``--relucheck-compile``), because it takes seconds. Source: pytorch issue 185472,
-    where the compiled hardtanh compared bfloat16 inputs with a rounded bound. Away from kinks the law allows a few machine
-    epsilons, because fused code rounds less often.
+    This matters most at kinks and next to them. The law is opt-in (``compile=True`` or ``--relucheck-compile``), because it
+    takes seconds. Source: pytorch issue 185472, where the compiled hardtanh compared bfloat16 inputs with a rounded bound.
+    Away from kinks the law allows a few machine epsilons, because fused code rounds less often.
     """
     x = case.x
     torch._dynamo.reset()
@@ -257,10 +261,10 @@ def compile_agreement(case: Case) -> None:
 
 @law(frameworks=("torch",), applies=lambda case: case.dtype == torch.float32)
 def autocast(case: Case) -> None:
-    """Under autocast the gradient of a float32 input is finite and float32, and at kinks lies in the Clarke interval.
+    """Under autocast, gradients are finite, float32, and at kinks in the Clarke interval.
 
-    Source: https://docs.pytorch.org/docs/stable/amp.html. Under autocast, elementwise functions run in the dtype of their
-    input.
+    The input is float32. Source: https://docs.pytorch.org/docs/stable/amp.html. Under autocast, elementwise functions run
+    in the dtype of their input.
     """
     device = torch.device(case.device).type
     low_precision = torch.float16 if device == "cuda" else torch.bfloat16

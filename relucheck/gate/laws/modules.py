@@ -22,10 +22,10 @@ from relucheck.numerics.bits import differs
 
 @law(frameworks=("torch",))
 def dtype_and_shape(case: Case) -> None:
-    """Value and gradient have the input's dtype, device and shape, and the gradient does not depend on the shape.
+    """Value and gradient have the dtype, device and shape of the input.
 
-    A changed dtype is the commonest defect of hand-written activations: a float32 constant tensor promotes a bfloat16
-    input.
+    The gradients of the elements must not depend on the shape, either. A changed dtype is the commonest defect of
+    hand-written activations: a float32 constant tensor promotes a bfloat16 input.
     """
     target = case.subject.callable_for(case.dtype, case.device)
     shapes: list[tuple[int, ...]] = [(7,)]
@@ -67,7 +67,7 @@ def dtype_and_shape(case: Case) -> None:
 
 
 def _broadcasts_scalars(case: Case, x: Tensor, result: Tensor) -> bool:
-    """Whether a 0-dimensional input became a vector of one element by broadcasting with a parameter of that shape."""
+    """Whether a 0-dimensional input became a vector by broadcasting with a parameter."""
     original = case.subject.original
     state = original.state_dict().values() if isinstance(original, nn.Module) else ()
     return (
@@ -111,10 +111,11 @@ def _judge_numbers(case: Case, x: Tensor, gradient: Tensor) -> None:
 
 @law(frameworks=("torch",), applies=lambda case: case.subject.shape == (-1,))
 def strides(case: Case) -> None:
-    """Transposed, stepped, expanded and channels-last inputs have the values and gradients of contiguous inputs.
+    """Non-contiguous inputs have the values and gradients of contiguous inputs.
 
-    A result for a transposed or channels-last input should have the strides of the input; other strides are a notice.
-    Source: https://docs.pytorch.org/docs/stable/autograd.html, "Default gradient layouts".
+    The inputs are transposed, stepped, expanded and channels-last. A result for a transposed or channels-last input should
+    have the strides of the input; other strides are a notice. Source: https://docs.pytorch.org/docs/stable/autograd.html,
+    "Default gradient layouts".
     """
     target = case.subject.callable_for(case.dtype, case.device)
     base = case.x[case.x.abs() <= 64]
@@ -218,11 +219,11 @@ def _inplace_line(case: Case) -> str:
 
 @law(frameworks=("torch",), applies=lambda case: inplace_variant(case.subject) is not None)
 def inplace(case: Case) -> None:
-    """The in-place variant has the same values and gradients, and never silently overwrites a tensor saved for backward.
+    """The in-place variant has the same values and gradients, and never corrupts a saved tensor.
 
-    Source: https://docs.pytorch.org/docs/stable/notes/autograd.html, "In-place correctness checks". A write increments the
-    tensor's version counter, so the backward of an operation that saved the old values raises. A write through ``.data``
-    bypasses this check.
+    A write increments the tensor's version counter, so the backward of an operation that saved the old values raises. A
+    write through ``.data`` bypasses this check, and the saved values are wrong. Source:
+    https://docs.pytorch.org/docs/stable/notes/autograd.html, "In-place correctness checks".
     """
     make = inplace_variant(case.subject)
     assert make is not None
@@ -305,10 +306,11 @@ def _judge_saved(case: Case, x: Tensor, got: Tensor, expected: Tensor) -> None:
 
 @law(frameworks=("torch",), applies=lambda case: isinstance(case.subject.original, nn.Module))
 def copies(case: Case) -> None:
-    """A deep copy, a pickled copy and a new module that loads the state_dict have bitwise equal gradients.
+    """Copied, pickled and reloaded modules have bitwise equal gradients.
 
-    The law first changes the parameters, so that state outside the state_dict makes a difference. A module that cannot be
-    copied or pickled is a notice.
+    The ways are a deep copy, a pickled copy, and a new module that loads the state_dict. The law first changes the
+    parameters, so that state outside the state_dict makes a difference. A module that cannot be copied or pickled is a
+    notice.
     """
     module = case.subject.fresh(case.dtype, case.device)
     with torch.no_grad():

@@ -18,10 +18,10 @@ _MOST_CHANNELS: Final = 3
 
 @law(frameworks=("torch",), applies=lambda case: case.subject.learnable)
 def parameters(case: Case) -> None:
-    """Gradients of learnable parameters are correct, finite, linear in the cotangent, and of the parameter's dtype.
+    """Gradients of learnable parameters are correct and linear in the cotangent.
 
-    A gradient is correct if it equals the central difference of the float64 module with respect to the parameter, at inputs
-    away from kinks. Its shape must be that of the parameter, too.
+    A gradient is correct if it is finite, equals the central difference of the float64 module with respect to the
+    parameter, at inputs away from kinks, and has the parameter's dtype and shape.
     """
     module = case.subject.fresh(case.dtype, case.device)
     if not isinstance(module, nn.Module):
@@ -58,7 +58,10 @@ def parameters(case: Case) -> None:
 
 
 def _difference(case: Case, name: str, inputs: Tensor, v: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Compute the central difference of sum(v * f) in one parameter, in float64, its error, and the scale of its terms."""
+    """Compute the central difference of sum(v * f) in one parameter, in float64.
+
+    Also returns its error, and the scale of its terms.
+    """
     module = case.subject.fresh(case.dtype).to(torch.float64)
     f = case.subject.flat(module)
     parameter = dict(module.named_parameters())[name]
@@ -117,10 +120,11 @@ def _parameter_failure(case: Case, name: str, what: str, got: object, expected: 
 
 @law(applies=lambda case: case.subject.channels > 1)
 def channels(case: Case) -> None:
-    """The laws on scaling, derivatives, subgradients and dtypes also hold in the channels after the first.
+    """What holds in the first channel also holds in the others.
 
     The other laws check a module with parameters per channel only in its first channel. This law checks up to three of the
-    last channels, with parameters that differ between channels.
+    last channels, with parameters that differ between channels, against the laws on scaling, derivatives, subgradients and
+    the agreement of dtypes.
     """
     count = case.subject.channels
     for channel in range(max(1, count - _MOST_CHANNELS), count):

@@ -15,11 +15,11 @@ from relucheck.gate.laws.law import law
 
 @law()
 def nan_propagates(case: Case) -> None:
-    """A NaN input gives a NaN value, and a NaN cotangent gives a NaN gradient wherever the derivative is not 0.
+    """NaN inputs give NaN values, and NaN cotangents give NaN gradients.
 
-    Source: IEEE 754-2019, 6.2 (quiet NaNs propagate). A clamp that is written with ``>`` turns NaN into a bound, which
-    hides that a network has diverged. The law does not check the gradient at a NaN input, where torch's ReLU passes the
-    cotangent on.
+    A NaN cotangent must give NaN wherever the derivative is not 0. Source: IEEE 754-2019, 6.2 (quiet NaNs propagate). A
+    clamp that is written with ``>`` turns NaN into a bound, which hides that a network has diverged. The law does not check
+    the gradient at a NaN input, where torch's ReLU passes the cotangent on.
     """
     y = case.value(case.tensor([math.nan, 1.0, math.nan]))
     if not bool(y[0].isnan()):
@@ -52,12 +52,12 @@ def nan_propagates(case: Case) -> None:
 
 @law()
 def finite_gradient(case: Case) -> None:
-    """The gradient is finite at every finite input with a finite value, over the whole range of the dtype.
+    """The gradient is finite wherever input and value are finite.
 
-    ``torch.where`` often breaks this law: the branch that is not taken overflows, its gradient is infinite, and 0 times
-    infinity is NaN (https://docs.pytorch.org/docs/stable/notes/faq.html and JAX's FAQ, "gradients contain NaN where using
-    where"). The law checks all values of the 16-bit dtypes. An infinite gradient is right where the dtype cannot represent
-    the derivative.
+    The law covers the whole range of the dtype. ``torch.where`` often breaks this law: the branch that is not taken
+    overflows, its gradient is infinite, and 0 times infinity is NaN (https://docs.pytorch.org/docs/stable/notes/faq.html
+    and JAX's FAQ, "gradients contain NaN where using where"). For 16-bit dtypes all values are checked. An infinite
+    gradient is right where the dtype cannot represent the derivative.
     """
     x = case.finite_values
     y, g = case.value(x), case.reverse(x)
@@ -107,7 +107,7 @@ def finite_gradient(case: Case) -> None:
 
 @law()
 def infinities(case: Case) -> None:
-    """NaN values and gradients at plus and minus infinity are reported as a notice, never as an error.
+    """NaN values and gradients at infinite inputs are a notice, never an error.
 
     torch's GELU, SiLU and Mish return NaN there (0 times infinity), so it is not treated as a defect.
     """
@@ -155,10 +155,11 @@ def signed_zero(case: Case) -> None:
 
 @law()
 def subnormals(case: Case) -> None:
-    """Subnormal inputs and cotangents behave like the smallest normal numbers and are not flushed to zero.
+    """Subnormal inputs and cotangents are not flushed to zero.
 
-    Code that treats ``x.abs() < 1e-30`` as 0 breaks this law, and so do kernels compiled with flush-to-zero. A function
-    that loses small inputs to rounding, such as ``exp(x) - 1``, loses small normal numbers as well and does not break it.
+    They must behave like the smallest normal numbers. Code that treats ``x.abs() < 1e-30`` as 0 breaks this law, and so do
+    kernels compiled with flush-to-zero. A function that loses small inputs to rounding, such as ``exp(x) - 1``, loses small
+    normal numbers as well and does not break it.
     """
     for sign in (1.0, -1.0):
         normal, subnormal = sign * 4 * case.tiny, sign * case.tiny / 4
