@@ -202,7 +202,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports: list[dict[str, Any]]) -> None:
-    """Print the results of a run of the gate: for ``check`` failures, matrix and kink table; for ``kinks`` the table."""
+    """Print the results of a run of the gate.
+
+    For ``check`` these are failures, matrix and kink table, for ``kinks`` the kink table.
+    """
     from relucheck.gate import report as gate_report
 
     rows = gate_report.kink_table(results)

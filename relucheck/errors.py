@@ -41,7 +41,7 @@ class SettingsError(RelucheckError, ValueError):
 
 
 class ActivationError(RelucheckError, ValueError):
-    """A declaration of an activation or of a kink that contradicts itself or holds no finite number."""
+    """A declaration of an activation or a kink that is contradictory or not finite."""
 
 
 class NotCallableError(RelucheckError, TypeError):
@@ -136,7 +136,7 @@ def instance(name: str, value: Any, kind: type, example: str, *, error: type[Rel
 
 
 def listed(name: str, value: Any, example: str, *, error: type[RelucheckError] = SettingsError) -> tuple[Any, ...]:
-    """Return a list or tuple as a tuple; refuse every other value, with ``example`` in the message.
+    """Return a list or tuple as a tuple; refuse every other value.
 
     Raises:
         RelucheckError: the class ``error``, for any other value.
@@ -158,7 +158,7 @@ def error_text(error: BaseException, most: int = 200) -> str:
 
 
 def did_you_mean(value: Any, known: Iterable[str], *, most: int = 1) -> str:
-    """Return ``"did you mean 'relu'? "`` for a misspelt name, or an empty string where no name is near.
+    """Return ``"did you mean 'relu'? "`` for a misspelt name; empty if no name is near.
 
     Upper and lower case count as equal.
 

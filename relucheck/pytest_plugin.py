@@ -1,4 +1,4 @@
-"""The pytest plugin: command-line options, markers, the gate's items, and a summary of the property tests.
+"""The pytest plugin: options, markers, the gate's items, a summary of property tests.
 
 pytest loads this module in every run of every user who has relucheck installed. Importing it must be cheap, so torch,
 Hypothesis and rich are imported where they are first used.
@@ -105,7 +105,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _uses_gate(config: pytest.Config) -> bool:
-    """Whether the command line or pyproject.toml names targets; imports the gate only where one may."""
+    """Whether the command line or pyproject.toml names targets.
+
+    Imports the gate only if pyproject.toml mentions relucheck.
+    """
     if config.getoption("relucheck_targets", default=[]):
         return True
     path = os.path.join(config.rootpath, "pyproject.toml")
@@ -121,7 +124,10 @@ def _uses_gate(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, which ``--strict-markers`` requires, the tally, and the gate where targets are given."""
+    """Register the markers, the tally and, if targets are given, the gate.
+
+    ``--strict-markers`` requires that markers are registered.
+    """
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     root = config.getoption("--relucheck-data")
@@ -143,7 +149,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def relucheck_tally(request: pytest.FixtureRequest) -> Tally:
-    """Count what a test compares; the summary of the run shows the sum over all tests and xdist workers."""
+    """Count what a test compares.
+
+    The summary of the run shows the sum over all tests and xdist workers.
+    """
     return request.node.stash.setdefault(_TEST, Tally())
 
 
