@@ -1,7 +1,7 @@
-"""relucheck: what autodiff does at the kinks of activations, as property tests, a pytest gate and reproductions.
+"""Test what autodiff does at the kinks of activation functions, such as ReLU at 0.
 
-Names are imported on first use, so that pytest, which loads the plugin of this package in every run, does not pay for
-torch where relucheck is not used.
+The names below are imported on first use. pytest loads this package's plugin in every run, and ``import relucheck`` must
+not import torch in runs that do not use relucheck.
 """
 
 from __future__ import annotations

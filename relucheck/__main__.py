@@ -1,11 +1,20 @@
-"""``relucheck kinks TARGET`` and ``relucheck check TARGET``: the gate without pytest; ``relucheck reproduce SCENARIO``: the
-published experiments. The work is :mod:`relucheck.gate.run`'s and :mod:`relucheck.reproduction.run`'s.
+"""The ``relucheck`` command.
 
-Exit codes: 0 nothing failed; 1 a law failed, an expected failure is stale, the kink table drifted, or a comparison is void,
-as its control differed; 2 the command line, the configuration, a kink table to compare with or a results folder cannot be
-used; 3 a target does not import or holds no activations; data or a device is missing, or has too little memory; 4 a file
-cannot be written or read, or belongs to something else; 70 an error of relucheck's own; 130 interrupted. A reader that
-stops reading changes none.
+``relucheck check TARGET`` and ``relucheck kinks TARGET`` run the gate without pytest (``relucheck.gate.run``).
+``relucheck reproduce SCENARIO`` runs a published experiment (``relucheck.reproduction.run``).
+
+Exit codes:
+
+* 0: nothing failed.
+* 1: a law failed, an expected failure no longer fails, the kink table differs from the older one, or a comparison is void
+  because its control differed.
+* 2: the command line, the configuration, a kink table to compare with, or a results folder cannot be used.
+* 3: a target does not import or holds no activations, data or a device is missing, or the device has too little memory.
+* 4: a file cannot be written or read, or belongs to something else.
+* 70: a bug in relucheck.
+* 130: interrupted.
+
+A closed output pipe (``relucheck check TARGET | head``) does not change the exit code.
 """
 
 from __future__ import annotations
@@ -31,67 +40,100 @@ def _scenarios() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="relucheck",
-        description="What autodiff does at the kinks of activations.",
-        epilog="exit codes: 0 nothing failed; 1 a law failed, kinks drifted or a control differed; 2 usage; 3 a target "
-        "does not import, data, device or memory is missing; 4 a file cannot be written or does not fit; 70 an error of "
-        "relucheck's own; 130 interrupted",
+        description="Check what autodiff does at the kinks of activation functions, such as ReLU at 0.",
+        epilog="exit codes: 0 nothing failed; 1 a law failed, kinks differ from an older table, or a control differed; "
+        "2 invalid command line or configuration; 3 a target does not import, or data, a device or memory is missing; "
+        "4 a file cannot be written or read, or belongs to something else; 70 a bug in relucheck; 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
-        ("check", "run the laws on the activations of TARGET"),
-        ("kinks", "print the kink table of TARGET alone"),
+        ("check", "check the activations in TARGET against laws that every correct gradient obeys"),
+        ("kinks", "print the kinks of the activations in TARGET and their subgradients"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("targets", nargs="*", metavar="TARGET", help="module, module:attribute or .py file")
-        command.add_argument("--dtypes", metavar="NAMES", help="separated by commas; default: all four")
-        command.add_argument("--devices", metavar="NAMES", help="separated by commas; default: cpu")
-        command.add_argument("--time-limit", type=float, metavar="SECONDS", help="per item; default 60")
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. Defaults come from [tool.relucheck] in pyproject.toml, else they "
+            "are those below.",
+        )
+        command.add_argument("targets", nargs="*", metavar="TARGET", help="a module, module:attribute or a .py file")
+        command.add_argument(
+            "--dtypes",
+            metavar="NAMES",
+            help="dtypes to check, separated by commas; default: float32, float64, bfloat16 and float16",
+        )
+        command.add_argument("--devices", metavar="NAMES", help="devices to check on, separated by commas; default: cpu")
+        command.add_argument("--time-limit", type=float, metavar="SECONDS", help="time limit of one check; default: 60")
     check, kinks = (commands.choices[name] for name in ("check", "kinks"))
-    check.add_argument("--laws", metavar="NAMES", help="separated by commas; default: all")
-    check.add_argument("--convention", help="clarke (default), minimum-norm, declared or reference")
-    check.add_argument("--fail-on", help="error (default), or notice to fail on notices too")
-    check.add_argument("--compile", action="store_true", help="check torch.compile of every activation (slow)")
+    check.add_argument("--laws", metavar="NAMES", help="laws to check, separated by commas; default: all laws")
     check.add_argument(
-        "--report", action="append", default=[], metavar="FILE", help="write the verdicts to FILE.json or FILE.md"
+        "--convention",
+        metavar="NAME",
+        help="which subgradients are allowed at a kink: clarke (the Clarke interval; default), minimum-norm (its element "
+        "nearest zero), declared (the declared ones) or reference (those of a declared reference)",
     )
-    check.add_argument("--quiet", action="store_true", help="print failures only")
+    check.add_argument("--fail-on", metavar="LEVEL", help="lowest level that fails the command: error (default) or notice")
+    check.add_argument("--compile", action="store_true", help="check every activation under torch.compile as well (slow)")
+    check.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the verdicts to FILE.json or FILE.md (repeatable)",
+    )
+    check.add_argument("--quiet", action="store_true", help="print failures and counts only")
     kinks.add_argument(
-        "--against", metavar="OLD.json", help="list what differs from an older table; exit 1 where something does"
+        "--against",
+        metavar="OLD.json",
+        help="list the differences from an older table; the exit code is 1 if there are any",
     )
-    kinks.add_argument("--json", metavar="FILE", help="write the table to FILE.json, to compare against later")
-    text = "run a published experiment into a folder and report on it; finished parts are not run again"
-    reproduce = commands.add_parser("reproduce", help=text, description=text)
+    kinks.add_argument("--json", metavar="FILE", help="write the table to FILE, for a later --against")
+    text = "run a published experiment and write its results and a report to a folder"
+    reproduce = commands.add_parser("reproduce", help=text)
     reproduce.formatter_class = argparse.RawDescriptionHelpFormatter
+    reproduce.description = (
+        "Run a published experiment and write its results and a report to a folder.\n"
+        "The same command, given again, continues an interrupted run; finished parts\n"
+        "do not run again."
+    )
     reproduce.epilog = _scenarios()
-    reproduce.add_argument("scenario", metavar="SCENARIO", help="one of those listed below")
+    reproduce.add_argument("scenario", metavar="SCENARIO", help="one of the scenarios listed below")
     reproduce.add_argument(
         "--scale",
         metavar="NAME",
-        help="full (for CUDA), cpu (minutes to hours) or smoke (seconds); default: full on CUDA, else cpu",
+        help="full (as published; meant for CUDA), cpu (fewer seeds; minutes to hours) or smoke (seconds); default: full "
+        "on CUDA, else cpu",
     )
     reproduce.add_argument(
-        "--data-root", metavar="ROOT", help="folder of MNIST/ and FashionMNIST/; default: $RELUCHECK_DATA"
+        "--data-root",
+        metavar="ROOT",
+        help="data folder, which holds MNIST/ and FashionMNIST/; default: $RELUCHECK_DATA",
     )
-    reproduce.add_argument("--out", metavar="FOLDER", help="default: relucheck-results/SCENARIO-SCALE")
-    reproduce.add_argument("--device", metavar="NAME", help="cpu or cuda; default: cuda where there is one")
+    reproduce.add_argument("--out", metavar="FOLDER", help="results folder; default: relucheck-results/SCENARIO-SCALE")
+    reproduce.add_argument("--device", metavar="NAME", help="cpu or cuda; default: cuda if it is available, else cpu")
     reproduce.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="NAME",
-        help="run these parts alone: a name, else a glob or an arithmetic (repeatable)",
+        help="run only these parts of the scenario: the name of a part, a glob pattern of names, or an arithmetic such as "
+        "bfloat16 (repeatable)",
     )
     reproduce.add_argument(
         "--executor",
         metavar="NAME",
-        help="how training members are computed. forking: each member by itself, with nn.Linear's own kernels. stacked: "
-        "all members in one batched product, which is quick on CUDA (there 16-bit members take one nn.Linear each). How "
-        "many pre-activations are exactly zero depends on it. Default: forking on the CPU, stacked elsewhere",
+        help="how the networks of one seed are trained. forking: one network after the other, each with nn.Linear; they "
+        "share the steps that are bitwise equal. stacked: all of them at once, in batched matrix products (on CUDA, 16-bit "
+        "networks use one nn.Linear each). The two round differently, so the number of hits depends on the choice. "
+        "Default: forking on the CPU, stacked on CUDA",
     )
     reproduce.add_argument(
-        "--processes", type=int, metavar="N", help="work in N processes of one thread each; default: one for each core"
+        "--processes",
+        type=int,
+        metavar="N",
+        help="work in N processes of one thread each; default: one process per core",
     )
-    reproduce.add_argument("--quiet", action="store_true", help="no progress")
+    reproduce.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 
 
@@ -101,7 +143,9 @@ def _config(arguments: argparse.Namespace) -> Any:
     options = {name: getattr(arguments, name, None) for name in gate_config.OPTIONS}
     config = gate_config.merged(Path.cwd(), options, Path.cwd())
     if not config.targets:
-        raise gate_config.ConfigError("no target: name one, or set targets under [tool.relucheck] in pyproject.toml")
+        raise gate_config.ConfigError(
+            "no target was given; name a module to check, or set targets under [tool.relucheck] in pyproject.toml"
+        )
     return config
 
 
@@ -120,7 +164,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from relucheck.gate.run import Gate, kink_laws
 
     if arguments.command == "kinks":
-        # the table alone: what is expected to fail, and which subgradients are allowed, is the gate's business
+        # the command prints kinks and judges nothing, so neither expected failures nor a convention may play a part
         config = dataclasses.replace(config, laws=kink_laws(), expected=(), convention="clarke")
     gate = Gate(config)
     results = [gate.run(item).as_dict() for item in gate.items()]
@@ -137,7 +181,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 continue
             was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
             compared = [f"{len(changes)} differences from {name} ({was})", *(f"  {line}" for line in changes)]
-    # files come before the first line of output: whoever reads it may stop reading
+    # write files before printing: the reader of a pipe may close it at the first line
     if getattr(arguments, "json", None):
         files.write_atomically(Path(arguments.json), gate_report.as_json(results, config.targets))
     for name in getattr(arguments, "report", []):
@@ -158,7 +202,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports: list[dict[str, Any]]) -> None:
-    """Prints what a run of the gate gave: failures, the matrix and the kink table, or the kink table alone."""
+    """Print the results of a run of the gate.
+
+    For ``check`` these are failures, matrix and kink table, for ``kinks`` the kink table.
+    """
     from relucheck.gate import report as gate_report
 
     rows = gate_report.kink_table(results)
@@ -176,8 +223,8 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
         sys.stdout.write(gate_report.render_matrix(results, width, terminal))
         if rows:
             sys.stdout.write(gate_report.render_kinks(rows, width, terminal))
-    found = gate_report.counts(results)
-    print(", ".join(f"{number} {outcome}" for outcome, number in found.items() if number))
+    counts = gate_report.counts(results)
+    print(", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number))
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
@@ -188,7 +235,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    made = reproduce(
+    reported = reproduce(
         arguments.scenario,
         arguments.scale,
         Path(arguments.out) if arguments.out else None,
@@ -201,11 +248,11 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         say=say,
     )
     width = _width()
-    sys.stdout.write(render(*made.shown(width), width=width, color=sys.stdout.isatty()))
-    print(f"report: {made.report}")
-    if made.missing:
-        print(f"not run (yet): {', '.join(made.missing)}")
-    return FAILED if made.void else OK
+    sys.stdout.write(render(*reported.shown(width), width=width, color=sys.stdout.isatty()))
+    print(f"report: {reported.report}")
+    if reported.missing:
+        print(f"not run (yet): {', '.join(reported.missing)}")
+    return FAILED if reported.void else OK
 
 
 def _width() -> int:
@@ -215,7 +262,14 @@ def _width() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the ``relucheck`` command.
+
+    Args:
+        argv: the arguments without the program's name; those of the process if None.
+
+    Returns:
+        The exit code, one of those in the module's docstring.
+    """
     from relucheck.gate.isolation import interrupts
     from relucheck.results import broken_pipes
 
@@ -225,7 +279,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             with interrupts.kept():
                 return _main(arguments)
         except KeyboardInterrupt as problem:
-            more = "; the same command goes on from the last checkpoint" if arguments.command == "reproduce" else ""
+            more = (
+                "; run the same command again to continue from the last checkpoint"
+                if arguments.command == "reproduce"
+                else ""
+            )
             print(f"relucheck: {str(problem) or f'interrupted{more}'}", file=sys.stderr)
             return INTERRUPTED
 
@@ -237,11 +295,11 @@ def _main(arguments: argparse.Namespace) -> int:
         print(f"relucheck: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"relucheck: a file cannot be read or written: {error}; what is finished is kept", file=sys.stderr)
+        print(f"relucheck: a file cannot be read or written: {error}; finished results are kept", file=sys.stderr)
         return UNWRITABLE
     except Exception:
         traceback.print_exc()
-        print("relucheck: an error that is relucheck's own; what is finished is kept; please report it", file=sys.stderr)
+        print("relucheck: a bug in relucheck, please report it; finished results are kept", file=sys.stderr)
         return BROKEN
 
 

@@ -1,7 +1,8 @@
-"""The errors of relucheck, each with the exit code of a command that ends in it, and the checks that raise them.
+"""Errors with exit codes, and validators that raise them with clear messages.
 
-An error names the input, the rule that it breaks and the fix. Every error is a :class:`RelucheckError`, and a subclass of
-the built-in exception that says what kind it is, so that callers may catch either.
+A message names the input, the rule that it breaks and the fix. Every error is a ``RelucheckError`` and, where a built-in
+exception describes it (``ValueError``, ``TypeError``, ``RuntimeError``), a subclass of that exception too. Callers may
+catch either.
 """
 
 from __future__ import annotations
@@ -15,46 +16,46 @@ from typing import Any, ClassVar, Final
 OK: Final = 0
 FAILED: Final = 1  # a law failed, kinks drifted, or a control differed
 USAGE: Final = 2  # the command line, a setting or a folder cannot be used
-MISSING: Final = 3  # a target, data or a device is not there, or memory is too small
+MISSING: Final = 3  # a target, data or a device is missing, or memory is too small
 UNWRITABLE: Final = 4  # a file cannot be written or read, or belongs to something else
-BROKEN: Final = 70  # an error of relucheck's own
+BROKEN: Final = 70  # a bug in relucheck
 INTERRUPTED: Final = 130
 
 
 class RelucheckError(Exception):
-    """Anything that relucheck refuses or cannot do.
+    """Base class of every error that relucheck raises on purpose.
 
     Attributes:
-        exit_code: of a command that ends in this error.
+        exit_code: the exit code of the ``relucheck`` command when this error ends it.
     """
 
     exit_code: ClassVar[int] = USAGE
 
 
 class ModelError(RelucheckError, ValueError):
-    """A model that cannot be examined as asked."""
+    """A model that does not allow what was asked of it."""
 
 
 class SettingsError(RelucheckError, ValueError):
-    """A setting that cannot be used."""
+    """A setting whose value is not allowed."""
 
 
 class ActivationError(RelucheckError, ValueError):
-    """An activation, or a kink of one, that is declared as none can be."""
+    """A declaration of an activation or a kink that is contradictory or not finite."""
 
 
 class NotCallableError(RelucheckError, TypeError):
-    """Something that was given where an activation, or what makes one, must be callable."""
+    """An object that must be callable, such as an activation or its constructor, and is not."""
 
 
 class ControlError(RelucheckError, RuntimeError):
-    """Two runs that must be bitwise equal differ, so nothing may be concluded from the comparison."""
+    """Two runs that must be bitwise equal differ, so the comparison that rests on them is void."""
 
     exit_code = FAILED
 
 
 class DeviceError(RelucheckError, RuntimeError):
-    """A device that is not there, or has too little memory."""
+    """A device that does not exist or has too little memory."""
 
     exit_code = MISSING
 
@@ -68,7 +69,19 @@ def number(
     above: float | None = None,
     error: type[RelucheckError] = SettingsError,
 ) -> None:
-    """Refuses what is no finite number, or out of bounds."""
+    """Refuse a value that is not a finite number within bounds.
+
+    Args:
+        name: name of the setting, for the message.
+        value: the value to check; a bool is not a number.
+        least: smallest value allowed.
+        most: largest value allowed.
+        above: bound that the value must exceed; it replaces ``least`` in the message.
+        error: class of the error to raise.
+
+    Raises:
+        RelucheckError: the class ``error``, for any other value.
+    """
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or not least <= value <= most or (above is not None and value <= above):
         bounds = [f"above {above:g}"] if above is not None else [f"at least {least:g}"] * math.isfinite(least)
@@ -77,61 +90,82 @@ def number(
 
 
 def whole(name: str, value: Any, least: int = 1, *, error: type[RelucheckError] = SettingsError) -> None:
-    """Refuses what is no whole number, or too small."""
+    """Refuse a value that is not an ``int`` of at least ``least``.
+
+    Raises:
+        RelucheckError: the class ``error``, for any other value; a bool is not a number.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise error(f"{name}={value!r}: must be a whole number of at least {least}")
 
 
 def one_of(name: str, value: Any, choices: Sequence[str], *, error: type[RelucheckError] = SettingsError) -> None:
-    """Refuses what is none of some names, and suggests the nearest."""
+    """Refuse a value that is not one of ``choices``, and suggest the nearest of them.
+
+    Raises:
+        RelucheckError: the class ``error``, for any other value.
+    """
     if not isinstance(value, str) or value not in choices:
         raise error(f"{name}={value!r}: {did_you_mean(value, choices)}must be one of {', '.join(choices)}")
 
 
 def truth(name: str, value: Any, *, spelling: str = "True or False", error: type[RelucheckError] = SettingsError) -> None:
-    """Refuses what is neither True nor False: "no" would count as true.
+    """Refuse a value that is not a bool: the text "no" would count as true.
 
     Args:
-        name: of the setting.
-        value: of the setting.
-        spelling: of the two values where they are written.
-        error: what is raised.
+        name: name of the setting, for the message.
+        value: the value to check.
+        spelling: the two allowed values as the user writes them, for the message.
+        error: class of the error to raise.
+
+    Raises:
+        RelucheckError: the class ``error``, for any other value.
     """
     if not isinstance(value, bool):
         raise error(f"{name}={value!r}: must be {spelling}")
 
 
 def instance(name: str, value: Any, kind: type, example: str, *, error: type[RelucheckError] = SettingsError) -> None:
-    """Refuses what is not of a class."""
+    """Refuse a value that is not an instance of ``kind``; the message shows ``example``.
+
+    Raises:
+        RelucheckError: the class ``error``, for any other value.
+    """
     if not isinstance(value, kind):
         raise error(f"{name}={value!r}: must be of class {kind.__name__}, for example {example}")
 
 
 def listed(name: str, value: Any, example: str, *, error: type[RelucheckError] = SettingsError) -> tuple[Any, ...]:
-    """The tuple of a list or tuple; refuses everything else."""
+    """Return a list or tuple as a tuple; refuse every other value.
+
+    Raises:
+        RelucheckError: the class ``error``, for any other value.
+    """
     if not isinstance(value, list | tuple):
         raise error(f"{name}={value!r}: must be a list or tuple, for example {example}")
     return tuple(value)
 
 
 def error_text(error: BaseException, most: int = 200) -> str:
-    """An error on one line: its type, and at most so many characters of what it says."""
+    """Format an error on one line: its type, and at most ``most`` characters of its message."""
     try:
         text = " ".join(str(error).split())
     except KeyboardInterrupt:
         raise
-    except BaseException:  # an error of other people's code, which may raise when it is printed, too
+    except BaseException:  # the error comes from a target, and its __str__ may raise as well
         text = ""
     return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
 
 
 def did_you_mean(value: Any, known: Iterable[str], *, most: int = 1) -> str:
-    """``"did you mean 'relu'? "`` for a name that is near a known one, in any case, else nothing.
+    """Return ``"did you mean 'relu'? "`` for a misspelt name; empty if no name is near.
+
+    Upper and lower case count as equal.
 
     Args:
-        value: what was given; anything that is no string is near nothing.
-        known: the names there are.
-        most: how many of them to suggest.
+        value: the name as it was written; a value that is not a string has no near name.
+        known: all names that exist.
+        most: how many names to suggest at most.
     """
     if not isinstance(value, str):
         return ""

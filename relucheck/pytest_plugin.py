@@ -1,7 +1,7 @@
-"""The pytest plugin: options and markers, the tally of property runs and its summary, and the way into the gate.
+"""The pytest plugin: options, markers, the gate's items, a summary of property tests.
 
-pytest loads this module in every run of every user who has relucheck installed, so nothing heavy is imported at load:
-torch, Hypothesis and rich are imported where they are first used.
+pytest loads this module in every run of every user who has relucheck installed. Importing it must be cheap, so torch,
+Hypothesis and rich are imported where they are first used.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ _RUN: Final = pytest.StashKey[Tally]()
 _TEST: Final = pytest.StashKey[Tally]()
 
 _MARKERS: Final = (
-    "relucheck: items of the gate, one per activation, law and dtype",
-    "bifurcation: properties of backprop_s on generated networks and real digits, per dtype",
+    "relucheck: checks of the gate, one per activation, law and dtype",
+    "bifurcation: property tests of backprop with a chosen subgradient, on generated networks and digits, per dtype",
     "gpu_training: full-scale training comparisons; they need a CUDA device",
-    "benchmark: measurements; ratios against a peer in one run",
+    "benchmark: run-time measurements; they run only with -m benchmark",
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options of this plugin."""
-    group = parser.getgroup("relucheck", "gradients at the kinks of activations")
+    """Add the options of this plugin."""
+    group = parser.getgroup(
+        "relucheck", "relucheck: gradients at the kinks of activations (defaults: [tool.relucheck] in pyproject.toml)"
+    )
     group.addoption(
         "--relucheck-data",
         metavar="ROOT",
-        help="folder of MNIST/ and FashionMNIST/ as torchvision has them (default: $RELUCHECK_DATA, else the user's cache)",
+        help="data folder, which holds MNIST/ and FashionMNIST/ in torchvision's layout (default: $RELUCHECK_DATA, else "
+        "the user's cache)",
     )
     group.addoption(
         "--relucheck",
@@ -39,34 +42,57 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         dest="relucheck_targets",
         metavar="TARGET",
-        help="check the activations of TARGET: a module, module:attribute or a .py file (repeatable)",
+        help="check the activations in TARGET: a module, module:attribute or a .py file (repeatable)",
     )
-    group.addoption("--relucheck-dtypes", dest="relucheck_dtypes", metavar="NAMES", help="dtypes, separated by commas")
-    group.addoption("--relucheck-laws", dest="relucheck_laws", metavar="NAMES", help="laws, separated by commas")
-    group.addoption("--relucheck-devices", dest="relucheck_devices", metavar="NAMES", help="devices, separated by commas")
+    group.addoption(
+        "--relucheck-dtypes",
+        dest="relucheck_dtypes",
+        metavar="NAMES",
+        help="dtypes to check, separated by commas (default: float32, float64, bfloat16 and float16)",
+    )
+    group.addoption(
+        "--relucheck-laws",
+        dest="relucheck_laws",
+        metavar="NAMES",
+        help="laws to check, separated by commas (default: all laws)",
+    )
+    group.addoption(
+        "--relucheck-devices",
+        dest="relucheck_devices",
+        metavar="NAMES",
+        help="devices to check on, separated by commas (default: cpu)",
+    )
     group.addoption(
         "--relucheck-convention",
         dest="relucheck_convention",
         metavar="NAME",
-        help="allowed subgradients: clarke (default), minimum-norm, declared or reference",
+        help="which subgradients are allowed at a kink: clarke (the Clarke interval; default), minimum-norm (its element "
+        "nearest zero), declared (the declared ones) or reference (those of a declared reference)",
     )
     group.addoption(
         "--relucheck-fail-on",
         dest="relucheck_fail_on",
         metavar="LEVEL",
-        help="error (default), or notice to fail on notices too",
+        help="lowest level that fails the run: error (default) or notice",
     )
     group.addoption(
         "--relucheck-compile",
         action="store_true",
         dest="relucheck_compile",
-        help="check torch.compile of every activation (slow)",
+        help="check every activation under torch.compile as well (slow)",
     )
     group.addoption(
-        "--relucheck-baseline", dest="relucheck_baseline", metavar="FILE", help="kink table that must not change"
+        "--relucheck-baseline",
+        dest="relucheck_baseline",
+        metavar="FILE",
+        help="kink table written by 'relucheck kinks --json'; the run fails where its kinks differ",
     )
     group.addoption(
-        "--relucheck-time-limit", dest="relucheck_time_limit", type=float, metavar="SECONDS", help="time limit of an item"
+        "--relucheck-time-limit",
+        dest="relucheck_time_limit",
+        type=float,
+        metavar="SECONDS",
+        help="time limit of one check (default: 60)",
     )
     group.addoption(
         "--relucheck-report",
@@ -79,7 +105,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _uses_gate(config: pytest.Config) -> bool:
-    """Whether targets are given, on the command line or in pyproject.toml; cheap where they are not."""
+    """Whether the command line or pyproject.toml names targets.
+
+    Imports the gate only if pyproject.toml mentions relucheck.
+    """
     if config.getoption("relucheck_targets", default=[]):
         return True
     path = os.path.join(config.rootpath, "pyproject.toml")
@@ -95,7 +124,10 @@ def _uses_gate(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the markers, which --strict-markers asks for, and starts adding up."""
+    """Register the markers, the tally and, if targets are given, the gate.
+
+    ``--strict-markers`` requires that markers are registered.
+    """
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     root = config.getoption("--relucheck-data")
@@ -104,26 +136,29 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(
                 f"--relucheck-data={root}: is a file, not a data root; pass the folder that holds (or is to hold) MNIST/"
             )
-        os.environ["RELUCHECK_DATA"] = root  # where relucheck.data looks; workers are given the option, too
+        os.environ["RELUCHECK_DATA"] = root  # relucheck.data reads it; xdist hands the option to its workers as well
     config.stash[_RUN] = Tally()
-    if not hasattr(config, "workerinput"):  # xdist's workers report to the controller, which adds up
+    if not hasattr(config, "workerinput"):  # workers of xdist report to the controller, which adds the tallies up
         config.pluginmanager.register(_Collector(config.stash[_RUN]), "relucheck-collector")
     if _uses_gate(config):
         from relucheck.gate import pytest_items
 
-        pytest_items.configuration(config)  # a setting that cannot be used stops the run here
+        pytest_items.configuration(config)  # an invalid setting stops the run here, before collection
         config.pluginmanager.register(pytest_items.GateHooks(), "relucheck-gate")
 
 
 @pytest.fixture
 def relucheck_tally(request: pytest.FixtureRequest) -> Tally:
-    """Counts what a test compares; the run's summary adds the tallies of all tests up, also those of xdist's workers."""
+    """Count what a test compares.
+
+    The summary of the run shows the sum over all tests and xdist workers.
+    """
     return request.node.stash.setdefault(_TEST, Tally())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Puts a test's tally on its report, which xdist carries to the controller."""
+    """Attach a test's tally to its report, which xdist sends to the controller."""
     report = yield
     if report.when == "call" and _TEST in item.stash:
         report.relucheck_tally = item.stash[_TEST].to_json()  # type: ignore[attr-defined]
@@ -131,7 +166,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 class _Collector:
-    """Adds up tallies where the reports arrive: in the controller, or in the only process."""
+    """Adds up the tallies of tests in the process that receives their reports."""
 
     def __init__(self, run: Tally) -> None:
         self._run = run
@@ -143,7 +178,7 @@ class _Collector:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Prints the tally, if any test counted."""
+    """Print the tally where a test counted something."""
     run = config.stash[_RUN]
     if not run:
         return

@@ -1,1 +1,1 @@
-"""Activations with a chosen subgradient at their kinks, and the search for kinks of any function."""
+"""Activations with chosen subgradients at their kinks, and a numerical search for kinks."""

@@ -1,25 +1,27 @@
-"""ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks, as functions of tensors.
+"""Functions ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks.
 
-Forward values are torch's own, computed by torch's own kernels. Backward is torch's own kernel plus a correction at the
-hits, the elements whose input equals a kink: there the gradient is ``s * cotangent`` (Bertoin et al. 2021, "Numerical
-influence of ReLU'(0) on backpropagation", with the chain rule that their released ReLU drops). At torch's own ``s``
-nothing is corrected, so the gradient is torch's own, bit for bit.
+Forward values come from torch's kernels. Backward is torch's kernel plus a correction at the hits, the elements whose input
+equals a kink. There the gradient is ``s * cotangent``, where ``s`` is the subgradient (Bertoin et al. 2021, "Numerical
+influence of ReLU'(0) on backpropagation"; the ReLU released with that paper omits the factor ``cotangent``). If ``s`` is
+torch's default, nothing is corrected, and the gradient equals torch's bit for bit.
 
-One rule has five implementations, because one cannot serve all uses:
+The rule has five implementations, because none of them serves every use:
 
-* :func:`_hooked`, eager mode on a CPU, is torch's own function in forward and backward. It looks for hits first, before an
-  in-place variant overwrites them; only where there are some does a hook on the autograd node correct the gradient there.
-* :class:`_Eager` does the same as a custom function, with a mask of the hits, for accelerators, where a branch on data
-  synchronises, for views that are overwritten, whose node is another one, and where hits are many or coordinates are not to
-  be had (0 dimensions). Beside the mask it saves what torch's own function saves.
-* :class:`_Traced` serves ``torch.compile``, where a branch on data is impossible: one byte an element says which slope
-  backward takes, as many as torch's own compiled ReLU keeps.
-* :class:`_Transformed` selects by ``where`` and serves ``torch.func``, forward-mode AD and tensor subclasses, where values
-  cannot be looked at and whatever backward needs must be an input or an output.
-* :func:`_composed` is built of differentiable operations and serves ``torch.func`` inside ``torch.compile``, which traces
-  a custom function's forward only and would differentiate through torch's own ReLU without a word.
+* ``_hooked`` serves eager mode on a CPU. It calls torch's function. If the input has hits, a hook on the autograd node
+  corrects the gradient at their coordinates. It looks for hits before the forward, because an in-place variant overwrites
+  them.
+* ``_Eager`` is a custom autograd function with a mask of the hits. It serves accelerators, where a branch on data
+  synchronises; views that are overwritten, because autograd gives them another node; inputs with many hits; and
+  0-dimensional inputs, whose elements have no coordinates. Besides the mask it saves the tensor that torch's function
+  saves.
+* ``_Traced`` serves ``torch.compile``, which cannot branch on data. It saves one byte per element, which selects the slope
+  in backward. torch's compiled ReLU saves as much.
+* ``_Transformed`` selects by ``torch.where``. It serves ``torch.func``, forward-mode AD and tensor subclasses, where code
+  cannot read values and backward may use only inputs and outputs.
+* ``_composed`` consists of differentiable operations. It serves ``torch.func`` inside ``torch.compile``, which traces only
+  the forward of a custom function and would silently differentiate torch's ReLU.
 
-``torch.export`` keeps the forward alone, which is torch's own: an exported program that is trained has torch's subgradient.
+``torch.export`` keeps only the forward, so an exported program has torch's subgradient if it is trained.
 """
 
 from __future__ import annotations
@@ -37,42 +39,45 @@ from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, Subgradie
 from relucheck.numerics.bits import positions_of
 from relucheck.numerics.dtypes import compute_dtype
 
-#: The key under which a node's metadata say whether its subgradient is the caller's (any grad_fn has metadata for users).
-OWN: Final = "relucheck"
-_OWN_FUNCTIONS: Final = ("_EagerBackward", "_TransformedBackward")
+#: Key in the metadata of an autograd node (a dictionary that torch leaves to users) that marks nodes of ``_hooked``.
+_MARK: Final = "relucheck"
+_CUSTOM_NODES: Final = ("_EagerBackward", "_TransformedBackward")
 
 
-def is_own(node: Any) -> bool:
-    """Whether an autograd node is of an activation of this module, so that its subgradient can be chosen."""
-    mark: bool = node.metadata.get(OWN, type(node).__name__.removeprefix("Vmapped") in _OWN_FUNCTIONS)
-    return mark
+def has_chosen_subgradient(node: Any) -> bool:
+    """Whether an autograd node belongs to a function of this module.
+
+    The subgradient of such a node can be chosen.
+    """
+    marked: bool = node.metadata.get(_MARK, type(node).__name__.removeprefix("Vmapped") in _CUSTOM_NODES)
+    return marked
 
 
 def _hooked(x: Tensor, rule: Rule, slope: float, inplace: bool, subgradients: Sequence[Tensor]) -> Tensor:
-    """torch's own function, and a hook on its node if there are hits; see the module's docstring.
+    """Call torch's function and, if there are hits, register a hook; see the module's docstring.
 
-    A subgradient that a setter has since given a shape that does not fit is refused in backward where there are hits, and
-    in the next forward.
+    A setter may give the subgradient a shape that does not fit before backward runs. Backward then raises if there are
+    hits, and so does the next forward.
     """
     hits = [positions_of(x.detach(), at) for at in rule.kinks]
     count = sum(len(hit[0]) for hit in hits if hit is not None)
-    # Coordinates cost 8 bytes a dimension and hit and live as long as the node, a mask costs one byte an element and is
-    # freed like any saved tensor: few hits only. The input of a second ReLU in a row is half hits.
+    # Coordinates take 8 bytes per dimension and hit and live as long as the node. A mask takes one byte per element and is
+    # freed like any saved tensor, so it is better for many hits: half the input of a second ReLU in a row is hits.
     if count and count * 8 * x.ndim >= x.numel() // 4:
         return _Eager.apply(x, rule, slope, inplace, *subgradients)
     result = rule.forward_(x, slope) if inplace else rule.forward(x, slope)
     node: Any = result.grad_fn
-    if node is None:  # below autograd, where nothing is recorded
+    if node is None:  # called below autograd, which records nothing
         return result
-    node.metadata[OWN] = True
+    node.metadata[_MARK] = True
     if any(hit is not None for hit in hits):
-        # The subgradients by reference, not saved: a setter changes their values between two backwards of one forward,
-        # which is the point (DESIGN, semantics 4) and what the version check of saved tensors exists to refuse.
-        node.register_hook(functools.partial(_put_right, rule, slope, tuple(hits), tuple(subgradients)))
+        # The hook holds the subgradients by reference and does not save them. A setter may change their values between two
+        # backwards of one forward (docs/design.md, semantics 4), which the version check of saved tensors would refuse.
+        node.register_hook(functools.partial(_correct, rule, slope, tuple(hits), tuple(subgradients)))
     return result
 
 
-def _put_right(
+def _correct(
     rule: Rule,
     slope: float,
     hits: Sequence[tuple[Tensor, ...] | None],
@@ -80,17 +85,17 @@ def _put_right(
     gradients: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Tensor] | None:
-    """The hook of :func:`_hooked`: what the node's own backward returned, with the hits put right."""
+    """The hook of ``_hooked``: correct the node's gradient at the hits."""
     (gradient,), (cotangent,) = gradients, cotangents
-    if gradient is None or cotangent is None:  # nothing has come from above (a custom function's None), so all is zero
+    if gradient is None or cotangent is None:  # a later custom function returned None, which stands for zeros
         return None
-    _refuse_misfit(rule, subgradients, cotangent.shape)  # a setter may have changed the shape since
-    own = slope if rule.leaky else 0.0
+    _refuse_misfit(rule, subgradients, cotangent.shape)  # a setter may have changed the shape since the forward
+    default = slope if rule.leaky else 0.0
     for hit, subgradient in zip(hits, subgradients, strict=True):
         if hit is not None:
             chosen = subgradient.expand(cotangent.shape)[hit] if subgradient.ndim else subgradient
-            # in place: torch's own backward has just made the tensor, and its own double backward does not need it
-            gradient.index_put_(hit, at_hits(gradient[hit], cotangent[hit], chosen, own))
+            # writing in place is safe: torch's backward has just created the tensor, and double backward does not use it
+            gradient.index_put_(hit, at_hits(gradient[hit], cotangent[hit], chosen, default))
     return (gradient,)
 
 
@@ -105,29 +110,30 @@ class _Eager(torch.autograd.Function):
         result = rule.forward_(x, slope) if inplace else rule.forward(x, slope)
         ctx.rule, ctx.slope, ctx.saved_is_result = rule, slope, inplace or rule.saves_result
         ctx.save_for_backward(result if ctx.saved_is_result else x, *hits)
-        ctx.subgradients = subgradients  # by reference, as in _hooked
+        ctx.subgradients = subgradients  # held by reference, for the reason given in _hooked
         return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (cotangent,) = grad_outputs
         saved, *hits = ctx.saved_tensors
-        _refuse_misfit(ctx.rule, ctx.subgradients, cotangent.shape)  # a setter may have changed the shape since
+        _refuse_misfit(ctx.rule, ctx.subgradients, cotangent.shape)  # a setter may have changed the shape since the forward
         gradient = ctx.rule.backward(cotangent, saved, ctx.slope, ctx.saved_is_result)
-        own = ctx.slope if ctx.rule.leaky else 0.0
+        default = ctx.slope if ctx.rule.leaky else 0.0
         for hit, subgradient in zip(hits, ctx.subgradients, strict=True):
-            fixed = at_hits(gradient, cotangent, subgradient, own, hit=hit)
-            # where takes the mask's strides, which are the input's; torch's own gradient may have others
-            gradient = fixed if fixed.stride() == gradient.stride() else torch.empty_like(gradient).copy_(fixed)
+            corrected = at_hits(gradient, cotangent, subgradient, default, hit=hit)
+            # torch.where returns the strides of the mask, which are the input's; torch's gradient may have others
+            same = corrected.stride() == gradient.stride()
+            gradient = corrected if same else torch.empty_like(gradient).copy_(corrected)
         return (gradient, None, None, None, *[None] * len(hits))
 
 
 class _Traced(torch.autograd.Function):
-    """The rule under ``torch.compile``, for the compiler to fuse; see the module's docstring."""
+    """The rule in operations that a compiler can fuse; see the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: Rule, slope: float, *subgradients: Tensor) -> Tensor:
-        part = (~rule.flat(x)).to(torch.int8)  # 0: flat, 1: the cotangent, 2 on: at a kink
+        part = (~rule.flat(x)).to(torch.int8)  # 0: flat or leaky branch, 1: cotangent passes, 2 and more: at a kink
         for kink, at in enumerate(rule.kinks, 2):
             part = torch.where(x == at, kink, part)
         ctx.rule, ctx.slope = rule, slope
@@ -138,21 +144,21 @@ class _Traced(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (cotangent,) = grad_outputs
         part, *subgradients = ctx.saved_tensors
-        own = ctx.slope if ctx.rule.leaky else 0.0
+        default = ctx.slope if ctx.rule.leaky else 0.0
         flat = cotangent * ctx.slope if ctx.rule.leaky else torch.zeros_like(cotangent)
         gradient = torch.where(part == 1, cotangent, flat)
-        for kink, subgradient in enumerate(subgradients, 2):  # torch's own value at a kink is the flat side's
-            gradient = at_hits(gradient, cotangent, subgradient, own, hit=part == kink)
+        for kink, subgradient in enumerate(subgradients, 2):  # at a kink torch takes the derivative of the flat branch
+            gradient = at_hits(gradient, cotangent, subgradient, default, hit=part == kink)
         return (gradient, None, None, *[None] * len(subgradients))
 
 
 def _product(ctx: Any, vector: Tensor) -> Tensor:
-    """Jacobian times ``vector``: the Jacobian of an elementwise function is diagonal, so vjp and jvp are one product."""
+    """Multiply the Jacobian by ``vector``; it is diagonal, so vjp and jvp are the same product."""
     x, *subgradients = ctx.saved_tensors
     product = ctx.rule.backward(vector, x, ctx.slope, False)
-    own = ctx.slope if ctx.rule.leaky else 0.0
+    default = ctx.slope if ctx.rule.leaky else 0.0
     for at, subgradient in zip(ctx.rule.kinks, subgradients, strict=True):
-        product = at_hits(product, vector, subgradient, own, hit=x == at)
+        product = at_hits(product, vector, subgradient, default, hit=x == at)
     return product
 
 
@@ -181,9 +187,12 @@ class _Transformed(torch.autograd.Function):
 
 
 def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether a shape broadcasts to ``target`` without changing it (``torch.broadcast_shapes`` raises its own error)."""
+    """Whether ``shape`` broadcasts to ``target`` without changing it.
+
+    ``torch.broadcast_shapes`` would raise where it does not.
+    """
     return len(shape) <= len(target) and all(
-        size == 1 or size == other  # not `in`, which misses symbolic sizes in torch 2.11
+        size == 1 or size == other  # `size in (1, other)` misses symbolic sizes in torch 2.11
         for size, other in zip(reversed(shape), reversed(target), strict=False)
     )
 
@@ -193,24 +202,26 @@ def _refuse_misfit(rule: Rule, subgradients: Sequence[Tensor], shape: Sequence[i
         if not _fits(subgradient.shape, shape):
             raise SubgradientError(
                 f"{rule.name}: a subgradient of shape {tuple(subgradient.shape)} does not broadcast to an input of shape "
-                f"{tuple(shape)}; give a number, or one value per member shaped (members, 1, ..., 1)"
+                f"{tuple(shape)}; pass a number, or a tensor of shape (members, 1, ..., 1) with one value per member"
             )
 
 
 def _composed(rule: Rule, x: Tensor, slope: float, subgradients: Sequence[Tensor]) -> Tensor:
-    """The rule by differentiable operations: at a hit, torch's own value minus a +0 whose derivative is ``-subgradient``.
+    """The rule in differentiable operations.
 
-    Subtracting +0 keeps the sign of a zero, which adding it would not.
+    At a hit it subtracts a +0 whose derivative is ``-subgradient``.
+
+    Subtracting +0 keeps the sign of a zero, while adding it would turn -0 into +0.
     """
     native = result = rule.forward(x, slope)
-    own = slope if rule.leaky else 0.0
+    default = slope if rule.leaky else 0.0
     compute = compute_dtype(x.dtype)
     for at, subgradient in zip(rule.kinks, subgradients, strict=True):
-        chosen = (x == at) & ~(subgradient.isnan() | (subgradient == own))
+        chosen = (x == at) & ~(subgradient.isnan() | (subgradient == default))
         here = torch.where(chosen, x, at).to(compute)
         there = here.detach()
         zero = torch.where(subgradient < 0, here - there, there - here)
-        # clamped, as 0 * infinity is NaN and the forward value must not depend on the subgradient
+        # a float64 subgradient may be infinite in this dtype; 0 * infinity is NaN, and the forward must not depend on it
         zero = zero * subgradient.abs().to(compute).clamp(max=torch.finfo(compute).max)
         result = torch.where(chosen, native.detach() - zero.to(x.dtype), result)
     return result
@@ -220,26 +231,27 @@ def _apply(rule: Rule, x: Tensor, slope: float, inplace: bool, subgradients: Seq
     tracing = torch.compiler.is_compiling()
     functional = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     transformed = functional and not tracing
-    # while tracing, too: dynamo mistakes the arguments of a custom function with varargs that needs no gradient
+    # No custom function for an input that needs no gradient: while tracing, dynamo confuses the arguments of a custom
+    # function with *args in that case.
     differentiated = functional or (x.requires_grad and torch.is_grad_enabled())
     if not (differentiated and x.is_floating_point()):
         return rule.forward_(x, slope) if inplace else rule.forward(x, slope)
     _refuse_misfit(rule, subgradients, x.shape)
     if inplace and rule.leaky and slope < 0:
         raise SubgradientError(
-            f"LeakyReLU(negative_slope={slope}, inplace=True): in-place backward tells the sides apart by the sign of the "
-            "result, which a negative slope turns round; use inplace=False (torch has the same limit)"
+            f"LeakyReLU(negative_slope={slope}, inplace=True): in-place backward reads the branch from the sign of the "
+            "result, which a negative slope reverses; use inplace=False (torch has the same limit)"
         )
     if tracing:
         result = _composed(rule, x, slope, subgradients) if functional else _Traced.apply(x, rule, slope, *subgradients)
         return x.copy_(result) if inplace else result
-    # subclasses and dispatch modes (fake tensors, make_fx) may have no values to branch on
+    # tensor subclasses and dispatch modes (fake tensors, make_fx) may have no values to branch on
     plain = type(x) is Tensor or type(x) is nn.Parameter
     if not transformed and plain and torch._C._len_torch_dispatch_stack() == 0:
         base = x._base if x._is_view() else x
         if inplace and (x.is_leaf or (base is not None and base.is_leaf and base.requires_grad)):
-            return rule.forward_(x, slope)  # raises torch's own error before, not after, anything is overwritten
-        # no coordinates without dimensions; a view that is overwritten has the node of its base
+            return rule.forward_(x, slope)  # raises torch's error before anything is overwritten
+        # a 0-dimensional input has no coordinates, and an overwritten view has the autograd node of its base
         if x.device.type == "cpu" and x.ndim > 0 and not (inplace and base is not x):
             return _hooked(x, rule, slope, inplace, subgradients)
         return _Eager.apply(x, rule, slope, inplace, *subgradients)
@@ -249,12 +261,19 @@ def _apply(rule: Rule, x: Tensor, slope: float, inplace: bool, subgradients: Seq
 
 
 def relu(x: Tensor, subgradient: Tensor, inplace: bool = False) -> Tensor:
-    """``max(x, 0)`` with ReLU'(0) = ``subgradient``.
+    """Compute ``max(x, 0)`` with ReLU'(0) = ``subgradient``.
 
     Args:
-        x: any shape, any floating dtype.
-        subgradient: 0-dimensional, or broadcasting to ``x``; its values are read when backward runs. NaN: torch's own (0).
-        inplace: overwrite ``x``.
+        x: the input, any shape and floating dtype.
+        subgradient: float64 tensor, 0-dimensional or broadcasting to ``x``. Backward reads its values when it runs. NaN
+            stands for torch's subgradient, 0.
+        inplace: whether to overwrite ``x``.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``; ``x`` itself if ``inplace``.
+
+    Raises:
+        SubgradientError: for a subgradient whose shape does not broadcast to that of ``x``.
     """
     if has_torch_function_unary(x):
         return handle_torch_function(relu, (x,), x, subgradient, inplace=inplace)
@@ -262,14 +281,26 @@ def relu(x: Tensor, subgradient: Tensor, inplace: bool = False) -> Tensor:
 
 
 def relu6(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool = False) -> Tensor:
-    """``min(max(x, 0), 6)`` with subgradient ``alpha`` at 0 and ``beta`` at 6; see :func:`relu`."""
+    """Compute ``min(max(x, 0), 6)`` with subgradient ``alpha`` at 0 and ``beta`` at 6.
+
+    Arguments, result and errors are those of ``relu``; torch's subgradients are 0 and 0.
+    """
     if has_torch_function_unary(x):
         return handle_torch_function(relu6, (x,), x, alpha, beta, inplace=inplace)
     return _apply(RELU6, x, 0.0, inplace, (alpha, beta))
 
 
 def leaky_relu(x: Tensor, subgradient: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """``x`` right of 0 and ``negative_slope * x`` left of it, with ``subgradient`` at 0 (NaN: torch's own, the slope)."""
+    """Compute LeakyReLU, with ``subgradient`` at 0.
+
+    The value is ``x`` for ``x > 0`` and ``negative_slope * x`` elsewhere.
+
+    Arguments and result are those of ``relu``; torch's subgradient, for which NaN stands, is ``negative_slope``.
+
+    Raises:
+        SubgradientError: for a subgradient whose shape does not broadcast to that of ``x``, and for a negative slope in
+            place.
+    """
     if has_torch_function_unary(x):
         return handle_torch_function(leaky_relu, (x,), x, subgradient, negative_slope=negative_slope, inplace=inplace)
     return _apply(LEAKY_RELU, x, negative_slope, inplace, (subgradient,))

@@ -1,4 +1,4 @@
-"""Kinks, activations (with what their authors declare about them), and torch's own piecewise linear ones."""
+"""Declarations of activations and kinks, and those of torch's piecewise linear activations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _Forward = Callable[[Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Kink:
-    """A point where an activation is not differentiable.
+    """A point where an activation is not differentiable, as its author declares it.
 
     Attributes:
-        at: where, as a real number (in units of the pre-activation).
+        at: position of the point, a real number in units of the pre-activation.
         left: the one-sided derivative from the left.
         right: the one-sided derivative from the right.
-        subgradient: the value that backward uses there; None where it is not declared.
+        subgradient: the derivative that backward uses at the point; None if it is not declared.
 
     Raises:
         ActivationError: for a position or a derivative that is not a finite real number.
@@ -51,25 +51,33 @@ class Kink:
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An activation: how to call or make it, and its kinks.
+    """An activation under test: how to construct it, and what its author declares about it.
 
     Attributes:
-        name: how reports call it.
-        make: returns a fresh callable (an ``nn.Module`` or a function) that maps a tensor to a tensor of its shape.
-        kinks: its kinks by increasing position; empty: the gate finds them.
-        reference: another implementation that it must equal at and around every kink (an ``nn.Module`` or a function).
-        inplace: returns a fresh callable of the in-place variant, where there is one that the gate cannot find itself; True
-            where what ``make`` returns overwrites its input itself.
-        surrogate: its gradient is wrong on purpose (straight-through, surrogate): the derivative laws are off.
-        continuous: the value has no jump; a jump is then an error, without the claim it is a notice.
-        same_as: name of an activation of the same run whose gradients must agree with this one's.
-        compile: whether ``torch.compile`` of it is checked too (it takes seconds).
-        source: an expression that makes it, for scripts that reproduce a failure, and the import that it needs.
+        name: name in reports and in ids such as ``Swish/chain_rule/float32``.
+        make: a function without arguments that returns a new callable (an ``nn.Module`` or a function). The callable maps
+            a tensor to a tensor of the same shape.
+        kinks: the declared kinks, sorted by position; the gate compares them with the kinks that it finds. Empty if the
+            author declares none.
+        reference: another implementation (an ``nn.Module`` or a function) whose values and gradients the activation must
+            equal.
+        inplace: True if the activation overwrites its input. Otherwise a function without arguments that returns the
+            in-place variant. None leaves it to the gate, which recognises an attribute or argument ``inplace`` and
+            function names that end in an underscore.
+        surrogate: whether the gradient deliberately differs from the derivative (straight-through estimators, surrogate
+            gradients). The laws about derivatives then do not apply.
+        continuous: whether the author claims that the value has no jump. A jump is an error with the claim and a notice
+            without it.
+        same_as: name of an activation of the same run whose gradients this one must equal.
+        compile: whether to check the activation under ``torch.compile`` as well, which takes seconds.
+        source: an import line and an expression that constructs the activation, for scripts that reproduce a failure.
+
+    Example:
+        ``Activation("HS", HardSwish, reference=torch.nn.Hardswish(), continuous=True)``
 
     Raises:
-        NotCallableError: for a ``make``, ``reference`` or ``inplace`` that cannot be called.
-        ActivationError: for an empty name, a name with a slash (ids are ``Activation/law/dtype``), or two kinks at one
-            position.
+        NotCallableError: for a ``make``, ``reference`` or ``inplace`` that is not callable.
+        ActivationError: for an empty name, a name with a slash, or two kinks at one position.
     """
 
     name: str
@@ -86,7 +94,7 @@ class Activation:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ActivationError(
-                f"Activation(name={self.name!r}): a name is not empty and has no '/'; ids are Activation/law/dtype"
+                f"Activation(name={self.name!r}): a name is not empty and has no '/', because ids are Activation/law/dtype"
             )
         for field in ("make", "reference", "inplace"):
             value = getattr(self, field)
@@ -101,12 +109,15 @@ class Activation:
             raise ActivationError(f"Activation({self.name!r}): two kinks at one position; merge them into one")
 
 
-def given(value: Any) -> Any:
-    """The value itself: what makes an activation that is there already."""
+def identity(value: Any) -> Any:
+    """Return ``value``.
+
+    ``functools.partial(identity, value)`` is the ``make`` of an activation that exists already.
+    """
     return value
 
 
-#: torch's own piecewise linear activations that the published work varies, with the subgradient torch 2.x uses.
+#: torch's piecewise linear activations whose subgradients the published experiments vary, with torch 2.x's subgradients.
 CATALOGUE: Final[dict[str, Activation]] = {
     activation.name: activation
     for activation in (

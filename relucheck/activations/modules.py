@@ -1,4 +1,4 @@
-"""ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks: drop-in modules around the functions."""
+"""Drop-in modules ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ def _subgradient_property(name: str, at: float) -> Any:
         value = self._buffers[f"{name}_tensor"]
         assert value is not None
         if value.ndim:
-            return value.detach().clone()  # a later setting must not change what was read
+            return value.detach().clone()  # a later assignment must not change the tensor that the caller holds
         number = float(value)
         return None if math.isnan(number) else number
 
     def set_(self: ChosenSubgradient, value: Subgradient | None) -> None:
         self._set(name, value)
 
-    return property(get, set_, doc=f"The subgradient in force at {at:g}: a float, or a tensor with one per member.")
+    return property(
+        get, set_, doc=f"The subgradient at {at:g}: a float, a tensor with one value per member, or None for torch's."
+    )
 
 
 class ChosenSubgradient(nn.Module):
-    """Base of the modules whose subgradients can be chosen: keeps, validates, moves and shows them.
+    """Base class of modules with chosen subgradients: validates, stores, moves and shows them.
 
-    Each subgradient lives in a non-persistent buffer ``<name>_tensor`` (float64, 0-dimensional or one value per member):
-    ``torch.func.functional_call`` and ``stack_module_state`` can swap it, it follows the module's device but not its dtype
-    (0.8 stays 0.8 in a bfloat16 model), and ``state_dict`` does not hold it, so that checkpoints stay interchangeable with
-    the plain torch module's; like ``negative_slope`` it is part of the model's code, and of its pickles and deep copies.
+    Each subgradient is stored in a non-persistent buffer ``<name>_tensor``, float64, 0-dimensional or with one value per
+    ensemble member. ``torch.func.functional_call`` and ``stack_module_state`` can therefore swap it. The buffer follows the
+    module's device but not its dtype: 0.8 stays 0.8 in a bfloat16 model. ``state_dict`` does not contain it, so checkpoints
+    are interchangeable with those of torch's modules. Pickles and deep copies contain it, as they do ``negative_slope``.
     """
 
     rule: ClassVar[Rule]
@@ -50,14 +52,14 @@ class ChosenSubgradient(nn.Module):
         assert buffer is not None
         new = as_subgradient(value, owner=f"{type(self).__name__}.{name}", optional=self.rule.leaky)
         new = new.to(buffer.device, buffer.dtype)
-        # through .data: graphs recorded earlier hold this very tensor and read the new value, with no version clash
+        # through .data: graphs recorded earlier hold this tensor and must read the new value without a version error
         if new.shape == buffer.shape:
             buffer.data.copy_(new)
         else:
             buffer.data = new
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # fn casts as well as moves, and a cast would round the subgradient: only follow the device
+        # fn may cast as well as move, and a cast would round the subgradient, so buffers follow only the device
         kept = {f"{name}_tensor": self._buffers.pop(f"{name}_tensor") for name in self.rule.names}
         try:
             super()._apply(fn, recurse)
@@ -66,12 +68,13 @@ class ChosenSubgradient(nn.Module):
         for name, buffer in kept.items():
             assert buffer is not None
             device = fn(torch.empty(0, device=buffer.device)).device
-            if device != buffer.device and device.type != "meta":  # meta has no values to keep
+            if device != buffer.device and device.type != "meta":  # a meta tensor would lose the value
                 self._buffers[name] = buffer.to(device, torch.float32 if device.type == "mps" else torch.float64)
         return self
 
     def extra_repr(self) -> str:
-        # vmap asks for the module's repr, and a compiler cannot read values
+        """Show the subgradients in the module's ``repr``."""
+        # vmap calls the module's repr, and while compiling no value can be read
         chosen = [] if torch.compiler.is_compiling() else [f"{name}={getattr(self, name)}" for name in self.rule.names]
         return ", ".join([*chosen, *filter(None, [super().extra_repr()])])
 
@@ -79,16 +82,24 @@ class ChosenSubgradient(nn.Module):
 class ReLU(ChosenSubgradient, nn.ReLU):
     """``torch.nn.ReLU`` with ReLU'(0) = ``subgradient``.
 
-    Args:
-        subgradient: any finite real number (the Clarke interval is [0, 1]; torch's own value, the default, is 0), or a
-            tensor with one value per ensemble member that broadcasts to the input.
-        inplace: overwrite the input.
+    Input and output have the same shape and dtype. Forward values equal those of ``torch.nn.ReLU`` bit for bit. So do
+    gradients for the default subgradient, 0. The attribute ``subgradient`` can be read and set at any time. Backward reads
+    it when it runs, so several backwards with different values can share one forward.
 
-    The value can be read and set at any time, and backward reads it when it runs: several backwards, each with its own
-    value, can share one forward. Forward values never depend on it.
+    Args:
+        subgradient: a finite real number; the Clarke interval is [0, 1], but values outside it are allowed. Or a tensor
+            with one value per ensemble member that broadcasts to the input.
+        inplace: whether to overwrite the input.
+
+    Example:
+        >>> x = torch.zeros(3, requires_grad=True)
+        >>> relucheck.ReLU(0.5)(x).sum().backward()
+        >>> x.grad
+        tensor([0.5000, 0.5000, 0.5000])
 
     Raises:
-        SubgradientError: for NaN, infinities and values that are not real numbers.
+        SubgradientError: for NaN, infinities and values that are not real numbers; in ``forward``, for a tensor that does
+            not broadcast to the input.
     """
 
     rule = RELU
@@ -104,7 +115,15 @@ class ReLU(ChosenSubgradient, nn.ReLU):
 
 
 class ReLU6(ChosenSubgradient, nn.ReLU6):
-    """``torch.nn.ReLU6`` with subgradient ``alpha`` at 0 and ``beta`` at 6 (torch's own are 0 and 0); see :class:`ReLU`."""
+    """``torch.nn.ReLU6`` with subgradient ``alpha`` at 0 and ``beta`` at 6.
+
+    The attributes ``alpha`` and ``beta`` behave as ``subgradient`` of ``ReLU`` does, and errors are the same.
+
+    Args:
+        alpha: subgradient at 0, a number or a tensor as for ``ReLU``; the Clarke interval is [0, 1], torch's value 0.
+        beta: subgradient at 6; the Clarke interval is [0, 1], torch's value 0.
+        inplace: whether to overwrite the input.
+    """
 
     rule = RELU6
     alpha = _subgradient_property("alpha", 0.0)
@@ -125,7 +144,16 @@ class ReLU6(ChosenSubgradient, nn.ReLU6):
 
 
 class LeakyReLU(ChosenSubgradient, nn.LeakyReLU):
-    """``torch.nn.LeakyReLU`` with a chosen subgradient at 0 (None: torch's own, the negative slope); see :class:`ReLU`."""
+    """``torch.nn.LeakyReLU`` with a chosen subgradient at 0.
+
+    The attribute ``subgradient`` behaves as that of ``ReLU`` does, and errors are the same.
+
+    Args:
+        negative_slope: slope left of 0.
+        subgradient: a number or a tensor as for ``ReLU``; the Clarke interval lies between the negative slope and 1. None
+            stands for torch's subgradient, the negative slope.
+        inplace: whether to overwrite the input; not possible with a negative ``negative_slope``.
+    """
 
     rule = LEAKY_RELU
     subgradient = _subgradient_property("subgradient", 0.0)
@@ -139,7 +167,7 @@ class LeakyReLU(ChosenSubgradient, nn.LeakyReLU):
         return leaky_relu(input, self.subgradient_tensor, self.negative_slope, inplace=self.inplace)
 
 
-#: The modules of this file by the plain torch module that each one replaces.
+#: Maps each of torch's modules to the class of this file that replaces it.
 REPLACEMENTS: Final[dict[type[nn.Module], type[ChosenSubgradient]]] = {
     nn.ReLU: ReLU,
     nn.ReLU6: ReLU6,

@@ -1,12 +1,12 @@
-"""Max pooling with a chosen gradient at ties, where the largest value of a window is there more than once.
+"""Max pooling with a chosen gradient at ties: several elements equal a window's maximum.
 
-``max`` has a kink where two arguments tie for the largest: its Clarke subdifferential is the set of convex weights on the
-tied ones. Two of its elements are offered: ``native`` is torch's own (the first of the tied elements, in row-major order of
-the window, takes the whole cotangent), ``minimal-norm`` gives each of them an equal share (the element of least Euclidean
-norm). Forward values are torch's own, by torch's own kernel, whatever the choice.
+``max`` has a kink where several arguments equal the maximum. Its Clarke subdifferential there is the set of convex
+combinations of the tied arguments' unit vectors. This module offers two of its elements. ``native`` is torch's: the first
+tied element, in row-major order of the window, gets the whole cotangent. ``minimal-norm`` is the element of least Euclidean
+norm: each tied element gets an equal share. Forward values are those of torch's kernel under both.
 
 Source: Boustany (2024), "On the numerical reliability of nonsmooth autodiff: a MaxPool case study", TMLR (arXiv
-2401.02736), where these are the native and the minimal Jacobian.
+2401.02736), which calls them the native and the minimal Jacobian.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
 
 
 class PoolingError(RelucheckError, ValueError):
-    """A choice that does not exist, or a use of max pooling that the choice cannot serve."""
+    """A choice that does not exist, or a use of max pooling that the choice does not support."""
 
 
 def as_choice(value: Any) -> Choice:
-    """The choice that a name means.
+    """Validate the name of a choice and return it.
 
     Raises:
-        PoolingError: for anything but the two names.
+        PoolingError: for any value other than ``"native"`` and ``"minimal-norm"``.
     """
     if value not in CHOICES:
         raise PoolingError(
-            f"choice={value!r}: max pooling's gradient at ties is 'native' or 'minimal-norm'; pass one of them"
+            f"choice={value!r}: the gradient of max pooling at ties is 'native' or 'minimal-norm'; pass one of them"
         )
     return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """The geometry of 2-d pooling, (rows, columns) each."""
+    """The geometry of two-dimensional pooling; every pair is (rows, columns)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -53,23 +53,26 @@ class Windows:
 
     @classmethod
     def of(cls, module: nn.MaxPool2d) -> Windows:
-        """The geometry of a module; torch lets every size be a number or a pair, and the stride default to the kernel."""
+        """Read the geometry of a module.
+
+        torch allows a number in place of each pair, and a missing stride stands for the kernel size.
+        """
         kernel = _pair(module.kernel_size)
         stride = _pair(module.stride or kernel)
         return cls(kernel, stride, _pair(module.padding), _pair(module.dilation), module.ceil_mode)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """As torch's kernels take them."""
+        """The geometry as positional arguments of torch's kernels."""
         return self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
 
     def offsets(self) -> list[tuple[int, int]]:
-        """Of the elements of a window from its first element, row-major."""
+        """Offsets (rows, columns) of a window's elements from its first element, in row-major order."""
         rows, columns = self.dilation
         return [(i * rows, j * columns) for i in range(self.kernel[0]) for j in range(self.kernel[1])]
 
     def padded(self, x: Tensor, outputs: tuple[int, int], value: float) -> Tensor:
-        """``x`` [..., H, W] framed with ``value`` such that every window lies inside."""
+        """Pad ``x`` [..., H, W] with ``value`` so that every window lies inside."""
         ends = [
             max((out - 1) * stride + (kernel - 1) * dilation + 1 - size - padding, 0)
             for out, stride, kernel, dilation, size, padding in zip(
@@ -79,7 +82,10 @@ class Windows:
         return F.pad(x, (self.padding[1], ends[1], self.padding[0], ends[0]), value=value)
 
     def view(self, padded: Tensor, offset: tuple[int, int], outputs: tuple[int, int]) -> Tensor:
-        """The element at one offset of every window, [..., OH, OW], as a view of what :meth:`padded` returned."""
+        """View one element of every window in a padded tensor, [..., OH, OW].
+
+        The element is the one at ``offset``, and the method ``padded`` returns the tensor.
+        """
         (down, right), (rows, columns) = offset, self.stride
         return padded[
             ..., down : down + (outputs[0] - 1) * rows + 1 : rows, right : right + (outputs[1] - 1) * columns + 1 : columns
@@ -92,17 +98,20 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def tied_maxima(x: Tensor, pooled: Tensor, windows: Windows) -> Tensor:
-    """How many elements of each window equal its largest value, int16 [..., OH, OW]; a tie is a count of two or more.
+    """Count the elements of each window that equal its maximum; a tie is a count of two or more.
 
-    Both zeros are equal, so are infinities; padding is no element; a window with a NaN has no largest value (0).
+    +0 equals -0, and infinities of one sign are equal. Padding does not count. The count of a window with a NaN is 0.
 
     Args:
-        x: [..., H, W], any floating dtype.
-        pooled: its max pooling, [..., OH, OW].
+        x: the input, [..., H, W], any floating dtype.
+        pooled: its max pooling, [..., OH, OW], same dtype.
         windows: the geometry of the pooling.
+
+    Returns:
+        The counts, int16 [..., OH, OW].
     """
     outputs = (pooled.shape[-2], pooled.shape[-1])
-    # a frame of NaN, which equals nothing, is torch's rule that padding is never the largest, not even of -inf
+    # NaN equals nothing, which gives torch's rule that padding is never the maximum, not even of a window of -inf
     padded = windows.padded(x, outputs, torch.nan)
     count = torch.zeros(pooled.shape, dtype=torch.int16, device=x.device)
     for offset in windows.offsets():
@@ -112,7 +121,12 @@ def tied_maxima(x: Tensor, pooled: Tensor, windows: Windows) -> Tensor:
 
 @dataclasses.dataclass
 class PoolingSetting:
-    """What backward reads: the choice, and optionally the only windows (bool [..., OH, OW]) to which it applies."""
+    """The setting that backward reads.
+
+    Attributes:
+        choice: the gradient at ties.
+        only: mask of the windows to which the choice applies, bool [..., OH, OW]; None for all windows.
+    """
 
     choice: Choice = "native"
     only: Tensor | None = None
@@ -121,7 +135,7 @@ class PoolingSetting:
 def _shared(
     cotangent: Tensor, x: Tensor, pooled: Tensor, indices: Tensor, windows: Windows, setting: PoolingSetting
 ) -> Tensor:
-    """The gradient with each cotangent divided equally among the tied maxima, and torch's own where no tie is near."""
+    """Divide each cotangent equally among tied maxima; elsewhere the gradient is torch's."""
     native = torch.ops.aten.max_pool2d_with_indices_backward(cotangent, x, *windows.arguments, indices)
     count = tied_maxima(x, pooled, windows)
     tied = count > 1
@@ -137,8 +151,8 @@ def _shared(
     place = windows.padded(place, outputs, -1)
     gradient = torch.zeros(value.shape, dtype=cotangent.dtype, device=x.device)
     near = torch.zeros(value.shape, dtype=torch.bool, device=x.device)
-    # From the last offset to the first: an element then takes its windows' shares in the order of the windows, as torch's
-    # own kernel adds them, so that a window without a tie adds exactly what it adds there.
+    # From the last offset to the first, each element receives the shares of its windows in the order of the windows. That
+    # is the order of torch's kernel, so the sums round alike where no window has a tie.
     for offset in reversed(windows.offsets()):
         maximal = windows.view(value, offset, outputs) == pooled
         wins = torch.where(tied, maximal, windows.view(place, offset, outputs) == indices)
@@ -152,7 +166,10 @@ def _shared(
 
 
 class _MaxPool2d(torch.autograd.Function):
-    """Max pooling whose backward reads the setting when it runs, and is itself differentiable in the cotangent."""
+    """Max pooling whose backward reads the setting when it runs.
+
+    It is differentiable in the cotangent.
+    """
 
     @staticmethod
     def forward(x: Tensor, windows: Windows, setting: PoolingSetting) -> tuple[Tensor, Tensor]:
@@ -172,29 +189,36 @@ class _MaxPool2d(torch.autograd.Function):
         if cotangent is None:
             return None, None, None
         x, pooled, indices = ctx.saved_tensors
-        x, pooled = x.detach(), pooled.detach()  # only compared: the gradient is piecewise constant in them
+        x, pooled = x.detach(), pooled.detach()  # double backward has no term in them: the gradient is piecewise constant
         if ctx.setting.choice == "native":
-            own = torch.ops.aten.max_pool2d_with_indices_backward(cotangent, x, *ctx.windows.arguments, indices)
-            return own, None, None
+            native = torch.ops.aten.max_pool2d_with_indices_backward(cotangent, x, *ctx.windows.arguments, indices)
+            return native, None, None
         return _shared(cotangent, x, pooled, indices, ctx.windows, ctx.setting), None, None
 
 
 class MaxPool2d(nn.MaxPool2d):
     """``torch.nn.MaxPool2d`` with a chosen gradient at ties.
 
-    Args:
-        kernel_size, stride, padding, dilation, return_indices, ceil_mode: as torch's own.
-        choice: ``native``, torch's own gradient bit for bit (the default), or ``minimal-norm``: the cotangent of a window
-            divided equally among its tied maxima.
+    The attribute ``choice`` can be read and set at any time. Backward reads it when it runs, so several backwards with
+    different choices can share one forward. Pickles and deep copies contain it, the ``state_dict`` does not. Windows
+    without a tie, or with a NaN, have torch's gradient bit for bit (on CUDA up to the order in which overlapping windows
+    are added). Double backward works. Forward-mode AD and ``vmap`` raise torch's errors. Under ``torch.compile`` only
+    ``native`` is supported.
 
-    The choice can be read and set at any time, and backward reads it when it runs: several backwards, each with its own
-    choice, can share one forward. It is part of pickles and deep copies, not of the ``state_dict``. Windows without a tie,
-    or with a NaN, have torch's own gradient bit for bit (on CUDA up to the order in which overlapping windows are added).
-    Double backward works. Forward-mode AD and ``vmap`` raise torch's own errors; under ``torch.compile`` only ``native``
-    is served.
+    Source: Boustany (2024), "On the numerical reliability of nonsmooth autodiff: a MaxPool case study", TMLR.
+
+    Args:
+        kernel_size: as for ``torch.nn.MaxPool2d``.
+        stride: as for ``torch.nn.MaxPool2d``.
+        padding: as for ``torch.nn.MaxPool2d``.
+        dilation: as for ``torch.nn.MaxPool2d``.
+        return_indices: as for ``torch.nn.MaxPool2d``.
+        ceil_mode: as for ``torch.nn.MaxPool2d``.
+        choice: ``"native"``, torch's gradient bit for bit, or ``"minimal-norm"``, which divides the cotangent of a window
+            equally among its tied maxima.
 
     Raises:
-        PoolingError: for another choice, and for ``minimal-norm`` while ``torch.compile`` traces.
+        PoolingError: for any other choice, and for ``"minimal-norm"`` while ``torch.compile`` traces.
     """
 
     setting: PoolingSetting
@@ -215,7 +239,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     @property
     def choice(self) -> Choice:
-        """The gradient at ties that is in force."""
+        """The gradient at ties: ``"native"`` or ``"minimal-norm"``."""
         return self.setting.choice
 
     @choice.setter
@@ -225,7 +249,7 @@ class MaxPool2d(nn.MaxPool2d):
     def forward(self, input: Tensor) -> Any:
         if torch.compiler.is_compiling():
             if self.choice != "native":
-                raise PoolingError("choice='minimal-norm' is not served under torch.compile; run the model eagerly")
+                raise PoolingError("choice='minimal-norm' is not supported under torch.compile; run the model eagerly")
             return super().forward(input)
         if not (input.requires_grad and torch.is_grad_enabled() and input.is_floating_point()):
             return super().forward(input)
@@ -237,16 +261,20 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 def set_pooling(model: nn.Module, choice: Choice) -> tuple[str, ...]:
-    """Gives every max pooling module of a model one gradient at ties.
+    """Set the gradient at ties of every max pooling module of a model.
 
-    Plain ``nn.MaxPool2d`` modules become :class:`MaxPool2d` in place, under every name and reference that leads to them.
-    Functional calls (``F.max_pool2d``) hold no setting and are not reached, nor are subclasses of torch's module.
+    Each ``nn.MaxPool2d`` becomes a relucheck ``MaxPool2d`` in place, so every reference to it sees the change. Functional
+    calls (``F.max_pool2d``) take no setting and keep torch's gradient. So do subclasses of torch's module.
+
+    Args:
+        model: the model to change.
+        choice: ``"native"`` or ``"minimal-norm"``.
 
     Returns:
-        the names reached (a module used in several places counts once).
+        Names of the modules that were set; a module that the model uses in several places counts once.
 
     Raises:
-        PoolingError: for a choice that does not exist.
+        PoolingError: for any other choice.
         ModelError: if the model has no such module.
     """
     choice = as_choice(choice)
@@ -262,7 +290,7 @@ def set_pooling(model: nn.Module, choice: Choice) -> tuple[str, ...]:
         reached.append(name)
     if not reached:
         raise ModelError(
-            f"{type(model).__name__} has no nn.MaxPool2d (nor relucheck's): nothing to set; functional pooling "
-            "(F.max_pool2d) takes no setting: use modules"
+            f"{type(model).__name__} has no nn.MaxPool2d and no relucheck MaxPool2d, so there is nothing to set; "
+            "functional pooling (F.max_pool2d) takes no setting, use modules"
         )
     return tuple(reached)

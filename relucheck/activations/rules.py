@@ -1,4 +1,4 @@
-"""What a piecewise linear activation does forward and backward, and which subgradients it can be given."""
+"""Forward and backward of piecewise linear activations, and validation of subgradients."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from torch import Tensor
 from relucheck.errors import RelucheckError
 from relucheck.numerics.dtypes import compute_dtype
 
-#: A subgradient as users give it: a real number, or a tensor with one per ensemble member that broadcasts to the input.
+#: A subgradient as users write it: a real number, or a tensor of one per ensemble member that broadcasts to the input.
 Subgradient = float | Tensor
 
 
 class SubgradientError(RelucheckError, ValueError):
-    """A value that cannot be a subgradient, or whose shape does not fit the input."""
+    """A subgradient that is not a finite real number, or whose shape does not fit the input."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a piecewise linear activation does forward and backward; every function here is torch's own kernel.
+    """Forward and backward of one piecewise linear activation, by torch's kernels.
 
     Attributes:
-        name: as in :data:`relucheck.activations.kinks.CATALOGUE`.
-        kinks: where the kinks are.
-        names: what the subgradients at the kinks are called, in the same order.
-        forward: out-of-place forward, ``(x, slope)``.
-        forward_: in-place forward, ``(x, slope)``.
-        backward: torch's own backward, ``(cotangent, saved, slope, saved_is_result)``.
-        flat: where backward does not pass the cotangent on as it is, ``(x)``: the condition in the decomposition that
-            torch's own compiled backward has (at NaN, eager kernels of hardtanh differ from it, and among themselves).
-        saves_result: whether torch's own function saves its result rather than its input (in-place always does).
-        leaky: whether the part left of 0 has a slope, which is also torch's own subgradient there.
+        name: the activation's name, as in ``relucheck.activations.kinks.CATALOGUE``.
+        kinks: positions of the kinks, in increasing order.
+        names: attribute names of the subgradients at the kinks, in the same order.
+        forward: out-of-place forward, called with ``(x, slope)``.
+        forward_: in-place forward, called with ``(x, slope)``.
+        backward: torch's backward, called with ``(cotangent, saved, slope, saved_is_result)``.
+        flat: mask of the elements of ``x`` whose cotangent backward changes. It is the condition in the decomposition of
+            torch's compiled backward. At NaN the eager kernels of hardtanh differ from it and from each other.
+        saves_result: whether torch's out-of-place function saves its result for backward instead of its input. The
+            in-place function always saves its result.
+        leaky: whether the branch left of 0 has a slope; the slope is then also torch's subgradient at 0.
     """
 
     name: str
@@ -88,19 +89,22 @@ LEAKY_RELU: Final = Rule(
 
 
 def as_subgradient(value: Any, *, owner: str = "subgradient", optional: bool = False) -> Tensor:
-    """A subgradient as the float64 tensor that modules keep (NaN for None, torch's own value).
+    """Convert a subgradient to the float64 tensor that modules keep.
 
     Args:
-        value: a finite real number, or a tensor of finite real numbers (one per ensemble member).
-        owner: what the error calls the input.
-        optional: whether None is allowed.
+        value: a finite real number, or a tensor of finite real numbers, one per ensemble member.
+        owner: the name of the value in the error message.
+        optional: whether None is allowed; it means torch's subgradient and is kept as NaN.
+
+    Returns:
+        A new tensor: 0-dimensional on the CPU for a number, of the shape and device of ``value`` for a tensor.
 
     Raises:
-        SubgradientError: for anything else.
+        SubgradientError: for any other value.
     """
     number = None
-    # on the CPU whatever the default device is (0-dimensional CPU tensors mix with any device, meta holds no value), and
-    # never an inference tensor, which no later backward could save
+    # A 0-dimensional CPU tensor mixes with tensors on any device, while one on the default device might be on meta and hold
+    # no value. Outside inference mode, because autograd cannot save an inference tensor for a later backward.
     with torch.inference_mode(False):
         if value is None and optional:
             return torch.tensor(math.nan, dtype=torch.float64, device="cpu")
@@ -112,20 +116,20 @@ def as_subgradient(value: Any, *, owner: str = "subgradient", optional: bool = F
                 number = torch.tensor(float(value), dtype=torch.float64, device="cpu")
     if number is None or number.numel() == 0 or not bool(number.isfinite().all()):
         raise SubgradientError(
-            f"{owner}={value!r}: a subgradient is a finite real number, or a tensor of them, one per ensemble member; "
-            "pass a float such as 0.0, 0.5 or -0.5"
+            f"{owner}={value!r}: a subgradient is a finite real number, or a tensor of such numbers, one per ensemble "
+            "member; pass a float such as 0.0, 0.5 or -0.5"
         )
     return number
 
 
 @overload
-def at_hits(gradient: Tensor, cotangent: Tensor, subgradient: float, own: float, injects: bool = False) -> Tensor: ...
+def at_hits(gradient: Tensor, cotangent: Tensor, subgradient: float, default: float, injects: bool = False) -> Tensor: ...
 @overload
 def at_hits(
     gradient: Tensor,
     cotangent: Tensor,
     subgradient: Tensor,
-    own: float,
+    default: float,
     injects: Tensor | None = None,
     *,
     hit: Tensor | None = None,
@@ -134,32 +138,35 @@ def at_hits(
     gradient: Tensor,
     cotangent: Tensor,
     subgradient: float | Tensor,
-    own: float,
+    default: float,
     injects: Any = None,
     *,
     hit: Tensor | None = None,
 ) -> Tensor:
-    """Torch's own gradient with the elements at hits put right: the gradient at a hit is defined here and nowhere else.
+    """Replace torch's gradient at hits by the gradient for a chosen subgradient.
 
-    By the chain rule it is ``subgradient * cotangent``: the product is taken in the compute dtype and rounded once, as
-    ATen multiplies a tensor by a number. Torch's own subgradient keeps torch's own result, because 0 * cotangent is not 0
-    for an infinite cotangent. Under the published rule, which injects, it is ``subgradient``, whatever the cotangent,
-    torch's own as well; NaN, which is no number to inject, means torch's own result under either rule.
+    This function alone defines the gradient at a hit. Under the chain rule it is ``subgradient * cotangent``, multiplied in
+    the compute dtype and rounded once, as ATen multiplies a tensor by a number. Where the subgradient is torch's default,
+    torch's gradient stays as it is, because 0 times an infinite cotangent would be NaN. Under the injected rule, which is
+    that of the code published with Bertoin et al. (2021), the gradient is ``subgradient``, whatever the cotangent.
 
     Args:
-        gradient: what torch's own backward returned.
-        cotangent: of the same shape.
-        subgradient: a number, or a tensor that broadcasts to the cotangent; NaN: torch's own.
-        own: torch's own subgradient at this kink.
-        injects: whether the published rule holds. With a tensor of subgradients, a mask that broadcasts to the cotangent
-            gives each member its own rule.
-        hit: a mask of the hits; None where every element is one.
+        gradient: the gradient that torch's backward returned, any shape and floating dtype.
+        cotangent: the upstream gradient, of the same shape and dtype.
+        subgradient: a number, or a tensor that broadcasts to the cotangent. NaN keeps torch's gradient under either rule.
+        default: torch's subgradient at this kink.
+        injects: whether the injected rule holds; with a tensor of subgradients, a boolean mask that broadcasts to the
+            cotangent, so that each ensemble member has its rule.
+        hit: boolean mask of the hits; None if every element is a hit.
+
+    Returns:
+        The gradient, of the shape and dtype of ``gradient``; ``gradient`` itself where nothing changes.
     """
-    if not isinstance(subgradient, Tensor):  # the host knows what holds: no selection by tensors
-        if math.isnan(subgradient) or (subgradient == own and not injects):
+    if not isinstance(subgradient, Tensor):  # a Python number can be branched on, which is cheaper than torch.where
+        if math.isnan(subgradient) or (subgradient == default and not injects):
             return gradient
         return torch.full_like(cotangent, subgradient) if injects else _product(cotangent, subgradient)
-    keep = subgradient == own
+    keep = subgradient == default
     value = _product(cotangent, subgradient)
     if injects is not None:
         value = torch.where(injects, subgradient.to(cotangent.dtype), value)
@@ -174,15 +181,15 @@ def _product(cotangent: Tensor, subgradient: float | Tensor) -> Tensor:
     return (cotangent.to(compute) * factor).to(cotangent.dtype)
 
 
-#: A subgradient for a whole model: one number for every kink, ``(at 0, at the upper kink)``, or None for torch's own.
+#: A subgradient for a whole model: one number for every kink, a pair ``(at 0, at the upper kink)``, or None for torch's.
 ModelSubgradient = float | tuple[float, float] | None
 
 
 def as_model_subgradient(value: Any) -> ModelSubgradient:
-    """Checks a subgradient setting: a finite number, a pair of them, or None.
+    """Validate the subgradient of a model: a finite number, a pair of them, or None.
 
     Raises:
-        SubgradientError: names the input, the rule and the fix.
+        SubgradientError: for any other value.
     """
     if value is None:
         return None

@@ -76,7 +76,7 @@ def gradients(
 
 def _is_foreign(node: Any) -> bool:
     """Whether a node is a ``torch.autograd.Function`` that is not one of relucheck's."""
-    return isinstance(node, torch.autograd.function.BackwardCFunction) and not functional.is_own(node)
+    return isinstance(node, torch.autograd.function.BackwardCFunction) and not functional.has_chosen_subgradient(node)
 
 
 def _leaves(nodes: Iterable[Any], known: tuple[Tensor, ...]) -> list[Tensor]:

@@ -330,7 +330,7 @@ class Interception:
         for node in nodes_below(root.grad_fn for root in roots):
             name = type(node).__name__
             custom = isinstance(node, torch.autograd.function.BackwardCFunction)
-            if (custom or name.rstrip("0123456789") in _KINKED_NODES) and not functional.is_own(node):
+            if (custom or name.rstrip("0123456789") in _KINKED_NODES) and not functional.has_chosen_subgradient(node):
                 site, module = self._origins.get(node, (f"somewhere in {type(self._model).__name__}", ""))
                 unreached.append(OutOfReach(site, module, name, custom))
         return tuple(sorted(unreached, key=lambda item: (item.site, item.node)))

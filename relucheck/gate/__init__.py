@@ -1,1 +1,1 @@
-"""The gate: finds the activations of a library, runs the laws on them, and reports verdicts."""
+"""The gate: finds a library's activations, checks them against the laws, and reports."""

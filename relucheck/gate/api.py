@@ -1,4 +1,4 @@
-"""The gate for explicit lists: ``check_activation`` without pytest, ``parametrize_with_laws`` for a test of one's own."""
+"""Check given activations, in plain Python or in a pytest test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 
 class GateFailure(RelucheckError, AssertionError):
-    """Laws that an activation breaks, all of them; ``results`` holds the verdicts."""
+    """An activation that breaks at least one law; the message shows every failure.
+
+    Attributes:
+        results: the verdicts of all checks, those that passed included.
+    """
 
     exit_code = FAILED
 
@@ -38,22 +42,30 @@ def check_activation(
     on_fail: Literal["raise", "return"] = "raise",
     **settings: Any,
 ) -> list[Verdict]:
-    """Runs the laws on one activation, without pytest; in the manner of scikit-learn's ``check_estimator``.
+    """Check one activation against the laws, without pytest.
+
+    Modelled on scikit-learn's ``check_estimator``.
 
     Args:
-        activation: an :class:`Activation`, an ``nn.Module`` class or instance, or a function of one tensor.
-        dtypes: dtypes under test; all four unless given.
-        laws: names of the laws to run; all unless given.
-        convention: ``"clarke"``, ``"minimum-norm"``, ``"declared"`` or ``"reference"``.
-        on_fail: ``"raise"``, or ``"return"`` to get the verdicts whatever they are.
-        settings: further fields of :class:`~relucheck.gate.config.GateConfig`.
+        activation: an ``Activation``, an ``nn.Module`` class or instance, or a function of one tensor.
+        dtypes: dtypes to check; None for float32, float64, bfloat16 and float16.
+        laws: names of the laws to check; all laws if empty.
+        convention: which subgradients are allowed at a kink: ``"clarke"`` (the Clarke interval), ``"minimum-norm"`` (its
+            element nearest zero), ``"declared"`` (the declared ones) or ``"reference"`` (those of a declared reference).
+        on_fail: ``"raise"`` to raise where a law is broken, ``"return"`` to return the verdicts in any case.
+        settings: further fields of ``GateConfig``, such as ``time_limit``.
 
     Returns:
         One verdict per law and dtype.
 
     Raises:
-        GateFailure: where a law is broken, with every message.
+        GateFailure: where a law is broken; its message shows every failure.
         ConfigError: for an unknown law, dtype or convention.
+        NotCallableError: for an object that is not an activation.
+
+    Example:
+        >>> relucheck.check_activation(torch.nn.ReLU, laws=["chain_rule"], dtypes=["float32"])[0].outcome
+        'passed'
     """
     if on_fail not in ("raise", "return"):
         raise ConfigError(f"on_fail={on_fail!r}: must be 'raise' or 'return'")
@@ -73,20 +85,29 @@ def parametrize_with_laws(
     laws: Sequence[str] = (),
     **settings: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A pytest decorator: one case per activation, law and dtype, like scikit-learn's ``parametrize_with_checks``.
+    """Parametrize a pytest test: one case per activation, law and dtype.
 
+    Modelled on scikit-learn's ``parametrize_with_checks``.
+
+    Args:
+        activations: activations, each of a kind that ``check_activation`` takes.
+        dtypes: dtypes to check; None for float32, float64, bfloat16 and float16.
+        laws: names of the laws to check; all laws if empty.
+        settings: further fields of ``GateConfig``, such as ``expected``.
+
+    Returns:
+        A decorator for a test with the arguments ``activation`` and ``check``.
+
+    Raises:
+        ConfigError: for an unknown law, dtype or convention.
+        NotCallableError: for an object that is not an activation.
+
+    Example:
+        ```python
         @relucheck.parametrize_with_laws([MyActivation, relucheck.Activation("HS", HS, reference=torch.nn.Hardswish())])
         def test_activation(activation, check):
             check(activation)
-
-    Args:
-        activations: as :func:`check_activation` takes them.
-        dtypes: dtypes under test; all four unless given.
-        laws: names of the laws; all unless given.
-        settings: further fields of :class:`~relucheck.gate.config.GateConfig`, ``expected`` for one.
-
-    Raises:
-        ConfigError: for an unknown law, dtype or convention; TypeError for what is no activation.
+        ```
     """
     import pytest
 
@@ -101,7 +122,7 @@ def parametrize_with_laws(
 
 
 def _check(gate: Gate, item: Item, activation: Activation | None) -> None:
-    """Runs one item inside a user's test: fails, skips, marks an expected failure, or passes."""
+    """Run one item inside a user's test, and turn its verdict into pytest's outcome."""
     import pytest
 
     result = gate.run(item)

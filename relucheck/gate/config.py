@@ -1,4 +1,4 @@
-"""The gate's configuration: ``[tool.relucheck]`` in pyproject.toml, and what the command line adds. Imports no torch."""
+"""The gate's configuration, from pyproject.toml and the command line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any, Final
 
 from relucheck.errors import RelucheckError, did_you_mean, instance, listed, number, one_of, truth
 
-#: In the order in which laws are run: what users compute in first comes first.
+#: All dtypes, in the order in which they are checked: float32 first, which most users compute in.
 DTYPE_NAMES: Final = ("float32", "float64", "bfloat16", "float16")
 CONVENTIONS: Final = ("clarke", "minimum-norm", "declared", "reference")
 FAIL_ON: Final = ("error", "notice")
 
 
 class ConfigError(RelucheckError, ValueError):
-    """A setting that cannot be used: names the setting, the rule and the fix."""
+    """A setting of the gate whose value is not allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedFailure:
-    """A failure that is known: it must go on failing, with this message, or be taken out of the list.
+    """A known failure, which does not fail the run; if it no longer fails, the run does.
 
     Attributes:
-        id: ``Activation/law/dtype``; ``*`` and ``?`` match within and across the parts.
-        reason: why it is expected.
-        message: regular expression that the failure's message must match, so that it cannot hide another fault.
-        issue: link to where it is tracked.
+        id: ``Activation/law/dtype``; ``*`` matches any text and ``?`` any character, slashes included.
+        reason: why the failure is expected.
+        message: regular expression that the failure's message must match, so that the entry does not hide another fault.
+        issue: link to an issue about the failure.
     """
 
     id: str
@@ -38,35 +38,41 @@ class ExpectedFailure:
     issue: str = ""
 
     def matches(self, item: str) -> bool:
-        """Whether an item's id is meant. Only ``*`` and ``?`` are special: names may hold brackets (``acts[0]``)."""
+        """Whether this entry is about the item with an id."""
+        # fnmatch would read brackets as well, which names contain (acts[0])
         pattern = re.escape(self.id).replace(r"\*", ".*").replace(r"\?", ".")
         return re.fullmatch(pattern, item) is not None
 
     def covers(self, message: str) -> bool:
-        """Whether a failure's message is the expected one."""
+        """Whether a failure's message matches the regular expression ``message``."""
         return re.search(self.message, message, re.DOTALL) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class GateConfig:
-    """What a run of the gate looks at, and how.
+    """The settings of one run of the gate.
 
     Attributes:
-        targets: modules, ``module:attribute`` or .py files.
-        dtypes: names of the dtypes under test.
-        devices: devices under test.
-        convention: ``clarke``, ``minimum-norm``, ``declared`` or ``reference``.
-        laws: names of the laws to run, all if empty.
-        compile: check ``torch.compile`` for every activation.
-        fail_on: ``error``, or ``notice`` to fail on notices too.
-        scan: range in which kinks are looked for.
-        time_limit: seconds per item.
-        memory_limit: MiB that an item may allocate.
-        constructors: arguments of classes that need some, by class name: a table of keywords or a list.
+        targets: what to check: modules, ``module:attribute`` or .py files.
+        dtypes: names of the dtypes to check.
+        devices: devices to check on, such as ``cpu`` and ``cuda:0``.
+        convention: which subgradients are allowed at a kink: ``clarke`` (the Clarke interval), ``minimum-norm`` (its
+            element nearest zero), ``declared`` (the declared ones) or ``reference`` (those of a declared reference).
+        laws: names of the laws to check; all laws if empty.
+        compile: whether to check every activation under ``torch.compile`` as well.
+        fail_on: lowest level that fails the run, ``error`` or ``notice``.
+        scan: range of inputs in which to search for kinks.
+        time_limit: seconds that one item may take.
+        memory_limit: MiB that one item may allocate.
+        constructors: arguments for classes that need some, by class name: a table of keyword arguments, or a list of
+            positional ones.
         expected: expected failures.
-        surrogates: names of activations whose gradient is a surrogate on purpose.
-        baseline: kink table that the run's must equal, as written by ``relucheck kinks --json``.
+        surrogates: names of activations whose gradient deliberately differs from the derivative.
+        baseline: kink table, written by ``relucheck kinks --json``, that the kinks of this run must equal.
         root: folder from which targets are imported.
+
+    Raises:
+        ConfigError: for a value that is not allowed.
     """
 
     targets: tuple[str, ...] = ()
@@ -100,12 +106,15 @@ class GateConfig:
 
 
 def _named(setting: str) -> str:
-    """A setting as messages call it."""
+    """The name of a setting in messages."""
     return f"[tool.relucheck] {setting}"
 
 
 def suggestion(wanted: str, known: Iterable[str]) -> str:
-    """``" (did you mean ...?)"`` for a name or id that does not exist, or nothing."""
+    """Return ``" (did you mean 'relu'?)"`` for a misspelt name or id.
+
+    The result is empty if no known name is near.
+    """
     hint = did_you_mean(wanted, known, most=2).strip()
     return f" ({hint})" if hint else ""
 
@@ -140,7 +149,8 @@ def _range(name: str, value: Any) -> tuple[float, float]:
 def _table(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(item, dict | list) for item in value.values()):
         raise ConfigError(
-            f"[tool.relucheck.{name}]: each entry is a table of keyword arguments or a list, as Name = {{ slope = 0.1 }}"
+            f"[tool.relucheck.{name}]: each entry must be a table of keyword arguments or a list, for example "
+            f"Name = {{ slope = 0.1 }}"
         )
     return value
 
@@ -148,7 +158,7 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
 def _expected(name: str, value: Any) -> tuple[ExpectedFailure, ...]:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise ConfigError(f"[[tool.relucheck.{name}]]: a table per entry is needed, with id and reason")
-    found = []
+    failures = []
     fields = [field.name for field in dataclasses.fields(ExpectedFailure)]
     for position, entry in enumerate(value, start=1):
         where = f"[[tool.relucheck.{name}]] entry {position}"
@@ -157,15 +167,15 @@ def _expected(name: str, value: Any) -> tuple[ExpectedFailure, ...]:
             instance(f"{where}: {key}", item, str, '"known"', error=ConfigError)
         for key in ("id", "reason"):
             if not entry.get(key, "").strip():
-                raise ConfigError(f"{where}: {key} is missing; an expected failure says which item and why")
+                raise ConfigError(f"{where}: {key} is missing; an expected failure needs an id and a reason")
         if entry["id"].count("/") < 2 and "*" not in entry["id"]:
-            raise ConfigError(f"{where}: id = {entry['id']!r}: an id is Activation/law/dtype, with * and ? as wildcards")
+            raise ConfigError(f"{where}: id={entry['id']!r}: an id is Activation/law/dtype, with * and ? as wildcards")
         try:
             re.compile(entry.get("message", ""))
         except re.error as error:
             raise ConfigError(f"{where}: message = {entry['message']!r} is no regular expression: {error}") from None
-        found.append(ExpectedFailure(**entry))
-    return tuple(found)
+        failures.append(ExpectedFailure(**entry))
+    return tuple(failures)
 
 
 _READERS: Final[Mapping[str, tuple[str, Callable[[str, Any], Any]]]] = {
@@ -184,12 +194,16 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str, Any], Any]]]] = {
     "surrogates": ("surrogates", _strings),
     "baseline": ("baseline", _string),
 }
-#: Keys of ``[tool.relucheck]`` that other parts of relucheck read.
+#: Keys of ``[tool.relucheck]`` that belong to other parts of relucheck.
 OTHER_KEYS: Final = frozenset({"bifurcation"})
 
 
 def from_table(table: Mapping[str, Any], root: Path | None = None) -> GateConfig:
-    """The configuration that a ``[tool.relucheck]`` table means.
+    """Build the configuration from the content of a ``[tool.relucheck]`` table.
+
+    Args:
+        table: the parsed table.
+        root: folder from which targets are imported; the working directory if None.
 
     Raises:
         ConfigError: for an unknown key or a value of the wrong kind.
@@ -205,10 +219,12 @@ def from_table(table: Mapping[str, Any], root: Path | None = None) -> GateConfig
 
 
 def read_table(root: Path) -> Mapping[str, Any]:
-    """The ``[tool.relucheck]`` table of ``root/pyproject.toml``; empty without one.
+    """Read the ``[tool.relucheck]`` table of ``root/pyproject.toml``.
+
+    It is empty if the file or the table is missing.
 
     Raises:
-        ConfigError: for a file that is no TOML.
+        ConfigError: for a file that is not valid TOML.
     """
     path = root / "pyproject.toml"
     if not path.is_file():
@@ -224,7 +240,13 @@ def read_table(root: Path) -> Mapping[str, Any]:
 
 
 def read(root: Path) -> GateConfig:
-    """The configuration in ``root/pyproject.toml``, defaults without one."""
+    """Read the configuration in ``root/pyproject.toml``.
+
+    Settings that the file does not name have their defaults.
+
+    Raises:
+        ConfigError: for a file that is not valid TOML, an unknown key, or a value that is not allowed.
+    """
     return from_table(read_table(root), root)
 
 
@@ -232,7 +254,7 @@ def _separated(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-#: The fields that a command line can set, and what makes one of the option's value.
+#: The fields that the command line can set, each with the function that converts the option's value.
 OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "targets": tuple,
     "dtypes": _separated,
@@ -247,16 +269,16 @@ OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def merged(root: Path, options: Mapping[str, Any], folder: Path) -> GateConfig:
-    """The configuration in ``root/pyproject.toml`` with the options of a command line, which win.
+    """Merge pyproject.toml with command-line options, which take precedence.
 
     Args:
         root: folder of pyproject.toml.
-        options: values by the names in :data:`OPTIONS`, as the command line has them: lists of dtypes, devices and laws are
-            separated by commas. None, False, an empty list and an empty text for one leave what the file says.
-        folder: where the command line was given; its targets are looked for there.
+        options: values of the options, by the names in ``OPTIONS``. Dtypes, devices and laws are text separated by commas.
+            None, False, an empty list and an empty text leave the setting as the file has it.
+        folder: working directory of the command line, from which its targets are imported.
 
     Raises:
-        ConfigError: for a setting that cannot be used.
+        ConfigError: for a value that is not allowed.
     """
     settings = dict(vars(read(root)))
     for name, value in options.items():

@@ -1,7 +1,8 @@
-"""Finds the activations of a target: a module, ``module:attribute``, or a .py file.
+"""Find the activations in a target: a module, ``module:attribute``, or a .py file.
 
-A target is other people's code. It is imported with its output kept back, its changes to global state undone and reported,
-and a time limit; whatever it does there becomes one :class:`Finding`, never a crash of the run.
+A target is other people's code, so its import is isolated: it has a time limit, its output is captured, and its changes to
+global state are undone and reported. A target that cannot be imported gives a ``Finding`` with an error and does not stop
+the run.
 """
 
 from __future__ import annotations
@@ -20,33 +21,33 @@ from typing import Any, Final, Literal
 
 from torch import Tensor, nn
 
-from relucheck.activations.kinks import Activation, given
+from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_mean
 from relucheck.gate.frameworks import TORCH_TARGETS
 from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
 
-#: First parameters by which a function without annotations is taken for an activation.
+#: Names of a first parameter that mark a function without annotations as an activation.
 _INPUT_NAMES: Final = frozenset({"x", "input", "inputs", "z", "t", "tensor", "hidden_states", "a", "pre_activation", "u"})
-#: Constructors of classes that need arguments: by ``module:Name`` or ``Name``.
+#: Registered constructors of classes that need arguments, by ``module:Name`` or ``Name``.
 _CONSTRUCTORS: Final[dict[str, Callable[..., Any]]] = {}
 
 
 class TargetImportError(RelucheckError):
-    """A target that cannot be imported, does not exist, or holds no activations."""
+    """A target that does not exist, cannot be imported, or contains no activations."""
 
     exit_code = MISSING
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What a target holds.
+    """The activations in one target.
 
     Attributes:
-        target: as the user wrote it.
-        activations: the activations, by name.
-        skipped: what looks like one and cannot be constructed: name and reason.
-        notes: what the import printed or changed.
-        error: why there is nothing to run, empty otherwise.
+        target: the target as the user wrote it.
+        activations: the activations.
+        skipped: candidates that need arguments which nobody gave, as pairs of name and reason.
+        notes: what the import printed, and which global state it changed.
+        error: why the target gives nothing to check; empty otherwise.
     """
 
     target: str
@@ -57,14 +58,19 @@ class Finding:
 
 
 def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
-    """Says how to construct a class that needs arguments (or fixes a function's further arguments).
+    """Register how to construct an activation class that needs arguments.
+
+    For a function with further arguments, ``make`` returns a function of one tensor.
 
     Args:
-        name: the class or function itself, its name, or ``"module:Name"``.
-        make: called with the class or function; returns a callable of one tensor. ``lambda cls: cls(slope=0.1)``.
+        name: the class or function, its name, or ``"module:Name"``.
+        make: called with the class or function; returns a callable of one tensor.
 
     Raises:
-        NotCallableError: for a ``make`` that cannot be called.
+        NotCallableError: for a ``make`` that is not callable.
+
+    Example:
+        ``relucheck.register_constructor("ScaledReLU", lambda cls: cls(slope=0.1))``
     """
     if not callable(make):
         raise NotCallableError(
@@ -75,15 +81,17 @@ def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
 
 
 def as_activation(value: Any) -> Activation:
-    """An :class:`Activation` from what users have: one, an ``nn.Module`` class or instance, a function of one tensor.
+    """Convert a module class, a module or a function of one tensor to an ``Activation``.
+
+    An ``Activation`` is returned as it is.
 
     Raises:
-        NotCallableError: for anything else.
+        NotCallableError: for any other object.
     """
     if isinstance(value, Activation):
         return value
     if isinstance(value, nn.Module):
-        return Activation(type(value).__name__, functools.partial(given, value))
+        return Activation(type(value).__name__, functools.partial(identity, value))
     if inspect.isclass(value) and issubclass(value, nn.Module):
         reachable = "<" not in value.__qualname__
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}()") if reachable else None
@@ -92,22 +100,26 @@ def as_activation(value: Any) -> Activation:
         name = getattr(value, "__name__", type(value).__name__)
         reachable = "<" not in getattr(value, "__qualname__", "<")
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}") if reachable else None
-        return Activation(name, functools.partial(given, value), source=source)
+        return Activation(name, functools.partial(identity, value), source=source)
     raise NotCallableError(
-        f"{value!r} is no activation: pass an Activation, an nn.Module class or instance, or a function of one tensor"
+        f"{value!r} is no activation; pass an Activation, an nn.Module class or instance, or a function of one tensor"
     )
 
 
 def discover(
     target: str, *, constructors: Mapping[str, Any] | None = None, root: Path | None = None, seconds: float = TIME_LIMIT
 ) -> Finding:
-    """The activations of one target; failures are in the result's ``error``.
+    """Import one target and find its activations.
 
     Args:
-        target: ``package.module``, ``package.module:attribute`` or ``path/to/file.py`` (with ``:attribute`` too).
-        constructors: keyword arguments (a table) or positional ones (a list) by class name, from the configuration.
-        root: folder from which modules are imported and files are read; the working directory unless given.
-        seconds: time limit of the import.
+        target: ``package.module``, ``package.module:attribute``, ``path/to/file.py`` or ``path/to/file.py:attribute``.
+        constructors: arguments from the configuration by class name: a table of keyword arguments, or a list of positional
+            ones.
+        root: folder from which modules are imported and files are read; the working directory if None.
+        seconds: time limit of the import in seconds.
+
+    Returns:
+        The activations; an import that fails is described in ``error``.
     """
     root = root or Path.cwd()
     notes: list[str] = []
@@ -118,19 +130,19 @@ def discover(
     except TargetImportError as error:
         return Finding(target, error=str(error))
     except Exception as error:
-        return Finding(target, error=f"target {target!r} does not import: {error}")
+        return Finding(target, error=f"target {target!r} cannot be imported: {error}")
     if changes:
-        notes.append(f"importing it changed global state (undone): {'; '.join(changes)}")
+        notes.append(f"the import changed global state, which was restored: {'; '.join(changes)}")
     if printed.getvalue():
-        notes.append(f"importing it printed {len(printed.getvalue())} characters (kept back)")
+        notes.append(f"the import printed {len(printed.getvalue())} characters, which are not shown")
     if not activations and not skipped:
-        hint = "give a module that defines nn.Module classes or functions of one tensor, or MODULE:ATTRIBUTE"
+        hint = "name a module that defines nn.Module classes or functions of one tensor, or MODULE:ATTRIBUTE"
         return Finding(target, notes=tuple(notes), error=f"target {target!r} holds no activations: {hint}")
     return Finding(target, tuple(activations), tuple(skipped), tuple(notes))
 
 
 def _load(target: str, root: Path) -> tuple[Any, str]:
-    """The module that a target names, and the attribute after the colon (empty for none)."""
+    """Import the module that a target names; return it and the attribute after the colon."""
     place, _, attribute = target.partition(":") if not target.endswith(".py") else (target, "", "")
     if not place.strip():
         raise TargetImportError(
@@ -157,7 +169,7 @@ def _load_file(place: str, root: Path) -> Any:
     path = (root / place).resolve()
     if not path.is_file():
         raise TargetImportError(f"target {place!r}: no such file in {root}")
-    # a name of its own, so that two files called activations.py do not meet; stable, so that pickle finds it again
+    # unique, so that two files called activations.py do not share a module; stable, so that pickle finds it again
     name = f"relucheck_target_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -195,22 +207,22 @@ def _collect(
                 raise TargetImportError(f"target {target!r}: {part!r} does not exist{'; ' * bool(hint)}{hint.strip()}")
             value = getattr(value, part)
         chosen = list(_unpack(attribute.split(".")[-1], value))
-    found: list[Activation] = []
+    activations: list[Activation] = []
     skipped: list[tuple[str, str]] = []
     seen: dict[int, str] = {}
     for name, value in chosen:
         if id(value) in seen:
-            continue  # an alias of one that is there
+            continue  # an alias of an activation that is already in the list
         seen[id(value)] = name
         try:
-            found.append(_activation_of(name, value, container, attribute, constructors))
+            activations.append(_activation_of(name, value, container, attribute, constructors))
         except _NeedsArguments as error:
             skipped.append((name, str(error)))
-    return found, skipped
+    return activations, skipped
 
 
 def _unpack(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Lists and tables of activations give one entry each."""
+    """Yield name and value of each activation in a list or mapping, or of the value itself."""
     if isinstance(value, Mapping):
         yield from ((str(key).replace("/", "_"), item) for key, item in value.items())
     elif isinstance(value, list | tuple):
@@ -220,7 +232,7 @@ def _unpack(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
     else:
         raise TargetImportError(
-            f"{name!r} is {type(value).__name__!r}: an activation, or a list or table of them, is needed"
+            f"{name!r} is of type {type(value).__name__!r}; name an activation, or a list or dictionary of activations"
         )
 
 
@@ -232,12 +244,12 @@ def _is_candidate(name: str, value: Any, module: Any, listed: bool) -> bool:
         return True
     home = getattr(value, "__module__", None) or ""
     package = module.__name__.split(".")[0]
-    own = listed or home == module.__name__ or home.split(".")[0] == package
+    defined_here = listed or home == module.__name__ or home.split(".")[0] == package
     if inspect.isclass(value):
-        return own and issubclass(value, nn.Module) and value is not nn.Module
+        return defined_here and issubclass(value, nn.Module) and value is not nn.Module
     if isinstance(value, nn.Module):
         return True
-    return own and inspect.isroutine(value) and _takes_a_tensor(value)
+    return defined_here and inspect.isroutine(value) and _takes_a_tensor(value)
 
 
 def _takes_a_tensor(function: Any) -> bool:
@@ -254,7 +266,7 @@ def _takes_a_tensor(function: Any) -> bool:
 
 
 class _NeedsArguments(Exception):
-    pass
+    """A class or function with arguments that nobody gave."""
 
 
 def _required(callable_: Any, skip: int) -> list[str]:
@@ -272,7 +284,7 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
     name = name.replace("/", "_")
     line, expression = _source(value, name, module, attribute)
     if isinstance(value, nn.Module):
-        return Activation(name, functools.partial(given, value), source=(line, expression))
+        return Activation(name, functools.partial(identity, value), source=(line, expression))
     is_class = inspect.isclass(value)
     make = _CONSTRUCTORS.get(
         f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}"
@@ -288,18 +300,18 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
             return Activation(name, functools.partial(value, *positional, **named), source=(line, f"{expression}({text})"))
         fixed = functools.partial(_call_with, value, positional, named)
         source = (line, f"lambda x: {expression}(x, {text})")
-        # the fixed function hides its arguments, this one too, from who asks whether it announces working in place
+        # a partial hides the argument inplace from the gate, which looks for it in the function's signature
         inplace: Literal[True] | None = True if named.get("inplace") is True else None
-        return Activation(name, functools.partial(given, fixed), inplace=inplace, source=source)
+        return Activation(name, functools.partial(identity, fixed), inplace=inplace, source=source)
     needed = _required(value, 0 if is_class else 1)
     if needed:
         raise _NeedsArguments(
-            f"needs arguments nobody gave: {', '.join(needed)}; give them under [tool.relucheck.constructors] as {name} = "
+            f"needs arguments: {', '.join(needed)}; set them under [tool.relucheck.constructors] as {name} = "
             f"{{ {needed[0]} = ... }}, or call relucheck.register_constructor"
         )
     if is_class:
         return Activation(name, value, source=(line, f"{expression}()"))
-    return Activation(name, functools.partial(given, value), source=(line, expression))
+    return Activation(name, functools.partial(identity, value), source=(line, expression))
 
 
 def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x: Tensor) -> Any:
@@ -307,7 +319,10 @@ def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x
 
 
 def _reach(value: Any, name: str, module: Any, attribute: str) -> str | None:
-    """The expression that reaches a value from its module: a name, or an entry of a list or table; None without one."""
+    """Return an expression for a value in its module: a name, or an entry of a container.
+
+    None if the module does not refer to the value.
+    """
     names = vars(module) if hasattr(module, "__dict__") else {}
     if names.get(name) is value:
         return name
@@ -324,14 +339,14 @@ def _reach(value: Any, name: str, module: Any, attribute: str) -> str | None:
 
 
 def _source(value: Any, name: str, module: Any, attribute: str) -> tuple[str, str]:
-    """Import line and expression that reach a value from a script."""
+    """Return the import line and the expression by which a script obtains a value."""
     path = getattr(module, "__relucheck_path__", None)
     reach = _reach(value, name, module, attribute)
     if reach is not None:
         head = reach.partition("[")[0]
         if path is not None:
             folder, stem = str(Path(path).parent), Path(path).stem
-            # a file is imported by its name, not run: pickle must find its classes again
+            # the script imports the file by name and does not run it, because pickle must find its classes again
             return f"import sys; sys.path.insert(0, {folder!r}); import {stem}", f"{stem}.{reach}"
         return f"from {module.__name__} import {head}", reach
     home, qualname = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")

@@ -1,4 +1,4 @@
-"""torch's own activations, with arguments for those that need some: targets, and peers of other people's spellings."""
+"""torch's activations, as targets and for comparison with equal spellings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import nn
 
-from relucheck.activations.kinks import Activation, given
+from relucheck.activations.kinks import Activation, identity
 
-#: Arguments for activations of ``torch.nn`` that need some; 0.1 is a kink that no dtype represents.
+#: Arguments for classes of ``torch.nn`` that need some. The kink at 0.1 is one that no dtype represents.
 CONSTRUCTORS: Final[Mapping[str, Mapping[str, Any]]] = {"Threshold": {"threshold": 0.1, "value": 20.0}}
-#: Further variants worth a row of their own: name, class, arguments.
+#: Variants that are checked beside the defaults: name, class, arguments.
 VARIANTS: Final[tuple[tuple[str, str, Mapping[str, Any]], ...]] = (
     ("GELU-tanh", "GELU", {"approximate": "tanh"}),
     ("Hardtanh-0.7", "Hardtanh", {"min_val": -0.7, "max_val": 0.7}),
@@ -22,7 +22,7 @@ VARIANTS: Final[tuple[tuple[str, str, Mapping[str, Any]], ...]] = (
     ("ELU-2", "ELU", {"alpha": 2.0}),
     ("CELU-2", "CELU", {"alpha": 2.0}),
 )
-#: Elementwise activations of ``torch.nn.functional``: name and the arguments beyond the input.
+#: Elementwise activations of ``torch.nn.functional``: name, and arguments after the input.
 FUNCTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "relu": {}, "relu6": {}, "leaky_relu": {}, "elu": {}, "selu": {}, "celu": {}, "gelu": {}, "silu": {}, "mish": {},
     "softplus": {}, "softsign": {}, "tanhshrink": {}, "tanh": {}, "sigmoid": {}, "logsigmoid": {}, "hardtanh": {},
@@ -36,8 +36,11 @@ def _text(arguments: Mapping[str, Any]) -> str:
 
 
 def modules() -> list[Activation]:
-    """Every activation class of ``torch.nn.modules.activation`` but the attention, and the variants."""
-    found = []
+    """Return the activation classes of ``torch.nn`` and the variants.
+
+    ``MultiheadAttention`` is left out.
+    """
+    activations = []
     for name, cls in sorted(vars(nn.modules.activation).items()):
         if not (inspect.isclass(cls) and issubclass(cls, nn.Module)) or cls.__module__ != nn.modules.activation.__name__:
             continue
@@ -45,28 +48,28 @@ def modules() -> list[Activation]:
             continue
         arguments = CONSTRUCTORS.get(name, {})
         source = ("from torch import nn", f"nn.{name}({_text(arguments)})")
-        found.append(Activation(name, functools.partial(cls, **arguments), source=source))
+        activations.append(Activation(name, functools.partial(cls, **arguments), source=source))
     for name, cls_name, arguments in VARIANTS:
         source = ("from torch import nn", f"nn.{cls_name}({_text(arguments)})")
-        found.append(Activation(name, functools.partial(getattr(nn, cls_name), **arguments), source=source))
-    return found
+        activations.append(Activation(name, functools.partial(getattr(nn, cls_name), **arguments), source=source))
+    return activations
 
 
 def functions() -> list[Activation]:
-    """The elementwise activations of ``torch.nn.functional``."""
-    found = []
+    """Return the elementwise activations of ``torch.nn.functional``."""
+    activations = []
     for name, arguments in FUNCTIONS.items():
         function = getattr(F, name)
         expression = f"F.{name}"
         if arguments:
             function = functools.partial(function, **arguments)
             expression = f"lambda x, **more: F.{name}(x, {_text(arguments)}, **more)"
-        made = functools.partial(given, function)
-        found.append(Activation(name, made, source=("import torch.nn.functional as F", expression)))
-    return found
+        make = functools.partial(identity, function)
+        activations.append(Activation(name, make, source=("import torch.nn.functional as F", expression)))
+    return activations
 
 
-#: What a target that is one of torch's own namespaces stands for.
+#: The activations of the targets that are namespaces of torch.
 TORCH_TARGETS: Final = {
     "torch.nn": modules,
     "torch.nn.modules.activation": modules,

@@ -1,8 +1,10 @@
-"""The gate as pytest items: ``pytest --relucheck mylib.activations``. Imported only where the gate is used.
+"""The gate as pytest items: ``pytest --relucheck mylib.activations``.
 
-Items are collected beside the run's other tests, carry the marker ``relucheck`` (``-m relucheck`` runs the gate alone) and
-the id ``Activation/law/dtype`` (``-k`` selects). Verdicts travel on the report, so that workers of pytest-xdist need no
-shared state.
+Imported only in runs that use the gate.
+
+Items are collected beside the other tests. They have the marker ``relucheck``, so ``-m relucheck`` selects the gate alone,
+and ids ``Activation/law/dtype``, which ``-k`` matches. Each verdict is attached to its pytest report, so workers of
+pytest-xdist need no shared state.
 """
 
 from __future__ import annotations
@@ -28,26 +30,26 @@ _CONFIG: Final = pytest.StashKey[GateConfig]()
 
 
 def configuration(config: pytest.Config) -> GateConfig:
-    """What pyproject.toml and the command line say; the command line wins.
+    """Return the configuration from pyproject.toml and the command line, which takes precedence.
 
     Raises:
-        pytest.UsageError: for a setting that cannot be used.
+        pytest.UsageError: for a setting whose value is not allowed.
     """
     if _CONFIG in config.stash:
         return config.stash[_CONFIG]
     try:
         options = {name: config.getoption(f"relucheck_{name}") for name in gate_config.OPTIONS}
-        found = gate_config.merged(config.rootpath, options, config.invocation_params.dir)
-        if found.laws:
+        settings = gate_config.merged(config.rootpath, options, config.invocation_params.dir)
+        if settings.laws:
             from relucheck.gate.run import check_laws
 
-            check_laws(found.laws)
+            check_laws(settings.laws)
         for name in config.getoption("relucheck_report"):
             gate_report.check_name(Path(name), "--relucheck-report")
     except (ConfigError, gate_report.ReportError) as error:
         raise pytest.UsageError(f"relucheck: {error}") from None
-    config.stash[_CONFIG] = found
-    return found
+    config.stash[_CONFIG] = settings
+    return settings
 
 
 class GateItem(pytest.Item):
@@ -76,11 +78,11 @@ class GateItem(pytest.Item):
 
 
 class GateVerdict(AssertionError):
-    """A failed item; its text is the whole message."""
+    """The failure of an item; its text is the message of the verdict."""
 
 
 class GateCollector(pytest.Collector):
-    """All items of the gate; the parent of each."""
+    """The parent of all items of the gate in pytest's tree."""
 
     def collect(self) -> Iterator[GateItem]:
         import torch
@@ -88,7 +90,7 @@ class GateCollector(pytest.Collector):
         from relucheck.gate.run import Gate
 
         if os.environ.get("PYTEST_XDIST_WORKER"):
-            # workers share the cores: threads inside them only get in each other's way
+            # workers already use all cores, so threads inside them would compete
             torch.set_num_threads(1)
         gate = Gate(configuration(self.config))
         for item in gate.items():
@@ -96,25 +98,24 @@ class GateCollector(pytest.Collector):
 
 
 def is_wanted(config: pytest.Config) -> bool:
-    """Whether this run has gate targets."""
+    """Whether the configuration names targets."""
     return bool(configuration(config).targets)
 
 
 def collect(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Adds the gate's items to what was collected."""
+    """Insert the gate's items before the collected tests."""
     if not is_wanted(config):
         return
     collector: GateCollector = GateCollector.from_parent(session, name="relucheck", nodeid="relucheck")
-    found = list(session.genitems(collector))
-    items[:0] = found
+    items[:0] = list(session.genitems(collector))
 
 
 def run_protocol(item: pytest.Item) -> bool | None:
-    """Runs a gate item in one phase; None for every other item.
+    """Run a gate item in a single phase; return None for every other item.
 
-    A gate item has no fixtures and keeps its own output back, so set-up, teardown and their log capturing (which visits
-    each of torch's 57 loggers that do not propagate, three times an item) have nothing to do: thousands of items take half
-    the time.
+    A gate item has no fixtures, and its output is captured already. So it needs no set-up, no teardown and no log
+    capturing, which would visit torch's 57 non-propagating loggers three times per item. Without them, thousands of items
+    take half the time.
     """
     if not isinstance(item, GateItem):
         return None
@@ -128,21 +129,27 @@ def run_protocol(item: pytest.Item) -> bool | None:
 
 
 def attach(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Puts a verdict on the report of its item, as plain data that survives the way from a worker."""
+    """Attach a verdict to its item's report, as plain data that xdist can send."""
     result = getattr(item, "relucheck_result", None)
     if report.when == "call" and isinstance(item, GateItem) and result is not None:
         report.relucheck = result  # type: ignore[attr-defined]  # reports carry extra attributes over xdist
 
 
 def receive(config: pytest.Config, report: pytest.TestReport) -> None:
-    """Collects a verdict, in the controller of a distributed run as in a plain one."""
+    """Store the verdict that a report carries.
+
+    This runs in the controller of a distributed run, or in the only process.
+    """
     result = getattr(report, "relucheck", None)
     if result is not None:
         config.stash.setdefault(_RESULTS, []).append(result)
 
 
 def status(report: pytest.TestReport) -> tuple[str, str, str | tuple[str, dict[str, bool]]] | None:
-    """How the terminal shows notices and expected failures; None leaves it to pytest."""
+    """Return how the terminal shows a notice or an expected failure.
+
+    None leaves the report to pytest.
+    """
     result = getattr(report, "relucheck", None)
     if result is None or report.when != "call":
         return None
@@ -154,13 +161,16 @@ def status(report: pytest.TestReport) -> tuple[str, str, str | tuple[str, dict[s
 
 
 def results(config: pytest.Config) -> list[dict[str, Any]]:
-    """All verdicts of the run, in a fixed order whatever the workers did first."""
-    found: list[dict[str, Any]] = config.stash.get(_RESULTS, [])
-    return sorted(found, key=lambda r: (r["activation"], r["law"], r["dtype"], r["device"]))
+    """Return all verdicts of the run as dictionaries, in a fixed order."""
+    received: list[dict[str, Any]] = config.stash.get(_RESULTS, [])
+    return sorted(received, key=lambda r: (r["activation"], r["law"], r["dtype"], r["device"]))
 
 
 def baseline_drift(config: pytest.Config) -> list[str]:
-    """What the kink table changed against the baseline; a line that says why where the two cannot be compared."""
+    """Return the differences of the kink table from the baseline, one line each.
+
+    If the two cannot be compared, the only line says why.
+    """
     settings = configuration(config)
     if not settings.baseline:
         return []
@@ -172,34 +182,34 @@ def baseline_drift(config: pytest.Config) -> list[str]:
 
 
 def finish(session: pytest.Session, exitstatus: int) -> None:
-    """Writes the reports, and turns a green run whose kink table drifted from the baseline into a failed one."""
+    """Write the reports, and fail a run whose kink table differs from the baseline."""
     config = session.config
     if hasattr(config, "workerinput") or not config.stash.get(_RESULTS, []):
         return
-    found, targets = results(config), configuration(config).targets
+    verdicts, targets = results(config), configuration(config).targets
     changes = baseline_drift(config)
     for name in config.getoption("relucheck_report"):
-        gate_report.write_report(Path(config.invocation_params.dir) / name, found, targets, changes)
+        gate_report.write_report(Path(config.invocation_params.dir) / name, verdicts, targets, changes)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         with open(summary, "a", encoding="utf-8") as file:
-            file.write(gate_report.as_markdown(found, targets, changes))
+            file.write(gate_report.as_markdown(verdicts, targets, changes))
     if changes and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def summarise(terminal: pytest.TerminalReporter) -> None:
-    """The matrix and the kink table at the end of the run."""
+    """Print the matrix and the kink table at the end of the run."""
     config = terminal.config
-    found = results(config)
-    if not found:
+    verdicts = results(config)
+    if not verdicts:
         return
     settings = configuration(config)
     width, color = max(80, terminal._tw.fullwidth), terminal._tw.hasmarkup
     terminal.section("relucheck")
     terminal.write_line(f"targets: {', '.join(settings.targets)}; convention: {settings.convention}; {software()}")
-    terminal.write(gate_report.render_matrix(found, width, color))
-    rows = gate_report.kink_table(found)
+    terminal.write(gate_report.render_matrix(verdicts, width, color))
+    rows = gate_report.kink_table(verdicts)
     if rows:
         terminal.write(gate_report.render_kinks(rows, width, color))
     changes = baseline_drift(config)
@@ -210,7 +220,7 @@ def summarise(terminal: pytest.TerminalReporter) -> None:
 
 
 class GateHooks:
-    """The hooks of a run that has gate targets."""
+    """pytest hooks, registered only in a run that has targets."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(

@@ -1,7 +1,7 @@
-"""The gate's results as a terminal table, JSON, Markdown and a kink table that two versions can be compared by.
+"""Reports of the gate: terminal tables, JSON, Markdown, and comparison of kink tables.
 
-Reads and writes plain data only (:class:`~relucheck.gate.verdicts.Verdict` as dictionaries), so that the controller of a
-distributed run needs neither torch nor the target.
+This module handles only plain data (verdicts as dictionaries), so the controller of a distributed pytest run needs neither
+torch nor the target.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from relucheck.numerics.environment import software
 from relucheck.results.files import write_atomically
 from relucheck.results.tables import Table
 
-#: Version of the JSON layout; a reader refuses every other one.
+#: Name and version of the JSON layout; a reader refuses every other version.
 SCHEMA: Final = "relucheck-gate"
 SCHEMA_VERSION: Final = 2
 _MARKS: Final = {"failed": "FAIL", "notice": "note", "expected": "xfail", "passed": "pass", "skipped": "skip"}
@@ -28,30 +28,38 @@ _WORDS: Final = {
     "failed": "fail",
     "expected": "expected failure",
     "notice": "notice",
-    "skipped": "nothing to say in any dtype",
+    "skipped": "skipped in every dtype",
 }
 _ORDER: Final = ("failed", "notice", "expected", "passed", "skipped")
 Row = Mapping[str, Any]
 
 
 class ReportError(RelucheckError, ValueError):
-    """A report that cannot be read, written, or compared with a run."""
+    """A report that cannot be read, written or compared with a run."""
 
 
 def counts(results: Iterable[Row]) -> dict[str, int]:
-    """How many results have each outcome, worst first."""
-    found = dict.fromkeys(_ORDER, 0)
+    """Count the results by outcome, worst outcome first."""
+    numbers = dict.fromkeys(_ORDER, 0)
     for result in results:
-        found[result["outcome"]] += 1
-    return found
+        numbers[result["outcome"]] += 1
+    return numbers
 
 
 def kink_table(results: Iterable[Row]) -> list[dict[str, Any]]:
-    """One row per activation, device and kink: at, left, right, jump, and ``subgradient[dtype][mode]``."""
+    """Collect the kink table of a run: one row per activation, device and kink.
+
+    Args:
+        results: verdicts as dictionaries.
+
+    Returns:
+        The rows, with the keys ``activation``, ``device``, ``at``, ``left``, ``right``, ``jump``, ``singular``, ``rounded``
+        (position by dtype, where the dtype does not represent the kink) and ``subgradient`` (by dtype, then by mode).
+    """
     rows: dict[tuple[str, str, float], dict[str, Any]] = {}
     for result in results:
         for kink in result["kinks"] or ():
-            # a parameter rounded to a dtype moves a kink: rows meet where positions agree to 3 digits
+            # rounding a parameter to a dtype moves the kink, so positions that agree to 3 digits are one kink
             key = (result["activation"], result["device"], float(f"{kink['at']:.3g}"))
             row = rows.setdefault(
                 key,
@@ -70,9 +78,17 @@ def kink_table(results: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
-    """The report as JSON: ``schema``, ``schema_version``, ``versions``, ``targets``, ``counts``, ``results``, ``kinks``.
+    """Format a report as JSON.
 
-    ``searched`` holds the dtypes in which the kinks of each activation were looked for, with or without any.
+    Args:
+        results: verdicts as dictionaries.
+        targets: the targets of the run.
+        more: further keys of the report.
+
+    Returns:
+        JSON text with the keys ``schema``, ``schema_version``, ``versions``, ``targets``, ``counts``, ``results``,
+        ``searched`` (by activation, the dtypes in which the run searched for kinks, also where it found none) and
+        ``kinks``.
     """
     body = {
         "schema": SCHEMA,
@@ -89,10 +105,10 @@ def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A report written by :func:`as_json`.
+    """Read a report that ``as_json`` wrote.
 
     Raises:
-        ReportError: for a file that is missing, no report, or of another schema version.
+        ReportError: for a file that is missing, is not a report, or has another schema version.
     """
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
@@ -105,40 +121,46 @@ def read_json(path: Path) -> dict[str, Any]:
     version = body.get("schema_version", 0)
     if version != SCHEMA_VERSION:
         fix = "update relucheck" if version > SCHEMA_VERSION else "write the table again"
-        raise ReportError(f"{path}: schema version {version}, this relucheck reads {SCHEMA_VERSION}; {fix}")
+        raise ReportError(f"{path}: schema version {version}, but this relucheck reads {SCHEMA_VERSION}; {fix}")
     return body
 
 
 def searched(results: Iterable[Row]) -> dict[str, list[str]]:
-    """The dtypes in which a run looked for the kinks of each activation, whether or not it found any."""
-    found: dict[str, list[str]] = {}
+    """Return, by activation, the dtypes in which a run searched for kinks.
+
+    Dtypes in which it found none are included.
+    """
+    dtypes: dict[str, list[str]] = {}
     for result in results:
-        if result["kinks"] is not None and result["dtype"] not in found.setdefault(result["activation"], []):
-            found[result["activation"]].append(result["dtype"])
-    return found
+        if result["kinks"] is not None and result["dtype"] not in dtypes.setdefault(result["activation"], []):
+            dtypes[result["activation"]].append(result["dtype"])
+    return dtypes
 
 
 def differences(old: Mapping[str, Any], results: Sequence[Row], name: str) -> list[str]:
-    """What differs between the kink table of an older report and a run's, one line each.
+    """Compare the kink table of an older report with that of a run.
 
     Args:
-        old: the older report, as :func:`read_json` gives it.
-        results: the results of the run.
-        name: the older report's file, for the message.
+        old: the older report, as ``read_json`` returns it.
+        results: verdicts of the run, as dictionaries.
+        name: file name of the older report, for the error message.
+
+    Returns:
+        One line per difference.
 
     Raises:
-        ReportError: where the two share no activation or no dtype, so that there is nothing to compare.
+        ReportError: where the two have no activation or no dtype in common.
     """
     before: Mapping[str, Sequence[str]] = old["searched"]
     now = searched(results)
     shared = before.keys() & now.keys()
     if not shared:
         raise ReportError(
-            f"nothing to compare: {name} has the kinks of the activations {_names(before)}, this run has those of "
+            f"nothing to compare: {name} has kinks of the activations {_names(before)}, this run has kinks of "
             f"{_names(now)}; compare with a table of the same target"
         )
     if not any(set(before[activation]) & set(now[activation]) for activation in shared):
-        theirs, ours = (_names(dtype for key in shared for dtype in found[key]) for found in (before, now))
+        theirs, ours = (_names(dtype for key in shared for dtype in table[key]) for table in (before, now))
         raise ReportError(
             f"nothing to compare: {name} has the dtypes {theirs}, this run has {ours}; "
             f"run with one of the dtypes of {name} (--dtypes), or write it again"
@@ -151,9 +173,16 @@ def _names(names: Iterable[str]) -> str:
 
 
 def drift(old: Sequence[Row], new: Sequence[Row]) -> list[str]:
-    """What differs between two kink tables, one line each; empty where they agree.
+    """Compare two kink tables.
 
-    A dtype or device that only one of them covers is no difference; a mode that stops or starts to work is.
+    A dtype or device that only one table covers is not a difference. A mode that works in only one table is.
+
+    Args:
+        old: rows of the older table, as ``kink_table`` returns them.
+        new: rows of the newer table.
+
+    Returns:
+        One line per difference; empty where the tables agree.
     """
     lines: list[str] = []
     olds, news = (
@@ -165,7 +194,7 @@ def drift(old: Sequence[Row], new: Sequence[Row]) -> list[str]:
             continue
         label = f"{key[0]} at {(olds.get(key) or news[key])['at']:g}" + ("" if key[1] == "cpu" else f" on {key[1]}")
         if key not in news:
-            lines.append(f"{label}: the kink is gone")
+            lines.append(f"{label}: the kink no longer exists")
             continue
         if key not in olds:
             lines.append(f"{label}: a new kink, left {news[key]['left']}, right {news[key]['right']}")
@@ -194,13 +223,16 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def worst(outcomes: Iterable[str]) -> str:
-    """The outcome that a cell of several dtypes shows: the worst, passed over skipped."""
-    found = set(outcomes)
-    return next((outcome for outcome in _ORDER if outcome in found), "")
+    """Return the worst of several outcomes, which a cell of the matrix shows.
+
+    Passed takes precedence over skipped.
+    """
+    present = set(outcomes)
+    return next((outcome for outcome in _ORDER if outcome in present), "")
 
 
 def matrix(results: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], str]]:
-    """Activations, laws, and the worst outcome over dtypes and devices for each pair."""
+    """Return activations, laws, and the worst outcome of each pair over dtypes and devices."""
     real = [result for result in results if result["dtype"] != "-"]
     activations = list(dict.fromkeys(result["activation"] for result in real))
     laws = list(dict.fromkeys(result["law"] for result in real))
@@ -211,7 +243,7 @@ def matrix(results: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str
 
 
 def _modes(subgradient: Mapping[str, Any]) -> str:
-    """One number where all modes agree, else each mode with its own."""
+    """Format the subgradients of all modes; one number where they agree."""
     values = {mode: value for mode, value in subgradient.items() if value is not None}
     reverse = _number(subgradient.get("reverse"))
     others = [f"{mode} {_number(value)}" for mode, value in values.items() if _number(value) != reverse]
@@ -223,7 +255,7 @@ def _number(value: Any) -> str:
 
 
 def _kinks(rows: Sequence[Row]) -> Table:
-    """The kink table as text, one column per dtype."""
+    """Build the kink table, with one column per dtype."""
     dtypes = list(dict.fromkeys(dtype for row in rows for dtype in row["subgradient"]))
     header = ["activation", "at", "left", "right", *dtypes]
     body = []
@@ -238,12 +270,20 @@ def _kinks(rows: Sequence[Row]) -> Table:
             text = _modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
             cells.append(text + (f" at {_number(row['rounded'][dtype])}" if dtype in row["rounded"] else ""))
         body.append([row["activation"], where, _number(row["left"]), _number(row["right"]), *cells])
-    title = "kinks: one-sided derivatives, and the subgradient per dtype (per mode where modes differ)"
+    title = "kinks: one-sided derivatives, and the subgradient by dtype (and by mode, where modes differ)"
     return Table(header, body, title, right=header[2:])
 
 
 def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False) -> str:
-    """The matrix activation x law as terminal text: one character per cell, numbered columns, a legend below."""
+    """Format the matrix of activations and laws for a terminal.
+
+    Each cell is one character. Columns are numbered, with a legend below.
+
+    Args:
+        results: verdicts as dictionaries.
+        width: width of the terminal in characters.
+        color: whether to use ANSI colours.
+    """
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -284,17 +324,22 @@ def _rendered(parts: Iterable[Any], width: int, color: bool) -> str:
 
 
 def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> str:
-    """The kink table as terminal text."""
+    """Format the kink table for a terminal of ``width`` characters."""
     return _rendered([_kinks(rows).rich(frame=False)], width, color) if rows else "no kinks in the scanned range\n"
 
 
 def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
-    """The report as Markdown: counts, failures with their scripts, notices by law, the matrix and the kink table."""
-    found = counts(results)
+    """Format a report as Markdown: counts, failures, matrix, notices and kink table.
+
+    Args:
+        results: verdicts as dictionaries.
+        targets: the targets of the run.
+        changes: differences from the baseline, one line each.
+    """
     lines = [
         f"# relucheck: {', '.join(targets) or 'activations'}",
         "",
-        f"{', '.join(f'{number} {outcome}' for outcome, number in found.items() if number)}. {software()}.",
+        f"{', '.join(f'{number} {outcome}' for outcome, number in counts(results).items() if number)}. {software()}.",
         "",
     ]
     failed = [result for result in results if result["outcome"] == "failed"]
@@ -309,7 +354,7 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
         lines += [
             "## Activation x law",
             "",
-            "The worst outcome over dtypes; an empty cell is a law that does not apply.",
+            "Each cell shows the worst outcome over dtypes. A cell is empty where the law does not apply.",
             "",
         ]
         body = [[name, *(_MARKS.get(cells.get((name, law), ""), "") for law in laws)] for name in activations]
@@ -330,25 +375,31 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
 
 
 def check_name(path: Path, option: str = "") -> None:
-    """Refuses a report whose suffix chooses no layout.
+    """Refuse a report file whose suffix is neither ``.json`` nor ``.md``.
 
     Args:
-        path: the report's file.
-        option: what gave it, for the message.
+        path: file of the report.
+        option: the option that named it, for the message.
 
     Raises:
-        ReportError: for a suffix other than .json and .md.
+        ReportError: for any other suffix.
     """
     if path.suffix not in (".json", ".md"):
-        given = f"{option} {path}".strip()
-        raise ReportError(f"{given}: a report is .json or .md; choose one of these suffixes")
+        name = f"{option} {path}".strip()
+        raise ReportError(f"{name}: a report is .json or .md; choose one of these suffixes")
 
 
 def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:
-    """Writes a report; the suffix chooses JSON (``.json``) or Markdown (``.md``).
+    """Write a report as JSON or Markdown, depending on the suffix ``.json`` or ``.md``.
+
+    Args:
+        path: file of the report.
+        results: verdicts as dictionaries.
+        targets: the targets of the run.
+        changes: differences from the baseline, one line each.
 
     Raises:
-        ReportError: for another suffix.
+        ReportError: for any other suffix.
     """
     check_name(path)
     if path.suffix == ".json":

@@ -1,9 +1,10 @@
-"""The gate: finds the activations of a target, runs the laws on them, collects verdicts.
+"""A run of the gate: finds activations, checks them against the laws, returns verdicts.
 
-    Gate(GateConfig(targets=("mylib.activations",))).items()   # one item per activation, law, dtype and device
-    gate.run(item)                                             # one verdict, whatever the target does
+    gate = Gate(GateConfig(targets=("mylib.activations",)))
+    for item in gate.items():    # one item per activation, law, dtype and device
+        verdict = gate.run(item)
 
-Nothing here knows pytest; :mod:`relucheck.gate.pytest_items` and :mod:`relucheck.__main__` are two faces of it.
+This module does not know pytest. ``relucheck.gate.pytest_items`` and ``relucheck.__main__`` build on it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from relucheck.activations.kinks import Activation, given
+from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
@@ -32,14 +33,14 @@ from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 @dataclasses.dataclass
 class Entry:
-    """An activation of the run: the subject, or why there is none.
+    """An activation of the run, with its subject or the reason why there is none.
 
     Attributes:
-        activation: what is declared about it.
-        subject: what the laws look at, None where there is none.
-        skip: why it is no activation.
-        problem: why it cannot be run.
-        changes: the global state that making it and a first call changed.
+        activation: the activation and its declarations.
+        subject: the subject that the laws check; None if the activation is skipped or cannot be run.
+        skip: why it is skipped; empty otherwise.
+        problem: why it cannot be run; empty otherwise.
+        changes: the global state that its construction and a first call changed.
     """
 
     activation: Activation
@@ -50,26 +51,31 @@ class Entry:
 
 
 def check_laws(names: Iterable[str]) -> None:
-    """Raises :class:`ConfigError` for the name of a law that does not exist."""
+    """Refuse names that are not those of laws.
+
+    Raises:
+        ConfigError: for a law that does not exist.
+    """
     for name in names:
         if name not in LAWS:
-            raise ConfigError(f"law {name!r} does not exist{suggestion(name, LAWS)}; there are {', '.join(LAWS)}")
+            raise ConfigError(f"law {name!r} does not exist{suggestion(name, LAWS)}; the laws are {', '.join(LAWS)}")
 
 
 def kink_laws() -> tuple[str, ...]:
-    """Names of the laws whose items fill the kink table."""
+    """Return the names of the laws that add rows to the kink table."""
     return tuple(law.name for law in LAWS.values() if law.kink_rows is not None)
 
 
 class Gate:
-    """A run of the laws over targets or a list of activations.
+    """One run of the gate, over targets and given activations.
 
     Args:
-        config: what to run and how.
-        activations: activations given directly, beside those of the targets.
+        config: the settings of the run, targets included.
+        activations: further activations, each an ``Activation``, an ``nn.Module`` class or instance, or a function.
 
     Raises:
         ConfigError: for an unknown law.
+        NotCallableError: for an object that is not an activation.
     """
 
     def __init__(self, config: GateConfig, activations: Iterable[Any] = ()) -> None:
@@ -88,7 +94,7 @@ class Gate:
                 self._add(activation, finding.target)
             for name, reason in finding.skipped:
                 name = self._unique(name, finding.target)
-                self.entries[name] = Entry(Activation(name, functools.partial(given, None)), skip=reason)
+                self.entries[name] = Entry(Activation(name, functools.partial(identity, None)), skip=reason)
         self.peers: dict[str, dict[str, Subject]] = {}
         if any(law.needs_peers for law in self.laws()):
             subjects = {name: entry.subject for name, entry in self.entries.items() if entry.subject is not None}
@@ -116,7 +122,7 @@ class Gate:
         try:
             with self._guarded() as changed:
                 subject = Subject(activation, self.config.scan)
-            entry.subject = subject  # (the block may raise as it ends)
+            entry.subject = subject  # after the block, because the guard may raise at its end
         except NotAnActivation as error:
             entry.skip = str(error)
         except TargetError as error:
@@ -124,7 +130,7 @@ class Gate:
         except Exception as error:
             entry.problem = _problem(error)
         if changed:
-            # drawing random numbers is what a random activation, found out here, is for
+            # a change of a random generator is no fault of a random activation, which only this call reveals
             entry.changes = tuple(change for change in changed if "generator" not in change)
 
     def _guarded(self) -> Any:
@@ -133,29 +139,40 @@ class Gate:
     # -- items ------------------------------------------------------------------------------------------------------
 
     def laws(self) -> list[Law]:
-        """The laws of this run, in order."""
+        """Return the laws of this run, in the order of reports."""
         return [law for name, law in LAWS.items() if not self.config.laws or name in self.config.laws]
 
     def items(self) -> list[Item]:
-        """Everything to run, in a fixed order; ids are unique."""
+        """Return all items of the run, in a fixed order and with unique ids."""
         items: list[Item] = []
         for finding in self.findings:
             items.append(Item(finding.target.replace("/", "."), IMPORT, problem=finding.error))
         if not self.config.targets and not self.entries:
-            items.append(Item("relucheck", IMPORT, problem="no target was given; pass --relucheck MODULE or set targets"))
+            items.append(
+                Item(
+                    "relucheck",
+                    IMPORT,
+                    problem="no target was given; pass --relucheck MODULE, or set targets in pyproject.toml",
+                )
+            )
         runnable = 0
         for name, entry in self.entries.items():
             items += self._items_of(name, entry)
             runnable += entry.subject is not None or bool(entry.problem)
         if self.entries and not runnable and not any(finding.error for finding in self.findings):
             reasons = "; ".join(f"{name}: {entry.skip}" for name, entry in list(self.entries.items())[:5])
-            items.append(Item("relucheck", IMPORT, problem=f"no activation could be checked, all were skipped: {reasons}"))
+            items.append(
+                Item("relucheck", IMPORT, problem=f"no activation was checked, because all were skipped: {reasons}")
+            )
         return items + self._stale(items) + self._unused()
 
     def _unused(self) -> list[Item]:
-        """A notice for every surrogate and constructor whose name no activation of the run has."""
+        """Return a notice for each configured name that no activation has.
+
+        These are the names under ``surrogates`` and ``constructors``.
+        """
         known = {name for key, entry in self.entries.items() for name in (key, entry.activation.name)}
-        # (a class is skipped under the name of its target where two share one)
+        # where two targets share a name, the entry is called TARGET:NAME
         known |= {name.rpartition(":")[2] for name in known}
         return [
             Item(
@@ -169,25 +186,25 @@ class Gate:
         ]
 
     def _items_of(self, name: str, entry: Entry) -> list[Item]:
-        """An item per law that concerns an activation, dtype and device; a single one where that says why there are none.
+        """Return an item per law, dtype and device, or one item that says why there are none.
 
-        Which laws concern an activation depends on what it says of itself (an attribute ``inplace``), so its code may run.
+        Which laws apply depends on properties of the activation, such as an attribute ``inplace``, so its code may run.
         """
         if entry.subject is not None:
-            found: list[Item] = []
+            items: list[Item] = []
             try:
                 with self._guarded():
                     for device, dtype in itertools.product(self.config.devices, self.config.dtypes):
                         case = self._new_case(name, entry.subject, dtype, device)
-                        found += [Item(name, law.name, dtype, device) for law in self.laws() if law.concerns(case)]
-                return found
+                        items += [Item(name, law.name, dtype, device) for law in self.laws() if law.concerns(case)]
+                return items
             except Exception as error:
                 entry.subject, entry.problem = None, _problem(error)
         first = self.config.dtypes[0], self.config.devices[0]
         return [Item(name, EXPLAINS_FAILURE.name, *first, problem=entry.problem, skip=entry.skip)]
 
     def _stale(self, items: Sequence[Item]) -> list[Item]:
-        """An item that fails for every expected failure that names nothing."""
+        """Return a failing item for each expected failure whose id matches no item."""
         ids = [item.id for item in items]
         return [
             Item(
@@ -199,13 +216,13 @@ class Gate:
             if not any(entry.matches(name) for name in ids)
         ]
 
-    # -- running ----------------------------------------------------------------------------------------------------
+    # -- verdicts -----------------------------------------------------------------------------------------------------
 
     def case(self, item: Item) -> Case:
-        """The case of an item; shared by all laws of one activation, dtype and device."""
+        """Return the case of an item, which all laws of one activation, dtype and device share."""
         key = (item.activation, item.dtype, item.device)
         if key not in self._cases:
-            # items come grouped by case: keeping a few is enough, and keeps memory flat
+            # items come grouped by case, so a few cases suffice, and memory does not grow with the run
             while len(self._cases) > 8:
                 self._cases.pop(next(iter(self._cases)))
             subject = self.entries[item.activation].subject
@@ -218,7 +235,10 @@ class Gate:
         return Case(subject, as_dtype(dtype), device, self.config, peers=peers, changes=changes)
 
     def run(self, item: Item) -> Verdict:
-        """The verdict on one item. Whatever the target does becomes a verdict; global state is as before."""
+        """Check one item and return the verdict.
+
+        Errors, endless loops and changes of global state in the target's code end in a verdict and do not stop the run.
+        """
         start = time.perf_counter()
         result = self._judge(item)
         result = dataclasses.replace(result, seconds=round(time.perf_counter() - start, 6))
@@ -237,13 +257,13 @@ class Gate:
             return verdict("notice", f"{item.id}: {item.notice}")
         law = LAWS.get(item.law)
         if law is None:
-            said = [
+            notes = [
                 note
                 for finding in self.findings
                 if finding.target.replace("/", ".") == item.activation
                 for note in finding.notes
             ]
-            return verdict("notice", f"{item.id}: {'; '.join(said)}") if said else verdict("passed")
+            return verdict("notice", f"{item.id}: {'; '.join(notes)}") if notes else verdict("passed")
         rows: tuple[dict[str, Any], ...] | None = None
         try:
             with self._guarded():
@@ -260,7 +280,7 @@ class Gate:
             outcome: Outcome = "failed" if violation.level == "error" else "notice"
             return verdict(outcome, violation.text(), violation.counterexample.as_dict(), kinks=rows)
         except Runaway as error:
-            # laws to come would wait as long, or fork again: let them say so at once
+            # the code would run past its limit or fork again under every other law, so skip those at once
             self.entries[item.activation].problem = str(error)
             return verdict("failed", f"{item.id}: {error}")
         except Exception as error:
@@ -268,10 +288,13 @@ class Gate:
         return verdict("passed", kinks=rows)
 
     def _ready(self, case: Case) -> None:
-        """Skips the laws of a case whose forward or backward does not run at all; one law says why, once."""
+        """Skip a law if forward or backward raises.
+
+        The law that explains failures reports the error once for all laws.
+        """
         see = item_id(case.name, EXPLAINS_FAILURE.name, dtype_name(case.dtype), case.device)
         if self.entries[case.name].problem:
-            raise NotApplicable(f"{self.entries[case.name].problem}; nothing more was tried")
+            raise NotApplicable(f"{self.entries[case.name].problem}; no further law was checked")
         try:
             _ = case.g
         except (Disconnected, RuntimeError, TypeError, ValueError) as error:
@@ -283,13 +306,13 @@ def _raised(error: Exception) -> BaseException:
 
 
 def _problem(error: Exception) -> str:
-    return f"{error}; nothing more was tried" if isinstance(error, Runaway) else _short(error)
+    return f"{error}; no further law was checked" if isinstance(error, Runaway) else _short(error)
 
 
 def _short(error: Exception) -> str:
     raised, text = _raised(error), error_text(_raised(error), 400)
     if isinstance(raised, MemoryError) or "allocate memory" in text or "not enough memory" in text:
-        return f"ran out of its memory limit: {text[:200]}"
+        return f"exceeded its memory limit: {text[:200]}"
     return f"raised {text}"
 
 

@@ -1,4 +1,4 @@
-"""Which activations are equal spellings: numerically the same function, among themselves and with torch's own."""
+"""Find equal spellings: activations that compute numerically the same function."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from relucheck.gate.subject import Subject
 def equal_spellings_of(
     subjects: Mapping[str, Subject], scan: tuple[float, float], guard: Callable[[], AbstractContextManager[Any]]
 ) -> dict[str, dict[str, Subject]]:
-    """For every activation the others that are numerically the same function: of the run, and torch's own.
+    """Find, for each activation, others that are numerically the same function.
+
+    The candidates are the activations of the run and those of torch.
+
+    Two activations count as the same function if their float64 values agree to 1e-9 relative on a fixed grid. An activation
+    whose gradient is declared a surrogate has only the one that it declares (``same_as``).
 
     Args:
         subjects: the activations of the run, by name.
-        scan: range in which kinks of torch's own are looked for.
-        guard: what calls of an activation run in.
+        scan: range of inputs in which to search for kinks of torch's activations.
+        guard: returns a context manager in which an activation is called.
+
+    Returns:
+        By name, the equal spellings by name; activations without any are missing.
     """
     x = torch.cat([torch.linspace(-8, 8, 513, dtype=torch.float64), torch.tensor([-100.0, -20.0, 20.0, 100.0]).double()])
     known = dict(subjects)

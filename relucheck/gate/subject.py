@@ -1,7 +1,8 @@
-"""An activation as something that can be called on a vector in any dtype, and what kind of function it turns out to be.
+"""An activation as a function of vectors, which laws can call and differentiate.
 
-Activations come as modules and functions, with or without parameters, per element or per channel. A :class:`Subject` makes
-one of them a function from shape (n,) to shape (n,); what cannot be made that says why.
+Activations are modules or functions, with or without parameters, per element or per channel. A ``Subject`` turns each of
+them into a function from shape (n,) to shape (n,). For a callable that is not an elementwise function it raises an error
+that says why.
 """
 
 from __future__ import annotations
@@ -20,29 +21,32 @@ from relucheck.activations.kinks import Activation
 from relucheck.errors import RelucheckError, error_text
 from relucheck.numerics.dtypes import dtype_name
 
-#: Seeds the parameters of modules, so that every dtype, worker and reproducing script sees the same ones.
+#: Seed for the parameters of modules, so that they are the same in every dtype, worker and reproducing script.
 SEED: Final = 0
 _PROBE: Final = (-2.5, -1.25, -0.625, -0.1, 0.15, 0.7, 1.3, 2.75)
 
 
 class NotAnActivation(RelucheckError):
-    """A callable that the laws do not speak about (changes shapes, mixes elements, draws random numbers): skipped."""
+    """A callable to which the laws do not apply.
+
+    It changes shapes, mixes elements or draws random numbers.
+    """
 
 
 class _ChangesShape(NotAnActivation):
-    """One of the reasons, which may hold for one layout of the input and not for another."""
+    """A callable that changes the shape of its input, for one layout of the input at least."""
 
 
 class TargetError(RelucheckError):
-    """An activation that cannot be run at all: raises, returns something else than a tensor, needs arguments."""
+    """An activation that cannot be run: it raises, needs arguments, or does not return a tensor."""
 
 
 class Disconnected(RelucheckError):
-    """The output does not depend on the input, as far as differentiation knows."""
+    """An output that has no autograd graph to the input."""
 
 
 def _required_tensors(module: Any) -> list[str]:
-    """Names of the arguments after the first that ``forward`` (or the function) needs."""
+    """Return the names of the required arguments after the first."""
     try:
         parameters = inspect.signature(module.forward if isinstance(module, nn.Module) else module).parameters.values()
     except (TypeError, ValueError):
@@ -53,7 +57,7 @@ def _required_tensors(module: Any) -> list[str]:
 
 
 def make_seeded(make: Callable[[], Any], seed: int = SEED) -> Any:
-    """What ``make`` returns, its parameters drawn from one seed; torch's generator goes on where it was."""
+    """Call ``make`` with torch's random generator seeded, and restore the generator afterwards."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
@@ -63,26 +67,30 @@ def make_seeded(make: Callable[[], Any], seed: int = SEED) -> Any:
 
 
 class Subject:
-    """One activation under test: a map from R^n to R^n in any dtype, with reverse mode.
+    """One activation under test: a differentiable map from R^n to R^n in any dtype.
 
-    It is the port to a framework, torch here. A subclass for another one says its name, calls the activation
-    (:meth:`function`, :meth:`widened`, :meth:`exact`) and differentiates it (:meth:`pullback`), with torch's tensors as the
-    vectors that go in and come out; every law that is not for torch alone then serves it.
+    The class isolates the laws from the framework, here torch. A subclass for another framework sets ``framework``, calls
+    the activation (``function``, ``widened``, ``exact``) and differentiates it (``pullback``). Vectors go in and come out
+    as torch tensors. Every law that is not specific to torch then works for that framework.
+
+    Args:
+        activation: the activation and its declarations.
+        scan: range of inputs in which to search for kinks.
 
     Attributes:
         framework: name of the framework that differentiates the activation.
-        activation: what is declared about it.
-        learnable: whether it has trainable parameters.
+        activation: the activation and its declarations.
+        original: the callable that ``activation.make`` returned.
         evaluating: whether it is checked in eval mode, because it draws random numbers in training mode.
-        shape: shape that a vector is expanded to before the call; -1 stands for the vector. ``(-1,)`` mostly, ``(1, 3,
-            -1)`` for a module with a parameter per channel.
-        channel: the channel that is looked at, where there are several; the law ``channels`` looks at the others.
+        shape: shape to which a vector is expanded before the call; -1 stands for the vector. Usually ``(-1,)``, and
+            ``(1, 3, -1)`` for a module with a parameter for each of 3 channels.
+        channel: index of the channel that is checked, where there are several; the law ``channels`` checks the others.
         writes: whether a call writes to its input, announced or not.
-        notes: what a user should know about how it is checked.
+        notes: remarks for the user on how the activation is checked.
 
     Raises:
-        NotAnActivation: for a function that the laws do not speak about.
-        TargetError: for one that cannot be run.
+        NotAnActivation: for a callable to which the laws do not apply.
+        TargetError: for an activation that cannot be run.
     """
 
     framework: ClassVar[str] = "torch"
@@ -102,28 +110,31 @@ class Subject:
         except Exception as error:
             raise TargetError(f"could not be constructed: {error_text(error)}") from error
         if not callable(self.original):
-            raise TargetError(f"making it gave {type(self.original).__name__!r}, which cannot be called")
+            raise TargetError(f"its constructor returned {type(self.original).__name__!r}, which is not callable")
         self._classify()
 
     @property
     def name(self) -> str:
+        """Name of the activation."""
         return self.activation.name
 
     @property
     def learnable(self) -> bool:
+        """Whether the activation has trainable parameters."""
         return any(parameter.requires_grad for parameter in self.parameters(self.original))
 
     @staticmethod
     def parameters(target: Any) -> Iterator[nn.Parameter]:
-        """Parameters of a module; none of a function."""
+        """Iterate over the parameters of a module; a function has none."""
         return target.parameters() if isinstance(target, nn.Module) else iter(())
 
     @property
     def announces_inplace(self) -> bool:
-        """Whether it says that it overwrites its input, which callers then know.
+        """Whether the activation announces to its callers that it overwrites its input.
 
-        It is declared, an attribute ``inplace`` of the module or the default of an argument ``inplace`` is True, or the
-        function's name ends in an underscore (https://docs.pytorch.org/docs/stable/tensors.html, "in-place variants").
+        It does so by ``Activation(inplace=True)``, by a module's attribute ``inplace`` or the default of an argument
+        ``inplace`` that is True, or by a function's name that ends in an underscore, which is PyTorch's convention
+        (https://docs.pytorch.org/docs/stable/tensors.html).
         """
         if self.activation.inplace is True:
             return True
@@ -139,10 +150,10 @@ class Subject:
         return argument is not None and argument.default is True
 
     def has_state(self) -> bool:
-        """Whether its values depend on parameters or buffers, which a dtype rounds."""
+        """Whether its values depend on parameters or buffers, which a change of dtype rounds."""
         return isinstance(self.original, nn.Module) and bool(self.original.state_dict())
 
-    # -- what kind of function it is --------------------------------------------------------------------------------
+    # -- classification: is it an elementwise function, and in which layout -------------------------------------------
 
     def _shapes(self) -> list[tuple[int, ...]]:
         return [(-1,), *self._channel_shapes(), (1, -1), (1, 4, -1, 1), (1, 1, -1, 1)]
@@ -154,22 +165,22 @@ class Subject:
         needed = _required_tensors(self.original)
         if needed:
             raise NotAnActivation(
-                f"needs more arguments than one tensor ({', '.join(needed)}); register a constructor that fixes them"
+                f"needs arguments after its input ({', '.join(needed)}); register a constructor that fixes them"
             )
         failures: list[Exception] = []
         channels = self._channel_shapes()
         for shape in self._shapes():
             if any(isinstance(failure, _ChangesShape) for failure in failures) and shape not in channels:
-                continue  # only a layout with channels can mend that
+                continue  # only a layout with channels can avoid the change of shape
             self.shape = shape
             try:
                 self._classify_shape()
             except (TargetError, _ChangesShape) as error:
-                # a parameter per channel broadcasts a plain vector to another shape
+                # parameters per channel would broadcast a plain vector to another shape, so try the next layout
                 failures.append(error)
             else:
                 return
-        # the first attempt is the plain vector: its message is the one a user understands
+        # the first layout is the plain vector, which users think of
         raise failures[0]
 
     def _classify_shape(self) -> None:
@@ -180,10 +191,10 @@ class Subject:
                 self.original.eval()
                 self.evaluating = True
             if not torch.equal(self._try(x), self._try(x)):
-                raise NotAnActivation("random, or changed by being called: two calls on one input differ, in eval mode too")
-            self.notes.append("random in training mode: checked in eval mode")
+                raise NotAnActivation("random: two calls on the same input give different values, in eval mode too")
+            self.notes.append("random in training mode, so it is checked in eval mode")
             first = self._try(x)
-        # (a value that dwarfs the others shows what only looks at the largest: sparsemax, entmax)
+        # the value 50 exceeds the others, which reveals functions that depend on the largest input (sparsemax, entmax)
         for index, value in ((0, 0.3), (x.numel() - 3, -3.0), (x.numel() // 2, 50.0), (1, -50.0), (x.numel() - 1, 1.35)):
             moved = x.clone()
             moved.view(-1)[index] = value
@@ -191,32 +202,37 @@ class Subject:
             different = ~((other == first) | (other.isnan() & first.isnan()))
             different.view(-1)[index] = False
             if bool(different.any()):
-                raise NotAnActivation("not elementwise: an output depends on other inputs than its own (softmax, norms)")
+                raise NotAnActivation(
+                    "not elementwise: an output depends on more than one input element, as in softmax or normalisation"
+                )
 
     def _try(self, x: Tensor) -> Tensor:
-        """One call on a fresh copy, with every way of being no activation told apart."""
-        given = x.clone()
+        """Call the activation on a copy of ``x``; raise an error if it is no activation."""
+        argument = x.clone()
         try:
             with torch.no_grad():
-                result = self.original(given)
+                result = self.original(argument)
         except MemoryError:
             raise
         except Exception as error:
             raise TargetError(f"raised on an input of shape {tuple(x.shape)}: {error_text(error)}") from error
-        # (writing through .data leaves the version counter where it was)
-        self.writes |= given._version > 0 or not torch.equal(given, x)
+        # a write through .data does not change the version counter, so compare the values too
+        self.writes |= argument._version > 0 or not torch.equal(argument, x)
         if not isinstance(result, Tensor):
             raise TargetError(f"returned {type(result).__name__!r} for a tensor; an activation returns a tensor")
         if not result.is_floating_point():
             raise NotAnActivation(f"returns {dtype_name(result.dtype)}, which has no gradient")
         if result.shape != x.shape:
-            raise _ChangesShape(f"changes the shape: {tuple(x.shape)} to {tuple(result.shape)}")
+            raise _ChangesShape(f"changes the shape of its input from {tuple(x.shape)} to {tuple(result.shape)}")
         return result.detach().clone()
 
-    # -- calling it -------------------------------------------------------------------------------------------------
+    # -- calls --------------------------------------------------------------------------------------------------------
 
     def spread(self, x: Tensor) -> Tensor:
-        """A copy of the vector in the layout that the activation wants; in a graph it is no leaf and may be overwritten."""
+        """Copy a vector (n,) into the layout ``shape`` that the activation needs.
+
+        Under autograd the copy is not a leaf, so an activation may overwrite it.
+        """
         if self.shape == (-1,):
             return x.clone()
         view = x.reshape([x.numel() if n == -1 else 1 for n in self.shape])
@@ -229,13 +245,13 @@ class Subject:
 
     @property
     def channels(self) -> int:
-        """How many channels have parameters of their own; 1 without such parameters."""
+        """Number of channels with separate parameters; 1 without such parameters."""
         return self.shape[1] if self.shape in self._channel_shapes() else 1
 
     def of_channel(self, channel: int) -> Subject:
-        """The same activation looked at in another channel, where no two channels have the same parameters."""
+        """Return a copy for another channel, with parameters that differ between channels."""
         other = copy.copy(self)
-        # what was computed for this channel is not the other's
+        # drop what was computed for this channel
         other.channel, other._kinks, other._callables = channel, {}, {}
         other.__dict__.pop("_shared_exact", None)
         other.original = self.copied(self.original)
@@ -246,22 +262,25 @@ class Subject:
         return other
 
     def callable_for(self, dtype: torch.dtype, device: str = "cpu") -> Any:
-        """The activation itself, moved to a dtype and a device; a module is a copy of its own, kept for the next call."""
+        """Return the activation in a dtype and on a device; the copy of a module is cached."""
         key = (dtype, device)
         if key not in self._callables:
             self._callables[key] = self.fresh(dtype, device)
         return self._callables[key]
 
     def fresh(self, dtype: torch.dtype, device: str = "cpu") -> Any:
-        """A new copy of the activation in a dtype and on a device (a function is itself)."""
+        """Return a new copy of the activation in a dtype and on a device.
+
+        A function is returned as it is.
+        """
         return self.placed(self.original, dtype, device)
 
     def placed(self, target: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
-        """A copy of a module in a dtype and on a device; any other callable as it is."""
+        """Copy a module to a dtype and a device; return any other callable as it is."""
         return self.copied(target).to(device=device, dtype=dtype) if isinstance(target, nn.Module) else target
 
     def copied(self, module: nn.Module) -> nn.Module:
-        """A deep copy; where the module cannot be copied, one made anew with the same seed."""
+        """Copy a module deeply; if it cannot be copied, construct it again with the same seed."""
         try:
             return copy.deepcopy(module)
         except Exception:
@@ -269,28 +288,39 @@ class Subject:
             return fresh.eval() if self.evaluating else fresh
 
     def flat(self, target: Any) -> Callable[[Tensor], Tensor]:
-        """``target`` as a function from shape (n,) to shape (n,) that autograd can differentiate.
+        """Wrap a callable as a differentiable function from shape (n,) to shape (n,).
 
-        Every call gets a copy of the input: what ``target`` writes reaches nobody else, and in-place activations can be
-        called on leaves of a graph.
+        Each call passes a copy of the input to ``target``. The caller's input is therefore never overwritten, and in-place
+        activations can be called on leaves of an autograd graph.
         """
         return lambda x: self._pick(target(self.spread(x)))
 
     def function(self, dtype: torch.dtype, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-        """The activation in a dtype as a function from shape (n,) to shape (n,)."""
+        """Return the activation in a dtype, as a function from shape (n,) to shape (n,)."""
         return self.flat(self.callable_for(dtype, device))
 
     def widened(self, dtype: torch.dtype, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-        """The activation in float64, its parameters rounded to ``dtype``: a bfloat16 slope of 0.3 is 0.30078125."""
+        """Return the activation in float64, with its parameters rounded to ``dtype``.
+
+        A slope of 0.3 in bfloat16, for example, is 0.30078125.
+        """
         target = self.fresh(dtype, device)
         return self.flat(target.to(torch.float64) if isinstance(target, nn.Module) else target)
 
     @staticmethod
     def pullback(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The value of ``f`` at a vector, and what takes one cotangent of it back to the gradient at the vector.
+        """Compute the value of ``f`` at a vector, and its pullback.
+
+        Args:
+            f: a function from shape (n,) to shape (n,).
+            x: the vector, (n,).
+
+        Returns:
+            The value, and a function from a cotangent (n,) to the gradient (n,), which can be called once. It raises
+            ``Disconnected`` if the graph does not reach the vector.
 
         Raises:
-            Disconnected: where the value does not depend on the vector, here or when the cotangent is taken back.
+            Disconnected: for a value without an autograd graph.
         """
         leaf = x.detach().clone().requires_grad_()
         with torch.enable_grad():
@@ -306,13 +336,13 @@ class Subject:
 
         return y, back
 
-    # -- the truth it is judged by ----------------------------------------------------------------------------------
+    # -- the exact function, with which gradients are compared --------------------------------------------------------
 
     def exact(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """The function over the reals that the activation in ``dtype`` approximates: float64 (n,) in and out, no graph.
+        """Return the function of real numbers that the activation in ``dtype`` approximates.
 
-        A module that takes no float64 is called in float32, which :func:`relucheck.activations.kink_search.resolution`
-        notices.
+        It maps float64 vectors (n,) to float64 vectors (n,), without an autograd graph. A module that does not accept
+        float64 is called in float32; ``relucheck.activations.kink_search.resolution`` recognises this.
         """
         wide = self.widened(dtype)
 
@@ -337,8 +367,11 @@ class Subject:
     def _shared_exact(self) -> Callable[[Tensor], Tensor]:
         return self.exact(torch.float64)
 
-    def truth(self, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], list[FoundKink]]:
-        """The exact function for a dtype and its kinks, found once per dtype (once in all without parameters)."""
+    def exact_and_kinks(self, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], list[FoundKink]]:
+        """Return the exact function for a dtype and its kinks, which are searched once and cached.
+
+        Without parameters the function is the same for all dtypes.
+        """
         shared = not self.has_state()
         f = self._shared_exact if shared else self.exact(dtype)
         key = "" if shared else dtype_name(dtype)
@@ -347,7 +380,10 @@ class Subject:
         return f, self._kinks[key]
 
     def _gradient64(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
-        """The activation's own float64 gradient, None where it has none; tells neighbouring floats at a kink apart."""
+        """Return the activation's gradient in float64 as a function, or None.
+
+        The kink search uses it to place kinks between adjacent floats.
+        """
         f = self.widened(dtype)
 
         def gradient(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run of the gate consists of, as plain data: items to run and the verdict on each. Imports no torch."""
+"""Items, which a run checks, and their verdicts, as plain data. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from typing import Any, Final, Literal
 from relucheck.gate.config import ExpectedFailure
 
 Outcome = Literal["passed", "failed", "notice", "expected", "skipped"]
-#: What stands in a law's place in items that are no law's: what the import of a target said, a name in the configuration
-#: that nothing has, an expected failure that matches nothing.
+#: Stands for the law in items that report how the import of a target went.
 IMPORT: Final = "import"
+#: Stands for the law in items that report a name in the configuration that no activation has.
 CONFIGURATION: Final = "configuration"
+#: Stands for the law in items that report an expected failure whose id matches no item.
 STALE: Final = "expected-failures"
 
 
 def item_id(activation: str, law: str, dtype: str, device: str = "cpu") -> str:
-    """``Activation/law/dtype``; devices other than the CPU are appended as ``@device``."""
+    """Return the id ``Activation/law/dtype``.
+
+    A device other than the CPU is appended as ``@device``.
+    """
     return f"{activation}/{law}/{dtype}" + ("" if device == "cpu" else f"@{device}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One thing to run: an activation under a law in a dtype, or a fact about a target (``law`` is then no law's name).
+    """One check of a run: an activation under a law in a dtype.
+
+    An item can also report a fact about a target or about the configuration.
 
     Attributes:
         activation: name of the activation, or of the target.
-        law: name of the law, or one of :data:`IMPORT`, :data:`CONFIGURATION` and :data:`STALE`.
+        law: name of the law, or one of ``IMPORT``, ``CONFIGURATION`` and ``STALE``.
         dtype: name of the dtype, ``-`` where none applies.
         device: the device.
-        problem: what is wrong already, without running anything.
-        skip: why there is nothing to run.
-        notice: what is odd about the configuration.
+        problem: why the item fails without being run; empty otherwise.
+        skip: why the item is skipped without being run; empty otherwise.
+        notice: a notice about the configuration, which needs no run; empty otherwise.
     """
 
     activation: str
@@ -45,20 +51,25 @@ class Item:
 
     @property
     def id(self) -> str:
-        """``Activation/law/dtype``."""
+        """The item's id, ``Activation/law/dtype``."""
         return item_id(self.activation, self.law, self.dtype, self.device)
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The verdict on one item; every field is plain data, so that it travels between processes.
+    """The verdict on one item, as plain data that can be sent between processes.
 
     Attributes:
-        outcome: passed, failed, notice (reported, does not fail the run), expected (a listed failure) or skipped.
-        message: what was found; empty for passed.
-        counterexample: fields of :class:`~relucheck.gate.cases.violation.Counterexample`, None without one.
-        kinks: rows of the kink table that this item contributes, None where its law contributes none.
-        seconds: how long it took.
+        activation: as in the item.
+        law: as in the item.
+        dtype: as in the item.
+        device: as in the item.
+        outcome: ``passed``, ``failed``, ``notice`` (reported, but does not fail the run), ``expected`` (a failure that is
+            listed as expected) or ``skipped``.
+        message: why the outcome is not ``passed``; empty otherwise.
+        counterexample: the fields of a ``Counterexample``; None if there is none.
+        kinks: rows that this item adds to the kink table; None if its law adds none.
+        seconds: run time of the item in seconds.
     """
 
     activation: str
@@ -73,16 +84,19 @@ class Verdict:
 
     @property
     def id(self) -> str:
-        """``Activation/law/dtype``, as its item has it."""
+        """The id of the item, ``Activation/law/dtype``."""
         return item_id(self.activation, self.law, self.dtype, self.device)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON and for pytest-xdist."""
+        """The fields as a dictionary that JSON and pytest-xdist can hold."""
         return dataclasses.asdict(self) | {"kinks": None if self.kinks is None else list(self.kinks)}
 
 
 def judged(verdict: Verdict, expected: Sequence[ExpectedFailure]) -> Verdict:
-    """The verdict in the light of the expected failures, strictly: one that does not happen is a failure."""
+    """Apply the expected failures to a verdict.
+
+    A failure that is expected and does not happen becomes a failure.
+    """
     entries = [entry for entry in expected if entry.matches(verdict.id)]
     if not entries or verdict.outcome == "skipped" or verdict.law == STALE:
         return verdict
@@ -95,11 +109,11 @@ def judged(verdict: Verdict, expected: Sequence[ExpectedFailure]) -> Verdict:
             verdict,
             message=f"{verdict.message}\n  (a failure is expected here, but its message does not match {patterns})",
         )
-    kind = "passes" if verdict.outcome == "passed" else "is only a notice"
+    kind = "passes" if verdict.outcome == "passed" else "gives only a notice"
     return dataclasses.replace(
         verdict,
         outcome="failed",
-        message=f"{verdict.id}: expected to fail, and {kind} ({_because(entries[0])}); "
+        message=f"{verdict.id}: expected to fail, but {kind} ({_because(entries[0])}); "
         f"remove {entries[0].id!r} from the expected failures",
     )
 

@@ -121,7 +121,7 @@ def test_a_table_with_no_activation_in_common_is_an_error(project, monkeypatch, 
     assert main(["kinks", "mylib:Good", "--dtypes", "float32", "--json", "old.json"]) == OK
     assert main(["kinks", "mylib:injected", "--dtypes", "float32", "--against", "old.json"]) == USAGE
     assert (
-        "old.json has the kinks of the activations Good, this run has those of injected; compare with a table of the same"
+        "old.json has kinks of the activations Good, this run has kinks of injected; compare with a table of the same"
         in capsys.readouterr().err
     )
 
@@ -143,6 +143,6 @@ def test_a_baseline_that_cannot_be_compared_is_an_error(project, monkeypatch, ca
     (project / "pyproject.toml").write_text('[tool.relucheck]\nbaseline = "old.json"\n')
     assert main(["check", "mylib:injected", "--dtypes", "float32", "--report", "r.json"]) == USAGE
     shown = capsys.readouterr()
-    assert "the cotangent is not passed on" in shown.out
+    assert "the gradient is not the cotangent times the derivative" in shown.out
     assert "nothing to compare" in shown.err
     assert (project / "r.json").is_file()

@@ -140,7 +140,7 @@ def test_control_c_that_a_reproduction_loses(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(reproduction_run, "reproduce", run)
     assert main(["reproduce", "E1", "--scale", "smoke", "--out", str(tmp_path)]) == INTERRUPTED
-    assert "interrupted; the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert "interrupted; run the same command again to continue from the last checkpoint" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- forked processes

@@ -68,7 +68,7 @@ def test_items_reports_summary_and_exit_code(project):
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert "relucheck::injected/chain_rule/float32" in done.stdout
-    assert "the cotangent is not passed on" in done.stdout
+    assert "the gradient is not the cotangent times the derivative" in done.stdout
     assert "activation x law" in done.stdout
     body = json.loads((project / "out/report.json").read_text())
     assert (body["schema"], body["schema_version"]) == ("relucheck-gate", 2)
@@ -109,10 +109,11 @@ def test_settings_in_pyproject_and_strict_expected_failures(project):
     )
     done = gate("-q", "--relucheck-laws", "chain_rule,runs", cwd=project)
     assert done.returncode == 1  # injected/runs passes, and the entry names it
-    assert "expected to fail, and passes" in done.stdout
+    assert "expected to fail, but passes" in done.stdout
     (project / "pyproject.toml").write_text(
         '[tool.relucheck]\ntargets = ["mylib"]\ndtypes = ["float32"]\nlaws = ["chain_rule"]\n'
-        '[[tool.relucheck.expected-failures]]\nid = "injected/chain_rule/*"\nreason = "known"\nmessage = "not passed on"\n'
+        '[[tool.relucheck.expected-failures]]\nid = "injected/chain_rule/*"\nreason = "known"\n'
+        'message = "not the cotangent times the derivative"\n'
     )
     done = gate("-q", cwd=project)
     assert done.returncode == 0, done.stdout
@@ -147,7 +148,7 @@ def test_parametrize_with_laws(project):
     (project / "test_own.py").write_text(
         "import torch, relucheck, mylib\n"
         "from relucheck.gate.config import ExpectedFailure\n"
-        "known = (ExpectedFailure('injected/chain_rule/*', 'published', 'not passed on'),)\n"
+        "known = (ExpectedFailure('injected/chain_rule/*', 'published', 'not the cotangent times the derivative'),)\n"
         "@relucheck.parametrize_with_laws([mylib.Good, mylib.injected], dtypes=['float32'],\n"
         "                                 laws=['runs', 'chain_rule', 'locality'], expected=known)\n"
         "def test_activation(activation, check):\n    check(activation)\n"

@@ -200,7 +200,7 @@ def test_a_folder_of_something_else(trained: list[str], tmp_path: Path, capsys: 
             INTERRUPTED,
             "epoch 2 of 3",
         ),
-        (KeyboardInterrupt(), INTERRUPTED, "the same command goes on from the last checkpoint"),
+        (KeyboardInterrupt(), INTERRUPTED, "run the same command again to continue from the last checkpoint"),
         (DeviceError("no memory left on cuda for 100 members"), MISSING, "no memory left on cuda"),
         (StoreError("x cannot be written (no space left)"), UNWRITABLE, "no space left"),
     ],

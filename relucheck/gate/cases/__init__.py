@@ -1,1 +1,1 @@
-"""What a law looks at and answers with: a case, probes, the kink table, violations and the scripts that reproduce them."""
+"""Cases, which laws check, with probe points, kink tables, violations and scripts."""

@@ -1,6 +1,6 @@
-"""One activation in one dtype on one device: the points at which laws look, and what is true there.
+"""One activation in one dtype on one device, with probe points and the allowed gradients.
 
-Everything here is computed once per case and shared by all laws, which is what makes thousands of items take seconds.
+Each quantity is computed once per case and shared by all laws, so that thousands of items take seconds.
 """
 
 from __future__ import annotations
@@ -22,24 +22,26 @@ from relucheck.gate.config import GateConfig
 from relucheck.gate.subject import Subject
 from relucheck.numerics.bits import all_values, neighbour
 
-#: Length of tensors that have a vector body and a scalar tail on every vector width up to 64 elements.
+#: Length of a tensor that a vectorised kernel splits into a vector body and a scalar tail, for widths up to 64 elements.
 TAIL_LENGTH: Final = 83
-#: Points at which activations tend to be special: knots, and where implementations divide or compare.
+#: Points that activations often treat specially: knots of splines, and numbers with which implementations compare.
 ISOLATED: Final = (0.0, -0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
 
 
 class Case:
-    """An activation under one dtype and device, with probe points, gradients and the truth about them.
+    """One activation in one dtype on one device, which a law checks.
+
+    It offers probe points, the gradients there, and the gradients that are allowed there.
 
     Attributes:
         subject: the activation.
         dtype: the dtype under test.
         device: the device under test.
-        config: what the run was configured to do.
-        peers: other activations of the run that are numerically the same function, by name.
-        changes: the global state that making the activation and a first call changed.
-        script: the lines of scripts that reproduce a violation.
-        law: name of the law that runs; failures carry it.
+        config: the settings of the run.
+        peers: other activations that are numerically the same function, by name.
+        changes: the global state that the activation's construction and a first call changed.
+        script: builds the scripts that reproduce violations.
+        law: name of the law that is being checked; violations carry it.
     """
 
     def __init__(
@@ -60,62 +62,77 @@ class Case:
 
     @property
     def activation(self) -> Activation:
+        """The activation and its declarations."""
         return self.subject.activation
 
     @property
     def name(self) -> str:
+        """Name of the activation."""
         return self.subject.name
 
     @property
     def eps(self) -> float:
+        """The machine epsilon of the dtype."""
         return float(torch.finfo(self.dtype).eps)
 
     @property
     def tiny(self) -> float:
-        """Smallest normal number."""
+        """The smallest positive normal number of the dtype."""
         return float(torch.finfo(self.dtype).tiny)
 
     @functools.cached_property
     def f(self) -> Callable[[Tensor], Tensor]:
-        """The activation as a function (n,) to (n,) in the dtype under test."""
+        """The activation in the dtype under test, as a function from shape (n,) to shape (n,)."""
         return self.subject.function(self.dtype, self.device)
 
     @functools.cached_property
     def exact(self) -> Callable[[Tensor], Tensor]:
-        return self.subject.truth(self.dtype)[0]
+        """The function of real numbers that the activation approximates.
+
+        It maps float64 vectors (n,) to float64 vectors (n,).
+        """
+        return self.subject.exact_and_kinks(self.dtype)[0]
 
     @functools.cached_property
     def kinks(self) -> list[FoundKink]:
-        """Kinks of the exact function; the singular ones among them have no Clarke interval."""
-        return self.subject.truth(self.dtype)[1]
+        """Kinks of the exact function; singular kinks among them have no Clarke interval."""
+        return self.subject.exact_and_kinks(self.dtype)[1]
 
     @property
     def corners(self) -> list[FoundKink]:
-        """Kinks with a Clarke interval."""
+        """The kinks with a Clarke interval."""
         return [kink for kink in self.kinks if not kink.singular]
 
     # -- tensors and gradients --------------------------------------------------------------------------------------
 
     def tensor(self, values: Sequence[float]) -> Tensor:
-        """A vector in the dtype and on the device under test."""
+        """Build a vector in the dtype and on the device under test."""
         return torch.tensor(values, dtype=torch.float64).to(dtype=self.dtype, device=self.device)
 
     def rounded(self, value: float) -> float:
-        """A real number rounded to the dtype under test."""
+        """Round a real number to the dtype under test."""
         return float(torch.tensor(value, dtype=torch.float64).to(self.dtype))
 
     def value(self, x: Tensor) -> Tensor:
-        """Forward without a graph."""
+        """Compute the values at a vector (n,), without an autograd graph."""
         with torch.no_grad():
             return self.f(x.detach().clone())
 
     def reverse(self, x: Tensor, cotangent: Tensor | None = None, f: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Reverse-mode gradient: cotangent times derivative, shape and dtype of ``x``; the cotangent defaults to ones.
+        """Compute the reverse-mode gradient at a vector: the cotangent times the derivative.
+
+        Args:
+            x: the vector, (n,).
+            cotangent: the upstream gradient, (n,); ones if None.
+            f: function to differentiate; the activation if None.
+
+        Returns:
+            The gradient, of the shape and dtype of ``x``.
 
         Raises:
-            ~relucheck.gate.subject.Disconnected: where no gradient reaches the input.
+            Disconnected: if no gradient reaches the input.
         """
-        # (not `f or self.f`: asking a compiled module whether it is true asks it for its length)
+        # not `f or self.f`, because the truth value of a compiled module calls its __len__
         y, pullback = self.subject.pullback(self.f if f is None else f, x)
         return pullback(torch.ones_like(y) if cotangent is None else cotangent)
 
@@ -123,7 +140,10 @@ class Case:
 
     @functools.cached_property
     def finite_values(self) -> Tensor:
-        """Every finite value of a 16-bit dtype; a logarithmic grid over the whole range of a wider one."""
+        """Finite inputs over the whole range of the dtype, (n,).
+
+        These are all values of a 16-bit dtype, and a logarithmic grid of a wider one.
+        """
         if self.dtype in (torch.float16, torch.bfloat16):
             every = all_values(self.dtype)
             return every[every.isfinite()].to(self.device)
@@ -140,7 +160,7 @@ class Case:
 
     @functools.cached_property
     def near_kinks(self) -> Tensor:
-        """Every kink rounded to the dtype, and its neighbours up to two steps away on both sides."""
+        """Each kink rounded to the dtype, and its two nearest values on each side, (n,)."""
         if not self.kinks:
             return self.tensor([])
         at = self.tensor([kink.at for kink in self.kinks])
@@ -150,10 +170,13 @@ class Case:
 
     @functools.cached_property
     def x(self) -> Tensor:
-        """The probe points: kinks, their neighbours, isolated points, an ordinary grid and powers of two; finite, (n,)."""
+        """The probe points, finite, (n,).
+
+        Kinks and their neighbours come first, then special points, a grid and powers of two.
+        """
         isolated = torch.tensor([*ISOLATED, *(-value for value in ISOLATED)], dtype=torch.float64)
         ordinary = torch.linspace(-12, 12, 97, dtype=torch.float64) + 0.0137
-        # powers of two of the dtype's range are far apart: what saturates at 100 needs points of its own
+        # the powers of two below are sparse in wide dtypes, and a function may saturate at 100
         beyond = 12.71 * 1.6 ** torch.arange(0, 16, dtype=torch.float64)
         ordinary = torch.cat([ordinary, beyond, -beyond])
         info = torch.finfo(self.dtype)
@@ -167,18 +190,22 @@ class Case:
 
     @functools.cached_property
     def y(self) -> Tensor:
+        """Values at the probe points, (n,)."""
         return self.value(self.x)
 
     @functools.cached_property
     def g(self) -> Tensor:
-        """Gradients at the probe points for cotangent 1."""
+        """Gradients at the probe points for cotangent 1, (n,)."""
         return self.reverse(self.x)
 
-    # -- what is true there -----------------------------------------------------------------------------------------
+    # -- the right gradients there --------------------------------------------------------------------------------------
 
     @functools.cached_property
     def nearest(self) -> tuple[Tensor, Tensor]:
-        """Index of the nearest kink for every probe point (-1 without kinks), and the real distance to it (float64)."""
+        """Index of the kink nearest to each probe point, and its distance, (n,) each.
+
+        The index is -1 without kinks, the distance is float64.
+        """
         x = self.x.to(torch.float64).cpu()
         if not self.kinks:
             return torch.full(x.shape, -1), torch.full_like(x, math.inf)
@@ -188,11 +215,11 @@ class Case:
 
     @functools.cached_property
     def undecided(self) -> Tensor:
-        """Mask of the probe points beside a kink that the forward may take for the kink itself.
+        """Mask of the probe points near a kink that the forward may treat as the kink.
 
-        "Equal to the kink" is decided as the forward decides it: a bound that the dtype cannot represent, and arithmetic
-        before the comparison (``x + 3`` in 16 bits), widen the kink to a few representable values. A point within eight of
-        them counts as decided only where its value is told apart from what the other side would give.
+        The forward decides which inputs equal the kink. Where the dtype does not represent the kink, or where arithmetic
+        precedes the comparison (``x + 3`` in 16 bits), that may be several representable values. A point within 8 machine
+        epsilons of the kink counts as decided only if its value differs clearly from that of the other branch.
         """
         index, distance = self.nearest
         x = self.x.to(torch.float64).cpu()
@@ -205,23 +232,24 @@ class Case:
                 continue
             base = expected.new_tensor(self._limit(kink))
             other = base + (x - kink.at) * torch.where(x > kink.at, kink.left, kink.right)
-            told_apart = (y - expected).abs() < 0.25 * (y - other).abs()
-            result |= near & (distance > 0) & ~told_apart
-            # the value nearest to a kink that the dtype cannot represent is the kink as far as the dtype goes
+            distinguished = (y - expected).abs() < 0.25 * (y - other).abs()
+            result |= near & (distance > 0) & ~distinguished
+            # the value nearest to a kink that the dtype cannot represent stands for the kink in this dtype
             result |= near & (x == self.rounded(kink.at)) & (distance > 0)
         return result
 
     def _limit(self, kink: FoundKink) -> float:
-        """The value at a kink (float64)."""
+        """Compute the exact value at a kink, in float64."""
         return float(self.exact(torch.tensor([kink.at], dtype=torch.float64)))
 
     @functools.cached_property
     def allowed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Lowest and highest derivative at every probe point and the tolerance, float64 (n,) each; NaN where unknown.
+        """Lowest and highest allowed gradient, and tolerance, at each probe point.
 
-        At a kink the two bounds are its Clarke interval; elsewhere they are the two one-sided derivatives of the exact
-        function, which agree but for an unknown kink. The tolerance is 8 units of a 16-bit dtype and 64 of a wider one,
-        more for larger |x|, where sound implementations lose digits, and 10 times the error of the finite differences.
+        All three are float64, (n,), for cotangent 1. At a kink the bounds are the ends of its Clarke interval. Elsewhere
+        they are the two one-sided derivatives of the exact function, which agree unless the search missed a kink, or NaN
+        where they are unknown. The tolerance is 8 machine epsilons of a 16-bit dtype and 64 of a wider one, more for larger
+        ``|x|``, where correct implementations lose digits, plus 10 times the error of the finite differences.
         """
         x = self.x.to(torch.float64).cpu()
         left, right, error = derivatives(self.exact, x, self.kinks)
@@ -238,10 +266,11 @@ class Case:
 
     @functools.cached_property
     def inaccuracy(self) -> Tensor:
-        """How far gradients for cotangent 1 lie outside their bounds, at each probe point or the worst of eight beside it.
+        """Distance of the gradients from their bounds, the largest of 9 adjacent points.
 
-        Polynomials and quotients that cancel lose digits, and lose others for other cotangents or in other modes: laws that
-        compare two gradients allow for it, and the law ``derivative`` says how much is too much. 0 for surrogates.
+        The result is float64, (n,), for cotangent 1. A polynomial or quotient with cancellation loses digits, and not the
+        same ones for another cotangent or in another mode. Laws that compare two gradients therefore allow for this
+        inaccuracy, while the law ``derivative`` limits it. It is 0 for surrogates.
         """
         low, high, _ = self.allowed
         g = self.g.to(torch.float64).cpu()
@@ -249,14 +278,14 @@ class Case:
         outside = torch.nan_to_num(outside, nan=0.0, posinf=0.0)
         if self.activation.surrogate:
             return torch.zeros_like(outside)
-        # at a kink the bounds are an interval and say nothing about rounding: only its neighbours do
+        # at a kink the bounds are an interval, which hides rounding errors; the neighbours show them
         order = self.x.to(torch.float64).cpu().argsort()
         smooth = torch.nn.functional.max_pool1d(outside[order][None, None], 9, stride=1, padding=4)[0, 0]
         return torch.empty_like(outside).scatter(0, order, smooth).clamp(max=0.25)
 
     @functools.cached_property
     def on_kink(self) -> Tensor:
-        """Mask of the probe points that are a kink, exactly or as the forward may decide it."""
+        """Mask of the probe points that equal a kink, or that the forward may treat as one."""
         return (self.nearest[1] == 0) | self.undecided
 
     def represents(self, kink: FoundKink) -> bool:
@@ -264,15 +293,21 @@ class Case:
         return self.rounded(kink.at) == kink.at
 
     def tolerance(self, kink: FoundKink) -> float:
-        """How far a subgradient may lie outside an interval: a few units of the dtype and the error of its ends."""
+        """Return how far a subgradient may lie outside its interval.
+
+        The tolerance is a few machine epsilons plus the error of the interval's ends.
+        """
         low, high = kink.hull
         curved = 8 if abs(kink.at) > 0 else 4
         return curved * self.eps * max(abs(low), abs(high), 0.125) + 10 * kink.error + 2e-9
 
-    # -- failing ----------------------------------------------------------------------------------------------------
+    # -- violations -----------------------------------------------------------------------------------------------------
 
     def kink_near(self, x: float) -> FoundKink | None:
-        """The kink nearest to a number."""
+        """Return the kink nearest to a number.
+
+        None without kinks, and for a number that is not finite.
+        """
         return min(self.kinks, key=lambda kink: abs(kink.at - x), default=None) if math.isfinite(x) else None
 
     def fail(
@@ -286,7 +321,17 @@ class Case:
         script: str = "",
         level: Level = "error",
     ) -> LawViolation:
-        """The violation of the law that runs, ready to be raised."""
+        """Build a violation of the law that is being checked, for the caller to raise.
+
+        Args:
+            what: one sentence that says what is wrong.
+            x: the input element.
+            cotangent: the upstream gradient at the element, or text that describes it.
+            got: the computed value.
+            allowed: what the law allows.
+            script: a Python script that ends in an AssertionError while the violation exists.
+            level: ``"error"`` or ``"notice"``.
+        """
         kink = self.kink_near(x) if x is not None else None
         counterexample = Counterexample(
             x="" if x is None else repr(x),
@@ -305,10 +350,14 @@ class Case:
         )
 
     def unsupported(self, mode: str, error: BaseException) -> LawViolation:
-        """A notice: a mode that the activation does not support, with what it said."""
+        """Build a notice that the activation does not support a mode, with the error that it raised."""
         return self.fail(f"{mode} is not supported: {error_text(error)}", level="notice")
 
     def skip_surrogate(self) -> None:
-        """Skips a law about derivatives for an activation whose gradient is declared a surrogate."""
+        """Skip a law about derivatives if the activation's gradient is declared a surrogate.
+
+        Raises:
+            NotApplicable: for such an activation.
+        """
         if self.activation.surrogate:
-            raise NotApplicable("declared surrogate=True: its gradient is not its derivative on purpose")
+            raise NotApplicable("declared with surrogate=True, so its gradient deliberately differs from the derivative")

@@ -1,4 +1,7 @@
-"""The kink table of a case: what the gate reports about every kink, whether or not a law holds there."""
+"""The kink table of a case: the subgradient at every kink.
+
+The gate reports it whether or not a law is broken.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,13 @@ from relucheck.gate.cases.case import Case
 
 
 def kink_rows(case: Case) -> list[dict[str, object]]:
-    """The kink table of a case: where, left, right, jump, and the subgradient in every mode that runs (None elsewhere).
+    """Compute the rows of the kink table for one case.
 
-    A kink that the dtype cannot represent shows the gradient at its rounded position (``rounded`` says which).
+    Returns:
+        One row per kink, with the keys ``at``, ``left`` and ``right`` (one-sided derivatives), ``jump``, ``singular``,
+        ``rounded`` and ``subgradient``. ``rounded`` is None, or the rounded position where the dtype does not represent the
+        kink; the subgradient is then that at the rounded position. ``subgradient`` maps the modes ``reverse``, ``forward``
+        and ``vmap`` to the gradient for cotangent 1, or to None where the activation does not support the mode.
     """
     rows: list[dict[str, object]] = []
     for kink in case.kinks:

@@ -1,4 +1,4 @@
-"""Scripts that reproduce a violation: what their lines have in common."""
+"""Builds the Python scripts that reproduce a violation."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from relucheck.numerics.dtypes import dtype_name
 
 
 def interval(low: float, high: float) -> str:
-    """The allowed values as a message says them."""
+    """Format an interval of allowed values; one number if both ends are equal."""
     return f"{low!r}" if low == high else f"[{low!r}, {high!r}]"
 
 
 def within(expression: str, low: float, high: float, tolerance: float) -> str:
-    """The condition of a script that an expression lies in an interval, up to a tolerance."""
+    """Return the condition that an expression lies in an interval, up to a tolerance."""
     return f"{low - tolerance:.9g} <= {expression} <= {high + tolerance:.9g}"
 
 
 class Script:
-    """The lines of reproducing scripts about one activation in one dtype on one device."""
+    """Builds lines of reproducing scripts for one activation in one dtype on one device."""
 
     def __init__(self, subject: Subject, dtype: torch.dtype, device: str) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
 
     def header(self, *, copying: bool = True) -> list[str]:
-        """First lines of a reproducing script: they define ``act``, in the dtype under test.
+        """Return the first lines of a script, which define the activation as ``act``.
 
-        An activation that writes to its input works on a copy of it, unless ``copying`` is False.
+        An activation that writes to its input gets a copy of the input, unless ``copying`` is False.
         """
         source = self.subject.activation.source
         line, expression = source or ("", f"{self.subject.name}  # construct the activation here")
@@ -46,12 +46,15 @@ class Script:
         lines.append(act)
         if self.subject.channel:
             count = self.subject.channels
-            lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # channels get different ones")
+            lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # one value per channel")
             lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
         return lines + (self.copying() if copying else [])
 
     def copying(self) -> list[str]:
-        """Lines of a script that let ``act`` work on a copy of its input; none where it does not write to it."""
+        """Return lines that make ``act`` work on a copy of its input.
+
+        There are none if it does not write to its input.
+        """
         if not self.subject.writes:
             return []
         if isinstance(self.subject.original, nn.Module):
@@ -60,13 +63,13 @@ class Script:
 
     @property
     def place(self) -> str:
-        """The dtype, and the device where it is not the CPU, as arguments of ``to`` and of ``torch.tensor``."""
+        """Dtype and device as arguments of ``to`` and ``torch.tensor``; the CPU is left out."""
         if self.device == "cpu":
             return f"dtype=torch.{dtype_name(self.dtype)}"
         return f'dtype=torch.{dtype_name(self.dtype)}, device="{self.device}"'
 
     def make_x(self, values: Sequence[float], name: str = "x") -> str:
-        """A line of a script that makes the input, in the layout that the activation wants."""
+        """Return a line that defines the input, in the layout that the activation needs."""
         numbers = ", ".join(literal(value) for value in values)
         line = f"{name} = torch.tensor([{numbers}], {self.place})"
         shape = self.subject.shape
@@ -77,14 +80,21 @@ class Script:
 
     @property
     def pick(self) -> str:
-        """What selects the looked-at elements of a result in a script: an index, empty for plain vectors."""
+        """The index that selects the checked channel, as Python code; empty for plain vectors."""
         shape = self.subject.shape
         if shape == (-1,):
             return ""
         return "[" + ", ".join(":" if n == -1 else str(min(self.subject.channel, n - 1)) for n in shape) + "]"
 
     def gradient(self, x: float, cotangent: float, condition: str, comment: str) -> str:
-        """A script that computes one gradient and asserts ``condition`` about the number ``got``."""
+        """Return a script that computes one gradient and asserts a condition about it.
+
+        Args:
+            x: the input element.
+            cotangent: the upstream gradient.
+            condition: Python expression in ``got`` that is true if the law holds.
+            comment: comment on the line that prints the gradient.
+        """
         lines = [
             *self.header(),
             self.make_x([x]),

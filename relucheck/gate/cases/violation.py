@@ -1,4 +1,4 @@
-"""How a law fails: one structured violation, printed so that it can be pasted into an issue and run."""
+"""Violations of laws, with a message for an issue and a script that can be run."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from relucheck.gate.verdicts import item_id
 from relucheck.numerics.bits import ulp_distance
 from relucheck.numerics.dtypes import dtype_name
 
-#: *error*: against mathematics or a declared convention. *notice*: a mode that is not supported, a convention inside the
-#: allowed set that differs from torch's, a value that is reported and not judged.
+#: An *error* contradicts mathematics or a declared convention. A *notice* reports an unsupported mode, an allowed
+#: subgradient that differs from torch's, or a value on which no law decides.
 Level = Literal["error", "notice"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Counterexample:
-    """Where a law broke, as plain numbers and text (it travels in JSON).
+    """An input at which a law is broken, as plain numbers and text that JSON can hold.
 
     Attributes:
-        x: the input element, decimal (``repr`` of the exact value).
-        x_hex: the same in hexadecimal floating point.
-        kink: the nearest kink, None where there is none.
-        ulp: distance to it in representable values of the dtype.
+        x: the input element in decimal (``repr`` of its exact value).
+        x_hex: the input element in hexadecimal floating point.
+        kink: position of the nearest kink; None if there is none.
+        ulp: distance from the input to that kink, in representable values of the dtype.
         left: one-sided derivative left of that kink.
-        right: one-sided derivative right of it.
-        cotangent: the upstream gradient at the element, or what describes it.
-        got: what was computed.
+        right: one-sided derivative right of that kink.
+        cotangent: the upstream gradient at the element, or text that describes it.
+        got: the computed value.
         allowed: what the law allows.
-        script: Python text that shows the violation and exits with an AssertionError while it is there.
+        script: Python script that ends in an AssertionError while the violation exists.
     """
 
     x: str = ""
@@ -52,11 +52,14 @@ class Counterexample:
 
 
 class NotApplicable(RelucheckError):
-    """A law that has nothing to say about an activation or a dtype: the item is skipped, with this reason."""
+    """A law that does not apply to an activation or a dtype.
+
+    The item is skipped, with this message as the reason.
+    """
 
 
 class LawViolation(RelucheckError, AssertionError):
-    """A law that an activation breaks.
+    """A law that an activation breaks, with a counterexample.
 
     Attributes:
         activation: name of the activation.
@@ -65,7 +68,7 @@ class LawViolation(RelucheckError, AssertionError):
         device: device under test.
         level: ``"error"`` or ``"notice"``.
         what: one sentence that says what is wrong.
-        counterexample: where, and how to see it.
+        counterexample: the input at which the law is broken, and a script that shows it.
     """
 
     exit_code = FAILED
@@ -88,34 +91,37 @@ class LawViolation(RelucheckError, AssertionError):
 
     @property
     def id(self) -> str:
-        """``Activation/law/dtype``, as expected failures and ``-k`` name it."""
+        """The id ``Activation/law/dtype``, which expected failures and pytest's ``-k`` match."""
         return item_id(self.activation, self.law, dtype_name(self.dtype), self.device)
 
     def text(self) -> str:
-        """The whole message, several lines."""
-        found, lines = self.counterexample, [f"{self.id}: {self.what}"]
-        if found.x:
-            where = f"  input      {found.x} ({found.x_hex})" if found.x_hex else f"  input      {found.x}"
-            if found.kink is not None and found.ulp is not None:
-                away = "on" if found.ulp == 0 else f"{found.ulp} ulp from"
-                sides = "" if found.left is None else f", left {found.left:g}, right {found.right:g}"
-                where += f", {away} the kink at {found.kink:g}{sides}"
+        """Return the whole message, on several lines."""
+        example, lines = self.counterexample, [f"{self.id}: {self.what}"]
+        if example.x:
+            where = f"  input      {example.x} ({example.x_hex})" if example.x_hex else f"  input      {example.x}"
+            if example.kink is not None and example.ulp is not None:
+                away = "on" if example.ulp == 0 else f"{example.ulp} ulp from"
+                sides = "" if example.left is None else f", left {example.left:g}, right {example.right:g}"
+                where += f", {away} the kink at {example.kink:g}{sides}"
             lines.append(where)
-        for label, value in (("cotangent", found.cotangent), ("got", found.got), ("allowed", found.allowed)):
+        for label, value in (("cotangent", example.cotangent), ("got", example.got), ("allowed", example.allowed)):
             if value:
                 lines.append(f"  {label:<10} {value}")
-        if found.script:
-            lines += ["  reproduce:", *(f"    {line}" for line in found.script.rstrip().split("\n"))]
+        if example.script:
+            lines += ["  reproduce:", *(f"    {line}" for line in example.script.rstrip().split("\n"))]
         return "\n".join(lines)
 
 
 def hexadecimal(value: float) -> str:
-    """Hexadecimal floating point text; NaN and infinities as they print."""
+    """Format a number in hexadecimal floating point; NaN and infinities as Python prints them."""
     return float(value).hex() if math.isfinite(value) else str(value)
 
 
 def ulps_between(a: float, b: float, dtype: torch.dtype) -> int | None:
-    """Representable values of ``dtype`` between two numbers rounded to it; None where one is not finite."""
+    """Return the distance between two numbers in ulps of a dtype.
+
+    None if one of them is not finite in the dtype.
+    """
     if not (math.isfinite(a) and math.isfinite(b)):
         return None
     pair = torch.tensor([a, b], dtype=torch.float64).to(dtype)
@@ -123,5 +129,5 @@ def ulps_between(a: float, b: float, dtype: torch.dtype) -> int | None:
 
 
 def literal(value: float) -> str:
-    """A Python expression for a float."""
+    """Return a Python expression for a float, NaN and infinities included."""
     return repr(value) if math.isfinite(value) else f'float("{value}")'

@@ -1,1 +1,1 @@
-"""Running other people's code so that nothing else is affected."""
+"""Isolation of other people's code, so that it affects nothing outside itself."""

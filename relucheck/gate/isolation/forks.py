@@ -1,8 +1,8 @@
-"""Processes that a target forks: one that comes back into the caller is ended, and the parent hears of it.
+"""Ends forked child processes that return from a target's code into relucheck's.
 
-``os.fork`` returns twice. A child that leaves the target's code would go on with the whole run: judge the other items,
-write the reports, and call the target again, which forks again. A child that stays in the target's code and ends there (a
-worker of ``multiprocessing``) is left alone.
+``os.fork`` returns in the parent and in the child. A child that leaves the target's code would repeat the rest of the run:
+check the other items, write the reports, and call the target again, which forks again. A child that stays in the target's
+code and ends there, such as a worker of ``multiprocessing``, is left alone.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from typing import Any, Final
 
 from relucheck.errors import RelucheckError
 
-#: Seconds in all that a region waits for its children to come back: the ones that do come at once.
+#: Seconds, for all children together, that a region waits for a child to return; those that return do so at once.
 _PATIENCE: Final = 1.0
 _CAME_BACK: Final = b"came back "
 
 
 class StrayChild(RelucheckError):
-    """A process that a target forked and that came back into the caller's code, where it was ended."""
+    """A forked child process that returned into relucheck's code, where it was ended."""
 
 
 class _Region:
-    """A block that runs a target's code in this process: who forks in it, and what becomes of the children."""
+    """A block that runs a target's code: follows the child processes that the code forks."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.process = os.getpid()
-        self.children: list[int] = []  # the reading end of a pipe per child
-        self.writing = self.report = -1  # ends of pipes for writing: the next child's, and this process's if it is one
+        self.children: list[int] = []  # for each child, the reading end of a pipe
+        self.writing = -1  # the writing end of the next child's pipe
+        self.report = -1  # the writing end of this process's pipe, if this process is a child
 
     def before_fork(self) -> None:
-        # what waits in a buffer would be written by both processes
+        # flush, because both processes would write what is still in a buffer
         for stream in (sys.__stdout__, sys.__stderr__):
             with contextlib.suppress(Exception):
                 stream.flush()  # type: ignore[union-attr]  # None where there is no console
@@ -55,7 +56,7 @@ class _Region:
         if self.report >= 0:
             os.close(self.report)
         self.report = self.writing
-        # a timer is not inherited, its handler is: the time limit holds for the child as well
+        # a child inherits the handler of the time limit, but not the timer
         if hasattr(signal, "setitimer") and self.seconds > 0:
             signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.5)
         caller = _caller(sys._getframe())
@@ -68,29 +69,29 @@ class _Region:
             sys.setprofile(watch)
 
     def end(self) -> None:
-        """Ends a child: nothing is flushed, no handler of the parent's runs."""
+        """End a child process without flushing buffers or running exit handlers."""
         with contextlib.suppress(OSError):
             os.write(self.report, _CAME_BACK + str(os.getpid()).encode())
         os._exit(0)
 
     def came_back(self) -> bool:
-        """Whether a child came back, in the parent; waits a moment for those that have not ended."""
-        found = False
+        """Whether a child returned; waits a moment for children that have not ended."""
+        returned = False
         until = time.monotonic() + _PATIENCE
         for reading in self.children:
             ready, _, _ = select.select([reading], [], [], max(0.0, until - time.monotonic()))
-            said = os.read(reading, 64) if ready else b""
+            message = os.read(reading, 64) if ready else b""
             os.close(reading)
-            if said.startswith(_CAME_BACK):
-                found = True
-                with contextlib.suppress(ChildProcessError):  # the target has waited for it already
-                    os.waitpid(int(said[len(_CAME_BACK) :]), 0)
+            if message.startswith(_CAME_BACK):
+                returned = True
+                with contextlib.suppress(ChildProcessError):  # the target may have waited for the child already
+                    os.waitpid(int(message[len(_CAME_BACK) :]), 0)
         self.children.clear()
-        return found
+        return returned
 
 
 def _caller(frame: FrameType | None) -> FrameType | None:
-    """The innermost frame of relucheck's code that called the target."""
+    """Return the innermost frame of relucheck's code, which called the target."""
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.startswith("relucheck.") and name != __name__:
@@ -99,7 +100,7 @@ def _caller(frame: FrameType | None) -> FrameType | None:
     return None
 
 
-#: The regions that are entered, outermost first.
+#: The regions that are active, outermost first.
 _regions: Final[list[_Region]] = []
 
 
@@ -117,13 +118,13 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def ended(seconds: float) -> Iterator[None]:
-    """Ends every process that is forked in the block as soon as it is back in relucheck's code.
+    """End each process forked in the block as soon as it returns into relucheck's code.
 
     Args:
-        seconds: time limit of a child that does not come back.
+        seconds: time limit of a child that does not return, in seconds.
 
     Raises:
-        StrayChild: in the parent, after the block, where a child came back.
+        StrayChild: in the parent, after the block, if a child returned.
     """
     region = _Region(seconds)
     _regions.append(region)
@@ -140,5 +141,5 @@ def ended(seconds: float) -> Iterator[None]:
         if region.came_back() and not isinstance(error, KeyboardInterrupt):
             raise StrayChild(
                 "forked this process, and the child came back into the caller's code, where it was ended; "
-                "end a child with os._exit where it was forked"
+                "a child must end with os._exit in the code that forks it"
             ) from error

@@ -1,4 +1,4 @@
-"""Running other people's code so that nothing else is affected: limits, global state put back and reported."""
+"""Runs other people's code with limits, captured output and restored global state."""
 
 from __future__ import annotations
 
@@ -26,23 +26,26 @@ try:
 except ImportError:  # not a POSIX system: no memory limit there
     resource = None  # type: ignore[assignment]
 
-#: Seconds that an item, or the import of a target, may take.
+#: Default time limit of an item, and of the import of a target, in seconds.
 TIME_LIMIT: Final = 60.0
 
 
 class TimeLimitExceeded(BaseException):
-    """An item ran past its time limit. No Exception, so that a target's ``except Exception`` cannot swallow it."""
+    """An item that exceeded its time limit.
+
+    The class is not an ``Exception``, so that ``except Exception`` in a target cannot swallow it.
+    """
 
 
 class Runaway(RelucheckError):
-    """Code that ran past its time limit or forked this process: it would do so again, so it is not to be called again."""
+    """Code that exceeded its time limit or forked this process, and so must not be called again."""
 
 
 class CodeRaised(RelucheckError):
-    """Other people's code raised something: an Exception, SystemExit, or a BaseException of its own.
+    """Any exception that other people's code raised, SystemExit included.
 
     Attributes:
-        raised: what it raised.
+        raised: the exception.
     """
 
     def __init__(self, raised: BaseException) -> None:
@@ -50,10 +53,11 @@ class CodeRaised(RelucheckError):
         self.raised = raised
 
 
-#: Seconds by which an import may outlast the time limit, and between two looks whether it has ended.
+#: Seconds by which the import of an installed module may exceed the time limit.
 _IMPORT_GRACE: Final = 60.0
+#: Seconds between two checks whether such an import has ended.
 _IMPORT_LOOK: Final = 0.02
-#: Where installed packages and Python's own modules lie.
+#: Folders of installed packages and of Python's standard library.
 _INSTALLED: Final = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {os.path.dirname(os.path.dirname(torch.__file__)) + os.sep}
@@ -61,10 +65,10 @@ _INSTALLED: Final = tuple(
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether an installed module is being imported in the code that ``frame`` runs.
+    """Whether ``frame``, or one of its callers, imports an installed module.
 
-    A module whose import breaks off stays half-done for the whole process: its submodules are there, what they registered
-    (torch's operators for one) cannot be registered again, and every later import of it fails.
+    Such an import must not be interrupted. Afterwards the module's submodules would exist, but what they registered
+    (torch's operators, for example) could not be registered again, so every later import of the module would fail.
     """
     if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
         return True
@@ -78,12 +82,18 @@ def _imports(frame: FrameType | None) -> bool:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[None]:
-    """Raises :class:`TimeLimitExceeded` in the block after ``seconds``, again every half second until the block ends.
+    """Raise ``TimeLimitExceeded`` in the block after a time, and then every half second.
 
-    The import of an installed module is neither broken off nor charged: where one is under way after ``seconds``, the clock
-    starts afresh as it ends (it is given ``import_grace`` seconds), so that no verdict depends on who imports first. Works
-    in the main thread on POSIX systems (an interval timer and SIGALRM); elsewhere there is no limit. A call that never
-    returns from native code is beyond it: use ``pytest-timeout --timeout-method=thread`` for those.
+    The import of an installed module is not interrupted, and its time does not count: if such an import is under way when
+    the time is up, the clock starts again when the import ends. So no verdict depends on which item imports a module first.
+    Only an import that takes ``import_grace`` seconds longer than the limit is interrupted.
+
+    The limit uses an interval timer and SIGALRM. It works in the main thread on POSIX systems; elsewhere there is no limit.
+    It cannot stop a call that never returns from native code; ``pytest-timeout --timeout-method=thread`` can.
+
+    Args:
+        seconds: the time limit; no limit if it is not positive.
+        import_grace: the time in seconds that an import may take beyond the limit.
     """
     usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread() and seconds > 0
     if not usable:
@@ -102,10 +112,10 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
             waiting = False
             signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
         else:
-            raise TimeLimitExceeded(f"ran past its time limit of {seconds:g} s")
+            raise TimeLimitExceeded(f"exceeded its time limit of {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, ring)
-    # (delay, interval) of a timer that someone else set, pytest-timeout's for one: it goes on where it was
+    # (delay, interval) of a timer that other code has set, such as pytest-timeout; it continues after the block
     outer = signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
     try:
         yield
@@ -118,9 +128,12 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
 
 @contextlib.contextmanager
 def memory_limit(extra: int) -> Iterator[None]:
-    """Lets the block map at most ``extra`` bytes beyond what is mapped now; past it torch and Python raise.
+    """Limit the memory that the block may allocate; beyond it torch and Python raise.
 
-    Uses RLIMIT_AS where the system has it and says how much is mapped (Linux); elsewhere there is no limit.
+    The limit is RLIMIT_AS, on the address space. It works on Linux; elsewhere there is no limit.
+
+    Args:
+        extra: bytes beyond what is mapped now; no limit if it is not positive.
     """
     if resource is None or extra <= 0 or not os.path.exists("/proc/self/statm"):
         yield
@@ -145,7 +158,7 @@ def _flushes_denormals() -> bool:
 _SUBNORMAL: Final = torch.full((1,), 1e-310, dtype=torch.float64)
 
 
-#: Switches of the process that a target must leave alone: how to read each one and how to put it back.
+#: Global switches that a target must not change, each with the functions that read and set it.
 _SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (
@@ -163,7 +176,7 @@ _SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
 
 
 class _Generators:
-    """The states of torch's, Python's and (where it is loaded) NumPy's default generators."""
+    """The states of the default random generators of torch, Python and, if it is loaded, NumPy."""
 
     def __init__(self) -> None:
         self.torch, self.python = torch.get_rng_state(), random.getstate()
@@ -189,10 +202,14 @@ class _Generators:
 
 @contextlib.contextmanager
 def preserved_state() -> Iterator[list[str]]:
-    """Puts global state back after the block; the list that it yields then says what had been changed.
+    """Restore global state after the block, and list what the block had changed.
 
-    Covered: default dtype and device, grad mode, denormal mode, anomaly mode, determinism, matmul precision, threads, the
-    working directory, and the default random number generators of torch, Python and NumPy.
+    It covers default dtype, default device, grad mode, flush-denormal mode, anomaly mode, deterministic algorithms, float32
+    matmul precision, number of threads, the working directory, and the default random generators of torch, Python and
+    NumPy.
+
+    Yields:
+        A list. After the block it contains one line for each state that the block had changed.
     """
     changes: list[str] = []
     before = {name: read() for name, (read, _) in _SWITCHES.items()}
@@ -211,7 +228,7 @@ def preserved_state() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[io.StringIO]:
-    """Keeps what the block prints out of the terminal; the buffer holds it."""
+    """Capture what the block prints, and yield the buffer."""
     buffer = io.StringIO()
     with contextlib.redirect_stdout(buffer), contextlib.redirect_stderr(buffer):
         yield buffer
@@ -219,7 +236,10 @@ def silenced() -> Iterator[io.StringIO]:
 
 @contextlib.contextmanager
 def _single_thread() -> Iterator[None]:
-    """One thread for vectors of a few hundred elements: more only wait for each other, and for other workers."""
+    """Limit torch to one thread.
+
+    For vectors of a few hundred elements, more threads only wait for each other.
+    """
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -233,7 +253,7 @@ def _single_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """A target's warnings are not what is tested; under ``-W error`` they would be."""
+    """Ignore a target's warnings, which ``-W error`` would turn into failures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -241,13 +261,18 @@ def _no_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def contained(seconds: float) -> Iterator[None]:
-    """Runs other people's code: within a time limit, in this process alone, and open to control-C.
+    """Run the block, which calls other people's code, with a time limit and Control-C.
 
-    Nothing leaves the block but KeyboardInterrupt and errors of relucheck.
+    A process that the code forks is ended when it returns into relucheck's code.
+
+    Only KeyboardInterrupt and errors of relucheck leave the block.
+
+    Args:
+        seconds: the time limit; no limit if it is not positive.
 
     Raises:
-        Runaway: after ``seconds``, or where a process that the code forked came back.
-        CodeRaised: for anything that the code raised, SystemExit included.
+        Runaway: if the code exceeds the time limit, or a process that it forked returns into relucheck's code.
+        CodeRaised: if the code raises anything else, SystemExit included.
     """
     try:
         with interrupts.kept(), forks.ended(seconds), time_limit(seconds):
@@ -262,9 +287,18 @@ def contained(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def guarded(seconds: float, memory: int) -> Iterator[list[str]]:
-    """Time and memory limits, global state put back, output kept back: what runs inside affects nothing else.
+    """Isolate the block: time and memory limits, restored global state, captured output.
 
-    Entering gives a list; after the block it says which global state had been changed.
+    Args:
+        seconds: the time limit; no limit if it is not positive.
+        memory: bytes that the block may allocate; no limit if it is not positive.
+
+    Yields:
+        A list. After the block it contains one line for each global state that the block had changed.
+
+    Raises:
+        Runaway: as ``contained``.
+        CodeRaised: as ``contained``.
     """
     with (
         _single_thread(),

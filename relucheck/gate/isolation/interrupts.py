@@ -1,4 +1,4 @@
-"""Control-C that stays control-C, whatever the code that it stops makes of it."""
+"""Makes Control-C end a run even if the interrupted code swallows KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from types import FrameType
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Ends the block with KeyboardInterrupt where control-C was pressed in it, also where other code lost it.
+    """Raise KeyboardInterrupt after the block if Control-C was pressed inside.
 
-    A bare ``except`` swallows KeyboardInterrupt, and Python 3.11 turns one that is raised in a ``__set_name__`` (the
-    modules that torch imports lazily have many) into RuntimeError. Works in the main thread.
+    Other code may have swallowed the interrupt. A bare ``except`` does so, and Python 3.11 turns a KeyboardInterrupt inside
+    ``__set_name__`` into RuntimeError, which can happen while torch imports modules lazily. Works in the main thread only.
+
+    Raises:
+        KeyboardInterrupt: after Control-C.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield  # somebody ignores the signal, or it belongs to another thread
+        yield  # the process ignores the signal, or the main thread handles it
         return
     pressed = False
 

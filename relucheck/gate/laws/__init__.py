@@ -1,15 +1,14 @@
-"""All laws, by name. Each is a small pure function in one of the files of this package; this one says which there are.
+"""All laws, by name. Each law is a function in one of the files of this package.
 
-A law looks at a :class:`~relucheck.gate.cases.case.Case` and returns, or raises
-:class:`~relucheck.gate.cases.violation.LawViolation` (a counterexample, with a level) or
-:class:`~relucheck.gate.cases.violation.NotApplicable` (it has nothing to say here, and why).
+The function takes a ``Case``. It returns if the law holds, raises ``LawViolation`` with a counterexample if it does not,
+and raises ``NotApplicable`` with a reason if the law does not apply.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# imported for the laws that they register, in the order in which reports show them
+# these modules are imported because they register laws
 from relucheck.gate.laws import (
     calls,
     chain_rule,
@@ -28,7 +27,7 @@ __all__ = [
     "Law",
 ]
 
-#: Every law by name.
+#: All laws by name, in the order in which reports show them.
 LAWS: Final[dict[str, Law]] = {
     name: REGISTRY[name]
     for module in (calls, chain_rule, parameters, derivatives, implementations, special_values, modes, modules)
@@ -36,5 +35,5 @@ LAWS: Final[dict[str, Law]] = {
     if REGISTRY[name].check.__module__ == module.__name__
 }
 
-#: The one law that says why an activation does not run; an activation that could not be made gets an item of it alone.
+#: The law that reports why an activation does not run; an activation that cannot be constructed gets only its item.
 (EXPLAINS_FAILURE,) = (law for law in LAWS.values() if law.explains_failure)

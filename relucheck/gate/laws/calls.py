@@ -1,4 +1,4 @@
-"""Laws of the call: it runs, leaves everything else as it was, and gives the same again whatever was called between."""
+"""Laws about calls: an activation runs, has no side effects, and its calls are reproducible and independent."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from relucheck.numerics.bits import differs
 def runs(case: Case) -> None:
     """Forward returns a tensor and backward reaches the input.
 
-    An output without a graph is right for a function that is constant between its jumps, where autograd says so itself;
-    anywhere else the gradient was lost (``.detach()``, ``torch.no_grad``, ``.data``, a round trip through NumPy).
+    An output without an autograd graph is right for a function that is constant between jumps, and gives a notice. For
+    every other function the gradient was lost, by ``.detach()``, ``torch.no_grad``, ``.data`` or a conversion to NumPy.
     """
     try:
         case.reverse(case.x)
@@ -44,7 +44,7 @@ def runs(case: Case) -> None:
             )
             raise case.fail(
                 "cannot be differentiated: an in-place operation overwrites a value that its own backward needs; compute "
-                "out of place, or write to a copy (x.clone())",
+                "out of place, or on a copy (x.clone())",
                 got=error_text(error),
                 script=script,
             ) from None
@@ -53,18 +53,22 @@ def runs(case: Case) -> None:
         raise
 
 
-# (it must see the first call: nothing may have run before)
+# needs_gradient=False, because this law must see the first call, before any gradient is computed
 @law(needs_gradient=False, frameworks=("torch",))
 def global_state(case: Case) -> None:
-    """Forward and backward leave the process as they found it: default dtype, grad mode, generators, threads."""
-    x = case.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])  # (the probe points come from calls, which would be the first ones)
+    """Forward and backward do not change global state, such as grad mode and random generators.
+
+    Checked are the default dtype and device, grad mode, flush-denormal mode, anomaly mode, determinism, matmul precision,
+    number of threads, the working directory, and the default random generators of torch, Python and NumPy.
+    """
+    x = case.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])  # not case.x, whose computation calls the activation
     with preserved_state() as changes:
-        # (called bare: a context manager around it would put the grad mode back)
+        # not under torch.enable_grad, which would restore the grad mode
         try:
             y = case.f(x.requires_grad_())
             torch.autograd.grad(y, x, torch.ones_like(y), allow_unused=True)
         except (TypeError, ValueError, RuntimeError):
-            pass  # the law runs says so
+            pass  # the law that explains failures reports it
     if changes:
         script = "\n".join(
             [
@@ -80,22 +84,22 @@ def global_state(case: Case) -> None:
         )
         raise case.fail(f"global state was changed: {'; '.join(changes)}", got="; ".join(changes), script=script)
     if case.changes:
-        what = f"constructing it or a first call changed global state (undone): {'; '.join(case.changes)}"
+        what = f"its construction or a first call changed global state, which was restored: {'; '.join(case.changes)}"
         raise case.fail(what, level="notice")
 
 
 @law(frameworks=("torch",))
 def input_unchanged(case: Case) -> None:
-    """Forward does not write to its input unless it announces that, backward never to the cotangent that it is given.
+    """Forward overwrites its input only if announced; backward never overwrites the cotangent.
 
     Source: https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
     """
     leaf = case.x.detach().clone().requires_grad_()
-    given = case.subject.spread(leaf)
-    kept, cotangent = given.detach().clone(), dyadic(given)
+    argument = case.subject.spread(leaf)
+    kept, cotangent = argument.detach().clone(), dyadic(argument)
     v = cotangent.clone()
-    y = case.subject.callable_for(case.dtype, case.device)(given)
-    different = differs(given.detach(), kept, signed_zero=True).flatten()
+    y = case.subject.callable_for(case.dtype, case.device)(argument)
+    different = differs(argument.detach(), kept, signed_zero=True).flatten()
     if bool(different.any()) and not case.subject.announces_inplace:
         index = first(different)
         value = float(kept.flatten()[index])
@@ -110,10 +114,10 @@ def input_unchanged(case: Case) -> None:
             ]
         )
         raise case.fail(
-            "forward overwrites its input without saying so: return a new tensor, or announce it (an argument or attribute "
-            "inplace=True, a function's name that ends in _, or relucheck.Activation(..., inplace=True))",
+            "forward overwrites its input without announcing it; return a new tensor, or announce it by an argument or "
+            "attribute inplace=True, a function name that ends in _, or relucheck.Activation(..., inplace=True)",
             x=value,
-            got=float(given.flatten()[index]),
+            got=float(argument.flatten()[index]),
             allowed=repr(value),
             script=script,
         )
@@ -136,7 +140,7 @@ def input_unchanged(case: Case) -> None:
 
 @law()
 def determinism(case: Case) -> None:
-    """The same input gives the same bits, in value and gradient."""
+    """Two calls on the same input give bitwise equal values and gradients."""
     once = case.value(case.x), case.reverse(case.x)
     again = case.value(case.x), case.reverse(case.x)
     for what, a, b in zip(("value", "gradient"), once, again, strict=True):
@@ -153,7 +157,7 @@ def determinism(case: Case) -> None:
                 ]
             )
             raise case.fail(
-                f"two calls on one input give different {what}s",
+                f"two calls on the same input give different {what}s",
                 x=value,
                 got=f"{float(b[index])!r} after {float(a[index])!r}",
                 script=script,
@@ -162,9 +166,9 @@ def determinism(case: Case) -> None:
 
 @law()
 def independent_calls(case: Case) -> None:
-    """Two forwards before one backward: each backward belongs to its own forward.
+    """A second forward does not change the gradient of the first.
 
-    Broken by a module that keeps a mask or its input on ``self`` instead of in the autograd context.
+    A module that stores a mask or its input on ``self``, and not in the autograd context, breaks this law.
     """
     y, pullback = case.subject.pullback(case.f, case.x)
     case.subject.pullback(case.f, -case.x)
@@ -185,7 +189,7 @@ def independent_calls(case: Case) -> None:
             ]
         )
         raise case.fail(
-            "a second forward changes what backward of the first one returns",
+            "a second forward changes the gradient of the first",
             x=value,
             got=float(got[index]),
             allowed=repr(float(case.g[index])),

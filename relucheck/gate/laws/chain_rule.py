@@ -1,4 +1,4 @@
-"""Laws of the chain rule: a vector-Jacobian product is linear in the cotangent, element by element, at every position."""
+"""Laws about the chain rule: the gradient is linear in the cotangent, elementwise, and the same at every position."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from relucheck.numerics.bits import differs
 
 
 def _judge_product(case: Case, x: Tensor, v: Tensor, got: Tensor, expected: Tensor, slack: Tensor, what: str) -> None:
-    """Raises where two results that should be the same multiple of the cotangent differ by more than ``slack``."""
+    """Raise a violation where a gradient and the expected product differ by over ``slack``."""
     wide_got, wide = got.to(torch.float64), expected.to(torch.float64)
-    # products near the largest number overflow; in float16 so do factors of them
+    # products near the largest number overflow, and in float16 intermediate results do so earlier
     in_range = wide.abs() < torch.finfo(case.dtype).max / 4
     if case.dtype == torch.float16:
         in_range &= wide_got.isfinite() | (v.abs() <= 1)
     bad = ((wide_got - wide).abs() > slack) & in_range
-    # a gradient that is not finite is the business of finite_gradient
+    # where the expected gradient is not finite, the law finite_gradient decides
     bad |= in_range & ~wide_got.isfinite()
     bad &= wide.isfinite()
     if bool(bad.any()):
@@ -53,9 +53,11 @@ def _product_script(case: Case, x: float, cotangent: float) -> str:
 
 
 def _ordinary(case: Case) -> tuple[Tensor, Tensor]:
-    """Every kink and its neighbours, and probe points of ordinary size, with the inaccuracy of the gradient at each.
+    """Return probe points of ordinary size, and the inaccuracy of the gradient there.
 
-    Far out polynomials cancel and 16 bits overflow.
+    These are the kinks, their neighbours and the points up to 4 in size.
+
+    At larger points polynomials lose digits by cancellation, and 16-bit dtypes overflow.
     """
     chosen = case.x.abs() <= 4
     chosen[: case.near_kinks.numel()] = True
@@ -64,10 +66,10 @@ def _ordinary(case: Case) -> tuple[Tensor, Tensor]:
 
 @law(per_channel=True)
 def cotangent_scaling(case: Case) -> None:
-    """The gradient scales with the cotangent, at kinks and off them: vjp(c v) = c vjp(v).
+    """The gradient scales with the cotangent, at kinks and elsewhere: vjp(c v) = c vjp(v).
 
     Source: reverse mode computes the linear map v -> J^T v (Griewank & Walther 2008, Evaluating Derivatives, section 3.2).
-    Powers of two scale without rounding, so equality holds to a few units of the dtype whatever the function.
+    The law scales by powers of two, which do not round, so equality holds to a few machine epsilons for every function.
     """
     x, noise = _ordinary(case)
     v = torch.ones_like(x)
@@ -88,16 +90,17 @@ def cotangent_scaling(case: Case) -> None:
 
 @law()
 def cotangent_additivity(case: Case) -> None:
-    """The gradient is additive in the cotangent: vjp(u + w) = vjp(u) + vjp(w), with a different cotangent per element.
+    """The gradient is additive in the cotangent: vjp(u + w) = vjp(u) + vjp(w).
 
-    Source: as for scaling; scaling alone is also true of |v|-like rules on one sign.
+    Neighbouring elements have different cotangents. Source: as for ``cotangent_scaling``. A rule such as ``|v|`` scales for
+    positive factors, but is not additive.
     """
     x, noise = _ordinary(case)
     u, w = dyadic(x), dyadic(x).roll(1).neg() * 0.25
     gu, gw = case.reverse(x, u).to(torch.float64), case.reverse(x, w).to(torch.float64)
     got = case.reverse(x, u + w)
     expected = gu + gw
-    # derivatives are computed to units of 1, not of themselves (1 - tanh^2), and round once per cotangent
+    # a derivative such as 1 - tanh^2 has an error relative to 1, not to itself, and the product with each cotangent rounds
     slack = 8 * case.eps * (gu.abs() + gw.abs() + u.abs() + w.abs()).to(torch.float64) + case.tiny
     slack = slack + noise
     bad = ((got.to(torch.float64) - expected).abs() > slack) & expected.isfinite()
@@ -126,10 +129,11 @@ def cotangent_additivity(case: Case) -> None:
 
 @law()
 def chain_rule(case: Case) -> None:
-    """The cotangent is not dropped, clipped or replaced, also where it is tiny, huge or zero.
+    """Backward does not drop, clip or replace the cotangent, even if it is tiny, huge or zero.
 
-    The released ReLU of Bertoin et al. (2021) puts s itself at the kink where the chain rule has s times the cotangent:
-    right for a cotangent of 1, a thousand times too large for the 1e-3 of a mean loss.
+    The ReLU released with Bertoin et al. (2021) breaks this law. Its gradient at the kink is s, while the chain rule
+    requires s times the cotangent. That is right for a cotangent of 1, but a thousand times too large for a cotangent of
+    1e-3, which is typical of a mean loss.
     """
     x, noise = _ordinary(case)
     base = case.reverse(x).to(torch.float64)
@@ -137,7 +141,7 @@ def chain_rule(case: Case) -> None:
     for v in (math.ldexp(1.0, -reach), -math.ldexp(1.0, -reach // 2), math.ldexp(1.0, reach), 0.0):
         expected = v * base
         slack = 4 * case.eps * expected.abs() + min(case.tiny, abs(v) * 1e-3 if v else case.tiny)
-        # a gradient for cotangent 1 that is subnormal has few digits, and the products behind it fewer
+        # a subnormal gradient for cotangent 1 has few digits, and products with it have fewer
         slack = slack + 8 * abs(v) * case.tiny * case.eps + case.tiny * case.eps * 4 + abs(v) * noise
         _judge_product(
             case,
@@ -146,13 +150,13 @@ def chain_rule(case: Case) -> None:
             case.reverse(x, torch.full_like(x, v)),
             expected,
             slack,
-            "the cotangent is not passed on",
+            "the gradient is not the cotangent times the derivative",
         )
 
 
 @law()
 def locality(case: Case) -> None:
-    """The gradient of an element depends on no other element of the input and no other cotangent.
+    """The gradient of an element depends on no other element of the input or the cotangent.
 
     Source: the Jacobian of an elementwise function is diagonal.
     """
@@ -193,30 +197,31 @@ def locality(case: Case) -> None:
 
 @law()
 def position(case: Case) -> None:
-    """One value gives one gradient at every position of a tensor long enough to have a vector body and a scalar tail.
+    """Equal inputs have equal gradients at every position of a tensor.
 
-    Vectorised kernels treat the last elements differently: pytorch issue 136345 (hardswish at 3), and NaN in the backward
-    of hardtanh. Smooth functions may differ by a few units of the dtype between the two, special values may not. At NaN and
-    infinities mathematics names no gradient: two answers there are a notice.
+    The tensors are long enough for a vectorised kernel's vector body and its scalar tail, the last elements, which scalar
+    code computes. The two may give different gradients: pytorch issue 136345 (hardswish at 3), and NaN in the backward of
+    hardtanh. The law allows a difference of a few machine epsilons. At NaN and infinities mathematics defines no gradient,
+    so a difference there is a notice.
     """
     info = torch.finfo(case.dtype)
     special = [0.0, -0.0, 1.0, -1.0, info.tiny / 2, -info.tiny / 2, math.nan, math.inf, -math.inf, 2.5, -2.5]
     values = torch.cat([case.near_kinks, case.tensor(special)])
     values = torch.cat([values[values.isfinite()], values[~values.isfinite()]])  # errors before notices
-    found = []
+    alone = []
     for number in range(values.numel()):
         x = values[number].repeat(TAIL_LENGTH)
         got = case.reverse(x)
-        found.append(got[0])
+        alone.append(got[0])
         _judge_position(case, float(values[number]), got, got[0].expand_as(got))
     mixed = values.repeat(TAIL_LENGTH // values.numel() + 2)[: max(TAIL_LENGTH, values.numel())]
-    expected = torch.stack(found).repeat(TAIL_LENGTH // values.numel() + 2)[: mixed.numel()]
+    expected = torch.stack(alone).repeat(TAIL_LENGTH // values.numel() + 2)[: mixed.numel()]
     got = case.reverse(mixed)
     same = _same(case, got, expected) | ~mixed.isfinite()
     if not bool(same.all()):
         index = first(~same)
         raise case.fail(
-            "the gradient depends on which values lie beside the element",
+            "the gradient of an element depends on the values of its neighbours",
             x=float(mixed[index]),
             got=float(got[index]),
             allowed=repr(float(expected[index])),
@@ -244,7 +249,7 @@ def _judge_position(case: Case, value: float, got: Tensor, expected: Tensor) -> 
         ]
     )
     raise case.fail(
-        f"one value ({value!r}), two gradients: position {index} of {TAIL_LENGTH} differs from position 0",
+        f"equal inputs ({value!r}) have different gradients: position {index} of {TAIL_LENGTH} differs from position 0",
         x=value,
         cotangent=1.0,
         got=f"{float(got[index])!r} at position {index}",

@@ -1,4 +1,4 @@
-"""Laws of the derivative: which values are right at a kink, beside it and away from it."""
+"""Laws about the derivative: which gradients are right at kinks, next to them and elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relucheck.gate.laws.law import law
 
 
 def declared_at(case: Case, kink: FoundKink) -> Kink | None:
-    """What the activation's author declared for a kink that was found."""
+    """Return the declared kink at the position of a kink that the search found; None if there is none."""
     for declared in case.activation.kinks:
         if abs(declared.at - kink.at) <= 1e-6 * (1 + abs(kink.at)) or case.rounded(declared.at) == case.rounded(kink.at):
             return declared
@@ -26,9 +26,13 @@ def declared_at(case: Case, kink: FoundKink) -> Kink | None:
 
 
 def allowed_at(case: Case, kink: FoundKink) -> tuple[float, float, str]:
-    """Lowest and highest subgradient that the convention in force allows at a kink, and why.
+    """Return the lowest and the highest subgradient that is allowed at a kink, and the name of the rule.
 
-    Sources: those of :attr:`FoundKink.hull` and :attr:`FoundKink.minimum_norm`.
+    A declared subgradient takes precedence over the convention. Sources: see ``FoundKink.hull`` and
+    ``FoundKink.minimum_norm``.
+
+    Raises:
+        LawViolation: if the convention is ``declared`` and the kink has no declared subgradient.
     """
     declared = declared_at(case, kink)
     if declared is not None and declared.subgradient is not None:
@@ -50,14 +54,15 @@ def _beyond(got: float, low: float, high: float, tolerance: float) -> bool:
 
 @law(per_channel=True, kink_rows=kink_rows)
 def subgradient(case: Case) -> None:
-    """At every kink that the dtype represents the gradient lies in the allowed set, whatever the cotangent.
+    """At every kink, the gradient is an allowed subgradient times the cotangent.
 
-    The allowed set is the convention's (see :func:`allowed_at`). BVLC/caffe issue 1334 asks for this check since 2014.
+    The law checks the kinks that the dtype represents. The convention of the run and declared subgradients define what is
+    allowed, see ``allowed_at``. BVLC/caffe issue 1334 asked for this check in 2014.
     """
     case.skip_surrogate()
     corners = [kink for kink in case.corners if case.represents(kink)]
     if not corners:
-        raise NotApplicable("no kink in the scanned range that the dtype represents")
+        raise NotApplicable("the dtype represents no kink in the scanned range")
     x = case.tensor([kink.at for kink in corners])
     for v in (1.0, -2.0, 0.0625):
         got = (case.reverse(x, torch.full_like(x, v)).to(torch.float64) / v).tolist()
@@ -66,7 +71,7 @@ def subgradient(case: Case) -> None:
             tolerance = case.tolerance(kink)
             if _beyond(value, low, high, tolerance):
                 raise case.fail(
-                    f"the subgradient at the kink is not in the allowed set ({why})",
+                    f"the subgradient at the kink is not allowed ({why})",
                     x=kink.at,
                     cotangent=v,
                     got=f"{value!r} times the cotangent",
@@ -81,12 +86,12 @@ def subgradient(case: Case) -> None:
 
 
 def _outside(case: Case, mask: Tensor, at_most: float = math.inf) -> int | None:
-    """Index of the first masked probe point whose gradient lies outside its bounds, None where all are inside."""
+    """Return the first masked probe point whose gradient lies outside its bounds, or None."""
     low, high, tolerance = case.allowed
     tolerance = tolerance.clamp(max=at_most)
     g = case.g.to(torch.float64).cpu()
     bad = mask & g.isfinite() & case.y.isfinite().cpu() & ~low.isnan() & ((g < low - tolerance) | (g > high + tolerance))
-    # the derivative is known no better than the tolerance: where that is everything, nothing can be said
+    # an infinite tolerance means that the derivative is unknown
     bad &= tolerance.isfinite()
     return first(bad) if bool(bad.any()) else None
 
@@ -107,13 +112,13 @@ def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> La
 
 @law(per_channel=True)
 def derivative(case: Case) -> None:
-    """Off its kinks the gradient is the derivative, and where both one-sided derivatives agree it takes their value.
+    """Away from kinks the gradient equals the derivative.
 
-    The derivative is taken from forward values alone (see :mod:`relucheck.activations.kink_search`). Points that
-    implementations single out (0, +-1, knots) and their neighbours are among the probes.
+    The derivative is estimated from forward values alone, see ``relucheck.activations.kink_search``. The probe points
+    include those that implementations often treat specially: 0, 1, -1, knots of splines, and their neighbours.
     """
     case.skip_surrogate()
-    # far out a difference of values cannot tell an oscillation from rounding: nothing is known there
+    # beyond 1e6 a difference of values cannot distinguish an oscillation from rounding, so nothing is known there
     index = _outside(case, ~case.on_kink & (case.x.to(torch.float64).abs().cpu() <= 1e6))
     if index is not None:
         raise _fail_at(case, index, "the gradient is not the derivative")
@@ -121,10 +126,11 @@ def derivative(case: Case) -> None:
 
 @law()
 def hit_on_input(case: Case) -> None:
-    """A hit is decided on the input, not on the output: an input that shares only its value with a kink keeps its slope.
+    """Backward detects a kink by the input, not by the output.
 
-    Broken by a backward that compares its *result* with the bound: all of ReLU6's saturated region then gets the
-    subgradient of the kink at 6, where it must pass 0.
+    An input that shares only its output with a kink must keep its slope. A backward that compares the result with the bound
+    breaks this law. For ReLU6 with a subgradient of 1 at 6, the whole saturated region x > 6 would then have gradient 1 in
+    place of 0.
     """
     case.skip_surrogate()
     if not case.corners:
@@ -136,20 +142,21 @@ def hit_on_input(case: Case) -> None:
         mask |= (case.y == at).cpu()
     mask &= ~case.on_kink
     if not bool(mask.any()):
-        raise NotApplicable("no probe point shares its value with a kink")
-    # where the value is that of a flat or linear piece, nothing is lost to rounding as in the bend of a smooth function
+        raise NotApplicable("no probe point has the same value as a kink")
+    # points with the value of a kink mostly lie on flat or linear pieces, which round less than smooth bends
     tight = max(2 * case.tolerance(kink) for kink in case.corners)
     index = _outside(case, mask, tight)
     if index is not None:
-        raise _fail_at(case, index, "an input that only shares its value with a kink is treated as the kink", tight)
+        raise _fail_at(case, index, "an input with the same output as a kink is treated as the kink", tight)
 
 
 @law()
 def rounded_kinks(case: Case) -> None:
-    """At a kink that the dtype cannot represent the rounded bound gets a value of the interval, its neighbours their slope.
+    """At and beside a kink that the dtype rounds, the gradient lies between the two slopes.
 
-    Source: pytorch issue 185472 (hardtanh at bfloat16(0.7)); which side the rounded bound falls on is for the forward to
-    decide, what lies outside both sides is wrong in any case.
+    The forward decides on which side of the kink the rounded position lies. A gradient outside the Clarke interval is wrong
+    in either case. Points beside it whose side is certain must have the slope of their side. Source: pytorch issue 185472
+    (hardtanh at bfloat16(0.7)).
     """
     case.skip_surrogate()
     corners = [kink for kink in case.corners if not case.represents(kink)]
@@ -157,7 +164,7 @@ def rounded_kinks(case: Case) -> None:
         raise NotApplicable("the dtype represents every kink")
     index = _outside(case, _among(case, corners))
     if index is not None:
-        raise _fail_at(case, index, "the gradient at or beside a kink that the dtype cannot represent fits neither side")
+        raise _fail_at(case, index, "the gradient at or beside a kink that the dtype rounds fits neither side")
 
 
 def _among(case: Case, corners: list[FoundKink]) -> Tensor:
@@ -172,18 +179,18 @@ def _among(case: Case, corners: list[FoundKink]) -> Tensor:
 
 @law(per_channel=True)
 def dtype_agreement(case: Case) -> None:
-    """The subgradient is the same in every dtype: equal to float64's at every kink that both represent."""
+    """The subgradient equals that in float64 at every kink that the dtype represents."""
     if case.dtype == torch.float64:
-        raise NotApplicable("float64 is what the other dtypes are compared with")
+        raise NotApplicable("the law compares the other dtypes with float64")
     corners = [kink for kink in case.corners if case.represents(kink)]
     if not corners:
-        raise NotApplicable("no kink in the scanned range that the dtype represents")
+        raise NotApplicable("the dtype represents no kink in the scanned range")
     at = [kink.at for kink in corners]
     wide = torch.tensor(at, dtype=torch.float64, device=case.device)
     try:
         expected = case.reverse(wide, f=case.subject.widened(case.dtype, case.device)).tolist()
     except RuntimeError as error:
-        raise NotApplicable(f"no float64 to compare with: {error}") from None
+        raise NotApplicable(f"the law compares with float64, in which the activation does not run: {error}") from None
     got = case.reverse(case.tensor(at)).tolist()
     for kink, value, right in zip(corners, got, expected, strict=True):
         if _beyond(value, right, right, case.tolerance(kink)):
@@ -201,7 +208,11 @@ def dtype_agreement(case: Case) -> None:
 
 @law()
 def continuity(case: Case) -> None:
-    """The value does not jump, where that is claimed; an unclaimed jump is a notice (hardshrink, threshold)."""
+    """The value has no jump.
+
+    A jump is an error if the activation declares ``continuous=True``, otherwise a notice. Hardshrink and threshold, for
+    example, have jumps.
+    """
     jumps = [kink for kink in case.kinks if kink.jump != 0.0 and math.isfinite(kink.jump)]
     if not jumps:
         return
@@ -221,7 +232,7 @@ def continuity(case: Case) -> None:
         + (f", and at {len(jumps) - 1} more points" if jumps[1:] else ""),
         x=kink.at,
         got=kink.jump,
-        allowed="0, claimed by continuous=True" if claimed else "",
+        allowed="0, declared by continuous=True" if claimed else "",
         level="error" if claimed else "notice",
         script=script,
     )
@@ -229,22 +240,25 @@ def continuity(case: Case) -> None:
 
 @law(applies=lambda case: bool(case.activation.kinks))
 def declared_kinks(case: Case) -> None:
-    """The declared kinks are those that the function has: same positions, left and right derivatives, none missing."""
+    """The declared kinks are exactly the function's kinks, with the same slopes.
+
+    Positions and one-sided derivatives must agree, and no kink in the scanned range may be undeclared.
+    """
     low, high = case.config.scan
     slack = 1e-5 if not case.subject.has_state() else max(1e-5, 2 * case.eps)
     for kink in case.activation.kinks:
         if not low <= kink.at <= high:
             continue
-        found = next((other for other in case.kinks if declared_at(case, other) is kink), None)
-        if found is None:
-            raise case.fail(f"declared kink at {kink.at:g} does not exist", got="no kink there", allowed=str(kink))
-        if abs(found.left - kink.left) > slack * (1 + abs(kink.left)) or abs(found.right - kink.right) > slack * (
+        real = next((other for other in case.kinks if declared_at(case, other) is kink), None)
+        if real is None:
+            raise case.fail(f"the declared kink at {kink.at:g} does not exist", got="no kink there", allowed=str(kink))
+        if abs(real.left - kink.left) > slack * (1 + abs(kink.left)) or abs(real.right - kink.right) > slack * (
             1 + abs(kink.right)
         ):
             raise case.fail(
                 f"the kink at {kink.at:g} has other one-sided derivatives than declared",
                 x=kink.at,
-                got=f"left {found.left:g}, right {found.right:g}",
+                got=f"left {real.left:g}, right {real.right:g}",
                 allowed=f"left {kink.left:g}, right {kink.right:g}",
                 script=_slopes_script(case, kink),
             )

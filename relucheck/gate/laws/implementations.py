@@ -1,4 +1,4 @@
-"""Laws of agreement between implementations of one function: with a declared reference, and among equal spellings."""
+"""Laws that compare implementations of one function: with a declared reference, and with equal spellings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from relucheck.gate.laws.law import law
 
 
 def _compare(case: Case, theirs: Tensor, label: str, *, at_kinks: str = "error", source: str = "") -> None:
-    """Raises where the gradient differs from another implementation's at the probe points, at the kinks first."""
+    """Raise a violation where the gradient differs from another implementation's.
+
+    Args:
+        case: the case under test.
+        theirs: gradients of the other implementation at the probe points.
+        label: name of the other implementation, for the message.
+        at_kinks: level of a difference inside the Clarke interval, ``"error"`` or ``"notice"``.
+        source: text after the comment in the script.
+    """
     x = case.x
     theirs = theirs.to(torch.float64).cpu()
     ours = case.g.to(torch.float64).cpu()
@@ -26,10 +34,10 @@ def _compare(case: Case, theirs: Tensor, label: str, *, at_kinks: str = "error",
         strict = torch.where((case.nearest[0] == number) & case.on_kink, 2 * case.tolerance(kink), strict)
     scale = torch.minimum(scale, strict)
     different = ((ours - theirs).abs() > scale) & theirs.isfinite() & ours.isfinite()
-    if at_kinks == "error":  # (a gradient that is not finite is said once, by finite_gradient)
+    if at_kinks == "error":
         different |= theirs.isfinite() & ~ours.isfinite()
     else:
-        # found, not declared: off the kinks the one that is not the derivative is to blame, and this one may be right
+        # nobody declared that the two are equal, so away from kinks blame only the one that is not the derivative
         different &= case.on_kink | ~((ours >= low - tolerance) & (ours <= high + tolerance))
     kinks = different & case.on_kink
     index = first(kinks) if bool(kinks.any()) else first(different) if bool(different.any()) else None
@@ -43,7 +51,7 @@ def _compare(case: Case, theirs: Tensor, label: str, *, at_kinks: str = "error",
     )
     right = float(theirs[index])
     raise case.fail(
-        f"the gradient differs from {label}'s " + ("at the kink" if on_kink else "off the kinks"),
+        f"the gradient differs from {label}'s " + ("at the kink" if on_kink else "away from the kinks"),
         x=value,
         cotangent=1.0,
         got=float(ours[index]),
@@ -61,7 +69,7 @@ def _wants_reference(case: Case) -> bool:
 
 @law(applies=_wants_reference)
 def reference(case: Case) -> None:
-    """The activation equals its declared reference, in value and gradient, at and around every kink."""
+    """Values and gradients equal those of the declared reference, at kinks and elsewhere."""
     other = case.activation.reference
     if other is None:
         what = "no reference is declared, and the convention is 'reference'"
@@ -94,13 +102,14 @@ def reference(case: Case) -> None:
 
 @law(needs_peers=True, applies=lambda case: bool(case.peers) or case.activation.same_as is not None)
 def equal_spellings(case: Case) -> None:
-    """Activations that are numerically the same function have the same gradient, at and around the kinks.
+    """Activations that are numerically the same function have the same gradients.
 
-    Groups are declared (``same_as``: a difference is an error) or found among a target's activations and torch's own (a
-    difference inside the Clarke interval is a notice). Source: pytorch issues 184572 and 184574, clamp against relu6.
+    The law compares gradients at kinks and elsewhere. Two activations are compared if one declares the other by
+    ``same_as``, or if their values agree; torch's activations take part. A difference inside the Clarke interval is an
+    error if it contradicts ``same_as``, otherwise a notice. Source: pytorch issues 184572 and 184574, clamp against relu6.
     """
     if not case.peers:
-        raise NotApplicable("no other activation of the run is the same function")
+        raise NotApplicable("no other activation of the run or of torch is the same function")
     for name, peer in sorted(case.peers.items()):
         declared = name == case.activation.same_as
         try:

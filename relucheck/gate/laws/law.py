@@ -1,4 +1,4 @@
-"""What a law is: a named function that looks at one case and raises a violation, and what a run must know about it."""
+"""Laws: named functions that check one case each, with the properties by which a run selects them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def _everywhere(case: Case) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A property that every correct activation gradient has.
+    """A property that every correct activation gradient has, with the function that checks it.
 
     Attributes:
-        name: second part of an item's id.
-        check: raises :class:`~relucheck.gate.cases.violation.LawViolation` where the property does not hold,
-            :class:`~relucheck.gate.cases.violation.NotApplicable` where it says nothing.
-        summary: one sentence, from the function's docstring.
-        applies: whether an activation, in a dtype on a device, gets an item for it at all.
-        frameworks: the frameworks whose own modes it speaks of; None where it asks nothing but a
-            :class:`~relucheck.gate.subject.Subject`, so that it serves every framework that one is a port to.
-        needs_gradient: whether forward and backward must run before it can say anything.
-        explains_failure: whether it is the law that says why an activation does not run; the others refer to it.
-        needs_peers: whether it compares with the activations of the run that are numerically the same function.
-        per_channel: whether it holds in one channel and so must hold in each of them.
-        kink_rows: the rows of the kink table that its items contribute, None where they contribute none.
+        name: name of the law, the second part of an item's id.
+        check: checks a case. It raises ``LawViolation`` if the property does not hold, and ``NotApplicable`` if the law
+            does not apply.
+        summary: what holds, the first paragraph of the function's docstring.
+        applies: whether a case gets an item for this law.
+        frameworks: names of the frameworks to which the law is specific; None if it uses only the methods of ``Subject``
+            and therefore works for every framework.
+        needs_gradient: whether the law is skipped if forward or backward raises.
+        explains_failure: whether this law reports why an activation does not run; only one law does.
+        needs_peers: whether it compares with other activations that are numerically the same function.
+        per_channel: whether the law ``channels`` checks it in every channel.
+        kink_rows: computes the rows that an item of this law adds to the kink table; None if it adds none.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Law:
     kink_rows: KinkRows | None = None
 
     def concerns(self, case: Case) -> bool:
-        """Whether a case gets an item for this law."""
+        """Whether a case gets an item for this law, in view of its framework and ``applies``."""
         return (self.frameworks is None or case.subject.framework in self.frameworks) and self.applies(case)
 
 
@@ -66,9 +66,12 @@ def law(
     per_channel: bool = False,
     kink_rows: KinkRows | None = None,
 ) -> Callable[[Check], Check]:
-    """Registers a function as the law of its name; the first sentence of its docstring is the law's summary.
+    """Return a decorator that registers a function as the law of its name.
 
-    The arguments are the fields of :class:`Law`.
+    The first paragraph of the function's docstring is the law's summary. The arguments are the fields of ``Law``.
+
+    Raises:
+        ValueError: in the decorator, for a name that is registered already.
     """
 
     def register(check: Check) -> Check:

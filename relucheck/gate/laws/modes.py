@@ -1,4 +1,4 @@
-"""Laws of consistency between torch's ways to differentiate: forward mode, vmap, double backward, compile, autocast."""
+"""Laws that compare reverse mode with torch's other modes: forward mode, vmap, double backward, compile, autocast."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from relucheck.gate.laws.law import law
 
 
 def _agrees(case: Case, a: Tensor, b: Tensor, x: Tensor, units: float = 16) -> Tensor:
-    """Mask of entries equal up to rounding, which grows with |x|; where ``b`` is not finite they count as equal."""
+    """Return a mask of the entries that are equal up to rounding, or whose ``b`` is not finite.
+
+    The tolerance grows with ``|x|``, because rounding errors do.
+    """
     wide_a, wide_b = a.to(torch.float64), b.to(torch.float64)
     slack = units * case.eps * (0.125 + wide_b.abs()) * (1 + x.to(torch.float64).abs().clamp(max=16.0) / 4)
     return ((wide_a - wide_b).abs() <= slack) | ~wide_b.isfinite()
 
 
 def _mode_script(case: Case, x: float, line: str) -> str:
-    """A script that compares ``other`` (computed by ``line``) with reverse mode at one input."""
+    """Return a script that compares another mode with reverse mode at one input.
+
+    The code ``line`` computes the gradient ``other`` in that mode.
+    """
     return "\n".join(
         [
             *case.script.header(),
@@ -35,9 +41,10 @@ def _mode_script(case: Case, x: float, line: str) -> str:
 
 @law(frameworks=("torch",))
 def forward_mode(case: Case) -> None:
-    """Forward-mode AD gives the same derivative as reverse mode, at kinks and off them.
+    """Forward-mode AD gives the same derivative as reverse mode, at kinks and elsewhere.
 
-    Source: jvp(u) = J u and vjp(v) = J^T v share one J (Griewank & Walther 2008). Not supporting forward mode is a notice.
+    Source: jvp(u) = J u and vjp(v) = J^T v have the same J (Griewank & Walther 2008, Evaluating Derivatives). Missing
+    support for forward mode is a notice.
     """
     x = case.x
     u = dyadic(x)
@@ -46,11 +53,11 @@ def forward_mode(case: Case) -> None:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise case.unsupported("forward-mode AD", error) from None
     expected = case.g.to(torch.float64) * u.to(torch.float64)
-    # the largest numbers overflow in the product with the tangent
+    # products of the largest numbers with the tangent overflow
     same = _agrees(case, got, expected, x)
     same |= (got.to(torch.float64) - expected).abs() <= 8 * case.inaccuracy.to(x.device) * u.abs()
     same |= expected.abs() > torch.finfo(case.dtype).max / 4
-    # far out intermediate products overflow in one mode and not in the other (x * x in float16): no fault of the rule
+    # at large |x| an intermediate product (x * x in float16) may overflow in one mode only, which is not a wrong derivative
     same |= ~got.isfinite() & (x.abs() > 64)
     if not bool(same.all()):
         index = first(~same)
@@ -71,9 +78,9 @@ def forward_mode(case: Case) -> None:
 
 @law(frameworks=("torch",))
 def vmap(case: Case) -> None:
-    """Value and ``torch.func.grad`` under ``torch.func.vmap`` are those of plain calls. Not supporting vmap is a notice.
+    """Values and gradients under ``torch.func.vmap`` equal those of plain calls.
 
-    Source: https://docs.pytorch.org/docs/stable/func.html
+    Missing support for vmap is a notice. Source: https://docs.pytorch.org/docs/stable/func.html
     """
     x = case.x
     try:
@@ -97,7 +104,7 @@ def vmap(case: Case) -> None:
             ]
         )
         raise case.fail(
-            "the value under vmap differs from a plain call's",
+            "the value under vmap differs from that of a plain call",
             x=at,
             got=float(value[index]),
             allowed=repr(float(case.y[index])),
@@ -121,10 +128,10 @@ def vmap(case: Case) -> None:
         )
 
 
-def _unless_pruned(gradient: Tensor, leaf: Tensor) -> Tensor | None:
-    """Derivative of the sum of a gradient, None where the graph does not reach the input."""
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True)
-    return found[0]
+def _second_derivative(gradient: Tensor, leaf: Tensor) -> Tensor | None:
+    """Return the derivative of the sum of a gradient; None if no graph reaches the input."""
+    second: tuple[Tensor | None, ...] = torch.autograd.grad(gradient.sum(), leaf, retain_graph=True, allow_unused=True)
+    return second[0]
 
 
 def _double_script(case: Case, x: float, condition: str) -> str:
@@ -144,10 +151,11 @@ def _double_script(case: Case, x: float, condition: str) -> str:
 
 @law(frameworks=("torch",))
 def double_backward(case: Case) -> None:
-    """The second derivative is finite and right (in float64), or backward of backward is refused with a clear error.
+    """The second derivative is correct, or double backward raises an error.
 
-    Right: the derivative of the first gradient by central differences, away from kinks. A custom Function that detaches in
-    backward loses the second derivative silently, which ``torch.autograd.function.once_differentiable`` would say aloud.
+    It must be finite in every dtype. In float64 it must also equal the central difference of the gradient, away from kinks.
+    A custom function that detaches in backward loses the second derivative silently;
+    ``torch.autograd.function.once_differentiable`` makes it raise.
     """
     x = case.x[case.x.abs() <= 1e4]
     leaf = x.detach().clone().requires_grad_()
@@ -157,9 +165,9 @@ def double_backward(case: Case) -> None:
         (gradient,) = torch.autograd.grad(y, leaf, v, create_graph=True)
         second: Tensor | None = None
         if gradient.requires_grad:
-            second = _unless_pruned(gradient, leaf)
+            second = _second_derivative(gradient, leaf)
             if second is None:
-                # backward() visits what grad() prunes: once_differentiable raises there, as it would for a user
+                # backward() also visits nodes that grad() prunes, so once_differentiable raises here as it does for a user
                 gradient.sum().backward()
     except RuntimeError as error:
         raise case.unsupported("double backward", error) from None
@@ -174,7 +182,7 @@ def double_backward(case: Case) -> None:
             x=value,
             cotangent=1.0,
             got=float(got[index]),
-            allowed="a finite number, or a clear error",
+            allowed="a finite number, or an error from double backward",
             level="error" if bool(near.any()) else "notice",
             script=_double_script(case, value, "abs(got) < float('inf')"),
         )
@@ -203,7 +211,7 @@ def double_backward(case: Case) -> None:
             x=value,
             cotangent=1.0,
             got=float(got[index]),
-            allowed=f"{right:.9g} within {float(slack[index]):.3g}, or a clear error",
+            allowed=f"{right:.9g} within {float(slack[index]):.3g}, or an error from double backward",
             script=_double_script(case, value, f"abs(got - {right!r}) <= {float(slack[index]):.6g}"),
         )
 
@@ -218,11 +226,11 @@ def _near_singular(case: Case, x: Tensor) -> Tensor:
 
 @law(frameworks=("torch",), applies=lambda case: case.activation.compile)
 def compile_agreement(case: Case) -> None:
-    """``torch.compile`` gives the values and gradients of eager mode, at every kink, rounded bound and neighbour above all.
+    """Gradients under ``torch.compile`` equal those of eager mode.
 
-    Opt-in (``compile=True`` or ``--relucheck-compile``), since it takes seconds. Source: pytorch issue 185472, where the
-    compiled hardtanh compared bfloat16 inputs with a rounded bound. Off the kinks, where compiled code fuses roundings
-    away, a few units of the dtype are allowed.
+    This matters most at kinks and next to them. The law is opt-in (``compile=True`` or ``--relucheck-compile``), because it
+    takes seconds. Source: pytorch issue 185472, where the compiled hardtanh compared bfloat16 inputs with a rounded bound.
+    Away from kinks the law allows a few machine epsilons, because fused code rounds less often.
     """
     x = case.x
     torch._dynamo.reset()
@@ -253,9 +261,10 @@ def compile_agreement(case: Case) -> None:
 
 @law(frameworks=("torch",), applies=lambda case: case.dtype == torch.float32)
 def autocast(case: Case) -> None:
-    """Under autocast a float32 input gets a finite float32 gradient, and the subgradient at a kink stays in the interval.
+    """Under autocast, gradients are finite, float32, and at kinks in the Clarke interval.
 
-    Source: https://docs.pytorch.org/docs/stable/amp.html; elementwise functions run in the dtype of their input there.
+    The input is float32. Source: https://docs.pytorch.org/docs/stable/amp.html. Under autocast, elementwise functions run
+    in the dtype of their input.
     """
     device = torch.device(case.device).type
     low_precision = torch.float16 if device == "cuda" else torch.bfloat16
@@ -272,7 +281,7 @@ def autocast(case: Case) -> None:
     wrong = (got - plain).abs() > 32 * eps * (1 + plain.abs()) * (1 + x.abs().clamp(max=8.0) / 4)
     at_kink = torch.zeros_like(bad)
     for kink in case.corners:
-        # within the rounding of the lower precision either side's derivative is right
+        # inputs that the lower precision rounds to the kink may have the derivative of either side
         here = (x.to(torch.float64) - kink.at).abs() <= 4 * eps * max(1.0, abs(kink.at))
         at_kink |= here
         low, high = kink.hull
@@ -296,7 +305,7 @@ def autocast(case: Case) -> None:
             ]
         )
         raise case.fail(
-            "autocast breaks the gradient",
+            "the gradient under autocast is wrong",
             x=value,
             cotangent=1.0,
             got=float(got[index]),

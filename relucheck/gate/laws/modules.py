@@ -1,4 +1,4 @@
-"""Laws about what surrounds the numbers: dtype, shape, strides, in-place variants, copies."""
+"""Laws about tensors and modules: dtype, shape, strides, in-place variants, copies."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from relucheck.numerics.bits import differs
 
 @law(frameworks=("torch",))
 def dtype_and_shape(case: Case) -> None:
-    """Value and gradient have the input's dtype, device and shape; several dimensions get the gradients of a vector.
+    """Value and gradient have the dtype, device and shape of the input.
 
-    Lost dtypes are the commonest defect of hand-written activations: a float32 constant tensor promotes a bfloat16 model.
+    The gradients of the elements must not depend on the shape, either. A changed dtype is the commonest defect of
+    hand-written activations: a float32 constant tensor promotes a bfloat16 input.
     """
     target = case.subject.callable_for(case.dtype, case.device)
     shapes: list[tuple[int, ...]] = [(7,)]
@@ -56,7 +57,7 @@ def dtype_and_shape(case: Case) -> None:
                     ]
                 )
                 raise case.fail(
-                    f"the {what} of an input of shape {shape} has another dtype, device or shape",
+                    f"the {what} for an input of shape {shape} has a different dtype, device or shape than the input",
                     got=got,
                     allowed=expected,
                     level="notice" if _broadcasts_scalars(case, leaf, result) else "error",
@@ -66,7 +67,7 @@ def dtype_and_shape(case: Case) -> None:
 
 
 def _broadcasts_scalars(case: Case, x: Tensor, result: Tensor) -> bool:
-    """Whether a scalar became a vector of one element because a parameter is one: broadcasting, not a lost shape."""
+    """Whether a 0-dimensional input became a vector by broadcasting with a parameter."""
     original = case.subject.original
     state = original.state_dict().values() if isinstance(original, nn.Module) else ()
     return (
@@ -77,7 +78,7 @@ def _broadcasts_scalars(case: Case, x: Tensor, result: Tensor) -> bool:
 
 
 def _judge_numbers(case: Case, x: Tensor, gradient: Tensor) -> None:
-    """The gradients of a tensor of several dimensions are those of its elements in a vector."""
+    """Raise a violation where the gradient differs from that of the same elements in a vector."""
     flat = x.detach().reshape(-1)
     if not flat.numel():
         return
@@ -99,7 +100,7 @@ def _judge_numbers(case: Case, x: Tensor, gradient: Tensor) -> None:
             ]
         )
         raise case.fail(
-            f"the gradient of an input of shape {shape} differs from that of the same numbers in a vector",
+            f"the gradient for an input of shape {shape} differs from that for the same numbers in a vector",
             x=float(flat[index]),
             cotangent=1.0,
             got=float(ours[index]),
@@ -110,9 +111,11 @@ def _judge_numbers(case: Case, x: Tensor, gradient: Tensor) -> None:
 
 @law(frameworks=("torch",), applies=lambda case: case.subject.shape == (-1,))
 def strides(case: Case) -> None:
-    """Transposed, stepped, expanded and channels-last inputs get the gradients of contiguous ones, with their strides.
+    """Non-contiguous inputs have the values and gradients of contiguous inputs.
 
-    Source: https://docs.pytorch.org/docs/stable/autograd.html, "Default gradient layouts".
+    The inputs are transposed, stepped, expanded and channels-last. A result for a transposed or channels-last input should
+    have the strides of the input; other strides are a notice. Source: https://docs.pytorch.org/docs/stable/autograd.html,
+    "Default gradient layouts".
     """
     target = case.subject.callable_for(case.dtype, case.device)
     base = case.x[case.x.abs() <= 64]
@@ -128,7 +131,7 @@ def strides(case: Case) -> None:
         results = []
         for x in (view.detach(), view.detach().contiguous()):
             x = x.requires_grad_() if x.is_contiguous() else x.detach().requires_grad_()
-            # (a copy has no steps and no expanded dimensions: only an activation that writes to its input gets one)
+            # a copy loses steps and expanded dimensions, so only an activation that writes to its input gets a copy
             y = target(x.clone() if case.subject.writes else x)
             (gradient,) = torch.autograd.grad(y, x, v.to(y.dtype))
             results.append((y.detach(), gradient))
@@ -139,7 +142,7 @@ def strides(case: Case) -> None:
             if bool(bad.any()):
                 place = tuple(int(i) for i in bad.nonzero()[0])
                 raise case.fail(
-                    f"the {what} of a {name} input differs from that of a contiguous one at {place}",
+                    f"the {what} for a {name} input differs from that for a contiguous input at index {place}",
                     x=float(view[place]),
                     cotangent=float(v[place]),
                     got=float(ours[place]),
@@ -149,7 +152,7 @@ def strides(case: Case) -> None:
         dense = name in ("transposed", "channels_last")
         if dense and results[0][0].stride() != view.stride():
             raise case.fail(
-                f"a {name} input gives a result of other strides",
+                f"the result for a {name} input has other strides than the input",
                 got=str(results[0][0].stride()),
                 allowed=str(view.stride()),
                 level="notice",
@@ -178,9 +181,10 @@ def _layout_script(case: Case, name: str) -> str:
 
 
 def inplace_variant(subject: Subject) -> Callable[[], Any] | None:
-    """What makes the in-place variant: declared, a module's ``inplace`` attribute, or a function's ``inplace`` argument.
+    """Return a constructor of the in-place variant of an activation; None if there is no such variant.
 
-    An activation that announces that it works in place is its own variant.
+    The variant is the declared one, the module with its attribute ``inplace`` set, or the function with its argument
+    ``inplace`` set. For an activation that announces that it works in place, it is the activation itself.
     """
     original = subject.original
     if callable(subject.activation.inplace):
@@ -193,7 +197,7 @@ def inplace_variant(subject: Subject) -> Callable[[], Any] | None:
 
         def make() -> nn.Module:
             module = subject.copied(original)
-            module.inplace = True  # type: ignore[assignment]  # an attribute of the activation's own
+            module.inplace = True  # type: ignore[assignment]  # the activation's attribute, a bool
             return module
 
         return make
@@ -215,10 +219,11 @@ def _inplace_line(case: Case) -> str:
 
 @law(frameworks=("torch",), applies=lambda case: inplace_variant(case.subject) is not None)
 def inplace(case: Case) -> None:
-    """The in-place variant gives the same value and gradient, and never silently spoils a value that was saved.
+    """The in-place variant has the same values and gradients, and never corrupts a saved tensor.
 
-    Source: https://docs.pytorch.org/docs/stable/notes/autograd.html, "In-place correctness checks": a write bumps the
-    version counter, and backward of whoever saved the old value must refuse. Writing through ``.data`` goes round it.
+    A write increments the tensor's version counter, so the backward of an operation that saved the old values raises. A
+    write through ``.data`` bypasses this check, and the saved values are wrong. Source:
+    https://docs.pytorch.org/docs/stable/notes/autograd.html, "In-place correctness checks".
     """
     make = inplace_variant(case.subject)
     assert make is not None
@@ -226,7 +231,7 @@ def inplace(case: Case) -> None:
     if isinstance(variant, nn.Module):
         variant = variant.to(device=case.device, dtype=case.dtype)
     if case.subject.shape != (-1,):
-        raise NotApplicable("the in-place variant is checked for elementwise activations without channels")
+        raise NotApplicable("the law checks in-place variants only of activations without parameters per channel")
     try:
         got = case.reverse(case.x, f=case.subject.flat(variant))
         value = variant(case.x.detach().clone())
@@ -234,7 +239,7 @@ def inplace(case: Case) -> None:
         raise case.unsupported("the in-place variant", error) from None
     for what, ours, plain in (("value", value, case.y), ("gradient", got, case.g)):
         wide, right = ours.detach().to(torch.float64), plain.to(torch.float64)
-        # variants that save their result recover the derivative from it, with an error of units of 1
+        # variants that save their result compute the derivative from it, with an error relative to 1
         bad = ((wide - right).abs() > 8 * case.eps * (1 + right.abs())) | (wide.isnan() != right.isnan())
         if bool(bad.any()):
             index = first(bad)
@@ -252,14 +257,14 @@ def inplace(case: Case) -> None:
                 ]
             )
             raise case.fail(
-                f"the in-place variant has another {what}",
+                f"the in-place variant has a different {what}",
                 x=at,
                 cotangent=1.0,
                 got=float(ours[index]),
                 allowed=repr(float(plain[index])),
                 script=script,
             )
-    # tanh saves its result, which the activation then overwrites: backward must refuse, or still be right
+    # tanh saves its result, which the activation overwrites: backward must raise or still be right
     inner = case.tensor([-1.7, -0.3, 0.2, 0.9, 1.6])
     leaf = inner.clone().requires_grad_()
     expected = case.reverse(inner, f=lambda x: case.f(torch.tanh(x)))
@@ -285,7 +290,7 @@ def _judge_saved(case: Case, x: Tensor, got: Tensor, expected: Tensor) -> None:
                 "try:",
                 "    got, = torch.autograd.grad(act_(torch.tanh(x)).sum(), x)",
                 "except RuntimeError:",
-                "    got = expected  # refused: right",
+                "    got = expected  # an error is right",
                 'print("got", got, "expected", expected)',
                 f"assert torch.allclose(got, expected, rtol={16 * case.eps:.3g}, atol={4 * case.eps:.3g})",
             ]
@@ -301,14 +306,15 @@ def _judge_saved(case: Case, x: Tensor, got: Tensor, expected: Tensor) -> None:
 
 @law(frameworks=("torch",), applies=lambda case: isinstance(case.subject.original, nn.Module))
 def copies(case: Case) -> None:
-    """A deep copy, an unpickled copy and a fresh module that loads the state_dict have the same gradients, bit for bit.
+    """Copied, pickled and reloaded modules have bitwise equal gradients.
 
-    Parameters are moved away from their initial values first, so that state kept outside the state_dict shows. A module
-    that cannot be copied or pickled is a notice.
+    The ways are a deep copy, a pickled copy, and a new module that loads the state_dict. The law first changes the
+    parameters, so that state outside the state_dict makes a difference. A module that cannot be copied or pickled is a
+    notice.
     """
     module = case.subject.fresh(case.dtype, case.device)
     with torch.no_grad():
-        # (buffers that are not persistent are constants: no state_dict is to hold them)
+        # non-persistent buffers stay as they are, because a state_dict does not contain them
         for tensor in module.state_dict().values():
             if tensor.is_floating_point():
                 tensor.add_(0.125)
@@ -341,7 +347,7 @@ def copies(case: Case) -> None:
             value = float(x[index])
             script = "\n".join(
                 [
-                    *case.script.header(copying=False),  # a hook that copies could not be pickled
+                    *case.script.header(copying=False),  # the hook that copies the input cannot be pickled
                     "with torch.no_grad():",
                     "    [p.add_(0.125) for p in act.state_dict().values() if p.is_floating_point()]",
                     case.script.make_x([value]),
@@ -351,7 +357,7 @@ def copies(case: Case) -> None:
                 ]
             )
             raise case.fail(
-                f"a copy made by {name} has another gradient",
+                f"a copy by {name} has a different gradient",
                 x=value,
                 cotangent=1.0,
                 got=float(got[index]),

@@ -1,4 +1,4 @@
-"""Laws of learnable slopes: gradients of parameters obey what gradients of inputs obey, in every channel."""
+"""Laws about learnable parameters: their gradients are right, and the other laws hold in every channel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from relucheck.gate.cases.probing import dyadic
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.laws.law import REGISTRY, law
 
-#: Channels beyond the first that are looked at: the last ones, so that a mix-up of first and last shows.
+#: Number of channels that the law checks, taken from the end, so that confusing the first with the last is detected.
 _MOST_CHANNELS: Final = 3
 
 
 @law(frameworks=("torch",), applies=lambda case: case.subject.learnable)
 def parameters(case: Case) -> None:
-    """Gradients of learnable parameters are linear in the cotangent, finite, of the parameter's dtype and shape, and right.
+    """Gradients of learnable parameters are correct and linear in the cotangent.
 
-    Right: equal to the central difference of the float64 module with respect to each parameter, at inputs off the kinks.
+    A gradient is correct if it is finite, equals the central difference of the float64 module with respect to the
+    parameter, at inputs away from kinks, and has the parameter's dtype and shape.
     """
     module = case.subject.fresh(case.dtype, case.device)
     if not isinstance(module, nn.Module):
@@ -45,18 +46,22 @@ def parameters(case: Case) -> None:
             continue
         assert twice is not None
         if got.dtype != parameter.dtype or got.shape != parameter.shape:
-            what = f"its gradient has dtype {got.dtype}, shape {tuple(got.shape)}, not the parameter's, for parameter"
+            what = f"the gradient has dtype {got.dtype} and shape {tuple(got.shape)}, which are not those of parameter"
             raise _parameter_failure(case, name, what, str(got.dtype), expected)
         if bool(((twice - 2 * got).abs() > 4 * case.eps * twice.abs() + case.tiny).any()):
-            raise _parameter_failure(case, name, "gradient does not scale with the cotangent for parameter", twice / 2, got)
+            what = "the gradient does not scale with the cotangent for parameter"
+            raise _parameter_failure(case, name, what, twice / 2, got)
         wide = got.to(torch.float64).cpu()
         slack = 1e-6 + 10 * error + 16 * case.eps * scale
         if not bool((((wide - expected).abs() <= slack) | ~expected.isfinite()).all()):
-            raise _parameter_failure(case, name, "wrong gradient for parameter", wide, expected)
+            raise _parameter_failure(case, name, "the gradient is wrong for parameter", wide, expected)
 
 
 def _difference(case: Case, name: str, inputs: Tensor, v: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Central difference of sum(v * f) with respect to one parameter in float64, its error, and the sum of magnitudes."""
+    """Compute the central difference of sum(v * f) in one parameter, in float64.
+
+    Also returns its error, and the scale of its terms.
+    """
     module = case.subject.fresh(case.dtype).to(torch.float64)
     f = case.subject.flat(module)
     parameter = dict(module.named_parameters())[name]
@@ -77,7 +82,8 @@ def _difference(case: Case, name: str, inputs: Tensor, v: Tensor) -> tuple[Tenso
                     values.append(weights * f(x).to(torch.float64))
                 flat[index] = before
                 result[row, index] = (above[0] - below[0]).sum() / (2 * h)
-                # a kink in the parameter (a clamped slope at its bound): any value between the two sides is right
+                # the function may have a kink in the parameter (a clamped slope at its bound): then any value between the
+                # two one-sided differences is right
                 bend = float((above[0] - 2 * here + below[0]).sum().abs() / (2 * h))
                 error[index] = max(
                     float(error[index]), bend / 10 if bend > 1e-3 * (1 + abs(float(result[row, index]))) else 0.0
@@ -114,18 +120,19 @@ def _parameter_failure(case: Case, name: str, what: str, got: object, expected: 
 
 @law(applies=lambda case: case.subject.channels > 1)
 def channels(case: Case) -> None:
-    """What holds in the first channel holds in the others: linearity, derivative, subgradient, the same in all dtypes.
+    """What holds in the first channel also holds in the others.
 
-    A module with parameters per channel is looked at in its first channel by the other laws; this one looks at up to three
-    more, after parameters that are the same in all channels have been made different ones.
+    The other laws check a module with parameters per channel only in its first channel. This law checks up to three of the
+    last channels, with parameters that differ between channels, against the laws on scaling, derivatives, subgradients and
+    the agreement of dtypes.
     """
     count = case.subject.channels
     for channel in range(max(1, count - _MOST_CHANNELS), count):
         other = Case(case.subject.of_channel(channel), case.dtype, case.device, case.config)
         other.law = case.law
-        for holds in (found for found in REGISTRY.values() if found.per_channel):
+        for checked in (entry for entry in REGISTRY.values() if entry.per_channel):
             try:
-                holds.check(other)
+                checked.check(other)
             except NotApplicable:
                 continue
             except LawViolation as error:

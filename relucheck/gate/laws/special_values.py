@@ -1,4 +1,4 @@
-"""Laws about special values: NaN, infinities, the dtype's whole range, signed zeros, subnormals."""
+"""Laws about special values: NaN, infinities, the whole range of the dtype, signed zeros, subnormal numbers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from relucheck.gate.laws.law import law
 
 @law()
 def nan_propagates(case: Case) -> None:
-    """NaN in gives NaN out, and a NaN cotangent gives a NaN gradient wherever the derivative is not 0.
+    """NaN inputs give NaN values, and NaN cotangents give NaN gradients.
 
-    Source: IEEE 754-2019, 6.2 (quiet NaNs propagate). ``clamp``-like rewrites with ``>`` turn a NaN into a bound and hide a
-    diverged network. What the gradient is *at* a NaN input is not judged here: torch's own ReLU passes the cotangent.
+    A NaN cotangent must give NaN wherever the derivative is not 0. Source: IEEE 754-2019, 6.2 (quiet NaNs propagate). A
+    clamp that is written with ``>`` turns NaN into a bound, which hides that a network has diverged. The law does not check
+    the gradient at a NaN input, where torch's ReLU passes the cotangent on.
     """
     y = case.value(case.tensor([math.nan, 1.0, math.nan]))
     if not bool(y[0].isnan()):
@@ -28,10 +29,10 @@ def nan_propagates(case: Case) -> None:
                 case.script.make_x([math.nan]),
                 f"y = act(x){case.script.pick}",
                 "print(y)",
-                'assert y.isnan().all(), "NaN was swallowed"',
+                'assert y.isnan().all(), "NaN became a number"',
             ]
         )
-        raise case.fail("forward swallows NaN", x=math.nan, got=float(y[0]), allowed="nan", script=script)
+        raise case.fail("forward turns NaN into a number", x=math.nan, got=float(y[0]), allowed="nan", script=script)
     x = case.tensor([-2.3, -1.1, -0.4, 0.3, 0.9, 1.7, 2.6])
     plain = case.reverse(x)
     got = case.reverse(x, torch.full_like(x, math.nan))
@@ -40,7 +41,7 @@ def nan_propagates(case: Case) -> None:
         index = first(bad)
         value = float(x[index])
         raise case.fail(
-            "backward swallows a NaN cotangent",
+            "backward turns a NaN cotangent into a number",
             x=value,
             cotangent="nan",
             got=float(got[index]),
@@ -51,11 +52,12 @@ def nan_propagates(case: Case) -> None:
 
 @law()
 def finite_gradient(case: Case) -> None:
-    """Every finite input of the dtype's whole range whose value is finite has a finite gradient.
+    """The gradient is finite wherever input and value are finite.
 
-    The ``where`` trap: a branch that is not taken overflows, its gradient is infinity, and 0 * infinity is NaN
-    (https://docs.pytorch.org/docs/stable/notes/faq.html and JAX's FAQ, "gradients contain NaN where using where"). All
-    values of the 16-bit dtypes are tried. An infinite gradient is right where the derivative itself is beyond the dtype.
+    The law covers the whole range of the dtype. ``torch.where`` often breaks this law: the branch that is not taken
+    overflows, its gradient is infinite, and 0 times infinity is NaN (https://docs.pytorch.org/docs/stable/notes/faq.html
+    and JAX's FAQ, "gradients contain NaN where using where"). For 16-bit dtypes all values are checked. An infinite
+    gradient is right where the dtype cannot represent the derivative.
     """
     x = case.finite_values
     y, g = case.value(x), case.reverse(x)
@@ -68,14 +70,14 @@ def finite_gradient(case: Case) -> None:
     left, right, _ = derivatives(case.exact, wide, case.kinks)
     size = torch.maximum(left.abs(), right.abs())
     limit = torch.finfo(case.dtype).max
-    # a value that only overflows because of how it is computed is as wrong as its gradient
+    # a value that overflows although the dtype represents the exact value is as wrong as its gradient
     overflows = ~values.isfinite().cpu() & (true.abs() < limit / 4)
     judged = values.isfinite().cpu() | overflows
-    # an infinite derivative (square root at 0, a pole) is right; so is one that the dtype cannot hold
+    # an infinite gradient is right where the derivative is infinite (square root at 0, a pole) or exceeds the dtype's range
     unbounded = gradients.isinf().cpu() & (size.isnan() | (size > limit / 4) | (size > 1e3 * (1 + wide.abs())))
     error = judged & ~unbounded
     if bool(error.any()):
-        # the smallest |x| is the one that a network meets first
+        # report the smallest |x|, which is the likeliest to occur in a network
         order = torch.where(error, wide.abs(), torch.full_like(wide, math.inf))
         index = int(order.argmin())
         value = float(wide[index])
@@ -95,7 +97,8 @@ def finite_gradient(case: Case) -> None:
         )
     index = int(wide.abs().argmin())
     raise case.fail(
-        f"the gradient is not finite at {int(bad.sum())} of {x.numel()} inputs, where value or derivative are unbounded",
+        f"the gradient is not finite at {int(bad.sum())} of {x.numel()} inputs, where the value or the derivative is "
+        "unbounded",
         x=float(wide[index]),
         got=f"gradient {float(gradients[index])!r}, value {float(values[index])!r}",
         level="notice",
@@ -104,9 +107,9 @@ def finite_gradient(case: Case) -> None:
 
 @law()
 def infinities(case: Case) -> None:
-    """What value and gradient are at plus and minus infinity: reported, never failed.
+    """NaN values and gradients at infinite inputs are a notice, never an error.
 
-    torch's own GELU, SiLU and Mish return NaN there (0 * infinity), so that NaN is no defect of an implementation.
+    torch's GELU, SiLU and Mish return NaN there (0 times infinity), so it is not treated as a defect.
     """
     x = case.tensor([-math.inf, math.inf])
     y, g = case.value(x).tolist(), case.reverse(x).tolist()
@@ -118,10 +121,10 @@ def infinities(case: Case) -> None:
 
 @law()
 def signed_zero(case: Case) -> None:
-    """Both zeros are one number: same value, same gradient.
+    """+0 and -0 have the same value and the same gradient.
 
-    Source: IEEE 754-2019, 5.11 (zeros compare equal). A gradient made of ``signbit``, ``copysign``, ``atan2`` or 1/x tells
-    them apart, and -0 appears whenever a negative number is multiplied by 0.
+    Source: IEEE 754-2019, 5.11 (zeros compare equal). A gradient computed with ``signbit``, ``copysign``, ``atan2`` or 1/x
+    may differ between them. -0 is common: multiplying a negative number by 0 gives it.
     """
     x = case.tensor([0.0, -0.0])
     y, g = case.value(x).to(torch.float64), case.reverse(x).to(torch.float64)
@@ -141,7 +144,7 @@ def signed_zero(case: Case) -> None:
                 ]
             )
             raise case.fail(
-                f"the {what} tells +0 from -0",
+                f"the {what} differs between +0 and -0",
                 x=-0.0,
                 cotangent=1.0,
                 got=minus,
@@ -152,10 +155,11 @@ def signed_zero(case: Case) -> None:
 
 @law()
 def subnormals(case: Case) -> None:
-    """Subnormal inputs and cotangents are not flushed to zero silently: they behave as the smallest normal numbers do.
+    """Subnormal inputs and cotangents are not flushed to zero.
 
-    A comparison with a threshold ("x.abs() < 1e-30 counts as 0") and kernels compiled with flush-to-zero break this.
-    Functions that lose small inputs to rounding (exp(x) - 1) lose the normal ones beside them too and are not blamed.
+    They must behave like the smallest normal numbers. Code that treats ``x.abs() < 1e-30`` as 0 breaks this law, and so do
+    kernels compiled with flush-to-zero. A function that loses small inputs to rounding, such as ``exp(x) - 1``, loses small
+    normal numbers as well and does not break it.
     """
     for sign in (1.0, -1.0):
         normal, subnormal = sign * 4 * case.tiny, sign * case.tiny / 4
@@ -167,7 +171,7 @@ def subnormals(case: Case) -> None:
             low = g[0] - 0.25 * abs(g[1] - g[0])
             high = g[0] + 0.25 * abs(g[1] - g[0])
             raise case.fail(
-                "a subnormal input has another gradient than the smallest normal numbers beside it",
+                "the gradient at a subnormal input differs from that at the smallest normal numbers",
                 x=subnormal,
                 cotangent=1.0,
                 got=g[1],
