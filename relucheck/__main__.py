@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from relucheck import __version__
 from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError
 
 
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "does not import, data, device or memory is missing; 4 a file cannot be written or does not fit; 70 an error of "
         "relucheck's own; 130 interrupted",
     )
+    parser.add_argument("--version", action="version", version=f"relucheck {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("check", "run the laws on the activations of TARGET"),

@@ -18,6 +18,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
+from relucheck.extras import require
 from relucheck.hits.rates import RateError
 from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
 from relucheck.numerics.determinism import generator
@@ -105,6 +106,7 @@ class Planned:
 @contextlib.contextmanager
 def resnet50_kinds(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While active, ``see(kind, pre-activation)`` is called for every ReLU of torchvision's ResNet-50."""
+    require("a ResNet-50", "torchvision")
     from torchvision.models.resnet import Bottleneck
 
     hooks = []
@@ -131,6 +133,7 @@ def resnet50_kinds(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iter
 
 def resnet50(batch: int = 256, size: int = 224) -> PlannedNetwork:
     """ResNet-50 (torchvision's) in training: its ReLU activations are counted by hooks on the meta device."""
+    require("a ResNet-50", "torchvision")
     from torchvision.models import resnet50 as build
 
     with torch.device("meta"):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.errors import ModelError, RelucheckError
+from relucheck.extras import require
 from relucheck.hits.widths import FORMATS, Accumulation, widths
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import positions_of
@@ -225,6 +226,7 @@ class Measured:
 
 def poisson_interval(count: int, level: float = 0.95) -> tuple[float, float]:
     """Exact interval of a Poisson mean from one count (Garwood 1936)."""
+    require("an interval of a hit rate", "scipy")
     from scipy.stats import chi2
 
     tail = (1 - level) / 2

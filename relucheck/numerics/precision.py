@@ -4,6 +4,10 @@
 layers. A switch that is "none" follows the one above it, and the switches of cuDNN's layers have a default of their own,
 TF32, which no assignment brings back once they were assigned to
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices).
+
+The tree came with torch 2.9. Before, there are two switches: ``torch.set_float32_matmul_precision`` for products, of which
+``torch.backends.cuda.matmul.allow_tf32`` is another spelling, and ``torch.backends.cudnn.allow_tf32`` for convolutions and
+recurrences on CUDA.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any, Final
 import torch
 
 _BACKENDS: Final[Any] = torch.backends  # whose stubs lack these switches
+_TREE: Final = hasattr(_BACKENDS, "fp32_precision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +61,14 @@ _OTHER: Final = {
     "convolutions": _Switch("mkldnn", "conv"),
     "recurrences": _Switch("mkldnn", "rnn"),
 }
+#: The words of ``torch.set_float32_matmul_precision``.
+_WORDS: Final = {"ieee": "highest", "tf32": "high", "bf16": "medium"}
 
 
 def precisions(kind: str) -> dict[str, str]:
     """What holds for products, convolutions and recurrences on a type of device: "ieee", "tf32", "bf16" or "none"."""
+    if not _TREE:
+        return _precisions_by_two_switches(kind)
     return {name: switch.value for name, switch in (_CUDA if kind == "cuda" else _OTHER).items()}
 
 
@@ -71,6 +80,12 @@ def precision(wanted: str) -> Iterator[None]:
     may raise within, as torch does where it contradicts the newer switches: an assignment to it would end the default of
     cuDNN's switches for good.
     """
+    with _tree(wanted) if _TREE else _two_switches(wanted):
+        yield
+
+
+@contextlib.contextmanager
+def _tree(wanted: str) -> Iterator[None]:
     older = _older()
     kept: list[tuple[_Switch, str]] = []
     try:
@@ -79,7 +94,7 @@ def precision(wanted: str) -> Iterator[None]:
             switch.set("none")
         if older is not None:  # assigns to both switches of products, "highest" on a CPU as well
             kept += [(parts["products"], parts["products"].value) for parts in (_CUDA, _OTHER)]
-            torch.set_float32_matmul_precision("high" if wanted == "tf32" else "highest")
+            torch.set_float32_matmul_precision(_WORDS[wanted])
         for switch in _ABOVE:
             switch.set(wanted)
         for switch in (*_CUDA.values(), *_OTHER.values()):
@@ -101,3 +116,24 @@ def _older() -> str | None:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         return None
+
+
+def _precisions_by_two_switches(kind: str) -> dict[str, str]:
+    word = torch.get_float32_matmul_precision()
+    if kind == "cuda":  # where "medium" is TF32 as well
+        layers = "tf32" if _BACKENDS.cudnn.allow_tf32 else "ieee"
+        return {"products": "ieee" if word == "highest" else "tf32", "convolutions": layers, "recurrences": layers}
+    (products,) = (value for value, name in _WORDS.items() if name == word)
+    return {"products": products, "convolutions": "none", "recurrences": "none"}
+
+
+@contextlib.contextmanager
+def _two_switches(wanted: str) -> Iterator[None]:
+    word, layers = torch.get_float32_matmul_precision(), _BACKENDS.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision(_WORDS[wanted])
+        _BACKENDS.cudnn.allow_tf32 = wanted == "tf32"
+        yield
+    finally:
+        torch.set_float32_matmul_precision(word)
+        _BACKENDS.cudnn.allow_tf32 = layers

@@ -10,6 +10,7 @@ import math
 from typing import Any, Final
 
 from relucheck.errors import RelucheckError, whole
+from relucheck.extras import require
 
 #: The confidence of every interval and the level of every verdict, by default.
 CONFIDENCE: Final = 0.95
@@ -57,6 +58,7 @@ def _bounds(count: Any, draws: Any, tail: float) -> tuple[Any, Any]:
     scipy's quantiles and not its ``binomtest(...).proportion_ci``, which solves for the same bounds, a thousand times
     slower, with an error of 4e-13, and takes no arrays.
     """
+    require("an interval of a share", "scipy")
     import numpy as np
     from scipy.special import betaincinv
 
@@ -108,6 +110,7 @@ def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> fl
     Raises:
         ProportionError: for counts that cannot be.
     """
+    require("a test of two shares", "scipy")
     from scipy.stats import fisher_exact
 
     _check_counts(count, draws)
