@@ -184,7 +184,7 @@ def _read_once(name: str, split: str, root: str | None, variable: str | None, do
 def load_digits(split: str = "train") -> DataSet:
     """The shipped sample of MNIST: 2,000 training or 500 test images, exactly 200 or 50 of each digit.
 
-    It is the first 200 (50) images of each class of MNIST's training (test) file, in file order; ``tests/make_digits.py``
+    It is the first 200 (50) images of each class of MNIST's training (test) file, in file order; ``tools/make_digits.py``
     makes it, ``relucheck/_data/LICENSE-MNIST`` is its licence. Read and verified once a process; each call
     returns tensors of its own.
 

@@ -20,8 +20,8 @@ from relucheck import data
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.volume.engine import Engine
-from tests.two_networks import plain_decision
-from tests.uniform import mlp
+from tests.helpers.uniform import mlp
+from tests.oracles.two_networks import plain_decision
 
 pytestmark = pytest.mark.benchmark
 

@@ -12,8 +12,7 @@ from relucheck.activations.kinks import Activation, Kink
 from relucheck.gate.config import OPTIONS, ConfigError, ExpectedFailure, GateConfig, from_table, merged, read
 from relucheck.gate.report import SCHEMA_VERSION, ReportError, as_json, read_json
 from relucheck.gate.run import Gate
-
-from . import mutants
+from tests.faults import mutants
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 from relucheck.gate.config import DTYPE_NAMES, GateConfig
 from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
-
-from . import healthy
+from tests.faults import healthy
 
 NAMES = [getattr(activation, "name", getattr(activation, "__name__", "")) for activation in healthy.HEALTHY]
 

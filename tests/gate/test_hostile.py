@@ -25,8 +25,7 @@ from relucheck.gate.isolation.guard import (
 )
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
-
-from . import hostile, mutants
+from tests.faults import hostile, mutants
 
 
 def outcomes(*functions, **settings):

@@ -16,8 +16,8 @@ from relucheck.errors import FAILED, INTERRUPTED
 from relucheck.gate.discovery import discover
 from relucheck.gate.isolation import guard
 from relucheck.gate.isolation.guard import Runaway, TimeLimitExceeded, guarded, time_limit
+from tests.faults import hostile
 
-from . import hostile
 from .test_hostile import outcomes
 from .test_pytest_face import gate, run
 

@@ -17,7 +17,7 @@ from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
 from relucheck.gate.subject import Subject
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "faults"
 MODULES = (
     nn.ReLU,
     nn.ReLU6,

@@ -20,8 +20,7 @@ from relucheck.gate.config import CONVENTIONS, GateConfig
 from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate, kink_laws
 from relucheck.gate.subject import Disconnected, Subject
-
-from . import mutants
+from tests.faults import mutants
 
 GATE = Path(relucheck.gate.__file__).parent
 MODULES = sorted(path.name for path in GATE.glob("*.py"))

@@ -15,8 +15,7 @@ from relucheck.gate.isolation.guard import preserved_state
 from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
-
-from . import mutants
+from tests.faults import mutants
 
 FILE = Path(mutants.__file__)
 FAST = [mutant for mutant in mutants.MUTANTS if not mutant.slow]

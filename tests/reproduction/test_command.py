@@ -22,7 +22,7 @@ from relucheck.results.store import StoreError
 from relucheck.training import engine as training_engine
 from relucheck.training.engine import usual_executor
 from relucheck.work import Backend, Event, Listener, Unit
-from tests.reproduction import made
+from tests.helpers import made
 
 
 class MadeUp:

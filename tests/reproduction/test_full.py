@@ -10,7 +10,7 @@ import torch
 
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.run import reproduce
-from tests.reproduction import invariants
+from tests.helpers import invariants
 
 pytestmark = [
     pytest.mark.gpu_training,

@@ -15,8 +15,8 @@ from relucheck.reproduction.report.summary import kernel
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import alone_on
-from tests.reproduction import invariants
-from tests.training_case import changed
+from tests.helpers import invariants
+from tests.helpers.training_case import changed
 
 STEPS = 3
 

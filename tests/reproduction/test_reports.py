@@ -22,7 +22,7 @@ from relucheck.results.figures import blank
 from relucheck.results.tables import render
 from relucheck.training.result import Result
 from relucheck.training.settings import Member
-from tests.reproduction import invariants, made
+from tests.helpers import invariants, made
 
 E2 = SCENARIOS["E2"]
 PUBLISHED = E2.published_at("cpu")

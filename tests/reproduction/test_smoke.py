@@ -20,7 +20,7 @@ from relucheck.training import engine, model
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.work import Listener, Local, Unit
-from tests.reproduction import invariants
+from tests.helpers import invariants
 
 Smoke = Callable[[str], Reproduction]
 HITTING = "bfloat16-product"

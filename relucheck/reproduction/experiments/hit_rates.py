@@ -258,7 +258,7 @@ _NOTES: Final = """
   with a rounded product, 256 units) predictions were 5 to 29 % too low; it now grows until it is twice the 99th
   percentile of widths.
 - Factors of 2 significand bits make sums that are lumps on a coarse grid: there predictions are 20 % too high
-  (tests/test_hit_rates.py, "exact products"), which matters for float8 only where both factors are that coarse.
+  (tests/hits/test_rates.py, "exact products"), which matters for float8 only where both factors are that coarse.
 - Rare arithmetics have few hits: in float32, native and tf32, and in float64 the check is weak or none; see the
   intervals.
 - The order of products inside a block is taken as file order. bfloat16's dot-product instruction adds pairs, odd

@@ -1,0 +1,406 @@
+"""Arithmetics: names and their inverse, refusals, products, and the process's switches coming back."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from relucheck.numerics import arithmetic as numerics_arithmetic
+from relucheck.numerics.arithmetic import Arithmetic, UnsupportedArithmeticError
+from relucheck.numerics.bits import same_bits
+from relucheck.numerics.determinism import generator
+from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
+from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.emulation.convolution import conv2d
+
+#: Every combination of settings, those that are no arithmetic included.
+settings = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(DTYPES),
+        "mixed": st.sampled_from([None, "bfloat16", "float16"]),
+        "emulation": st.sampled_from([None, "rounded", "product", "tf32", "split-k 2"])
+        | st.integers(2, 10**6).map("split-k {}".format),
+        "tf32": st.booleans(),
+        "reduction": st.tuples(st.booleans(), st.booleans()),
+    }
+)
+
+
+def _is_one(given: dict[str, Any]) -> bool:
+    """Whether settings are an arithmetic, said the other way round: what each of them needs."""
+    dtype, plain = given["dtype"], (True, True)
+    if given["emulation"] is not None:
+        alone = given["mixed"] is None and not given["tf32"] and given["reduction"] == plain
+        return alone and (given["emulation"] != "tf32" or dtype == torch.float32)
+    if given["tf32"]:
+        return dtype == torch.float32 and given["mixed"] is None and given["reduction"] == plain
+    if given["mixed"] is not None and dtype != torch.float32:
+        return False
+    narrow = given["mixed"] is not None or dtype in (torch.float16, torch.bfloat16)
+    return given["reduction"] in ([plain, (False, True), (False, False)] if narrow else [plain])
+
+
+def _name_is_inverse(given: dict[str, Any]) -> bool:
+    made = Arithmetic(**given)
+    return Arithmetic.parse(made.name) == made and Arithmetic.parse(made.name).name == made.name
+
+
+@given(settings)
+def test_parse_is_the_inverse_of_the_name(given: dict[str, Any]) -> None:
+    """And settings are an arithmetic or one clear error."""
+    if _is_one(given):
+        made = Arithmetic(**given)
+        assert {field: getattr(made, field) for field in given} == given
+        assert _name_is_inverse(given)
+        assert Arithmetic.parse(f" {made.name.upper()} ") == made
+        assert str(made) == made.name
+    else:
+        with pytest.raises(UnsupportedArithmeticError, match=rf"^arithmetic of {dtype_name(given['dtype'])}: "):
+            Arithmetic(**given)
+
+
+def test_all_arithmetics_have_different_names() -> None:
+    found = {}
+    grid = itertools.product(
+        DTYPES,
+        (None, "bfloat16", "float16"),
+        (None, "rounded", "product", "split-k 2", "split-k 20", "tf32"),
+        (False, True),
+        itertools.product((False, True), repeat=2),
+    )
+    for values in grid:
+        given = dict(zip(("dtype", "mixed", "emulation", "tf32", "reduction"), values, strict=True))
+        if _is_one(given):
+            made = Arithmetic(**given)
+            assert made.name not in found
+            found[made.name] = made
+            assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made
+            assert hash(Arithmetic.parse(made.name)) == hash(made)
+    assert len(found) == 2 * 3 + 2 + 1 + 2 * 3 + 4 * 4 + 1  # 16 bits, wide, TF32, mixed, emulated, that of TF32
+    assert {"float32", "float32 TF32", "mixed float16 strict", "bfloat16 full-precision reduction"} <= set(found)
+
+
+def test_the_round_trip_check_fails_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that leaves the third reduction out."""
+    given = {"dtype": torch.float16, "reduction": (False, True)}
+    assert _name_is_inverse(given)
+    monkeypatch.setitem(numerics_arithmetic._REDUCTIONS, (False, True), "")
+    assert not _name_is_inverse(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "arithmetic '': must be a dtype"),
+        (None, "arithmetic None: must be a dtype"),
+        ("float32 strict", r"arithmetic of float32: reduction=\(False, False\) is for a CUDA device's own 16-bit products"),
+        ("float64 TF32", "arithmetic of float64: tf32=True is a way to multiply float32"),
+        ("bfloat16 quick", "arithmetic 'bfloat16 quick': must be a dtype"),
+        ("float8", "arithmetic 'float8': dtype 'float8' is not supported"),
+        ("mixed float32", "arithmetic: mixed='float32': did you mean 'float16'\\? must be one of bfloat16, float16"),
+        ("mixed bfloat16 emulated (product)", "mixed='bfloat16' and emulation='product' exclude each other"),
+        ("float16 emulated (folded)", "emulation='folded' must be one of rounded, product, split-k, tf32"),
+        ("float16 emulated (split-k)", "split-k takes at least 2 parts"),
+        ("float16 emulated (split-k many)", "split-k needs a number of parts of at most 18 digits: 'split-k 4'"),
+        (f"float16 emulated (split-k {'9' * 5000})", "a number of parts of at most 18 digits"),
+        ("bfloat16 emulated (rounded )", "emulation='rounded ' must be one of rounded, product, split-k, tf32"),
+        ("float16 emulated (product 2)", "the other kinds take 1"),
+        ("bfloat16 emulated (tf32)", "TF32 rounds float32 factors; use float32"),
+    ],
+)
+def test_names_of_no_arithmetic_are_refused(name: Any, message: str) -> None:
+    with pytest.raises(UnsupportedArithmeticError, match=message):
+        Arithmetic.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tf32": 1}, "arithmetic: tf32=1: must be True or False"),
+        ({"mixed": True}, "arithmetic: mixed=True: must be one of bfloat16, float16"),
+        ({"emulation": 4}, "emulation=4 must be one of"),
+        ({"dtype": torch.bfloat16, "mixed": "float16"}, "keeps its parameters in float32; use dtype float32"),
+        ({"reduction": True}, "reduction=True must be"),
+        ({"reduction": (1, 1)}, "reduction=\\(1, 1\\) must be"),
+        ({"reduction": (True, False)}, "without split-K there is nothing to reduce"),
+    ],
+)
+def test_settings_of_no_arithmetic_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedArithmeticError, match=message):
+        Arithmetic(**{"dtype": torch.float32, **fields})
+
+
+def test_arithmetic_of_a_dtype() -> None:
+    assert Arithmetic("bf16").name == "bfloat16"  # type: ignore[arg-type]
+    assert Arithmetic("bf16").dtype is torch.bfloat16  # type: ignore[arg-type]
+    assert Arithmetic(torch.float16, emulation="split-k 04").emulation == "split-k 4"
+    assert [name for name in ("mixed float16", "mixed bfloat16", "float16") if Arithmetic.parse(name).scaled] == [
+        "mixed float16"
+    ]
+    for make in (Arithmetic, Arithmetic.current):
+        with pytest.raises(UnsupportedDtypeError, match=r"torch\.int8.*not supported"):
+            make(torch.int8)
+
+
+def test_products_are_native_mixed_or_emulated() -> None:
+    x, weight, bias = (torch.randn(shape, generator=generator(0)) for shape in ((4, 6), (3, 6), (3,)))
+    kernel = torch.randn(2, 1, 2, 2, generator=generator(1))
+    image = x.view(1, 1, 4, 6)
+    plain, mixed = Arithmetic.parse("float32"), Arithmetic.parse("mixed bfloat16")
+    assert same_bits(plain.linear(x, weight, bias), F.linear(x, weight, bias))
+    assert same_bits(plain.conv2d(image, kernel, padding=1), F.conv2d(image, kernel, padding=1))
+    assert same_bits(mixed.linear(x, weight, bias), F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()))
+    assert mixed.conv2d(image, kernel).dtype == torch.bfloat16
+    emulated = Arithmetic.parse("bfloat16 emulated (split-k 4)")
+    x, weight, bias, image, kernel = (tensor.bfloat16() for tensor in (x, weight, bias, image, kernel))
+    assert emulated.emulated == Emulation(torch.bfloat16, "split-k", 4)
+    assert same_bits(emulated.linear(x, weight, bias), emulated.emulated.linear(x, weight, bias))
+    assert same_bits(emulated.conv2d(image, kernel), conv2d(emulated.emulated, image, kernel))
+
+
+def test_the_arithmetic_of_a_model(switches: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).double()
+    model[0].float().requires_grad_(False)
+    assert Arithmetic.of(model).name == "float64"  # of what is trained
+    assert Arithmetic.of(model[0]).name == "float32"
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    assert Arithmetic.of(model.half()).name == "float16 full-precision reduction"
+    emulated = Arithmetic.parse("float16 emulated (split-k 3)")
+    assert emulated.apply(model) is model
+    assert Arithmetic.of(model) == Arithmetic.of(model[1]) == emulated
+    assert Arithmetic.parse("bfloat16").apply(nn.Linear(1, 1)).weight.dtype == torch.bfloat16
+
+
+_REDUCTIONS = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
+
+
+@pytest.fixture
+def switches() -> Iterator[Callable[[], tuple[Any, ...]]]:
+    """Reads every switch that Arithmetic touches, and puts torch back to its defaults."""
+    cuda, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    above: list[Any] = [torch.backends, cudnn, mkldnn]
+    parts: list[Any] = [cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+
+    def read() -> tuple[Any, ...]:
+        return (
+            *[part.fp32_precision for part in (*above, *parts)],
+            *[(getattr(cuda, name), getattr(cuda, f"{name}_split_k")) for name in _REDUCTIONS],
+            cuda.allow_fp16_accumulation,
+        )
+
+    yield read
+    _reset()
+
+
+def _reset() -> None:
+    """PyTorch's defaults; cuDNN's switches, whose default no assignment brings back, are set to what it is."""
+    backends: Any = torch.backends
+    backends.fp32_precision = backends.cudnn.fp32_precision = "none"
+    backends.mkldnn.set_flags(_fp32_precision="none")
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = True
+    cuda, mkldnn = backends.cuda.matmul, backends.mkldnn
+    for part in (cuda, mkldnn.matmul, mkldnn.conv, mkldnn.rnn):
+        part.fp32_precision = "none"
+    for name in _REDUCTIONS:
+        setattr(cuda, name, True)
+    cuda.allow_fp16_accumulation = False
+
+
+def _older() -> str | None:
+    """The older switch for products, where torch lets it be read."""
+    with contextlib.suppress(RuntimeError):
+        return torch.get_float32_matmul_precision()
+    return None
+
+
+def _set_old(precision: str) -> Callable[[], None]:
+    return lambda: torch.set_float32_matmul_precision(precision)
+
+
+def _set_new() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def _set_new_convolutions() -> None:
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def _set_cpu_convolutions() -> None:
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+
+
+def _set_global(value: str) -> Callable[[], None]:
+    def set_it() -> None:
+        torch.backends.fp32_precision = value  # type: ignore[attr-defined]
+
+    return set_it
+
+
+def _set_cudnn() -> None:
+    torch.backends.cudnn.fp32_precision = "tf32"
+
+
+def _set_onednn() -> None:
+    torch.backends.mkldnn.set_flags(_fp32_precision="bf16")
+
+
+def _set_cpu_products() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+
+
+def _set_reductions(fp16: Any, bf16: Any) -> Callable[[], None]:
+    def set_both() -> None:
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = fp16
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = bf16
+
+    return set_both
+
+
+def _set_accumulation() -> None:
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
+
+
+STATES = {
+    "default": lambda: None, "highest": _set_old("highest"), "high": _set_old("high"), "medium": _set_old("medium"),
+    "newer switch": _set_new, "newer convolution switch": _set_new_convolutions, "CPU convolutions": _set_cpu_convolutions,
+    "reductions": _set_reductions(False, True), "pairs": _set_reductions((False, False), (False, True)),
+    "16-bit accumulation": _set_accumulation, "CPU products": _set_cpu_products,
+    "global TF32": _set_global("tf32"), "global bfloat16": _set_global("bf16"), "global IEEE": _set_global("ieee"),
+    "cuDNN TF32": _set_cudnn, "oneDNN bfloat16": _set_onednn,
+}  # fmt: skip
+ACTIVE = (
+    "float32",
+    "float32 TF32",
+    "float16",
+    "float16 strict",
+    "bfloat16 full-precision reduction",
+    "mixed float16 strict",
+)
+
+
+def _put_back(name: str, state: str, read: Callable[[], Any]) -> bool:
+    """Whether active() puts every switch back, after an error too."""
+    STATES[state]()
+    before, old = read(), _older()
+
+    def run() -> None:
+        arithmetic = Arithmetic.parse(name)
+        with arithmetic.active():
+            inside = read()
+            assert set(inside[:9]) == {"tf32" if arithmetic.tf32 else "ieee"}  # strict float32 on the CPU, too
+            assert inside[9:] == (arithmetic.reduction, arithmetic.reduction, False)
+            assert old is None or _older() == ("high" if arithmetic.tf32 else "highest")
+            F.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))  # reads the switches of all devices
+            for dtype, device in itertools.product(DTYPES, ("cpu", "cuda")):
+                found = Arithmetic.current(dtype, device)
+                reduction = arithmetic.reduction if dtype.itemsize == 2 else (True, True)
+                assert found == Arithmetic(dtype, tf32=arithmetic.tf32 and dtype == torch.float32, reduction=reduction)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        run()
+    return read() == before and _older() == old
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", ACTIVE)
+def test_active_sets_the_switches_and_puts_them_back(state: str, name: str, switches: Any) -> None:
+    assert _put_back(name, state, switches)
+
+
+def test_a_pair_that_comes_back_as_a_bool_is_noticed(switches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeded fault: the switch is read as torch gives it, so that split-K is allowed when it is put back."""
+    assert _put_back("float16", "pairs", switches)
+    read = numerics_arithmetic._reduction
+    calls = itertools.count()
+    monkeypatch.setattr(
+        numerics_arithmetic,
+        "_reduction",
+        lambda name: read(name)[0] if next(calls) < 2 else read(name),  # what active() keeps, not what current() reads
+    )
+    assert not _put_back("float16", "pairs", switches)
+
+
+_LATER = (
+    "backends.fp32_precision = 'ieee'",
+    "backends.fp32_precision = 'tf32'",
+    "backends.cudnn.fp32_precision = 'ieee'",
+    "backends.cudnn.fp32_precision = 'tf32'",
+    "backends.cudnn.fp32_precision = 'none'; backends.fp32_precision = 'none'",
+)
+
+
+# in a process each: no assignment brings the default of cuDNN's switches back
+@pytest.mark.parametrize("name", ["float32", "float32 TF32"])
+def test_a_switch_that_followed_another_follows_it_afterwards(name: str) -> None:
+    script = Path(__file__).parents[1] / "helpers" / "switches_after.py"
+    assert subprocess.run([sys.executable, script, name, *_LATER], capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_current_reads_what_the_user_set(switches: Any) -> None:
+    names: dict[str, list[str]] = {}
+    for state in STATES:
+        _reset()
+        STATES[state]()
+        names[state] = [Arithmetic.current(torch.float32, device).name for device in ("cpu", "cuda")]
+    default = "float32 with TF32 convolutions, TF32 recurrences"
+    for state in ("default", "highest", "reductions", "pairs", "16-bit accumulation"):
+        assert names.pop(state) == ["float32", default]
+    assert names == {
+        "high": ["float32 with TF32 products", "float32 TF32"],
+        "medium": ["float32 with bfloat16 products", "float32 TF32"],
+        "newer switch": ["float32", "float32 TF32"],
+        "newer convolution switch": ["float32", "float32 with TF32 recurrences"],
+        "CPU convolutions": ["float32 with bfloat16 convolutions", default],
+        "CPU products": ["float32 with bfloat16 products", default],
+        "global TF32": ["float32 TF32", "float32 TF32"],
+        "global bfloat16": ["float32 with bfloat16 products, bfloat16 convolutions, bfloat16 recurrences", default],
+        "global IEEE": ["float32", default],  # cuDNN's explicit TF32 of _reset
+        "cuDNN TF32": ["float32", "float32 TF32"],
+        "oneDNN bfloat16": ["float32 with bfloat16 products, bfloat16 convolutions, bfloat16 recurrences", default],
+    }
+
+
+def test_current_reads_16_bit_switches(switches: Any) -> None:
+    cuda = torch.backends.cuda.matmul
+    cuda.allow_bf16_reduced_precision_reduction = False  # a bool leaves split-K allowed
+    assert Arithmetic.current(torch.bfloat16).name == "bfloat16 full-precision reduction"
+    assert Arithmetic.current(torch.float16).name == "float16"
+    cuda.allow_bf16_reduced_precision_reduction = (False, False)  # type: ignore[assignment]
+    assert Arithmetic.current(torch.bfloat16).name == "bfloat16 strict"
+    _set_accumulation()
+    assert Arithmetic.current(torch.float16, "cpu").name == "float16"
+    assert Arithmetic.current(torch.float16, "cuda").name == "float16 with 16-bit accumulation"
+    assert Arithmetic.current(torch.bfloat16, "cuda").name == "bfloat16 strict"
+
+
+def test_switches_of_no_named_arithmetic_are_a_label_only(switches: Any) -> None:
+    """Of a linear layer by itself, convolutions play no role."""
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    layer = nn.Linear(2, 2)
+    found = Arithmetic.of(nn.Sequential(layer))
+    assert found != Arithmetic.of(layer) == Arithmetic.parse("float32")
+    assert str(found) == "float32 with bfloat16 convolutions"
+    before = switches()
+    with pytest.raises(UnsupportedArithmeticError, match="a label of switches"), found.active():
+        pass
+    assert switches() == before
+    with pytest.raises(UnsupportedArithmeticError, match="must be a dtype"):
+        Arithmetic.parse(found.name)
+    with pytest.raises(UnsupportedArithmeticError, match="mixture"):
+        Arithmetic(torch.float32, mixture="TF32 convolutions")  # type: ignore[arg-type]

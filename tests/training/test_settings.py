@@ -1,0 +1,88 @@
+"""Settings of the wrong type are refused with one clear error each; labels say what a run is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from relucheck.errors import SettingsError
+from relucheck.networks import Network
+from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.training.settings import Member, Optimiser, Settings, members_of
+from tests.helpers.training_case import changed
+
+SETTINGS = Settings("digits", Network("mlp", (16,)), members_of([0], [1.0]), batch_size=32, train_samples=64, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arithmetic": "float8"}, "arithmetic 'float8': dtype 'float8' is not supported"),
+        ({"arithmetic": 32}, "arithmetic 32: must be a dtype"),
+        ({"optimiser": "adam"}, "optimiser='adam': must be of class Optimiser, for example Optimiser(\"adam\")"),
+        ({"shuffle": 1}, "shuffle=1: must be True or False"),
+        ({"network": "mlp"}, "network='mlp': must be of class Network, for example Network(\"mlp\", (200, 200, 200))"),
+        ({"members": None}, "members=None: must be a list or tuple, for example members_of([0, 1], [0.5])"),
+        ({"members": (0, 1)}, "members=0: must be of class Member, for example Member(0, 0.5)"),
+        ({"data": None}, "data=None: must be one of digits"),
+        ({"train_samples": 10.0}, "train_samples=10.0: must be a whole number"),
+        ({"every": 5}, "every=5: the run has 4 steps (2 epochs of 2), so no distance would be recorded; use at most that"),
+        ({"every": 0}, "every=0: must be a whole number"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        dataclasses.replace(SETTINGS, **change)
+    assert str(caught.value).startswith(message)
+    assert changed(SETTINGS, every=4).steps_of(64) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (Member, {"seed": "0", "subgradient": 0.5}, "seed='0': must be a whole number"),
+        (Member, {"seed": 0, "subgradient": "0.5"}, "subgradient='0.5': must be a finite number"),
+        (Member, {"seed": 0, "subgradient": 0.0, "control": "no"}, "control='no': must be True or False"),
+        (Member, {"seed": 0, "subgradient": 0.5, "rule": None}, "rule=None: must be one of chain, injected"),
+        (Member, {"seed": 0, "subgradient": 0.5, "second": "1"}, "second='1': must be a finite number"),
+        (Optimiser, {"name": None}, "optimiser=None: must be one of adam, sgd"),
+        (Optimiser, {"lr": "0.1"}, "lr='0.1': must be a finite number above 0"),
+        (Optimiser, {"fused": None}, "fused=None: must be True or False"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_parts_of_a_wrong_type_are_refused(kind: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        kind(**fields)
+    assert str(caught.value).startswith(message)
+
+
+def test_settings_of_the_schema_before_are_refused_with_the_way_to_migrate_them() -> None:
+    assert Settings.from_json(SETTINGS.to_json()) == SETTINGS
+    assert SETTINGS.to_json()["arithmetic"] == "float32"
+    with pytest.raises(SettingsError, match=r"schema 1: .* reads schema 2; .*python tools/migrate_results\.py"):
+        Settings.from_json({**SETTINGS.to_json(), "schema": 1})
+    with pytest.raises(SettingsError, match=r"schema 0: .*run it again$"):
+        Settings.from_json({**SETTINGS.to_json(), "schema": 0})
+
+
+def test_fused_momentum_under_a_scaler_is_refused() -> None:
+    """torch's fused SGD would read momentum that was never written, if the first step overflows."""
+    mixed = Arithmetic.parse("mixed float16")
+    fused = Optimiser("sgd", 0.1, momentum=0.9, fused=True)
+    with pytest.raises(SettingsError, match=r"momentum=0.9 with fused=True and a gradient scaler.*use fused=False"):
+        changed(SETTINGS, arithmetic=mixed, optimiser=fused)
+    for arithmetic, optimiser in (
+        (mixed, dataclasses.replace(fused, fused=False)),
+        (mixed, dataclasses.replace(fused, momentum=0.0)),
+        (Arithmetic.parse("mixed bfloat16"), fused),
+    ):
+        changed(SETTINGS, arithmetic=arithmetic, optimiser=optimiser)
+
+
+def test_labels_say_what_a_run_is() -> None:
+    assert Optimiser().label == "adam, lr 0.001, eps 1e-08"  # torch's own default
+    assert Optimiser("sgd", 0.1).label == "sgd, lr 0.1"
+    assert Optimiser("sgd", 0.1, momentum=0.9, fused=True).label == "sgd, lr 0.1, momentum 0.9, fused"
