@@ -423,6 +423,8 @@ def test_compiled_zero_dimensional(compiler: Any) -> None:
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]], ids=str)
 @pytest.mark.parametrize("mode", [by_grad, by_jvp, by_vmap, by_vjp])
 def test_torch_func_inside_compile(case: Case, mode: Any, compiler: Any) -> None:
+    if mode is by_vmap and torch.__version__ < (2, 11):
+        pytest.skip(f"dynamo of torch {torch.__version__} cannot trace vmap of a module (seen in 2.4.1; 2.11 can)")
     # dynamo traces a custom function's forward alone here: the gradient would be torch's own, silently
     x = inputs(torch.float32)
     g, module = cotangents(x), case.make(-0.7)
