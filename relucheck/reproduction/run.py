@@ -14,6 +14,7 @@ from typing import Final
 
 from relucheck import data
 from relucheck.errors import one_of
+from relucheck.extras import require
 from relucheck.numerics.devices import best_device
 from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.folder import ReproductionError, default_folder, differences, reserve
@@ -65,12 +66,14 @@ def reproduce(
 
     Raises:
         ScenarioError: unknown scenario, scale or part.
+        relucheck.extras.MissingExtraError: without the packages of the extra "reproduce".
         ReproductionError: for a folder that holds something else, or that cannot be read.
         relucheck.errors.DeviceError: for a device that is not there or has too little memory.
         relucheck.data.DataError: for a data root without the data, before anything is run.
         relucheck.results.store.StoreError: for what cannot be written, and for results of something else.
     """
     scenario = find_scenario(name)
+    require("reproducing experiments", "torchvision", "scipy", "matplotlib")
     device = best_device() if device is None else device
     scale = default_scale(device) if scale is None else scale
     check_scale(scale)

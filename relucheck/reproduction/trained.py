@@ -17,7 +17,6 @@ from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.report.tables import LEGEND, rich_outcomes, rich_tables
 from relucheck.reproduction.scenario import Comparison, Experiment, Place, Reported
-from relucheck.results.figures import drawable
 from relucheck.results.store import StoreError, write_atomically
 from relucheck.training import engine
 from relucheck.training.result import Result
@@ -130,9 +129,6 @@ def _shown(made: Reproduction, width: int) -> list[Any]:
 
 
 def _figures(experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]]) -> list[Path]:
-    """The figures, or none where matplotlib is not installed (the report then says so)."""
-    if not drawable():
-        return []
     from relucheck.reproduction.report.figures import draw
 
     folder = place.folder / "figures"

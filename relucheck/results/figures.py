@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.errors import MISSING, RelucheckError
+from relucheck.extras import require
 from relucheck.results.files import write_atomically
 
-#: What to install, as every message on figures that are missing says it.
-INSTALL: Final = "pip install 'relucheck[plot]'"
 _DPI: Final = 120
-
-
-class FigureError(RelucheckError, ImportError):
-    """Figures cannot be drawn here."""
-
-    exit_code = MISSING
-
-
-def drawable() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def blank(width: float, height: float) -> Any:
@@ -34,13 +20,12 @@ def blank(width: float, height: float) -> Any:
         height: in inches.
 
     Raises:
-        FigureError: without matplotlib; says how to install it.
+        relucheck.extras.MissingExtraError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FigureError(f"figures need matplotlib; install it with: {INSTALL}") from error
+    require("a figure", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -68,5 +68,4 @@ def test_the_committed_report_is_the_templates() -> None:
 
 
 def test_the_figure_is_a_png() -> None:
-    pytest.importorskip("matplotlib")
     assert png(hit_rates.figure(few_cells())).startswith(b"\x89PNG")

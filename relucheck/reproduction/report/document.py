@@ -11,7 +11,6 @@ from relucheck.reproduction.report.claims import reason
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
 from relucheck.reproduction.report.tables import LEGEND, claim_table, markdown, published_table
 from relucheck.reproduction.scenario import Comparison
-from relucheck.results.figures import INSTALL
 from relucheck.results.tables import Table
 from relucheck.training.result import Result
 from relucheck.training.settings import Settings
@@ -63,13 +62,11 @@ def report(made: Reproduction) -> str:
         lines += [f"**Void, as a control differed: {', '.join(made.void)}.**", ""]
     lines += ["## Results", "", _sentence(LEGEND), "", *markdown(made.cells, experiment.published_at(made.scale))]
     lines += _outcomes(made)
-    lines += ["## Figures", ""]
     if made.figures:
-        for path in made.figures:
-            relative = os.path.relpath(path, made.folder).replace(os.sep, "/")
-            lines += [f"![{path.stem}]({relative})", ""]
-    else:
-        lines += [f"None: figures need matplotlib (`{INSTALL}`), then run the same command again.", ""]
+        lines += ["## Figures", ""]
+    for path in made.figures:
+        relative = os.path.relpath(path, made.folder).replace(os.sep, "/")
+        lines += [f"![{path.stem}]({relative})", ""]
     lines += ["## Controls", "", "A second run of s = 0 for every seed, really computed.", ""]
     lines += [*_controls(made.runs).markdown(), "", "## How it was run", "", *_how(made.runs).markdown(), ""]
     lines += [*_settings(made.runs).markdown(), ""]

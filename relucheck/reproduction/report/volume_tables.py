@@ -14,7 +14,6 @@ from rich.text import Text
 from relucheck.reproduction.published import SOURCES
 from relucheck.reproduction.report.volume_figures import draw
 from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, Entry, Line, Report
-from relucheck.results.figures import INSTALL, drawable
 from relucheck.results.holm import holm
 from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, interval, verdict
 from relucheck.results.store import SCHEMA, write_atomically
@@ -260,8 +259,6 @@ def write(report: Report, folder: Path, found: Mapping[str, ZoneSplit] | None = 
     write_atomically(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / f"{NAME}.md", page)
     said = notes(report, judged)
-    if figures and not drawable():
-        said.append(f"- No figures: matplotlib is not installed ({INSTALL}).")
-    elif figures:
+    if figures:
         said.append(f"- Figures: {', '.join(str(path) for path in draw(report, folder / 'figures'))}")
     return Shown(tuple(shown), tuple(said))
