@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from relucheck.errors import RelucheckError
 from relucheck.reproduction.scenario import Place, Scenario
-from relucheck.results.files import MIGRATE
 from relucheck.results.store import SCHEMA, write_atomically
 from relucheck.training.engine import usual_executor
 
@@ -59,8 +58,6 @@ def reserve(place: Place, scenario: Scenario) -> None:
     except (OSError, ValueError) as error:
         raise ReproductionError(f"{mark} cannot be read ({error}); {fix}") from error
     different = [f"{key} {_of(found, key)!r}, not {value!r}" for key, value in wanted.items() if _of(found, key) != value]
-    if _of(found, "results_schema") == SCHEMA - 1:
-        fix = f"{MIGRATE}; or {fix}"
     if different:
         raise ReproductionError(f"{place.folder} was made for {', '.join(different)}; {fix}")
     return None

@@ -19,6 +19,12 @@ from relucheck.training.settings import Settings
 from relucheck.work import Unit
 
 SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
+#: What the title of a report says of a scale.
+SCALE_NAMES: Final = {
+    "full": "full scale",
+    "cpu": "reduced: cpu scale",
+    "smoke": "smoke test on small data, which confirms and refutes nothing",
+}
 
 
 class ScenarioError(RelucheckError, ValueError):
@@ -176,7 +182,8 @@ class Experiment:
     Attributes:
         name, title, source: for reports.
         scales: comparisons per scale, in the order in which they run.
-        figures: of ("distance", "loss", "error", "boxes").
+        figures: of ("distance", "loss", "error", "boxes"), for each part.
+        overview: whether a figure of all differences of the accuracy from s = 0 comes first.
         published: final test error in % by comparison and s, read off the published figure
             (:data:`relucheck.reproduction.published.PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the
             injected rule. Not for scale smoke, whose digits are others.
@@ -189,6 +196,7 @@ class Experiment:
     source: str
     scales: Mapping[str, tuple[Comparison, ...]]
     figures: tuple[str, ...]
+    overview: bool = True
     published: Mapping[str, Mapping[float, float]] = dataclasses.field(default_factory=dict)
     shares: tuple[str, ...] = ()
     version: int = 2

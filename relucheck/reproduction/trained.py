@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
+from rich.text import Text
 
 from relucheck import data
 from relucheck.reproduction.report.claims import claims
+from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
-from relucheck.reproduction.report.tables import LEGEND, rich_outcomes, rich_tables
+from relucheck.reproduction.report.tables import legend, rich_outcomes, rich_tables
 from relucheck.reproduction.scenario import Comparison, Experiment, Place, Reported
 from relucheck.results.figures import drawable
 from relucheck.results.store import StoreError, write_atomically
@@ -124,9 +125,12 @@ def read(place: Place, comparison: Comparison) -> Result | None:
 
 def _shown(made: Reproduction, width: int) -> list[Any]:
     published = made.experiment.published_at(made.scale)
-    shown = [*rich_tables(made.experiment.name, made.cells, published, width), LEGEND]
+    head = [f"{title(made)}", "", " ".join(conclusion(made)), ""]
+    tables = rich_tables(made.experiment.name, made.cells, published, width)
+    outcomes = rich_outcomes(made.published, made.claims)
+    left_out = ("p differs, p equivalent", *(() if published else ("published %",)))
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
-    return [*shown, *rich_outcomes(made.published, made.claims), *map(escape, again)]
+    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *outcomes, *map(Text, again)]
 
 
 def _figures(experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]]) -> list[Path]:

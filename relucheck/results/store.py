@@ -1,20 +1,24 @@
 """Results on disk: one file per finished unit of work, and what an unfinished one has so far.
 
-A unit has a *name*, which is its file's, an *identity*, everything that decides its numbers, and an *origin*: device,
-processor and versions, which are recorded and may differ between the units of a report. What an unfinished unit has so far
-may only be continued where it began, since another processor may round otherwise; a finished one is finished wherever it is
-from. A file of another identity or layout is neither used nor overwritten. A finished file is written under a temporary
-name and renamed into place. An unfinished unit keeps either *chunks*, one line each behind a header in
-``NAME.partial.jsonl`` (a line cut short by a kill is dropped on resuming), or a *state*, bytes behind a header in
-``NAME.state``. This module knows nothing of what the results mean.
+A unit has a *name*, which names its file, an *identity*, everything that decides its numbers, and an *origin*: device,
+processor and versions, which are recorded and may differ between the units of a report. An unfinished unit may only be
+continued where it began, because another processor may round differently. A finished one counts wherever it was computed. A
+file of another identity or layout is neither used nor overwritten.
+
+A finished file is JSON, compressed by gzip without a time stamp, so that equal results give equal bytes. It is written
+under a temporary name and renamed into place. An unfinished unit keeps either *chunks* or a *state*. Chunks are lines
+behind a header in ``NAME.partial.jsonl``; a line that was cut short by a kill is dropped on resuming. A state is bytes
+behind a header in ``NAME.state``. This module knows nothing of what the results mean.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,9 +26,10 @@ from typing import Any, Final, NamedTuple
 from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.results import files
 
-#: Version of the files' layout and of the identities in it. 2: an arithmetic is its name, a network its description, and
-#: what is computed where is no identity.
-SCHEMA: Final = 2
+#: Version of the files' layout and of the identities in it.
+SCHEMA: Final = 3
+#: How the name of a finished unit's file ends.
+FINISHED: Final = ".json.gz"
 
 Json = dict[str, Any]
 
@@ -73,7 +78,7 @@ class Store:
             ) from error
 
     def finished_path(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+        return self.folder / f"{name}{FINISHED}"
 
     def partial_path(self, name: str) -> Path:
         return self.folder / f"{name}.partial.jsonl"
@@ -96,10 +101,7 @@ class Store:
             StoreError: it cannot be written; what was there before stays.
         """
         path = self.finished_path(name)
-        # a line per entry: lists of a thousand decisions are not read line by line
-        entries = ",\n".join(f"  {json.dumps(key)}: {_json(value)}" for key, value in result.items())
-        head = _json(_header(identity, origin))[1:-1].replace(',"origin":', ',\n "origin":', 1)
-        write_atomically(path, f'{{{head},\n "result": {{\n{entries}\n }}\n}}\n')
+        write_atomically(path, packed({**_header(identity, origin), "result": result}))
         self.forget(name)  # a left-over is ignored where the unit is finished
         return path
 
@@ -196,10 +198,9 @@ _MOVE: Final = "move it away, or name another folder (it is left as it is)"
 
 def read_finished(path: Path, identity: Mapping[str, Any]) -> Finished | None:
     """What :meth:`Store.finished` says of a file, in a folder that need not be writable."""
-    text = _read(path)
-    if text is None:
+    content = _unpacked(path)
+    if content is None:
         return None
-    content = _parse(path, text)
     _check(path, content, identity)
     result, origin = content.get("result"), content.get("origin")
     if not isinstance(result, dict) or not isinstance(origin, dict):
@@ -226,9 +227,22 @@ def _header(identity: Mapping[str, Any], origin: Mapping[str, Any]) -> Json:
     return {"schema": SCHEMA, "identity": dict(identity), "origin": dict(origin)}
 
 
-def _json(content: Any) -> str:
-    """Without NaN and infinity, which are no JSON."""
-    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+def packed(content: Json) -> bytes:
+    """The bytes of a finished file: JSON without NaN and infinity, compressed; equal content gives equal bytes."""
+    return gzip.compress(json.dumps(content, allow_nan=False, separators=(",", ":")).encode(), mtime=0)
+
+
+def _unpacked(path: Path) -> Json | None:
+    """The reverse of :func:`packed`, or None where there is no such file."""
+    try:
+        text = gzip.decompress(path.read_bytes()).decode()
+    except FileNotFoundError:
+        return None
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} is damaged ({error}); {_MOVE}") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}); {_MOVE}") from error
+    return _parse(path, text)
 
 
 def _line(content: Json) -> str:
@@ -257,8 +271,7 @@ def _parse(path: Path, text: str) -> Json:
 def _check(path: Path, content: Json, identity: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> None:
     schema = content.get("schema")
     if schema != SCHEMA:
-        fix = f"{files.MIGRATE}; or {_MOVE}" if schema == SCHEMA - 1 and path.suffix == ".json" else _MOVE
-        raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {fix}")
+        raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {_MOVE}")
     for name, expected in (("identity", identity), ("origin", origin)):
         if expected is None:
             continue

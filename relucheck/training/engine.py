@@ -27,7 +27,7 @@ from relucheck.errors import DeviceError, SettingsError, one_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import environment
 from relucheck.results.progress import Progress
-from relucheck.results.store import Store, StoreError, read_finished
+from relucheck.results.store import FINISHED, Store, StoreError, read_finished
 from relucheck.training.forking import DataSplit
 from relucheck.training.result import VERSIONS, MemberResult, Result, SeedResult
 from relucheck.training.settings import Member, Settings
@@ -194,7 +194,7 @@ def _identity(settings: Settings, seed: int, executor: str) -> dict[str, Any]:
 
 
 def _stored(settings: Settings, seed: int, folder: Path, executor: str) -> SeedResult | None:
-    path = folder / f"seed-{seed}.json"
+    path = folder / f"seed-{seed}{FINISHED}"
     found = read_finished(path, _identity(settings, seed, executor))
     try:
         return None if found is None else SeedResult.from_json(found.result, found.origin)
@@ -264,7 +264,8 @@ def _train_and_keep(
     """Trains some seeds of a comparison together and stores them; what is stored of a seed is not run again.
 
     New members of a stored seed run beside their reference and control alone, where the seed was computed in the same
-    environment. Elsewhere, where rounding may be another, all of the seed's members run again, the stored ones too.
+    environment. Elsewhere, where rounding may be another, all of the seed's members run again, the stored ones too; so they
+    do where the stored ones are thinned, because one seed never mixes thinned and whole results.
     """
     stored = {seed: _stored(settings, seed, folder, executor) for seed in settings.seeds}
     if any(part is not None and part.void for part in stored.values()):
@@ -272,7 +273,7 @@ def _train_and_keep(
         return
     here = _origin(checked_device(device), executor)
     before = {seed: part for seed in seeds if (part := stored[seed]) is not None}
-    continued = {seed: part for seed, part in before.items() if part.origin == here}
+    continued = {seed: part for seed, part in before.items() if part.origin == here and part.thinned is None}
     store = Store(folder)
     found = _train_group(_with_members(settings, seeds, before, continued), store, root, device, executor, report, anew)
     if not all(found[seed].void or _reference(part) == _reference(found[seed]) for seed, part in continued.items()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from relucheck.errors import SettingsError
@@ -13,6 +13,13 @@ from relucheck.training.settings import Member, Settings
 VERSIONS: Final = ("relucheck", "torch", "python")
 #: What became of a member that ended early, as a control differed.
 STOPPED: Final = "stopped: the comparison is void"
+#: Into how many equal parts a figure divides a run: a panel is about 300 pixels wide.
+PARTS: Final = 200
+#: What a thinned file says of itself.
+THINNED: Final = (
+    f"distances of every member but the controls: only the last recorded step of each of {PARTS} equal parts of the run, "
+    "and each member's last step"
+)
 
 
 @dataclasses.dataclass
@@ -36,6 +43,11 @@ class Distances:
         self.l1.append(l1)
         self.l2.append(l2)
         self.sum_difference.append(sum_difference)
+
+    def at(self, steps: Collection[int]) -> Distances:
+        """The rows of those steps alone."""
+        rows = [index for index, step in enumerate(self.step) if step in steps]
+        return Distances(*([column[index] for index in rows] for column in vars(self).values()))
 
 
 @dataclasses.dataclass
@@ -87,6 +99,10 @@ class MemberResult:
         """Whether it ended at a parameter that was not finite."""
         return self.outcome.startswith("diverged")
 
+    def at(self, steps: Collection[int]) -> MemberResult:
+        """The same with the distances at those steps alone."""
+        return dataclasses.replace(self, steps=self.steps.at(steps))
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` reads; its lists are the result's own, not copies."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -116,16 +132,19 @@ class SeedResult:
         void: None, or where a control differed: then nothing else in here may be concluded from.
         wall_s: seconds, over all sittings of a resumed run. Seeds that ran stacked share theirs evenly.
         origin: where it was computed: device, executor, processor, versions.
+        thinned: None, or by what rule recorded steps were left out. Tables and figures are the same with and without them.
     """
 
     members: list[MemberResult]
     void: str | None
     wall_s: float
     origin: dict[str, str]
+    thinned: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` reads; the origin is kept beside it."""
-        return {"void": self.void, "wall_s": self.wall_s, "members": [member.to_json() for member in self.members]}
+        members = [member.to_json() for member in self.members]
+        return {"void": self.void, "wall_s": self.wall_s, "thinned": self.thinned, "members": members}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], origin: Mapping[str, str]) -> SeedResult:
@@ -136,9 +155,34 @@ class SeedResult:
         """
         try:
             members = [MemberResult.from_json(member) for member in content["members"]]
-            return cls(members, content["void"], content["wall_s"], dict(origin))
+            return cls(members, content["void"], content["wall_s"], dict(origin), content["thinned"])
         except (KeyError, TypeError) as error:
             raise SettingsError(f"result of a seed: {error}; pass what SeedResult.to_json wrote") from error
+
+
+def drawn_steps(members: Iterable[MemberResult]) -> set[int]:
+    """The recorded steps of a comparison's members that figures draw: those that a thinned result keeps.
+
+    The run is divided into :data:`PARTS` equal parts. Kept are the last recorded step of each part, and the last step of
+    each member. Of the steps that are kept, all are kept again.
+    """
+    known = [member.steps.step for member in members if member.steps.step]
+    every = sorted({step for steps in known for step in steps})
+    last_of_part = {(step - 1) * PARTS // every[-1]: step for step in every}
+    return {*last_of_part.values(), *(steps[-1] for steps in known)}
+
+
+def thinned(seeds: Mapping[int, SeedResult]) -> dict[int, SeedResult]:
+    """The results of all seeds of a comparison as reports need them, see :data:`THINNED`."""
+    kept = drawn_steps(member for part in seeds.values() for member in part.members)
+    return {
+        seed: dataclasses.replace(
+            part,
+            members=[member if member.member.control else member.at(kept) for member in part.members],
+            thinned=THINNED,
+        )
+        for seed, part in seeds.items()
+    }
 
 
 @dataclasses.dataclass

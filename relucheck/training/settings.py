@@ -16,7 +16,6 @@ from relucheck import data
 from relucheck.errors import SettingsError, instance, listed, number, one_of, truth, whole
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.results.files import MIGRATE
 
 #: Version of the JSON forms of :class:`Settings` and :class:`Result`. Raise it when a field changes. 2: an arithmetic is
 #: its name, a network its description.
@@ -263,8 +262,5 @@ class Settings:
 def _of_schema(content: Mapping[str, Any], what: str) -> dict[str, Any]:
     found = content.get("schema")
     if found != SCHEMA:
-        raise SettingsError(
-            f"{what} of schema {found!r}: this version of relucheck reads schema {SCHEMA}; run it again"
-            + f", or migrate it: {MIGRATE}" * (found == SCHEMA - 1)
-        )
+        raise SettingsError(f"{what} of schema {found!r}: this version of relucheck reads schema {SCHEMA}; run it again")
     return {name: value for name, value in content.items() if name != "schema"}

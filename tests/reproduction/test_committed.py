@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from relucheck.reproduction.folder import differences
 from relucheck.reproduction.report.document import SUMMARY_VERSION
 from relucheck.reproduction.scenario import Place
 from relucheck.reproduction.trained import read
+from relucheck.results.store import FINISHED
 from relucheck.results.store import SCHEMA as STORE_SCHEMA
 from relucheck.volume.cell import Cell, Estimate
 
@@ -46,18 +48,18 @@ def test_committed_volumes_are_read_by_this_version() -> None:
     """Each cell of the scale lies under its name, with its split, and E4.json points to it."""
     folder = COMMITTED / "volume" / "E4"
     cells = {cell.name: cell for cell in volumes.cells("cpu")}
-    assert {path.stem for path in (folder / "cells").glob("*.json")} == set(cells)
-    assert {path.stem for path in (folder / "splits").glob("*.json")} == {f"split-{name}" for name in cells}
+    assert {path.name for path in (folder / "cells").iterdir()} == {f"{name}{FINISHED}" for name in cells}
+    assert {path.name for path in (folder / "splits").iterdir()} == {f"split-{name}{FINISHED}" for name in cells}
     for name, cell in cells.items():
-        content = json.loads((folder / "cells" / f"{name}.json").read_text(encoding="utf-8"))
+        content = json.loads(gzip.decompress((folder / "cells" / f"{name}{FINISHED}").read_bytes()))
         assert content["schema"] == STORE_SCHEMA
         assert content["identity"]["cell"] == cell.deciding
         assert Estimate.from_json(content["result"], cell.varied).cell == cell
-        half = json.loads((folder / "splits" / f"split-{name}.json").read_text(encoding="utf-8"))
+        half = json.loads(gzip.decompress((folder / "splits" / f"split-{name}{FINISHED}").read_bytes()))
         assert (half["schema"], half["identity"]["cell"]) == (STORE_SCHEMA, cell.deciding)
     table = json.loads((folder / "E4.json").read_text(encoding="utf-8"))
     assert table["schema"] == STORE_SCHEMA
     for row in table["rows"]:
-        assert row["file"] == f"cells/{Cell.from_json(row['cell']).name}.json"
+        assert row["file"] == f"cells/{Cell.from_json(row['cell']).name}{FINISHED}"
         assert row["cell"]["arithmetic"] == row["arithmetic"]
     assert differences(Place("cpu", folder, None, "cpu", "forking"), volumes.E4, folder) == []

@@ -149,6 +149,7 @@ def _e1() -> TrainingScenario:
         "[R22] Fig. 1; [B21] Fig. 1",
         {"full": full, "cpu": cpu, "smoke": smoke},
         ("distance",),
+        overview=False,
     )
 
 
@@ -220,7 +221,7 @@ def _e2() -> TrainingScenario:
         "[R22] Figs. 2 and 3",
         {"full": tuple(full), "cpu": cpu, "smoke": tuple(smoke)},
         ("distance", "loss", "error", "boxes"),
-        ERRORS,
+        published=ERRORS,
     )
 
 
@@ -236,7 +237,7 @@ def _e3(e2: TrainingScenario) -> TrainingScenario:
         "[R22] Fig. 4",
         scales,
         ("boxes",),
-        ERRORS,
+        published=ERRORS,
         shares=("E2",),
     )
 

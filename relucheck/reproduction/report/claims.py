@@ -5,6 +5,7 @@ A reason is given only where the numbers of the same run show it; otherwise it s
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -13,6 +14,9 @@ from relucheck.reproduction.report.summary import Checked, Claim, MemberGroup, g
 from relucheck.reproduction.scenario import Comparison
 from relucheck.training.result import Result
 
+#: How the claims begin that a conclusion looks for.
+LARGER: Final = "the difference is larger in 16 bits"
+SPREAD: Final = "standard deviation over seeds"
 _NONE_FOUND: Final = "not found"
 _Runs = Sequence[tuple[Comparison, Result]]
 #: An arithmetic hits "rarely" with at most so many hits an epoch, beside one that hits at least so many times as often.
@@ -89,8 +93,25 @@ def _controls(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     return [Claim("[R22] Fig. 1", "0 against 0: identical", measured, verdict, f"void: {', '.join(void)}" if void else "")]
 
 
-def _departures(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    """Per seed: whether s = 1 departs, and whether the reference met a kink at all."""
+@dataclasses.dataclass(frozen=True)
+class Departures:
+    """Runs of s = 1 beside their s = 0, void ones and those whose s = 0 diverged left out.
+
+    Attributes:
+        seeds: how many.
+        met: those in which s = 0 meets an exact zero.
+        departed: those in which the parameters of s = 1 differ from those of s = 0.
+        without: those of them in which s = 0 meets no exact zero.
+    """
+
+    seeds: int
+    met: int
+    departed: int
+    without: int
+
+
+def departures(runs: _Runs) -> Departures:
+    """Counts, over all comparisons and seeds, whether s = 1 departs and whether its reference meets an exact zero."""
     departed = without = met = seeds = 0
     for _, result in runs:
         for seed in result.settings.seeds:
@@ -102,10 +123,16 @@ def _departures(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
             parts = any(member.first_difference is not None for member in others)
             seeds, met = seeds + 1, met + hits
             departed, without = departed + parts, without + (parts and not hits)
+    return Departures(seeds, met, departed, without)
+
+
+def _departures(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
+    found = departures(runs)
     measured = (
-        f"{met} of {seeds} runs of s = 0 meet an exact zero; s = 1 departs in {departed}, {without} of them without one"
+        f"{found.met} of {found.seeds} runs of s = 0 meet an exact zero; s = 1 departs in {found.departed}, "
+        f"{found.without} of them without one"
     )
-    verdict = "not measured" if not met else "disagrees" if without or not departed else "agrees"
+    verdict = "not measured" if not found.met else "disagrees" if found.without or not found.departed else "agrees"
     return [Claim("[R22] Fig. 1", "0 against 1: departs at the first exact zero", measured, verdict)]
 
 
@@ -113,7 +140,7 @@ def _larger_in_16_bits(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]
     found = []
     for rule in ("injected", "chain"):
         pair = [_one(cells, name, 1.0, rule) for name in ("float32", "bfloat16")]
-        what = f"the difference is larger in 16 bits ({rule} rule)"
+        what = f"{LARGER} ({rule} rule)"
         if any(cell is None or cell.l1 is None or cell.void for cell in pair):
             found.append(Claim("[R22] Fig. 1", what, "-", "not measured"))
             continue
@@ -164,7 +191,7 @@ def _growing_errors(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
 
 
 def _growing_spread(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    return _growing(cells, "[R22] Fig. 4", "standard deviation over seeds", lambda cell: cell.summary.sd)
+    return _growing(cells, "[R22] Fig. 4", SPREAD, lambda cell: cell.summary.sd)
 
 
 def _growing(
