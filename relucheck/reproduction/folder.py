@@ -1,4 +1,4 @@
-"""The folder of a run: it belongs to one scenario, scale, kind of device and executor, and says so in ``scenario.json``."""
+"""The folder of a run, which belongs to one scenario, scale, kind of device and executor (``scenario.json``)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from relucheck.reproduction.scenario import Place, Scenario
 from relucheck.results.store import SCHEMA, write_atomically
 from relucheck.training.engine import usual_executor
 
-#: What the folder's own description is called, and its layout's name and version.
+#: The file that describes the folder, and the name and version of the folder's layout.
 MARK: Final = "scenario.json"
 LAYOUT: Final = "relucheck-reproduction"
 LAYOUT_VERSION: Final = 2
-#: What a command that was killed may leave of the description.
+#: A temporary file of the description, which a command that was killed may leave.
 _TEMPORARY: Final = re.compile(rf"\.{re.escape(MARK)}\..*\.tmp")
 #: Where results go unless another folder is named; git ignores it.
 RESULTS: Final = Path("relucheck-results")
@@ -32,7 +32,7 @@ def default_folder(scenario: str, scale: str, device: str, executor: str) -> Pat
 
 
 def reserve(place: Place, scenario: Scenario) -> None:
-    """Makes a folder this scenario's, or checks that it is.
+    """Mark a folder as this scenario's, or check that it is.
 
     Raises:
         ReproductionError: if it belongs to another scenario, scale, kind of device, executor or version, or holds anything
@@ -64,7 +64,7 @@ def reserve(place: Place, scenario: Scenario) -> None:
 
 
 def differences(place: Place, neighbour: Scenario, other: Path) -> list[str] | None:
-    """What keeps a neighbouring scenario's folder from being of use to this run; None where there is no such folder."""
+    """The keys in which a neighbouring scenario's folder does not fit this run; None where there is no such folder."""
     try:
         found = json.loads((other / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):

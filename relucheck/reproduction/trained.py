@@ -1,4 +1,4 @@
-"""Training experiments as scenarios: a unit of work for each seed, and the report on the comparisons that are finished."""
+"""Training experiments as scenarios: a unit of work per seed, and the report on the finished comparisons."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TrainingScenario(Experiment):
         )
 
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Seeds of equal settings that the other folder has finished and this one has not; never void ones."""
+        """Copy finished seeds with equal settings that this folder lacks; void ones are never copied."""
         taken = []
         for comparison in self.comparisons(place.scale, only):
             settings, executor = comparison.settings, engine.executor_of(comparison.settings, place.executor)
@@ -79,7 +79,7 @@ class TrainingScenario(Experiment):
         return tuple(taken)
 
     def report(self, place: Place, *, progress: bool = True) -> Reported:
-        """Writes ``figures/``, ``summary.json`` and ``report.md``.
+        """Write ``figures/``, ``summary.json`` and ``report.md``.
 
         Raises:
             relucheck.results.store.StoreError: for what cannot be written, where every file is whole or as it was before,
@@ -109,7 +109,7 @@ class TrainingScenario(Experiment):
 
 
 def store_of(folder: Path, comparison: Comparison) -> Path:
-    """Where the seeds of a comparison are kept."""
+    """The folder of a comparison's seeds."""
     return folder / "runs" / comparison.name
 
 
@@ -134,7 +134,7 @@ def _shown(made: Reproduction, width: int) -> list[Any]:
 
 
 def _figures(experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]]) -> list[Path]:
-    """The figures, or none where matplotlib is not installed (the report then says so)."""
+    """Draw the figures; without matplotlib there are none, and the report says so."""
     if not drawable():
         return []
     from relucheck.reproduction.report.figures import draw

@@ -178,7 +178,7 @@ def test_the_family_holds_what_tests_something() -> None:
     lost = made.result(half.settings, diverged=lambda member: member.subgradient == 0.8 and member.seed == 1)
     cells = report_summary.analyse([(single, made.result(single.settings, identical=True)), (half, lost)])
     assert {cell.paired.family for cell in cells if cell.paired and not cell.control} == {6}
-    assert "family: every row of this report that tests something" in tables.LEGEND
+    assert "by Holm over every row of this report that has a test" in tables.LEGEND["p differs, p equivalent"]
 
 
 def test_one_seed_decides_nothing() -> None:
@@ -264,9 +264,7 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     assert found["bfloat16", 0.0] == ("agrees", "")
     assert found["bfloat16-split-k-4", 1.0] == ("not measured", "")
     text = report(whole)
-    section = text[
-        text.index("## What agrees and what does not agree with the published figures") : text.index("## Figures\n")
-    ]
+    section = text[text.index("## Against the published figures") : text.index("## Controls\n")]
     for figure in whole.published:
         row = f"| {figure.published.source} | {figure.published.comparison} |"
         assert row in section
@@ -283,12 +281,12 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     _, float32 = report_claims.claims("E2", same, report_summary.analyse(same))
     assert (float32.verdict, float32.reason) == ("disagrees", "hits of s = 0 an epoch: 0.0 with nn.Linear")
     shown = render(*tables.rich_outcomes(whole.published, whole.claims), width=200, color=False)
-    assert "published figures, and what was measured here" in shown
+    assert "published test errors in %, and what was measured here" in shown
     assert "disagrees" in shown
     missing = [figure for figure in whole.published if figure.verdict == "not measured"]
     assert missing
     assert f"{len(missing)} more are of comparisons that are not here; report.md lists them" in shown
-    assert "bfloat16-split-k-4" not in shown.partition("published figures, and")[2]
+    assert "bfloat16-split-k-4" not in shown.partition("published test errors in %, and")[2]
     only_missing = tables.rich_outcomes(missing, ())
     assert only_missing == [], "nothing to show"
 
@@ -399,6 +397,29 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum("published pooling" in title for title in titles) == 4
 
 
+def test_the_overview_shows_means_intervals_and_published_differences() -> None:
+    """Each point by its y-data: the mean difference from s = 0 of a rule and s, its interval, and what was published."""
+    runs = _runs(only=("bfloat16", "bfloat16-product-3-epochs"))
+    runs.append((E2.comparisons("cpu", ("float16",))[0], made.result(runs[0][1].settings, diverged=lambda member: True)))
+    figure = report_figures._differences(E2, "cpu", runs)
+    half, brief = [panel for panel in figure.get_axes() if panel.get_title()]
+    assert half.get_title() == "bfloat16\n50 epochs, 3 seeds"
+    assert brief.get_title() == "bfloat16 emulated (product)\n3 epochs, 10 seeds"
+    for place, s in enumerate((-0.5, 0.5, 0.8, 1.0)):
+        for rule in ("chain", "injected"):
+            difference = _cell(runs, "bfloat16", s, rule).paired
+            assert difference is not None
+            (bar,) = [
+                c for c in half.containers if c.get_label() == rule and round(float(c.lines[0].get_xdata()[0])) == place
+            ]
+            assert float(bar.lines[0].get_ydata()[0]) == difference.difference.mean
+            ends = bar.lines[2][0].get_segments()[0][:, 1]
+            assert ends.tolist() == pytest.approx([difference.difference.low, difference.difference.high])
+    label = "published [R22] (GPU), read off"
+    assert [list(line.get_ydata()) for line in half.get_lines() if line.get_label() == label] == [[-2, -5, -7, -9]]
+    assert not [line for line in brief.get_lines() if line.get_label() == label], "published were 50 epochs"
+
+
 def test_boxes_hold_each_seed_once_and_the_pooled_ones_every_epoch() -> None:
     """What is plotted, by its y-data: points of the last epoch of each seed; medians of all mini-batches of one run."""
     import statistics
@@ -495,7 +516,7 @@ def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
         pages[name] = {path.name for path in written}
         assert {path.name for path in tmp_path.iterdir()} == {*pages[name], foreign.name}
     assert pages["few"] == pages["few again"]
-    assert not pages["few"] & pages["many"]
+    assert pages["few"] & pages["many"] == {"differences.png"}
 
 
 def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
@@ -509,7 +530,7 @@ def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
     ]
     runs = [(c, made.result(c.settings, **o)) for c, o in zip(comparisons, options, strict=True)]
     paths = report_figures.draw(E2, "cpu", runs, tmp_path)
-    assert len(paths) == 4
+    assert len(paths) == 5
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
     for path in paths:
         assert invariants.png_size(path) > (400, 300)
@@ -524,10 +545,12 @@ def test_many_arithmetics_go_on_in_further_files(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(report_figures, "_FIGURES", {"boxes": drawn})
     monkeypatch.setattr(report_figures, "save", lambda figure, path: None)
+    monkeypatch.setattr(report_figures, "_differences", lambda *arguments: None)
     e3 = SCENARIOS["E3"]
     runs = [(comparison, made.result(comparison.settings)) for comparison in e3.comparisons("cpu")]
     paths = report_figures.draw(e3, "cpu", runs, tmp_path)
-    assert [path.name for path in paths] == ["mnist-adam-relu-r22-boxes-1.png", "mnist-adam-relu-r22-boxes-2.png"]
+    boxes = ["mnist-adam-relu-r22-boxes-1.png", "mnist-adam-relu-r22-boxes-2.png"]
+    assert [path.name for path in paths] == ["differences.png", *boxes]
     assert [name for page in pages for name in page] == [comparison.name for comparison, _ in runs]
     assert max(map(len, pages)) <= 4
 

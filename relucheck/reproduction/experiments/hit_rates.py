@@ -112,7 +112,7 @@ def plans() -> list[Planned]:
 
 def resnet_rows() -> list[tuple[str, ...]]:
     """A ResNet-50's counted hits against what the plan says of the same arithmetic, by kind of activation."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for dtype in (torch.bfloat16, torch.float16):
         for mixed, kind in ((True, "operator"), (False, "product")):
             counts = resnet50_hits(dtype, mixed=mixed)
@@ -130,7 +130,7 @@ def resnet_rows() -> list[tuple[str, ...]]:
 
 def kernel_rows() -> list[tuple[str, ...]]:
     """What :func:`relucheck.hits.rates.probe` says of this machine's linear layers."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         found = [probe(Arithmetic(dtype), inputs, 64) for inputs in (784, 256, 64)]
         blocks = [", ".join(map(str, how.blocks)) for how in found]

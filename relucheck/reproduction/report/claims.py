@@ -1,6 +1,6 @@
-"""What the publications say of E1 to E3 beside what was found, and the reason where this run shows it.
+"""The published findings of E1 to E3 beside the measurements, with a reason where they disagree.
 
-A reason is given only where the numbers of the same run show it; otherwise it says that none was found.
+A reason is given only where numbers of the same run show it; otherwise it is "not found".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RARE: Final = 10
 
 
 def claims(scenario: str, runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    """The published findings in words of a scenario, each with what was found."""
+    """The published findings of a scenario in words, each with its measurement and verdict."""
     makers: dict[str, tuple[Callable[[_Runs, Sequence[MemberGroup]], list[Claim]], ...]] = {
         "E1": (_controls, _departures, _larger_in_16_bits),
         "E2": (_controls, _float32_unmoved, _growing_errors),
@@ -35,7 +35,8 @@ def claims(scenario: str, runs: _Runs, cells: Sequence[MemberGroup]) -> list[Cla
 
 
 def reason(checked: Checked, cells: Sequence[MemberGroup]) -> str:
-    """Why a figure agrees or does not, as far as the cells of the same run show it; "" where nothing is to be explained."""
+    """Explain why a figure agrees or does not, as far as cells of the same run show it; "" where there is nothing to "
+    "explain."""
     published = checked.published
     if checked.verdict not in ("agrees", "disagrees"):
         return ""
@@ -50,7 +51,7 @@ def _hits(cells: Sequence[MemberGroup]) -> float | None:
 
 
 def _few_hits(own: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> str:
-    """An arithmetic that hardly ever gives an exact zero, beside an emulated one in the same dtype that often does."""
+    """The reason "few hits": this arithmetic rarely gives an exact zero, where an emulated one of its dtype often does."""
     here = _hits(own)
     if here is None or here > _FEW:
         return ""
@@ -71,7 +72,7 @@ def _few_hits(own: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> str:
 
 
 def _dropped_chain_rule(checked: Checked, own: Sequence[MemberGroup]) -> str:
-    """A loss of accuracy that the injected rule has and the chain rule has not."""
+    """The reason "the rule": members lose accuracy under the injected rule and not under the chain rule."""
     s, measured = checked.published.subgradient, checked.measured
     chain = next((cell for cell in own if cell.rule == "chain" and cell.subgradient == s), None)
     if chain is None or chain.summary.low is None or measured.low is None or chain.summary.mean is None:
@@ -197,7 +198,7 @@ def _growing_spread(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
 def _growing(
     cells: Sequence[MemberGroup], source: str, noun: str, value: Callable[[MemberGroup], float | None]
 ) -> list[Claim]:
-    """Whether a value grows with s = 0, 0.5, 0.8, 1 under the rule of the published code, in each 16-bit arithmetic."""
+    """Check in each 16-bit arithmetic whether a value grows with s = 0, 0.5, 0.8, 1 under the injected rule."""
     found = []
     for name in dict.fromkeys(cell.comparison for cell in cells if cell.comparison in _SIXTEEN):
         own = [_one(cells, name, s, "injected") for s in (0.0, 0.5, 0.8, 1.0)]

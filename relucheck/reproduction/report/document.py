@@ -23,7 +23,7 @@ SUMMARY_VERSION: Final = 3
 
 
 def summary(made: Reproduction) -> dict[str, Any]:
-    """What ``summary.json`` holds: scenario, scale, runs (settings, device, versions, wall time), cells, figures."""
+    """The content of ``summary.json``: scenario, scale, runs (settings, device, versions, wall time), cells, figures."""
     return {
         "schema": "relucheck-reproduction-summary",
         "schema_version": SUMMARY_VERSION,

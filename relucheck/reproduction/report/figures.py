@@ -31,7 +31,7 @@ _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
 _CONTROL: Final = "#999999"
 _COLUMNS: Final = 4  # arithmetics in one figure
 _TITLES: Final = {
-    "distance": "weight difference to s = 0 (lines: mean over seeds; bands: range)",
+    "distance": "weight difference from s = 0 (lines: mean over seeds; bands: range)",
     "loss": "train loss (lines: mean over seeds; bands: range)",
     "error": "test error (lines: mean over seeds; bands: range)",
     "boxes": "test accuracy after the last epoch\n"
@@ -205,7 +205,7 @@ def _legend(figure: Any, axes: Any) -> None:
 
 
 def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
-    """L1 distance per step (true, filled lines) and the report's |sum - sum| (thin); symmetric log, so that 0 is there."""
+    """L1 distance per step (thick) and [R22]'s |sum - sum| (thin), on a symmetric logarithmic scale, which shows 0."""
     rules = _rules(runs)
     figure, axes = _grid(experiment, part, "distance", runs, rules, sharey=True)
     smallest = math.inf
@@ -222,7 +222,7 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any
                 smallest = min([smallest, *(y for _, own in series for y in own if y > 0)])
                 _band(panel, series, f"s = {s:g}", _style(s), marker=True)
                 for index, member in enumerate(members):
-                    name = "thin: |sum − sum|, the report's “L1”" if index == 0 else None
+                    name = "thin: |sum − sum|, [R22]'s “L1”" if index == 0 else None
                     color = _style(s)[0]
                     panel.plot(member.steps.step, member.steps.sum_difference, color=color, lw=0.5, alpha=0.5, label=name)
             # drawn last and wide: it must be seen to lie on 0

@@ -1,8 +1,6 @@
-"""The tables of a training scenario: for the terminal (rich) and for reports (Markdown).
+"""The tables of a training scenario, for the terminal (rich) and for reports (Markdown).
 
-Rows are subgradients; for each arithmetic and rule: test accuracy (mean and standard deviation over seeds), its 95 %
-interval, the difference to s = 0 on the same seed, L1 distance of the parameters, the published distance, first differing
-step, hits per epoch, verdict.
+Rows are subgradients. :data:`LEGEND` says what each arithmetic and rule shows of them.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ def row_name(row: tuple[float, bool]) -> str:
 
 
 def verdict(cell: MemberGroup) -> str:
-    """The verdict, "reference" for s = 0, and for a control whether it is one."""
+    """The verdict of a cell: "reference" for s = 0, and for a control "identical" or "void"."""
     if cell.void:
         return "void"
     if cell.is_reference:
@@ -75,7 +73,7 @@ def verdict(cell: MemberGroup) -> str:
 
 
 def lines(cell: MemberGroup) -> list[str]:
-    """The values of a cell, one for each of the table's lines."""
+    """The values of a cell, one for each line of the table."""
     summary, seeds = cell.summary, len(cell.accuracies)
     if cell.void:  # whatever was measured, nothing follows from it
         return ["-"] * (len(_LINES) - 1) + [verdict(cell)]
@@ -143,7 +141,7 @@ def rich_tables(scenario: str, cells: Sequence[MemberGroup], published: _Publish
 
 
 def divergences(cells: Sequence[MemberGroup]) -> list[str]:
-    """One line for each comparison and way of diverging: which members, and where."""
+    """A line for each comparison and step at which members diverge; it names the members."""
     found: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         if cell.divergence:
@@ -162,7 +160,7 @@ def _in(cell: MemberGroup, column: _Column) -> bool:
 
 
 def _fitting(columns: Sequence[_Column], widths: Sequence[int], room: int) -> list[list[_Column]]:
-    """Columns in portions that fit, both rules of a comparison in one portion."""
+    """Divide the columns into tables that fit, with both rules of a comparison in one table."""
     names = list(dict.fromkeys(name for name, _ in columns))
     portions: list[list[_Column]] = [[]]
     used = 0
@@ -207,7 +205,7 @@ def _rich_table(title: str, cells: Sequence[MemberGroup], columns: Sequence[_Col
 
 
 def _faulty(cell: MemberGroup) -> bool:
-    """Whether the published code computed this cell: the injected rule, which for s = 0 is the chain rule."""
+    """Whether the published code computes this cell: it injects, which for s = 0 is the chain rule."""
     return cell.rule == "injected" or cell.subgradient == 0
 
 

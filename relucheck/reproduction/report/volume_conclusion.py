@@ -17,7 +17,7 @@ def conclusion(report: Report, judged: Sequence[Judged], sums: Mapping[str, Sum]
 
 def _shares(report: Report) -> str:
     """By dtype, in the device's default arithmetic, over the draws of all cells together."""
-    counts = []
+    counts: list[str] = []
     for name in reversed(DTYPE_NAMES):
         own = [estimate for estimate in report.estimates if estimate.cell.arithmetic.name == name]
         drawn = sum(estimate.draws for estimate in own)

@@ -1,4 +1,4 @@
-"""Tables of E4: our shares beside the published ones, both with exact intervals, and what a test allows to say."""
+"""The report of E4: our shares beside the published ones, with exact intervals and tests."""
 
 from __future__ import annotations
 

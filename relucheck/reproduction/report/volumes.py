@@ -1,4 +1,4 @@
-"""What E4 reports, as plain data: the lines of its tables. Scales make it; tables and figures show it."""
+"""The lines of E4's tables as plain data, and their tests against the published counts."""
 
 from __future__ import annotations
 
