@@ -296,7 +296,7 @@ def test_the_executor_reaches_the_engine_and_names_the_folder(
         text = (results / name / "report.md").read_text(encoding="utf-8")
         assert f"| hits / epoch ({kernel}) |" in text
         assert f"({other})" not in text
-        assert f"Executor: {executor} (" in text
+        assert f"Executor {executor}: " in text
     assert "on cpu (stacked)" in capsys.readouterr().err
     assert _run(*one, "--executor", "stacked", "--out", str(results / "E1-smoke")) == USAGE
     assert "was made for executor 'forking', not 'stacked'" in capsys.readouterr().err

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from relucheck.reproduction import trained
 from relucheck.reproduction.experiments import volumes
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.folder import differences
@@ -16,6 +19,7 @@ from relucheck.reproduction.scenario import Place
 from relucheck.reproduction.trained import read
 from relucheck.results.store import FINISHED
 from relucheck.results.store import SCHEMA as STORE_SCHEMA
+from relucheck.training.result import THINNED
 from relucheck.volume.cell import Cell, Estimate
 
 COMMITTED = Path(__file__).parents[2] / "reports"
@@ -42,6 +46,33 @@ def test_committed_training_results_are_read_by_this_version(name: str) -> None:
         assert run["settings"] == result.settings.to_json()
         assert run["digest"] == result.settings.digest
         assert result.settings.digest[:12] in text
+
+
+@pytest.mark.parametrize("name", ["E1", "E2"])
+def test_committed_training_reports_are_those_of_the_committed_results(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every character of report and summary; the figures that the report links are there."""
+    folder, copy = COMMITTED / "training" / name, tmp_path / name
+    shutil.copytree(folder, copy)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    linked = [copy / path for path in re.findall(r"^!\[.*\]\((figures/.*)\)$", text, flags=re.MULTILINE)]
+    assert sorted(linked) == sorted((copy / "figures").iterdir())
+    monkeypatch.setattr(trained, "_figures", lambda *arguments: linked)
+    SCENARIOS[name].report(Place("cpu", copy, None, "cpu", "forking"))
+    for written in ("report.md", "summary.json"):
+        assert (copy / written).read_text(encoding="utf-8") == (folder / written).read_text(encoding="utf-8")
+
+
+def test_committed_results_say_that_they_are_thinned() -> None:
+    files = [*(COMMITTED / "training").glob("E*/runs/*/*")]
+    assert files
+    for path in files:
+        assert json.loads(gzip.decompress(path.read_bytes()))["result"]["thinned"] == THINNED
+
+
+def test_reports_are_small() -> None:
+    assert sum(path.stat().st_size for path in COMMITTED.rglob("*") if path.is_file()) < 8e6
 
 
 def test_committed_volumes_are_read_by_this_version() -> None:
