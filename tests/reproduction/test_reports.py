@@ -283,6 +283,7 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     shown = render(*tables.rich_outcomes(whole.published, whole.claims), width=200, color=False)
     assert "published test errors in %, and what was measured here" in shown
     assert "disagrees" in shown
+    assert "…" not in render(*tables.rich_outcomes(whole.published, whole.claims), width=80, color=False), "cut off"
     missing = [figure for figure in whole.published if figure.verdict == "not measured"]
     assert missing
     assert f"{len(missing)} more are of comparisons that are not here; report.md lists them" in shown

@@ -257,7 +257,8 @@ def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str]
                 *(str(measured.n), found.verdict, reason(found)),
             ]
         )
-    return Table(header, body, "published test errors in %, and what was measured here", right=("s", "published", "seeds"))
+    title = "published test errors in %, and what was measured here (injected rule; s = 0: chain)"
+    return Table(header, body, title, right=("s", "published", "seeds"))
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:
@@ -280,5 +281,5 @@ def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[A
         figures = dataclasses.replace(
             figures, caption=f"{left_out} more are of comparisons that are not here; report.md lists them"
         )
-    shown = (claim_table(claims).without("reason"), figures.without("source", "what", "reason"))
+    shown = (claim_table(claims).without("reason"), figures.without("source", "what", "rule", "reason"))
     return [table.rich() for table in shown if table.rows]
