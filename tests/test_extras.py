@@ -150,7 +150,7 @@ def test_the_table_names_the_extra_of_every_package() -> None:
         (["--help"], "usage: relucheck"),
         (["--version"], f"relucheck {relucheck.__version__}"),
         (["reproduce", "--help"], "E4  Volume of the bifurcation zone"),
-        (["check", "--help"], "run the laws"),
+        (["check", "--help"], "against laws"),
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], shown: str) -> None:
