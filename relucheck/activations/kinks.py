@@ -72,7 +72,7 @@ class Activation:
         compile: whether to check the activation under ``torch.compile`` as well, which takes seconds.
         source: an import line and an expression that constructs the activation, for scripts that reproduce a failure.
 
-    Example:
+    Examples:
         ``Activation("HS", HardSwish, reference=torch.nn.Hardswish(), continuous=True)``
 
     Raises:

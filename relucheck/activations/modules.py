@@ -91,7 +91,7 @@ class ReLU(ChosenSubgradient, nn.ReLU):
             with one value per ensemble member that broadcasts to the input.
         inplace: whether to overwrite the input.
 
-    Example:
+    Examples:
         >>> x = torch.zeros(3, requires_grad=True)
         >>> relucheck.ReLU(0.5)(x).sum().backward()
         >>> x.grad

@@ -305,7 +305,7 @@ def compare(
         ModelError: as ``backprop``, and if the model calls no ReLU, ReLU6 or LeakyReLU on this input.
         SubgradientError: for a value that cannot be a subgradient, and if there are not two settings.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())

@@ -63,7 +63,7 @@ def check_activation(
         ConfigError: for an unknown law, dtype or convention.
         NotCallableError: for an object that is not an activation.
 
-    Example:
+    Examples:
         >>> relucheck.check_activation(torch.nn.ReLU, laws=["chain_rule"], dtypes=["float32"])[0].outcome
         'passed'
     """
@@ -102,7 +102,7 @@ def parametrize_with_laws(
         ConfigError: for an unknown law, dtype or convention.
         NotCallableError: for an object that is not an activation.
 
-    Example:
+    Examples:
         ```python
         @relucheck.parametrize_with_laws([MyActivation, relucheck.Activation("HS", HS, reference=torch.nn.Hardswish())])
         def test_activation(activation, check):

@@ -69,7 +69,7 @@ def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
     Raises:
         NotCallableError: for a ``make`` that is not callable.
 
-    Example:
+    Examples:
         ``relucheck.register_constructor("ScaledReLU", lambda cls: cls(slope=0.1))``
     """
     if not callable(make):

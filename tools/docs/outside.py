@@ -16,7 +16,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _DOCS: Final = "docs/"
-_OUTSIDE: Final = ("reports/**/*.md", "reports/**/*.png", "CHANGELOG.md", "LICENSE", "relucheck/_data/LICENSE-MNIST")
+_OUTSIDE: Final = (
+    *("reports/**/*.md", "reports/**/*.png", "CHANGELOG.md", "CONTRIBUTING.md", "tests/README.md"),
+    *("LICENSE", "relucheck/_data/LICENSE-MNIST"),
+)
 _LINK: Final = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)(?P<path>[^)\s#]+)")
 
 
