@@ -1,4 +1,4 @@
-"""Packages that only a part of relucheck needs, and the one error that is raised where one of them is missing.
+"""Optional packages, and the error that is raised where one of them is missing.
 
 They are installed by an extra, for example ``pip install "relucheck[reproduce]"``. They are imported where they are used,
 so that checking activations and comparing models needs none of them.

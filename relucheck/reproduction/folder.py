@@ -1,4 +1,4 @@
-"""The folder of a run, which belongs to one scenario, scale, kind of device and executor (``scenario.json``)."""
+"""The folder of a run, which belongs to one scenario, scale, kind of device and executor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class ReproductionError(RelucheckError, ValueError):
 
 
 def default_folder(scenario: str, scale: str, device: str, executor: str) -> Path:
-    """``relucheck-results/NAME-SCALE``, with ``-EXECUTOR`` behind it where that is not the device's usual one."""
+    """Name the folder for results: ``relucheck-results/NAME-SCALE``, in the working directory.
+
+    ``-EXECUTOR`` is appended where the executor is not the device's usual one.
+    """
     return RESULTS / (f"{scenario}-{scale}" + f"-{executor}" * (executor != usual_executor(device)))
 
 
@@ -64,7 +67,7 @@ def reserve(place: Place, scenario: Scenario) -> None:
 
 
 def differences(place: Place, neighbour: Scenario, other: Path) -> list[str] | None:
-    """The keys in which a neighbouring scenario's folder does not fit this run; None where there is no such folder."""
+    """Name the keys in which another scenario's folder does not fit this run; None without one."""
     try:
         found = json.loads((other / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):

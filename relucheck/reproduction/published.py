@@ -46,12 +46,12 @@ class PublishedCell:
 
     @property
     def computed(self) -> bool:
-        """Whether the release computed the figure: the float64 loop of both depth sweeps is left before any computing."""
+        """Whether the release computed the figure; both depth sweeps leave float64 uncomputed."""
         return not (self.precision_bits == 64 and self.varied == "hidden_layers")
 
     @property
     def x(self) -> int:
-        """The value of what the sweep varies."""
+        """The value of the quantity that the sweep varies."""
         value: int = getattr(self, self.varied)
         return value
 
@@ -61,7 +61,7 @@ _COUNTS: Final = tuple(field.name for field in dataclasses.fields(PublishedCell)
 
 @functools.cache
 def volume_cells() -> tuple[PublishedCell, ...]:
-    """Both published volume tables, in their order: 40 cells of [B21] and 60 of [R22]."""
+    """Read both published volume tables, in their order: 40 cells of [B21] and 60 of [R22]."""
     text = (importlib.resources.files("relucheck") / "_data" / "published_volume.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return tuple(PublishedCell(row["source"], row["varied"], *(int(row[name]) for name in _COUNTS)) for row in rows)
@@ -69,18 +69,19 @@ def volume_cells() -> tuple[PublishedCell, ...]:
 
 @functools.cache
 def cpu_draws() -> dict[tuple[int, int, int, int | None, str], int]:
-    """How many networks E4 draws at scale cpu, by hidden layers, neurons, batch size, sample size (None: all), arithmetic.
+    """Read how many networks E4 draws at scale cpu, by cell.
 
-    A cell without an entry is not estimated at that scale.
+    The keys are hidden layers, neurons, batch size, sample size (None: all samples) and arithmetic. A cell
+    without an entry is not estimated at that scale.
     """
     text = (importlib.resources.files("relucheck") / "_data" / "volume_draws.csv").read_text(encoding="utf-8")
-    found: dict[tuple[int, int, int, int | None, str], int] = {}
+    draws_by_cell: dict[tuple[int, int, int, int | None, str], int] = {}
     for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
         layers, neurons, batch_size = (int(row.pop(name)) for name in ("hidden_layers", "neurons", "batch_size"))
         sample = row.pop("sample_size")
         size = int(sample) if sample else None
-        found |= {(layers, neurons, batch_size, size, name): int(draws) for name, draws in row.items() if draws}
-    return found
+        draws_by_cell |= {(layers, neurons, batch_size, size, name): int(draws) for name, draws in row.items() if draws}
+    return draws_by_cell
 
 
 # ---------------------------------------------------------------- training

@@ -1,4 +1,4 @@
-"""Run a scenario into a folder: the units of work that are not finished, then the report on all that are.
+"""Run the unfinished units of a scenario, then write the report on all finished ones.
 
 A finished unit is never run again, and an interrupted one goes on from its checkpoint. Two processes may share a folder if
 each has other parts (``only``).
@@ -47,7 +47,7 @@ def reproduce(
     say: Callable[[str], None] = print,
     backend: Backend | None = None,
 ) -> Reported:
-    """Run what is not finished of a scenario, and write the report on all that is.
+    """Run the unfinished units of a scenario, and write the report on all finished ones.
 
     Args:
         name: of a scenario, see :func:`relucheck.reproduction.experiments.scenarios`.
@@ -116,7 +116,7 @@ def reproduce(
 
 
 def _adopt(place: Place, scenario: Scenario, only: Sequence[str], say: Callable[[str], None]) -> None:
-    """Copy what neighbouring folders have finished, and say why where one does not fit."""
+    """Copy finished units from folders of other scenarios; say why where one does not fit."""
     for name in scenario.shares:
         other = place.folder.parent / default_folder(name, place.scale, place.device, place.executor).name
         different = differences(place, find_scenario(name), other)

@@ -1,4 +1,4 @@
-"""Scenarios: published experiments at three scales, as units of work and a report on their results.
+"""Scenarios: published experiments at three scales, as units of work and a report.
 
 Scale *full* is for a CUDA device, and *cpu* for a machine without one. *smoke* is for CI: the shipped digits and small
 networks with the same members, rules and reports.
@@ -28,7 +28,7 @@ SCALE_NAMES: Final = {
 
 
 class ScenarioError(RelucheckError, ValueError):
-    """A scenario, scale or part that does not exist; names the nearest that does."""
+    """A scenario, scale or part that does not exist; the message names the nearest one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,9 @@ class Scenario(Protocol):
     def shares(self) -> tuple[str, ...]: ...
 
     def parts(self, scale: str, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """The names of the parts of a scale that ``only`` selects: by name, or else by glob or arithmetic; () is all.
+        """Names of the parts of a scale that ``only`` selects; an empty ``only`` selects all.
+
+        A selection is the name of a part, else a glob pattern or an arithmetic.
 
         Raises:
             ScenarioError: for an unknown scale, and for a selection that selects nothing.
@@ -110,11 +112,11 @@ class Scenario(Protocol):
         ...
 
     def units(self, place: Place, only: Sequence[str] = ()) -> tuple[Unit, ...]:
-        """The work that the folder has not finished; each unit writes its result to the folder's store."""
+        """The units that the folder has not finished; each writes its result to the folder."""
         ...
 
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Copy finished work from the folder of a scenario in :attr:`shares`; returns the names of the parts."""
+        """Copy finished units from the folder of a scenario in ``shares``; return their parts."""
         ...
 
     def report(self, place: Place, *, progress: bool = True) -> Reported:
@@ -154,7 +156,7 @@ def _some(names: Sequence[str], most: int = 20) -> str:
 
 
 def check_scale(scale: str) -> None:
-    """Raise for an unknown scale.
+    """Refuse an unknown scale.
 
     Raises:
         ScenarioError: names the nearest.
@@ -168,7 +170,13 @@ def check_scale(scale: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One run of the engine; ``name`` is unique in its experiment (files, ``--only``), ``part`` names its table."""
+    """One network, data set, optimiser and arithmetic, trained with all members and seeds.
+
+    Attributes:
+        name: unique in its experiment; files and ``--only`` use it.
+        part: the title of its table.
+        settings: for the engine.
+    """
 
     name: str
     part: str
@@ -202,7 +210,7 @@ class Experiment:
     version: int = 2
 
     def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
-        """The comparisons of a scale, or those that ``only`` selects, see :func:`selected`.
+        """List the comparisons of a scale that ``only`` selects, see :func:`selected`.
 
         Raises:
             ScenarioError: for an unknown scale, and for a selection that selects nothing.
@@ -213,11 +221,11 @@ class Experiment:
         return tuple(every[name] for name in selected(self.name, scale, labels, only))
 
     def published_at(self, scale: str) -> Mapping[str, Mapping[float, float]]:
-        """:attr:`published`, as far as it can be compared with a scale."""
+        """The published errors that can be compared with a scale; none for smoke."""
         return {} if scale == "smoke" else self.published
 
     def published_figures(self, scale: str) -> tuple[PublishedError, ...]:
-        """The published errors as figures to check, where a comparison of the scale trains for as many epochs."""
+        """The published errors of the comparisons of a scale that train for as many epochs."""
         epochs = {comparison.name: comparison.settings.epochs for comparison in self.comparisons(scale)}
         return tuple(
             PublishedError("[R22] Fig. 3", name, "injected" if s else "chain", s, value, READ_OFF)

@@ -1,4 +1,4 @@
-"""Training experiments as scenarios: a unit of work per seed, and the report on the finished comparisons."""
+"""Training experiments as scenarios, with a unit of work for each seed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TrainingScenario(Experiment):
         return tuple((name, split) for name in names for split in data.SPLITS)
 
     def units(self, place: Place, only: Sequence[str] = ()) -> tuple[Unit, ...]:
-        """A unit for each seed of each comparison, or for all of a comparison's seeds where members are stacked."""
+        """The unfinished seeds of each comparison; stacked members have all seeds in one unit."""
         return tuple(
             unit
             for comparison in self.comparisons(place.scale, only)
@@ -61,7 +61,7 @@ class TrainingScenario(Experiment):
         )
 
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Copy finished seeds with equal settings that this folder lacks; void ones are never copied."""
+        """Copy finished seeds with equal settings that this folder lacks, except void ones."""
         taken = []
         for comparison in self.comparisons(place.scale, only):
             settings, executor = comparison.settings, engine.executor_of(comparison.settings, place.executor)

@@ -1,4 +1,4 @@
-"""Laws about calls: an activation runs, has no side effects, and its calls are reproducible and independent."""
+"""Laws about calls: they run, have no side effects, are reproducible and independent."""
 
 from __future__ import annotations
 

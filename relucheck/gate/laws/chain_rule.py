@@ -1,4 +1,4 @@
-"""Laws about the chain rule: the gradient is linear in the cotangent, elementwise, and the same at every position."""
+"""Laws about the chain rule: gradients are linear in the cotangent, elementwise and alike."""
 
 from __future__ import annotations
 

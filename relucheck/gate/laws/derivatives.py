@@ -18,7 +18,7 @@ from relucheck.gate.laws.law import law
 
 
 def declared_at(case: Case, kink: FoundKink) -> Kink | None:
-    """Return the declared kink at the position of a kink that the search found; None if there is none."""
+    """Return the declared kink at the position of a searched one; None if there is none."""
     for declared in case.activation.kinks:
         if abs(declared.at - kink.at) <= 1e-6 * (1 + abs(kink.at)) or case.rounded(declared.at) == case.rounded(kink.at):
             return declared
@@ -26,7 +26,7 @@ def declared_at(case: Case, kink: FoundKink) -> Kink | None:
 
 
 def allowed_at(case: Case, kink: FoundKink) -> tuple[float, float, str]:
-    """Return the lowest and the highest subgradient that is allowed at a kink, and the name of the rule.
+    """Return the lowest and highest subgradient allowed at a kink, and the rule's name.
 
     A declared subgradient takes precedence over the convention. Sources: see ``FoundKink.hull`` and
     ``FoundKink.minimum_norm``.

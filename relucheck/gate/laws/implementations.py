@@ -1,4 +1,4 @@
-"""Laws that compare implementations of one function: with a declared reference, and with equal spellings."""
+"""Laws that compare an activation with its declared reference and with equal spellings."""
 
 from __future__ import annotations
 

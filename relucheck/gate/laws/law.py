@@ -1,4 +1,4 @@
-"""Laws: named functions that check one case each, with the properties by which a run selects them."""
+"""Laws: functions that check one case each, and what a run must know to select them."""
 
 from __future__ import annotations
 

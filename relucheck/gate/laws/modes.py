@@ -1,4 +1,4 @@
-"""Laws that compare reverse mode with torch's other modes: forward mode, vmap, double backward, compile, autocast."""
+"""Laws that compare reverse mode with forward mode, vmap, double backward and compile."""
 
 from __future__ import annotations
 

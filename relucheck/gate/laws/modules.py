@@ -181,7 +181,7 @@ def _layout_script(case: Case, name: str) -> str:
 
 
 def inplace_variant(subject: Subject) -> Callable[[], Any] | None:
-    """Return a constructor of the in-place variant of an activation; None if there is no such variant.
+    """Return a constructor of an activation's in-place variant; None if there is none.
 
     The variant is the declared one, the module with its attribute ``inplace`` set, or the function with its argument
     ``inplace`` set. For an activation that announces that it works in place, it is the activation itself.

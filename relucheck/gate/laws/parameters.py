@@ -1,4 +1,4 @@
-"""Laws about learnable parameters: their gradients are right, and the other laws hold in every channel."""
+"""Laws about learnable parameters: their gradients, and the other laws in every channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws about special values: NaN, infinities, the whole range of the dtype, signed zeros, subnormal numbers."""
+"""Laws about NaN, infinities, the whole range of the dtype, signed zeros and subnormals."""
 
 from __future__ import annotations
 

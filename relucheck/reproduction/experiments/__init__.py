@@ -1,4 +1,4 @@
-"""The experiments E1 to E9, as data."""
+"""The experiments that ``relucheck reproduce`` runs, as data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def scenarios() -> Mapping[str, Scenario]:
 
 
 def find_scenario(name: str) -> Scenario:
-    """The scenario of a name, in any case.
+    """Find a scenario by its name, in upper or lower case.
 
     Raises:
         ScenarioError: for an unknown name; names the nearest.

@@ -1,4 +1,4 @@
-"""The report on explained networks: why one network per dtype bifurcates, on a mini-batch of MNIST.
+"""The report on why one network per dtype bifurcates, on a mini-batch of MNIST.
 
 Written by
 
@@ -37,7 +37,7 @@ NETWORK: Final = Network("mlp", (256, 256, 256))
 
 
 def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
-    """The network of a seed, with one bias moved so that a unit of its first layer is 0 for one sample, but for rounding.
+    """Draw a network, and move one bias so that a unit is 0 for one sample, but for rounding.
 
     float64 draws hardly ever bifurcate by themselves. The bias is minus the product of weights and sample as a forward
     computes it. Unit and sample have one number, the first of 256 for which a forward computes the sum of the two as 0.
@@ -65,7 +65,7 @@ def shifted(dtype: torch.dtype, inputs: Tensor, seed: int = 0) -> MLP:
 
 
 def _example(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation]:
-    """The command that explains a dtype's network, and what it prints."""
+    """Format the call that explains a dtype's network, and its output."""
     inputs, targets = images.scaled(dtype), images.labels
     model: nn.Module
     if dtype == torch.float64:
@@ -89,7 +89,7 @@ def _example(dtype: torch.dtype, images: data.DataSet) -> tuple[str, Explanation
 
 
 def conclusion(explained: Mapping[str, Explanation]) -> tuple[str, str, str]:
-    """Three sentences for a reader who reads nothing else; explanations of bifurcating networks by dtype."""
+    """Summarise the explanations, given by dtype, in three sentences."""
     zones: dict[str, list[str]] = {}
     for name, one in explained.items():
         zones.setdefault(_ZONES.get(one.zone or "", "not evaluated over the reals"), []).append(name)

@@ -1,4 +1,4 @@
-"""The report on hit rates: predictions validated by counting, plans for large networks, tables, a figure.
+"""The report on hit rates: predictions beside counts, and plans for large networks.
 
 ``python -m relucheck.reproduction.experiments.hit_rates --out FOLDER`` writes it.
 """
@@ -33,14 +33,14 @@ SCHEMA: Final = 2
 
 
 class ReportError(RelucheckError, ValueError):
-    """A file that is no results file of this version."""
+    """A file that is not a results file of this version."""
 
 
 # ---------------------------------------------------------------- tables
 
 
 def agreement_table(cells: Sequence[ValidatedLayer]) -> Table:
-    """Predicted / measured by arithmetic and data."""
+    """Tabulate predicted / measured hits by arithmetic and kind of images."""
     header = (
         *("arithmetic", "images", "activations", "hits", "per million", "predicted", "predicted / measured (95 %)"),
         *("cells", "with 10 expected", "median (10-90 %)", "with 20 expected", "of them p < 0.05"),
@@ -71,7 +71,7 @@ def _agreement_row(all_of: Agreement) -> tuple[str, ...]:
 
 
 def shape_table(cells: Sequence[ValidatedLayer]) -> Table:
-    """Hits and predicted / measured by width and depth, on grey images."""
+    """Tabulate hits and predicted / measured hits by width and depth, on grey images."""
     shapes = [(width, depth) for width in WIDTHS for depth in DEPTHS]
     rows = []
     for name in dict.fromkeys(cell.arithmetic for cell in cells):
@@ -87,7 +87,7 @@ def shape_table(cells: Sequence[ValidatedLayer]) -> Table:
 
 
 def plan_table(planned: Sequence[Planned]) -> Table:
-    """Expected hits per step: one row for each pair of formats and rounding."""
+    """Tabulate the expected hits per step: one row for each pair of format and rounding."""
     header = ("network", "factors", "output", "rounding", "hits per million", "hits per step")
     rows = [(p.network, p.factors, p.output, p.kind, _number(p.per_million), _number(p.per_step)) for p in planned]
     return Table(header, rows, right=header[-2:])
@@ -101,17 +101,17 @@ def _number(value: float) -> str:
 
 
 def networks() -> tuple[PlannedNetwork, ...]:
-    """The networks that are planned for."""
+    """The networks for which hits are planned."""
     return hits_plans.resnet50(), hits_plans.relu_transformer(0.0), hits_plans.relu_transformer(0.05)
 
 
 def plans() -> list[Planned]:
-    """Every network in every rounding that differs for it."""
+    """Plan the hits of every network in every rounding that makes a difference for it."""
     return [hits_plans.plan(network, how) for network in networks() for how in hits_plans.roundings_of(network)]
 
 
 def resnet_rows() -> list[tuple[str, ...]]:
-    """A ResNet-50's counted hits against what the plan says of the same arithmetic, by kind of activation."""
+    """Count a ResNet-50's hits by kind of activation, beside the plan for the same arithmetic."""
     rows: list[tuple[str, ...]] = []
     for dtype in (torch.bfloat16, torch.float16):
         for mixed, kind in ((True, "operator"), (False, "product")):
@@ -129,17 +129,17 @@ def resnet_rows() -> list[tuple[str, ...]]:
 
 
 def kernel_rows() -> list[tuple[str, ...]]:
-    """What :func:`relucheck.hits.rates.probe` says of this machine's linear layers."""
+    """Tabulate what :func:`relucheck.hits.rates.probe` returns for this machine's kernels."""
     rows: list[tuple[str, ...]] = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        found = [probe(Arithmetic(dtype), inputs, 64) for inputs in (784, 256, 64)]
-        blocks = [", ".join(map(str, how.blocks)) for how in found]
-        rows.append((dtype_name(dtype), found[0].accumulator.name, found[0].bias, *blocks))
+        probes = [probe(Arithmetic(dtype), inputs, 64) for inputs in (784, 256, 64)]
+        blocks = [", ".join(map(str, how.blocks)) for how in probes]
+        rows.append((dtype_name(dtype), probes[0].accumulator.name, probes[0].bias, *blocks))
     return rows
 
 
 def validation(root: str | None, say: Callable[[str], None]) -> tuple[list[ValidatedLayer], float]:
-    """All of :func:`relucheck.hits.validation.runs` on MNIST's training images, and the CPU seconds they took."""
+    """Run the validation on MNIST's training images; return its layers and the CPU seconds."""
     images = load("mnist", "train", root).scaled(torch.float32)
     begin = time.process_time()
     cells: list[ValidatedLayer] = []
@@ -159,7 +159,7 @@ def validation(root: str | None, say: Callable[[str], None]) -> tuple[list[Valid
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All that the report is made of, as hit_rates.json holds it.
+    """The data behind the report, as hit_rates.json holds it.
 
     Attributes:
         cells: the validation's layers.
@@ -184,25 +184,25 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """The results of a file.
+    """Read the results from a file.
 
     Raises:
         ReportError: the file is of another version or no such file.
     """
     try:
-        found: Any = json.loads(path.read_text())
-        if found["schema"] != SCHEMA:
-            raise ReportError(f"{path} has schema {found['schema']!r}, this version reads {SCHEMA}; run it again")
-        remark = found["remark"]
+        content: Any = json.loads(path.read_text())
+        if content["schema"] != SCHEMA:
+            raise ReportError(f"{path} has schema {content['schema']!r}, this version reads {SCHEMA}; run it again")
+        remark = content["remark"]
         if not isinstance(remark, str):
             raise ReportError(f"{path}: remark {remark!r} is no text; write it as a JSON string")
         return Results(
-            [ValidatedLayer(**cell) for cell in found["cells"]],
-            float(found["seconds"]),
-            str(found["torch"]),
-            [Planned(**plan) for plan in found["planned"]],
-            [tuple(row) for row in found["kernels"]],
-            [tuple(row) for row in found["resnet"]],
+            [ValidatedLayer(**cell) for cell in content["cells"]],
+            float(content["seconds"]),
+            str(content["torch"]),
+            [Planned(**plan) for plan in content["planned"]],
+            [tuple(row) for row in content["kernels"]],
+            [tuple(row) for row in content["resnet"]],
             remark,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -212,7 +212,7 @@ def read_results(path: Path) -> Results:
 
 
 def figure(cells: Sequence[ValidatedLayer]) -> Any:
-    """Predicted against measured hits per million, a point a layer, with exact Poisson intervals."""
+    """Plot predicted against measured hits per million, with exact Poisson intervals."""
     canvas = blank(7.5, 6)
     axes = canvas.subplots()
     names = list(dict.fromkeys(cell.arithmetic for cell in cells if cell.hits))
@@ -236,9 +236,9 @@ def figure(cells: Sequence[ValidatedLayer]) -> Any:
     return canvas
 
 
-def conclusion(found: Results) -> tuple[str, str, str]:
-    """Three sentences for a reader who reads nothing else."""
-    all_of = agreement(found.cells)
+def conclusion(results: Results) -> tuple[str, str, str]:
+    """Summarise the results in three sentences."""
+    all_of = agreement(results.cells)
     if all_of.median is None:
         ratio = "No layer has 10 predicted hits, which is too few to test the prediction."
     else:
@@ -255,40 +255,40 @@ def conclusion(found: Results) -> tuple[str, str, str]:
         )
     else:
         tested = "No layer has 20 predicted hits, which is too few to test its count."
-    return ratio, tested, _planned(found.planned)
+    return ratio, tested, _planned(results.planned)
 
 
 def _planned(planned: Sequence[Planned]) -> str:
-    """What the plans say of the first network: least and most hits a step."""
+    """The least and the most hits a step that are planned for the first network."""
     if not planned:
         return "No network is planned for."
-    own = sorted((one for one in planned if one.network == planned[0].network), key=lambda one: one.per_step)
-    least, most = own[0], own[-1]
+    ordered = sorted((one for one in planned if one.network == planned[0].network), key=lambda one: one.per_step)
+    least, most = ordered[0], ordered[-1]
     return (
         f"By prediction alone, a training step of {least.network} meets between {_number(least.per_step)} hits "
         f"({least.output}, {least.kind}) and {_number(most.per_step)} ({most.output}, {most.kind}), by format and rounding."
     )
 
 
-def report(found: Results) -> str:
-    """The report as Markdown."""
+def report(results: Results) -> str:
+    """Format the report as Markdown."""
     assumed = [f"- {n.name}: {n.step}, {n.activations:,} activations. Assumed: {n.assumptions}." for n in networks()]
     kernels = ("dtype", "accumulates in", "bias", "blocks of K for K = 784", "K = 256", "K = 64")
     resnet = ("dtype", "batch norm in", "activations", "count", "hits", "per million", "planned", "planned / measured")
     return _TEXT.format(
-        conclusion=" ".join(conclusion(found)),
-        agreement="\n".join(agreement_table(found.cells).markdown()),
-        shapes="\n".join(shape_table(found.cells).markdown()),
-        plans="\n".join(plan_table(found.planned).markdown()),
-        resnet="\n".join(Table(resnet, found.resnet, right=resnet[3:]).markdown()),
-        kernels="\n".join(Table(kernels, found.kernels).markdown()),
+        conclusion=" ".join(conclusion(results)),
+        agreement="\n".join(agreement_table(results.cells).markdown()),
+        shapes="\n".join(shape_table(results.cells).markdown()),
+        plans="\n".join(plan_table(results.planned).markdown()),
+        resnet="\n".join(Table(resnet, results.resnet, right=resnet[3:]).markdown()),
+        kernels="\n".join(Table(kernels, results.kernels).markdown()),
         assumed="\n".join(assumed),
         notes=_NOTES.strip(),
         headroom=f"{hits_plans.HEADROOM:g}",
-        seconds=f"{found.seconds:,.0f}",
-        torch=found.torch,
-        cells=len(found.cells),
-        remark=f"- {found.remark}\n" if found.remark else "",
+        seconds=f"{results.seconds:,.0f}",
+        torch=results.torch,
+        cells=len(results.cells),
+        remark=f"- {results.remark}\n" if results.remark else "",
     )
 
 
@@ -378,7 +378,7 @@ One forward in training mode, 4 images of noise at 224 x 224, PyTorch's default 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compute hit rates (or read them from an earlier run), and write hit_rates.md, hit_rates.png and hit_rates.json."""
+    """Compute hit rates or read earlier ones, and write the report, its figure and its data."""
     parser = argparse.ArgumentParser(
         prog="python -m relucheck.reproduction.experiments.hit_rates", description=main.__doc__
     )
@@ -388,13 +388,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if given.cells:
-        found = read_results(given.cells)
+        results = read_results(given.cells)
     else:
         cells, seconds = validation(given.root, lambda line: print(line, file=sys.stderr, flush=True))
-        found = Results(cells, seconds, torch.__version__, plans(), kernel_rows(), resnet_rows())
-    write_atomically(given.out / "hit_rates.json", found.json() + "\n")
-    save(figure(found.cells), given.out / "hit_rates.png")
-    write_atomically(given.out / "hit_rates.md", report(found))
+        results = Results(cells, seconds, torch.__version__, plans(), kernel_rows(), resnet_rows())
+    write_atomically(given.out / "hit_rates.json", results.json() + "\n")
+    save(figure(results.cells), given.out / "hit_rates.png")
+    write_atomically(given.out / "hit_rates.md", report(results))
     return 0
 
 

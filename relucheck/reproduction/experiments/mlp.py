@@ -1,4 +1,4 @@
-"""The published training experiments as frozen data, each with a full, a cpu and a smoke scale.
+"""The published training experiments as data, each at the scales full, cpu and smoke.
 
 Scale *full* is for a CUDA device, *cpu* for a machine without one (E1 complete, E2 with fewer seeds and the emulated
 arithmetics that bring a GPU's exact zeros to a CPU), *smoke* for CI: the shipped digits and networks of a few units, the
@@ -70,7 +70,7 @@ def _rows(*names: str) -> tuple[_Row, ...]:
 
 
 def _made(part: str, rows: Sequence[_Row], base: Settings, prefix: str = "", suffix: str = "") -> tuple[Comparison, ...]:
-    """One comparison per arithmetic; SGD keeps its optimiser, Adam takes the arithmetic's eps."""
+    """Build one comparison per arithmetic; Adam takes the arithmetic's eps."""
     return tuple(
         Comparison(
             f"{prefix}{name}{suffix}",
@@ -84,7 +84,7 @@ def _made(part: str, rows: Sequence[_Row], base: Settings, prefix: str = "", suf
 
 
 def _small(settings: Settings, widths: tuple[int, ...]) -> Settings:
-    """The same experiment on the shipped digits, in seconds."""
+    """Shrink a comparison to the shipped digits, so that it takes seconds."""
     return dataclasses.replace(
         settings,
         data="digits",
@@ -167,7 +167,7 @@ def _fewer(settings: Settings) -> str:
 
 
 def _variations(base: Settings) -> tuple[tuple[str, str, Settings], ...]:
-    """(prefix, part, settings) of the variations that [R22] names: each changes one thing."""
+    """The variations that [R22] names, as (prefix, part, settings); each changes one thing."""
     change = dataclasses.replace
 
     def network(**changes: Any) -> Network:
@@ -226,7 +226,7 @@ def _e2() -> TrainingScenario:
 
 
 def _e3(e2: TrainingScenario) -> TrainingScenario:
-    """Its runs are E2's in the published setting, which come first there."""
+    """E3, whose runs are those of E2 in the published setting; they come first there."""
     scales = {
         scale: tuple(comparison for comparison in every if comparison.part == every[0].part)
         for scale, every in e2.scales.items()

@@ -1,4 +1,4 @@
-"""The report on max pooling's ties: how many random networks change their gradient with the share of a tie, by dtype.
+"""The report on ties in max pooling: how often their choice changes a network's gradient.
 
 ``python -m relucheck.reproduction.experiments.ties --out FILE`` writes it.
 """
@@ -32,7 +32,7 @@ _DTYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclasses.dataclass(frozen=True)
 class TieVolume:
-    """Counts over draws of :class:`relucheck.networks.lenet.LeNet`, seeds 0 to ``draws - 1``.
+    """Counts over random LeNet-like networks of the seeds 0 to ``draws - 1``.
 
     Attributes:
         dtype, order, draws: what was drawn.
@@ -64,7 +64,9 @@ class TieVolume:
 
 
 def volume(inputs: Tensor, targets: Tensor, *, draws: int, order: Order = "relu-pool", batch_size: int = 256) -> TieVolume:
-    """Decides ``draws`` networks in the dtype of ``inputs`` [n, 1, 28, 28], once with all ties and once with those between
+    """Decide networks of the seeds 0 to ``draws - 1``, each under two choices of shared ties.
+
+    The networks have the dtype of ``inputs`` [n, 1, 28, 28]. Once all ties are shared, and once only those between
     different inputs.
 
     Raises:
@@ -107,7 +109,7 @@ def _share(count: int, draws: int) -> str:
 
 
 def table(volumes: Sequence[TieVolume]) -> Table:
-    """A row for each volume."""
+    """Tabulate the volumes, one row each."""
     numbers = (
         *("draws", "in the zone (95 %)", "above [M24]'s threshold", "in the zone by different inputs (95 %)"),
         *("ties / million windows", "that matter", "between different inputs", "of these, ties in float64 too"),
@@ -126,11 +128,11 @@ def table(volumes: Sequence[TieVolume]) -> Table:
 
 
 def conclusion(volumes: Sequence[TieVolume]) -> tuple[str, str, str]:
-    """Three sentences for a reader who reads nothing else, on the networks with a ReLU before each pooling."""
-    own = [row for row in volumes if row.order == "relu-pool"]
-    every = listed([f"{row.inside} of {row.draws} in {dtype_name(row.dtype)}" for row in own])
-    different = listed([f"{row.inside_different} of {row.draws} in {dtype_name(row.dtype)}" for row in own])
-    judged = [row for row in own if row.dtype != torch.float64 and row.float64_windows]
+    """Summarise the networks with a ReLU before each pooling in three sentences."""
+    relu_first = [row for row in volumes if row.order == "relu-pool"]
+    every = listed([f"{row.inside} of {row.draws} in {dtype_name(row.dtype)}" for row in relu_first])
+    different = listed([f"{row.inside_different} of {row.draws} in {dtype_name(row.dtype)}" for row in relu_first])
+    judged = [row for row in relu_first if row.dtype != torch.float64 and row.float64_windows]
     again = listed([f"{row.float64_ties:,} of {row.float64_windows:,} ({dtype_name(row.dtype)})" for row in judged])
     return (
         "Sharing the gradient among tied maxima, instead of giving it to the first, changes it for some mini-batch of "
@@ -143,9 +145,9 @@ def conclusion(volumes: Sequence[TieVolume]) -> tuple[str, str, str]:
     )
 
 
-def report(volumes: Sequence[TieVolume], made: str) -> str:
-    """The report as Markdown; ``made`` says how it was computed."""
-    return _TEXT.format(conclusion=" ".join(conclusion(volumes)), table="\n".join(table(volumes).markdown()), made=made)
+def report(volumes: Sequence[TieVolume], remark: str) -> str:
+    """Format the report as Markdown; ``remark`` says how it was computed."""
+    return _TEXT.format(conclusion=" ".join(conclusion(volumes)), table="\n".join(table(volumes).markdown()), remark=remark)
 
 
 _TEXT: Final = """# Max pooling's ties: share of random networks in the zone (CPU, subset of MNIST)
@@ -193,7 +195,7 @@ exact comparison finds the difference there too, at the level of the rounding of
 
 - Network: `relucheck.networks.lenet.LeNet` (conv 1-6 5x5 padding 2, ReLU, pool 2, conv 6-16 5x5, ReLU, pool 2, 120, 84,
   10), PyTorch's default initialisation.
-- {made}
+- {remark}
 - Limits: CPU only, a subset of MNIST, float16 convolutions by torch's CPU kernels. Counts of ties are over the mini-batches
   up to the first one that differs, which is mostly the first.
 - `python -m relucheck.reproduction.experiments.ties --draws N --data ROOT --out FILE` writes this file.
@@ -216,11 +218,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         volumes += [volume(inputs, targets, draws=chosen.draws, order=order) for order in LENETS]
     spent = time.process_time() - begun
     here = environment("cpu")
-    made = (
+    remark = (
         f"{chosen.draws} draws (seeds 0 to {chosen.draws - 1}), the first {len(images)} training images of MNIST, "
         f"mini-batches of 256 in file order, torch {here.torch} on {here.device}, {spent:.0f} s of CPU time."
     )
-    text = report(volumes, made)
+    text = report(volumes, remark)
     if chosen.out is None:
         print(text, end="")
         return 0

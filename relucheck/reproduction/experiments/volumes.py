@@ -47,7 +47,7 @@ _COARSE: Final = tuple(
 
 @functools.cache
 def entries(scale: str) -> tuple[Entry, ...]:
-    """Every line of every table of a scale, in the order of the tables.
+    """List the lines of all tables of a scale, in the order of the tables.
 
     Raises:
         ScenarioError: for an unknown scale.
@@ -55,16 +55,16 @@ def entries(scale: str) -> tuple[Entry, ...]:
     check_scale(scale)
     if scale == "smoke":
         return _smoke()
-    made = [
+    every = [
         _entry(published, arithmetic, draws=published.runs)
         for published in _columns()
         for arithmetic in _arithmetics(scale, published)
     ]
-    return tuple(made) if scale == "full" else tuple(entry for one in made if (entry := _with_cpu_draws(one)) is not None)
+    return tuple(every) if scale == "full" else tuple(entry for one in every if (entry := _with_cpu_draws(one)) is not None)
 
 
 def cells(scale: str) -> tuple[Cell, ...]:
-    """The different cells of a scale (sweeps share some), those with the most work to do first."""
+    """List the different cells of a scale, those with the most work first; sweeps share some."""
     different = {entry.cell.name: entry.cell for entry in entries(scale)}
     return tuple(sorted(different.values(), key=lambda cell: -cell.draws * cell.hidden_layers * cell.neurons))
 
@@ -84,7 +84,7 @@ def _columns() -> Iterable[PublishedCell]:
 
 
 def _arithmetics(scale: str, published: PublishedCell) -> tuple[Arithmetic, ...]:
-    """What a column of a table is estimated in; at scale cpu only where there are draws for it, see :func:`cpu_draws`."""
+    """The arithmetics in which a table's column is estimated; at scale cpu, those with draws."""
     shape = published.varied in ("hidden_layers", "neurons")
     if scale == "full":
         return (*_CUDA, _ROUNDED, *(_COARSE if shape else ()))
@@ -114,9 +114,9 @@ def _entry(column: PublishedCell, arithmetic: Arithmetic, **others: Any) -> Entr
 
 
 def _smoke() -> tuple[Entry, ...]:
-    """Small cells of each kind on the shipped digits: other data, so that nothing is tested against published figures."""
+    """Small cells of each kind on the shipped digits; none is tested against published figures."""
     chosen = {("hidden_layers", 1), ("hidden_layers", 3), ("neurons", 16), ("batch_size", 16), ("sample_size", 10_000)}
-    made = []
+    small = []
     for column in _columns():
         if column.source != "R22" or (column.varied, column.x) not in chosen:
             continue
@@ -126,15 +126,15 @@ def _smoke() -> tuple[Entry, ...]:
             x = column.x if size is None else size
             published = entry.published if size is None else None
             cell = dataclasses.replace(entry.cell, sample_size=size)
-            made.append(dataclasses.replace(entry, x=x, cell=cell, published=published, comparable=False))
-    return tuple(made)
+            small.append(dataclasses.replace(entry, x=x, cell=cell, published=published, comparable=False))
+    return tuple(small)
 
 
 # ---------------------------------------------------------------- the scenario
 
 
 class VolumeScenario:
-    """E4 as a :class:`relucheck.reproduction.scenario.Scenario`, with a unit of work for each block of a cell's draws.
+    """The scenario E4, with a unit of work for each block of a cell's draws.
 
     Its folder has cells/ (a file each), splits/ (bifurcation against compensation), E4.json, E4.md and figures/.
     """
@@ -163,7 +163,7 @@ class VolumeScenario:
         return volume_units.units(todo, place.folder / "cells", root=place.root, device=place.device)
 
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Nothing: it shares no cells."""
+        """Copy nothing, because E4 shares no cells with other scenarios."""
         return ()
 
     def report(self, place: Place, *, progress: bool = True) -> Reported:
@@ -172,9 +172,9 @@ class VolumeScenario:
         Raises:
             relucheck.results.store.StoreError: for what cannot be written, and for a file of something else.
         """
-        found = volume_units.collect(cells(place.scale), place.folder / "cells", root=place.root)
-        lines = tuple(Line(entry, found[entry.cell.name]) for entry in entries(place.scale) if entry.cell.name in found)
-        missing = tuple(cell.name for cell in cells(place.scale) if cell.name not in found)
+        by_name = volume_units.collect(cells(place.scale), place.folder / "cells", root=place.root)
+        lines = tuple(Line(entry, by_name[entry.cell.name]) for entry in entries(place.scale) if entry.cell.name in by_name)
+        missing = tuple(cell.name for cell in cells(place.scale) if cell.name not in by_name)
         page = place.folder / f"{NAME}.md"
         report = Report(place.scale, lines)
         estimates = report.estimates

@@ -1,1 +1,1 @@
-"""What reports say of an experiment: summaries, claims, conclusions, tables, figures, documents."""
+"""Reports on experiments: summaries, claims, conclusions, tables, figures, documents."""

@@ -1,4 +1,4 @@
-"""The published findings of E1 to E3 beside the measurements, with a reason where they disagree.
+"""The published findings of E1 to E3 beside the measurements, with reasons.
 
 A reason is given only where numbers of the same run show it; otherwise it is "not found".
 """
@@ -25,7 +25,7 @@ _RARE: Final = 10
 
 
 def claims(scenario: str, runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    """The published findings of a scenario in words, each with its measurement and verdict."""
+    """List a scenario's published findings in words, each with measurement and verdict."""
     makers: dict[str, tuple[Callable[[_Runs, Sequence[MemberGroup]], list[Claim]], ...]] = {
         "E1": (_controls, _departures, _larger_in_16_bits),
         "E2": (_controls, _float32_unmoved, _growing_errors),
@@ -35,14 +35,15 @@ def claims(scenario: str, runs: _Runs, cells: Sequence[MemberGroup]) -> list[Cla
 
 
 def reason(checked: Checked, cells: Sequence[MemberGroup]) -> str:
-    """Explain why a figure agrees or does not, as far as cells of the same run show it; "" where there is nothing to "
-    "explain."""
+    """Explain why a figure agrees or not, if cells of the same run show it; else return ""."""
     published = checked.published
     if checked.verdict not in ("agrees", "disagrees"):
         return ""
-    own = [cell for cell in cells if cell.comparison == published.comparison and not cell.control]
+    matching = [cell for cell in cells if cell.comparison == published.comparison and not cell.control]
     if published.subgradient:
-        return _few_hits(own, cells) or _NONE_FOUND if checked.verdict == "disagrees" else _dropped_chain_rule(checked, own)
+        if checked.verdict == "agrees":
+            return _dropped_chain_rule(checked, matching)
+        return _few_hits(matching, cells) or _NONE_FOUND
     return _NONE_FOUND if checked.verdict == "disagrees" else ""
 
 
@@ -50,12 +51,12 @@ def _hits(cells: Sequence[MemberGroup]) -> float | None:
     return next((cell.hits for cell in cells if cell.is_reference), None)
 
 
-def _few_hits(own: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> str:
-    """The reason "few hits": this arithmetic rarely gives an exact zero, where an emulated one of its dtype often does."""
-    here = _hits(own)
+def _few_hits(matching: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> str:
+    """Explain by few hits: exact zeros are rare here, but frequent in an emulation of the dtype."""
+    here = _hits(matching)
     if here is None or here > _FEW:
         return ""
-    arithmetic, comma, setting = own[0].label.partition(", ")
+    arithmetic, comma, setting = matching[0].label.partition(", ")
     like = f"{arithmetic.partition(' emulated')[0]} emulated"  # in the same dtype
     others = [
         cell
@@ -65,16 +66,16 @@ def _few_hits(own: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> str:
     most = max((cell for cell in others if cell.hits), key=lambda cell: cell.hits or 0.0, default=None)
     if most is None or most.hits is None or most.hits < _RARE * max(here, 1.0):
         return ""
-    by = f"in {own[0].label}" if own[0].kernel == "emulated" else f"with {own[0].kernel}"
+    by = f"in {matching[0].label}" if matching[0].kernel == "emulated" else f"with {matching[0].kernel}"
     return (
         f"{here:,.1f} hits an epoch {by}, {most.hits:,.0f} in {most.label}: with so few hits the subgradient is hardly used"
     )
 
 
-def _dropped_chain_rule(checked: Checked, own: Sequence[MemberGroup]) -> str:
-    """The reason "the rule": members lose accuracy under the injected rule and not under the chain rule."""
+def _dropped_chain_rule(checked: Checked, matching: Sequence[MemberGroup]) -> str:
+    """Explain by the rule: accuracy is lost under the injected rule and not under the chain rule."""
     s, measured = checked.published.subgradient, checked.measured
-    chain = next((cell for cell in own if cell.rule == "chain" and cell.subgradient == s), None)
+    chain = next((cell for cell in matching if cell.rule == "chain" and cell.subgradient == s), None)
     if chain is None or chain.summary.low is None or measured.low is None or chain.summary.mean is None:
         return ""
     if 100 - chain.summary.low >= measured.low:  # the intervals meet
@@ -96,7 +97,7 @@ def _controls(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
 
 @dataclasses.dataclass(frozen=True)
 class Departures:
-    """Runs of s = 1 beside their s = 0, void ones and those whose s = 0 diverged left out.
+    """Counts of runs of s = 1 beside their s = 0, without void runs and diverged references.
 
     Attributes:
         seeds: how many.
@@ -112,7 +113,7 @@ class Departures:
 
 
 def departures(runs: _Runs) -> Departures:
-    """Counts, over all comparisons and seeds, whether s = 1 departs and whether its reference meets an exact zero."""
+    """Count the seeds of all comparisons in which s = 1 departs, and in which s = 0 has a hit."""
     departed = without = met = seeds = 0
     for _, result in runs:
         for seed in result.settings.seeds:
@@ -128,30 +129,30 @@ def departures(runs: _Runs) -> Departures:
 
 
 def _departures(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    found = departures(runs)
+    counts = departures(runs)
     measured = (
-        f"{found.met} of {found.seeds} runs of s = 0 meet an exact zero; s = 1 departs in {found.departed}, "
-        f"{found.without} of them without one"
+        f"{counts.met} of {counts.seeds} runs of s = 0 meet an exact zero; s = 1 departs in {counts.departed}, "
+        f"{counts.without} of them without one"
     )
-    verdict = "not measured" if not found.met else "disagrees" if found.without or not found.departed else "agrees"
+    verdict = "not measured" if not counts.met else "disagrees" if counts.without or not counts.departed else "agrees"
     return [Claim("[R22] Fig. 1", "0 against 1: departs at the first exact zero", measured, verdict)]
 
 
 def _larger_in_16_bits(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    found = []
+    listed = []
     for rule in ("injected", "chain"):
         pair = [_one(cells, name, 1.0, rule) for name in ("float32", "bfloat16")]
         what = f"{LARGER} ({rule} rule)"
         if any(cell is None or cell.l1 is None or cell.void for cell in pair):
-            found.append(Claim("[R22] Fig. 1", what, "-", "not measured"))
+            listed.append(Claim("[R22] Fig. 1", what, "-", "not measured"))
             continue
         single, half = (cell for cell in pair if cell is not None)
         low, high = single.l1 or 0.0, half.l1 or 0.0
         verdict = "one run" if len(half.accuracies) < 2 else "agrees" if high > low else "disagrees"
         measured = f"last L1 distance {low:.4g} in float32, {high:.4g} in bfloat16 ({half.kernel})"
         why = "" if high > low else f"hits of s = 0 an epoch: {_count(cells, single)} and {_count(cells, half)}"
-        found.append(Claim("[R22] Fig. 1", what, measured, verdict, why))
-    return found
+        listed.append(Claim("[R22] Fig. 1", what, measured, verdict, why))
+    return listed
 
 
 def _count(cells: Sequence[MemberGroup], like: MemberGroup) -> str:
@@ -169,21 +170,21 @@ def _one(cells: Sequence[MemberGroup], name: str, s: float, rule: str) -> Member
 
 def _float32_unmoved(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     what = "float32: weights differ, errors do not (injected rule)"
-    own = [c for c in cells if c.comparison == "float32" and c.rule == "injected" and c.subgradient and not c.void]
-    if not own:
+    matching = [c for c in cells if c.comparison == "float32" and c.rule == "injected" and c.subgradient and not c.void]
+    if not matching:
         return [Claim("[R22] Figs. 2 and 3", what, "-", "not measured")]
-    words = [cell.paired.verdict for cell in own if cell.paired]
-    moved = [cell for cell in own if cell.differing]
-    if len(own[0].accuracies) < 2:
+    words = [cell.paired.verdict for cell in matching if cell.paired]
+    moved = [cell for cell in matching if cell.differing]
+    if len(matching[0].accuracies) < 2:
         verdict = "one run"
     elif "differs" in words or not moved:
         verdict = "disagrees"
     else:
         verdict = "agrees" if set(words) == {"equivalent"} else "undecided"
     counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-    measured = f"weights differ for {len(moved)} of {len(own)} s (in up to {max(c.differing for c in own)} of "
-    measured += f"{len(own[0].accuracies)} seeds); accuracies: {counts}"
-    why = "" if moved else f"hits of s = 0 an epoch: {_count(cells, own[0])} with {own[0].kernel}"
+    measured = f"weights differ for {len(moved)} of {len(matching)} s (in up to {max(c.differing for c in matching)} of "
+    measured += f"{len(matching[0].accuracies)} seeds); accuracies: {counts}"
+    why = "" if moved else f"hits of s = 0 an epoch: {_count(cells, matching[0])} with {matching[0].kernel}"
     return [Claim("[R22] Figs. 2 and 3", what, measured, verdict, why)]
 
 
@@ -199,22 +200,22 @@ def _growing(
     cells: Sequence[MemberGroup], source: str, noun: str, value: Callable[[MemberGroup], float | None]
 ) -> list[Claim]:
     """Check in each 16-bit arithmetic whether a value grows with s = 0, 0.5, 0.8, 1 under the injected rule."""
-    found = []
+    listed = []
     for name in dict.fromkeys(cell.comparison for cell in cells if cell.comparison in _SIXTEEN):
-        own = [_one(cells, name, s, "injected") for s in (0.0, 0.5, 0.8, 1.0)]
-        known = [cell for cell in own if cell is not None and not cell.void]
+        matching = [_one(cells, name, s, "injected") for s in (0.0, 0.5, 0.8, 1.0)]
+        known = [cell for cell in matching if cell is not None and not cell.void]
         values = [number for cell in known if (number := value(cell)) is not None]
         what = f"{noun} grows with s in 16 bits (injected rule)"
         few = not known or len(known[0].accuracies) < 2
         label = known[0].label if known else name
-        if len(values) < len(own):
-            found.append(Claim(source, what, f"{label}: -", "one run" if known and few else "not measured"))
+        if len(values) < len(matching):
+            listed.append(Claim(source, what, f"{label}: -", "one run" if known and few else "not measured"))
             continue
         grows = all(a < b for a, b in itertools.pairwise(values))
         measured = f"{label}: {', '.join(f'{number:.2f}' for number in values)} for s = 0, 0.5, 0.8, 1"
         why = "" if grows else _few_hits([cell for cell in cells if cell.comparison == name], cells) or _NONE_FOUND
-        found.append(Claim(source, what, measured, "one run" if few else "agrees" if grows else "disagrees", why))
-    return found
+        listed.append(Claim(source, what, measured, "one run" if few else "agrees" if grows else "disagrees", why))
+    return listed
 
 
 _SIXTEEN: Final = ("bfloat16", "bfloat16-rounded", "bfloat16-product", "bfloat16-split-k-4")

@@ -21,14 +21,14 @@ from relucheck.training.settings import Settings
 SUMMARY_VERSION: Final = 3
 
 
-def summary(made: Reproduction) -> dict[str, Any]:
-    """The content of ``summary.json``: scenario, scale, runs (settings, device, versions, wall time), cells, figures."""
+def summary(reproduction: Reproduction) -> dict[str, Any]:
+    """Build the content of ``summary.json``: what was run, and every cell, claim and figure."""
     return {
         "schema": "relucheck-reproduction-summary",
         "schema_version": SUMMARY_VERSION,
-        "scenario": made.experiment.name,
-        "scale": made.scale,
-        "missing": list(made.missing),
+        "scenario": reproduction.experiment.name,
+        "scale": reproduction.scale,
+        "missing": list(reproduction.missing),
         "runs": [
             {
                 "comparison": comparison.name,
@@ -37,51 +37,54 @@ def summary(made: Reproduction) -> dict[str, Any]:
                 "settings": result.settings.to_json(),
                 **{name: getattr(result, name) for name in ("device", "executor", "versions", "wall_s", "void")},
             }
-            for comparison, result in made.runs
+            for comparison, result in reproduction.runs
         ],
-        "cells": [cell.as_dict() for cell in made.cells],
-        "published": [checked.as_dict() for checked in made.published],
-        "findings": [dataclasses.asdict(claim) for claim in made.claims],
+        "cells": [cell.as_dict() for cell in reproduction.cells],
+        "published": [checked.as_dict() for checked in reproduction.published],
+        "findings": [dataclasses.asdict(claim) for claim in reproduction.claims],
     }
 
 
-def report(made: Reproduction) -> str:
-    """The report as Markdown: conclusion, figure, tables, and then how it was made; figures have relative paths."""
-    published = made.experiment.published_at(made.scale)
-    lines = [f"# {title(made)}", ""]
-    if made.void:
-        lines += [f"**Void, because a control differed: {', '.join(made.void)}. Nothing may be concluded from it.**", ""]
-    lines += [" ".join(conclusion(made)), ""]
-    first, *others = [_linked(made, path) for path in made.figures] or [""]
+def report(reproduction: Reproduction) -> str:
+    """Format the report as Markdown; figures have relative paths."""
+    published = reproduction.experiment.published_at(reproduction.scale)
+    lines = [f"# {title(reproduction)}", ""]
+    if reproduction.void:
+        lines += [
+            f"**Void, because a control differed: {', '.join(reproduction.void)}. Nothing may be concluded from it.**",
+            "",
+        ]
+    lines += [" ".join(conclusion(reproduction)), ""]
+    first, *others = [_linked(reproduction, path) for path in reproduction.figures] or [""]
     lines += [first, ""] if first else []
-    lines += ["## Results", "", *markdown(made.cells, published)]
+    lines += ["## Results", "", *markdown(reproduction.cells, published)]
     columns = legend(*(() if published else ("published %",)))
     lines += [*(f"- {line}" for line in columns), ""]
-    lines += _outcomes(made)
+    lines += _outcomes(reproduction)
     if others:
         lines += ["## More figures", ""]
         for figure in others:
             lines += [figure, ""]
     lines += ["## Controls", "", "For every seed, s = 0 is run a second time from the start.", ""]
-    lines += [*_controls(made.runs).markdown(), "", "## How it was run", "", *_facts(made), ""]
-    lines += [*_how(made.runs).markdown(), "", *_settings(made.runs).markdown(), ""]
+    lines += [*_controls(reproduction.runs).markdown(), "", "## How it was run", "", *_facts(reproduction), ""]
+    lines += [*_how(reproduction.runs).markdown(), "", *_settings(reproduction.runs).markdown(), ""]
     return "\n".join(lines)
 
 
-def _linked(made: Reproduction, path: Path) -> str:
-    relative = os.path.relpath(path, made.folder).replace(os.sep, "/")
+def _linked(reproduction: Reproduction, path: Path) -> str:
+    relative = os.path.relpath(path, reproduction.folder).replace(os.sep, "/")
     return f"![{path.stem}]({relative})"
 
 
-def _facts(made: Reproduction) -> list[str]:
-    wall = sum(result.wall_s for _, result in made.runs)
-    executors = sorted({result.executor for _, result in made.runs})
+def _facts(reproduction: Reproduction) -> list[str]:
+    wall = sum(result.wall_s for _, result in reproduction.runs)
+    executors = sorted({result.executor for _, result in reproduction.runs})
     facts = [
-        f"- Published: {made.experiment.source}.",
-        f"- Scale {made.scale}: {counted(len(made.runs), 'comparison')}, {_duration(wall)} of training.",
+        f"- Published: {reproduction.experiment.source}.",
+        f"- Scale {reproduction.scale}: {counted(len(reproduction.runs), 'comparison')}, {_duration(wall)} of training.",
     ]
     facts += [f"- Executor {_executor(name)}." for name in executors]
-    return facts + [f"- Not run (yet): {', '.join(made.missing)}."] * bool(made.missing)
+    return facts + [f"- Not run (yet): {', '.join(reproduction.missing)}."] * bool(reproduction.missing)
 
 
 _EXECUTORS: Final = {
@@ -96,19 +99,19 @@ def _executor(name: str) -> str:
     return _EXECUTORS.get(name, name)
 
 
-def _outcomes(made: Reproduction) -> list[str]:
-    """What agrees with the publications and what does not, finding by finding and figure by figure."""
-    if not (made.claims or made.published):
+def _outcomes(reproduction: Reproduction) -> list[str]:
+    """List which published findings and figures agree with the results, and which do not."""
+    if not (reproduction.claims or reproduction.published):
         return []
 
     def why(checked: Checked) -> str:
-        return reason(checked, made.cells)
+        return reason(checked, reproduction.cells)
 
     lines = ["## Against the published figures", ""]
-    if made.claims:
-        lines += ["### Findings in words", "", *claim_table(made.claims).markdown(), ""]
-    if made.published:
-        lines += ["### Test errors", "", *published_table(made.published, why).markdown(), ""]
+    if reproduction.claims:
+        lines += ["### Findings in words", "", *claim_table(reproduction.claims).markdown(), ""]
+    if reproduction.published:
+        lines += ["### Test errors", "", *published_table(reproduction.published, why).markdown(), ""]
     lines += [
         "- agrees, for a finding: it holds in this run; for an error: the published range meets the measured 95 % "
         "interval.",
@@ -117,7 +120,7 @@ def _outcomes(made: Reproduction) -> list[str]:
         "- not measured: no such run is here.",
         "- reason: given only where numbers of this run show it.",
     ]
-    if made.published:
+    if reproduction.published:
         lines += [
             f"- published: read off, to within {READ_OFF:g} point, from a figure of one run on a GPU; its code injects the "
             "subgradient itself, which for s = 0 is the chain rule. Emulated arithmetics stand beside the published "

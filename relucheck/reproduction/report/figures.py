@@ -1,4 +1,4 @@
-"""The figures of a training report: an overview of the accuracies, and distance, loss, error and box plots in detail.
+"""The figures of a training report: accuracies, distances, losses, errors and box plots.
 
 The detailed ones have the axes of [R22] (Martorella et al. 2022, Figs. 1 to 4): one column per arithmetic, 16 and 32 bits
 side by side, and one row per rule. Lines are means over seeds, up to where the first of them diverges; the range over seeds
@@ -45,7 +45,7 @@ Drawing = Callable[[Experiment, str, str, _Runs], Any]
 def draw(
     experiment: Experiment, scale: str, runs: _Runs, folder: Path, *, figures: Mapping[str, Drawing] | None = None
 ) -> list[Path]:
-    """Writes the experiment's figures for each part of its results as PNG files; their paths.
+    """Write the figures of each part of the results as PNG files; return their paths.
 
     A part with more arithmetics than fit goes on in further files; files of an earlier call for the part that this one has
     no use for are removed. Void comparisons are drawn and say so. ``figures`` are the kinds that can be drawn, by name.
@@ -58,8 +58,8 @@ def draw(
         written.append(folder / "differences.png")
         save(_differences(experiment, scale, runs), written[0])
     for part in dict.fromkeys(comparison.part for comparison, _ in runs):
-        own = [run for run in runs if run[0].part == part]
-        pages = [own[start : start + _COLUMNS] for start in range(0, len(own), _COLUMNS)]
+        shown = [run for run in runs if run[0].part == part]
+        pages = [shown[start : start + _COLUMNS] for start in range(0, len(shown), _COLUMNS)]
         for kind in experiment.figures:
             for number, page in enumerate(pages, start=1):
                 page_name = f"-{number}" if len(pages) > 1 else ""
@@ -78,7 +78,7 @@ _MARKS: Final = {"chain": ("#0072B2", "o", -0.13), "injected": ("#D55E00", "s", 
 
 
 def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
-    """The overview: the mean difference of the accuracy from s = 0, by s and rule, a panel for each comparison."""
+    """Plot the mean difference of the accuracy from s = 0, a panel for each comparison."""
     cells = [cell for cell in analyse(runs) if cell.paired and not cell.control and cell.paired.difference.n]
     known = {cell.comparison for cell in cells}
     shown = [(comparison, result) for comparison, result in runs if comparison.name in known]
@@ -91,14 +91,14 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
     for panel in axes.flat[len(shown) :]:
         panel.set_axis_off()
     for index, (comparison, result) in enumerate(shown):
-        panel, own = axes.flat[index], [cell for cell in cells if cell.comparison == comparison.name]
-        order = sorted({cell.subgradient for cell in own})
+        panel, matching = axes.flat[index], [cell for cell in cells if cell.comparison == comparison.name]
+        order = sorted({cell.subgradient for cell in matching})
         panel.axhline(0, color="0.6", linewidth=0.8)
-        for cell in own:
+        for cell in matching:
             colour, sign, aside = _MARKS[cell.rule]
-            found = cell.paired.difference if cell.paired else cell.summary
-            place, mean = order.index(cell.subgradient) + aside, found.mean or 0.0
-            bars = None if found.low is None or found.high is None else [[mean - found.low], [found.high - mean]]
+            summary = cell.paired.difference if cell.paired else cell.summary
+            place, mean = order.index(cell.subgradient) + aside, summary.mean or 0.0
+            bars = None if summary.low is None or summary.high is None else [[mean - summary.low], [summary.high - mean]]
             panel.errorbar(
                 place, mean, bars, color=colour, marker=sign, markersize=4, capsize=2, linestyle="none", label=cell.rule
             )
@@ -160,7 +160,7 @@ def _rules(runs: _Runs) -> list[str]:
 def _members(result: Result, rule: str) -> dict[float, list[MemberResult]]:
     """Members by s under a rule; s = 0 is the same run under both."""
     groups = group(result)
-    return {s: members for (s, own, control), members in groups.items() if not control and (own == rule or s == 0)}
+    return {s: members for (s, other, control), members in groups.items() if not control and (other == rule or s == 0)}
 
 
 def _band(
@@ -190,9 +190,9 @@ def _band(
     if whole.all():
         return
     last = np.flatnonzero(whole).max(initial=-1)
-    for index, (own_x, own_y) in enumerate(series):
-        if own_x and own_x[-1] < places[-1]:
-            axes.plot(own_x[-1], own_y[-1], color=color, marker="x", linestyle="none")
+    for index, (x, y) in enumerate(series):
+        if x and x[-1] < places[-1]:
+            axes.plot(x[-1], y[-1], color=color, marker="x", linestyle="none")
         elif last + 1 < len(places):
             alone = slice(max(0, last), None)
             axes.plot(places[alone], table[index, alone], color=color, linestyle=dashes, linewidth=0.6, alpha=0.7)
@@ -200,12 +200,14 @@ def _band(
 
 def _legend(figure: Any, axes: Any) -> None:
     columns = 2 * max(2, axes.shape[1])
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for panel in axes.flat:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    if found:
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(columns, len(found)), fontsize=9)
+            handles.setdefault(name, handle)
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles)), fontsize=9
+        )
 
 
 def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
@@ -223,7 +225,7 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any
                     continue
                 members = [member.at(kept) for member in whole]
                 series = [(member.steps.step, member.steps.l1) for member in members]
-                smallest = min([smallest, *(y for _, own in series for y in own if y > 0)])
+                smallest = min([smallest, *(y for _, values in series for y in values if y > 0)])
                 _band(panel, series, f"s = {s:g}", _style(s), marker=True)
                 for index, member in enumerate(members):
                     name = "thin: |sum − sum|, [R22]'s “L1”" if index == 0 else None
@@ -275,8 +277,8 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Ca
 def _curve(member: MemberResult, value: Callable[[Any], float | None]) -> tuple[list[float], list[float]]:
     """(epochs from 1, values); an epoch whose value is None has no point, and the others keep their places."""
     values = [value(epoch) for epoch in member.epochs]
-    known = [(index, found) for index, found in enumerate(values, start=1) if found is not None]
-    return [float(index) for index, _ in known], [found for _, found in known]
+    known = [(index, known_value) for index, known_value in enumerate(values, start=1) if known_value is not None]
+    return [float(index) for index, _ in known], [known_value for _, known_value in known]
 
 
 def _range(axes: Any) -> tuple[float, float]:

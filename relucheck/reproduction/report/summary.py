@@ -1,4 +1,4 @@
-"""Summaries of training results: one group of members per comparison, rule and subgradient, tested over seeds."""
+"""Summaries of training results by comparison, rule and subgradient, tested over seeds."""
 
 from __future__ import annotations
 
@@ -84,8 +84,9 @@ _ACTIVATIONS: Final = {"relu": (), "relu6": ("ReLU6",), "leaky_relu": ("LeakyReL
 
 
 def kernel(result: Result) -> str:
-    """Name what computed the linear layers: "nn.Linear" (forking), "baddbmm" (stacked) or "emulated" (in both).
+    """Name what computed the linear layers: "nn.Linear", "baddbmm" or "emulated".
 
+    The forking executor uses nn.Linear, and the stacked one baddbmm; emulations are the same in both.
     Stacked 16-bit members on CUDA use nn.Linear, too.
     """
     arithmetic = result.settings.arithmetic
@@ -109,16 +110,19 @@ def hits_per_epoch(member: MemberResult) -> float | None:
 
 def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
     """Members by (s, rule, control), each list in the order of the seeds."""
-    found: dict[tuple[float, str, bool], list[MemberResult]] = {}
+    members_by_key: dict[tuple[float, str, bool], list[MemberResult]] = {}
     for member in result.members:
         which = member.member
-        found.setdefault((which.subgradient, which.rule, which.control), []).append(member)
+        members_by_key.setdefault((which.subgradient, which.rule, which.control), []).append(member)
     order = {seed: index for index, seed in enumerate(result.settings.seeds)}
-    return {key: sorted(members, key=lambda member: order[member.member.seed]) for key, members in found.items()}
+    return {key: sorted(members, key=lambda member: order[member.member.seed]) for key, members in members_by_key.items()}
 
 
 def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[MemberGroup]:
-    """Group the members of all comparisons and test them as one family, see :func:`relucheck.results.statistics.judge`."""
+    """Group the members of all comparisons and test them as one family.
+
+    :func:`relucheck.results.statistics.judge` does the tests.
+    """
     cells: list[MemberGroup] = []
     for comparison, result in results:
         groups = group(result)
@@ -189,7 +193,7 @@ class Checked:
 
 
 def check(published: Sequence[PublishedError], results: Mapping[str, Result]) -> list[Checked]:
-    """Every published figure beside what the comparison of that name measured."""
+    """List every published figure beside the measurement of the comparison of that name."""
     return [_checked(figure, results.get(figure.comparison)) for figure in published]
 
 
@@ -207,7 +211,10 @@ def _checked(published: PublishedError, result: Result | None) -> Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A published finding in words beside the measurement; ``verdict`` as in :class:`Checked`, or "undecided"."""
+    """A published finding in words, beside the measurement.
+
+    ``verdict`` is as in :class:`Checked`, or "undecided".
+    """
 
     source: str
     claim: str
@@ -218,7 +225,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """All that a report is about: the finished comparisons of a folder, and what follows from them.
+    """The finished comparisons of a folder, with their summaries and claims.
 
     Attributes:
         experiment, scale, folder: what was run, and where.

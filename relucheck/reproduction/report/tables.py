@@ -43,7 +43,7 @@ _Published = Mapping[str, Mapping[float, float]]
 
 
 def legend(*left_out: str) -> list[str]:
-    """A line for each column of the tables but those left out."""
+    """Explain each column of the tables in a line, except for some."""
     return [f"{column}: {meaning}" for column, meaning in LEGEND.items() if column not in left_out]
 
 
@@ -112,7 +112,10 @@ def _difference(cell: MemberGroup) -> str:
 
 
 def published_accuracy(cell: MemberGroup, published: _Published) -> str:
-    """The published final test accuracy of this cell in %, read off a figure, or ""; labelled beside an emulated one."""
+    """The published final test accuracy of a cell in %, or "".
+
+    It is read off a figure, and labelled beside an emulated arithmetic.
+    """
     error = published.get(cell.comparison, {}).get(cell.subgradient)
     label = " (GPU bfloat16)" if cell.kernel == "emulated" else ""
     return "" if error is None or cell.control else f"about {100 - error:g}{label}"
@@ -120,20 +123,20 @@ def published_accuracy(cell: MemberGroup, published: _Published) -> str:
 
 def parts(cells: Sequence[MemberGroup]) -> dict[str, list[MemberGroup]]:
     """Cells by the table they belong to, in order."""
-    found: dict[str, list[MemberGroup]] = {}
+    tables: dict[str, list[MemberGroup]] = {}
     for cell in cells:
-        found.setdefault(cell.part, []).append(cell)
-    return found
+        tables.setdefault(cell.part, []).append(cell)
+    return tables
 
 
 def rich_tables(scenario: str, cells: Sequence[MemberGroup], published: _Published, width: int = 120) -> list[Any]:
-    """One rich table per part and as many columns as fit: rows s, columns arithmetic and rule."""
+    """Build rich tables: rows are subgradients, columns are arithmetics and rules."""
     shown: list[Any] = []
-    for part, own in parts(cells).items():
-        columns = list(dict.fromkeys((cell.comparison, cell.rule) for cell in own))
-        widths = [max(len(text) for cell in own if _in(cell, column) for text in lines(cell)) + 3 for column in columns]
+    for part, members in parts(cells).items():
+        columns = list(dict.fromkeys((cell.comparison, cell.rule) for cell in members))
+        widths = [max(len(text) for cell in members if _in(cell, column) for text in lines(cell)) + 3 for column in columns]
         for chosen in _fitting(columns, widths, max(40, width - 34)):
-            shown.append(_rich_table(f"{scenario}: {part}", own, chosen, published))
+            shown.append(_rich_table(f"{scenario}: {part}", members, chosen, published))
     voids = dict.fromkeys(f"void: {cell.comparison}: {cell.void}" for cell in cells if cell.void)
     from rich.text import Text
 
@@ -142,13 +145,13 @@ def rich_tables(scenario: str, cells: Sequence[MemberGroup], published: _Publish
 
 def divergences(cells: Sequence[MemberGroup]) -> list[str]:
     """A line for each comparison and step at which members diverge; it names the members."""
-    found: dict[tuple[str, str], list[str]] = {}
+    members: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         if cell.divergence:
-            found.setdefault((cell.comparison, cell.divergence), []).append(f"s = {row_name(cell.row)} {cell.rule}")
+            members.setdefault((cell.comparison, cell.divergence), []).append(f"s = {row_name(cell.row)} {cell.rule}")
     return [
         f"{name}: {'every member' if len(who) == sum(c.comparison == name for c in cells) else ', '.join(who)} {what}"
-        for (name, what), who in found.items()
+        for (name, what), who in members.items()
     ]
 
 
@@ -165,12 +168,12 @@ def _fitting(columns: Sequence[_Column], widths: Sequence[int], room: int) -> li
     portions: list[list[_Column]] = [[]]
     used = 0
     for name in names:
-        own = [index for index, column in enumerate(columns) if column[0] == name]
-        wanted = sum(widths[index] for index in own)
+        indices = [index for index, column in enumerate(columns) if column[0] == name]
+        wanted = sum(widths[index] for index in indices)
         if portions[-1] and used + wanted > room:
             portions.append([])
             used = 0
-        portions[-1] += [columns[index] for index in own]
+        portions[-1] += [columns[index] for index in indices]
         used += wanted
     return portions
 
@@ -185,20 +188,20 @@ def _rich_table(title: str, cells: Sequence[MemberGroup], columns: Sequence[_Col
     for name, rule in columns:
         one = next(cell for cell in cells if cell.comparison == name)
         table.add_column(f"{one.label}\n{rule}\n{one.kernel}", justify="right")
-    found = {(cell.comparison, cell.rule, *cell.row): cell for cell in cells}
+    by_key = {(cell.comparison, cell.rule, *cell.row): cell for cell in cells}
     for row in dict.fromkeys(cell.row for cell in cells):
         first = True
-        chosen = [found.get((*column, *row)) for column in columns]
+        chosen = [by_key.get((*column, *row)) for column in columns]
         if not any(chosen):
             continue
         values = [lines(cell) if cell else [""] * len(_LINES) for cell in chosen]
         extra = [published_accuracy(cell, published) if cell and _faulty(cell) else "" for cell in chosen]
         labels = [*_LINES, "published %"] if any(extra) else list(_LINES)
         if any(extra):
-            values = [[*own, more] for own, more in zip(values, extra, strict=True)]
-        shown = [i for i in range(len(labels)) if any(own[i] not in ("", "-") for own in values)]
+            values = [[*column, more] for column, more in zip(values, extra, strict=True)]
+        shown = [i for i in range(len(labels)) if any(column[i] not in ("", "-") for column in values)]
         for index in shown:
-            texts = [Text(own[index], style=_STYLES.get(own[index], "")) for own in values]
+            texts = [Text(column[index], style=_STYLES.get(column[index], "")) for column in values]
             table.add_row(row_name(row) if first else "", labels[index], *texts, end_section=index == shown[-1])
             first = False
     return table
@@ -210,12 +213,12 @@ def _faulty(cell: MemberGroup) -> bool:
 
 
 def markdown(cells: Sequence[MemberGroup], published: _Published) -> list[str]:
-    """One Markdown table per comparison; rows s and rule."""
+    """Build one Markdown table per comparison; rows are subgradients and rules."""
     text: list[str] = []
-    for part, own in parts(cells).items():
+    for part, members in parts(cells).items():
         text += [f"### {part}", ""]
-        for name in dict.fromkeys(cell.comparison for cell in own):
-            mine = [cell for cell in own if cell.comparison == name]
+        for name in dict.fromkeys(cell.comparison for cell in members):
+            mine = [cell for cell in members if cell.comparison == name]
             seeds = len(mine[0].accuracies)
             text += [f"**{mine[0].label}** (`{name}`, {seeds} seed{'s' * (seeds != 1)})", ""]
             if mine[0].void:
@@ -243,18 +246,18 @@ def _p_values(cell: MemberGroup) -> list[str]:
 
 
 def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: "") -> Table:
-    """The published figures beside the measured ones."""
+    """Tabulate the published figures beside the measured ones."""
     header = ["source", "comparison", "what", "s", "rule", "published", "measured", "seeds", "outcome", "reason"]
     body = []
-    for found in checked:
-        published, measured = found.published, found.measured
+    for check in checked:
+        published, measured = check.published, check.measured
         interval = f" [{number(measured.low)}, {number(measured.high)}]" if measured.low is not None else ""
         body.append(
             [
                 *(published.source, published.comparison, "test error %", f"{published.subgradient:g}", published.rule),
                 f"{published.value:g} ± {published.spread:g}",
                 f"{number(measured.mean)}{interval}",
-                *(str(measured.n), found.verdict, reason(found)),
+                *(str(measured.n), check.verdict, reason(check)),
             ]
         )
     title = "published test errors in %, and what was measured here (injected rule; s = 0: chain)"
@@ -262,8 +265,8 @@ def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str]
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:
-    """The published findings in words."""
-    rows = [[found.source, found.claim, found.measured, found.verdict, found.reason] for found in claims]
+    """Tabulate the published findings in words."""
+    rows = [[claim.source, claim.claim, claim.measured, claim.verdict, claim.reason] for claim in claims]
     return Table(
         ["source", "finding", "measured", "outcome", "reason"], rows, "published findings, and what was measured here"
     )

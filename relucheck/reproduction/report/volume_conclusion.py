@@ -11,19 +11,19 @@ from relucheck.volume.compensation import Sum
 
 
 def conclusion(report: Report, judged: Sequence[Judged], sums: Mapping[str, Sum] | None) -> tuple[str, str, str]:
-    """Three sentences for a reader who reads nothing else."""
+    """Summarise E4's results in three sentences."""
     return _shares(report), _tests(judged), _over_the_reals(sums)
 
 
 def _shares(report: Report) -> str:
-    """By dtype, in the device's default arithmetic, over the draws of all cells together."""
+    """Summarise the shares by dtype, in the device's default arithmetic, over all cells."""
     counts: list[str] = []
     for name in reversed(DTYPE_NAMES):
-        own = [estimate for estimate in report.estimates if estimate.cell.arithmetic.name == name]
-        drawn = sum(estimate.draws for estimate in own)
-        if own:
+        estimates = [estimate for estimate in report.estimates if estimate.cell.arithmetic.name == name]
+        drawn = sum(estimate.draws for estimate in estimates)
+        if estimates:
             noun = "" if counts else " random networks"
-            counts.append(f"{sum(estimate.bifurcated for estimate in own):,} of {drawn:,}{noun} in {name}")
+            counts.append(f"{sum(estimate.bifurcated for estimate in estimates):,} of {drawn:,}{noun} in {name}")
     if not counts:
         return "No cell was run in the default arithmetic of this device."
     return f"On this device, the gradients of backprop_0 and backprop_1 differ for {listed(counts)}, all cells together."
@@ -35,8 +35,8 @@ def _tests(judged: Sequence[Judged]) -> str:
         return "No share was tested against a published one, because data or sizes are others."
     parts = []
     for source in dict.fromkeys(one.line.entry.source for one in tested):
-        own = [one for one in tested if one.line.entry.source == source]
-        parts.append(f"{sum(one.differs for one in own)} of {len(own)} for [{source}]")
+        lines = [line for line in tested if line.line.entry.source == source]
+        parts.append(f"{sum(line.differs for line in lines)} of {len(lines)} for [{source}]")
     differ = sum(one.differs for one in tested)
     rest = len(tested) - differ
     others = f"; the other {rest} are undecided: these draws do not distinguish them" if rest else ""
@@ -47,12 +47,12 @@ def _tests(judged: Sequence[Judged]) -> str:
 
 
 def _over_the_reals(sums: Mapping[str, Sum] | None) -> str:
-    looked = {} if sums is None else {name: found for name, found in sums.items() if found.networks}
+    looked = {} if sums is None else {name: total for name, total in sums.items() if total.networks}
     if not looked:
         return "Whether any of these differences exists over the reals too was not looked at."
-    real = {name: found.bifurcation for name, found in looked.items() if found.bifurcation}
-    networks, open_ = (sum(getattr(found, what) for found in looked.values()) for what in ("networks", "undecided"))
-    rounding = sum(found.compensation for found in looked.values())
+    real = {name: total.bifurcation for name, total in looked.items() if total.bifurcation}
+    networks, open_ = (sum(getattr(total, what) for total in looked.values()) for what in ("networks", "undecided"))
+    rounding = sum(total.compensation for total in looked.values())
     where = f" ({listed([f'{count} in {name}' for name, count in real.items()])})" if real else ""
     unknown = f", and {open_:,} are undecided" if open_ else ""
     return (

@@ -1,4 +1,4 @@
-"""Figures of E4: one for each sweep, ours and the published with intervals, a panel for each dtype and source."""
+"""Figures of E4: our shares and the published ones, with intervals, one for each sweep."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SPREAD: Final = 0.6  # of the distance between two values, over which the serie
 
 
 def draw(report: Report, folder: Path) -> tuple[Path, ...]:
-    """Draws ``volume_by_SWEEP.png`` for every sweep of the report into a folder; returns their paths.
+    """Write ``volume_by_SWEEP.png`` for every sweep of the report; return the paths.
 
     Raises:
         ImportError: without matplotlib; says how to install it.
@@ -70,7 +70,7 @@ def _figure(report: Report, varied: str, lines: Sequence[Line]) -> Any:
 
 
 def _panel(axes: Any, lines: Sequence[Line]) -> None:
-    """Points over evenly spaced values, the published ones first, each series a little aside of the others."""
+    """Plot the shares over evenly spaced values, with the series a little apart."""
     values = sorted({line.entry.x for line in lines})
     at = {value: position for position, value in enumerate(values)}
     series: dict[str, list[tuple[float, float, Interval]]] = {}

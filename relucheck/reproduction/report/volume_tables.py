@@ -51,11 +51,11 @@ def title(report: Report) -> str:
 
 
 def groups(judged: Iterable[Judged]) -> dict[tuple[str, str], list[Judged]]:
-    """Lines by source and sweep, in order: a table each."""
-    found: dict[tuple[str, str], list[Judged]] = {}
+    """Group the lines by source and sweep, in order; each group is a table."""
+    by_table: dict[tuple[str, str], list[Judged]] = {}
     for one in judged:
-        found.setdefault((one.line.entry.source, one.line.entry.varied), []).append(one)
-    return found
+        by_table.setdefault((one.line.entry.source, one.line.entry.varied), []).append(one)
+    return by_table
 
 
 def _title(source: str, varied: str) -> str:
@@ -133,7 +133,7 @@ def markdown(
 
 
 def notes(report: Report, judged: Iterable[Judged]) -> list[str]:
-    """What a reader has to know of the method, a sentence or two each."""
+    """Notes on the method, in a sentence or two each."""
     judged = tuple(judged)
     estimates = report.estimates
     computing = sum(estimate.wall_s for estimate in estimates)
@@ -171,7 +171,7 @@ def _needed(estimates: Iterable[Estimate]) -> str:
 
 
 def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
-    """The report as plain JSON: one row for each line, without the decisions (these are in the cells' files)."""
+    """Build the report's JSON, without the single decisions, which are in the cells' files."""
     rows = []
     for one in judged:
         entry, ours = one.line.entry, one.line.estimate
@@ -207,7 +207,7 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What a terminal shows of E4: the conclusion, tables, and what to know of them.
+    """E4's conclusion, tables and notes, as a terminal shows them.
 
     Called with a number of columns, it gives the parts for :func:`relucheck.results.tables.render`. A narrow terminal gets
     the counts, our share and the verdict; the page has the other columns.
@@ -232,20 +232,20 @@ def _renamed(table: Table) -> Table:
     return dataclasses.replace(table, header=(_SHORT.get(first, first), *others), right=(*table.right, *_SHORT.values()))
 
 
-def write(report: Report, folder: Path, found: Mapping[str, ZoneSplit] | None = None, *, figures: bool = True) -> Shown:
-    """Writes E4.json, E4.md and figures/ into a folder, and returns what a terminal shows.
+def write(report: Report, folder: Path, splits: Mapping[str, ZoneSplit] | None = None, *, figures: bool = True) -> Shown:
+    """Write E4.json, E4.md and figures/ into a folder; return what a terminal shows.
 
     Args:
         report: all lines of a scale.
         folder: made if need be.
-        found: bifurcation against compensation by cell name, where it was looked at.
+        splits: bifurcation against compensation by cell name, where it was looked at.
         figures: whether to draw them.
 
     Raises:
         relucheck.results.store.StoreError: a file cannot be written.
     """
     judged = judge(report)
-    sums = None if found is None else volume_compensation.by_arithmetic(report.estimates, found)
+    sums = None if splits is None else volume_compensation.by_arithmetic(report.estimates, splits)
     paths = draw(report, folder / "figures") if figures else ()
     content, shown = summary(report, judged), [*tables(judged)]
     if sums is not None:

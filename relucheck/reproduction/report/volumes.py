@@ -96,12 +96,12 @@ class Judged:
 
     @property
     def differs(self) -> bool:
-        """Whether the test says so, after the correction."""
+        """Whether our share differs from the published one, after the correction."""
         return self.text == "differs"
 
 
 def judge(report: Report) -> tuple[Judged, ...]:
-    """Every line with its test, in order; the correction is over the whole report."""
+    """Test every line against the published share, with one correction for the whole report."""
     tests: dict[int, float] = {}
     for index, line in enumerate(report.lines):
         entry, ours = line.entry, line.estimate
