@@ -46,7 +46,7 @@ E4M3, E5M2 = FORMATS["float8_e4m3"], FORMATS["float8_e5m2"]
 def test_planned_linear_layers_meet_brute_force(kind: Any, bias: float) -> None:
     part = Activations("x", 1, "linear", fan_in=32, spread=1.0, offset=bias)
     form = Format("narrow", 4, -3, 30.0)  # few exponents: underflow is frequent
-    told = hits_plans.rate(part, Rounding("", form, form, kind), pairs=4000)
+    predicted = hits_plans.rate(part, Rounding("", form, form, kind), pairs=4000)
     forms = [hits_plans.scaled(form, spread) for spread in (1.0, 32**-0.5, math.hypot(1.0, bias))]
     blocks = (8, 8, 8, 8) if kind == "split-k" else (32,)
     inner = F32 if kind == "single" else forms[2]
@@ -58,7 +58,7 @@ def test_planned_linear_layers_meet_brute_force(kind: Any, bias: float) -> None:
         counted += int((summed(x, weight, offset, how) == 0).sum())
         seen += 400 * 200
     assert counted > 100
-    assert told * seen / counted == pytest.approx(1, abs=0.1 + 2.5 / math.sqrt(counted))
+    assert predicted * seen / counted == pytest.approx(1, abs=0.1 + 2.5 / math.sqrt(counted))
 
 
 @pytest.mark.parametrize("form", [E5M2, BF16], ids=lambda form: form.name)
@@ -69,17 +69,17 @@ def test_planned_normalisations_and_residuals_meet_brute_force(form: Format) -> 
     branch = scaled.round(normal(0, count))
     skip = scaled.round((normal(1, count) * 2**0.5).clamp(min=0))
     counted = float((branch + skip == 0).double().mean())
-    told = hits_plans.rate(Activations("x", 1, "residual", offset=2**0.5), how)
-    assert told / counted == pytest.approx(1, abs=0.15)
+    predicted = hits_plans.rate(Activations("x", 1, "residual", offset=2**0.5), how)
+    assert predicted / counted == pytest.approx(1, abs=0.15)
     scaled = hits_plans.scaled(form, 2**0.5)
     branch, skip = scaled.round(normal(2, count)), scaled.round(normal(3, count))
-    told = hits_plans.rate(Activations("x", 1, "projection", offset=1.0), how)
-    assert told / float((branch + skip == 0).double().mean()) == pytest.approx(1, abs=0.15)
+    predicted = hits_plans.rate(Activations("x", 1, "projection", offset=1.0), how)
+    assert predicted / float((branch + skip == 0).double().mean()) == pytest.approx(1, abs=0.15)
     scaled = hits_plans.scaled(form, math.hypot(1.0, 0.7))
     value, mean = normal(4, count), normal(5, count) * 0.7
     counted = float((scaled.round(value + mean) == scaled.round(mean)).double().mean())
-    told = hits_plans.rate(Activations("x", 1, "normalised", offset=0.7), coarse)
-    assert told / counted == pytest.approx(1, abs=0.15)
+    predicted = hits_plans.rate(Activations("x", 1, "normalised", offset=0.7), coarse)
+    assert predicted / counted == pytest.approx(1, abs=0.15)
 
 
 def test_the_resnet_plan_meets_a_forward_on_this_machine() -> None:
@@ -88,12 +88,12 @@ def test_the_resnet_plan_meets_a_forward_on_this_machine() -> None:
     how = next(r for r in hits_plans.roundings() if (r.kind, r.factors, r.output) == ("operator", BF16, BF16))
     for part in hits_plans.resnet50().parts:
         hits, seen = counts[part.kind]
-        told = hits_plans.rate(part, how) * seen
+        predicted = hits_plans.rate(part, how) * seen
         if part.kind == "normalised":
-            assert hits < 5 > told
+            assert hits < 5 > predicted
         else:
             assert hits > 100
-            assert told / hits == pytest.approx(1, abs=0.25)
+            assert predicted / hits == pytest.approx(1, abs=0.25)
 
 
 def test_plans_add_up() -> None:

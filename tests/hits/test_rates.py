@@ -44,16 +44,16 @@ KNOWN_RATIOS = {"exact products": 1.2}
 @pytest.mark.parametrize("relu", [False, True], ids=["dense", "half zeros"])
 @pytest.mark.parametrize("name", WAYS)
 def test_predictions_meet_brute_force(name: str, relu: bool) -> None:
-    how, told, counted = WAYS[name], 0.0, 0
+    how, predicted, counted = WAYS[name], 0.0, 0
     for seed in range(40):  # many biases: whether one lies on the grid of its sum is chance
         x, weight, bias = normal(seed, 80, 16), normal(1000 + seed, 64, 16) / 4, normal(2000 + seed, 64) / 4
         x, weight = how.factors.round(x.clamp(min=0) if relu else x), how.factors.round(weight)
         bias = (how.bias_format or how.factors).round(bias)
-        told += predict_layer(x, weight, bias, how, pairs=400).expected
+        predicted += predict_layer(x, weight, bias, how, pairs=400).expected
         counted += int((summed(x, weight, bias, how) == 0).sum())
     assert counted > 50, "too few hits to tell"
-    assert told / counted == pytest.approx(KNOWN_RATIOS.get(name, 1.0), abs=0.12 + 2.5 / math.sqrt(counted)), (
-        f"{told:.1f} predicted, {counted} counted"
+    assert predicted / counted == pytest.approx(KNOWN_RATIOS.get(name, 1.0), abs=0.12 + 2.5 / math.sqrt(counted)), (
+        f"{predicted:.1f} predicted, {counted} counted"
     )
 
 
@@ -61,10 +61,10 @@ def test_no_bias() -> None:
     how = dataclasses.replace(WAYS["parts"], blocks=(8, 8))
     x, weight = how.factors.round(normal(0, 2000, 16)), how.factors.round(normal(1, 128, 16))
     counted = int((summed(x, weight, torch.zeros(128).double(), how) == 0).sum())
-    told = predict_layer(x, weight, None, how, pairs=4000)
+    predicted = predict_layer(x, weight, None, how, pairs=4000)
     assert counted > 300
-    assert told.expected / counted == pytest.approx(1, abs=0.25)
-    assert told.low < told.per_million < told.high
+    assert predicted.expected / counted == pytest.approx(1, abs=0.25)
+    assert predicted.low < predicted.per_million < predicted.high
 
 
 def test_sums_of_nothing_are_certain_hits() -> None:
@@ -72,8 +72,8 @@ def test_sums_of_nothing_are_certain_hits() -> None:
     x = how.factors.round(normal(0, 200, 16))
     x[::4] = 0
     weight = how.factors.round(normal(1, 64, 16))
-    told = predict_layer(x, weight, None, how)
-    assert told.per_million == pytest.approx(250_000, rel=0.02)
+    predicted = predict_layer(x, weight, None, how)
+    assert predicted.per_million == pytest.approx(250_000, rel=0.02)
     # with a bias the same rows are never hits
     assert predict_layer(x, weight, torch.full((64,), 0.5), how).per_million < 25_000
     width, certain = widths(torch.zeros(1, 16).double(), weight[:1], torch.tensor([0.5]).double(), how)

@@ -37,8 +37,8 @@ def cells_of(arithmetic: Arithmetic) -> tuple[ValidatedLayer, ...]:
 
 def close(cells: tuple[ValidatedLayer, ...]) -> bool:
     """Whether predicted and counted hits agree within 12 % and the noise of the counts."""
-    told = agreement(cells)
-    return told.hits > 100 and told.low < 1.12 and told.high > 1 / 1.12
+    summary = agreement(cells)
+    return summary.hits > 100 and summary.low < 1.12 and summary.high > 1 / 1.12
 
 
 @pytest.mark.parametrize("arithmetic", COARSE, ids=lambda emulation: emulation.name)
@@ -47,16 +47,16 @@ def test_predictions_meet_counts_on_digits(arithmetic: Arithmetic) -> None:
     assert close(cells), [(cell.layer, cell.expected, cell.hits) for cell in cells]
 
 
-def _without_density(told: rates.Predicted) -> rates.Predicted:
-    return dataclasses.replace(told, per_million=1e6 * told.width)
+def _without_density(prediction: rates.Predicted) -> rates.Predicted:
+    return dataclasses.replace(prediction, per_million=1e6 * prediction.width)
 
 
-def _without_width(told: rates.Predicted) -> rates.Predicted:
-    return dataclasses.replace(told, per_million=1e6 * told.density * 2.0**-8)
+def _without_width(prediction: rates.Predicted) -> rates.Predicted:
+    return dataclasses.replace(prediction, per_million=1e6 * prediction.density * 2.0**-8)
 
 
-def _half_window(told: rates.Predicted) -> rates.Predicted:
-    return dataclasses.replace(told, per_million=2 * told.per_million)
+def _half_window(prediction: rates.Predicted) -> rates.Predicted:
+    return dataclasses.replace(prediction, per_million=2 * prediction.per_million)
 
 
 @pytest.mark.parametrize("fault", [_without_density, _without_width, _half_window], ids=lambda fault: fault.__name__)
@@ -76,8 +76,8 @@ def test_a_spacing_off_by_two_is_noticed(monkeypatch: pytest.MonkeyPatch, factor
 def test_another_accumulation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single rounding predicted where the product is rounded: thousands of times too few."""
     monkeypatch.setattr(rates.Arithmetic, "of", lambda linear: Arithmetic.parse("bfloat16 emulated (rounded)"))
-    told = agreement(cells_of(COARSE[0]))
-    assert told.expected < 0.01 * told.hits
+    summary = agreement(cells_of(COARSE[0]))
+    assert summary.expected < 0.01 * summary.hits
 
 
 def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
@@ -85,7 +85,7 @@ def test_predictions_are_deterministic_and_take_an_accumulation() -> None:
     x = data.load("digits").scaled(torch.bfloat16)[:300]
     first = predict(model, x)
     assert first == predict(model, x)
-    assert [told.layer for told in first] == ["layers.1", "layers.3"]
+    assert [prediction.layer for prediction in first] == ["layers.1", "layers.3"]
     ways = [accumulation(Arithmetic.parse("float16 emulated (product)"), inputs, 32) for inputs in (784, 32)]
     other = predict(model, x, ways)
     # 3 more bits of significand: 8 times rarer
@@ -145,10 +145,11 @@ def cell_of(expected: float, hits: int) -> ValidatedLayer:
 
 def test_agreement() -> None:
     cells = [cell_of(100.0, 100), cell_of(30.0, 20), cell_of(5.0, 0)]
-    told = agreement(cells)
-    assert (told.hits, told.expected, told.informative, told.median, told.activations) == (120, 135.0, 2, 1.25, 3000)
-    assert told.low < told.ratio < told.high  # type: ignore[operator]
-    assert (told.testable, told.surprising) == (2, 0)
+    summary = agreement(cells)
+    assert (summary.hits, summary.expected, summary.activations) == (120, 135.0, 3000)
+    assert (summary.informative, summary.median) == (2, 1.25)
+    assert summary.low < summary.ratio < summary.high  # type: ignore[operator]
+    assert (summary.testable, summary.surprising) == (2, 0)
     assert (cells[0].ratio, cells[2].ratio) == (1.0, None)
     nothing = agreement(cells[2:])
     assert (nothing.ratio, nothing.median, nothing.high, nothing.testable) == (None, None, math.inf, 0)
@@ -156,10 +157,10 @@ def test_agreement() -> None:
 
 def test_cells_are_chosen_by_what_is_predicted() -> None:
     """A choice by counts would keep the lucky ones: the cell with 14 of 10 expected hits, and not that with 6."""
-    told = agreement([cell_of(10.0, 14), cell_of(10.0, 6), cell_of(9.9, 30)])
-    assert told.informative == 2
-    assert told.median == pytest.approx((10 / 14 + 10 / 6) / 2)
-    assert (told.tenth, told.ninetieth) == pytest.approx((10 / 14 + 0.1 * 20 / 21, 10 / 6 - 0.1 * 20 / 21))
+    summary = agreement([cell_of(10.0, 14), cell_of(10.0, 6), cell_of(9.9, 30)])
+    assert summary.informative == 2
+    assert summary.median == pytest.approx((10 / 14 + 10 / 6) / 2)
+    assert (summary.tenth, summary.ninetieth) == pytest.approx((10 / 14 + 0.1 * 20 / 21, 10 / 6 - 0.1 * 20 / 21))
     none = agreement([cell_of(10.0, 10), cell_of(12.0, 0), cell_of(11.0, 11)])
     assert (none.tenth, none.median, none.ninetieth) == (1.0, 1.0, math.inf)
 
@@ -168,8 +169,8 @@ def test_only_cells_with_enough_expected_can_surprise() -> None:
     """No hit where 5 are expected has a p-value of 1.3 %, but so few counts have too few p-values to reckon with."""
     rare, off, right = cell_of(5.0, 0), cell_of(30.0, 12), cell_of(20.0, 20)
     assert rare.probability < 0.05 > off.probability
-    told = agreement([rare, off, right])
-    assert (told.testable, told.surprising) == (2, 1)
+    summary = agreement([rare, off, right])
+    assert (summary.testable, summary.surprising) == (2, 1)
 
 
 def test_emulated_networks_keep_their_hits_out_of_the_prediction() -> None:

@@ -23,7 +23,7 @@ from relucheck.results.store import StoreError
 from relucheck.training import engine as training_engine
 from relucheck.training.engine import usual_executor
 from relucheck.work import Backend, Event, Listener, Unit
-from tests.helpers import made
+from tests.helpers import made_up
 
 
 class MadeUp:
@@ -39,7 +39,7 @@ class MadeUp:
             settings, seeds, folder, _, _, executor, _ = unit.arguments
             if folder.name not in self.calls:
                 self.calls.append(folder.name)
-            made.keep(made.result(settings.of_seeds(seeds), executor=executor, void=self.void), folder)
+            made_up.keep(made_up.result(settings.of_seeds(seeds), executor=executor, void=self.void), folder)
             if listen is not None:
                 listen(Event(unit, finished=True))
 

@@ -20,7 +20,7 @@ from relucheck.training import engine
 from relucheck.training.engine import train
 from relucheck.training.result import PARTS, THINNED, Distances, MemberResult, Result, SeedResult, drawn_steps, thinned
 from relucheck.training.settings import Member, Settings, members_of
-from tests.helpers import made
+from tests.helpers import made_up
 
 
 def _seeds(result: Result) -> dict[int, SeedResult]:
@@ -49,7 +49,7 @@ def test_report_and_figures_of_thinned_results_are_those_of_whole_ones(tmp_path:
     scenario = SCENARIOS["E2"]
     comparison, *_ = scenario.comparisons("cpu", ("float32",))
     settings = dataclasses.replace(comparison.settings, every=1)
-    whole = made.result(settings)
+    whole = made_up.result(settings)
     draw = random.Random(0)
     for member in whole.members:
         if not member.member.control and not member.member.is_reference:
@@ -77,7 +77,7 @@ def test_report_and_figures_of_thinned_results_are_those_of_whole_ones(tmp_path:
 
 
 def test_a_thinned_file_says_so_and_a_file_that_does_not_say_is_refused() -> None:
-    part = _seeds(made.result(SCENARIOS["E1"].comparisons("smoke", ("float32",))[0].settings))[0]
+    part = _seeds(made_up.result(SCENARIOS["E1"].comparisons("smoke", ("float32",))[0].settings))[0]
     assert part.to_json()["thinned"] is None
     (less,) = thinned({0: part}).values()
     content = json.loads(json.dumps(less.to_json()))

@@ -145,10 +145,10 @@ def test_watch_and_pair_are_the_cells(
 def test_verdicts_are_counted_apart(
     verdict: str, found: Estimate, digits: data.DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(*_: Any, **options: Any) -> Reals:
+    def given_verdict(*_: Any, **options: Any) -> Reals:
         return Reals((), (), (), verdict, (), 0, 0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(volume_compensation, "over_the_reals", told)
+    monkeypatch.setattr(volume_compensation, "over_the_reals", given_verdict)
     result = split(found, dataset=digits, limit=2)
     name = {"differs": "bifurcation", "equal": "compensation", "undecided": "undecided"}[verdict]
     inside = [one.seed for one in found.decisions if one.outcome == "bifurcate"]

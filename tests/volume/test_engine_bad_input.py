@@ -90,7 +90,7 @@ class TestBadInput:
             engine.examine([mlp(20, 16, 2).build(lambda: LeakyReLU(0.25))])
 
     @pytest.mark.parametrize(
-        ("targets", "told"),
+        ("targets", "message"),
         [
             (torch.tensor([0, 1, 10]), "targets from 0 to 10"),
             (torch.tensor([0, -1, 1]), "targets from -1 to 1"),
@@ -99,7 +99,7 @@ class TestBadInput:
         ],
         ids=["too_large", "negative", "floats", "one_hot"],
     )
-    def test_targets(self, targets: Tensor, told: str) -> None:
+    def test_targets(self, targets: Tensor, message: str) -> None:
         for run in (lambda x: self._engine(x, targets), lambda x: decide(mlp(20, 16, 2).build(), x, targets)):
-            with pytest.raises(ZoneDataError, match=told):
+            with pytest.raises(ZoneDataError, match=message):
                 run(torch.zeros(3, 20))

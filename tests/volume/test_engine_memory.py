@@ -47,11 +47,11 @@ class TestMemory:
             init(self, models, arithmetic)
 
         monkeypatch.setattr(Stack, "__init__", small)
-        told: list[str] = []
-        engine = self._engine(note=told.append)
+        notes: list[str] = []
+        engine = self._engine(note=notes.append)
         assert list(engine.decide(range(8))) == plain
-        assert "stacks of 2 network(s)" in told[-1]
-        assert told[-1] in engine.plan
+        assert "stacks of 2 network(s)" in notes[-1]
+        assert notes[-1] in engine.plan
 
     def test_drawing_that_does_not_fit_shrinks_too(self, plain: list[Decision], monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: list[int] = []

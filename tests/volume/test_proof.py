@@ -103,13 +103,13 @@ class TestProof:
             return z.round() if len(self) > 1 else z
 
         monkeypatch.setattr(Stack, "_affine", shifted)
-        told: list[str] = []
+        notes: list[str] = []
         x, y = drawn_data(64, 20, 3, 8)
         network = mlp(20, 16, 2)
-        engine = Engine(network, Arithmetic(torch.float32), x, y, batch_size=16, note=told.append)
+        engine = Engine(network, Arithmetic(torch.float32), x, y, batch_size=16, note=notes.append)
         models = [coarsen(network.draw(seed, Arithmetic(torch.float32)), 8, 1.0) for seed in range(4)]
         ours = [(found.outcome, found.batch) for found in engine.examine(models)]
         assert ours == [plain_decision(model, engine.inputs, y, 16) for model in models]
-        assert len(told) == 1
-        assert "runs separately from here on" in told[0]
-        assert told[0] in engine.plan
+        assert len(notes) == 1
+        assert "runs separately from here on" in notes[0]
+        assert notes[0] in engine.plan

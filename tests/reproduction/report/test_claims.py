@@ -16,8 +16,8 @@ from relucheck.reproduction.report.document import report
 from relucheck.reproduction.report.summary import Reproduction
 from relucheck.results.tables import render
 from relucheck.training.settings import Member
-from tests.helpers import invariants, made
-from tests.helpers.made import E2, runs_of_e2
+from tests.helpers import invariants, made_up
+from tests.helpers.made_up import E2, runs_of_e2
 
 
 def _published_like(member: Member) -> float:
@@ -32,9 +32,13 @@ def _outcomes(folder: Path) -> Reproduction:
         "cpu", ("bfloat16-product",)
     )
     seeds = half.settings.members
-    many = made.result(dataclasses.replace(product.settings, members=seeds), _published_like, hits={"chain": 800})
+    many = made_up.result(dataclasses.replace(product.settings, members=seeds), _published_like, hits={"chain": 800})
     quiet = {"accuracy": lambda member: 0.98 + 1e-4 * member.seed, "hits": {"chain": 0}, "executor": "forking"}
-    runs = ((single, made.result(single.settings, **quiet)), (half, made.result(half.settings, **quiet)), (product, many))
+    runs = (
+        (single, made_up.result(single.settings, **quiet)),
+        (half, made_up.result(half.settings, **quiet)),
+        (product, many),
+    )
     cells = tuple(report_summary.analyse(runs))
     results = {comparison.name: result for comparison, result in runs}
     return Reproduction(
@@ -78,7 +82,9 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     assert next(claim for claim in whole.claims if claim.claim.startswith("0 against 0")).verdict == "agrees"
     float32 = next(claim for claim in whole.claims if claim.claim.startswith("float32"))
     assert float32.verdict == "undecided", "3 seeds without spread"
-    same = [(c, made.result(c.settings, identical=True, hits={"chain": 0}, executor="forking")) for c, _ in whole.runs[:1]]
+    same = [
+        (c, made_up.result(c.settings, identical=True, hits={"chain": 0}, executor="forking")) for c, _ in whole.runs[:1]
+    ]
     _, float32 = report_claims.claims("E2", same, report_summary.analyse(same))
     assert (float32.verdict, float32.reason) == ("disagrees", "hits of s = 0 an epoch: 0.0 with nn.Linear")
     shown = render(*tables.rich_outcomes(whole.published, whole.claims), width=200, color=False)
@@ -104,7 +110,7 @@ def test_few_hits_are_a_reason_where_they_are_few_and_others_many(rounded: int, 
     for name, hits in (("bfloat16-rounded", rounded), ("bfloat16-product", product)):
         (comparison,) = E2.comparisons("full", (name,))
         settings = dataclasses.replace(comparison.settings, every=50)
-        runs.append((comparison, made.result(settings, lambda member: 0.98, hits={"chain": hits})))
+        runs.append((comparison, made_up.result(settings, lambda member: 0.98, hits={"chain": hits})))
     claims = {c.measured.split(":")[0]: c for c in report_claims.claims("E2", runs, report_summary.analyse(runs))}
     mild, coarse = (claims[f"bfloat16 emulated ({name})"] for name in ("rounded", "product"))
     assert mild.verdict == coarse.verdict == "disagrees"
@@ -119,14 +125,14 @@ def test_few_hits_are_compared_in_the_same_setting() -> None:
     runs = []
     for name, hits in (("bfloat16-rounded", 0), ("sgd-bfloat16-product", 800)):
         (comparison,) = E2.comparisons("full", (name,))
-        runs.append((comparison, made.result(comparison.settings, lambda member: 0.98, hits={"chain": hits})))
+        runs.append((comparison, made_up.result(comparison.settings, lambda member: 0.98, hits={"chain": hits})))
     (claim,) = [c for c in report_claims.claims("E2", runs, report_summary.analyse(runs)) if "grows" in c.claim]
     assert claim.reason == "not found", "another optimiser"
 
 
 def test_findings_of_e1_and_e3() -> None:
     e1, e3 = SCENARIOS["E1"], SCENARIOS["E3"]
-    runs = [(c, made.result(c.settings, hits={"chain": 3})) for c in e1.comparisons("full", ("float32", "bfloat16"))]
+    runs = [(c, made_up.result(c.settings, hits={"chain": 3})) for c in e1.comparisons("full", ("float32", "bfloat16"))]
 
     def verdicts(name: str, runs: Any) -> list[str]:
         return [claim.verdict for claim in report_claims.claims(name, runs, report_summary.analyse(runs))]
@@ -137,22 +143,22 @@ def test_findings_of_e1_and_e3() -> None:
     assert verdicts("E1", runs)[0] == "disagrees"
     runs[0][1].find(1, 0.0).hits = [[[0]], [[0]]]
     assert verdicts("E1", runs)[1] == "disagrees", "a run departs without a hit"
-    alone = [(c, made.result(c.settings)) for c in e1.comparisons("cpu", ("float32", "bfloat16"))]
+    alone = [(c, made_up.result(c.settings)) for c in e1.comparisons("cpu", ("float32", "bfloat16"))]
     assert verdicts("E1", alone)[2:] == ["one run", "one run"]
 
     def spread(member: Member) -> float:
         return 0.9 + (0.001 + 0.01 * abs(member.subgradient)) * (member.seed - 1)
 
-    runs = [(c, made.result(c.settings, spread)) for c in e3.comparisons("cpu", ("bfloat16",))]
+    runs = [(c, made_up.result(c.settings, spread)) for c in e3.comparisons("cpu", ("bfloat16",))]
     assert verdicts("E3", runs) == ["agrees"]
-    runs = [(c, made.result(c.settings, lambda m: 0.9 + 0.001 * m.seed)) for c in e3.comparisons("cpu", ("bfloat16",))]
+    runs = [(c, made_up.result(c.settings, lambda m: 0.9 + 0.001 * m.seed)) for c in e3.comparisons("cpu", ("bfloat16",))]
     assert verdicts("E3", runs) == ["disagrees"]
 
 
 def test_a_reference_that_diverged_proves_nothing_about_hits() -> None:
     """Its hits end where it diverged; the others go on, meet kinks and part."""
     comparison = E2.comparisons("cpu", ("float32",))[0]
-    result = made.result(comparison.settings, diverged=lambda member: member.subgradient == 0 and member.seed == 1)
+    result = made_up.result(comparison.settings, diverged=lambda member: member.subgradient == 0 and member.seed == 1)
     for control in (False, True):
         result.find(1, 0.0, control=control).hits = []
     invariants.no_hits_no_difference(result)

@@ -24,12 +24,12 @@ from relucheck.reproduction.report.volumes import Entry, Line, Report, judge
 from relucheck.training.settings import Member
 from relucheck.volume.cell import Cell, Draw, Estimate
 from relucheck.volume.compensation import Sum
-from tests.helpers import made
+from tests.helpers import made_up
 
 
 def _made(name: str, only: tuple[str, ...], scale: str = "full", **options: Any) -> Reproduction:
     scenario = SCENARIOS[name]
-    runs = tuple((one, made.result(one.settings, **options)) for one in scenario.comparisons(scale, only))
+    runs = tuple((one, made_up.result(one.settings, **options)) for one in scenario.comparisons(scale, only))
     cells = tuple(analyse(runs))
     results = {comparison.name: result for comparison, result in runs}
     checked = tuple(check(scenario.published_figures(scale), results))

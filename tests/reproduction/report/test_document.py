@@ -10,7 +10,7 @@ from syrupy.assertion import SnapshotAssertion
 from relucheck.reproduction.report import summary as report_summary
 from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction
-from tests.helpers.made import E2, runs_of_e2
+from tests.helpers.made_up import E2, runs_of_e2
 
 
 def test_report_and_summary(tmp_path: Path, snapshot: SnapshotAssertion) -> None:

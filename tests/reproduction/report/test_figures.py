@@ -11,8 +11,8 @@ from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.report import figures as report_figures
 from relucheck.reproduction.report import summary as report_summary
 from relucheck.results.figures import blank
-from tests.helpers import invariants, made
-from tests.helpers.made import E2, runs_of_e2
+from tests.helpers import invariants, made_up
+from tests.helpers.made_up import E2, runs_of_e2
 
 
 def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_overview_shows_means_intervals_and_published_differences() -> None:
     """Each point by its y-data: the mean difference from s = 0 of a rule and s, its interval, and what was published."""
     runs = runs_of_e2(only=("bfloat16", "bfloat16-product-3-epochs"))
-    runs.append((E2.comparisons("cpu", ("float16",))[0], made.result(runs[0][1].settings, diverged=lambda member: True)))
+    runs.append((E2.comparisons("cpu", ("float16",))[0], made_up.result(runs[0][1].settings, diverged=lambda member: True)))
     figure = report_figures._differences(E2, "cpu", runs)
     half, brief = [panel for panel in figure.get_axes() if panel.get_title()]
     assert half.get_title() == "bfloat16\n50 epochs, 3 seeds"
@@ -180,7 +180,7 @@ def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
         {"diverged": lambda member: True},
         {"identical": True},
     ]
-    runs = [(c, made.result(c.settings, **o)) for c, o in zip(comparisons, options, strict=True)]
+    runs = [(c, made_up.result(c.settings, **o)) for c, o in zip(comparisons, options, strict=True)]
     paths = report_figures.draw(E2, "cpu", runs, tmp_path)
     assert len(paths) == 5
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
@@ -197,7 +197,7 @@ def test_many_arithmetics_go_on_in_further_files(tmp_path: Path) -> None:
         return blank(1, 1)
 
     e3 = SCENARIOS["E3"]
-    runs = [(comparison, made.result(comparison.settings)) for comparison in e3.comparisons("cpu")]
+    runs = [(comparison, made_up.result(comparison.settings)) for comparison in e3.comparisons("cpu")]
     paths = report_figures.draw(e3, "cpu", runs, tmp_path, figures={"boxes": drawn})
     boxes = ["mnist-adam-relu-r22-boxes-1.png", "mnist-adam-relu-r22-boxes-2.png"]
     assert [path.name for path in paths] == ["differences.png", *boxes]

@@ -13,8 +13,8 @@ from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import render
 from relucheck.training.result import Result
 from relucheck.training.settings import Member
-from tests.helpers import made
-from tests.helpers.made import E2, runs_of_e2
+from tests.helpers import made_up
+from tests.helpers.made_up import E2, runs_of_e2
 
 PUBLISHED = E2.published_at("cpu")
 
@@ -117,7 +117,7 @@ def test_fused_kernels_are_named() -> None:
 def test_a_void_comparison_says_nothing_else() -> None:
     comparison = E2.comparisons("cpu", ("float32",))[0]
     why = "control differed at step 12 in parameter layers.0.weight (seed 1)"
-    runs = [(comparison, made.result(comparison.settings, void=why)), *runs_of_e2(only=("bfloat16",))]
+    runs = [(comparison, made_up.result(comparison.settings, void=why)), *runs_of_e2(only=("bfloat16",))]
     cells = report_summary.analyse(runs)
     assert all(cell.paired is None for cell in cells if cell.comparison == "float32")
     assert all(cell.paired.family == 8 for cell in cells if cell.paired and not cell.control)
@@ -160,8 +160,8 @@ def test_identical_runs_differ_by_0_exactly_and_the_seeds_decide(scale: str, ver
 def test_the_family_holds_what_tests_something() -> None:
     """16 rows beside s = 0: one arithmetic has identical runs, of the other one s has lost a run under both rules."""
     single, half = E2.comparisons("cpu", ("float32", "bfloat16"))
-    lost = made.result(half.settings, diverged=lambda member: member.subgradient == 0.8 and member.seed == 1)
-    cells = report_summary.analyse([(single, made.result(single.settings, identical=True)), (half, lost)])
+    lost = made_up.result(half.settings, diverged=lambda member: member.subgradient == 0.8 and member.seed == 1)
+    cells = report_summary.analyse([(single, made_up.result(single.settings, identical=True)), (half, lost)])
     assert {cell.paired.family for cell in cells if cell.paired and not cell.control} == {6}
     assert "by Holm over every row of this report that has a test" in tables.LEGEND["p differs, p equivalent"]
 
@@ -178,7 +178,7 @@ def test_published_figures_are_checked() -> None:
     runs = runs_of_e2(only=("bfloat16-split-k-4",))
     product, *_ = E2.comparisons("cpu", ("bfloat16-product",))
     one = tuple(member for member in product.settings.members if member.seed == 0)
-    runs.append((product, made.result(dataclasses.replace(product.settings, members=one))))
+    runs.append((product, made_up.result(dataclasses.replace(product.settings, members=one))))
     figures = E2.published_figures("cpu")
     checked = report_summary.check(figures, {comparison.name: result for comparison, result in runs})
     found = {(c.published.comparison, c.published.rule, c.published.subgradient): c.verdict for c in checked}

@@ -54,7 +54,7 @@ def test_results_are_written_whole_and_read_again(tmp_path: Path, remark: str) -
         hit_rates.read_results(path)
 
 
-COMMITTED = Path(__file__).parents[2] / "reports" / "volume"
+COMMITTED = Path(__file__).parents[3] / "reports" / "volume"
 
 
 @pytest.mark.skipif(not (COMMITTED / "hit_rates.json").exists(), reason="the reports are not part of this source tree")

@@ -1,4 +1,4 @@
-"""volume_scenario: the published tables as data, what the scales hold, tests against published counts, tables, figures."""
+"""E4: the published tables as data, what the scales hold, tests against published counts, tables, figures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gzip
 import json
 import shutil
 import struct
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from relucheck.extras import MissingExtraError
 from relucheck.numerics.dtypes import as_dtype
 from relucheck.reproduction import published
 from relucheck.reproduction.experiments import volumes
@@ -358,8 +360,8 @@ def test_points_stand_at_the_shares() -> None:
     assert bars.tolist() == pytest.approx([bounds.low, bounds.high])
 
 
-def test_without_matplotlib_the_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    shown = volume_tables.write(report(line(None, 1)), tmp_path)
-    assert "matplotlib is not installed" in shown.notes[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["E4.json", "E4.md"]
+def test_without_matplotlib_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match="a figure needs matplotlib"):
+        volume_tables.write(report(line(None, 1)), tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
