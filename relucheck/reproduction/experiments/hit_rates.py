@@ -195,7 +195,7 @@ def read_results(path: Path) -> Results:
             raise ReportError(f"{path} has schema {content['schema']!r}, this version reads {SCHEMA}; run it again")
         remark = content["remark"]
         if not isinstance(remark, str):
-            raise ReportError(f"{path}: remark {remark!r} is no text; write it as a JSON string")
+            raise ReportError(f"{path}: remark {remark!r} is not text; write it as a JSON string")
         return Results(
             [ValidatedLayer(**cell) for cell in content["cells"]],
             float(content["seconds"]),

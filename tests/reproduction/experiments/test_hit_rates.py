@@ -43,7 +43,7 @@ def test_results_are_written_whole_and_read_again(tmp_path: Path, remark: str) -
     with pytest.raises(hit_rates.ReportError, match="schema 99, this version reads 2"):
         hit_rates.read_results(path)
     path.write_text(json.dumps({**content, "remark": 3}))
-    with pytest.raises(hit_rates.ReportError, match=r"hit_rates\.json: remark 3 is no text; write it as"):
+    with pytest.raises(hit_rates.ReportError, match=r"hit_rates\.json: remark 3 is not text; write it as"):
         hit_rates.read_results(path)
     del content["planned"]
     path.write_text(json.dumps(content))
