@@ -311,7 +311,7 @@ def test_a_default_device_is_no_place_for_the_trial() -> None:
     training_optimisers._tried.cache_clear()
     parameters = [torch.zeros(2, 3)]
     with torch.device("meta"):
-        assert training_optimisers._passes(training_optimisers._wherever_stacked, Optimiser(), parameters)
+        assert training_optimisers._passes(training_optimisers._stacked_trial, Optimiser(), parameters)
     training_optimisers._tried.cache_clear()
 
 
@@ -341,7 +341,7 @@ def test_an_optimiser_that_goes_by_place_is_found_out(monkeypatch: pytest.Monkey
 
     def alike() -> bool:
         training_optimisers._tried.cache_clear()
-        return training_optimisers._passes(training_optimisers._wherever_stacked, Optimiser("sgd", 0.1), parameters)
+        return training_optimisers._passes(training_optimisers._stacked_trial, Optimiser("sgd", 0.1), parameters)
 
     assert alike()
     monkeypatch.setattr(training_optimisers, "make_optimiser", lambda chosen, parameters: _Faulty(parameters, lr=chosen.lr))
