@@ -34,8 +34,8 @@ def _meaning(rounding: Rounding, changed: tuple[Override, ...]) -> list[Rounding
 
 def _sums(emulation: Emulation) -> list[Rounding]:
     return [
-        emulation.layer(layer).sum(direction, terms)
-        for layer in range(1, 6)
+        one.sum(direction, terms)
+        for one in map(emulation.layer, range(1, 6))
         for direction in DIRECTIONS
         for terms in LENGTHS
     ]
