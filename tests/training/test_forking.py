@@ -46,6 +46,10 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "product float16": {"arithmetic": Arithmetic.parse("float16 emulated (product)")},
     "tf32": {"arithmetic": Arithmetic.parse("float32 emulated (tf32)")},
     "rounded": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded)")},
+    "by layer": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded; layer 1 forward: split-k 4 wide)")},
+    "by length and direction": {
+        "arithmetic": Arithmetic.parse("bfloat16 emulated (product; layer 2: split-k 3 in place; K from 20: split-k 2)")
+    },
     "sgd": {"optimiser": Optimiser("sgd", lr=0.1)},
     "sgd bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9), "arithmetic": Arithmetic.parse("bfloat16")},
     "sgd momentum": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},

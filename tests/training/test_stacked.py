@@ -48,6 +48,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "float32": {"arithmetic": Arithmetic.parse("float32")},
     "tf32": {"arithmetic": Arithmetic.parse("float32 emulated (tf32)")},
     "rounded": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded)")},
+    "by layer": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded; layer 1 forward: split-k 4)")},
     "mixed float16": {"arithmetic": Arithmetic.parse("mixed float16")},
     "mixed float16 sgd": {"arithmetic": Arithmetic.parse("mixed float16"), "optimiser": Optimiser("sgd", lr=0.1)},
 }
