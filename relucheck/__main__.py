@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from relucheck import __version__
 from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError
 
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "2 invalid command line or configuration; 3 a target does not import, or data, a device or memory is missing; "
         "4 a file cannot be written or read, or belongs to something else; 70 a bug in relucheck; 130 interrupted",
     )
+    parser.add_argument("--version", action="version", version=f"relucheck {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("check", "check the activations in TARGET against laws that every correct gradient obeys"),

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from relucheck.errors import MISSING, RelucheckError, one_of, whole
+from relucheck.extras import require
 from relucheck.numerics import dtypes as numerics_dtypes
 
 #: The environment variable that names the data root if no argument does.
@@ -207,6 +208,7 @@ def load_mnist(root: Root = None, split: str = "train", *, download: bool = True
         DataFileError: for a root that is a file or cannot be written, and for a file that is unreadable, truncated or
             altered, or missing with ``download=False``.
         DownloadError: if files are missing and the download fails; names them, the root and the offline way.
+        relucheck.extras.MissingExtraError: if files are missing and torchvision is not installed.
     """
     return _load_idx("mnist", split, root, download)
 
@@ -359,6 +361,7 @@ def _read_verified(raw: Path, file: str, source: _Source) -> bytes | None:
 
 def _download(raw: Path, source: _Source, lacks: str, offline: str) -> dict[str, bytes | None]:
     """Downloads a set with torchvision, moves what ``raw`` lacks there, verified and each in one rename; the contents."""
+    require(f"{lacks}, and a download", "torchvision", otherwise=f"or {offline}")
     with contextlib.ExitStack() as stack:
         try:
             raw.mkdir(parents=True, exist_ok=True)

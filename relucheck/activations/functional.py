@@ -191,10 +191,9 @@ def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
 
     ``torch.broadcast_shapes`` would raise where it does not.
     """
-    return len(shape) <= len(target) and all(
-        size == 1 or size == other  # `size in (1, other)` misses symbolic sizes in torch 2.11
-        for size, other in zip(reversed(shape), reversed(target), strict=False)
-    )
+    more = len(target) - len(shape)
+    # by index, because dynamo refuses a zip of unequal lengths in torch 2.4; not `in`, which misses symbolic sizes in 2.11
+    return more >= 0 and all(shape[at] == 1 or shape[at] == target[more + at] for at in range(len(shape)))
 
 
 def _refuse_misfit(rule: Rule, subgradients: Sequence[Tensor], shape: Sequence[int]) -> None:
@@ -227,9 +226,19 @@ def _composed(rule: Rule, x: Tensor, slope: float, subgradients: Sequence[Tensor
     return result
 
 
+def _transforming() -> bool:
+    """Whether a transform of ``torch.func`` is active."""
+    return torch._C._are_functorch_transforms_active()
+
+
+# Dynamo cannot trace the question in torch 2.4. It guards the stack of transforms, so the answer is a constant of a graph.
+# This is torch.compiler.assume_constant_result, which would import dynamo.
+_transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _apply(rule: Rule, x: Tensor, slope: float, inplace: bool, subgradients: Sequence[Tensor]) -> Tensor:
     tracing = torch.compiler.is_compiling()
-    functional = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    functional = _transforming() or forward_ad._current_level >= 0
     transformed = functional and not tracing
     # No custom function for an input that needs no gradient: while tracing, dynamo confuses the arguments of a custom
     # function with *args in that case.

@@ -20,6 +20,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
+from relucheck.extras import require
 from relucheck.hits.rates import RateError
 from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
 from relucheck.numerics.determinism import generator
@@ -132,7 +133,11 @@ def resnet50_kinds(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iter
         model: torchvision's ResNet-50.
         see: takes the kind (``normalised``, ``residual`` or ``projection``, see ``Activations``) and the tensor that the
             ReLU receives.
+
+    Raises:
+        MissingExtraError: without torchvision.
     """
+    require("a ResNet-50", "torchvision")
     from torchvision.models.resnet import Bottleneck
 
     hooks = []
@@ -165,7 +170,11 @@ def resnet50(batch: int = 256, size: int = 224) -> PlannedNetwork:
     Args:
         batch: images per training step.
         size: height and width of the images, in pixels.
+
+    Raises:
+        MissingExtraError: without torchvision.
     """
+    require("a ResNet-50", "torchvision")
     from torchvision.models import resnet50 as build
 
     with torch.device("meta"):

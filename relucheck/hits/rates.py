@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.errors import ModelError, RelucheckError
+from relucheck.extras import require
 from relucheck.hits.widths import FORMATS, Accumulation, widths
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import positions_of
@@ -278,7 +279,11 @@ def poisson_interval(count: int, level: float = 0.95) -> tuple[float, float]:
     """Exact confidence interval of a Poisson mean, given one count.
 
     Source: Garwood 1936, "Fiducial limits for the Poisson distribution", Biometrika 28.
+
+    Raises:
+        MissingExtraError: without SciPy.
     """
+    require("an interval of a hit rate", "scipy")
     from scipy.stats import chi2
 
     tail = (1 - level) / 2

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from relucheck.extras import require
 from relucheck.hits.plans import resnet50_kinds
 from relucheck.hits.rates import RateError, measure, poisson_interval, predict
 from relucheck.networks.network import Network
@@ -55,6 +56,7 @@ class ValidatedLayer:
 
 
 def _probability(hits: int, expected: float) -> float:
+    require("the p-value of a number of hits", "scipy")
     from scipy.stats import poisson
 
     tail = min(float(poisson.cdf(hits, expected)), float(poisson.sf(hits - 1, expected)))
@@ -282,6 +284,7 @@ def resnet50_hits(dtype: torch.dtype, *, mixed: bool, batch: int = 4, seed: int 
     Returns:
         For each kind of ``relucheck.hits.plans.resnet50_kinds``, the number of hits and of activations.
     """
+    require("a ResNet-50", "torchvision")
     from torchvision.models import resnet50
 
     with torch.random.fork_rng(devices=[]):

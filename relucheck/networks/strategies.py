@@ -10,13 +10,16 @@ import math
 from collections.abc import Sequence
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
+from relucheck.extras import require
 from relucheck.networks.examples import EXAMPLE_KINDS, Aim, Example, ExampleKind, Inputs, Weights, network_for
 from relucheck.networks.network import ACTIVATIONS, ActivationName
 from relucheck.numerics.bits import from_ordinals, ordinals
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
+
+require("relucheck.networks.strategies", "hypothesis")
+from hypothesis import strategies as st  # noqa: E402
 
 
 def dtypes() -> st.SearchStrategy[torch.dtype]:

@@ -195,7 +195,7 @@ class Arithmetic:
             if not tf32:
                 mixture += [f"{_PRECISIONS[value]} {part}" for part, value in found.items() if value in _PRECISIONS]
         matmul: Any = torch.backends.cuda.matmul
-        if dtype == torch.float16 and kind == "cuda" and matmul.allow_fp16_accumulation:
+        if dtype == torch.float16 and kind == "cuda" and getattr(matmul, _ACCUMULATION, False):
             mixture.append("16-bit accumulation")
         reduction = _reduction(_SWITCHES[dtype]) if dtype in _SWITCHES else DEFAULT
         return cls(dtype, tf32=tf32, reduction=reduction, mixture=tuple(mixture))
@@ -270,8 +270,14 @@ class Arithmetic:
         A switch that follows the one above it (for example ``torch.backends.fp32_precision``) follows it again afterwards.
 
         Raises:
-            UnsupportedArithmeticError: for an arithmetic with a ``mixture``, which only labels results.
+            UnsupportedArithmeticError: for an arithmetic with a ``mixture``, which only labels results, and for the strict
+                arithmetic if this version of torch has no switch for split-K.
         """
+        if self.reduction == STRICT and not _SPLIT_K:
+            raise UnsupportedArithmeticError(
+                f"arithmetic {self.name!r}: torch {torch.__version__} has no switch that forbids split-K; use torch 2.10 "
+                f"or newer, or {dataclasses.replace(self, reduction=(False, True)).name!r}"
+            )
         if self.mixture:
             raise UnsupportedArithmeticError(
                 f"arithmetic {self.name!r}: a label of switches that were set one by one, none that can be switched to; "
@@ -279,17 +285,19 @@ class Arithmetic:
             )
         matmul: Any = torch.backends.cuda.matmul
         reductions = {name: _reduction(name) for name in _SWITCHES.values()}
-        accumulation = matmul.allow_fp16_accumulation
+        accumulation = getattr(matmul, _ACCUMULATION, None)
         with precision("tf32" if self.tf32 else "ieee"):
             try:
                 for name in reductions:
-                    setattr(matmul, name, self.reduction)
-                matmul.allow_fp16_accumulation = False
+                    _set_reduction(name, self.reduction)
+                if accumulation is not None:
+                    setattr(matmul, _ACCUMULATION, False)
                 yield
             finally:
                 for name, pair in reductions.items():
-                    setattr(matmul, name, pair)
-                matmul.allow_fp16_accumulation = accumulation
+                    _set_reduction(name, pair)
+                if accumulation is not None:
+                    setattr(matmul, _ACCUMULATION, accumulation)
 
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -298,6 +306,9 @@ _SWITCHES: Final = {
     torch.float16: "allow_fp16_reduced_precision_reduction",
     torch.bfloat16: "allow_bf16_reduced_precision_reduction",
 }
+#: Whether a switch for 16-bit reductions takes a pair. Before torch 2.10 it is a bool, and split-K is always allowed.
+_SPLIT_K: Final = hasattr(torch.backends.cuda.matmul, f"{_SWITCHES[torch.float16]}_split_k")
+_ACCUMULATION: Final = "allow_fp16_accumulation"  # torch 2.7 and newer; before, products accumulate in 32 bits
 
 
 def _emulation(dtype: torch.dtype, text: str) -> Emulation:
@@ -315,7 +326,12 @@ def _reduction(name: str) -> Reduction:
     """Read a switch for 16-bit reductions as (reduce in 16 bits, split K).
 
     The switch is assigned a pair, or a bool that leaves split-K allowed. Reading it gives the first flag only; the second
-    one is a separate attribute (torch 2.10 to 2.14).
+    one is a separate attribute (torch 2.10 to 2.15; before, there is only the bool).
     """
     matmul: Any = torch.backends.cuda.matmul
-    return getattr(matmul, name), getattr(matmul, f"{name}_split_k")
+    return getattr(matmul, name), getattr(matmul, f"{name}_split_k", True)
+
+
+def _set_reduction(name: str, pair: Reduction) -> None:
+    """Sets a switch for 16-bit reductions."""
+    setattr(torch.backends.cuda.matmul, name, pair if _SPLIT_K else pair[0])

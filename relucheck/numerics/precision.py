@@ -5,6 +5,10 @@ Below it are cuDNN and oneDNN ("mkldnn"), and below each of these are the kinds 
 the one above it. The switches of cuDNN's layers start with another default, TF32. Once one of them was assigned to, no
 assignment restores that default.
 
+The tree came with torch 2.9. Earlier versions have two switches only: ``torch.set_float32_matmul_precision`` for products,
+of which ``torch.backends.cuda.matmul.allow_tf32`` is another spelling, and ``torch.backends.cudnn.allow_tf32`` for
+convolutions and recurrences on CUDA.
+
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices
 """
 
@@ -18,6 +22,7 @@ from typing import Any, Final
 import torch
 
 _BACKENDS: Final[Any] = torch.backends  # whose stubs lack these switches
+_TREE: Final = hasattr(_BACKENDS, "fp32_precision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,8 @@ _OTHER: Final = {
     "convolutions": _Switch("mkldnn", "conv"),
     "recurrences": _Switch("mkldnn", "rnn"),
 }
+#: The words of ``torch.set_float32_matmul_precision``.
+_WORDS: Final = {"ieee": "highest", "tf32": "high", "bf16": "medium"}
 
 
 def precisions(kind: str) -> dict[str, str]:
@@ -68,6 +75,8 @@ def precisions(kind: str) -> dict[str, str]:
     Args:
         kind: the type of a device, "cuda" or any other.
     """
+    if not _TREE:
+        return _precisions_by_two_switches(kind)
     return {name: switch.value for name, switch in (_CUDA if kind == "cuda" else _OTHER).items()}
 
 
@@ -80,6 +89,12 @@ def precision(wanted: str) -> Iterator[None]:
     where it contradicts the newer switches. It is not set here, because that would end the default of cuDNN's switches for
     the rest of the process.
     """
+    with _tree(wanted) if _TREE else _two_switches(wanted):
+        yield
+
+
+@contextlib.contextmanager
+def _tree(wanted: str) -> Iterator[None]:
     older = _older()
     kept: list[tuple[_Switch, str]] = []
     try:
@@ -88,7 +103,7 @@ def precision(wanted: str) -> Iterator[None]:
             switch.set("none")
         if older is not None:  # assigns to both switches of products, "highest" on a CPU as well
             kept += [(parts["products"], parts["products"].value) for parts in (_CUDA, _OTHER)]
-            torch.set_float32_matmul_precision("high" if wanted == "tf32" else "highest")
+            torch.set_float32_matmul_precision(_WORDS[wanted])
         for switch in _ABOVE:
             switch.set(wanted)
         for switch in (*_CUDA.values(), *_OTHER.values()):
@@ -110,3 +125,24 @@ def _older() -> str | None:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         return None
+
+
+def _precisions_by_two_switches(kind: str) -> dict[str, str]:
+    word = torch.get_float32_matmul_precision()
+    if kind == "cuda":  # where "medium" is TF32 as well
+        layers = "tf32" if _BACKENDS.cudnn.allow_tf32 else "ieee"
+        return {"products": "ieee" if word == "highest" else "tf32", "convolutions": layers, "recurrences": layers}
+    (products,) = (value for value, name in _WORDS.items() if name == word)
+    return {"products": products, "convolutions": "none", "recurrences": "none"}
+
+
+@contextlib.contextmanager
+def _two_switches(wanted: str) -> Iterator[None]:
+    word, layers = torch.get_float32_matmul_precision(), _BACKENDS.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision(_WORDS[wanted])
+        _BACKENDS.cudnn.allow_tf32 = wanted == "tf32"
+        yield
+    finally:
+        torch.set_float32_matmul_precision(word)
+        _BACKENDS.cudnn.allow_tf32 = layers

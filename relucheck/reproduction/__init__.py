@@ -1,4 +1,4 @@
-"""The published experiments: what they are, how they run, and what is reported of them."""
+"""The published experiments: their definitions, how they run, and their reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: it belongs to one scenario, scale, kind of device and executor, and says so in ``scenario.json``."""
+"""The folder of a run, which belongs to one scenario, scale, kind of device and executor (``scenario.json``)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any, Final
 
 from relucheck.errors import RelucheckError
 from relucheck.reproduction.scenario import Place, Scenario
-from relucheck.results.files import MIGRATE
 from relucheck.results.store import SCHEMA, write_atomically
 from relucheck.training.engine import usual_executor
 
-#: What the folder's own description is called, and its layout's name and version.
+#: The file that describes the folder, and the name and version of the folder's layout.
 MARK: Final = "scenario.json"
 LAYOUT: Final = "relucheck-reproduction"
 LAYOUT_VERSION: Final = 2
-#: What a command that was killed may leave of the description.
+#: A temporary file of the description, which a command that was killed may leave.
 _TEMPORARY: Final = re.compile(rf"\.{re.escape(MARK)}\..*\.tmp")
 #: Where results go unless another folder is named; git ignores it.
 RESULTS: Final = Path("relucheck-results")
@@ -33,7 +32,7 @@ def default_folder(scenario: str, scale: str, device: str, executor: str) -> Pat
 
 
 def reserve(place: Place, scenario: Scenario) -> None:
-    """Makes a folder this scenario's, or checks that it is.
+    """Mark a folder as this scenario's, or check that it is.
 
     Raises:
         ReproductionError: if it belongs to another scenario, scale, kind of device, executor or version, or holds anything
@@ -59,15 +58,13 @@ def reserve(place: Place, scenario: Scenario) -> None:
     except (OSError, ValueError) as error:
         raise ReproductionError(f"{mark} cannot be read ({error}); {fix}") from error
     different = [f"{key} {_of(found, key)!r}, not {value!r}" for key, value in wanted.items() if _of(found, key) != value]
-    if _of(found, "results_schema") == SCHEMA - 1:
-        fix = f"{MIGRATE}; or {fix}"
     if different:
         raise ReproductionError(f"{place.folder} was made for {', '.join(different)}; {fix}")
     return None
 
 
 def differences(place: Place, neighbour: Scenario, other: Path) -> list[str] | None:
-    """What keeps a neighbouring scenario's folder from being of use to this run; None where there is no such folder."""
+    """The keys in which a neighbouring scenario's folder does not fit this run; None where there is no such folder."""
     try:
         found = json.loads((other / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):

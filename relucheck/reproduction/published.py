@@ -1,6 +1,6 @@
-"""The published figures that this project's own are set beside, as data with their sources.
+"""The published results that reports compare with, as data with their sources.
 
-Figures of training runs were read off [R22]'s figures.
+Results of training runs were read off [R22]'s figures.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def volume_cells() -> tuple[PublishedCell, ...]:
 
 @functools.cache
 def cpu_draws() -> dict[tuple[int, int, int, int | None, str], int]:
-    """How many networks E4 draws at scale cpu: by hidden layers, neurons, batch size, sample size (None: all), arithmetic.
+    """How many networks E4 draws at scale cpu, by hidden layers, neurons, batch size, sample size (None: all), arithmetic.
 
-    What is not there is not estimated at that scale.
+    A cell without an entry is not estimated at that scale.
     """
     text = (importlib.resources.files("relucheck") / "_data" / "volume_draws.csv").read_text(encoding="utf-8")
     found: dict[tuple[int, int, int, int | None, str], int] = {}
@@ -99,7 +99,7 @@ class PublishedError:
     Attributes:
         source: the publication and its figure.
         comparison: name of the comparison that measures it.
-        rule, subgradient: of the members it is about.
+        rule, subgradient: of the members that the figure is about.
         value, spread: in %; read off to within ``spread``.
     """
 
@@ -113,8 +113,8 @@ class PublishedError:
 
 #: Final test error in %, read off [R22]'s Figure 3 (50 epochs, one run each, injected rule).
 _BFLOAT16_ERRORS: Final = {0.0: 2.0, -0.5: 4.0, 0.5: 7.0, 0.8: 9.0, 1.0: 11.0}
-#: By comparison. The coarse emulations stand for what the published GPU may have computed in bfloat16, the one that rounds
-#: once for what that would have been without coarse rounding.
+#: Published test errors by comparison and subgradient. The coarse emulations stand for what the published GPU may have
+#: computed in bfloat16; the one that rounds once stands for the same without coarse rounding.
 ERRORS: Final = {
     "float32": dict.fromkeys((0.0, *SUBGRADIENTS), 2.0),
     **{

@@ -1,7 +1,7 @@
-"""Runs a scenario into a folder: the units of work that are not finished, and then the report about all that are.
+"""Run a scenario into a folder: the units of work that are not finished, then the report on all that are.
 
-What is finished in a folder is never run again; a unit that was broken off goes on where its store has it. Two processes
-may share a folder if each is given other parts (``only``).
+A finished unit is never run again, and an interrupted one goes on from its checkpoint. Two processes may share a folder if
+each has other parts (``only``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 
 from relucheck import data
 from relucheck.errors import one_of
+from relucheck.extras import require
 from relucheck.numerics.devices import best_device
 from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.folder import ReproductionError, default_folder, differences, reserve
@@ -46,14 +47,14 @@ def reproduce(
     say: Callable[[str], None] = print,
     backend: Backend | None = None,
 ) -> Reported:
-    """Runs what is not finished of a scenario, and writes the report about all that is.
+    """Run what is not finished of a scenario, and write the report on all that is.
 
     Args:
         name: of a scenario, see :func:`relucheck.reproduction.experiments.scenarios`.
         scale: "full", "cpu" or "smoke"; None: full on CUDA, else cpu.
         folder: for everything written; None: ``relucheck-results/NAME-SCALE``, with ``-EXECUTOR`` behind it where that is
             not the device's usual one.
-        root: data root, see :func:`relucheck.data.data_root`.
+        root: folder of the data sets, see :func:`relucheck.data.data_root`.
         device: None: CUDA where there is one.
         only: names, or else globs or arithmetics, of the parts to run; none: all.
         executor: "forking" (nn.Linear's own kernels) or "stacked" (baddbmm; nn.Linear for 16-bit members on CUDA); None:
@@ -65,12 +66,14 @@ def reproduce(
 
     Raises:
         ScenarioError: unknown scenario, scale or part.
-        ReproductionError: for a folder that holds something else, or that cannot be read.
+        relucheck.extras.MissingExtraError: without the packages of the extra "reproduce".
+        ReproductionError: for a folder that holds anything else, or that cannot be read.
         relucheck.errors.DeviceError: for a device that is not there or has too little memory.
         relucheck.data.DataError: for a data root without the data, before anything is run.
         relucheck.results.store.StoreError: for what cannot be written, and for results of something else.
     """
     scenario = find_scenario(name)
+    require("reproducing experiments", "torchvision", "scipy", "matplotlib")
     device = best_device() if device is None else device
     scale = default_scale(device) if scale is None else scale
     check_scale(scale)
@@ -113,7 +116,7 @@ def reproduce(
 
 
 def _adopt(place: Place, scenario: Scenario, only: Sequence[str], say: Callable[[str], None]) -> None:
-    """Takes over what neighbouring folders have finished; a line for each that does not fit."""
+    """Copy what neighbouring folders have finished, and say why where one does not fit."""
     for name in scenario.shares:
         other = place.folder.parent / default_folder(name, place.scale, place.device, place.executor).name
         different = differences(place, find_scenario(name), other)

@@ -1,7 +1,7 @@
-"""What a scenario is: a published experiment at three scales, as units of work and as a report on what they left.
+"""Scenarios: published experiments at three scales, as units of work and a report on their results.
 
-Scale *full* is for a CUDA device, *cpu* for a machine without one, *smoke* for CI: the shipped digits and networks of a few
-units, the same members, rules and reports.
+Scale *full* is for a CUDA device, and *cpu* for a machine without one. *smoke* is for CI: the shipped digits and small
+networks with the same members, rules and reports.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from relucheck.training.settings import Settings
 from relucheck.work import Unit
 
 SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
+#: What the title of a report says of a scale.
+SCALE_NAMES: Final = {
+    "full": "full scale",
+    "cpu": "reduced: cpu scale",
+    "smoke": "smoke test on small data, which confirms and refutes nothing",
+}
 
 
 class ScenarioError(RelucheckError, ValueError):
@@ -46,15 +52,15 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Reported:
-    """What a folder holds after a run.
+    """The report of a folder.
 
     Attributes:
-        folder: which.
+        folder: where it is.
         report: the page to read.
-        missing: names of the parts that are not there (``--only`` left them out).
+        missing: names of the parts that are not finished (``--only`` left them out).
         void: names of the comparisons whose control differed.
-        shown: called with a width, gives what a terminal shows, for :func:`relucheck.results.tables.render`.
-        made: what the report was made of.
+        shown: takes a width in columns and returns what :func:`relucheck.results.tables.render` shows on a terminal.
+        made: the data behind the report.
     """
 
     folder: Path
@@ -73,7 +79,7 @@ class Scenario(Protocol):
         version: raised when settings change, so that old folders are not mixed with new runs.
         unit: what a step of its progress is called, in the plural.
         trains: whether it trains, so that an executor can be chosen.
-        shares: scenarios of which finished parts with equal settings are taken over.
+        shares: scenarios whose finished parts are copied where their settings are equal.
     """
 
     @property
@@ -104,15 +110,15 @@ class Scenario(Protocol):
         ...
 
     def units(self, place: Place, only: Sequence[str] = ()) -> tuple[Unit, ...]:
-        """The work that the folder has not finished; each unit leaves its result in the folder's store."""
+        """The work that the folder has not finished; each unit writes its result to the folder's store."""
         ...
 
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Takes finished work over from the folder of a scenario in :attr:`shares`; the names of the parts."""
+        """Copy finished work from the folder of a scenario in :attr:`shares`; returns the names of the parts."""
         ...
 
     def report(self, place: Place, *, progress: bool = True) -> Reported:
-        """Writes report, tables and figures about all that the folder has finished."""
+        """Write report, tables and figures on all that the folder has finished."""
         ...
 
 
@@ -148,7 +154,7 @@ def _some(names: Sequence[str], most: int = 20) -> str:
 
 
 def check_scale(scale: str) -> None:
-    """Refuses what is no scale.
+    """Raise for an unknown scale.
 
     Raises:
         ScenarioError: names the nearest.
@@ -176,7 +182,8 @@ class Experiment:
     Attributes:
         name, title, source: for reports.
         scales: comparisons per scale, in the order in which they run.
-        figures: of ("distance", "loss", "error", "boxes").
+        figures: of ("distance", "loss", "error", "boxes"), for each part.
+        overview: whether a figure of all differences of the accuracy from s = 0 comes first.
         published: final test error in % by comparison and s, read off the published figure
             (:data:`relucheck.reproduction.published.PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the
             injected rule. Not for scale smoke, whose digits are others.
@@ -189,6 +196,7 @@ class Experiment:
     source: str
     scales: Mapping[str, tuple[Comparison, ...]]
     figures: tuple[str, ...]
+    overview: bool = True
     published: Mapping[str, Mapping[float, float]] = dataclasses.field(default_factory=dict)
     shares: tuple[str, ...] = ()
     version: int = 2

@@ -1,4 +1,4 @@
-"""Training experiments as scenarios: a unit of work for each seed, and the report on the comparisons that are finished."""
+"""Training experiments as scenarios: a unit of work per seed, and the report on the finished comparisons."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
+from rich.text import Text
 
 from relucheck import data
 from relucheck.reproduction.report.claims import claims
+from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
-from relucheck.reproduction.report.tables import LEGEND, rich_outcomes, rich_tables
+from relucheck.reproduction.report.tables import legend, rich_outcomes, rich_tables
 from relucheck.reproduction.scenario import Comparison, Experiment, Place, Reported
-from relucheck.results.figures import drawable
 from relucheck.results.store import StoreError, write_atomically
 from relucheck.training import engine
 from relucheck.training.result import Result
@@ -61,7 +61,7 @@ class TrainingScenario(Experiment):
         )
 
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Seeds of equal settings that the other folder has finished and this one has not; never void ones."""
+        """Copy finished seeds with equal settings that this folder lacks; void ones are never copied."""
         taken = []
         for comparison in self.comparisons(place.scale, only):
             settings, executor = comparison.settings, engine.executor_of(comparison.settings, place.executor)
@@ -78,7 +78,7 @@ class TrainingScenario(Experiment):
         return tuple(taken)
 
     def report(self, place: Place, *, progress: bool = True) -> Reported:
-        """Writes ``figures/``, ``summary.json`` and ``report.md``.
+        """Write ``figures/``, ``summary.json`` and ``report.md``.
 
         Raises:
             relucheck.results.store.StoreError: for what cannot be written, where every file is whole or as it was before,
@@ -108,7 +108,7 @@ class TrainingScenario(Experiment):
 
 
 def store_of(folder: Path, comparison: Comparison) -> Path:
-    """Where the seeds of a comparison are kept."""
+    """The folder of a comparison's seeds."""
     return folder / "runs" / comparison.name
 
 
@@ -124,15 +124,15 @@ def read(place: Place, comparison: Comparison) -> Result | None:
 
 def _shown(made: Reproduction, width: int) -> list[Any]:
     published = made.experiment.published_at(made.scale)
-    shown = [*rich_tables(made.experiment.name, made.cells, published, width), LEGEND]
+    head = [f"{title(made)}", "", " ".join(conclusion(made)), ""]
+    tables = rich_tables(made.experiment.name, made.cells, published, width)
+    outcomes = rich_outcomes(made.published, made.claims)
+    left_out = ("p differs, p equivalent", *(() if published else ("published %",)))
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
-    return [*shown, *rich_outcomes(made.published, made.claims), *map(escape, again)]
+    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *outcomes, *map(Text, again)]
 
 
 def _figures(experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]]) -> list[Path]:
-    """The figures, or none where matplotlib is not installed (the report then says so)."""
-    if not drawable():
-        return []
     from relucheck.reproduction.report.figures import draw
 
     folder = place.folder / "figures"

@@ -6,10 +6,6 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
-from typing import Final
-
-#: Advice in errors about finished results in the previous version of the file layout.
-MIGRATE: Final = "python tools/migrate_results.py FOLDER rewrites finished results of the schema before"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

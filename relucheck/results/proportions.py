@@ -11,6 +11,7 @@ import math
 from typing import Any, Final
 
 from relucheck.errors import RelucheckError, whole
+from relucheck.extras import require
 
 #: The default confidence of intervals.
 CONFIDENCE: Final = 0.95
@@ -72,6 +73,7 @@ def _bounds(count: Any, draws: Any, tail: float) -> tuple[Any, Any]:
     ``scipy.stats.binomtest(...).proportion_ci`` is not used. It finds the same bounds by iteration: a thousand times
     slower, with an error of 4e-13, and not for arrays.
     """
+    require("an interval of a share", "scipy")
     import numpy as np
     from scipy.special import betaincinv
 
@@ -129,6 +131,7 @@ def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> fl
     Raises:
         ProportionError: for a count below 0 or above its number of draws, or fewer than 1 draw.
     """
+    require("a test of two shares", "scipy")
     from scipy.stats import fisher_exact
 
     _check_counts(count, draws)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
+from relucheck.extras import require
 from relucheck.results.holm import StatisticsError, holm
 
 Verdict = Literal["differs", "equivalent", "undecided"]
@@ -95,6 +96,7 @@ def summarise(values: Sequence[float], level: float = LEVEL) -> Summary:
         return Summary(count, numbers[0] if numbers else None, None, None, None)
     if len(set(numbers)) == 1:  # else rounding in the mean could give equal values a spread of an ulp
         return Summary(count, numbers[0], 0.0, numbers[0], numbers[0])
+    require("a test or interval of a mean", "scipy")
     from scipy import stats
 
     mean = math.fsum(numbers) / count
@@ -149,7 +151,7 @@ def paired(
         return Paired(count, lost, summary, None, None, identical)
     if summary.sd == 0.0:
         return Paired(count, lost, summary, *_sign_tests(differences[0], count, margin), identical)
-    from scipy import stats
+    from scipy import stats  # which summarise has asked for
 
     two_sided = stats.ttest_1samp(differences, 0.0).pvalue
     below = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
@@ -163,6 +165,7 @@ def _finite(value: float | None) -> bool:
 
 def _sign_tests(constant: float, count: int, margin: float) -> tuple[float, float]:
     """The p-values of difference and equivalence for equal differences, by the sign test."""
+    require("a test or interval of a mean", "scipy")
     from scipy import stats
 
     two_sided = stats.binomtest(count, count).pvalue if constant else 1.0

@@ -6,18 +6,20 @@ units of a report. An unfinished unit may only be continued with its origin, bec
 differently. A finished unit is used wherever it was computed. A file with another identity or layout is neither used nor
 overwritten.
 
-A finished unit is one JSON file, written under a temporary name and then renamed. The progress of an unfinished unit is
-either *chunks* or a *state*. Chunks are lines of JSON after a header in ``NAME.partial.jsonl``; an incomplete last line,
-left by a killed process, is ignored on resuming. A state is bytes after a header in ``NAME.state``. This module does not
-know what results mean.
+A finished unit is one JSON file, compressed by gzip without a time stamp, so that equal results give equal bytes. It is
+written under a temporary name and then renamed. The progress of an unfinished unit is either *chunks* or a *state*. Chunks
+are lines of JSON after a header in ``NAME.partial.jsonl``; an incomplete last line, left by a killed process, is ignored on
+resuming. A state is bytes after a header in ``NAME.state``. This module does not know what results mean.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,8 +28,10 @@ from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.results import files
 
 #: Version of the layout of files and identities. Since 2, an arithmetic is stored by its name and a network by its
-#: description, and the device is part of the origin, not of the identity.
-SCHEMA: Final = 2
+#: description, and the device is part of the origin, not of the identity. Since 3, finished files are compressed.
+SCHEMA: Final = 3
+#: The ending of the name of a finished unit's file.
+FINISHED: Final = ".json.gz"
 
 Json = dict[str, Any]
 
@@ -86,7 +90,7 @@ class Store:
 
     def finished_path(self, name: str) -> Path:
         """The file of a finished unit."""
-        return self.folder / f"{name}.json"
+        return self.folder / f"{name}{FINISHED}"
 
     def partial_path(self, name: str) -> Path:
         """The file of an unfinished unit's chunks."""
@@ -114,10 +118,7 @@ class Store:
             StoreError: if the file cannot be written. A file that was there before stays as it was.
         """
         path = self.finished_path(name)
-        # one line per entry of the result keeps the file readable: an indented list of a thousand numbers is not
-        entries = ",\n".join(f"  {json.dumps(key)}: {_json(value)}" for key, value in result.items())
-        head = _json(_header(identity, origin))[1:-1].replace(',"origin":', ',\n "origin":', 1)
-        write_atomically(path, f'{{{head},\n "result": {{\n{entries}\n }}\n}}\n')
+        write_atomically(path, packed({**_header(identity, origin), "result": result}))
         self.forget(name)  # after the result is written: if the process dies in between, the rest is ignored
         return path
 
@@ -221,10 +222,9 @@ _MOVE: Final = "move it away, or name another folder (it is left as it is)"
 
 def read_finished(path: Path, identity: Mapping[str, Any]) -> Finished | None:
     """Do what ``Store.finished`` does, for a path in a folder that need not be writable."""
-    text = _read(path)
-    if text is None:
+    content = _unpacked(path)
+    if content is None:
         return None
-    content = _parse(path, text)
     _check(path, content, identity)
     result, origin = content.get("result"), content.get("origin")
     if not isinstance(result, dict) or not isinstance(origin, dict):
@@ -251,9 +251,26 @@ def _header(identity: Mapping[str, Any], origin: Mapping[str, Any]) -> Json:
     return {"schema": SCHEMA, "identity": dict(identity), "origin": dict(origin)}
 
 
-def _json(content: Any) -> str:
-    """Write compact JSON; NaN and infinity, which JSON does not have, raise ValueError."""
-    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+def packed(content: Json) -> bytes:
+    """The bytes of a finished file; equal content gives equal bytes.
+
+    Raises:
+        ValueError: for NaN and infinity, which JSON does not have.
+    """
+    return gzip.compress(json.dumps(content, allow_nan=False, separators=(",", ":")).encode(), mtime=0)
+
+
+def _unpacked(path: Path) -> Json | None:
+    """The content of a finished file, or None if there is no such file."""
+    try:
+        text = gzip.decompress(path.read_bytes()).decode()
+    except FileNotFoundError:
+        return None
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} is damaged ({error}); {_MOVE}") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}); {_MOVE}") from error
+    return _parse(path, text)
 
 
 def _line(content: Json) -> str:
@@ -282,8 +299,7 @@ def _parse(path: Path, text: str) -> Json:
 def _check(path: Path, content: Json, identity: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> None:
     schema = content.get("schema")
     if schema != SCHEMA:
-        fix = f"{files.MIGRATE}; or {_MOVE}" if schema == SCHEMA - 1 and path.suffix == ".json" else _MOVE
-        raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {fix}")
+        raise StoreError(f"{path} has schema version {schema!r}, this relucheck reads {SCHEMA}; {_MOVE}")
     for name, expected in (("identity", identity), ("origin", origin)):
         if expected is None:
             continue

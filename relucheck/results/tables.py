@@ -19,6 +19,16 @@ from relucheck.results.tally import Tally
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural if need be."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table of text.

@@ -28,7 +28,7 @@ from relucheck.errors import DeviceError, SettingsError, one_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import environment
 from relucheck.results.progress import Progress
-from relucheck.results.store import Store, StoreError, read_finished
+from relucheck.results.store import FINISHED, Store, StoreError, read_finished
 from relucheck.training.forking import DataSplit
 from relucheck.training.result import VERSIONS, MemberResult, Result, SeedResult
 from relucheck.training.settings import Member, Settings
@@ -208,7 +208,7 @@ def _identity(settings: Settings, seed: int, executor: str) -> dict[str, Any]:
 
 
 def _stored(settings: Settings, seed: int, folder: Path, executor: str) -> SeedResult | None:
-    path = folder / f"seed-{seed}.json"
+    path = folder / f"seed-{seed}{FINISHED}"
     stored = read_finished(path, _identity(settings, seed, executor))
     try:
         return None if stored is None else SeedResult.from_json(stored.result, stored.origin)
@@ -281,7 +281,8 @@ def _train_and_keep(
     """Train some seeds of a comparison together and store them, but not what is stored already.
 
     If a stored seed was computed in the same environment, only its new members run, beside its reference and control.
-    Elsewhere rounding may differ, so all members of the seed run again, including the stored ones.
+    Elsewhere rounding may differ, so all members of the seed run again, including the stored ones. They also run again if
+    the stored seed is thinned, because one seed never mixes thinned and complete results.
     """
     stored = {seed: _stored(settings, seed, folder, executor) for seed in settings.seeds}
     if any(part is not None and part.void for part in stored.values()):
@@ -289,7 +290,7 @@ def _train_and_keep(
         return
     here = _origin(checked_device(device), executor)
     before = {seed: part for seed in seeds if (part := stored[seed]) is not None}
-    continued = {seed: part for seed, part in before.items() if part.origin == here}
+    continued = {seed: part for seed, part in before.items() if part.origin == here and part.thinned is None}
     store = Store(folder)
     missing = _members_to_run(settings, seeds, before, continued)
     results = _train_group(missing, store, root, device, executor, report, restart)

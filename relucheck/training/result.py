@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from relucheck.errors import SettingsError
@@ -17,6 +17,13 @@ STOPPED: Final = "stopped: the comparison is void"
 NO_LIVE_HIT: Final = "no live hit"
 #: Outcome of a nudge for which no parameter was found that changes a gradient.
 NO_EFFECT: Final = "no effective nudge"
+#: Into how many equal parts a figure divides a run: a panel is about 300 pixels wide.
+PARTS: Final = 200
+#: What a thinned file says of itself.
+THINNED: Final = (
+    f"distances of every member but the controls: only the last recorded step of each of {PARTS} equal parts of the run, "
+    "and each member's last step"
+)
 
 
 @dataclasses.dataclass
@@ -43,6 +50,11 @@ class Distances:
         self.l1.append(l1)
         self.l2.append(l2)
         self.sum_difference.append(sum_difference)
+
+    def at(self, steps: Collection[int]) -> Distances:
+        """The rows of those steps alone."""
+        rows = [index for index, step in enumerate(self.step) if step in steps]
+        return Distances(*([column[index] for index in rows] for column in vars(self).values()))
 
 
 @dataclasses.dataclass
@@ -116,6 +128,10 @@ class MemberResult:
         """Whether the member ended because a parameter was not finite."""
         return self.outcome.startswith("diverged")
 
+    def at(self, steps: Collection[int]) -> MemberResult:
+        """The same with the distances at those steps alone."""
+        return dataclasses.replace(self, steps=self.steps.at(steps))
+
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON object, which ``from_json`` reads; lists are shared, not copied.
 
@@ -152,16 +168,19 @@ class SeedResult:
         wall_s: computing time in seconds, over all runs if it was resumed. Seeds that ran stacked share their time
             evenly.
         origin: where it was computed: device, executor, processor and versions.
+        thinned: None, or the rule by which recorded steps were left out. Tables and figures do not need these steps.
     """
 
     members: list[MemberResult]
     void: str | None
     wall_s: float
     origin: dict[str, str]
+    thinned: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON object, which ``from_json`` reads; the origin is stored separately."""
-        return {"void": self.void, "wall_s": self.wall_s, "members": [member.to_json() for member in self.members]}
+        members = [member.to_json() for member in self.members]
+        return {"void": self.void, "wall_s": self.wall_s, "thinned": self.thinned, "members": members}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], origin: Mapping[str, str]) -> SeedResult:
@@ -172,9 +191,34 @@ class SeedResult:
         """
         try:
             members = [MemberResult.from_json(member) for member in content["members"]]
-            return cls(members, content["void"], content["wall_s"], dict(origin))
+            return cls(members, content["void"], content["wall_s"], dict(origin), content["thinned"])
         except (KeyError, TypeError) as error:
             raise SettingsError(f"result of a seed: {error}; pass what SeedResult.to_json wrote") from error
+
+
+def drawn_steps(members: Iterable[MemberResult]) -> set[int]:
+    """The recorded steps of a comparison's members that figures draw: those that a thinned result keeps.
+
+    The run is divided into :data:`PARTS` equal parts. Kept are the last recorded step of each part, and the last step of
+    each member. Of the steps that are kept, all are kept again.
+    """
+    known = [member.steps.step for member in members if member.steps.step]
+    every = sorted({step for steps in known for step in steps})
+    last_of_part = {(step - 1) * PARTS // every[-1]: step for step in every}
+    return {*last_of_part.values(), *(steps[-1] for steps in known)}
+
+
+def thinned(seeds: Mapping[int, SeedResult]) -> dict[int, SeedResult]:
+    """The results of all seeds of a comparison as reports need them, see :data:`THINNED`."""
+    kept = drawn_steps(member for part in seeds.values() for member in part.members)
+    return {
+        seed: dataclasses.replace(
+            part,
+            members=[member if member.member.control else member.at(kept) for member in part.members],
+            thinned=THINNED,
+        )
+        for seed, part in seeds.items()
+    }
 
 
 @dataclasses.dataclass

@@ -16,7 +16,6 @@ from relucheck import data
 from relucheck.errors import SettingsError, instance, listed, number, one_of, truth, whole
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.results.files import MIGRATE
 
 #: Version of the JSON form of ``Settings``; raise it when a field changes. Since version 2, an arithmetic is stored as its
 #: name and a network as its description.
@@ -331,8 +330,5 @@ class Settings:
 def _of_schema(content: Mapping[str, Any], what: str) -> dict[str, Any]:
     schema = content.get("schema")
     if schema != SCHEMA:
-        raise SettingsError(
-            f"{what} of schema {schema!r}: this version of relucheck reads schema {SCHEMA}; run it again"
-            + f", or migrate it: {MIGRATE}" * (schema == SCHEMA - 1)
-        )
+        raise SettingsError(f"{what} of schema {schema!r}: this version of relucheck reads schema {SCHEMA}; run it again")
     return {name: value for name, value in content.items() if name != "schema"}

@@ -100,7 +100,7 @@ def test_aims_and_reasons_are_listed() -> None:
 def test_properties_are_numbered_as_their_tests() -> None:
     """The names of the tests begin with the number in the list."""
     listed = re.findall(r"^(\d+)\. ", section(DOCS / "properties.md", "The twelve properties"), re.MULTILINE)
-    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "bifurcation").glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "properties").glob("test_*.py"))
     assert listed == [str(number + 1) for number in range(12)]
     assert set(re.findall(r"def test_(\d+)_", tests)) == set(listed)
 

@@ -43,12 +43,16 @@ CASES = (
     Case(
         "ReLU6-alpha",
         lambda s, **k: ReLU6(s, 0.25, **k),
-        lambda x, s: relu6(x, s, x.new_tensor(0.25)),
+        lambda x, s: relu6(x, s, torch.full((), 0.25, dtype=x.dtype)),
         nn.ReLU6,
         (0.0, 6.0),
     ),
     Case(
-        "ReLU6-beta", lambda s, **k: ReLU6(0.25, s, **k), lambda x, s: relu6(x, x.new_tensor(0.25), s), nn.ReLU6, (0.0, 6.0)
+        "ReLU6-beta",
+        lambda s, **k: ReLU6(0.25, s, **k),
+        lambda x, s: relu6(x, torch.full((), 0.25, dtype=x.dtype), s),
+        nn.ReLU6,
+        (0.0, 6.0),
     ),
     Case("LeakyReLU", lambda s, **k: LeakyReLU(0.01, s, **k), lambda x, s: leaky_relu(x, s), nn.LeakyReLU, (0.0,)),
 )

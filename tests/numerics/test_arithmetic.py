@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from relucheck.numerics import arithmetic as numerics_arithmetic
+from relucheck.numerics import precision as numerics_precision
 from relucheck.numerics.arithmetic import Arithmetic, UnsupportedArithmeticError
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import generator
@@ -188,19 +190,37 @@ def test_the_arithmetic_of_a_model(switches: Any) -> None:
 _REDUCTIONS = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
 
 
+_CUDA: Any = torch.backends.cuda.matmul
+
+# what a version of torch lacks; every skip says which version has it
+TREE = hasattr(torch.backends, "fp32_precision")
+SPLIT_K = hasattr(_CUDA, f"{_REDUCTIONS[0]}_split_k")
+ACCUMULATION = hasattr(_CUDA, "allow_fp16_accumulation")
+_HERE = f"torch {torch.__version__} lacks"
+needs_tree = pytest.mark.skipif(not TREE, reason=f"{_HERE} torch.backends.fp32_precision, which is in 2.9 and newer")
+needs_split_k = pytest.mark.skipif(not SPLIT_K, reason=f"{_HERE} the switch for split-K, which is in 2.10 and newer")
+needs_accumulation = pytest.mark.skipif(
+    not ACCUMULATION, reason=f"{_HERE} allow_fp16_accumulation, which is in 2.7 and newer"
+)
+
+
+def _float32() -> tuple[Any, ...]:
+    """Every switch for the products of float32."""
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    if not TREE:
+        return torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    owners = [torch.backends, cudnn, mkldnn, _CUDA, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+    return tuple(owner.fp32_precision for owner in owners)
+
+
 @pytest.fixture
 def switches() -> Iterator[Callable[[], tuple[Any, ...]]]:
     """Reads every switch that Arithmetic touches, and puts torch back to its defaults."""
-    cuda, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
-    above: list[Any] = [torch.backends, cudnn, mkldnn]
-    parts: list[Any] = [cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
 
     def read() -> tuple[Any, ...]:
-        return (
-            *[part.fp32_precision for part in (*above, *parts)],
-            *[(getattr(cuda, name), getattr(cuda, f"{name}_split_k")) for name in _REDUCTIONS],
-            cuda.allow_fp16_accumulation,
-        )
+        reductions = [(getattr(_CUDA, name), getattr(_CUDA, f"{name}_split_k", True)) for name in _REDUCTIONS]
+        return _float32(), *reductions, getattr(_CUDA, "allow_fp16_accumulation", False)
 
     yield read
     _reset()
@@ -209,16 +229,18 @@ def switches() -> Iterator[Callable[[], tuple[Any, ...]]]:
 def _reset() -> None:
     """PyTorch's defaults; cuDNN's switches, whose default no assignment brings back, are set to what it is."""
     backends: Any = torch.backends
-    backends.fp32_precision = backends.cudnn.fp32_precision = "none"
-    backends.mkldnn.set_flags(_fp32_precision="none")
+    if TREE:
+        backends.fp32_precision = backends.cudnn.fp32_precision = "none"
+        backends.mkldnn.set_flags(_fp32_precision="none")
     torch.set_float32_matmul_precision("highest")
     backends.cudnn.allow_tf32 = True
-    cuda, mkldnn = backends.cuda.matmul, backends.mkldnn
-    for part in (cuda, mkldnn.matmul, mkldnn.conv, mkldnn.rnn):
-        part.fp32_precision = "none"
+    if TREE:
+        for part in (_CUDA, backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn):
+            part.fp32_precision = "none"
     for name in _REDUCTIONS:
-        setattr(cuda, name, True)
-    cuda.allow_fp16_accumulation = False
+        setattr(_CUDA, name, True)
+    if ACCUMULATION:
+        _CUDA.allow_fp16_accumulation = False
 
 
 def _older() -> str | None:
@@ -230,6 +252,10 @@ def _older() -> str | None:
 
 def _set_old(precision: str) -> Callable[[], None]:
     return lambda: torch.set_float32_matmul_precision(precision)
+
+
+def _set_old_convolutions() -> None:
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _set_new() -> None:
@@ -277,37 +303,53 @@ def _set_accumulation() -> None:
 
 STATES = {
     "default": lambda: None, "highest": _set_old("highest"), "high": _set_old("high"), "medium": _set_old("medium"),
-    "newer switch": _set_new, "newer convolution switch": _set_new_convolutions, "CPU convolutions": _set_cpu_convolutions,
-    "reductions": _set_reductions(False, True), "pairs": _set_reductions((False, False), (False, True)),
-    "16-bit accumulation": _set_accumulation, "CPU products": _set_cpu_products,
-    "global TF32": _set_global("tf32"), "global bfloat16": _set_global("bf16"), "global IEEE": _set_global("ieee"),
-    "cuDNN TF32": _set_cudnn, "oneDNN bfloat16": _set_onednn,
+    "reductions": _set_reductions(False, True), "older convolution switch": _set_old_convolutions,
 }  # fmt: skip
-ACTIVE = (
+TREE_STATES = {
+    "newer switch": _set_new, "newer convolution switch": _set_new_convolutions, "CPU convolutions": _set_cpu_convolutions,
+    "CPU products": _set_cpu_products, "global TF32": _set_global("tf32"), "global bfloat16": _set_global("bf16"),
+    "global IEEE": _set_global("ieee"), "cuDNN TF32": _set_cudnn, "oneDNN bfloat16": _set_onednn,
+}  # fmt: skip
+PAIRS = {"pairs": _set_reductions((False, False), (False, True))}
+WIDTHS = {"16-bit accumulation": _set_accumulation}
+ALL_STATES = STATES | TREE_STATES | PAIRS | WIDTHS
+EVERY_STATE = [
+    *STATES,
+    *(pytest.param(name, marks=needs_tree) for name in TREE_STATES),
+    *(pytest.param(name, marks=needs_split_k) for name in PAIRS),
+    *(pytest.param(name, marks=needs_accumulation) for name in WIDTHS),
+]
+ACTIVE = [
     "float32",
     "float32 TF32",
     "float16",
-    "float16 strict",
+    pytest.param("float16 strict", marks=needs_split_k),
     "bfloat16 full-precision reduction",
-    "mixed float16 strict",
-)
+    pytest.param("mixed float16 strict", marks=needs_split_k),
+]
 
 
 def _put_back(name: str, state: str, read: Callable[[], Any]) -> bool:
     """Whether active() puts every switch back, after an error too."""
-    STATES[state]()
+    ALL_STATES[state]()
     before, old = read(), _older()
 
     def run() -> None:
         arithmetic = Arithmetic.parse(name)
         with arithmetic.active():
             inside = read()
-            assert set(inside[:9]) == {"tf32" if arithmetic.tf32 else "ieee"}  # strict float32 on the CPU, too
-            assert inside[9:] == (arithmetic.reduction, arithmetic.reduction, False)
+            if TREE:
+                assert set(inside[0]) == {"tf32" if arithmetic.tf32 else "ieee"}  # strict float32 on the CPU, too
+            else:
+                assert inside[0] == (("high", True) if arithmetic.tf32 else ("highest", False))
+            assert inside[1:] == (arithmetic.reduction, arithmetic.reduction, False)
             assert old is None or _older() == ("high" if arithmetic.tf32 else "highest")
             F.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))  # reads the switches of all devices
             for dtype, device in itertools.product(DTYPES, ("cpu", "cuda")):
                 found = Arithmetic.current(dtype, device)
+                if arithmetic.tf32 and (dtype, device, TREE) == (torch.float32, "cpu", False):
+                    assert found.name == "float32 with TF32 products"  # a CPU has no other switch before torch 2.9
+                    continue
                 reduction = arithmetic.reduction if dtype.itemsize == 2 else (True, True)
                 assert found == Arithmetic(dtype, tf32=arithmetic.tf32 and dtype == torch.float32, reduction=reduction)
             raise KeyError
@@ -317,12 +359,13 @@ def _put_back(name: str, state: str, read: Callable[[], Any]) -> bool:
     return read() == before and _older() == old
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", EVERY_STATE)
 @pytest.mark.parametrize("name", ACTIVE)
 def test_active_sets_the_switches_and_puts_them_back(state: str, name: str, switches: Any) -> None:
     assert _put_back(name, state, switches)
 
 
+@needs_split_k
 def test_a_pair_that_comes_back_as_a_bool_is_noticed(switches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seeded fault: the switch is read as torch gives it, so that split-K is allowed when it is put back."""
     assert _put_back("float16", "pairs", switches)
@@ -346,42 +389,88 @@ _LATER = (
 
 
 # in a process each: no assignment brings the default of cuDNN's switches back
+@needs_tree
 @pytest.mark.parametrize("name", ["float32", "float32 TF32"])
 def test_a_switch_that_followed_another_follows_it_afterwards(name: str) -> None:
     script = Path(__file__).parents[1] / "helpers" / "switches_after.py"
     assert subprocess.run([sys.executable, script, name, *_LATER], capture_output=True, text=True, check=True).stdout == ""
 
 
-def test_current_reads_what_the_user_set(switches: Any) -> None:
-    names: dict[str, list[str]] = {}
-    for state in STATES:
-        _reset()
-        STATES[state]()
-        names[state] = [Arithmetic.current(torch.float32, device).name for device in ("cpu", "cuda")]
-    default = "float32 with TF32 convolutions, TF32 recurrences"
-    for state in ("default", "highest", "reductions", "pairs", "16-bit accumulation"):
-        assert names.pop(state) == ["float32", default]
-    assert names == {
-        "high": ["float32 with TF32 products", "float32 TF32"],
-        "medium": ["float32 with bfloat16 products", "float32 TF32"],
-        "newer switch": ["float32", "float32 TF32"],
-        "newer convolution switch": ["float32", "float32 with TF32 recurrences"],
-        "CPU convolutions": ["float32 with bfloat16 convolutions", default],
-        "CPU products": ["float32 with bfloat16 products", default],
-        "global TF32": ["float32 TF32", "float32 TF32"],
-        "global bfloat16": ["float32 with bfloat16 products, bfloat16 convolutions, bfloat16 recurrences", default],
-        "global IEEE": ["float32", default],  # cuDNN's explicit TF32 of _reset
-        "cuDNN TF32": ["float32", "float32 TF32"],
-        "oneDNN bfloat16": ["float32 with bfloat16 products, bfloat16 convolutions, bfloat16 recurrences", default],
-    }
+_DEFAULT = "float32 with TF32 convolutions, TF32 recurrences"
+#: What the switches of a state are called, on a CPU and on CUDA.
+NAMES = {
+    **{name: ["float32", _DEFAULT] for name in ("default", "highest", "reductions", *PAIRS, *WIDTHS)},
+    "high": ["float32 with TF32 products", "float32 TF32"],
+    "medium": ["float32 with bfloat16 products", "float32 TF32"],
+    "older convolution switch": ["float32", "float32"],
+    "newer switch": ["float32", "float32 TF32"],
+    "newer convolution switch": ["float32", "float32 with TF32 recurrences"],
+    "CPU convolutions": ["float32 with bfloat16 convolutions", _DEFAULT],
+    "CPU products": ["float32 with bfloat16 products", _DEFAULT],
+    "global TF32": ["float32 TF32", "float32 TF32"],
+    "global bfloat16": ["float32 with bfloat16 products, bfloat16 convolutions, bfloat16 recurrences", _DEFAULT],
+    "global IEEE": ["float32", _DEFAULT],  # cuDNN's explicit TF32 of _reset
+    "cuDNN TF32": ["float32", "float32 TF32"],
+    "oneDNN bfloat16": ["float32 with bfloat16 products, bfloat16 convolutions, bfloat16 recurrences", _DEFAULT],
+}
+
+
+@pytest.mark.parametrize("state", EVERY_STATE)
+def test_current_reads_what_the_user_set(state: str, switches: Any) -> None:
+    _reset()
+    ALL_STATES[state]()
+    assert [Arithmetic.current(torch.float32, device).name for device in ("cpu", "cuda")] == NAMES[state]
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", ["float32", "float32 TF32", "bfloat16 full-precision reduction"])
+def test_versions_without_the_tree_have_two_switches(
+    state: str, name: str, switches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch before 2.9 and 2.10, whose switches newer versions still have."""
+    _reset()
+    monkeypatch.setattr(numerics_precision, "_TREE", False)
+    monkeypatch.setattr(numerics_arithmetic, "_SPLIT_K", False)
+    STATES[state]()
+
+    def read() -> tuple[Any, ...]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, *switches()[1:]
+
+    arithmetic, before = Arithmetic.parse(name), read()
+    assert [Arithmetic.current(torch.float32, device).name for device in ("cpu", "cuda")] == NAMES[state]
+    with arithmetic.active():
+        word = "high" if arithmetic.tf32 else "highest"
+        assert read() == (word, arithmetic.tf32, arithmetic.reduction, arithmetic.reduction, False)
+        assert Arithmetic.current(arithmetic.dtype, "cuda") == arithmetic
+    assert read() == before
+
+
+def test_without_a_switch_for_split_k_the_strict_arithmetic_is_refused(
+    switches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numerics_arithmetic, "_SPLIT_K", False)
+    before = switches()
+    message = (
+        f"arithmetic 'mixed float16 strict': torch {torch.__version__} has no switch that forbids split-K; use torch 2.10 "
+        "or newer, or 'mixed float16 full-precision reduction'"
+    )
+    with (
+        pytest.raises(UnsupportedArithmeticError, match=re.escape(message)),
+        Arithmetic.parse("mixed float16 strict").active(),
+    ):
+        pass
+    assert switches() == before
 
 
 def test_current_reads_16_bit_switches(switches: Any) -> None:
-    cuda = torch.backends.cuda.matmul
-    cuda.allow_bf16_reduced_precision_reduction = False  # a bool leaves split-K allowed
+    _CUDA.allow_bf16_reduced_precision_reduction = False  # a bool leaves split-K allowed
     assert Arithmetic.current(torch.bfloat16).name == "bfloat16 full-precision reduction"
     assert Arithmetic.current(torch.float16).name == "float16"
-    cuda.allow_bf16_reduced_precision_reduction = (False, False)  # type: ignore[assignment]
+
+
+@needs_split_k
+def test_current_reads_16_bit_switches_that_are_pairs(switches: Any) -> None:
+    _CUDA.allow_bf16_reduced_precision_reduction = (False, False)
     assert Arithmetic.current(torch.bfloat16).name == "bfloat16 strict"
     _set_accumulation()
     assert Arithmetic.current(torch.float16, "cpu").name == "float16"
@@ -389,6 +478,7 @@ def test_current_reads_16_bit_switches(switches: Any) -> None:
     assert Arithmetic.current(torch.bfloat16, "cuda").name == "bfloat16 strict"
 
 
+@needs_tree
 def test_switches_of_no_named_arithmetic_are_a_label_only(switches: Any) -> None:
     """Of a linear layer by itself, convolutions play no role."""
     torch.backends.mkldnn.conv.fp32_precision = "bf16"

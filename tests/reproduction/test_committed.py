@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from relucheck.reproduction import trained
 from relucheck.reproduction.experiments import volumes
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.folder import differences
 from relucheck.reproduction.report.document import SUMMARY_VERSION
 from relucheck.reproduction.scenario import Place
 from relucheck.reproduction.trained import read
+from relucheck.results.store import FINISHED
 from relucheck.results.store import SCHEMA as STORE_SCHEMA
+from relucheck.training.result import THINNED
 from relucheck.volume.cell import Cell, Estimate
 
 COMMITTED = Path(__file__).parents[2] / "reports"
@@ -42,22 +48,49 @@ def test_committed_training_results_are_read_by_this_version(name: str) -> None:
         assert result.settings.digest[:12] in text
 
 
+@pytest.mark.parametrize("name", ["E1", "E2"])
+def test_committed_training_reports_are_those_of_the_committed_results(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every character of report and summary; the figures that the report links are there."""
+    folder, copy = COMMITTED / "training" / name, tmp_path / name
+    shutil.copytree(folder, copy)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    linked = [copy / path for path in re.findall(r"^!\[.*\]\((figures/.*)\)$", text, flags=re.MULTILINE)]
+    assert sorted(linked) == sorted((copy / "figures").iterdir())
+    monkeypatch.setattr(trained, "_figures", lambda *arguments: linked)
+    SCENARIOS[name].report(Place("cpu", copy, None, "cpu", "forking"))
+    for written in ("report.md", "summary.json"):
+        assert (copy / written).read_text(encoding="utf-8") == (folder / written).read_text(encoding="utf-8")
+
+
+def test_committed_results_say_that_they_are_thinned() -> None:
+    files = [*(COMMITTED / "training").glob("E*/runs/*/*")]
+    assert files
+    for path in files:
+        assert json.loads(gzip.decompress(path.read_bytes()))["result"]["thinned"] == THINNED
+
+
+def test_reports_are_small() -> None:
+    assert sum(path.stat().st_size for path in COMMITTED.rglob("*") if path.is_file()) < 8e6
+
+
 def test_committed_volumes_are_read_by_this_version() -> None:
     """Each cell of the scale lies under its name, with its split, and E4.json points to it."""
     folder = COMMITTED / "volume" / "E4"
     cells = {cell.name: cell for cell in volumes.cells("cpu")}
-    assert {path.stem for path in (folder / "cells").glob("*.json")} == set(cells)
-    assert {path.stem for path in (folder / "splits").glob("*.json")} == {f"split-{name}" for name in cells}
+    assert {path.name for path in (folder / "cells").iterdir()} == {f"{name}{FINISHED}" for name in cells}
+    assert {path.name for path in (folder / "splits").iterdir()} == {f"split-{name}{FINISHED}" for name in cells}
     for name, cell in cells.items():
-        content = json.loads((folder / "cells" / f"{name}.json").read_text(encoding="utf-8"))
+        content = json.loads(gzip.decompress((folder / "cells" / f"{name}{FINISHED}").read_bytes()))
         assert content["schema"] == STORE_SCHEMA
         assert content["identity"]["cell"] == cell.deciding
         assert Estimate.from_json(content["result"], cell.varied).cell == cell
-        half = json.loads((folder / "splits" / f"split-{name}.json").read_text(encoding="utf-8"))
+        half = json.loads(gzip.decompress((folder / "splits" / f"split-{name}{FINISHED}").read_bytes()))
         assert (half["schema"], half["identity"]["cell"]) == (STORE_SCHEMA, cell.deciding)
     table = json.loads((folder / "E4.json").read_text(encoding="utf-8"))
     assert table["schema"] == STORE_SCHEMA
     for row in table["rows"]:
-        assert row["file"] == f"cells/{Cell.from_json(row['cell']).name}.json"
+        assert row["file"] == f"cells/{Cell.from_json(row['cell']).name}{FINISHED}"
         assert row["cell"]["arithmetic"] == row["arithmetic"]
     assert differences(Place("cpu", folder, None, "cpu", "forking"), volumes.E4, folder) == []

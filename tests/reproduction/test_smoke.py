@@ -183,10 +183,10 @@ def test_a_damaged_result_is_no_result(smoke: Smoke, tmp_path: Path) -> None:
     folder, before = store_of(tmp_path, comparison), store_of(smoke("E1").folder, comparison)
     shutil.copytree(before, folder)
     assert read(place, comparison) is not None
-    path = folder / "seed-1.json"
+    path = folder / "seed-1.json.gz"
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(StoreError, match=r"seed-1\.json is damaged .*move it away"):
+    with pytest.raises(StoreError, match=r"seed-1\.json\.gz is damaged .*move it away"):
         read(place, comparison)
     path.unlink()
     assert read(place, comparison) is None, "a seed is missing"

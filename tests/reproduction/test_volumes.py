@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gzip
 import json
 import shutil
 import struct
@@ -19,12 +20,12 @@ from relucheck.reproduction import published
 from relucheck.reproduction.experiments import volumes
 from relucheck.reproduction.published import PublishedCell
 from relucheck.reproduction.report import volume_figures, volume_tables
-from relucheck.reproduction.report.volumes import SWEEP_TITLES, Entry, Line, Report
+from relucheck.reproduction.report.volumes import SWEEP_TITLES, Entry, Line, Report, judge
 from relucheck.reproduction.run import reproduce
 from relucheck.reproduction.scenario import Place, Reported, ScenarioError
 from relucheck.results import proportions
 from relucheck.results.holm import holm
-from relucheck.results.store import Store
+from relucheck.results.store import Store, packed
 from relucheck.results.tables import render
 from relucheck.volume import cell as volume_cell
 from relucheck.volume import estimate as volume_estimate
@@ -197,7 +198,7 @@ def test_a_resumed_run_has_only_its_own_draws_to_do(smoke: tuple[Path, str], tmp
     first, second = volumes.cells("smoke")[:2]
     store = Store(folder / "cells")
     store.finished_path(first.name).unlink()
-    content = json.loads(store.finished_path(second.name).read_text())
+    content = json.loads(gzip.decompress(store.finished_path(second.name).read_bytes()))
     store.finished_path(second.name).unlink()
     estimate = Estimate.from_json(content["result"])
     half = {**columns(estimate.decisions[:3]), "hits": 0, "activations": 0, "wall_s": 0.0, "plan": ""}
@@ -217,7 +218,7 @@ def test_a_resumed_run_has_only_its_own_draws_to_do(smoke: tuple[Path, str], tmp
     assert sum(event.steps for event in heard) == first.draws + 1
     assert any(event.note == f"{first.hidden_layers}x{first.neurons} {first.arithmetic.name}" for event in heard)
     # the resumed cell is what it was
-    again = json.loads(store.finished_path(second.name).read_text())["result"]
+    again = json.loads(gzip.decompress(store.finished_path(second.name).read_bytes()))["result"]
     assert [again[key] for key in ("outcomes", "batches")] == [content["result"][key] for key in ("outcomes", "batches")]
 
 
@@ -234,16 +235,15 @@ def test_smoke_draws_a_figure_for_each_sweep(smoke: tuple[Path, str]) -> None:
 
 def test_a_folder_of_another_run_is_not_overwritten(smoke: tuple[Path, str]) -> None:
     path = sorted((smoke[0] / "cells").iterdir())[0]
-    kept = path.read_text()
-    changed = kept.replace('"schema":2', '"schema":1')
-    assert changed != kept
-    path.write_text(changed)
+    kept = path.read_bytes()
+    changed = packed({**json.loads(gzip.decompress(kept)), "schema": 1})
+    path.write_bytes(changed)
     try:
-        with pytest.raises(StoreError, match=r"has schema version 1, this relucheck reads 2"):
+        with pytest.raises(StoreError, match=r"has schema version 1, this relucheck reads 3"):
             run(smoke[0])
-        assert path.read_text() == changed
+        assert path.read_bytes() == changed
     finally:
-        path.write_text(kept)
+        path.write_bytes(kept)
 
 
 # ---------------------------------------------------------------- verdicts, tables, figures
@@ -281,7 +281,7 @@ def test_verdicts_are_holms_over_the_whole_report() -> None:
         line(theirs("hidden_layers", 64, 3), 0, arithmetic="float64"),
         line(None, 3),
     )
-    judged = volume_tables.judge(report(*lines))
+    judged = judge(report(*lines))
     assert [one.text for one in judged] == [
         *("not distinguished", "differs", "not distinguished"),
         *("not computed by the release", "no published figure"),
@@ -293,7 +293,7 @@ def test_verdicts_are_holms_over_the_whole_report() -> None:
     assert raw[2] < 0.05 < holm(raw)[2]  # the correction decides here
     assert [one.p for one in judged[3:]] == [None, None]
     # alone it differs
-    assert volume_tables.judge(report(lines[2]))[0].text == "differs"
+    assert judge(report(lines[2]))[0].text == "differs"
 
 
 def test_tables_show_counts_intervals_and_what_is_missing() -> None:
@@ -301,7 +301,7 @@ def test_tables_show_counts_intervals_and_what_is_missing() -> None:
         line(theirs("hidden_layers", 32, 3), 46),
         line(theirs("hidden_layers", 64, 3), 0, arithmetic="float64", non_finite=2),
     )
-    page = volume_tables.markdown(report(*lines), volume_tables.judge(report(*lines)))
+    page = volume_tables.markdown(report(*lines), judge(report(*lines)))
     first, second = [text for text in page.splitlines() if text.startswith("| 3 |")]
     bounds = proportions.interval(46, 100)
     for needed in ("46/100", f"0.460 [{bounds.low:.3f}, {bounds.high:.3f}]", "463/1000", "0.463 [0.432, 0.494]", "| 5 |"):

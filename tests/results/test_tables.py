@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import pytest
-
-from relucheck.errors import MISSING, RelucheckError
 from relucheck.results import figures
 from relucheck.results.tables import Table, render
 
@@ -37,7 +33,6 @@ def test_a_column_can_be_left_out() -> None:
 
 
 def test_equal_figures_are_equal_files(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     for name, height in (("one", 2.0), ("same", 2.0), ("other", 3.0)):
         figure = figures.blank(3.0, 2.0)
         figure.subplots().plot([0, 1, 2], [0, height, 1])
@@ -45,14 +40,3 @@ def test_equal_figures_are_equal_files(tmp_path: Path) -> None:
     one, same, other = ((tmp_path / name).read_bytes() for name in ("one", "same", "other"))
     assert one == same != other
     assert one.startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("matplotlib", "matplotlib.backends.backend_agg", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert not figures.drawable()
-    message = r"figures need matplotlib; install it with: pip install 'relucheck\[plot\]'"
-    with pytest.raises(ImportError, match=message) as caught:
-        figures.blank(3.0, 2.0)
-    assert isinstance(caught.value, RelucheckError)
-    assert caught.value.exit_code == MISSING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ import torch
 
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import environment
-from relucheck.results.store import State, Store, StoreError
+from relucheck.results.store import State, Store, StoreError, packed
 from relucheck.training import engine, sitting
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import ForkingExecutor
@@ -73,7 +74,7 @@ def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_pa
     _killed(tmp_path, 8 * 2 + 3)  # in epoch 3 of the first seed
     assert [path.name for path in tmp_path.iterdir()] == ["seed-3.state"]
     _killed(tmp_path, 8 + 8 + 5)  # resumed at epoch 3: then in epoch 2 of the second seed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3.json", "seed-4.state"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3.json.gz", "seed-4.state"]
     steps: list[int] = []
     original = ForkingExecutor.step
 
@@ -86,7 +87,7 @@ def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_pa
         resumed = train(SETTINGS, folder=tmp_path, progress=False)
     assert steps == list(range(9, 25))  # epochs 2 and 3 of the second seed, and nothing twice
     assert numbers(resumed) == numbers(unbroken)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3.json", "seed-4.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3.json.gz", "seed-4.json.gz"]
     assert train(SETTINGS, folder=tmp_path, progress=False) == resumed  # read, not run
 
 
@@ -229,9 +230,9 @@ def test_the_result_of_something_else_is_refused(unbroken: Result, tmp_path: Pat
         train(SETTINGS, folder=tmp_path, progress=False, executor="stacked")
     with pytest.raises(StoreError, match=r"its settings batch size is 32, this run's is 16"):
         train(dataclasses.replace(SETTINGS, batch_size=16), folder=tmp_path, progress=False)
-    path = tmp_path / "seed-3.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "schema": 1}))
+    path = tmp_path / "seed-3.json.gz"
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    path.write_bytes(packed({**content, "schema": 1}))
     with pytest.raises(StoreError, match="has schema version 1, this relucheck reads"):
         train(SETTINGS, folder=tmp_path, progress=False)
     path.write_text("{")
@@ -271,7 +272,7 @@ def test_more_members_run_beside_their_reference_alone(
     """The members of before are not run again, and all are those of one run."""
     fewer = dataclasses.replace(SETTINGS, members=tuple(m for m in SETTINGS.members if m.rule == "chain"))
     train(fewer, folder=tmp_path, progress=False)
-    before = (tmp_path / "seed-3.json").read_text()
+    before = (tmp_path / "seed-3.json.gz").read_bytes()
     ran: list[tuple[Member, ...]] = []
     original = sitting.Sitting.run
 
@@ -283,7 +284,7 @@ def test_more_members_run_beside_their_reference_alone(
     more = train(SETTINGS, folder=tmp_path, progress=False)
     assert more.members == _unforked(more, unbroken)
     assert [sorted(m.rule for m in members if m.subgradient) for members in ran] == [["injected"]] * 2
-    assert (tmp_path / "seed-3.json").read_text() != before
+    assert (tmp_path / "seed-3.json.gz").read_bytes() != before
     ran.clear()
     again = train(fewer, folder=tmp_path, progress=False)
     assert not ran, "fewer members than are stored"
@@ -380,11 +381,11 @@ def test_a_void_seed_ends_its_comparison(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_damaged_seed_is_named(tmp_path: Path) -> None:
     train(SETTINGS, folder=tmp_path, progress=False)
-    path = tmp_path / "seed-3.json"
-    content = json.loads(path.read_text())
+    path = tmp_path / "seed-3.json.gz"
+    content = json.loads(gzip.decompress(path.read_bytes()))
     del content["result"]["void"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=r"seed-3\.json is damaged: .*'void'"):
+    path.write_bytes(packed(content))
+    with pytest.raises(StoreError, match=r"seed-3\.json\.gz is damaged: .*'void'"):
         train(SETTINGS, folder=tmp_path, progress=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from relucheck.bifurcation.decide import Decision
+from relucheck.results.store import packed
 from relucheck.volume import estimate as volume_estimate
 from relucheck.volume.estimate import Cell, Store, StoreError, estimate
 from tests.helpers.fake_engine import SMALL, Fake, plain, refuse
@@ -28,7 +30,7 @@ def test_a_finished_cell_is_read_and_not_run(tmp_path: Path) -> None:
     again = estimate(dataclasses.replace(SMALL, varied="neurons"), store=Store(tmp_path), engine=refuse)
     assert plain(again) == plain(first)
     assert (again.cell.varied, again.decisions, again.wall_s) == ("neurons", first.decisions, round(first.wall_s, 3))
-    assert [path.name for path in tmp_path.iterdir()] == [f"{SMALL.name}.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{SMALL.name}.json.gz"]
 
 
 @pytest.mark.parametrize("stop_at", range(6))
@@ -98,10 +100,11 @@ def test_what_follows_half_a_line_replaces_it(tmp_path: Path) -> None:
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> bytes:
     """Changes the JSON of a finished or partial file; returns its new bytes."""
-    head, *lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    finished = path.suffix == ".gz"
+    head, *lines = (gzip.decompress(path.read_bytes()).decode() if finished else path.read_text()).splitlines()
     content = json.loads(head)
     change(content)
-    path.write_text("\n".join([json.dumps(content), *lines]) + "\n")
+    path.write_bytes(packed(content) if finished else ("\n".join([json.dumps(content), *lines]) + "\n").encode())
     return path.read_bytes()
 
 
@@ -114,20 +117,11 @@ def _set(*keys: str, to: object) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def test_a_file_of_the_schema_before_is_refused_with_the_way_to_migrate_it(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    estimate(SMALL, store=store, engine=Fake())
-    path = store.finished_path(SMALL.name)
-    path.write_text(path.read_text().replace('"schema":2', '"schema":1'))
-    with pytest.raises(StoreError, match=r"has schema version 1, this relucheck reads 2; python tools/migrate_results\.py"):
-        estimate(SMALL, store=store, engine=refuse)
-
-
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "partial"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("schema", to=99), r"has schema version 99, this relucheck reads 2; move it away, or name another folder"),
+        (_set("schema", to=99), r"has schema version 99, this relucheck reads 3; move it away, or name another folder"),
         (_set("identity", "data", to="0" * 64), r"belongs to another run: its data is '0000"),
         (_set("identity", "cell", "network", "classes", to=9), r"its cell network classes is 9, this run's is 10"),
         (_set("identity", to=None), r"belongs to another run"),

@@ -37,7 +37,7 @@ def test_blocks_in_processes_decide_as_one_run_does(tmp_path: Path, processes: i
     Local(processes).run(made)
     assert len(list(tmp_path.iterdir())) == 4
     found = units.collect(cells, tmp_path, size=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{cell.name}.json" for cell in cells)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{cell.name}.json.gz" for cell in cells)
     assert units.units(cells, tmp_path, size=3) == ()
     for cell in cells:
         assert found[cell.name].decisions == estimate(cell).decisions

@@ -1,4 +1,4 @@
-"""The report on hit rates: validation runs, plans, tables, a figure.
+"""The report on hit rates: predictions validated by counting, plans for large networks, tables, a figure.
 
 ``python -m relucheck.reproduction.experiments.hit_rates --out FOLDER`` writes it.
 """
@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,14 +26,14 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.results.figures import blank, save
 from relucheck.results.files import write_atomically
-from relucheck.results.tables import Table
+from relucheck.results.tables import Table, counted
 
 #: Version of the JSON's layout.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 class ReportError(RelucheckError, ValueError):
-    """A results file of another version, or none."""
+    """A file that is no results file of this version."""
 
 
 # ---------------------------------------------------------------- tables
@@ -111,10 +110,9 @@ def plans() -> list[Planned]:
     return [hits_plans.plan(network, how) for network in networks() for how in hits_plans.roundings_of(network)]
 
 
-def resnet_table() -> Table:
+def resnet_rows() -> list[tuple[str, ...]]:
     """A ResNet-50's counted hits against what the plan says of the same arithmetic, by kind of activation."""
-    header = ("dtype", "batch norm in", "activations", "count", "hits", "per million", "planned", "planned / measured")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for dtype in (torch.bfloat16, torch.float16):
         for mixed, kind in ((True, "operator"), (False, "product")):
             counts = resnet50_hits(dtype, mixed=mixed)
@@ -127,20 +125,20 @@ def resnet_table() -> Table:
                     (dtype_name(dtype), "float32" if mixed else dtype_name(dtype), part.name, f"{seen:,}", f"{hits:,}",
                      f"{1e6 * hits / seen:.4g}", f"{1e6 * rate:.3g}", f"{rate * seen / hits:.2f}" if hits else "-")
                 )  # fmt: skip
-    return Table(header, rows, right=header[3:])
+    return rows
 
 
-def kernel_table() -> Table:
-    """What :func:`relucheck.hits.rates.probe` finds of this machine's linear layers."""
-    rows = []
+def kernel_rows() -> list[tuple[str, ...]]:
+    """What :func:`relucheck.hits.rates.probe` says of this machine's linear layers."""
+    rows: list[tuple[str, ...]] = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         found = [probe(Arithmetic(dtype), inputs, 64) for inputs in (784, 256, 64)]
         blocks = [", ".join(map(str, how.blocks)) for how in found]
         rows.append((dtype_name(dtype), found[0].accumulator.name, found[0].bias, *blocks))
-    return Table(("dtype", "accumulates in", "bias", "blocks of K for K = 784", "K = 256", "K = 64"), rows)
+    return rows
 
 
-def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[ValidatedLayer], float]:
+def validation(root: str | None, say: Callable[[str], None]) -> tuple[list[ValidatedLayer], float]:
     """All of :func:`relucheck.hits.validation.runs` on MNIST's training images, and the CPU seconds they took."""
     images = load("mnist", "train", root).scaled(torch.float32)
     begin = time.process_time()
@@ -149,7 +147,7 @@ def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[Vali
         some = carry_out(run, images)
         cells += some
         both = agreement(some)
-        tell(
+        say(
             f"{some[0].arithmetic} {some[0].data} {run.depth} x {run.width}: {both.hits} hits, "
             f"{both.expected:.2f} predicted"
         )
@@ -161,20 +159,32 @@ def validation(root: str | None, tell: Callable[[str], None]) -> tuple[list[Vali
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What hit_rates.json holds: the cells, the CPU seconds that they took, and a remark on how they came about."""
+    """All that the report is made of, as hit_rates.json holds it.
+
+    Attributes:
+        cells: the validation's layers.
+        seconds: CPU time of the validation.
+        torch: version that computed all of it.
+        planned: expected hits of large networks.
+        kernels, resnet: rows of :func:`kernel_rows` and :func:`resnet_rows`.
+        remark: on how the cells came about.
+    """
 
     cells: list[ValidatedLayer]
     seconds: float
+    torch: str
+    planned: list[Planned]
+    kernels: list[tuple[str, ...]]
+    resnet: list[tuple[str, ...]]
     remark: str = ""
 
     def json(self) -> str:
         """The file's text."""
-        cells = [dataclasses.asdict(cell) for cell in self.cells]
-        return json.dumps({"schema": SCHEMA, "cpu_seconds": self.seconds, "remark": self.remark, "cells": cells}, indent=1)
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1)
 
 
 def read_results(path: Path) -> Results:
-    """The results of a file; it may lack the remark.
+    """The results of a file.
 
     Raises:
         ReportError: the file is of another version or no such file.
@@ -183,10 +193,18 @@ def read_results(path: Path) -> Results:
         found: Any = json.loads(path.read_text())
         if found["schema"] != SCHEMA:
             raise ReportError(f"{path} has schema {found['schema']!r}, this version reads {SCHEMA}; run it again")
-        remark = found.get("remark", "")
+        remark = found["remark"]
         if not isinstance(remark, str):
             raise ReportError(f"{path}: remark {remark!r} is no text; write it as a JSON string")
-        return Results([ValidatedLayer(**cell) for cell in found["cells"]], float(found["cpu_seconds"]), remark)
+        return Results(
+            [ValidatedLayer(**cell) for cell in found["cells"]],
+            float(found["seconds"]),
+            str(found["torch"]),
+            [Planned(**plan) for plan in found["planned"]],
+            [tuple(row) for row in found["kernels"]],
+            [tuple(row) for row in found["resnet"]],
+            remark,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ReportError):
             raise
@@ -201,13 +219,13 @@ def figure(cells: Sequence[ValidatedLayer]) -> Any:
     for index, name in enumerate(names):
         mine = [cell for cell in cells if cell.arithmetic == name and cell.hits]
         predicted = [1e6 * cell.expected / cell.activations for cell in mine]
-        counted = [1e6 * cell.hits / cell.activations for cell in mine]
+        measured = [1e6 * cell.hits / cell.activations for cell in mine]
         ends = [poisson_interval(cell.hits) for cell in mine]
         errors = [
             [1e6 * (cell.hits - low) / cell.activations for cell, (low, _) in zip(mine, ends, strict=True)],
             [1e6 * (high - cell.hits) / cell.activations for cell, (_, high) in zip(mine, ends, strict=True)],
         ]
-        axes.errorbar(predicted, counted, errors, fmt=".", color=f"C{index % 10}", label=name, elinewidth=0.7, alpha=0.8)
+        axes.errorbar(predicted, measured, errors, fmt=".", color=f"C{index % 10}", label=name, elinewidth=0.7, alpha=0.8)
     line = [1e-3, 2e3]
     axes.plot(line, line, color="black", linewidth=0.8, label="predicted = measured")
     axes.set(
@@ -218,120 +236,165 @@ def figure(cells: Sequence[ValidatedLayer]) -> Any:
     return canvas
 
 
-def report(found: Results, planned: Sequence[Planned], resnet: Table) -> str:
-    """The Markdown report."""
-    cells = found.cells
-    everything = agreement(cells)
+def conclusion(found: Results) -> tuple[str, str, str]:
+    """Three sentences for a reader who reads nothing else."""
+    all_of = agreement(found.cells)
+    if all_of.median is None:
+        ratio = "No layer has 10 predicted hits, which is too few to test the prediction."
+    else:
+        ratio = (
+            f"Over the {counted(all_of.informative, 'layer')} with at least 10 predicted hits, predicted / measured has "
+            f"the median {all_of.median:.2f}, and 80 % of them lie between {all_of.tenth:.2f} and {all_of.ninetieth:.2f}."
+        )
+    if all_of.testable:
+        share = all_of.surprising / all_of.testable
+        exact = "where an exact prediction of Poisson counts would give about 5 %"
+        tested = (
+            f"Of the {counted(all_of.testable, 'layer')} with at least 20 predicted hits, {all_of.surprising} "
+            f"({share:.0%}) have a count whose p-value under the prediction is below 0.05, {exact}."
+        )
+    else:
+        tested = "No layer has 20 predicted hits, which is too few to test its count."
+    return ratio, tested, _planned(found.planned)
+
+
+def _planned(planned: Sequence[Planned]) -> str:
+    """What the plans say of the first network: least and most hits a step."""
+    if not planned:
+        return "No network is planned for."
+    own = sorted((one for one in planned if one.network == planned[0].network), key=lambda one: one.per_step)
+    least, most = own[0], own[-1]
+    return (
+        f"By prediction alone, a training step of {least.network} meets between {_number(least.per_step)} hits "
+        f"({least.output}, {least.kind}) and {_number(most.per_step)} ({most.output}, {most.kind}), by format and rounding."
+    )
+
+
+def report(found: Results) -> str:
+    """The report as Markdown."""
     assumed = [f"- {n.name}: {n.step}, {n.activations:,} activations. Assumed: {n.assumptions}." for n in networks()]
+    kernels = ("dtype", "accumulates in", "bias", "blocks of K for K = 784", "K = 256", "K = 64")
+    resnet = ("dtype", "batch norm in", "activations", "count", "hits", "per million", "planned", "planned / measured")
     return _TEXT.format(
-        agreement="\n".join(agreement_table(cells).markdown()),
-        shapes="\n".join(shape_table(cells).markdown()),
-        plans="\n".join(plan_table(planned).markdown()),
-        resnet="\n".join(resnet.markdown()),
-        kernels="\n".join(kernel_table().markdown()),
+        conclusion=" ".join(conclusion(found)),
+        agreement="\n".join(agreement_table(found.cells).markdown()),
+        shapes="\n".join(shape_table(found.cells).markdown()),
+        plans="\n".join(plan_table(found.planned).markdown()),
+        resnet="\n".join(Table(resnet, found.resnet, right=resnet[3:]).markdown()),
+        kernels="\n".join(Table(kernels, found.kernels).markdown()),
         assumed="\n".join(assumed),
         notes=_NOTES.strip(),
         headroom=f"{hits_plans.HEADROOM:g}",
         seconds=f"{found.seconds:,.0f}",
-        torch=torch.__version__,
-        cells=everything.cells,
-        informative=everything.informative,
-        spread=""
-        if everything.median is None
-        else f"{everything.median:.2f} ({everything.tenth:.2f} to {everything.ninetieth:.2f})",
-        testable=everything.testable,
-        surprising=f"{everything.surprising} ({everything.surprising / max(1, everything.testable):.0%})",
-        remark=f"\n{textwrap.fill(found.remark, 120)}\n" if found.remark else "",
+        torch=found.torch,
+        cells=len(found.cells),
+        remark=f"- {found.remark}\n" if found.remark else "",
     )
 
 
 _NOTES: Final = """
-### Where the prediction is off, and why
-- Counts are not Poisson in deep, narrow networks. Behind several layers of 16 units, a unit's pre-activations hardly
-  vary between images, so a unit that is near 0 makes thousands of hits and most make none. On 100 other draws of 6 x
-  16 (bfloat16, rounded product, 10,000 images) 51,890 hits were predicted and 49,005 counted, and the variance of
-  counted less predicted was 1.0, 1.4, 1.4, 4, 11 and 320 times the mean in layers 1 to 6. So single cells there miss
-  their Poisson interval while the sums agree.
-- Means over units hide that a known bias either lies on the grid of a sum or does not. The prediction takes the mean
-  over biases; few units make that visible as spread between draws.
-- The window must be wider than the widths. With a window of the nearest 500 pairs (about the width itself in bfloat16
-  with a rounded product, 256 units) predictions were 5 to 29 % too low; it now grows until it is twice the 99th
-  percentile of widths.
-- Factors of 2 significand bits make sums that are lumps on a coarse grid: there predictions are 20 % too high
-  (tests/hits/test_rates.py, "exact products"), which matters for float8 only where both factors are that coarse.
-- Rare arithmetics have few hits: in float32, native and tf32, and in float64 the check is weak or none; see the
-  intervals.
-- The order of products inside a block is taken as file order. bfloat16's dot-product instruction adds pairs, odd
-  first: no difference was seen, as the last addition, that of the bias, decides.
+- Counts are not Poisson in deep, narrow networks. Behind several layers of 16 units, the pre-activations of a unit hardly
+  vary between images, so a unit near 0 makes thousands of hits and most units make none. On 100 other draws of 6 x 16
+  (bfloat16, rounded product, 10,000 images) 51,890 hits were predicted and 49,005 counted. There the variance of counted
+  less predicted was 1.0, 1.4, 1.4, 4, 11 and 320 times the mean in layers 1 to 6. So single cells miss their Poisson
+  interval while the sums agree.
+- The prediction takes the mean over biases. A single known bias either lies on the grid of a sum or does not; with few
+  units that shows as spread between draws.
+- The window of the density must be wider than the widths. With a window of the nearest 500 pairs, which is about the width
+  in bfloat16 with a rounded product and 256 units, predictions were 5 to 29 % too low. It now grows until it is twice the
+  99th percentile of widths.
+- Factors of 2 significand bits give sums that lie in lumps on a coarse grid. There predictions are 20 % too high
+  (tests/hits/test_rates.py, "exact products"). For float8 this matters only where both factors are that coarse.
+- Rare hits test little: in float32, native and tf32, and in float64 the check is weak or none, as the intervals show.
+- Products inside a block are taken in file order. bfloat16's dot-product instruction adds pairs, odd first. No difference
+  was seen, because the last addition, that of the bias, decides.
 """
 
-_TEXT: Final = """# Hit rates: predicted against measured, and planned
+_TEXT: Final = """# Hit rates: predicted against measured on a CPU, and planned for large networks
 
-`python -m relucheck.reproduction.experiments.hit_rates --out reports/volume` writes this file, the figure and
-`hit_rates.json` (torch {torch}, CPU, one thread; the validation took {seconds} s of CPU time). P(hit) = density of the
-real pre-activation at 0 times the width of the set of real values that the arithmetic turns into 0; no
-hit is counted to predict (`relucheck/hits/rates.py`).
-
-## Validation
-ReLU networks of PyTorch's default initialisation on MNIST's training images, 1, 3, 6 hidden layers of 16, 64, 256
-units; a cell is one layer of one network in one arithmetic, pooled over its draws. {cells} cells. Over the
-{informative} cells with at least 10 expected hits, predicted / measured has the median (10 to 90 %) {spread}. Of the
-{testable} cells with at least 20 expected hits {surprising} have a count whose p-value under the prediction is below
-0.05; a little under 5 % would be if counts were Poisson, and they are not quite: they cluster (below). "Predicted /
-measured" is of the sums, its interval the hits' exact Poisson one.
-{remark}
-{agreement}
+{conclusion}
 
 ![predicted against measured](hit_rates.png)
+
+## Validation
+
+{agreement}
+
+- images: MNIST's training images, grey or thresholded to 0 and 1.
+- predicted: expected hits; no hit is counted to predict them.
+- predicted / measured: of the sums over all layers, with the exact Poisson interval of the hits.
+- cells: one cell is one layer of one network in one arithmetic, pooled over its draws.
+- with 10 expected, with 20 expected: cells with at least so many predicted hits.
+- median (10-90 %): of predicted / measured over the cells with 10 expected hits.
+- of them p < 0.05: cells whose count has a p-value below 0.05 under a Poisson prediction.
 
 By hidden layers x units, grey images, "hits: predicted / measured":
 
 {shapes}
 
-### What this CPU's linear layers do
-Found by crafted inputs (`hit_rates.probe`): where the bias joins the sum, and how K is cut.
+### The linear layers of the CPU that counted
 
 {kernels}
 
-{notes}
+- bias: whether it joins the sum first or last.
+- blocks of K: how the sum over K inputs is cut. Crafted inputs show both (`relucheck.hits.rates.probe`).
 
-## Plans
-Hits at the kink 0 per training step. Assumptions:
-
-{assumed}
-- Float8 tensors carry a power-of-two scale that keeps {headroom} standard deviations finite.
-- Rounding: *single*: all in float32, bias and residual addition included, rounded once. *operator*: each operator
-  rounds once, batch norm keeps float32 statistics (autocast). *product*: also the product is rounded before the bias
-  is added; batch norm's statistics are held in the output's format (`model.to(torch.bfloat16)`). *split-k*: also K is
-  split in 4, whose sums are rounded and added in the output's format (hidden by batch norm, so not listed for
-  ResNet-50).
+## Plans: hits at the kink 0 per training step
 
 {plans}
 
-### The plan for ResNet-50, checked on what fits this machine
-One forward in training mode, 4 images of noise at 224 x 224, PyTorch's default initialisation, CPU.
+- *single*: all in float32, bias and residual addition included, rounded once.
+- *operator*: each operator rounds once; batch norm keeps float32 statistics (autocast).
+- *product*: the product, too, is rounded before the bias is added; batch norm's statistics are held in the output's format
+  (`model.to(torch.bfloat16)`).
+- *split-k*: K is also split in 4, and the partial sums are rounded and added in the output's format. Batch norm hides
+  this, so it is not listed for ResNet-50.
+
+### The plan for ResNet-50 against counted hits
 
 {resnet}
+
+One forward in training mode, 4 images of noise at 224 x 224, PyTorch's default initialisation, CPU.
+
+### Assumptions
+
+{assumed}
+- Float8 tensors carry a power-of-two scale that keeps {headroom} standard deviations finite.
+
+## Where the prediction is off, and why
+
+{notes}
+
+## How it was computed
+
+- P(hit) = density of the real pre-activation at 0 times the width of the set of real values that the arithmetic turns into
+  0 (`relucheck/hits/rates.py`).
+- ReLU networks of PyTorch's default initialisation on MNIST's training images, 1, 3 and 6 hidden layers of 16, 64 and 256
+  units: {cells} cells.
+- torch {torch}, CPU, one thread; the validation took {seconds} s of CPU time.
+{remark}- `python -m relucheck.reproduction.experiments.hit_rates --out FOLDER` computes all of it and writes this file, the
+  figure and `hit_rates.json`. With `--cells hit_rates.json` it writes the report again without computing.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the validation (or reads it), plans, and writes hit_rates.md, hit_rates.png and hit_rates.json."""
+    """Compute hit rates (or read them from an earlier run), and write hit_rates.md, hit_rates.png and hit_rates.json."""
     parser = argparse.ArgumentParser(
         prog="python -m relucheck.reproduction.experiments.hit_rates", description=main.__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
     parser.add_argument("--root", help="data root with MNIST (default: RELUCHECK_DATA)")
-    parser.add_argument("--cells", type=Path, help="an earlier hit_rates.json, to write the report again without the runs")
+    parser.add_argument("--cells", type=Path, help="an earlier hit_rates.json: write the report again without computing")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if given.cells:
         found = read_results(given.cells)
     else:
-        found = Results(*validation(given.root, lambda line: print(line, file=sys.stderr, flush=True)))
+        cells, seconds = validation(given.root, lambda line: print(line, file=sys.stderr, flush=True))
+        found = Results(cells, seconds, torch.__version__, plans(), kernel_rows(), resnet_rows())
     write_atomically(given.out / "hit_rates.json", found.json() + "\n")
     save(figure(found.cells), given.out / "hit_rates.png")
-    write_atomically(given.out / "hit_rates.md", report(found, plans(), resnet_table()))
+    write_atomically(given.out / "hit_rates.md", report(found))
     return 0
 
 

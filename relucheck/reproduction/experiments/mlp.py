@@ -30,7 +30,7 @@ SEEDS: Final[tuple[int, ...]] = tuple(range(10))
 
 #: Adam for float16 parameters, where 1e-8 rounds to 0 and a gradient of 0 gives 0 / 0.
 _ADAM_FLOAT16: Final = Optimiser("adam", 1e-3, eps=1e-4, fused=False)
-#: torch's default kernels, which published runs used: they round after every operation, where the fused ones round once.
+#: torch's default kernels, which the published runs used. They round after every operation; the fused ones round once.
 _ADAM: Final = Optimiser("adam", 1e-3, fused=False)
 
 #: (name in files, arithmetic, optimiser): what PyTorch computes on the device at hand, by its defaults.
@@ -56,8 +56,8 @@ _EMULATED: Final[tuple[_Row, ...]] = (
     ("bfloat16-product", Arithmetic.parse("bfloat16 emulated (product)"), _ADAM),
     ("bfloat16-split-k-4", Arithmetic.parse("bfloat16 emulated (split-k 4)"), _ADAM),
 )
-#: The same, rounded once: what a CPU with bfloat16 instructions computes, on any device. Hits are rare, so that beside the
-#: ones above it says what coarse rounding does and nothing else does.
+#: The same, rounded once, as a CPU with bfloat16 instructions computes. Hits are rare then, so what differs between this
+#: one and those above is an effect of coarse rounding.
 _ROUNDED: Final[tuple[_Row, ...]] = (("bfloat16-rounded", Arithmetic.parse("bfloat16 emulated (rounded)"), _ADAM),)
 _EMULATED_FLOAT16: Final[tuple[_Row, ...]] = (
     ("float16-product", Arithmetic.parse("float16 emulated (product)"), _ADAM_FLOAT16),
@@ -121,7 +121,7 @@ _E1_B21: Final = dataclasses.replace(
 
 
 def _part(settings: Settings, source: str) -> str:
-    """The table that a comparison of E1 is in: the network that ran, its optimiser, whose experiment it is."""
+    """The title of a comparison's table in E1: network, optimiser, publication."""
     optimiser = {"adam": "Adam", "sgd": "SGD"}[settings.optimiser.name]
     return f"{settings.network.name}, {optimiser} [{source}]"
 
@@ -149,6 +149,7 @@ def _e1() -> TrainingScenario:
         "[R22] Fig. 1; [B21] Fig. 1",
         {"full": full, "cpu": cpu, "smoke": smoke},
         ("distance",),
+        overview=False,
     )
 
 
@@ -161,7 +162,7 @@ _PUBLISHED: Final = "MNIST, Adam, ReLU [R22]"
 
 
 def _fewer(settings: Settings) -> str:
-    """The table of runs that are shorter than the published one."""
+    """The title of the table of runs that are shorter than the published one."""
     return f"MNIST, Adam, ReLU, {settings.epochs} epochs"
 
 
@@ -192,7 +193,7 @@ def _e2() -> TrainingScenario:
     middle = dataclasses.replace(_E2, epochs=15)
     brief = _made(_fewer(short), (*_EMULATED, *_EMULATED_FLOAT16), short, suffix="-3-epochs")
     longer = (*_ROUNDED, *_rows("bfloat16-split-k-4"))
-    # what is asked of a machine without a GPU first, the most expensive last
+    # the comparisons that a machine without a GPU answers best come first, the most expensive last
     cpu = (
         *_made(_PUBLISHED, _rows("float32", "bfloat16", "float16", "bfloat16-rounded"), few),
         *brief,
@@ -220,7 +221,7 @@ def _e2() -> TrainingScenario:
         "[R22] Figs. 2 and 3",
         {"full": tuple(full), "cpu": cpu, "smoke": tuple(smoke)},
         ("distance", "loss", "error", "boxes"),
-        ERRORS,
+        published=ERRORS,
     )
 
 
@@ -236,7 +237,7 @@ def _e3(e2: TrainingScenario) -> TrainingScenario:
         "[R22] Fig. 4",
         scales,
         ("boxes",),
-        ERRORS,
+        published=ERRORS,
         shares=("E2",),
     )
 

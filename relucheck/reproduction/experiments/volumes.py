@@ -134,9 +134,9 @@ def _smoke() -> tuple[Entry, ...]:
 
 
 class VolumeScenario:
-    """E4 as a :class:`relucheck.reproduction.scenario.Scenario`: a unit of work for each block of a cell's draws.
+    """E4 as a :class:`relucheck.reproduction.scenario.Scenario`, with a unit of work for each block of a cell's draws.
 
-    Its folder gets cells/ (one JSON each), splits/ (bifurcation against compensation), E4.json, E4.md and figures/.
+    Its folder has cells/ (a file each), splits/ (bifurcation against compensation), E4.json, E4.md and figures/.
     """
 
     name = NAME
@@ -167,7 +167,7 @@ class VolumeScenario:
         return ()
 
     def report(self, place: Place, *, progress: bool = True) -> Reported:
-        """Splits the zones of the finished cells, and writes E4.json, E4.md and the figures.
+        """Evaluate finished cells over the reals, and write E4.json, E4.md and the figures.
 
         Raises:
             relucheck.results.store.StoreError: for what cannot be written, and for a file of something else.

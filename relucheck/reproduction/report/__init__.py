@@ -1,1 +1,1 @@
-"""What is said of an experiment: summaries, claims, tables, figures, documents."""
+"""What reports say of an experiment: summaries, claims, conclusions, tables, figures, documents."""

@@ -1,10 +1,11 @@
-"""What the publications say of E1 to E3 beside what was found, and the reason where this run shows it.
+"""The published findings of E1 to E3 beside the measurements, with a reason where they disagree.
 
-A reason is given only where the numbers of the same run show it; otherwise it says that none was found.
+A reason is given only where numbers of the same run show it; otherwise it is "not found".
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -13,6 +14,9 @@ from relucheck.reproduction.report.summary import Checked, Claim, MemberGroup, g
 from relucheck.reproduction.scenario import Comparison
 from relucheck.training.result import Result
 
+#: How the claims begin that a conclusion looks for.
+LARGER: Final = "the difference is larger in 16 bits"
+SPREAD: Final = "standard deviation over seeds"
 _NONE_FOUND: Final = "not found"
 _Runs = Sequence[tuple[Comparison, Result]]
 #: An arithmetic hits "rarely" with at most so many hits an epoch, beside one that hits at least so many times as often.
@@ -21,7 +25,7 @@ _RARE: Final = 10
 
 
 def claims(scenario: str, runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    """The published findings in words of a scenario, each with what was found."""
+    """The published findings of a scenario in words, each with its measurement and verdict."""
     makers: dict[str, tuple[Callable[[_Runs, Sequence[MemberGroup]], list[Claim]], ...]] = {
         "E1": (_controls, _departures, _larger_in_16_bits),
         "E2": (_controls, _float32_unmoved, _growing_errors),
@@ -31,7 +35,8 @@ def claims(scenario: str, runs: _Runs, cells: Sequence[MemberGroup]) -> list[Cla
 
 
 def reason(checked: Checked, cells: Sequence[MemberGroup]) -> str:
-    """Why a figure agrees or does not, as far as the cells of the same run show it; "" where nothing is to be explained."""
+    """Explain why a figure agrees or does not, as far as cells of the same run show it; "" where there is nothing to "
+    "explain."""
     published = checked.published
     if checked.verdict not in ("agrees", "disagrees"):
         return ""
@@ -46,7 +51,7 @@ def _hits(cells: Sequence[MemberGroup]) -> float | None:
 
 
 def _few_hits(own: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> str:
-    """An arithmetic that hardly ever gives an exact zero, beside an emulated one in the same dtype that often does."""
+    """The reason "few hits": this arithmetic rarely gives an exact zero, where an emulated one of its dtype often does."""
     here = _hits(own)
     if here is None or here > _FEW:
         return ""
@@ -67,7 +72,7 @@ def _few_hits(own: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> str:
 
 
 def _dropped_chain_rule(checked: Checked, own: Sequence[MemberGroup]) -> str:
-    """A loss of accuracy that the injected rule has and the chain rule has not."""
+    """The reason "the rule": members lose accuracy under the injected rule and not under the chain rule."""
     s, measured = checked.published.subgradient, checked.measured
     chain = next((cell for cell in own if cell.rule == "chain" and cell.subgradient == s), None)
     if chain is None or chain.summary.low is None or measured.low is None or chain.summary.mean is None:
@@ -89,8 +94,25 @@ def _controls(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
     return [Claim("[R22] Fig. 1", "0 against 0: identical", measured, verdict, f"void: {', '.join(void)}" if void else "")]
 
 
-def _departures(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    """Per seed: whether s = 1 departs, and whether the reference met a kink at all."""
+@dataclasses.dataclass(frozen=True)
+class Departures:
+    """Runs of s = 1 beside their s = 0, void ones and those whose s = 0 diverged left out.
+
+    Attributes:
+        seeds: how many.
+        met: those in which s = 0 meets an exact zero.
+        departed: those in which the parameters of s = 1 differ from those of s = 0.
+        without: those of them in which s = 0 meets no exact zero.
+    """
+
+    seeds: int
+    met: int
+    departed: int
+    without: int
+
+
+def departures(runs: _Runs) -> Departures:
+    """Counts, over all comparisons and seeds, whether s = 1 departs and whether its reference meets an exact zero."""
     departed = without = met = seeds = 0
     for _, result in runs:
         for seed in result.settings.seeds:
@@ -102,10 +124,16 @@ def _departures(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
             parts = any(member.first_difference is not None for member in others)
             seeds, met = seeds + 1, met + hits
             departed, without = departed + parts, without + (parts and not hits)
+    return Departures(seeds, met, departed, without)
+
+
+def _departures(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
+    found = departures(runs)
     measured = (
-        f"{met} of {seeds} runs of s = 0 meet an exact zero; s = 1 departs in {departed}, {without} of them without one"
+        f"{found.met} of {found.seeds} runs of s = 0 meet an exact zero; s = 1 departs in {found.departed}, "
+        f"{found.without} of them without one"
     )
-    verdict = "not measured" if not met else "disagrees" if without or not departed else "agrees"
+    verdict = "not measured" if not found.met else "disagrees" if found.without or not found.departed else "agrees"
     return [Claim("[R22] Fig. 1", "0 against 1: departs at the first exact zero", measured, verdict)]
 
 
@@ -113,7 +141,7 @@ def _larger_in_16_bits(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]
     found = []
     for rule in ("injected", "chain"):
         pair = [_one(cells, name, 1.0, rule) for name in ("float32", "bfloat16")]
-        what = f"the difference is larger in 16 bits ({rule} rule)"
+        what = f"{LARGER} ({rule} rule)"
         if any(cell is None or cell.l1 is None or cell.void for cell in pair):
             found.append(Claim("[R22] Fig. 1", what, "-", "not measured"))
             continue
@@ -164,13 +192,13 @@ def _growing_errors(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
 
 
 def _growing_spread(runs: _Runs, cells: Sequence[MemberGroup]) -> list[Claim]:
-    return _growing(cells, "[R22] Fig. 4", "standard deviation over seeds", lambda cell: cell.summary.sd)
+    return _growing(cells, "[R22] Fig. 4", SPREAD, lambda cell: cell.summary.sd)
 
 
 def _growing(
     cells: Sequence[MemberGroup], source: str, noun: str, value: Callable[[MemberGroup], float | None]
 ) -> list[Claim]:
-    """Whether a value grows with s = 0, 0.5, 0.8, 1 under the rule of the published code, in each 16-bit arithmetic."""
+    """Check in each 16-bit arithmetic whether a value grows with s = 0, 0.5, 0.8, 1 under the injected rule."""
     found = []
     for name in dict.fromkeys(cell.comparison for cell in cells if cell.comparison in _SIXTEEN):
         own = [_one(cells, name, s, "injected") for s in (0.0, 0.5, 0.8, 1.0)]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any, Final
 
 from relucheck.reproduction.published import READ_OFF
 from relucheck.reproduction.report.claims import reason
+from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
-from relucheck.reproduction.report.tables import LEGEND, claim_table, markdown, published_table
+from relucheck.reproduction.report.tables import claim_table, legend, markdown, published_table
 from relucheck.reproduction.scenario import Comparison
-from relucheck.results.figures import INSTALL
-from relucheck.results.tables import Table
+from relucheck.results.tables import Table, counted
 from relucheck.training.result import Result
 from relucheck.training.settings import Settings
 
@@ -21,7 +22,7 @@ SUMMARY_VERSION: Final = 3
 
 
 def summary(made: Reproduction) -> dict[str, Any]:
-    """What ``summary.json`` holds: scenario, scale, runs (settings, device, versions, wall time), cells, figures."""
+    """The content of ``summary.json``: scenario, scale, runs (settings, device, versions, wall time), cells, figures."""
     return {
         "schema": "relucheck-reproduction-summary",
         "schema_version": SUMMARY_VERSION,
@@ -45,41 +46,49 @@ def summary(made: Reproduction) -> dict[str, Any]:
 
 
 def report(made: Reproduction) -> str:
-    """The report as Markdown; figures are linked by their paths below the folder."""
-    experiment = made.experiment
-    wall = sum(result.wall_s for _, result in made.runs)
-    executors = sorted({result.executor for _, result in made.runs})
-    lines = [
-        f"# {experiment.name}: {experiment.title}",
-        "",
-        f"Published: {experiment.source}. Scale {made.scale}; {_counted(len(made.runs))}, {_duration(wall)} of training.",
-        "",
-    ]
-    if executors:
-        lines += [f"Executor: {'; '.join(map(_executor, executors))}.", ""]
-    if made.missing:
-        lines += [f"Not run (yet): {', '.join(made.missing)}.", ""]
+    """The report as Markdown: conclusion, figure, tables, and then how it was made; figures have relative paths."""
+    published = made.experiment.published_at(made.scale)
+    lines = [f"# {title(made)}", ""]
     if made.void:
-        lines += [f"**Void, as a control differed: {', '.join(made.void)}.**", ""]
-    lines += ["## Results", "", _sentence(LEGEND), "", *markdown(made.cells, experiment.published_at(made.scale))]
+        lines += [f"**Void, because a control differed: {', '.join(made.void)}. Nothing may be concluded from it.**", ""]
+    lines += [" ".join(conclusion(made)), ""]
+    first, *others = [_linked(made, path) for path in made.figures] or [""]
+    lines += [first, ""] if first else []
+    lines += ["## Results", "", *markdown(made.cells, published)]
+    columns = legend(*(() if published else ("published %",)))
+    lines += [*(f"- {line}" for line in columns), ""]
     lines += _outcomes(made)
-    lines += ["## Figures", ""]
-    if made.figures:
-        for path in made.figures:
-            relative = os.path.relpath(path, made.folder).replace(os.sep, "/")
-            lines += [f"![{path.stem}]({relative})", ""]
-    else:
-        lines += [f"None: figures need matplotlib (`{INSTALL}`), then run the same command again.", ""]
-    lines += ["## Controls", "", "A second run of s = 0 for every seed, really computed.", ""]
-    lines += [*_controls(made.runs).markdown(), "", "## How it was run", "", *_how(made.runs).markdown(), ""]
-    lines += [*_settings(made.runs).markdown(), ""]
+    if others:
+        lines += ["## More figures", ""]
+        for figure in others:
+            lines += [figure, ""]
+    lines += ["## Controls", "", "For every seed, s = 0 is run a second time from the start.", ""]
+    lines += [*_controls(made.runs).markdown(), "", "## How it was run", "", *_facts(made), ""]
+    lines += [*_how(made.runs).markdown(), "", *_settings(made.runs).markdown(), ""]
     return "\n".join(lines)
 
 
+def _linked(made: Reproduction, path: Path) -> str:
+    relative = os.path.relpath(path, made.folder).replace(os.sep, "/")
+    return f"![{path.stem}]({relative})"
+
+
+def _facts(made: Reproduction) -> list[str]:
+    wall = sum(result.wall_s for _, result in made.runs)
+    executors = sorted({result.executor for _, result in made.runs})
+    facts = [
+        f"- Published: {made.experiment.source}.",
+        f"- Scale {made.scale}: {counted(len(made.runs), 'comparison')}, {_duration(wall)} of training.",
+    ]
+    facts += [f"- Executor {_executor(name)}." for name in executors]
+    return facts + [f"- Not run (yet): {', '.join(made.missing)}."] * bool(made.missing)
+
+
 _EXECUTORS: Final = {
-    "forking": "forking (each member by itself, with nn.Linear's own kernels or the emulation that is named)",
-    "stacked": "stacked (all members in one torch.baddbmm per layer, 16-bit ones on CUDA in one nn.Linear each, as batched "
-    "products heed no switch there; `--executor forking` runs nn.Linear's own kernels, whose exact zeros may be others)",
+    "forking": "forking: each member runs by itself, with nn.Linear's kernels or the emulation that is named",
+    "stacked": "stacked: all members share one torch.baddbmm per layer; 16-bit ones on CUDA have an nn.Linear each, "
+    "because batched products ignore the precision switches there. `--executor forking` runs nn.Linear's kernels, whose "
+    "exact zeros may differ",
 }
 
 
@@ -88,38 +97,33 @@ def _executor(name: str) -> str:
 
 
 def _outcomes(made: Reproduction) -> list[str]:
-    """What agrees and what does not, finding by finding and figure by figure."""
+    """What agrees with the publications and what does not, finding by finding and figure by figure."""
     if not (made.claims or made.published):
         return []
 
     def why(checked: Checked) -> str:
         return reason(checked, made.cells)
 
-    lines = [
-        "## What agrees and what does not agree with the published figures",
-        "",
-        "agrees: the published range and the measured 95 % interval meet, or the finding in words holds in this run; "
-        "disagrees: they do not, or it does not; one run: fewer than 2 seeds, nothing to test with; not measured: "
-        "no such run here. Reasons are given where the numbers of this run show them.",
-        "",
-    ]
+    lines = ["## Against the published figures", ""]
     if made.claims:
-        lines += ["### Published findings", "", *claim_table(made.claims).markdown(), ""]
+        lines += ["### Findings in words", "", *claim_table(made.claims).markdown(), ""]
     if made.published:
-        text = (
-            f"Read off, to within {READ_OFF:g} point, from a figure of one run on a GPU whose code injects the subgradient "
-            "itself (for s = 0 that is the chain rule). Emulated arithmetics stand beside the published bfloat16."
-        )
-        lines += ["### Published figures", "", text, "", *published_table(made.published, why).markdown(), ""]
-    return lines
-
-
-def _counted(number: int) -> str:
-    return f"{number} comparison{'s' * (number != 1)}"
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+        lines += ["### Test errors", "", *published_table(made.published, why).markdown(), ""]
+    lines += [
+        "- agrees, for a finding: it holds in this run; for an error: the published range meets the measured 95 % "
+        "interval.",
+        "- disagrees: it does not.",
+        "- one run: there are fewer than 2 seeds, which is too few for a test.",
+        "- not measured: no such run is here.",
+        "- reason: given only where numbers of this run show it.",
+    ]
+    if made.published:
+        lines += [
+            f"- published: read off, to within {READ_OFF:g} point, from a figure of one run on a GPU; its code injects the "
+            "subgradient itself, which for s = 0 is the chain rule. Emulated arithmetics stand beside the published "
+            "bfloat16."
+        ]
+    return [*lines, ""]
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,8 @@
-"""The report's figures: weight difference per step, train loss, test error per epoch, box plots of the test accuracy.
+"""The figures of a training report: an overview of the accuracies, and distance, loss, error and box plots in detail.
 
-Axes as in [R22] (Martorella et al. 2022, Figs. 1 to 4), one column per arithmetic, 16 and 32 bits side by side, one row per
-rule. Lines are means over seeds, up to where the first of them diverges, with the range over seeds shaded.
+The detailed ones have the axes of [R22] (Martorella et al. 2022, Figs. 1 to 4): one column per arithmetic, 16 and 32 bits
+side by side, and one row per rule. Lines are means over seeds, up to where the first of them diverges; the range over seeds
+is shaded.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.reproduction.published import PUBLISHED_EPOCHS
-from relucheck.reproduction.report.summary import final_accuracy, group, label
+from relucheck.reproduction.report.summary import analyse, final_accuracy, group, label
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import blank, save
-from relucheck.training.result import MemberResult, Result
+from relucheck.results.tables import counted
+from relucheck.training.result import MemberResult, Result, drawn_steps
 
 #: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
@@ -29,7 +31,7 @@ _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
 _CONTROL: Final = "#999999"
 _COLUMNS: Final = 4  # arithmetics in one figure
 _TITLES: Final = {
-    "distance": "weight difference to s = 0 (lines: mean over seeds; bands: range)",
+    "distance": "weight difference from s = 0 (lines: mean over seeds; bands: range)",
     "loss": "train loss (lines: mean over seeds; bands: range)",
     "error": "test error (lines: mean over seeds; bands: range)",
     "boxes": "test accuracy after the last epoch\n"
@@ -52,6 +54,9 @@ def draw(
         ImportError: without matplotlib; says how to install it.
     """
     written: list[Path] = []
+    if experiment.overview:
+        written.append(folder / "differences.png")
+        save(_differences(experiment, scale, runs), written[0])
     for part in dict.fromkeys(comparison.part for comparison, _ in runs):
         own = [run for run in runs if run[0].part == part]
         pages = [own[start : start + _COLUMNS] for start in range(0, len(own), _COLUMNS)]
@@ -67,6 +72,57 @@ def draw(
                 if name.fullmatch(old.name) and old not in written:
                     old.unlink(missing_ok=True)
     return written
+
+
+_MARKS: Final = {"chain": ("#0072B2", "o", -0.13), "injected": ("#D55E00", "s", 0.13)}
+
+
+def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
+    """The overview: the mean difference of the accuracy from s = 0, by s and rule, a panel for each comparison."""
+    cells = [cell for cell in analyse(runs) if cell.paired and not cell.control and cell.paired.difference.n]
+    known = {cell.comparison for cell in cells}
+    shown = [(comparison, result) for comparison, result in runs if comparison.name in known]
+    columns = min(_COLUMNS, max(1, len(shown)))
+    figure = blank(max(7.2, 3.0 * columns), 1.1 + 2.2 * max(1, -(-len(shown) // columns)))
+    axes = figure.subplots(-(-len(shown) // columns) or 1, columns, squeeze=False, sharey=True)
+    figure.suptitle(
+        f"{experiment.name}: test accuracy less that of s = 0 on the same seed (mean, 95 % interval)", fontsize=11
+    )
+    for panel in axes.flat[len(shown) :]:
+        panel.set_axis_off()
+    for index, (comparison, result) in enumerate(shown):
+        panel, own = axes.flat[index], [cell for cell in cells if cell.comparison == comparison.name]
+        order = sorted({cell.subgradient for cell in own})
+        panel.axhline(0, color="0.6", linewidth=0.8)
+        for cell in own:
+            colour, sign, aside = _MARKS[cell.rule]
+            found = cell.paired.difference if cell.paired else cell.summary
+            place, mean = order.index(cell.subgradient) + aside, found.mean or 0.0
+            bars = None if found.low is None or found.high is None else [[mean - found.low], [found.high - mean]]
+            panel.errorbar(
+                place, mean, bars, color=colour, marker=sign, markersize=4, capsize=2, linestyle="none", label=cell.rule
+            )
+        errors = experiment.published_at(scale).get(comparison.name, {})
+        if errors and result.settings.epochs == PUBLISHED_EPOCHS:
+            differences = [errors[0.0] - errors[s] for s in order]
+            hollow = {"color": "black", "marker": "D", "markersize": 5, "markerfacecolor": "none", "linestyle": "none"}
+            panel.plot(
+                [place + 0.35 for place in range(len(order))],
+                differences,
+                label="published [R22] (GPU), read off",
+                **hollow,
+            )
+        seeds = counted(len(result.settings.seeds), "seed")
+        title = f"{label(result.settings)}\n{counted(result.settings.epochs, 'epoch')}, {seeds}"
+        panel.set_title(title, fontsize=9)
+        panel.set_xticks(range(len(order)), [f"{s:g}" for s in order])
+        panel.set_xlim(-0.6, len(order) - 0.4)
+        panel.grid(axis="y", alpha=0.3)
+        panel.set_xlabel("s")
+        if index % columns == 0:
+            panel.set_ylabel("points")
+    _legend(figure, axes)
+    return figure
 
 
 def _slug(text: str) -> str:
@@ -88,17 +144,13 @@ def _grid(
         seeds = len(result.settings.seeds)
         void = " – VOID" if result.void else ""
         for row, name in enumerate(rows):
-            axes[row][column].set_title(f"{label(result.settings)}{void}\n{name} ({_counted(seeds, 'seed')})", fontsize=9)
+            axes[row][column].set_title(f"{label(result.settings)}{void}\n{name} ({counted(seeds, 'seed')})", fontsize=9)
             axes[row][column].grid(alpha=0.3)
             if all(member.diverged and not member.epochs for member in result.members):
                 middle = {"ha": "center", "va": "center", "transform": axes[row][column].transAxes}
                 axes[row][column].text(0.5, 0.5, result.members[0].outcome.replace(": ", ":\n"), **middle)
                 axes[row][column].set_xticks([])
     return figure, axes
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _rules(runs: _Runs) -> list[str]:
@@ -157,22 +209,24 @@ def _legend(figure: Any, axes: Any) -> None:
 
 
 def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
-    """L1 distance per step (true, filled lines) and the report's |sum - sum| (thin); symmetric log, so that 0 is there."""
+    """L1 distance per step (thick) and [R22]'s |sum - sum| (thin), on a symmetric logarithmic scale, which shows 0."""
     rules = _rules(runs)
     figure, axes = _grid(experiment, part, "distance", runs, rules, sharey=True)
     smallest = math.inf
     for column, (_, result) in enumerate(runs):
-        control = group(result)[0.0, "chain", True]
+        kept = drawn_steps(result.members)
+        control = [member.at(kept) for member in group(result)[0.0, "chain", True]]
         for row, rule in enumerate(rules):
             panel = axes[row][column]
-            for s, members in _members(result, rule).items():
+            for s, whole in _members(result, rule).items():
                 if s == 0:
                     continue
+                members = [member.at(kept) for member in whole]
                 series = [(member.steps.step, member.steps.l1) for member in members]
                 smallest = min([smallest, *(y for _, own in series for y in own if y > 0)])
                 _band(panel, series, f"s = {s:g}", _style(s), marker=True)
                 for index, member in enumerate(members):
-                    name = "thin: |sum − sum|, the report's “L1”" if index == 0 else None
+                    name = "thin: |sum − sum|, [R22]'s “L1”" if index == 0 else None
                     color = _style(s)[0]
                     panel.plot(member.steps.step, member.steps.sum_difference, color=color, lw=0.5, alpha=0.5, label=name)
             # drawn last and wide: it must be seen to lie on 0

@@ -1,4 +1,4 @@
-"""From results of the engine to what tables say: one cell per comparison, rule and subgradient, judged over seeds."""
+"""Summaries of training results: one group of members per comparison, rule and subgradient, tested over seeds."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ class MemberGroup:
     """The members of one comparison that share subgradient and rule, over its seeds.
 
     Attributes:
-        comparison, part: names; label: arithmetic, as tables show it.
-        rule, subgradient, control: which members.
+        comparison, part: names.
+        label: the arithmetic, as tables show it.
+        rule, subgradient, control: of the members.
         accuracies: final test accuracy in % per seed, None for a diverged run.
         summary: of the finite ones.
         l1, sum_difference: mean over seeds of the last recorded distance to s = 0; None where there is none.
         first: earliest step at which a seed's parameters differ from s = 0; None if in no seed.
         differing: number of seeds in which they differ.
         hits: per epoch, all layers and kinks, mean over seeds and epochs; None where no epoch ended.
-        kernel: what computed the linear layers, and so decides how often a pre-activation is 0, see :func:`kernel`.
-        diverged: number of diverged seeds, and what the first of them says.
+        kernel: what computed the linear layers, see :func:`kernel`; it decides how often a pre-activation is 0.
+        diverged: number of diverged seeds.
+        divergence: the outcome of the first of them, or "".
         paired: against s = 0; None for s = 0 itself and in a void comparison.
         void: why the whole comparison is void, or None.
     """
@@ -56,12 +58,12 @@ class MemberGroup:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is s = 0, with which the others are compared."""
+        """Whether these members are the reference: s = 0, with which the others are compared."""
         return self.subgradient == 0 and not self.control
 
     @property
     def row(self) -> tuple[float, bool]:
-        """Rows of a table: s, with the control behind s = 0."""
+        """The key of a table's row: s, and whether it is the control, which follows s = 0."""
         return self.subgradient, self.control
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,7 +72,7 @@ class MemberGroup:
 
 
 def label(settings: Settings) -> str:
-    """The arithmetic, and what else is not as in E2: Adam's eps, SGD, fused kernels, batch norm, the activation."""
+    """The arithmetic, followed by every setting in which a comparison differs from E2."""
     optimiser, network = settings.optimiser, settings.network
     parts = [settings.arithmetic.name]
     parts += [f"eps {optimiser.eps:g}"] * (optimiser.name == "adam" and optimiser.eps != 1e-8)
@@ -82,9 +84,9 @@ _ACTIVATIONS: Final = {"relu": (), "relu6": ("ReLU6",), "leaky_relu": ("LeakyReL
 
 
 def kernel(result: Result) -> str:
-    """What computed the linear layers: "nn.Linear" (forking), "baddbmm" (stacked), or "emulated", the same in both.
+    """Name what computed the linear layers: "nn.Linear" (forking), "baddbmm" (stacked) or "emulated" (in both).
 
-    Stacked members' 16-bit products on CUDA are nn.Linear's, too.
+    Stacked 16-bit members on CUDA use nn.Linear, too.
     """
     arithmetic = result.settings.arithmetic
     if arithmetic.emulated:
@@ -116,7 +118,7 @@ def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
 
 
 def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[MemberGroup]:
-    """The cells of all comparisons, judged together, see :func:`relucheck.results.statistics.judge`."""
+    """Group the members of all comparisons and test them as one family, see :func:`relucheck.results.statistics.judge`."""
     cells: list[MemberGroup] = []
     for comparison, result in results:
         groups = group(result)
@@ -187,7 +189,7 @@ class Checked:
 
 
 def check(published: Sequence[PublishedError], results: Mapping[str, Result]) -> list[Checked]:
-    """Every published figure with what the comparison of that name measured."""
+    """Every published figure beside what the comparison of that name measured."""
     return [_checked(figure, results.get(figure.comparison)) for figure in published]
 
 
@@ -205,7 +207,7 @@ def _checked(published: PublishedError, result: Result | None) -> Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A published finding in words beside what was found; ``verdict`` as in :class:`Checked`, or "undecided"."""
+    """A published finding in words beside the measurement; ``verdict`` as in :class:`Checked`, or "undecided"."""
 
     source: str
     claim: str
@@ -216,13 +218,13 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """What a folder holds after a run.
+    """All that a report is about: the finished comparisons of a folder, and what follows from them.
 
     Attributes:
-        experiment, scale, folder: which.
+        experiment, scale, folder: what was run, and where.
         runs: every finished comparison of the folder, in the scenario's order.
-        missing: names of the comparisons that are not there (``only`` left them out).
-        cells, published, claims: what the tables say: measured, beside published figures, beside published findings.
+        missing: names of the comparisons that are not finished (``only`` left them out).
+        cells, published, claims: the contents of the tables: measurements, published figures, published findings.
         figures: paths of the figures.
     """
 

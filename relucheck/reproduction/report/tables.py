@@ -1,8 +1,6 @@
-"""The tables of a training scenario: for the terminal (rich) and for reports (Markdown).
+"""The tables of a training scenario, for the terminal (rich) and for reports (Markdown).
 
-Rows are subgradients; for each arithmetic and rule: test accuracy (mean and standard deviation over seeds), its 95 %
-interval, the difference to s = 0 on the same seed, L1 distance of the parameters, the published distance, first differing
-step, hits per epoch, verdict.
+Rows are subgradients. :data:`LEGEND` says what each arithmetic and rule shows of them.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.reproduction.report.summary import Checked, Claim, MemberGroup
+from relucheck.results.statistics import LEVEL, MARGIN
 from relucheck.results.tables import Table
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}
@@ -19,22 +18,33 @@ _LINES: Final = (
     *("accuracy %", "95 % interval", "to s = 0", "L1 distance", "|sum - sum|"),
     *("first step", "hits / epoch", "verdict"),
 )
-#: What the words and signs of the tables mean.
-LEGEND: Final = (
-    "accuracy: on the test set after the last epoch, mean ± standard deviation over seeds; interval: Student's t, 95 %; "
-    "to s = 0: mean difference on the same seed ± half its 95 % interval (0 exactly: the same run, bit for bit, on every "
-    "seed); L1 distance: of all parameters to s = 0 at the last recorded step; |sum - sum|: what [R22] calls L1 distance; "
-    "first step: the earliest at which parameters differ (in how many seeds); hits: pre-activations equal to a kink, with "
-    "what computed the linear layers (nn.Linear: each member alone; baddbmm: members stacked; emulated: rounded as stated) "
-    "on which they depend. Verdict: paired t-test and TOST (within 0.2 points), at 5 %, each corrected by Holm for its "
-    "family: every row of this report that tests something, which rows of the reference, the control, identical runs, "
-    "fewer than 2 seeds and lost runs do not. Identical runs: the exact sign test over seeds, by itself. Fewer than 2 "
-    "seeds or a diverged run: undecided. Rule chain: the subgradient times the cotangent; injected: the subgradient "
-    "itself, whatever the cotangent, which is the published code's fault. Published: accuracy read off [R22]'s "
-    "Figure 3, after 50 epochs of one run on a GPU; beside an emulated arithmetic it is the GPU's bfloat16, whose "
-    "rounding product and split-k imitate and rounded does not."
-)
+#: What the columns mean, a sentence each.
+LEGEND: Final[Mapping[str, str]] = {
+    "accuracy %": "on the test set after the last epoch: mean ± standard deviation over seeds.",
+    "95 % interval": "Student's t interval of that mean.",
+    "to s = 0": "mean difference from s = 0 on the same seed ± half its 95 % interval; 0 exactly: identical runs, bit for "
+    "bit, on every seed.",
+    "L1 distance": "of all parameters from those of s = 0, at the last recorded step.",
+    "|sum - sum|": "the absolute difference of the sums of all parameters, which [R22] calls L1 distance.",
+    "first step": "the earliest step after which parameters differ, and in how many of the seeds they ever do.",
+    "hits / epoch": "pre-activations equal to a kink; the name beside it says what computed the linear layers, on which "
+    "hits depend (nn.Linear: each member alone; baddbmm: members stacked; emulated: rounded as the arithmetic says).",
+    "p differs, p equivalent": f"of a paired t-test and of a test of equivalence within {MARGIN:g} points (TOST), each "
+    "corrected by Holm over every row of this report that has a test; identical runs have the exact sign test, "
+    "uncorrected.",
+    "verdict": f"differs, or else equivalent, if the corrected p is below {LEVEL:g}; undecided if not, and always with one "
+    "seed or a diverged run.",
+    "rule": "chain multiplies the subgradient by the upstream gradient; injected passes on the subgradient itself, which "
+    "is the error of the published code.",
+    "published %": "read off [R22]'s Figure 3, one run of 50 epochs on a GPU; beside an emulated arithmetic it is the "
+    "GPU's bfloat16, whose rounding product and split-k imitate and rounded does not.",
+}
 _Published = Mapping[str, Mapping[float, float]]
+
+
+def legend(*left_out: str) -> list[str]:
+    """A line for each column of the tables but those left out."""
+    return [f"{column}: {meaning}" for column, meaning in LEGEND.items() if column not in left_out]
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -52,7 +62,7 @@ def row_name(row: tuple[float, bool]) -> str:
 
 
 def verdict(cell: MemberGroup) -> str:
-    """The verdict, "reference" for s = 0, and for a control whether it is one."""
+    """The verdict of a cell: "reference" for s = 0, and for a control "identical" or "void"."""
     if cell.void:
         return "void"
     if cell.is_reference:
@@ -63,7 +73,7 @@ def verdict(cell: MemberGroup) -> str:
 
 
 def lines(cell: MemberGroup) -> list[str]:
-    """The values of a cell, one for each of the table's lines."""
+    """The values of a cell, one for each line of the table."""
     summary, seeds = cell.summary, len(cell.accuracies)
     if cell.void:  # whatever was measured, nothing follows from it
         return ["-"] * (len(_LINES) - 1) + [verdict(cell)]
@@ -131,7 +141,7 @@ def rich_tables(scenario: str, cells: Sequence[MemberGroup], published: _Publish
 
 
 def divergences(cells: Sequence[MemberGroup]) -> list[str]:
-    """One line for each comparison and way of diverging: which members, and where."""
+    """A line for each comparison and step at which members diverge; it names the members."""
     found: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         if cell.divergence:
@@ -150,7 +160,7 @@ def _in(cell: MemberGroup, column: _Column) -> bool:
 
 
 def _fitting(columns: Sequence[_Column], widths: Sequence[int], room: int) -> list[list[_Column]]:
-    """Columns in portions that fit, both rules of a comparison in one portion."""
+    """Divide the columns into tables that fit, with both rules of a comparison in one table."""
     names = list(dict.fromkeys(name for name, _ in columns))
     portions: list[list[_Column]] = [[]]
     used = 0
@@ -195,7 +205,7 @@ def _rich_table(title: str, cells: Sequence[MemberGroup], columns: Sequence[_Col
 
 
 def _faulty(cell: MemberGroup) -> bool:
-    """Whether the published code computed this cell: the injected rule, which for s = 0 is the chain rule."""
+    """Whether the published code computes this cell: it injects, which for s = 0 is the chain rule."""
     return cell.rule == "injected" or cell.subgradient == 0
 
 
@@ -247,21 +257,22 @@ def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str]
                 *(str(measured.n), found.verdict, reason(found)),
             ]
         )
-    return Table(header, body, "published figures, and what was measured here", right=("s", "published", "seeds"))
+    title = "published test errors in %, and what was measured here (injected rule; s = 0: chain)"
+    return Table(header, body, title, right=("s", "published", "seeds"))
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:
     """The published findings in words."""
     rows = [[found.source, found.claim, found.measured, found.verdict, found.reason] for found in claims]
     return Table(
-        ["source", "finding", "measured", "outcome", "reason"], rows, "published findings, and what was found here"
+        ["source", "finding", "measured", "outcome", "reason"], rows, "published findings, and what was measured here"
     )
 
 
 def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
     """Published findings and figures, as rich tables.
 
-    The reasons are in the report, and so are the figures that nothing here measures.
+    A terminal leaves out the reasons, and the figures that nothing here measures; report.md has both.
     """
     measured = [figure for figure in checked if figure.verdict != "not measured"]
     left_out = len(checked) - len(measured)
@@ -270,4 +281,5 @@ def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[A
         figures = dataclasses.replace(
             figures, caption=f"{left_out} more are of comparisons that are not here; report.md lists them"
         )
-    return [table.without("reason").rich() for table in (claim_table(claims), figures) if table.rows]
+    shown = (claim_table(claims).without("reason"), figures.without("source", "what", "rule", "reason"))
+    return [table.rich() for table in shown if table.rows]

@@ -13,7 +13,7 @@ from relucheck.results.proportions import Interval, interval
 from relucheck.results.store import write_atomically
 from relucheck.volume.cell import SWEEPS
 
-# M. Okabe, K. Ito, "Color universal design" (2008): told apart with every kind of colour vision; markers differ too.
+# M. Okabe, K. Ito, "Color universal design" (2008): distinct for every kind of colour vision; markers differ too.
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _MARKERS: Final = ("o", "s", "^", "v", "P")
 #: One colour and marker for each way to round, in every panel.

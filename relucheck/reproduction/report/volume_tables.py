@@ -1,31 +1,28 @@
-"""Tables of E4: our shares beside the published ones, both with exact intervals, and what a test allows to say."""
+"""The report of E4: our shares beside the published ones, with exact intervals and tests."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from rich.text import Text
 
 from relucheck.reproduction.published import SOURCES
+from relucheck.reproduction.report.volume_conclusion import conclusion
 from relucheck.reproduction.report.volume_figures import draw
-from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, Entry, Line, Report
-from relucheck.results.figures import INSTALL, drawable
-from relucheck.results.holm import holm
-from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, exact_test, interval, verdict
-from relucheck.results.store import SCHEMA, write_atomically
+from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, Judged, Report, judge
+from relucheck.reproduction.scenario import SCALE_NAMES
+from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, interval
+from relucheck.results.store import FINISHED, SCHEMA, write_atomically
 from relucheck.results.tables import Table
 from relucheck.volume import compensation as volume_compensation
 from relucheck.volume.cell import Estimate
-from relucheck.volume.compensation import ZoneSplit
+from relucheck.volume.compensation import Sum, ZoneSplit
 
-NOT_COMPUTED: Final = "not computed by the release"
-NOT_PUBLISHED: Final = "no published figure"
-OTHER_DATA: Final = "other data"
 _NUMBERS: Final = ("ours", "share, 95 %", "±", "hits / M", "published", "published share, 95 %", "p", "Holm p")
 #: Columns of a terminal from which on every column of a table is shown, and what a narrower one leaves out.
 _WIDE: Final = 180
@@ -33,45 +30,24 @@ _LEFT_OUT: Final = ("±", "hits / M", "published share, 95 %", "p", "Holm p")
 #: The first column of a narrow terminal's tables, whose titles name the sweep.
 _SHORT: Final = {"hidden layers": "layers", "batch size": "batch", "sample size": "sample"}
 _WANTED: Final = 0.05  # the half-width that the notes plan for
+#: What the columns mean, a sentence or two each.
+LEGEND: Final[Mapping[str, str]] = {
+    "ours": "networks in the bifurcation zone, of those drawn: some mini-batch of one pass over the data gives first-layer "
+    "gradients that differ between backprop_0 and backprop_1.",
+    "share, 95 %": f"that share with its Clopper-Pearson interval ({CONFIDENCE:.0%}).",
+    "±": "half the width of the interval.",
+    "hits / M": "hits per million activations, over the mini-batches looked at.",
+    "published share, 95 %": "the published share with the same kind of interval.",
+    "p": "of Fisher's exact test, two-sided, of our count against the published one.",
+    "Holm p": "the same with Holm's correction over all tests of this report.",
+    "verdict": f"differs if Holm's p is below {LEVEL:g}. Not distinguished means undecided: these draws do not tell the "
+    "two shares apart, which does not make them equal.",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """A line with its test.
-
-    Attributes:
-        line: entry and estimate.
-        p: of Fisher's exact test against the published count, or None where there is nothing to test.
-        adjusted: ``p`` after Holm's correction over every test of the report.
-        text: "differs", "not distinguished", or why there is no test.
-    """
-
-    line: Line
-    p: float | None
-    adjusted: float | None
-    text: str
-
-
-def judge(report: Report) -> tuple[Judged, ...]:
-    """Every line with its test, in order; the correction is over the whole report."""
-    tests: dict[int, float] = {}
-    for index, line in enumerate(report.lines):
-        entry, ours = line.entry, line.estimate
-        if entry.comparable and entry.published is not None:
-            tests[index] = exact_test(ours.bifurcated, ours.draws, entry.published.bifurcated, entry.published.runs)
-    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
-    return tuple(
-        Judged(line, tests[index], adjusted[index], verdict(adjusted[index]))
-        if index in tests
-        else Judged(line, None, None, _why_not(line.entry))
-        for index, line in enumerate(report.lines)
-    )
-
-
-def _why_not(entry: Entry) -> str:
-    if entry.published is None:
-        return NOT_PUBLISHED
-    return OTHER_DATA if entry.published.computed else NOT_COMPUTED
+def title(report: Report) -> str:
+    """The title of the report, which names a reduced scale."""
+    return f"{NAME}: volume of the bifurcation zone ({SCALE_NAMES[report.scale]})"
 
 
 def groups(judged: Iterable[Judged]) -> dict[tuple[str, str], list[Judged]]:
@@ -127,46 +103,60 @@ def tables(judged: Iterable[Judged]) -> list[Table]:
     return shown
 
 
-def markdown(report: Report, judged: Iterable[Judged]) -> str:
-    """The report as a Markdown page: where and how it was computed, what to know, a table for each source and sweep."""
-    judged = tuple(judged)
-    lines = [f"# {NAME}: volume of the bifurcation zone ({report.scale} scale)", "", *notes(report, judged)]
+def markdown(
+    report: Report,
+    judged: Sequence[Judged],
+    sums: Mapping[str, Sum] | None = None,
+    figures: Sequence[str] = (),
+) -> str:
+    """The report as a Markdown page: conclusion, figure, tables, and then what to know of them.
+
+    Args:
+        report, judged: its lines, and the same with their tests.
+        sums: bifurcation against compensation by arithmetic, where it was looked at.
+        figures: paths of the figures, relative to the page.
+    """
+    pictures = [f"![{PurePosixPath(path).stem}]({path})" for path in figures]
+    lines = [f"# {title(report)}", "", " ".join(conclusion(report, judged, sums)), ""]
+    lines += pictures[:1]
     for table in tables(judged):
         lines += ["", f"## {table.title}", "", *table.markdown()]
+    if sums is not None:
+        lines += ["", *volume_compensation.markdown(sums)]
+    lines += ["", "## How to read the tables", "", *(f"- {column}: {meaning}" for column, meaning in LEGEND.items())]
+    if pictures[1:]:
+        lines += ["", "## More figures"]
+        for picture in pictures[1:]:
+            lines += ["", picture]
+    lines += ["", "## How it was run", "", *(f"- {note}" for note in notes(report, judged))]
     return "\n".join(lines) + "\n"
 
 
 def notes(report: Report, judged: Iterable[Judged]) -> list[str]:
-    """What a reader has to know, in Markdown."""
+    """What a reader has to know of the method, a sentence or two each."""
     judged = tuple(judged)
     estimates = report.estimates
-    tested = [one for one in judged if one.p is not None]
     computing = sum(estimate.wall_s for estimate in estimates)
     versions = estimates[0].versions
     widths = sorted(estimate.interval().half_width for estimate in estimates)
     data = ", ".join(sorted({estimate.cell.data for estimate in estimates}))
-    said = f"{sum(one.text == 'differs' for one in tested)} differ" if tested else "none"
     drawn = sum(estimate.draws for estimate in estimates)
     facts = [
-        f"- Device: {report.devices}; torch {versions['torch']}.",
-        f"- {len(estimates)} cells, {drawn:,} random networks on {data}, {computing:,.0f} s of computing. Half-widths (±): "
-        f"{widths[0]:.3f} to {widths[-1]:.3f}, median {widths[len(widths) // 2]:.3f}.",
-        "- A network counts as soon as one mini-batch of a pass gives first-layer gradients that differ between backprop_0 "
-        f"and backprop_1. Intervals are Clopper-Pearson, {CONFIDENCE:.0%}. Hits per million activations (hits / M) are "
-        "over the mini-batches looked at.",
-        "- Tests are Fisher's exact test of our count against the published one, two-sided, with Holm's correction over "
-        f"all {len(tested)} tests here, at level {LEVEL}: {said}. *Not distinguished* says that these draws do not tell "
-        "them apart, not that they are equal.",
-        f"- Draws that a half-width of {_WANTED} needs at the shares found (the worst cell's): {_needed(estimates)}.",
-        "- The same seeds are drawn in every cell: cells of one shape share their networks, whatever the arithmetic, and "
-        "networks of one seed and width begin with the same layers, so cells are not independent of each other.",
-        "- *Emulated* arithmetics are not the device's own (relucheck.numerics.emulation); published 16 bits are "
-        "float16, on GPUs.",
-        "- Published float64 figures of both depth sweeps were not computed by the releases, which leave that loop early.",
-        "- Sample-size cells draw their images with replacement, as [R22] did, once a cell by a seeded generator.",
+        f"Device: {report.devices}; torch {versions['torch']}.",
+        f"{len(estimates)} cells, {drawn:,} random networks on {data}, {computing:,.0f} s of computing.",
+        f"Half-widths of the intervals (±) are {widths[0]:.3f} to {widths[-1]:.3f}, their median is "
+        f"{widths[len(widths) // 2]:.3f}.",
+        f"Draws that a half-width of {_WANTED} needs at the shares found (the worst cell's): {_needed(estimates)}.",
+        "Every cell draws the same seeds. Cells of one shape share their networks, whatever the arithmetic, and networks "
+        "of one seed and width begin with the same layers, so cells are not independent of each other.",
+        "An emulated arithmetic is not the device's (relucheck.numerics.emulation). Published 16 bits are float16, on "
+        "GPUs.",
+        "The releases did not compute the float64 figures of both depth sweeps: they leave that loop early.",
+        "Cells of the sample-size sweep draw their images with replacement, as [R22] did, once a cell by a seeded "
+        "generator.",
     ]
     sources = [
-        f"- [{name}] {text}." for name, text in SOURCES.items() if any(one.line.entry.source == name for one in judged)
+        f"[{name}] {text}." for name, text in SOURCES.items() if any(one.line.entry.source == name for one in judged)
     ]
     return [*facts, *sources]
 
@@ -192,7 +182,7 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
                 "varied": entry.varied,
                 "x": entry.x,
                 "cell": ours.cell.deciding,
-                "file": f"cells/{ours.cell.name}.json",
+                "file": f"cells/{ours.cell.name}{FINISHED}",
                 "arithmetic": ours.cell.arithmetic.name,
                 "bifurcated": ours.bifurcated,
                 "agree": ours.agree,
@@ -217,20 +207,24 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What a terminal shows of E4: tables, and what to know of them.
+    """What a terminal shows of E4: the conclusion, tables, and what to know of them.
 
     Called with a number of columns, it gives the parts for :func:`relucheck.results.tables.render`. A narrow terminal gets
     the counts, our share and the verdict; the page has the other columns.
     """
 
+    head: tuple[str, ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
 
     def __call__(self, width: int) -> list[Any]:
+        left_out = () if width >= _WIDE else _LEFT_OUT
+        legend = [f"{column}: {meaning}" for column, meaning in LEGEND.items() if column not in left_out]
         if width >= _WIDE:
-            return [*(table.rich(wrap=False) for table in self.tables), *map(Text, self.notes)]
-        narrow = (table.without(*_LEFT_OUT) for table in self.tables)
-        return [*(_renamed(table).rich(first=True) for table in narrow), *map(Text, self.notes)]
+            shown = [table.rich(wrap=False) for table in self.tables]
+        else:
+            shown = [_renamed(table.without(*_LEFT_OUT)).rich(first=True) for table in self.tables]
+        return [*map(Text, self.head), *shown, *map(Text, (*legend, *self.notes))]
 
 
 def _renamed(table: Table) -> Table:
@@ -252,16 +246,16 @@ def write(report: Report, folder: Path, found: Mapping[str, ZoneSplit] | None = 
     """
     judged = judge(report)
     sums = None if found is None else volume_compensation.by_arithmetic(report.estimates, found)
-    content, page, shown = summary(report, judged), markdown(report, judged), [*tables(judged)]
+    paths = draw(report, folder / "figures") if figures else ()
+    content, shown = summary(report, judged), [*tables(judged)]
     if sums is not None:
         content["split"] = volume_compensation.as_json(sums)
-        page += "\n" + "\n".join(volume_compensation.markdown(sums)) + "\n"
         shown.append(volume_compensation.table(sums))
     write_atomically(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
+    page = markdown(report, judged, sums, [path.relative_to(folder).as_posix() for path in paths])
     write_atomically(folder / f"{NAME}.md", page)
     said = notes(report, judged)
-    if figures and not drawable():
-        said.append(f"- No figures: matplotlib is not installed ({INSTALL}).")
-    elif figures:
-        said.append(f"- Figures: {', '.join(str(path) for path in draw(report, folder / 'figures'))}")
-    return Shown(tuple(shown), tuple(said))
+    if paths:
+        said.append(f"Figures: {', '.join(map(str, paths))}")
+    head = (title(report), "", " ".join(conclusion(report, judged, sums)), "")
+    return Shown(head, tuple(shown), tuple(said))

@@ -1,4 +1,4 @@
-"""What E4 reports, as plain data: the lines of its tables. Scales make it; tables and figures show it."""
+"""The lines of E4's tables as plain data, and their tests against the published counts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import dataclasses
 from typing import Final
 
 from relucheck.reproduction.published import PublishedCell
+from relucheck.results.holm import holm
+from relucheck.results.proportions import exact_test, verdict
 from relucheck.volume.cell import Cell, Estimate
 
 NAME: Final = "E4"
+NOT_COMPUTED: Final = "not computed by the release"
+NOT_PUBLISHED: Final = "no published figure"
+OTHER_DATA: Final = "other data"
 #: The dtypes of tables and figures, in the order in which they appear.
 DTYPE_NAMES: Final = ("float16", "bfloat16", "float32", "float64")
 SWEEP_TITLES: Final[dict[str, str]] = {
@@ -71,3 +76,47 @@ class Report:
     def estimates(self) -> tuple[Estimate, ...]:
         """Of the different cells."""
         return tuple({line.estimate.cell.name: line.estimate for line in self.lines}.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A line with its test.
+
+    Attributes:
+        line: entry and estimate.
+        p: of Fisher's exact test against the published count, or None where there is nothing to test.
+        adjusted: ``p`` after Holm's correction over every test of the report.
+        text: "differs", "not distinguished", or why there is no test.
+    """
+
+    line: Line
+    p: float | None
+    adjusted: float | None
+    text: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether the test says so, after the correction."""
+        return self.text == "differs"
+
+
+def judge(report: Report) -> tuple[Judged, ...]:
+    """Every line with its test, in order; the correction is over the whole report."""
+    tests: dict[int, float] = {}
+    for index, line in enumerate(report.lines):
+        entry, ours = line.entry, line.estimate
+        if entry.comparable and entry.published is not None:
+            tests[index] = exact_test(ours.bifurcated, ours.draws, entry.published.bifurcated, entry.published.runs)
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+    return tuple(
+        Judged(line, tests[index], adjusted[index], verdict(adjusted[index]))
+        if index in tests
+        else Judged(line, None, None, _why_not(line.entry))
+        for index, line in enumerate(report.lines)
+    )
+
+
+def _why_not(entry: Entry) -> str:
+    if entry.published is None:
+        return NOT_PUBLISHED
+    return OTHER_DATA if entry.published.computed else NOT_COMPUTED

@@ -65,9 +65,7 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     assert found["bfloat16", 0.0] == ("agrees", "")
     assert found["bfloat16-split-k-4", 1.0] == ("not measured", "")
     text = report(whole)
-    section = text[
-        text.index("## What agrees and what does not agree with the published figures") : text.index("## Figures\n")
-    ]
+    section = text[text.index("## Against the published figures") : text.index("## Controls\n")]
     for figure in whole.published:
         row = f"| {figure.published.source} | {figure.published.comparison} |"
         assert row in section
@@ -84,12 +82,13 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     _, float32 = report_claims.claims("E2", same, report_summary.analyse(same))
     assert (float32.verdict, float32.reason) == ("disagrees", "hits of s = 0 an epoch: 0.0 with nn.Linear")
     shown = render(*tables.rich_outcomes(whole.published, whole.claims), width=200, color=False)
-    assert "published figures, and what was measured here" in shown
+    assert "published test errors in %, and what was measured here" in shown
     assert "disagrees" in shown
+    assert "…" not in render(*tables.rich_outcomes(whole.published, whole.claims), width=80, color=False), "cut off"
     missing = [figure for figure in whole.published if figure.verdict == "not measured"]
     assert missing
     assert f"{len(missing)} more are of comparisons that are not here; report.md lists them" in shown
-    assert "bfloat16-split-k-4" not in shown.partition("published figures, and")[2]
+    assert "bfloat16-split-k-4" not in shown.partition("published test errors in %, and")[2]
     only_missing = tables.rich_outcomes(missing, ())
     assert only_missing == [], "nothing to show"
 

@@ -23,5 +23,5 @@ def test_report_and_summary(tmp_path: Path, snapshot: SnapshotAssertion) -> None
     assert body["schema_version"] == 3
     assert {run["comparison"] for run in body["runs"]} == {"float32", "bfloat16"}
     assert len(body["cells"]) == len(cells)
-    bare = report(Reproduction(E2, "cpu", tmp_path, runs, (), cells))
-    assert "pip install 'relucheck[plot]'" in bare
+    assert "](figures/one.png)" in report(whole)
+    assert "](figures" not in report(Reproduction(E2, "cpu", tmp_path, runs, (), cells))

@@ -9,6 +9,7 @@ import pytest
 
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.report import figures as report_figures
+from relucheck.reproduction.report import summary as report_summary
 from relucheck.results.figures import blank
 from tests.helpers import invariants, made
 from tests.helpers.made import E2, runs_of_e2
@@ -40,6 +41,34 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(titles) == 8
     assert sum("over seeds" in title for title in titles) == 4
     assert sum("published pooling" in title for title in titles) == 4
+
+
+def test_the_overview_shows_means_intervals_and_published_differences() -> None:
+    """Each point by its y-data: the mean difference from s = 0 of a rule and s, its interval, and what was published."""
+    runs = runs_of_e2(only=("bfloat16", "bfloat16-product-3-epochs"))
+    runs.append((E2.comparisons("cpu", ("float16",))[0], made.result(runs[0][1].settings, diverged=lambda member: True)))
+    figure = report_figures._differences(E2, "cpu", runs)
+    half, brief = [panel for panel in figure.get_axes() if panel.get_title()]
+    assert half.get_title() == "bfloat16\n50 epochs, 3 seeds"
+    assert brief.get_title() == "bfloat16 emulated (product)\n3 epochs, 10 seeds"
+    judged = {
+        (cell.comparison, cell.subgradient, cell.rule): cell.paired
+        for cell in report_summary.analyse(runs)
+        if not cell.control
+    }
+    for place, s in enumerate((-0.5, 0.5, 0.8, 1.0)):
+        for rule in ("chain", "injected"):
+            difference = judged["bfloat16", s, rule]
+            assert difference is not None
+            (bar,) = [
+                c for c in half.containers if c.get_label() == rule and round(float(c.lines[0].get_xdata()[0])) == place
+            ]
+            assert float(bar.lines[0].get_ydata()[0]) == difference.difference.mean
+            ends = bar.lines[2][0].get_segments()[0][:, 1]
+            assert ends.tolist() == pytest.approx([difference.difference.low, difference.difference.high])
+    label = "published [R22] (GPU), read off"
+    assert [list(line.get_ydata()) for line in half.get_lines() if line.get_label() == label] == [[-2, -5, -7, -9]]
+    assert not [line for line in brief.get_lines() if line.get_label() == label], "published were 50 epochs"
 
 
 def test_boxes_hold_each_seed_once_and_the_pooled_ones_every_epoch() -> None:
@@ -139,7 +168,7 @@ def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
         pages[name] = {path.name for path in written}
         assert {path.name for path in tmp_path.iterdir()} == {*pages[name], foreign.name}
     assert pages["few"] == pages["few again"]
-    assert not pages["few"] & pages["many"]
+    assert pages["few"] & pages["many"] == {"differences.png"}
 
 
 def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
@@ -153,7 +182,7 @@ def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
     ]
     runs = [(c, made.result(c.settings, **o)) for c, o in zip(comparisons, options, strict=True)]
     paths = report_figures.draw(E2, "cpu", runs, tmp_path)
-    assert len(paths) == 4
+    assert len(paths) == 5
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
     for path in paths:
         assert invariants.png_size(path) > (400, 300)
@@ -170,7 +199,8 @@ def test_many_arithmetics_go_on_in_further_files(tmp_path: Path) -> None:
     e3 = SCENARIOS["E3"]
     runs = [(comparison, made.result(comparison.settings)) for comparison in e3.comparisons("cpu")]
     paths = report_figures.draw(e3, "cpu", runs, tmp_path, figures={"boxes": drawn})
-    assert [path.name for path in paths] == ["mnist-adam-relu-r22-boxes-1.png", "mnist-adam-relu-r22-boxes-2.png"]
+    boxes = ["mnist-adam-relu-r22-boxes-1.png", "mnist-adam-relu-r22-boxes-2.png"]
+    assert [path.name for path in paths] == ["differences.png", *boxes]
     assert [name for page in pages for name in page] == [comparison.name for comparison, _ in runs]
     assert max(map(len, pages)) <= 4
 

@@ -163,7 +163,7 @@ def test_the_family_holds_what_tests_something() -> None:
     lost = made.result(half.settings, diverged=lambda member: member.subgradient == 0.8 and member.seed == 1)
     cells = report_summary.analyse([(single, made.result(single.settings, identical=True)), (half, lost)])
     assert {cell.paired.family for cell in cells if cell.paired and not cell.control} == {6}
-    assert "family: every row of this report that tests something" in tables.LEGEND
+    assert "by Holm over every row of this report that has a test" in tables.LEGEND["p differs, p equivalent"]
 
 
 def test_one_seed_decides_nothing() -> None:

@@ -1,0 +1,118 @@
+"""The conclusion of a training report: three sentences that follow from its verdicts and numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from relucheck.reproduction.report.claims import LARGER, SPREAD, departures
+from relucheck.reproduction.report.summary import Claim, MemberGroup, Reproduction
+from relucheck.reproduction.scenario import SCALE_NAMES
+from relucheck.results.statistics import MARGIN
+from relucheck.results.tables import counted, listed
+
+_RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of the published code"}
+
+
+def title(made: Reproduction) -> str:
+    """The title of a report, which names a reduced scale and what was not run."""
+    run, every = len(made.runs), len(made.runs) + len(made.missing)
+    part = f", {run} of {every} comparisons" if made.missing else ""
+    return f"{made.experiment.name}: {made.experiment.title} ({SCALE_NAMES[made.scale]}{part})"
+
+
+def conclusion(made: Reproduction) -> tuple[str, str, str]:
+    """Three sentences for a reader who reads nothing else; void comparisons are left out of them."""
+    if made.experiment.name == "E1":
+        return _departure(made), _larger(made.claims), _accuracies(made.cells, "chain", "injected")
+    chain, injected = _accuracies(made.cells, "chain"), _accuracies(made.cells, "injected")
+    if made.experiment.name == "E3":
+        return _spread(made.claims), injected, chain
+    return chain, injected, _published(made)
+
+
+# ---------------------------------------------------------------- accuracy
+
+
+def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
+    """What the tests say of the accuracy under one rule or several."""
+    under = f"Under {listed([_RULES[rule] for rule in rules])}"
+    own = [cell for cell in cells if cell.rule in rules and not (cell.control or cell.is_reference or cell.void)]
+    if not own:
+        return f"{under}, no subgradient was compared with s = 0."
+    words = Counter(cell.paired.verdict if cell.paired else "undecided" for cell in own)
+    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in own)
+    pairs = f"{counted(len(own), 'comparison')} with s = 0"
+    if untested == len(own):
+        return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
+    others = f"{words['equivalent']} are equivalent within {MARGIN:g} points and {words['undecided']} are undecided"
+    others += f" ({untested} of them untested: one seed, or a run that diverged)" if untested else ""
+    if not words["differs"]:
+        return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
+    differing = [cell for cell in own if cell.paired and cell.paired.verdict == "differs"]
+    means = [mean for cell in differing if cell.paired and (mean := cell.paired.difference.mean) is not None]
+    where = listed(list(dict.fromkeys(cell.label.partition(",")[0] for cell in differing)))
+    return (
+        f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by {min(means):+.2f} to {max(means):+.2f} "
+        f"points on average and only in {where}; {others}."
+    )
+
+
+# ---------------------------------------------------------------- published findings
+
+
+def _departure(made: Reproduction) -> str:
+    found = departures(made.runs)
+    every = counted(found.seeds, "run")
+    apart = f"The parameters of s = 1 depart from those of s = 0 in {found.departed} of {every}"
+    if found.without:
+        return f"{apart}, in {found.without} of them although s = 0 meets no exact zero."
+    if not found.met:
+        return f"No run of s = 0 met an exact zero ({every}), so departure at one was not measured."
+    if not found.departed:
+        return f"{apart}, although s = 0 meets an exact zero in {found.met}."
+    return f"{apart}, and s = 0 meets an exact zero in all of these; it meets one in {counted(found.met, 'run')} in all."
+
+
+def _larger(claims: Sequence[Claim]) -> str:
+    own = [claim for claim in claims if claim.claim.startswith(LARGER)]
+    verdicts = {claim.verdict for claim in own}
+    if not own or "not measured" in verdicts:
+        return "Whether the difference is larger in 16 bits, as published, was not measured."
+    numbers = "; ".join(f"{claim.measured}, {claim.claim.removeprefix(LARGER).strip(' ()')}" for claim in own)
+    says = {
+        frozenset({"agrees"}): "The difference is larger in bfloat16, as published",
+        frozenset({"disagrees"}): "The difference is not larger in bfloat16, which contradicts the published finding",
+        frozenset({"one run"}): "With one seed it is undecided whether the difference is larger in bfloat16, as published",
+    }.get(frozenset(verdicts), "Whether the difference is larger in bfloat16, as published, depends on the rule")
+    return f"{says}: {numbers}."
+
+
+def _spread(claims: Sequence[Claim]) -> str:
+    own = [claim for claim in claims if claim.claim.startswith(SPREAD)]
+    words = Counter(claim.verdict for claim in own)
+    measured = words["agrees"] + words["disagrees"]
+    if not measured:
+        return "Whether the spread over seeds grows with s in 16 bits, as published, was not measured."
+    grows = [claim.measured.partition(":")[0] for claim in own if claim.verdict == "agrees"]
+    where = f": {listed(grows)}" if grows else ""
+    return (
+        f"The spread of the test accuracy over seeds grows with s, as published, in {words['agrees']} of "
+        f"{counted(measured, '16-bit arithmetic')} under the injected rule{where}."
+    )
+
+
+def _published(made: Reproduction) -> str:
+    """The control, and how many published figures agree."""
+    distances = sum(len(m.steps.step) for _, r in made.runs if not r.void for m in r.members if m.member.control)
+    control = f"A second run of s = 0 is identical to the first at all {counted(distances, 'recorded step')}"
+    words = Counter(figure.verdict for figure in made.published)
+    if not words["agrees"] + words["disagrees"]:
+        return f"{control}; no published figure can be tested with these runs."
+    open_ = words["one run"] + words["not measured"]
+    more = f", and {open_} were not measured here or only with one seed" if open_ else ""
+    return (
+        f"{control}; of {counted(len(made.published), 'published test error')}, {words['agrees']} agree with the 95 % "
+        f"interval measured here and {words['disagrees']} disagree{more}."
+    )

@@ -1,0 +1,227 @@
+"""Conclusions follow from numbers and verdicts: other results give other sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from relucheck.hits.plans import Planned
+from relucheck.hits.validation import ValidatedLayer
+from relucheck.reproduction.experiments import hit_rates, ties
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.published import PublishedCell
+from relucheck.reproduction.report import volume_conclusion
+from relucheck.reproduction.report.claims import claims
+from relucheck.reproduction.report.conclusion import conclusion, title
+from relucheck.reproduction.report.document import report
+from relucheck.reproduction.report.summary import Reproduction, analyse, check
+from relucheck.reproduction.report.volumes import Entry, Line, Report, judge
+from relucheck.training.settings import Member
+from relucheck.volume.cell import Cell, Draw, Estimate
+from relucheck.volume.compensation import Sum
+from tests.helpers import made
+
+
+def _made(name: str, only: tuple[str, ...], scale: str = "full", **options: Any) -> Reproduction:
+    scenario = SCENARIOS[name]
+    runs = tuple((one, made.result(one.settings, **options)) for one in scenario.comparisons(scale, only))
+    cells = tuple(analyse(runs))
+    results = {comparison.name: result for comparison, result in runs}
+    checked = tuple(check(scenario.published_figures(scale), results))
+    missing = tuple(one.name for one in scenario.comparisons(scale) if one.name not in results)
+    return Reproduction(scenario, scale, Path(), runs, missing, cells, checked, tuple(claims(name, runs, cells)))
+
+
+def _noisy(cost: Callable[[Member], float]) -> Callable[[Member], float]:
+    return lambda member: 0.9 - cost(member) + 1e-4 * ((7 * member.seed + int(10 * member.subgradient)) % 5)
+
+
+@pytest.mark.parametrize(
+    ("cost", "chain", "injected"),
+    [
+        (
+            lambda member: 0.0,
+            "no subgradient is shown to change the test accuracy: of 4 comparisons with s = 0, 4 are equivalent within 0.2 "
+            "points and 0 are undecided.",
+            "no subgradient is shown to change the test accuracy",
+        ),
+        (
+            lambda member: 0.05 * (member.rule == "injected"),
+            "no subgradient is shown to change the test accuracy",
+            "the test accuracy differs in 4 of 4 comparisons with s = 0, by -5.0",
+        ),
+        (
+            lambda member: 0.03 * (member.rule == "chain" and member.subgradient == 1),
+            "the test accuracy differs in 1 of 4 comparisons with s = 0, by -3.0",
+            "no subgradient is shown to change the test accuracy",
+        ),
+        (
+            lambda member: 0.02 * (member.subgradient == 1) * (-1) ** member.seed,
+            "3 are equivalent within 0.2 points and 1 are undecided.",
+            "3 are equivalent within 0.2 points and 1 are undecided.",
+        ),
+    ],
+    ids=["equivalent", "injected differs", "chain differs", "undecided"],
+)
+def test_accuracies_of_e2(cost: Callable[[Member], float], chain: str, injected: str) -> None:
+    first, second, third = conclusion(_made("E2", ("bfloat16-product",), accuracy=_noisy(cost)))
+    assert first.startswith("Under the chain rule, ")
+    assert chain in first
+    assert second.startswith("Under the injected rule of the published code, ")
+    assert injected in second
+    assert "only in bfloat16 emulated (product)" in first + second or "differs" not in first + second
+    assert third.startswith("A second run of s = 0 is identical to the first at all ")
+
+
+def test_runs_that_test_nothing_are_undecided() -> None:
+    first, *_ = conclusion(_made("E2", ("bfloat16-product",), scale="cpu"))
+    assert first == (
+        "Under the chain rule, the test accuracy is undecided in all 4 comparisons with s = 0: each has one seed, or a run "
+        "that diverged."
+    )
+    some = _made("E2", ("float32",), diverged=lambda member: member.subgradient == 1 and member.seed == 2)
+    assert "(1 of them untested: one seed, or a run that diverged)" in conclusion(some)[0]
+
+
+def test_published_errors_that_agree_are_counted() -> None:
+    cost = {0.0: 0.0, -0.5: 0.02, 0.5: 0.05, 0.8: 0.07, 1.0: 0.09}
+
+    def like_published(member: Member) -> float:
+        return 0.98 - cost[member.subgradient] * (member.rule == "injected") + 1e-4 * member.seed
+
+    good = conclusion(_made("E2", ("bfloat16-product",), accuracy=like_published))[2]
+    assert "5 agree with the 95 % interval measured here and 0 disagree, and 20 were not measured" in good
+    bad = conclusion(_made("E2", ("bfloat16-product",), accuracy=lambda member: 0.5 + 1e-4 * member.seed))[2]
+    assert "0 agree with the 95 % interval measured here and 5 disagree" in bad
+    assert "no published figure can be tested" in conclusion(_made("E2", ("bfloat16-product",), scale="cpu"))[2]
+
+
+def test_void_comparisons_are_left_out_and_named_first() -> None:
+    void = _made("E2", ("float32",), void="control differed at step 3 in parameter p (seed 0)")
+    assert conclusion(void)[0] == "Under the chain rule, no subgradient was compared with s = 0."
+    assert conclusion(void)[2].startswith("A second run of s = 0 is identical to the first at all 0 recorded steps")
+    assert report(void).splitlines()[2].startswith("**Void, because a control differed: float32.")
+
+
+def test_findings_of_e1() -> None:
+    only = ("float32", "bfloat16")
+    first, second, third = conclusion(_made("E1", only, hits={"chain": 3}))
+    assert first.startswith("The parameters of s = 1 depart from those of s = 0 in 20 of 20 runs, and s = 0 meets an exact")
+    assert second.startswith("The difference is not larger in bfloat16, which contradicts the published finding: last L1")
+    assert third.startswith("Under the chain rule and the injected rule of the published code, ")
+    without = conclusion(_made("E1", only, hits={"chain": 0}))[0]
+    assert without.endswith("in 20 of 20 runs, in 20 of them although s = 0 meets no exact zero.")
+    same = {"identical": True, "scale": "full"}
+    assert conclusion(_made("E1", only, hits={"chain": 0}, **same))[0].startswith(
+        "No run of s = 0 met an exact zero (20 runs)"
+    )
+    none = conclusion(_made("E1", only, hits={"chain": 3}, **same))[0]
+    assert none.endswith("in 0 of 20 runs, although s = 0 meets an exact zero in 20.")
+    alone = _made("E1", only, scale="cpu", hits={"chain": 3})
+    assert conclusion(alone)[1].startswith("With one seed it is undecided whether the difference is larger in bfloat16")
+    assert conclusion(_made("E1", ("float32",)))[1].endswith("larger in 16 bits, as published, was not measured.")
+    half, whole = _made("E1", only, hits={"chain": 3}), dataclasses.replace
+    larger = tuple(whole(claim, verdict="agrees") if "larger" in claim.claim else claim for claim in half.claims)
+    assert conclusion(whole(half, claims=larger))[1].startswith("The difference is larger in bfloat16, as published")
+    half.runs[0][1].find(1, 0.0).hits = [[[0]], [[0]]]
+    assert conclusion(half)[0].endswith("in 1 of them although s = 0 meets no exact zero.")
+
+
+def test_the_spread_of_e3() -> None:
+    def spread(member: Member) -> float:
+        return 0.9 + (0.001 + 0.01 * abs(member.subgradient)) * (member.seed - 1)
+
+    grows = conclusion(_made("E3", ("bfloat16",), accuracy=spread))[0]
+    assert "grows with s, as published, in 1 of 1 16-bit arithmetic under the injected rule: bfloat16." in grows
+    same = conclusion(_made("E3", ("bfloat16",), accuracy=lambda member: 0.9 + 0.001 * member.seed))[0]
+    assert same.endswith("in 0 of 1 16-bit arithmetic under the injected rule.")
+    assert conclusion(_made("E3", ("float32",)))[0].endswith("was not measured.")
+
+
+def test_a_title_names_the_scale_and_what_is_missing() -> None:
+    assert title(_made("E1", ("float32",), scale="cpu")).endswith("(reduced: cpu scale, 1 of 11 comparisons)")
+    assert title(_made("E1", ("*",), scale="full")).endswith("(full scale)")
+    assert "smoke test" in title(_made("E1", ("*",), scale="smoke"))
+
+
+def test_a_report_opens_with_conclusion_figure_and_tables() -> None:
+    whole = dataclasses.replace(_made("E2", ("float32",)), figures=(Path("figures/one.png"), Path("figures/two.png")))
+    text = report(whole)
+    order = [" ".join(conclusion(whole)), "![one](figures/one.png)", "## Results", "- accuracy %: ", "![two]("]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert text.splitlines()[2] == order[0]
+
+
+# ---------------------------------------------------------------- volumes
+
+
+def _line(bifurcated: int, published: int | None, **cell: Any) -> Line:
+    draws = tuple(Draw(seed, "bifurcate" if seed < bifurcated else "agree", 0) for seed in range(100))
+    versions = {"torch": "2", "processor": "a CPU"}
+    ours = Cell(draws=100, **cell)
+    theirs = None if published is None else PublishedCell("B21", "neurons", 32, 3, 256, 256, 60000, 1000, published)
+    return Line(
+        Entry("B21", "neurons", 256, ours, theirs, theirs is not None),
+        Estimate(ours, draws, 5, 9, 1.0, "0", "cpu", versions, ""),
+    )
+
+
+def test_volumes() -> None:
+    def conclude(*lines: Line, sums: Any = None) -> tuple[str, str, str]:
+        one = Report("cpu", lines)
+        return volume_conclusion.conclusion(one, judge(one), sums)
+
+    far, near = _line(80, 54, batch_size=64), _line(46, 463)
+    first, second, third = conclude(far, near, _line(3, None, arithmetic="bfloat16"))
+    assert "differ for 126 of 200 random networks in float32 and 3 of 100 in bfloat16, all cells" in first
+    assert second.startswith("Of 2 tests of a share against the published one, 1 differ at level 0.05 after Holm's corr")
+    assert second.endswith("the other 1 are undecided: these draws do not distinguish them.")
+    assert third == "Whether any of these differences exists over the reals too was not looked at."
+    assert conclude(far)[1].endswith("(1 of 1 for [B21]).")
+    assert conclude(_line(3, None))[1].startswith("No share was tested")
+    assert conclude(_line(3, None, arithmetic="float16 emulated (rounded)"))[0].startswith("No cell was run in the default")
+    real = conclude(near, sums={"float32": Sum(9, 0, 6, 1), "bfloat16": Sum(4, 2, 2, 0)})[2]
+    assert real.startswith("Of 11 networks with such a difference")
+    assert real.endswith("2 differ there too (2 in bfloat16); for 8 it is rounding alone, and 1 are undecided.")
+    assert conclude(near, sums={"float32": Sum(9, 0, 6, 0)})[2].endswith("0 differ there too; for 6 it is rounding alone.")
+
+
+# ---------------------------------------------------------------- hit rates and ties
+
+
+def test_hit_rates() -> None:
+    layers = [
+        ValidatedLayer("bfloat16", "grey", 16, 1, 1, 9, expected, hits, 10**6)
+        for hits, expected in ((30, 33.0), (90, 30.0))
+    ]
+    plan = [
+        Planned("net", "a step", "f", out, kind, 9, 1.0, hits) for out, kind, hits in (("a", "x", 5.0), ("b", "y", 2.0))
+    ]
+    first, second, third = hit_rates.conclusion(hit_rates.Results(layers, 1.0, "2", plan, [], []))
+    assert "Over the 2 layers with at least 10 predicted hits" in first
+    assert "Of the 2 layers with at least 20 predicted hits, 1 (50%)" in second
+    assert third.endswith("a training step of net meets between 2 hits (b, y) and 5 (a, x), by format and rounding.")
+    few = [ValidatedLayer("bfloat16", "grey", 16, 1, 1, 9, 1.0, 1, 10**6)]
+    assert hit_rates.conclusion(hit_rates.Results(few, 1.0, "2", [], [], [])) == (
+        "No layer has 10 predicted hits, which is too few to test the prediction.",
+        "No layer has 20 predicted hits, which is too few to test its count.",
+        "No network is planned for.",
+    )
+
+
+def test_pooling_ties() -> None:
+    def volume(dtype: torch.dtype, inside: int, different: int, kept: int, judged: int) -> ties.TieVolume:
+        return ties.TieVolume(dtype, "relu-pool", 10, inside, 0, different, 0, 0, 9, 9, 9, 9, 9, kept, judged)
+
+    both = [volume(torch.float64, 10, 0, 0, 0), volume(torch.float16, 9, 4, 1, 50)]
+    first, second, third = ties.conclusion(both)
+    assert first.endswith("10 of 10 in float64 and 9 of 10 in float16.")
+    assert second.endswith("0 of 10 in float64 and 4 of 10 in float16.")
+    assert "float64 keeps 1 of 50 (float16); whether any tie matters over the reals is undecided" in third
+    assert ties.conclusion(both[:1])[2].startswith("No tie between different inputs was met")

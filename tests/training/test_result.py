@@ -1,0 +1,105 @@
+"""Thinned results: reports are the same, the files say so, and no run goes on from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from relucheck.errors import SettingsError
+from relucheck.networks.network import Network
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.report import figures
+from relucheck.reproduction.report.document import report
+from relucheck.reproduction.report.summary import Reproduction, analyse
+from relucheck.training import engine
+from relucheck.training.engine import train
+from relucheck.training.result import PARTS, THINNED, Distances, MemberResult, Result, SeedResult, drawn_steps, thinned
+from relucheck.training.settings import Member, Settings, members_of
+from tests.helpers import made
+
+
+def _seeds(result: Result) -> dict[int, SeedResult]:
+    members = {seed: [m for m in result.members if m.member.seed == seed] for seed in result.settings.seeds}
+    return {seed: SeedResult(own, result.void, 1.0, {}) for seed, own in members.items()}
+
+
+def _member(steps: range) -> MemberResult:
+    column = [float(step) for step in steps]
+    return MemberResult(Member(0, 1.0), steps=Distances(list(steps), column, column, column))
+
+
+def test_steps_of_each_part_and_the_last_of_each_member_are_kept() -> None:
+    whole, ended = _member(range(2, 2001, 2)), _member(range(2, 1235, 2))
+    kept = drawn_steps([whole, ended])
+    assert kept == {*range(10, 2001, 10), 1234}
+    assert len(kept) == PARTS + 1
+    assert drawn_steps([whole.at(kept), ended.at(kept)]) == kept, "of what is kept nothing is lost"
+    assert ended.at(kept).steps.l2[-2:] == [1230.0, 1234.0]
+    few = _member(range(67, 1000, 67))
+    assert few.at(drawn_steps([few])) == few
+    assert drawn_steps([_member(range(0))]) == set()
+
+
+def test_report_and_figures_of_thinned_results_are_those_of_whole_ones(tmp_path: Path) -> None:
+    scenario = SCENARIOS["E2"]
+    comparison, *_ = scenario.comparisons("cpu", ("float32",))
+    settings = dataclasses.replace(comparison.settings, every=1)
+    whole = made.result(settings)
+    draw = random.Random(0)
+    for member in whole.members:
+        if not member.member.control and not member.member.is_reference:
+            member.steps.sum_difference = [draw.random() for _ in member.steps.step]
+    ended = whole.find(1, 0.8, "injected")
+    ended.outcome, ended.steps, ended.epochs = (
+        "diverged: non-finite at step 778",
+        ended.steps.at(range(778)),
+        ended.epochs[:38],
+    )
+    less = Result.of(settings, thinned(_seeds(whole)))
+    assert sum(len(m.steps.step) for m in less.members) < 0.4 * sum(len(m.steps.step) for m in whole.members)
+    texts, pictures = [], []
+    for name, result in (
+        ("whole", whole),
+        ("thinned", dataclasses.replace(less, device=whole.device, versions=whole.versions)),
+    ):
+        result.executor, result.wall_s = whole.executor, whole.wall_s
+        runs = ((dataclasses.replace(comparison, settings=settings), result),)
+        paths = figures.draw(scenario, "cpu", runs, tmp_path / name)
+        pictures.append([path.read_bytes() for path in paths])
+        texts.append(report(Reproduction(scenario, "cpu", tmp_path, runs, cells=tuple(analyse(runs)))))
+    assert texts[0] == texts[1]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_thinned_file_says_so_and_a_file_that_does_not_say_is_refused() -> None:
+    part = _seeds(made.result(SCENARIOS["E1"].comparisons("smoke", ("float32",))[0].settings))[0]
+    assert part.to_json()["thinned"] is None
+    (less,) = thinned({0: part}).values()
+    content = json.loads(json.dumps(less.to_json()))
+    assert content["thinned"] == THINNED
+    assert SeedResult.from_json(content, {}) == less
+    del content["thinned"]
+    with pytest.raises(SettingsError, match="'thinned'"):
+        SeedResult.from_json(content, {})
+
+
+def test_a_thinned_seed_is_finished_but_never_continued(tmp_path: Path) -> None:
+    """Its members are read; a member that is added runs with all of them, so that a file is never half thinned."""
+    members = members_of((3,), (1.0,))
+    wide = Settings(
+        "digits", Network("mlp", (8,)), members, epochs=60, batch_size=50, train_samples=200, test_samples=50, every=1
+    )
+    chain = dataclasses.replace(wide, members=tuple(member for member in members if member.rule == "chain"))
+    train(chain, folder=tmp_path, progress=False)
+    found = engine.finished(chain, tmp_path, "forking")
+    engine.keep(chain, tmp_path, "forking", thinned(found))
+    assert engine.units(chain, tmp_path) == ()
+    assert engine.finished(chain, tmp_path, "forking")[3].thinned == THINNED
+    whole = train(wide, folder=tmp_path, progress=False)
+    assert {len(member.steps.step) for member in whole.members} == {240}
+    assert json.loads(gzip.decompress((tmp_path / "seed-3.json.gz").read_bytes()))["result"]["thinned"] is None
