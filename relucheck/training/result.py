@@ -283,3 +283,18 @@ class Result:
             + f", nudge {nudge}" * (nudge is not None)
             + " in this result"
         )
+
+    def nudges(self, seed: int) -> list[MemberResult] | None:
+        """The results of a seed's nudges, in the order of their numbers; None for a seed without a live hit.
+
+        A nudge that diverged or had no effect is in the list, but has not all epochs.
+
+        Raises:
+            SettingsError: the result holds no nudges of this seed.
+        """
+        found = [result for result in self.members if result.member.seed == seed and result.member.nudge is not None]
+        if not found:
+            raise SettingsError(f"no nudges of seed {seed} in this result; train members_of(seeds, subgradients, nudges=5)")
+        if any(result.outcome == NO_LIVE_HIT for result in found):
+            return None
+        return sorted(found, key=lambda result: result.member.nudge or 0)

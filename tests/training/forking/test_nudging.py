@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudg
 from relucheck.training.settings import NUDGES, Member, Optimiser, Settings, members_of, nudged
 from tests.helpers.training_case import changed, numbers
 from tests.oracles.nudged_training import PlainNudge, PlainRun, plain_nudge
-from tests.training.test_forking import _parameters, _run, _splits, _without_forks
+from tests.training.forking.test_executor import _parameters, _run, _splits, _without_forks
 
 #: So few pre-activations that the first live hit comes late, or never.
 SETTINGS = Settings(
@@ -33,7 +32,7 @@ SETTINGS = Settings(
     Network("mlp", (4, 3)),
     members_of([7], [1.0], nudges=NUDGES),
     optimiser=Optimiser(lr=0.01),
-    arithmetic="bfloat16 emulated (product)",  # type: ignore[arg-type]
+    arithmetic="bfloat16 emulated (product)",
     epochs=6,
     batch_size=16,
     train_samples=16,
@@ -293,6 +292,15 @@ def test_a_nudge_does_not_depend_on_the_members_beside_it() -> None:
         assert result == next(other for other in everything.members if other.member == result.member)
 
 
+def test_a_result_lists_the_nudges_of_a_seed() -> None:
+    result = train(changed(SETTINGS, members=members_of([7], [1.0], nudges=2)[::-1]), progress=False)
+    nudges = result.nudges(7)
+    assert nudges is not None
+    assert [nudge.member.nudge for nudge in nudges] == [1, 2]
+    with pytest.raises(SettingsError, match="no nudges of seed 8"):
+        result.nudges(8)
+
+
 def test_the_reference_of_the_nudges_is_that_of_the_comparison() -> None:
     settings = changed(SETTINGS, members=members_of([7, 6], [0.5, 1.0]))
     comparison, nudges = train(settings, progress=False), train(nudged(settings), progress=False)
@@ -302,7 +310,7 @@ def test_the_reference_of_the_nudges_is_that_of_the_comparison() -> None:
         # s = 1 parts from the reference at the step after which the nudges do
         live = comparison.find(seed, 1.0).forked_at
         assert live is not None
-        assert {nudges.find(seed, 0.0, nudge=n).nudge.step for n in range(1, 6)} == {live}  # type: ignore[union-attr]
+        assert {nudges.find(seed, 0.0, nudge=n).nudge.step for n in range(1, 6)} == {live}
 
 
 def test_a_seed_without_a_live_hit_has_no_nudges() -> None:
@@ -312,6 +320,7 @@ def test_a_seed_without_a_live_hit_has_no_nudges() -> None:
     for number in (1, 2):
         nudge = result.find(0, 0.0, nudge=number)
         assert nudge == MemberResult(nudge.member, NO_LIVE_HIT)
+    assert result.nudges(0) is None
     assert len(result.find(0, 0.0).epochs) == settings.epochs
 
 
@@ -330,7 +339,7 @@ def test_a_nudge_that_changes_no_gradient_ends_after_so_many_draws(monkeypatch: 
 def test_hits_at_an_upper_kink_that_is_not_varied_are_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(settings: Settings, *rest: Any) -> Any:
         model = training_model.build(settings, *rest)
-        first: Any = model.layers[1]  # type: ignore[index]
+        first: Any = model.layers[1]
         with torch.no_grad():
             first.weight[1].zero_()
             first.bias[1] = 6.0
@@ -355,7 +364,7 @@ def test_nudges_resume_bit_for_bit(stop: int, tmp_path: Path, monkeypatch: pytes
     """The first live hit is at step 5; each epoch is a step, with a checkpoint before it."""
     settings = SETTINGS
     unbroken = train(settings, progress=False)
-    assert unbroken.find(7, 0.0, nudge=1).nudge.step == 5  # type: ignore[union-attr]
+    assert unbroken.find(7, 0.0, nudge=1).nudge.step == 5
     original = ForkingExecutor.step
 
     def interrupted(self: ForkingExecutor, start: int, end: int, number: int) -> None:
@@ -414,48 +423,6 @@ def test_an_element_moves_by_one_ulp_away_from_zero(dtype: torch.dtype) -> None:
         assert before == 0 or after.signbit() == before.signbit()
         assert int((moved != values).sum()) == 1
     assert float(after) < -255.0
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"nudge": 0}, "nudge=0"),
-        ({"nudge": 6}, "at most 5 nudges"),
-        ({"nudge": True}, "nudge=True"),
-        ({"nudge": 1, "control": True}, "no control"),
-        ({"nudge": 1, "subgradient": 1.0}, "a nudge is a run of s = 0"),
-        ({"nudge": 1, "rule": "injected"}, "a nudge is a run of s = 0"),
-        ({"nudge": 1, "second": 1.0}, "a nudge is a run of s = 0"),
-    ],
-)
-def test_bad_nudges_are_refused(options: dict[str, Any], match: str) -> None:
-    with pytest.raises(SettingsError, match=match):
-        Member(**{"seed": 0, "subgradient": 0.0, **options})
-
-
-def test_members_that_are_no_nudges_keep_their_json_and_digest() -> None:
-    settings = changed(SETTINGS, members=members_of([0], [1.0], ["chain"]))
-    assert settings.to_json()["members"][0] == {
-        "seed": 0,
-        "subgradient": 0.0,
-        "rule": "chain",
-        "control": False,
-        "second": None,
-    }
-    assert "nudge" not in MemberResult(Member(0, 0.0)).to_json()
-    # computed before there were nudges
-    assert settings.digest == "b9c5f71dbf45425b6b05e2d5b512ee5e4ae6febdbbb1b473c70c460c7bc9e73a"
-
-
-def test_nudges_survive_json() -> None:
-    settings = nudged(changed(SETTINGS, members=members_of([0, 1], [1.0], second=0.0)))
-    assert {member.second for member in settings.members} == {None, 0.0}
-    assert [member.nudge for member in settings.members if member.seed == 1] == [None, None, 1, 2, 3, 4, 5]
-    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
-    for result in (MemberResult(Member(0, 0.0, nudge=2), nudge=Nudge(3, 4, "a", 5)), MemberResult(Member(0, 0.0, nudge=2))):
-        assert MemberResult.from_json(json.loads(json.dumps(result.to_json()))) == result
-    assert not Member(0, 0.0, nudge=2).is_reference
-    assert Member(0, 0.0, nudge=2).name == "s = 0, nudge 2, seed 0"
 
 
 def test_the_stacked_executor_refuses_nudges() -> None:
