@@ -67,7 +67,7 @@ class StackedExecutor:
             ``alone_on``.
 
     Raises:
-        SettingsError: the network cannot be stacked.
+        SettingsError: the network cannot be stacked, or a member is a nudge.
         ExecutorError: the model has a module that cannot be stacked.
     """
 
@@ -88,6 +88,8 @@ class StackedExecutor:
                 f"{settings.network} cannot be stacked, only an mlp with biases can; use the forking executor, which runs "
                 "any network"
             )
+        if any(member.nudge is not None for member in settings.members):
+            raise SettingsError("members: the stacked executor trains no nudges; use the forking executor")
         self.settings, self.train, self.test, self.device = settings, train, test, device
         self.alone = alone_on(settings.arithmetic, device.type) if alone is None else alone
         self.seeds = tuple(seeds)

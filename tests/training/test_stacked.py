@@ -14,11 +14,11 @@ from torch import nn
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import engine, stacked_layers
-from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
 from relucheck.training import optimisers as training_optimisers
 from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
+from relucheck.training.forking import executor as training_forking
 from relucheck.training.model import ExecutorError
 from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor, alone_on
