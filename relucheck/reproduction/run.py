@@ -66,7 +66,8 @@ def reproduce(
 
     Raises:
         ScenarioError: unknown scenario, scale or part.
-        relucheck.extras.MissingExtraError: without scipy or matplotlib, and without torchvision where data must be downloaded.
+        relucheck.extras.MissingExtraError: without scipy or matplotlib, and without torchvision if data must be
+            downloaded.
         ReproductionError: for a folder that holds anything else, or that cannot be read.
         relucheck.errors.DeviceError: for a device that is not there or has too little memory.
         relucheck.data.DataError: for a data root without the data, before anything is run.
