@@ -6,7 +6,7 @@ so that checking activations and comparing models needs none of them.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
@@ -22,7 +22,7 @@ EXTRAS: Final[Mapping[str, str]] = {
 
 
 class MissingExtraError(RelucheckError, ImportError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed, and it is not installed or cannot be imported."""
 
     exit_code: ClassVar[int] = MISSING
 
@@ -30,25 +30,30 @@ class MissingExtraError(RelucheckError, ImportError):
 def require(purpose: str, *packages: str, otherwise: str = "") -> None:
     """Refuse to go on without optional packages of one extra.
 
+    The packages are imported. So one that is installed and broken is noticed before hours of work, not after them.
+
     Args:
         purpose: what needs them, for example "reproducing experiments".
         packages: names of :data:`EXTRAS`, all of one extra.
         otherwise: what else can be done, for example "or put the files into /data".
 
     Raises:
-        MissingExtraError: if one of them is not installed; one line with the pip command.
+        MissingExtraError: if one of them is not installed, or cannot be imported; one line with what to do.
     """
-    if all(map(_installed, packages)):
-        return
-    *others, last = packages
-    needed = f"{', '.join(others)} and {last}" if others else last
-    (extra,) = {EXTRAS[package] for package in packages}
-    command = f'pip install "relucheck[{extra}]"'
-    raise MissingExtraError(f"{purpose} needs {needed}; run: {command}{f', {otherwise}' if otherwise else ''}")
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # an import hook may raise; a module without a spec is a stand-in
-        return False
+    alternative = f", {otherwise}" if otherwise else ""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a build for another torch or numpy raises errors of many types
+            if isinstance(error, ModuleNotFoundError) and error.name == package:
+                *others, last = packages
+                needed = f"{', '.join(others)} and {last}" if others else last
+                (extra,) = {EXTRAS[package] for package in packages}
+                raise MissingExtraError(
+                    f'{purpose} needs {needed}; run: pip install "relucheck[{extra}]"{alternative}'
+                ) from None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise MissingExtraError(
+                f"{purpose} needs {package}, which is installed and cannot be imported ({reason}); install a version that "
+                f"fits the other packages{alternative}"
+            ) from error

@@ -15,6 +15,7 @@ import pytest
 import relucheck
 from relucheck.errors import MISSING, RelucheckError
 from relucheck.extras import EXTRAS, MissingExtraError, require
+from relucheck.reproduction.run import reproduce
 
 ROOT = Path(relucheck.__file__).parents[1]
 
@@ -100,10 +101,40 @@ def test_reproducing_asks_for_its_packages_before_any_work(tmp_path: Path) -> No
         from relucheck.__main__ import main
         sys.exit(main(["reproduce", "E1", "--scale", "smoke"]))
     """
-    found = run_without({"torchvision"}, program, tmp_path)
-    said = f"relucheck: reproducing experiments needs torchvision, scipy and matplotlib; {REPRODUCE}\n"
+    found = run_without({"matplotlib"}, program, tmp_path)
+    said = f"relucheck: reproducing experiments needs scipy and matplotlib; {REPRODUCE}\n"
     assert (found.returncode, found.stderr, found.stdout) == (MISSING, said, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_cannot_be_imported_is_noticed_before_any_work(tmp_path: Path) -> None:
+    """As one that was built for another numpy: it is installed, and fails when it is imported."""
+    broken = tmp_path / "packages" / "matplotlib"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text('raise AttributeError("module numpy\\nhas no attribute")')
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(broken.parent)!r})
+        from relucheck.__main__ import main
+        sys.exit(main(["reproduce", "E1", "--scale", "smoke"]))
+    """
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    found = run_without(set(), program, empty)
+    said = (
+        "relucheck: reproducing experiments needs matplotlib, which is installed and cannot be imported (AttributeError: "
+        "module numpy has no attribute); install a version that fits the other packages\n"
+    )
+    assert (found.returncode, found.stderr, found.stdout) == (MISSING, said, "")
+    assert list(empty.iterdir()) == []
+
+
+def test_reproducing_needs_no_torchvision_where_nothing_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    done = reproduce("E1", "smoke", tmp_path / "out", device="cpu", only=("float32",), progress=False)
+    assert done.report.exists()
 
 
 def test_the_core_runs_without_any_optional_package(tmp_path: Path) -> None:

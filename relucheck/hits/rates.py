@@ -39,17 +39,19 @@ def accumulation(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 2
     """Where a linear layer ``inputs -> units`` rounds, on a device and for a mini-batch size.
 
     For native arithmetics this is the result of ``probe``. An emulated arithmetic states where it rounds; the blocks of
-    the float32 products inside it are those of the device's native kernel.
+    the float32 products inside it are those of the device's native kernel. Only its forward counts.
 
     Args:
-        arithmetic: dtype and roundings of the layer.
+        arithmetic: dtype and roundings of the layer. If an emulation rounds layers differently, it is that of one layer, as
+            ``Arithmetic.of`` reads it from the layer.
         inputs: number of inputs, K.
         units: number of outputs.
         batch: samples per mini-batch; kernels can depend on it.
         device: name of the device.
 
     Raises:
-        RateError: mixed precision, whose layers take inputs of two dtypes.
+        RateError: mixed precision, whose layers take inputs of two dtypes; an emulation that rounds layers differently; and
+            a rounding for which no width is known: parts added in place, or with a bias joined to them in the dtype.
     """
     if arithmetic.mixed:
         raise RateError(
@@ -58,16 +60,31 @@ def accumulation(arithmetic: Arithmetic, inputs: int, units: int, batch: int = 2
     emulated = arithmetic.emulated
     if emulated is None:
         return probe(arithmetic, inputs, units, batch, device)
+    if emulated.by_layer:
+        raise RateError(
+            f"arithmetic {arithmetic.name!r}: hit rates are predicted layer by layer, and it rounds layers differently; "
+            "take the arithmetic of one layer with Arithmetic.of(layer)"
+        )
     form = FORMATS[dtype_name(arithmetic.dtype)]
     wide = FORMATS["float64" if arithmetic.dtype == torch.float64 else "float32"]
-    inner = probe(Arithmetic(compute_dtype(arithmetic.dtype)), inputs, units, batch, device)
-    if emulated.kind in ("rounded", "tf32"):
-        bias = inner.bias if emulated.kind == "rounded" else "last"
-        factors = FORMATS["tf32"] if emulated.kind == "tf32" else form
-        return Accumulation(arithmetic.name, factors, wide, wide, wide, form, inner.blocks, bias, form)
-    step = max(1, -(-inputs // emulated.parts))  # as Emulation.matmul cuts K
-    blocks = tuple(min(step, inputs - start) for start in range(0, inputs, step))
-    return Accumulation(arithmetic.name, form, wide, form, form, form, blocks, "last")
+    rounding = emulated.sum("forward", inputs)
+    joined = rounding.bias == "joined"
+    factors = FORMATS["tf32"] if rounding.tf32 else form
+    if rounding.parts == 1 and (joined or rounding.tf32):
+        inner = probe(Arithmetic(compute_dtype(arithmetic.dtype)), inputs, units, batch, device)
+        return Accumulation(
+            arithmetic.name, factors, wide, wide, wide, form, inner.blocks, inner.bias if joined else "last", form
+        )
+    blocks = tuple(stop - start for start, stop in rounding.ranges(inputs))
+    if rounding.reduction == "wide":
+        before = None if joined else form
+        return Accumulation(arithmetic.name, factors, wide, form, wide, form, blocks, "last", form, before)
+    if rounding.reduction == "in place" or (joined and len(blocks) > 1):
+        raise RateError(
+            f"arithmetic {arithmetic.name!r}: no width is known for parts added in place, nor for a bias joined to parts "
+            "that are added in the dtype; count the hits with relucheck.hits.rates.measure"
+        )
+    return Accumulation(arithmetic.name, factors, wide, form, form, form, blocks, "last", form)
 
 
 @functools.cache

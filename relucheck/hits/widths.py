@@ -86,6 +86,8 @@ class Accumulation:
         blocks: numbers of consecutive products that each block sums; together they are K.
         bias: whether the bias is the first or the last term that is joined.
         bias_format: format of the bias; None means ``factors``.
+        before_bias: format to which the joined blocks are rounded before the bias is added as the last term; None means
+            ``join``, which rounds nothing more.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Accumulation:
     blocks: tuple[int, ...]
     bias: Literal["first", "last"] = "last"
     bias_format: Format | None = None
+    before_bias: Format | None = None
 
 
 def widths(x: Tensor, weight: Tensor, bias: Tensor, how: Accumulation) -> tuple[Tensor, Tensor]:
@@ -121,6 +124,8 @@ def widths(x: Tensor, weight: Tensor, bias: Tensor, how: Accumulation) -> tuple[
     left = terms[0]
     width = torch.zeros_like(bias) if left is last else _landing(left.inner, flush_alone)
     for right in terms[1:]:
+        if right is last and how.before_bias is not None:
+            left, flush_join = dataclasses.replace(left, form=how.before_bias), 0.0
         # the value at which the two terms cancel: that of the bias if it is one of them, else that of the sum so far
         at = -right.value if right is last else left.value
         joined = _landing(torch.minimum(left.grid(at), right.grid(-at)), flush_join)

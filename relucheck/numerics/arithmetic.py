@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from relucheck.errors import SettingsError, listed, one_of, truth
 from relucheck.numerics.dtypes import UnsupportedDtypeError, as_dtype, dtype_name
-from relucheck.numerics.emulation import KINDS, Emulation, EmulationError
-from relucheck.numerics.emulation.convolution import Pair, conv2d
-from relucheck.numerics.emulation.layers import EmulatedConv2d, EmulatedLinear, emulate
+from relucheck.numerics.emulation import EmulatedConv2d, EmulatedLinear, Emulation, EmulationError, conv2d, emulate, linear
+from relucheck.numerics.emulation.convolution import Pair
+from relucheck.numerics.emulation.emulation import FORMS as EMULATIONS
 from relucheck.numerics.precision import precision, precisions
 
 Reduction = tuple[bool, bool]
@@ -34,11 +34,10 @@ _PRECISIONS: Final = {"tf32": "TF32", "bf16": "bfloat16"}
 _MIXED: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _FORMS: Final = (
     'a dtype ("float32"), that with "TF32" (float32), with "strict" or "full-precision reduction" (16 bits), with '
-    '"emulated (KIND)", or "mixed bfloat16" and "mixed float16" (strict or not); KIND is one of '
-    f"{', '.join(KINDS[:2])}, {KINDS[2]} N, {KINDS[3]}"
+    f'"emulated (ROUNDING)", or "mixed bfloat16" and "mixed float16" (strict or not). ROUNDING is {EMULATIONS}'
 )
 _NAME: Final = re.compile(r"(?P<mixed>mixed )?(?P<dtype>\S+)(?: (?P<rest>.+))?", re.IGNORECASE)
-_EMULATED: Final = re.compile(r"emulated \((?P<kind>[^()]*)\)", re.IGNORECASE)
+_EMULATED: Final = re.compile(r"emulated \((?P<label>[^()]*)\)", re.IGNORECASE)
 
 
 class UnsupportedArithmeticError(SettingsError):
@@ -56,8 +55,9 @@ class Arithmetic:
         dtype: the dtype of parameters. A name that ``relucheck.numerics.dtypes.as_dtype`` reads is accepted, too.
         mixed: "bfloat16" or "float16" for mixed precision: parameters are float32, and the model runs under autocast to
             this dtype. float16 also uses a gradient scaler. None means no mixed precision.
-        emulation: "rounded", "product", "split-k N" or "tf32" (see ``relucheck.numerics.emulation``). None means that the
-            device computes products in its usual way.
+        emulation: how layers round their sums of products, for example "rounded", "split-k 4" or "rounded; layer 1
+            forward: split-k 4" (see ``relucheck.numerics.emulation.Emulation``). None means that the device computes
+            products in its usual way.
         tf32: whether float32 products and convolutions on CUDA may use TensorFloat-32.
         reduction: two flags for 16-bit products on CUDA: whether partial sums may be reduced in 16 bits, and whether the
             summed dimension K may be split. (True, True) is PyTorch's default, (False, False) the strict arithmetic, and
@@ -92,7 +92,7 @@ class Arithmetic:
             raise UnsupportedArithmeticError(f"arithmetic of {dtype_name(self.dtype)}: {reason}")
         if self.emulation is not None:
             try:
-                emulation = _emulation(self.dtype, self.emulation)
+                emulation = Emulation.parse(self.dtype, self.emulation)
             except EmulationError as error:
                 raise UnsupportedArithmeticError(f"arithmetic of {dtype_name(self.dtype)}: {error}") from error
             object.__setattr__(self, "emulation", emulation.label)
@@ -150,7 +150,7 @@ class Arithmetic:
         return cls(
             torch.float32 if found["mixed"] else dtype,
             mixed=dtype_name(dtype) if found["mixed"] else None,
-            emulation=emulated["kind"] if emulated else None,
+            emulation=emulated["label"] if emulated else None,
             tf32=rest == "tf32",
             reduction=reductions[0] if reductions else DEFAULT,
         )
@@ -159,13 +159,15 @@ class Arithmetic:
     def of(cls, module: nn.Module) -> Arithmetic:
         """Determine the arithmetic of a model or layer.
 
-        If the model has emulated layers, it is theirs. Otherwise it is the dtype of the parameters under the process's
+        If the model has emulated layers, it is the one that they were made with; of an emulated layer by itself, it is the
+        layer's own, which names no layers. Otherwise it is the dtype of the parameters under the process's
         current switches. A model may call convolutions that are not modules, so all switches of its device count. For a
         single linear layer only the switches of products count.
         """
         for layer in module.modules():
             if isinstance(layer, EmulatedLinear | EmulatedConv2d):
-                return cls(layer.emulation.dtype, emulation=layer.emulation.label)
+                emulation = layer.emulation if layer is module else layer.model_emulation
+                return cls(emulation.dtype, emulation=emulation.label)
         first = max(module.parameters(), key=lambda parameter: parameter.requires_grad)
         return cls.current(first.dtype, first.device, products_only=isinstance(module, nn.Linear))
 
@@ -216,7 +218,7 @@ class Arithmetic:
     @functools.cached_property
     def emulated(self) -> Emulation | None:
         """The emulation that rounds the products; None if the device computes them as usual."""
-        return None if self.emulation is None else _emulation(self.dtype, self.emulation)
+        return None if self.emulation is None else Emulation.parse(self.dtype, self.emulation)
 
     @property
     def scaled(self) -> bool:
@@ -229,7 +231,8 @@ class Arithmetic:
         Mixed precision changes nothing here: use ``autocast`` around the forward.
 
         Raises:
-            EmulationError: if the model has layers with products that the emulation does not support.
+            EmulationError: if the model has layers with products that the emulation does not support, or lacks a layer
+                that the emulation names.
         """
         model.to(self.dtype)
         if self.emulated is not None:
@@ -241,9 +244,14 @@ class Arithmetic:
         return torch.autocast(device.type, dtype=_MIXED[self.mixed]) if self.mixed else contextlib.nullcontext()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute ``F.linear`` with this emulation or autocast, under the current switches."""
+        """Compute ``F.linear`` with this emulation or autocast, under the current switches.
+
+        Raises:
+            EmulationError: for an emulation that rounds layers differently; use ``linear`` of
+                ``relucheck.numerics.emulation`` with the emulation of one layer.
+        """
         if self.emulated is not None:
-            return self.emulated.linear(x, weight, bias)
+            return linear(self.emulated, x, weight, bias)
         with self.autocast(x.device):
             return F.linear(x, weight, bias)
 
@@ -257,7 +265,7 @@ class Arithmetic:
         dilation: int | Pair = 1,
         groups: int = 1,
     ) -> Tensor:
-        """Compute ``F.conv2d`` with this emulation or autocast, under the current switches."""
+        """Compute ``F.conv2d`` with this emulation or autocast, under the current switches; raises as ``linear`` does."""
         if self.emulated is not None:
             return conv2d(self.emulated, x, weight, bias, stride, padding, dilation, groups)
         with self.autocast(x.device):
@@ -301,7 +309,6 @@ class Arithmetic:
 
 
 _M = TypeVar("_M", bound=nn.Module)
-_DIGITS: Final = 18  # more terms than any sum has; Python refuses to read numbers of many thousand
 _SWITCHES: Final = {
     torch.float16: "allow_fp16_reduced_precision_reduction",
     torch.bfloat16: "allow_bf16_reduced_precision_reduction",
@@ -309,17 +316,6 @@ _SWITCHES: Final = {
 #: Whether a switch for 16-bit reductions takes a pair. Before torch 2.10 it is a bool, and split-K is always allowed.
 _SPLIT_K: Final = hasattr(torch.backends.cuda.matmul, f"{_SWITCHES[torch.float16]}_split_k")
 _ACCUMULATION: Final = "allow_fp16_accumulation"  # torch 2.7 and newer; before, products accumulate in 32 bits
-
-
-def _emulation(dtype: torch.dtype, text: str) -> Emulation:
-    """Read an emulation of a dtype from a text like "product" or "split-k 4"."""
-    kind, space, parts = text.partition(" ") if isinstance(text, str) else ("", "", "")
-    if kind not in KINDS or (space and not (parts.isdecimal() and len(parts) <= _DIGITS)):
-        raise EmulationError(
-            f"emulation={text!r} must be one of {', '.join(KINDS)}, and split-k needs a number of parts of at most "
-            f"{_DIGITS} digits: 'split-k 4'"
-        )
-    return Emulation(dtype, kind, int(parts or 1))  # type: ignore[arg-type]
 
 
 def _reduction(name: str) -> Reduction:

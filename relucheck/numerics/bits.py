@@ -159,6 +159,14 @@ def neighbour(x: Tensor, steps: int = 1) -> Tensor:
     return from_ordinals(ordinals(x) + steps, x.dtype)
 
 
+def away_from_zero(x: Tensor) -> Tensor:
+    """The next representable value away from zero: one ulp larger in magnitude.
+
+    A zero of either sign gives the smallest positive subnormal, and the largest finite value gives infinity.
+    """
+    return torch.where(x < 0, neighbour(x, -1), neighbour(x))
+
+
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
     """The number of representable values from ``a`` to ``b``, int64, for one dtype.
 

@@ -9,7 +9,8 @@ import csv
 import dataclasses
 import functools
 import importlib.resources
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Literal
 
 #: Sources by the short names that tables use.
 SOURCES: Final[dict[str, str]] = {
@@ -61,10 +62,15 @@ _COUNTS: Final = tuple(field.name for field in dataclasses.fields(PublishedCell)
 
 @functools.cache
 def volume_cells() -> tuple[PublishedCell, ...]:
-    """Read both published volume tables, in their order: 40 cells of [B21] and 60 of [R22]."""
-    text = (importlib.resources.files("relucheck") / "_data" / "published_volume.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    """Both published volume tables, in their order: 40 cells of [B21] and 60 of [R22]."""
+    rows = _rows("published_volume.csv")
     return tuple(PublishedCell(row["source"], row["varied"], *(int(row[name]) for name in _COUNTS)) for row in rows)
+
+
+def _rows(name: str) -> Iterator[dict[str, str]]:
+    """The rows of a table of the package, without its comments."""
+    text = (importlib.resources.files("relucheck") / "_data" / name).read_text(encoding="utf-8")
+    return csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
 
 
 @functools.cache
@@ -74,9 +80,8 @@ def cpu_draws() -> dict[tuple[int, int, int, int | None, str], int]:
     The keys are hidden layers, neurons, batch size, sample size (None: all samples) and arithmetic. A cell
     without an entry is not estimated at that scale.
     """
-    text = (importlib.resources.files("relucheck") / "_data" / "volume_draws.csv").read_text(encoding="utf-8")
-    draws_by_cell: dict[tuple[int, int, int, int | None, str], int] = {}
-    for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
+    found: dict[tuple[int, int, int, int | None, str], int] = {}
+    for row in _rows("volume_draws.csv"):
         layers, neurons, batch_size = (int(row.pop(name)) for name in ("hidden_layers", "neurons", "batch_size"))
         sample = row.pop("sample_size")
         size = int(sample) if sample else None
@@ -124,3 +129,65 @@ ERRORS: Final = {
         for epochs in ("", "-3-epochs", "-15-epochs")
     },
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCount:
+    """How many pre-activations equal a kink in the backward passes of training, as [R22]'s notebooks print it.
+
+    The runs use the injected rule: the published code takes s itself as the gradient at a hit.
+
+    Attributes:
+        experiment: "E1", "E2", "E5" or "E9".
+        dtype: of weights and activations, "bfloat16" or "float32".
+        network: the layers of an MLP, as "784-128-10", or the name of a network.
+        activation: "relu" or "relu6".
+        member: the run: "s = 1", or for ReLU6 "default" (alpha = beta = 0) or "custom" (both above 0); "all" where the
+            source says the same of every run.
+        subgradients: (s,) or (alpha, beta); None where the source does not give them.
+        kink: whose hits are counted, 0 or 6.
+        epoch: the epoch, from 1 on; "each" where the source gives bounds for the count of every epoch, and "run" for the
+            count of the whole run.
+        hits: the count, or its lower bound.
+        most: the upper bound of the count; equal to ``hits`` where the count is exact.
+        accuracy: after the epoch, in %; None where none is printed.
+        whole: False for a run that was broken off within the epoch.
+    """
+
+    experiment: str
+    dtype: str
+    network: str
+    activation: str
+    member: str
+    subgradients: tuple[float, ...] | None
+    kink: float
+    epoch: int | Literal["each", "run"]
+    hits: int
+    most: int
+    accuracy: float | None
+    whole: bool
+
+
+@functools.cache
+def counts() -> tuple[PublishedCount, ...]:
+    """All published counts, in the order of experiments, runs and epochs.
+
+    The file ``published_counts.csv`` names their source.
+    """
+    return tuple(
+        PublishedCount(
+            experiment=row["experiment"],
+            dtype=row["dtype"],
+            network=row["network"],
+            activation=row["activation"],
+            member=row["member"],
+            subgradients=tuple(map(float, row["subgradients"].split())) or None,
+            kink=float(row["kink"]),
+            epoch=int(row["epoch"]) if row["epoch"].isdecimal() else row["epoch"],  # type: ignore[arg-type]
+            hits=int(row["hits"]),
+            most=int(row["most"] or row["hits"]),
+            accuracy=float(row["accuracy"]) if row["accuracy"] else None,
+            whole=row["whole"] == "yes",
+        )
+        for row in _rows("published_counts.csv")
+    )

@@ -66,14 +66,15 @@ def reproduce(
 
     Raises:
         ScenarioError: unknown scenario, scale or part.
-        relucheck.extras.MissingExtraError: without the packages of the extra "reproduce".
+        relucheck.extras.MissingExtraError: without scipy or matplotlib, and without torchvision if data must be
+            downloaded.
         ReproductionError: for a folder that holds anything else, or that cannot be read.
         relucheck.errors.DeviceError: for a device that is not there or has too little memory.
         relucheck.data.DataError: for a data root without the data, before anything is run.
         relucheck.results.store.StoreError: for what cannot be written, and for results of something else.
     """
     scenario = find_scenario(name)
-    require("reproducing experiments", "torchvision", "scipy", "matplotlib")
+    require("reproducing experiments", "scipy", "matplotlib")  # torchvision only for a download, which asks for it
     device = best_device() if device is None else device
     scale = default_scale(device) if scale is None else scale
     check_scale(scale)

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from relucheck import data
 from relucheck.errors import RelucheckError, did_you_mean
 from relucheck.reproduction.published import PUBLISHED_EPOCHS, READ_OFF, PublishedError
-from relucheck.training.settings import Settings
+from relucheck.training.settings import Settings, nudged
 from relucheck.work import Unit
 
 SCALES: Final[tuple[str, ...]] = ("full", "cpu", "smoke")
@@ -25,6 +25,10 @@ SCALE_NAMES: Final = {
     "cpu": "reduced: cpu scale",
     "smoke": "smoke test on small data, which confirms and refutes nothing",
 }
+
+
+#: How the names of parts end that run the nudges of a comparison.
+NUDGES: Final = "-nudges"
 
 
 class ScenarioError(RelucheckError, ValueError):
@@ -98,9 +102,9 @@ class Scenario(Protocol):
     def shares(self) -> tuple[str, ...]: ...
 
     def parts(self, scale: str, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """Names of the parts of a scale that ``only`` selects; an empty ``only`` selects all.
+        """The names of the parts of a scale that ``only`` selects: by name, or else by glob or arithmetic.
 
-        A selection is the name of a part, else a glob pattern or an arithmetic.
+        () is all but the nudges of trainings.
 
         Raises:
             ScenarioError: for an unknown scale, and for a selection that selects nothing.
@@ -170,17 +174,24 @@ def check_scale(scale: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One network, data set, optimiser and arithmetic, trained with all members and seeds.
+    """One run of the engine.
 
     Attributes:
-        name: unique in its experiment; files and ``--only`` use it.
-        part: the title of its table.
-        settings: for the engine.
+        name: unique in its experiment, for files and ``--only``.
+        part: names its table.
+        settings: what is trained.
+        nudges_of: the name of the comparison whose nudges this is; None for a comparison.
     """
 
     name: str
     part: str
     settings: Settings
+    nudges_of: str | None = None
+
+    @property
+    def nudges(self) -> Comparison:
+        """The nudges of this comparison: references, controls and nudges of the same seeds, as a part of their own."""
+        return Comparison(self.name + NUDGES, self.part, nudged(self.settings), self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,12 +223,30 @@ class Experiment:
     def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
         """List the comparisons of a scale that ``only`` selects, see :func:`selected`.
 
+        Names and globs that end in "-nudges" select nudges, see :meth:`nudges`, and no comparison.
+
         Raises:
             ScenarioError: for an unknown scale, and for a selection that selects nothing.
         """
         check_scale(scale)
-        every = {comparison.name: comparison for comparison in self.scales[scale]}
-        labels = {name: comparison.settings.arithmetic.name for name, comparison in every.items()}
+        others = [wanted for wanted in only if not wanted.endswith(NUDGES)]
+        return () if only and not others else self._selected(scale, self.scales[scale], others)
+
+    def nudges(self, scale: str, only: Sequence[str]) -> tuple[Comparison, ...]:
+        """The nudges that the names and globs in ``only`` that end in "-nudges" select.
+
+        An empty ``only`` selects none, because the nudges of a comparison take about as long as the comparison.
+
+        Raises:
+            ScenarioError: for an unknown scale, and for a selection that selects nothing.
+        """
+        check_scale(scale)
+        wanted = [name for name in only if name.endswith(NUDGES)]
+        return self._selected(scale, [comparison.nudges for comparison in self.scales[scale]], wanted) if wanted else ()
+
+    def _selected(self, scale: str, parts: Sequence[Comparison], only: Sequence[str]) -> tuple[Comparison, ...]:
+        every = {part.name: part for part in parts}
+        labels = {name: part.settings.arithmetic.name for name, part in every.items()}
         return tuple(every[name] for name in selected(self.name, scale, labels, only))
 
     def published_at(self, scale: str) -> Mapping[str, Mapping[float, float]]:

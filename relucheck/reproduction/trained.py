@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.report.tables import legend, rich_outcomes, rich_tables
-from relucheck.reproduction.scenario import Comparison, Experiment, Place, Reported
+from relucheck.reproduction.scenario import NUDGES, Comparison, Experiment, Place, Reported, ScenarioError
 from relucheck.results.store import StoreError, write_atomically
 from relucheck.training import engine
 from relucheck.training.result import Result
@@ -37,19 +37,32 @@ class TrainingScenario(Experiment):
         return True
 
     def parts(self, scale: str, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """The names of the comparisons."""
-        return tuple(comparison.name for comparison in self.comparisons(scale, only))
+        """The names of the comparisons and nudges."""
+        return tuple(part.name for part in self._parts(scale, only))
+
+    def _parts(self, scale: str, only: Sequence[str]) -> tuple[Comparison, ...]:
+        return (*self.comparisons(scale, only), *self.nudges(scale, only))
 
     def data_sets(self, scale: str, only: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
         """Both splits of every comparison's data."""
-        names = dict.fromkeys(comparison.settings.data for comparison in self.comparisons(scale, only))
+        names = dict.fromkeys(part.settings.data for part in self._parts(scale, only))
         return tuple((name, split) for name in names for split in data.SPLITS)
 
     def units(self, place: Place, only: Sequence[str] = ()) -> tuple[Unit, ...]:
-        """The unfinished seeds of each comparison; stacked members have all seeds in one unit."""
+        """A unit for each seed of each part, or for all of a comparison's seeds where members are stacked.
+
+        Raises:
+            ScenarioError: for nudges where members are stacked.
+        """
+        parts = self._parts(place.scale, only)
+        for part in parts:
+            if part.nudges_of is not None and engine.executor_of(part.settings, place.executor) == "stacked":
+                raise ScenarioError(
+                    f"{part.name}: the stacked executor trains no nudges; use --executor forking, also for {part.nudges_of}"
+                )
         return tuple(
             unit
-            for comparison in self.comparisons(place.scale, only)
+            for comparison in parts
             for unit in engine.units(
                 comparison.settings,
                 store_of(place.folder, comparison),
@@ -63,7 +76,7 @@ class TrainingScenario(Experiment):
     def adopt(self, place: Place, other: Path, only: Sequence[str] = ()) -> tuple[str, ...]:
         """Copy finished seeds with equal settings that this folder lacks, except void ones."""
         taken = []
-        for comparison in self.comparisons(place.scale, only):
+        for comparison in self._parts(place.scale, only or ("*", f"*{NUDGES}")):
             settings, executor = comparison.settings, engine.executor_of(comparison.settings, place.executor)
             here, there = store_of(place.folder, comparison), store_of(other, comparison)
             mine = engine.finished(settings, here, executor)
@@ -104,11 +117,16 @@ class TrainingScenario(Experiment):
         page = place.folder / "report.md"
         write_atomically(place.folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
         write_atomically(page, report(made))
-        return Reported(place.folder, page, made.missing, made.void, functools.partial(_shown, made), made)
+        nudges = {comparison.name: read_nudges(place, comparison) for comparison in every}
+        void = [f"{name}{NUDGES}" for name, result in nudges.items() if result is not None and result.void]
+        shown = functools.partial(_shown, made, nudges)
+        return Reported(place.folder, page, made.missing, (*made.void, *void), shown, made)
 
 
 def store_of(folder: Path, comparison: Comparison) -> Path:
-    """The folder of a comparison's seeds."""
+    """The folder of the seeds of a comparison, or of its nudges."""
+    if comparison.nudges_of is not None:
+        return folder / "nudges" / comparison.nudges_of
     return folder / "runs" / comparison.name
 
 
@@ -122,14 +140,50 @@ def read(place: Place, comparison: Comparison) -> Result | None:
     return engine.collect(comparison.settings, store_of(place.folder, comparison), executor)
 
 
-def _shown(made: Reproduction, width: int) -> list[Any]:
+def read_nudges(place: Place, comparison: Comparison) -> Result | None:
+    """The finished nudges of a comparison in a folder, or None.
+
+    The nudges run beside a reference of their own. For each finished seed of the comparison it must equal the comparison's
+    reference in every number, else the result is void.
+
+    Raises:
+        relucheck.results.store.StoreError: as for ``read``.
+    """
+    part = comparison.nudges
+    result = read(place, part)
+    if result is None or result.void:
+        return result
+    executor, folder = engine.executor_of(part.settings, place.executor), store_of(place.folder, part)
+    nudges = engine.finished(part.settings, folder, executor)
+    for seed, known in engine.finished(comparison.settings, store_of(place.folder, comparison), executor).items():
+        if not engine.same_reference(known, nudges[seed]):
+            places = [", ".join(f"{key} {value}" for key, value in one.origin.items()) for one in (known, nudges[seed])]
+            why = f"the reference of seed {seed} is not that of {comparison.name} ({places[0]}; nudges: {places[1]})"
+            return dataclasses.replace(result, void=why)
+    return result
+
+
+def _nudge_lines(made: Reproduction, nudges: Mapping[str, Result | None]) -> list[str]:
+    run = {name: result for name, result in nudges.items() if result is not None}
+    lines = [
+        f"nudges: {', '.join(f'{name} ({len(result.settings.seeds)} seeds)' for name, result in run.items()) or 'not run'}"
+    ]
+    for name, result in run.items():
+        if result.void:
+            folder = made.folder / "nudges" / name
+            lines.append(f"void: the nudges of {name}: {result.void}; delete {folder} to run them again")
+    return lines
+
+
+def _shown(made: Reproduction, nudges: Mapping[str, Result | None], width: int) -> list[Any]:
     published = made.experiment.published_at(made.scale)
     head = [f"{title(made)}", "", " ".join(conclusion(made)), ""]
     tables = rich_tables(made.experiment.name, made.cells, published, width)
     outcomes = rich_outcomes(made.published, made.claims)
     left_out = ("p differs, p equivalent", *(() if published else ("published %",)))
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
-    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *outcomes, *map(Text, again)]
+    lines = [*_nudge_lines(made, nudges), *again]
+    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *outcomes, *map(Text, lines)]
 
 
 def _figures(experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]]) -> list[Path]:

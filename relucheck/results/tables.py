@@ -24,6 +24,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def with_verb(number: int, singular: str, plural: str) -> str:
+    """A number and its verb: "1 differs", "2 differ"."""
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
 def listed(words: Sequence[str]) -> str:
     """Words as a sentence lists them: "a, b and c"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

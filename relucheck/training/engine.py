@@ -30,7 +30,7 @@ from relucheck.numerics.devices import environment
 from relucheck.results.progress import Progress
 from relucheck.results.store import FINISHED, Store, StoreError, read_finished
 from relucheck.training.forking import DataSplit
-from relucheck.training.result import VERSIONS, MemberResult, Result, SeedResult
+from relucheck.training.result import VERSIONS, Result, SeedResult
 from relucheck.training.settings import Member, Settings
 from relucheck.training.sitting import EXECUTORS, Interrupted, Sitting, group_name
 from relucheck.training.stacked import stackable
@@ -44,6 +44,7 @@ __all__ = [
     "executor_of",
     "finished",
     "keep",
+    "same_reference",
     "train",
     "units",
     "usual_executor",
@@ -294,7 +295,7 @@ def _train_and_keep(
     store = Store(folder)
     missing = _members_to_run(settings, seeds, before, continued)
     results = _train_group(missing, store, root, device, executor, report, restart)
-    if not all(results[seed].void or _reference(part) == _reference(results[seed]) for seed, part in continued.items()):
+    if not all(results[seed].void or same_reference(part, results[seed]) for seed, part in continued.items()):
         name = group_name(settings.of_seeds(seeds))
         report(0, f"{name} starts again from the beginning: its reference is no longer the stored one")
         continued = {}
@@ -323,8 +324,13 @@ def _members_to_run(
     return dataclasses.replace(settings, members=tuple(members))
 
 
-def _reference(part: SeedResult) -> MemberResult:
-    return next(result for result in part.members if result.member.is_reference)
+def same_reference(one: SeedResult, other: SeedResult) -> bool:
+    """Return whether two results of a seed have the same reference: outcome, hits, losses and accuracies, in every digit.
+
+    The distances of a reference to itself are all 0, and a thinned result holds fewer of them. They are not compared.
+    """
+    first, second = (next(result.at(()) for result in part.members if result.member.is_reference) for part in (one, other))
+    return first == second
 
 
 def _joined(before: SeedResult | None, part: SeedResult) -> SeedResult:

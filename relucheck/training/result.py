@@ -13,6 +13,10 @@ from relucheck.training.settings import Member, Settings
 VERSIONS: Final = ("relucheck", "torch", "python")
 #: Outcome of a member that was stopped because a control differed.
 STOPPED: Final = "stopped: the comparison is void"
+#: Outcome of a nudge in a seed without a live hit. There the subgradient has no effect on any member's run.
+NO_LIVE_HIT: Final = "no live hit"
+#: Outcome of a nudge for which no parameter was found that changes a gradient.
+NO_EFFECT: Final = "no effective nudge"
 #: Into how many equal parts a figure divides a run: a panel is about 300 pixels wide.
 PARTS: Final = 200
 #: What a thinned file says of itself.
@@ -72,21 +76,41 @@ class Epoch:
 
 
 @dataclasses.dataclass
+class Nudge:
+    """Where a nudge moved a parameter, see ``relucheck.training.forking.nudging``.
+
+    Attributes:
+        step: the first step with a live hit. The parameter moved after the update of this step.
+        attempts: number of parameters that were tried, the last one included. All but the last one changed no gradient of
+            the next step.
+        parameter: name of the parameter that moved; None if none of those that were tried changed a gradient.
+        index: place of the element that moved in the parameter, counted row by row from 0; None as for ``parameter``.
+    """
+
+    step: int
+    attempts: int
+    parameter: str | None
+    index: int | None
+
+
+@dataclasses.dataclass
 class MemberResult:
     """The result of one member.
 
     Attributes:
         member: which member.
         outcome: "finished", "diverged: non-finite at step n", where n is the first step after which a parameter was not
-            finite, or "stopped: the comparison is void".
+            finite, or "stopped: the comparison is void". Nudges can also have "no live hit" or "no effective nudge"; they
+            were not trained then, and have neither distances nor epochs.
         first_difference: the first step after which a parameter differs from the reference's in any bit, including the
             sign of a zero and the payload of a NaN; None if there is none.
         forked_at: the step at which the forking executor split the member from those it had shared a run with, because
-            its gradients differed; None if it never did, or if another executor was used.
+            its gradients differed; None if it never did, if another executor was used, and for nudges.
         steps: distances to the reference. They end where either of the two diverges.
         hits: hits[epoch][layer][kink], the number of training pre-activations equal to a kink in that epoch.
         activations: activations[epoch][layer], the number of all training pre-activations in that epoch.
         epochs: one entry for each finished epoch.
+        nudge: of a nudge, what moved; None for other members, and if nothing moved.
     """
 
     member: Member
@@ -97,6 +121,7 @@ class MemberResult:
     hits: list[list[list[int]]] = dataclasses.field(default_factory=list)
     activations: list[list[int]] = dataclasses.field(default_factory=list)
     epochs: list[Epoch] = dataclasses.field(default_factory=list)
+    nudge: Nudge | None = None
 
     @property
     def diverged(self) -> bool:
@@ -108,14 +133,18 @@ class MemberResult:
         return dataclasses.replace(self, steps=self.steps.at(steps))
 
     def to_json(self) -> dict[str, Any]:
-        """The result as a JSON object, which ``from_json`` reads; lists are shared, not copied."""
+        """The result as a JSON object, which ``from_json`` reads; lists are shared, not copied.
+
+        The entry ``nudge`` is left out where it is None.
+        """
         flat = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        nudge = flat.pop("nudge")
         nested = {
-            "member": dict(vars(self.member)),
+            "member": self.member.to_json(),
             "steps": dict(vars(self.steps)),
             "epochs": [dict(vars(e)) for e in self.epochs],
         }
-        return {**flat, **nested}
+        return {**flat, **nested} if nudge is None else {**flat, **nested, "nudge": dict(vars(nudge))}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MemberResult:
@@ -124,6 +153,8 @@ class MemberResult:
         fields["member"] = Member(**fields["member"])
         fields["steps"] = Distances(**fields["steps"])
         fields["epochs"] = [Epoch(**epoch) for epoch in fields["epochs"]]
+        if "nudge" in fields:
+            fields["nudge"] = Nudge(**fields["nudge"])
         return cls(**fields)
 
 
@@ -234,16 +265,36 @@ class Result:
         wall_s = sum(part.wall_s for part in seeds.values())
         return cls(settings, texts["device"], texts["executor"], versions, wall_s, void, members)
 
-    def find(self, seed: int, subgradient: float, rule: str = "chain", *, control: bool = False) -> MemberResult:
-        """The result of the member with this seed, subgradient (at 0) and rule.
+    def find(
+        self, seed: int, subgradient: float, rule: str = "chain", *, control: bool = False, nudge: int | None = None
+    ) -> MemberResult:
+        """The result of the member with this seed, subgradient (at 0), rule and number of the nudge.
 
         Raises:
             SettingsError: there is no such member.
         """
+        wanted = (seed, subgradient, rule, control, nudge)
         for result in self.members:
             member = result.member
-            if (member.seed, member.subgradient, member.rule, member.control) == (seed, subgradient, rule, control):
+            if (member.seed, member.subgradient, member.rule, member.control, member.nudge) == wanted:
                 return result
         raise SettingsError(
-            f"no member with seed {seed}, s = {subgradient:g}, rule {rule}, control {control} in this result"
+            f"no member with seed {seed}, s = {subgradient:g}, rule {rule}, control {control}"
+            + f", nudge {nudge}" * (nudge is not None)
+            + " in this result"
         )
+
+    def nudges(self, seed: int) -> list[MemberResult] | None:
+        """The results of a seed's nudges, in the order of their numbers; None for a seed without a live hit.
+
+        A nudge that diverged or had no effect is in the list, but has not all epochs.
+
+        Raises:
+            SettingsError: the result holds no nudges of this seed.
+        """
+        found = [result for result in self.members if result.member.seed == seed and result.member.nudge is not None]
+        if not found:
+            raise SettingsError(f"no nudges of seed {seed} in this result; train members_of(seeds, subgradients, nudges=5)")
+        if any(result.outcome == NO_LIVE_HIT for result in found):
+            return None
+        return sorted(found, key=lambda result: result.member.nudge or 0)

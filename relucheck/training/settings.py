@@ -22,6 +22,8 @@ from relucheck.numerics.arithmetic import Arithmetic
 SCHEMA: Final = 2
 OPTIMISERS: Final[tuple[str, ...]] = ("adam", "sgd")
 RULES: Final[tuple[str, ...]] = ("chain", "injected")
+#: Number of nudges that a seed can have.
+NUDGES: Final = 5
 _MOST_SEEDS: Final = 2**31
 _FLOAT32: Final = Arithmetic.parse("float32")
 
@@ -76,9 +78,13 @@ class Member:
             itself, which is the fault of the published code, see ``relucheck.activations.rules``.
         control: whether this is the second run of s = 0, which must equal the first bit for bit.
         second: subgradient at the upper kink of ReLU6; None means that of ``subgradient``.
+        nudge: number of the nudge, from 1 to ``NUDGES``; None for all other members. A nudge is a run of s = 0 in which one
+            parameter moves by one ulp after the first step with a live hit: ``relucheck.training.forking.nudging``. With
+            ``second=0.0``, hits at the upper kink do not count as live.
 
     Raises:
-        SettingsError: a value is out of range, or a control does not have s = 0 under the chain rule.
+        SettingsError: a value is out of range, a control or a nudge does not have s = 0 under the chain rule, or a member
+            is both.
     """
 
     seed: int
@@ -86,6 +92,7 @@ class Member:
     rule: str = "chain"
     control: bool = False
     second: float | None = None
+    nudge: int | None = None
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0)
@@ -103,6 +110,18 @@ class Member:
             raise SettingsError(
                 f"{self.name}: a control repeats the run of s = 0 under the chain rule; use subgradient 0.0 and rule chain"
             )
+        if self.nudge is None:
+            return
+        whole("nudge", self.nudge, 1)
+        if self.nudge > NUDGES:
+            raise SettingsError(
+                f"nudge={self.nudge!r}: a seed has at most {NUDGES} nudges; use a number from 1 to {NUDGES}"
+            )
+        if self.control or not self._is_zero:
+            raise SettingsError(
+                f"{self.name}: a nudge is a run of s = 0 under the chain rule and no control; use subgradient 0.0, rule "
+                "chain and control False"
+            )
 
     @property
     def _is_zero(self) -> bool:
@@ -111,7 +130,7 @@ class Member:
     @property
     def is_reference(self) -> bool:
         """Whether this is the run of s = 0 with which the other members of its seed are compared."""
-        return self._is_zero and not self.control
+        return self._is_zero and not self.control and self.nudge is None
 
     @property
     def subgradients(self) -> tuple[float, float]:
@@ -122,27 +141,54 @@ class Member:
     def name(self) -> str:
         """The member in words, for messages, for example "s = 0.5, injected, seed 3"."""
         s = f"({self.subgradient:g}, {self.second:g})" if self.second is not None else f"{self.subgradient:g}"
-        return f"s = {s}, {'control' if self.control else self.rule}, seed {self.seed}"
+        kind = "control" if self.control else self.rule if self.nudge is None else f"nudge {self.nudge}"
+        return f"s = {s}, {kind}, seed {self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The member as a JSON object of its attributes.
+
+        Members that are no nudges have no entry ``nudge``. So they look as they did before there were nudges, and the
+        digests of settings stay the same.
+        """
+        return {name: value for name, value in vars(self).items() if name != "nudge" or value is not None}
 
 
 def members_of(
-    seeds: Sequence[int], subgradients: Sequence[float], rules: Sequence[str] = RULES, second: float | None = None
+    seeds: Sequence[int],
+    subgradients: Sequence[float],
+    rules: Sequence[str] = RULES,
+    second: float | None = None,
+    *,
+    nudges: int = 0,
 ) -> tuple[Member, ...]:
     """List the members of a comparison.
 
-    For each seed these are the reference (s = 0), its control, and every non-zero subgradient under every rule.
+    For each seed these are the reference (s = 0), its control, every non-zero subgradient under every rule, and the nudges.
 
     Args:
         seeds: seeds of the comparison.
         subgradients: subgradients at 0; those equal to 0 are the reference already.
         rules: "chain", "injected" or both.
-        second: subgradient at the upper kink of all members but references and controls; None means that at 0.
+        second: subgradient at the upper kink of all members but references, controls and nudges; None means that at 0. If
+            it is 0, hits at the upper kink do not count as live for the nudges either.
+        nudges: number of nudges of each seed, at most ``NUDGES``.
     """
     members: list[Member] = []
     for seed in seeds:
         members += [Member(seed, 0.0), Member(seed, 0.0, control=True)]
         members += [Member(seed, s, rule, second=second) for rule in rules for s in dict.fromkeys(subgradients) if s != 0]
+        members += [Member(seed, 0.0, second=0.0 if second == 0 else None, nudge=n) for n in range(1, nudges + 1)]
     return tuple(members)
+
+
+def nudged(settings: Settings) -> Settings:
+    """The settings of a comparison's nudges.
+
+    They have the same seeds. The members of each seed are the reference, its control and ``NUDGES`` nudges.
+    """
+    others = [m.second for m in settings.members if not (m.is_reference or m.control)]
+    second = 0.0 if others and all(second == 0 for second in others) else None
+    return dataclasses.replace(settings, members=members_of(settings.seeds, (), second=second, nudges=NUDGES))
 
 
 _ADAM: Final = Optimiser()
@@ -255,7 +301,8 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON object, which ``from_json`` reads."""
-        fields = {**dataclasses.asdict(self), "arithmetic": self.arithmetic.name}
+        members = [member.to_json() for member in self.members]
+        fields = {**dataclasses.asdict(self), "members": members, "arithmetic": self.arithmetic.name}
         return {"schema": SCHEMA, **json.loads(json.dumps(fields))}
 
     @classmethod

@@ -28,6 +28,7 @@ from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
+from relucheck.numerics.emulation import linear
 from relucheck.training.forking import DataSplit, finite_or_none
 from relucheck.training.model import Clock, ExecutorError, Kinked, SharedDropout, Switch, build, layers, stream
 from relucheck.training.optimisers import Scaled, make
@@ -66,7 +67,7 @@ class StackedExecutor:
             ``alone_on``.
 
     Raises:
-        SettingsError: the network cannot be stacked.
+        SettingsError: the network cannot be stacked, or a member is a nudge.
         ExecutorError: the model has a module that cannot be stacked.
     """
 
@@ -87,6 +88,8 @@ class StackedExecutor:
                 f"{settings.network} cannot be stacked, only an mlp with biases can; use the forking executor, which runs "
                 "any network"
             )
+        if any(member.nudge is not None for member in settings.members):
+            raise SettingsError("members: the stacked executor trains no nudges; use the forking executor")
         self.settings, self.train, self.test, self.device = settings, train, test, device
         self.alone = alone_on(settings.arithmetic, device.type) if alone is None else alone
         self.seeds = tuple(seeds)
@@ -107,6 +110,9 @@ class StackedExecutor:
                     f"{type(module).__name__} {name!r} cannot be stacked, only {served} can; use the forking executor, "
                     "which runs any model"
                 )
+        #: of each linear layer in order; empty if products are not emulated
+        emulation, products = settings.arithmetic.emulated, [one for _, one in self.modules if isinstance(one, nn.Linear)]
+        self.emulations = () if emulation is None else emulation.layers(len(products))
         names = [name for name, _ in self.template.named_parameters()]
         stacked = {
             name: torch.stack([dict(models[m.seed].named_parameters())[name].detach() for m in members]) for name in names
@@ -164,14 +170,15 @@ class StackedExecutor:
 
     def _forward(self, x: Tensor, *, training: bool) -> Tensor:
         """Logits [members, n, classes] for x [n, inputs] or [members, n, inputs]."""
-        count, emulation = len(self.indices), self.settings.arithmetic.emulated
+        count = len(self.indices)
+        emulations = iter(self.emulations)
         h = x if x.ndim == 3 else x.expand(count, *x.shape)
         layer = 0
         for name, module in self.modules:
             stacked = {part: self.parameters[f"{name}.{part}"] for part, _ in module.named_parameters()}
             if isinstance(module, nn.Linear):
-                if emulation is not None:
-                    h = emulation.linear(h, stacked["weight"], stacked["bias"])
+                if self.emulations:
+                    h = linear(next(emulations), h, stacked["weight"], stacked["bias"])
                 elif self.alone:
                     h = linear_apart(h, stacked["weight"], stacked["bias"], self.settings.arithmetic.mixed)
                 else:

@@ -23,6 +23,8 @@ from relucheck.activations.modules import ChosenSubgradient, LeakyReLU
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import has_value
 from relucheck.numerics.dtypes import compute_dtype
+from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.emulation.sums import forward as emulated_linear
 
 Way = Literal["joined", "batched", "separate"]
 
@@ -41,9 +43,9 @@ class Stack:
     """
 
     def __init__(self, models: Sequence[nn.Module], arithmetic: Arithmetic) -> None:
-        self.arithmetic, self._emulation = arithmetic, arithmetic.emulated
+        self.arithmetic, emulation = arithmetic, arithmetic.emulated
         # an emulation converts its factors to a wider dtype for every product; here the parameters are converted once
-        wide = compute_dtype(arithmetic.dtype) if self._emulation else arithmetic.dtype
+        wide = compute_dtype(arithmetic.dtype) if emulation else arithmetic.dtype
         # the tensors of each network, not slices of the stacked ones, as kernels for few rows depend on the alignment
         self.layers = [
             [
@@ -54,6 +56,8 @@ class Stack:
             for model in models
         ]
         self.activation = next(module for module in models[0].modules() if isinstance(module, ChosenSubgradient))
+        count = len(self.layers[0])
+        self._emulations: Sequence[Emulation | None] = [None] * count if emulation is None else emulation.layers(count)
 
     @functools.cached_property
     def weights(self) -> list[Tensor]:
@@ -80,7 +84,7 @@ class Stack:
     def part(self, chosen: Sequence[int]) -> Stack:
         """A stack of some of the networks, given by their indices."""
         other = object.__new__(Stack)
-        other.arithmetic, other._emulation, other.activation = self.arithmetic, self._emulation, self.activation
+        other.arithmetic, other._emulations, other.activation = self.arithmetic, self._emulations, self.activation
         other.layers = [self.layers[index] for index in chosen]
         return other
 
@@ -110,20 +114,17 @@ class Stack:
 
     def _affine(self, layer: int, x: Tensor, way: Way) -> Tensor:
         """Pre-activations [n, rows, units] of one layer, for x [rows, inputs] or [n, rows, inputs]."""
-        emulation = self._emulation
+        emulation = self._emulations[layer]
         if len(self) == 1:
             weight, bias = self.layers[0][layer]
-            rows = x if x.ndim == 2 else x[0]
-            one = F.linear(rows, weight, bias) if emulation is None else emulation.forward(rows, weight, bias)
-            return one.unsqueeze(0)
+            return _linear(emulation, x if x.ndim == 2 else x[0], weight, bias).unsqueeze(0)
         weight, bias = self.weights[layer], self.biases[layer]
         if way == "joined" and x.ndim == 2:
-            flat, ends = weight.flatten(0, 1), bias.flatten()
-            joined = F.linear(x, flat, ends) if emulation is None else emulation.forward(x, flat, ends)
+            joined = _linear(emulation, x, weight.flatten(0, 1), bias.flatten())
             return joined.view(len(x), len(self), -1).transpose(0, 1)
         x = x.expand(len(self), -1, -1) if x.ndim == 2 else x
         if emulation is not None:
-            return emulation.forward(x, weight, bias)
+            return emulated_linear(emulation, x, weight, bias)
         return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
 
     def pre_activations(self, x: Tensor, way: Way, *, logits: bool = False) -> Iterator[Tensor]:
@@ -152,11 +153,9 @@ class Stack:
         """
         if x.device.type != "cpu":
             return True
-        emulation = self._emulation
-        affine = F.linear if emulation is None else emulation.forward
         forward, slope, kinks = self.activation.rule.forward_, self._slope, self.kinks
-        for weight, bias in self.layers[0][:-1]:
-            x = affine(x, weight, bias)
+        for (weight, bias), emulation in zip(self.layers[0][:-1], self._emulations, strict=False):
+            x = _linear(emulation, x, weight, bias)
             for kink in kinks:
                 if has_value(x, kink):
                     return True
@@ -188,6 +187,11 @@ class Stack:
             for kink in self.kinks:
                 _count(z, kink, batches, batch_size, counts)
         return counts, finite
+
+
+def _linear(emulation: Emulation | None, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute the pre-activations of one layer of one network as the network itself does."""
+    return F.linear(x, weight, bias) if emulation is None else emulated_linear(emulation, x, weight, bias)
 
 
 def _count(z: Tensor, kink: float, batches: int, batch_size: int, counts: Tensor) -> None:

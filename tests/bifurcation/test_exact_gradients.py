@@ -23,8 +23,7 @@ from relucheck.networks.mlp import MLP
 from relucheck.networks.strategies import examples
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
-from relucheck.numerics.emulation import Emulation
-from relucheck.numerics.emulation.layers import emulate
+from relucheck.numerics.emulation import Emulation, Rounding, emulate
 from tests.helpers.uniform import images, mlp
 from tests.oracles.rationals import Matrix, brute_force, fractions, permuted_twins
 
@@ -238,7 +237,7 @@ def test_the_bound_of_softmax_holds() -> None:
 def test_emulated_layers_have_the_same_reals() -> None:
     model, inputs = permuted_twins(torch.bfloat16, 0)
     plain = over_the_reals(model, inputs, torch.tensor([0]))
-    emulate(model, Emulation(torch.bfloat16, "split-k", 4))
+    emulate(model, Emulation(torch.bfloat16, Rounding(parts=4)))
     emulated = over_the_reals(model, inputs, torch.tensor([0]))
     assert (plain.verdict, plain.hit_count) == (emulated.verdict, emulated.hit_count) == ("differs", 2)
 
@@ -254,7 +253,7 @@ def test_split_agrees_with_the_hits_of_a_decision() -> None:
             with torch.no_grad():
                 model.layers[1].weight[0] = model.layers[1].bias[0] = 0
         else:  # rounds to zero often
-            emulate(model, Emulation(torch.bfloat16, "product"))
+            emulate(model, Emulation(torch.bfloat16, Rounding()))
         decision = decide(model, inputs.bfloat16(), targets, batch_size=16)
         if decision.batch is not None:
             part = slice(16 * decision.batch, 16 * (decision.batch + 1))

@@ -32,8 +32,7 @@ from relucheck.numerics import dyadics
 from relucheck.numerics.bits import differs
 from relucheck.numerics.determinism import deterministic, generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
-from relucheck.numerics.emulation import Emulation
-from relucheck.numerics.emulation.layers import emulate
+from relucheck.numerics.emulation import Emulation, Rounding, emulate
 from relucheck.reproduction.experiments import explained
 from tests.helpers.uniform import mlp
 
@@ -363,7 +362,7 @@ def test_what_nothing_proves_is_undecided() -> None:
 
 def test_emulated_arithmetic_is_labelled_and_explained() -> None:
     model, x, y = Example("bfloat16", network_for("mlp", depth=2, width=3), aim="dead unit", batch=2, seed=1).build()
-    emulate(model, Emulation(torch.bfloat16, "product"))
+    emulate(model, Emulation(torch.bfloat16, Rounding()))
     explanation = explain(model, x, y)
     assert str(explanation).startswith("backprop_0.0 and backprop_1.0 in bfloat16 emulated (product): bifurcate")
     assert "dead unit" in {hit.reason for hit in explanation.hits}

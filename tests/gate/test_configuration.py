@@ -14,6 +14,8 @@ from relucheck.gate.report import SCHEMA_VERSION, ReportError, as_json, read_jso
 from relucheck.gate.run import Gate
 from tests.faults import wrong_gradients
 
+COMMITTED = Path(__file__).parents[2] / "reports" / "gate"
+
 
 @pytest.mark.parametrize(
     ("table", "says"),
@@ -182,8 +184,9 @@ def test_reports_of_another_schema_are_refused_by_name(tmp_path):
             read_json(file)
 
 
+@pytest.mark.skipif(not COMMITTED.exists(), reason="an sdist holds no committed results")
 @pytest.mark.parametrize("name", ["torch.json", "torch_kinks_2.11_cpu.json", "torch_kinks_2.14.1_cpu.json"])
 def test_committed_tables_can_be_compared(name):
-    body = read_json(Path(__file__).parents[2] / "reports" / "gate" / name)
+    body = read_json(COMMITTED / name)
     for row in body["kinks"]:
         assert set(row["subgradient"]) <= set(body["searched"][row["activation"]])

@@ -17,6 +17,8 @@ EMULATIONS = [
     Arithmetic.parse("bfloat16 emulated (product)"),
     Arithmetic.parse("bfloat16 emulated (split-k 4)"),
     Arithmetic.parse("float32 emulated (tf32)"),
+    Arithmetic.parse("bfloat16 emulated (rounded; layer 1 forward: split-k 4 wide)"),
+    Arithmetic.parse("bfloat16 emulated (product; layer 2: split-k 3 in place; K from 18 backward: split-k 2)"),
 ]
 PAIRS = {
     "relu": (0.0, 1.0),

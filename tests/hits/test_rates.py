@@ -29,6 +29,8 @@ WAYS = {
     "bias first": Accumulation("", NARROW, WIDE, WIDE, WIDE, WIDE, (10, 6), "first"),
     "rounded product": Accumulation("", NARROW, WIDE, NARROW, NARROW, NARROW, (16,)),
     "parts": Accumulation("", NARROW, WIDE, NARROW, NARROW, NARROW, (4, 4, 4, 4)),
+    "parts summed wide": Accumulation("", NARROW, WIDE, NARROW, WIDE, NARROW, (4, 4, 4, 4), before_bias=NARROW),
+    "parts and bias summed wide": Accumulation("", NARROW, WIDE, NARROW, WIDE, NARROW, (4, 4, 4, 4)),
     "underflow": Accumulation("", NARROW, WIDE, WIDE, WIDE, TINY, (16,)),
     "underflow of a product": Accumulation("", NARROW, WIDE, TINY, TINY, TINY, (16,)),
     "exact products": Accumulation("", Format("2 bits", 2, -60), F32, F32, F32, F32, (16,)),
@@ -126,6 +128,42 @@ def test_accumulations_of_emulations() -> None:
     assert accumulation(Arithmetic.parse("float16 emulated (product)"), 18, 8).blocks == (18,)
     assert accumulation(Arithmetic.parse("float16 emulated (rounded)"), 18, 8).output is F16
     assert accumulation(Arithmetic.parse("float32 emulated (tf32)"), 18, 8).factors.bits == 11
+    cut = accumulation(Arithmetic.parse("bfloat16 emulated (split-k 4 by 4)"), 18, 8)
+    assert dataclasses.replace(cut, name="", blocks=split.blocks) == dataclasses.replace(split, name="")
+    assert cut.blocks == (8, 8, 2)
+    wide = accumulation(Arithmetic.parse("bfloat16 emulated (split-k 4 wide)"), 18, 8)
+    assert (wide.blocks, wide.partial, wide.join, wide.output, wide.before_bias) == (split.blocks, BF16, F32, BF16, BF16)
+    assert accumulation(Arithmetic.parse("bfloat16 emulated (split-k 4 wide bias joined)"), 18, 8).before_bias is None
+    long = Arithmetic.parse("bfloat16 emulated (rounded; K from 19: split-k 4)")
+    assert accumulation(long, 19, 8).blocks == (5, 5, 5, 4)
+    assert accumulation(long, 18, 8).join is F32
+
+
+def test_roundings_without_a_known_width_are_refused() -> None:
+    for label in ("split-k 4 in place", "split-k 4 bias joined"):
+        with pytest.raises(RateError, match="no width is known for parts added in place, nor for a bias joined"):
+            accumulation(Arithmetic.parse(f"bfloat16 emulated ({label})"), 18, 8)
+    by_layer = Arithmetic.parse("bfloat16 emulated (rounded; layer 1: split-k 4)")
+    with pytest.raises(
+        RateError, match=r"it rounds layers differently; take the arithmetic of one layer with Arithmetic\.of"
+    ):
+        accumulation(by_layer, 18, 8)
+
+
+@pytest.mark.parametrize("label", ["split-k 4 wide", "split-k 4 wide bias joined", "split-k 4 by 32"])
+def test_predictions_meet_hits_of_an_emulated_first_layer(label: str) -> None:
+    """Each layer is predicted in its own arithmetic: the split first one with many hits, the second with few."""
+    told, counted = [0.0, 0.0], [0, 0]
+    for seed in range(12):
+        arithmetic = Arithmetic.parse(f"bfloat16 emulated (rounded; layer 1 forward: {label})")
+        model = mlp(200, 64, 2).draw(seed, arithmetic)
+        inputs = normal(seed, 2000, 200).abs().bfloat16()
+        for layer, (one, other) in enumerate(zip(predict(model, inputs), measure(model, inputs), strict=True)):
+            told[layer] += one.expected
+            counted[layer] += other.hits
+    assert counted[0] > 140
+    assert told[0] / counted[0] == pytest.approx(1, abs=0.25)
+    assert max(told[1], counted[1]) < counted[0] / 10
 
 
 # ----------------------------------------------------------------------------------------------------- bad input

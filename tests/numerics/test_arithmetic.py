@@ -26,8 +26,7 @@ from relucheck.numerics.arithmetic import Arithmetic, UnsupportedArithmeticError
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
-from relucheck.numerics.emulation import Emulation
-from relucheck.numerics.emulation.convolution import conv2d
+from relucheck.numerics.emulation import Emulation, EmulationError, Rounding, conv2d, linear
 
 #: Every combination of settings, those that are no arithmetic included.
 settings = st.fixed_dictionaries(
@@ -115,12 +114,17 @@ def test_the_round_trip_check_fails_a_fault(monkeypatch: pytest.MonkeyPatch) -> 
         ("float8", "arithmetic 'float8': dtype 'float8' is not supported"),
         ("mixed float32", "arithmetic: mixed='float32': did you mean 'float16'\\? must be one of bfloat16, float16"),
         ("mixed bfloat16 emulated (product)", "mixed='bfloat16' and emulation='product' exclude each other"),
-        ("float16 emulated (folded)", "emulation='folded' must be one of rounded, product, split-k, tf32"),
-        ("float16 emulated (split-k)", "split-k takes at least 2 parts"),
-        ("float16 emulated (split-k many)", "split-k needs a number of parts of at most 18 digits: 'split-k 4'"),
-        (f"float16 emulated (split-k {'9' * 5000})", "a number of parts of at most 18 digits"),
-        ("bfloat16 emulated (rounded )", "emulation='rounded ' must be one of rounded, product, split-k, tf32"),
-        ("float16 emulated (product 2)", "the other kinds take 1"),
+        ("float16 emulated (folded)", "rounding 'folded': must be rounded, product, tf32 or split-k N; "),
+        ("float16 emulated (split-k)", "rounding 'split-k': must be rounded, product, tf32 or split-k N; "),
+        ("float16 emulated (split-k 1)", "rounding 'split-k 1': split-k takes at least 2 parts; use product"),
+        ("float16 emulated (split-k many)", "rounding 'split-k many': must be rounded, product, tf32 or split-k N; "),
+        (f"float16 emulated (split-k {'9' * 5000})", "numbers have at most 18 digits"),
+        ("bfloat16 emulated (rounded )", "rounding 'rounded ': must be rounded, product, tf32 or split-k N; "),
+        ("float16 emulated (product 2)", "rounding 'product 2': must be rounded, product, tf32 or split-k N; "),
+        (
+            "bfloat16 emulated (rounded; layer 1 forwards: product)",
+            "override 'layer 1 forwards: product': must be SELECTION: ",
+        ),
         ("bfloat16 emulated (tf32)", "TF32 rounds float32 factors; use float32"),
     ],
 )
@@ -134,7 +138,7 @@ def test_names_of_no_arithmetic_are_refused(name: Any, message: str) -> None:
     [
         ({"tf32": 1}, "arithmetic: tf32=1: must be True or False"),
         ({"mixed": True}, "arithmetic: mixed=True: must be one of bfloat16, float16"),
-        ({"emulation": 4}, "emulation=4 must be one of"),
+        ({"emulation": 4}, "rounding 4: must be rounded, product, tf32 or split-k N; "),
         ({"dtype": torch.bfloat16, "mixed": "float16"}, "keeps its parameters in float32; use dtype float32"),
         ({"reduction": True}, "reduction=True must be"),
         ({"reduction": (1, 1)}, "reduction=\\(1, 1\\) must be"),
@@ -169,8 +173,8 @@ def test_products_are_native_mixed_or_emulated() -> None:
     assert mixed.conv2d(image, kernel).dtype == torch.bfloat16
     emulated = Arithmetic.parse("bfloat16 emulated (split-k 4)")
     x, weight, bias, image, kernel = (tensor.bfloat16() for tensor in (x, weight, bias, image, kernel))
-    assert emulated.emulated == Emulation(torch.bfloat16, "split-k", 4)
-    assert same_bits(emulated.linear(x, weight, bias), emulated.emulated.linear(x, weight, bias))
+    assert emulated.emulated == Emulation(torch.bfloat16, Rounding(parts=4))
+    assert same_bits(emulated.linear(x, weight, bias), linear(emulated.emulated, x, weight, bias))
     assert same_bits(emulated.conv2d(image, kernel), conv2d(emulated.emulated, image, kernel))
 
 
@@ -185,6 +189,24 @@ def test_the_arithmetic_of_a_model(switches: Any) -> None:
     assert emulated.apply(model) is model
     assert Arithmetic.of(model) == Arithmetic.of(model[1]) == emulated
     assert Arithmetic.parse("bfloat16").apply(nn.Linear(1, 1)).weight.dtype == torch.bfloat16
+
+
+def test_the_arithmetic_of_a_model_whose_layers_differ() -> None:
+    """The model's names the layers; a layer's does not, and is what the layer computes with."""
+    arithmetic = Arithmetic.parse("bfloat16 emulated (rounded; layer 1 forward: split-k 4)")
+    model = arithmetic.apply(nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9)))
+    assert Arithmetic.of(model) == arithmetic
+    first, second = (Arithmetic.of(layer) for layer in model)
+    assert first.name == "bfloat16 emulated (split-k 4; backward: rounded)"
+    assert second.name == "bfloat16 emulated (rounded)"
+    x = torch.randn(4, 9, generator=generator(0)).bfloat16()
+    for layer, own in zip(model, (first, second), strict=True):
+        assert same_bits(layer(x).detach(), own.linear(x, layer.weight, layer.bias).detach())
+    for product, factor in ((arithmetic.linear, x), (arithmetic.conv2d, x.view(1, 4, 3, 3))):
+        with pytest.raises(EmulationError, match=r"layers are rounded differently; take the emulation of one with layer\("):
+            product(factor, factor)
+    with pytest.raises(EmulationError, match=r"layer 3 of a model with 2 layers with products; name layers from 1 to 2"):
+        Arithmetic.parse("bfloat16 emulated (rounded; layer 3: split-k 4)").apply(model)
 
 
 _REDUCTIONS = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]

@@ -24,8 +24,12 @@ def summed(x: Tensor, weight: Tensor, bias: Tensor, how: Accumulation) -> Tensor
         for product in block.unbind(-1):
             total = how.accumulator.round(total + product)
         terms.append(how.partial.round(total))
-    terms = [bias.expand_as(terms[0]), *terms] if how.bias == "first" else [*terms, bias.expand_as(terms[0])]
+    offset = bias.expand_as(terms[0])
+    terms = [offset, *terms] if how.bias == "first" else terms
     total = terms[0]
     for term in terms[1:]:
         total = how.join.round(total + term)
+    if how.bias == "last":
+        total = total if how.before_bias is None else how.before_bias.round(total)
+        total = how.join.round(total + offset)
     return how.output.round(total)

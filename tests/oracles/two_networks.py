@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relucheck.numerics.emulation import Emulation
+from relucheck.numerics.emulation import Emulation, linear
 
 
 class PlainActivation(torch.autograd.Function):
@@ -43,10 +43,11 @@ class PlainNetwork(nn.Module):
         self, model: nn.Module, activation: str, kinks: dict[float, float], emulation: Emulation | None = None
     ) -> None:
         super().__init__()
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        self.weights = nn.ParameterList([layer.weight.detach().clone() for layer in linear])
-        self.biases = nn.ParameterList([layer.bias.detach().clone() for layer in linear])
-        self.activation, self.kinks, self.emulation = activation, kinks, emulation
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        self.weights = nn.ParameterList([layer.weight.detach().clone() for layer in layers])
+        self.biases = nn.ParameterList([layer.bias.detach().clone() for layer in layers])
+        self.activation, self.kinks = activation, kinks
+        self.emulations = None if emulation is None else [emulation.layer(number + 1) for number in range(len(layers))]
         self.hit = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,8 +56,10 @@ class PlainNetwork(nn.Module):
             if layer:
                 self.hit |= any(bool((x == kink).any()) for kink in self.kinks)
                 x = PlainActivation.apply(x, self.activation, self.kinks)
-            linear = nn.functional.linear if self.emulation is None else self.emulation.linear
-            x = linear(x, weight, bias)
+            if self.emulations is None:
+                x = nn.functional.linear(x, weight, bias)
+            else:
+                x = linear(self.emulations[layer], x, weight, bias)
         return x
 
 

@@ -193,7 +193,7 @@ def test_injected_is_divided_by_the_loss_scale(
             model.layers[-1].weight /= 1024  # so that nothing overflows
         return model
 
-    monkeypatch.setattr(f"relucheck.training.{kind}.build", dead)
+    monkeypatch.setattr(f"relucheck.training.{'forking.executor' if kind == 'forking' else kind}.build", dead)
     split = DataSplit(torch.rand(4, 784, generator=torch.Generator().manual_seed(0)), torch.arange(4))
     index = next(i for i, member in enumerate(settings.members) if member.rule == "injected")
     if kind == "forking":

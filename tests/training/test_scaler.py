@@ -12,12 +12,12 @@ import torch
 
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.training import forking
 from relucheck.training import model as training_model
 from relucheck.training import optimisers as training_optimisers
 from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
+from relucheck.training.forking import executor as forking
 from relucheck.training.model import Clock, Switch
 from relucheck.training.optimisers import Scaled
 from relucheck.training.settings import Optimiser, Settings, members_of

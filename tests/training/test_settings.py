@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from relucheck.errors import SettingsError
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.training.settings import Member, Optimiser, Settings, members_of
+from relucheck.training.result import MemberResult, Nudge
+from relucheck.training.settings import Member, Optimiser, Settings, members_of, nudged
 from tests.helpers.training_case import changed
 
 SETTINGS = Settings("digits", Network("mlp", (16,)), members_of([0], [1.0]), batch_size=32, train_samples=64, epochs=2)
@@ -84,3 +86,58 @@ def test_labels_say_what_a_run_is() -> None:
     assert Optimiser().label == "adam, lr 0.001, eps 1e-08"  # torch's own default
     assert Optimiser("sgd", 0.1).label == "sgd, lr 0.1"
     assert Optimiser("sgd", 0.1, momentum=0.9, fused=True).label == "sgd, lr 0.1, momentum 0.9, fused"
+
+
+# ---------------------------------------------------------------- nudges
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"nudge": 0}, "nudge=0"),
+        ({"nudge": 6}, "at most 5 nudges"),
+        ({"nudge": True}, "nudge=True"),
+        ({"nudge": 1, "control": True}, "no control"),
+        ({"nudge": 1, "subgradient": 1.0}, "a nudge is a run of s = 0"),
+        ({"nudge": 1, "rule": "injected"}, "a nudge is a run of s = 0"),
+        ({"nudge": 1, "second": 1.0}, "a nudge is a run of s = 0"),
+    ],
+)
+def test_bad_nudges_are_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(SettingsError, match=match):
+        Member(**{"seed": 0, "subgradient": 0.0, **options})
+
+
+def test_members_that_are_no_nudges_keep_their_json_and_digest() -> None:
+    settings = Settings(
+        "digits",
+        Network("mlp", (4, 3)),
+        members_of([0], [1.0], ["chain"]),
+        optimiser=Optimiser(lr=0.01),
+        arithmetic=Arithmetic.parse("bfloat16 emulated (product)"),
+        epochs=6,
+        batch_size=16,
+        train_samples=16,
+        test_samples=60,
+    )
+    assert settings.to_json()["members"][0] == {
+        "seed": 0,
+        "subgradient": 0.0,
+        "rule": "chain",
+        "control": False,
+        "second": None,
+    }
+    assert "nudge" not in MemberResult(Member(0, 0.0)).to_json()
+    # computed before there were nudges
+    assert settings.digest == "b9c5f71dbf45425b6b05e2d5b512ee5e4ae6febdbbb1b473c70c460c7bc9e73a"
+
+
+def test_nudges_survive_json() -> None:
+    settings = nudged(changed(SETTINGS, members=members_of([0, 1], [1.0], second=0.0)))
+    assert {member.second for member in settings.members} == {None, 0.0}
+    assert [member.nudge for member in settings.members if member.seed == 1] == [None, None, 1, 2, 3, 4, 5]
+    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    for result in (MemberResult(Member(0, 0.0, nudge=2), nudge=Nudge(3, 4, "a", 5)), MemberResult(Member(0, 0.0, nudge=2))):
+        assert MemberResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert not Member(0, 0.0, nudge=2).is_reference
+    assert Member(0, 0.0, nudge=2).name == "s = 0, nudge 2, seed 0"

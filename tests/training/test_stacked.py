@@ -14,11 +14,11 @@ from torch import nn
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import engine, stacked_layers
-from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
 from relucheck.training import optimisers as training_optimisers
 from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
+from relucheck.training.forking import executor as training_forking
 from relucheck.training.model import ExecutorError
 from relucheck.training.settings import Optimiser, Settings, members_of
 from relucheck.training.stacked import StackedExecutor, alone_on
@@ -48,6 +48,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "float32": {"arithmetic": Arithmetic.parse("float32")},
     "tf32": {"arithmetic": Arithmetic.parse("float32 emulated (tf32)")},
     "rounded": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded)")},
+    "by layer": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded; layer 1 forward: split-k 4)")},
     "mixed float16": {"arithmetic": Arithmetic.parse("mixed float16")},
     "mixed float16 sgd": {"arithmetic": Arithmetic.parse("mixed float16"), "optimiser": Optimiser("sgd", lr=0.1)},
 }
@@ -311,7 +312,7 @@ def test_a_default_device_is_no_place_for_the_trial() -> None:
     training_optimisers._tried.cache_clear()
     parameters = [torch.zeros(2, 3)]
     with torch.device("meta"):
-        assert training_optimisers._passes(training_optimisers._wherever_stacked, Optimiser(), parameters)
+        assert training_optimisers._passes(training_optimisers._stacked_trial, Optimiser(), parameters)
     training_optimisers._tried.cache_clear()
 
 
@@ -341,7 +342,7 @@ def test_an_optimiser_that_goes_by_place_is_found_out(monkeypatch: pytest.Monkey
 
     def alike() -> bool:
         training_optimisers._tried.cache_clear()
-        return training_optimisers._passes(training_optimisers._wherever_stacked, Optimiser("sgd", 0.1), parameters)
+        return training_optimisers._passes(training_optimisers._stacked_trial, Optimiser("sgd", 0.1), parameters)
 
     assert alike()
     monkeypatch.setattr(training_optimisers, "make_optimiser", lambda chosen, parameters: _Faulty(parameters, lr=chosen.lr))

@@ -1,7 +1,19 @@
 """Emulated arithmetics: layers that round sums as another device might."""
 
 from relucheck.numerics.emulation.convolution import conv2d
+from relucheck.numerics.emulation.emulation import Emulation, Override
 from relucheck.numerics.emulation.layers import EmulatedConv2d, EmulatedLinear, emulate
-from relucheck.numerics.emulation.sums import KINDS, Emulation, EmulationError
+from relucheck.numerics.emulation.rounding import EmulationError, Rounding
+from relucheck.numerics.emulation.sums import linear
 
-__all__ = ["KINDS", "EmulatedConv2d", "EmulatedLinear", "Emulation", "EmulationError", "conv2d", "emulate"]
+__all__ = [
+    "EmulatedConv2d",
+    "EmulatedLinear",
+    "Emulation",
+    "EmulationError",
+    "Override",
+    "Rounding",
+    "conv2d",
+    "emulate",
+    "linear",
+]

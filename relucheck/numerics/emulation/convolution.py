@@ -3,7 +3,7 @@
 The forward and both gradients are sums of products, like those of a linear layer. The forward sums over (input channel,
 row, column of the kernel), the gradient of the input over (output channel, row, column of the kernel), and the gradient of
 the weight over (sample, row, column of the output). Zeros from padding and between strides count as terms. An emulation
-rounds these sums where it rounds those of a linear layer, and ``split-k`` splits them into ranges in the order given.
+rounds these sums where it rounds those of a linear layer, and splits them into ranges in the order given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relucheck.errors import one_of
-from relucheck.numerics.emulation.sums import Emulation, EmulationError
+from relucheck.numerics.emulation.emulation import Emulation
+from relucheck.numerics.emulation.rounding import EmulationError, Rounding
+from relucheck.numerics.emulation.sums import factor, multiply, widen
 
 Pair = tuple[int, int]
 
@@ -43,11 +45,11 @@ def conv2d(
 ) -> Tensor:
     """Compute ``F.conv2d`` in an emulated arithmetic, with a backward but no double backward.
 
-    Unless the emulation splits sums, the device computes the convolution in the accumulation dtype, and the result is
-    rounded to the emulation's dtype.
+    A sum that the emulation does not split is computed by the device's convolution in the accumulation dtype, and the
+    result is rounded to the emulation's dtype.
 
     Args:
-        emulation: how sums of products are rounded. All tensors have its dtype.
+        emulation: how the layer's sums of products are rounded. All tensors have its dtype.
         x: [n, channels, rows, columns], or [channels, rows, columns].
         weight: [outputs, channels / groups, kernel rows, kernel columns].
         bias: [outputs], or None.
@@ -60,8 +62,8 @@ def conv2d(
         [n, outputs, rows, columns], or without n if ``x`` has none.
 
     Raises:
-        EmulationError: for another dtype, for a padding of another name, and for ``padding="same"`` with a stride other
-            than 1.
+        EmulationError: for another dtype, for a padding of another name, for ``padding="same"`` with a stride other than
+            1, and for an emulation that rounds layers differently.
     """
     emulation.check(x, weight, bias)
     if isinstance(padding, str):
@@ -86,55 +88,66 @@ def _pair(value: int | Pair) -> Pair:
 
 
 class _Conv2d(torch.autograd.Function):
-    """The convolution whose three sums are all rounded by one emulation."""
+    """A convolution whose three sums, in forward and backward, an emulation rounds."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, emulation: Emulation, geometry: _Geometry
     ) -> Tensor:
         # widened here once, because the two sums of backward need the same factors
-        x, weight = emulation._widen(x), emulation._widen(weight)
+        x, weight = widen(emulation, x), widen(emulation, weight)
         ctx.save_for_backward(x, weight)
         ctx.emulation, ctx.geometry = emulation, geometry
         g, dtype = geometry, emulation.dtype
-        if emulation.kind == "rounded":
-            wide = None if bias is None else bias.to(x.dtype)
-            return F.conv2d(x, weight, wide, g.stride, g.padding, g.dilation, g.groups).to(dtype)
-        if emulation.parts == 1:
-            product = F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups).to(dtype)
-        else:
-            flat = emulation._multiply(weight.reshape(g.groups, len(weight) // g.groups, -1), _columns(x, weight, g))
-            rows = (x.shape[2] + 2 * g.padding[0] - g.dilation[0] * (weight.shape[2] - 1) - 1) // g.stride[0] + 1
-            product = flat.reshape(len(x), len(weight), rows, -1)
-        return product if bias is None else product.add_(bias[:, None, None])
+        rounding = emulation.sum("forward", weight[0].numel())
+        if rounding.parts > 1:
+            return _split_forward(emulation, x, weight, bias, g)
+        wide = bias.to(x.dtype) if bias is not None and rounding.bias == "joined" else None
+        x, weight = factor(rounding, x), factor(rounding, weight)
+        product = F.conv2d(x, weight, wide, g.stride, g.padding, g.dilation, g.groups).to(dtype)
+        return product if bias is None or wide is not None else product.add_(bias[:, None, None])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (cotangent,) = grad_outputs
-        x, weight = ctx.saved_tensors
-        emulation, geometry = ctx.emulation, ctx.geometry
-        wanted, wide = ctx.needs_input_grad, emulation._widen(cotangent)
-        if emulation.parts == 1:
-            grad_x, grad_weight = (
-                None if gradient is None else gradient.to(emulation.dtype)
-                for gradient in _gradients(wide, x, weight, geometry, wanted[:2])
-            )
-        else:
-            grad_x = _split_input(emulation, wide, x, weight, geometry) if wanted[0] else None
-            grad_weight = _split_weight(emulation, wide, x, weight, geometry) if wanted[1] else None
-        return grad_x, grad_weight, cotangent.sum((0, 2, 3)) if wanted[2] else None, None, None
+        (x, weight), emulation, g = ctx.saved_tensors, ctx.emulation, ctx.geometry
+        wide = widen(emulation, cotangent)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            rounding = emulation.sum("input gradient", len(weight) // g.groups * weight[0, 0].numel())
+            if rounding.parts > 1:
+                grad_x = _split_input(emulation, wide, x, weight, g)
+            else:
+                grad_x = _gradients(rounding, wide, x, weight, g, (True, False))[0].to(emulation.dtype)
+        if ctx.needs_input_grad[1]:
+            rounding = emulation.sum("weight gradient", len(x) * wide[0, 0].numel())
+            if rounding.parts > 1:
+                grad_weight = _split_weight(emulation, wide, x, weight, g)
+            else:
+                grad_weight = _gradients(rounding, wide, x, weight, g, (False, True))[1].to(emulation.dtype)
+        return grad_x, grad_weight, cotangent.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None
 
 
 def _gradients(
-    cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of input and weight by the device's convolution; None if not needed."""
+    rounding: Rounding, cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool]
+) -> Any:
+    """Compute the gradients of input and weight by the device's convolution; what is not wanted is None."""
     g = geometry
-    computed = torch.ops.aten.convolution_backward(
+    cotangent, x, weight = (factor(rounding, one) for one in (cotangent, x, weight))
+    return torch.ops.aten.convolution_backward(
         cotangent, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups, (*wanted, False)
     )
-    return computed[0] if wanted[0] else None, computed[1] if wanted[1] else None
+
+
+def _split_forward(emulation: Emulation, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    """Compute the convolution by matrix products with split sums."""
+    g = geometry
+    grouped = weight.reshape(g.groups, len(weight) // g.groups, -1)
+    offset = None if bias is None else bias.reshape(g.groups, -1, 1)
+    flat = multiply(emulation, "forward", grouped, _columns(x, weight, g), offset)
+    rows = (x.shape[2] + 2 * g.padding[0] - g.dilation[0] * (weight.shape[2] - 1) - 1) // g.stride[0] + 1
+    return flat.reshape(len(x), len(weight), rows, -1)
 
 
 def _columns(x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
@@ -150,7 +163,7 @@ def _split_weight(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Te
     groups = geometry.groups
     rows = cotangent.unflatten(1, (groups, -1)).flatten(3).permute(1, 2, 0, 3).flatten(2)  # [groups, outputs, n * pixels]
     columns = _columns(x, weight, geometry).permute(1, 0, 3, 2).flatten(1, 2)  # [groups, n * pixels, kernel]
-    return emulation._multiply(rows, columns).reshape(weight.shape)
+    return multiply(emulation, "weight gradient", rows, columns).reshape(weight.shape)
 
 
 def _split_input(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
@@ -169,4 +182,4 @@ def _split_input(emulation: Emulation, cotangent: Tensor, x: Tensor, weight: Ten
     plain = _Geometry((1, 1), (0, 0), g.dilation, g.groups)
     columns = _columns(F.pad(spread, padding), weight, plain)
     turned = weight.flip(2, 3).unflatten(0, (g.groups, -1)).transpose(1, 2).flatten(2)  # [groups, inputs, outputs * kernel]
-    return emulation._multiply(turned, columns).reshape(x.shape)
+    return multiply(emulation, "input gradient", turned, columns).reshape(x.shape)

@@ -9,25 +9,39 @@ from torch import Tensor, nn
 
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.emulation.convolution import conv2d
-from relucheck.numerics.emulation.sums import Emulation, EmulationError
+from relucheck.numerics.emulation.emulation import Emulation
+from relucheck.numerics.emulation.rounding import EmulationError
+from relucheck.numerics.emulation.sums import linear
 
 
 class EmulatedLinear(nn.Linear):
-    """``nn.Linear`` in an emulated arithmetic. ``emulate`` makes it from an ``nn.Linear``."""
+    """``nn.Linear`` in an emulated arithmetic. ``emulate`` makes it from an ``nn.Linear``.
+
+    Attributes:
+        emulation: of this layer.
+        model_emulation: of the model that the layer is part of.
+    """
 
     emulation: Emulation
+    model_emulation: Emulation
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.emulation.linear(input, self.weight, self.bias)
+        return linear(self.emulation, input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.emulation.name}"
 
 
 class EmulatedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` in an emulated arithmetic. ``emulate`` makes it from an ``nn.Conv2d``."""
+    """``nn.Conv2d`` in an emulated arithmetic. ``emulate`` makes it from an ``nn.Conv2d``.
+
+    Attributes:
+        emulation: of this layer.
+        model_emulation: of the model that the layer is part of.
+    """
 
     emulation: Emulation
+    model_emulation: Emulation
 
     def forward(self, input: Tensor) -> Tensor:
         padding: Any = self.padding
@@ -48,6 +62,10 @@ def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
     Other layers with products, subclasses of the two included, would keep the device's arithmetic, so a model that has any
     is an error.
 
+    Layers are numbered from 1 on in the order of ``model.named_modules()``. This is the order in which a model registers
+    them, and for the networks of ``relucheck.networks`` it is the order of the forward. A layer that a model uses several
+    times has one number.
+
     Args:
         model: the model to change; all parameters have the emulation's dtype.
         emulation: how sums of products are rounded.
@@ -56,7 +74,8 @@ def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
         The qualified names of the emulated layers.
 
     Raises:
-        EmulationError: if the model has no such layer, has other layers with products, or has parameters of another dtype.
+        EmulationError: if the model has no such layer, has other layers with products, has parameters of another dtype, or
+            lacks a layer that the emulation names.
     """
     others = [
         name for name, module in model.named_modules() if isinstance(module, _PRODUCTS) and type(module) not in _SERVED
@@ -70,16 +89,13 @@ def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
         raise EmulationError(
             f"emulate: parameter {wrong[0]!r} is not {dtype_name(emulation.dtype)}; convert the model first"
         )
-    emulated = []
-    for name, module in model.named_modules():
-        served = _SERVED.get(type(module))
-        if served is not None:
-            module.__class__ = served
-            module.emulation = emulation
-            emulated.append(name)
-    if not emulated:
+    layers = [(name, module) for name, module in model.named_modules() if type(module) in _SERVED]
+    if not layers:
         raise EmulationError(f"emulate: {type(model).__name__} has no nn.Linear and no nn.Conv2d")
-    return tuple(emulated)
+    for (_, module), own in zip(layers, emulation.layers(len(layers)), strict=True):
+        module.__class__ = _SERVED[type(module)]
+        module.emulation, module.model_emulation = own, emulation
+    return tuple(name for name, _ in layers)
 
 
 _SERVED: Final[dict[type[nn.Module], type[EmulatedLinear] | type[EmulatedConv2d]]] = {

@@ -10,7 +10,7 @@ from relucheck.reproduction.report.claims import LARGER, SPREAD, departures
 from relucheck.reproduction.report.summary import Claim, MemberGroup, Reproduction
 from relucheck.reproduction.scenario import SCALE_NAMES
 from relucheck.results.statistics import MARGIN
-from relucheck.results.tables import counted, listed
+from relucheck.results.tables import counted, listed, with_verb
 
 _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of the published code"}
 
@@ -46,7 +46,8 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     pairs = f"{counted(len(compared), 'comparison')} with s = 0"
     if untested == len(compared):
         return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
-    others = f"{words['equivalent']} are equivalent within {MARGIN:g} points and {words['undecided']} are undecided"
+    equivalent, undecided = (with_verb(words[word], "is", "are") for word in ("equivalent", "undecided"))
+    others = f"{equivalent} equivalent within {MARGIN:g} points and {undecided} undecided"
     others += f" ({untested} of them untested: one seed, or a run that diverged)" if untested else ""
     if not words["differs"]:
         return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
@@ -62,13 +63,15 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
 # ---------------------------------------------------------------- published findings
 
 
-def _departure(reproduction: Reproduction) -> str:
-    counts = departures(reproduction.runs)
-    every = counted(counts.seeds, "run")
-    apart = f"The parameters of s = 1 depart from those of s = 0 in {counts.departed} of {every}"
-    if counts.without:
-        return f"{apart}, in {counts.without} of them although s = 0 meets no exact zero."
-    if not counts.met:
+def _departure(made: Reproduction) -> str:
+    found = departures(made.runs)
+    if not found.seeds:
+        return "Departure at an exact zero was not measured: no run of s = 0 is left that neither diverged nor is void."
+    every = counted(found.seeds, "run")
+    apart = f"The parameters of s = 1 depart from those of s = 0 in {found.departed} of {every}"
+    if found.without:
+        return f"{apart}, in {found.without} of them although s = 0 meets no exact zero."
+    if not found.met:
         return f"No run of s = 0 met an exact zero ({every}), so departure at one was not measured."
     if not counts.departed:
         return f"{apart}, although s = 0 meets an exact zero in {counts.met}."
@@ -103,16 +106,23 @@ def _spread(claims: Sequence[Claim]) -> str:
     )
 
 
-def _published(reproduction: Reproduction) -> str:
-    """Summarise the controls, and how many published figures agree."""
-    distances = sum(len(m.steps.step) for _, r in reproduction.runs if not r.void for m in r.members if m.member.control)
-    control = f"A second run of s = 0 is identical to the first at all {counted(distances, 'recorded step')}"
-    words = Counter(figure.verdict for figure in reproduction.published)
+def _published(made: Reproduction) -> str:
+    """The control, and how many published figures agree."""
+    distances = sum(len(m.steps.step) for _, r in made.runs if not r.void for m in r.members if m.member.control)
+    kept = " outside the void comparisons" if made.void else ""
+    control = (
+        f"A second run of s = 0 is identical to the first at all {counted(distances, 'recorded step')}{kept}"
+        if distances
+        else f"No second run of s = 0 was compared with the first{kept}"
+    )
+    words = Counter(figure.verdict for figure in made.published)
     if not words["agrees"] + words["disagrees"]:
         return f"{control}; no published figure can be tested with these runs."
     open_ = words["one run"] + words["not measured"]
-    more = f", and {open_} were not measured here or only with one seed" if open_ else ""
+    more = f", and {with_verb(open_, 'was', 'were')} not measured here or only with one seed" if open_ else ""
+    agree = with_verb(words["agrees"], "agrees", "agree")
+    disagree = with_verb(words["disagrees"], "disagrees", "disagree")
     return (
-        f"{control}; of {counted(len(reproduction.published), 'published test error')}, {words['agrees']} agree with the "
-        f"95 % interval measured here and {words['disagrees']} disagree{more}."
+        f"{control}; of {counted(len(made.published), 'published test error')}, {agree} with the 95 % interval measured "
+        f"here and {disagree}{more}."
     )

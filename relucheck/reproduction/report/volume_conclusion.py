@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from relucheck.reproduction.report.volumes import DTYPE_NAMES, Judged, Report
 from relucheck.results.proportions import LEVEL
-from relucheck.results.tables import listed
+from relucheck.results.tables import counted, listed, with_verb
 from relucheck.volume.compensation import Sum
 
 
@@ -39,10 +39,10 @@ def _tests(judged: Sequence[Judged]) -> str:
         parts.append(f"{sum(line.differs for line in lines)} of {len(lines)} for [{source}]")
     differ = sum(one.differs for one in tested)
     rest = len(tested) - differ
-    others = f"; the other {rest} are undecided: these draws do not distinguish them" if rest else ""
+    others = f"; the other {with_verb(rest, 'is', 'are')} undecided: these draws do not distinguish them" if rest else ""
     return (
-        f"Of {len(tested)} tests of a share against the published one, {differ} differ at level {LEVEL:g} after Holm's "
-        f"correction ({listed(parts)}){others}."
+        f"Of {counted(len(tested), 'test')} of a share against the published one, {with_verb(differ, 'differs', 'differ')} "
+        f"at level {LEVEL:g} after Holm's correction ({listed(parts)}){others}."
     )
 
 
@@ -54,9 +54,10 @@ def _over_the_reals(sums: Mapping[str, Sum] | None) -> str:
     networks, open_ = (sum(getattr(total, what) for total in looked.values()) for what in ("networks", "undecided"))
     rounding = sum(total.compensation for total in looked.values())
     where = f" ({listed([f'{count} in {name}' for name, count in real.items()])})" if real else ""
-    unknown = f", and {open_:,} are undecided" if open_ else ""
+    unknown = f", and {with_verb(open_, 'is', 'are')} undecided" if open_ else ""
     return (
-        f"Of {networks:,} networks with such a difference, native or emulated, that were evaluated over the reals (each "
-        f"counted once an arithmetic), {sum(real.values()):,} differ there too{where}; for {rounding:,} it is rounding "
+        f"Of {counted(networks, 'network')} with such a difference, native or emulated, that "
+        f"{'was' if networks == 1 else 'were'} evaluated over the reals (each counted once an arithmetic), "
+        f"{with_verb(sum(real.values()), 'differs', 'differ')} there too{where}; for {rounding:,} it is rounding "
         f"alone{unknown}."
     )

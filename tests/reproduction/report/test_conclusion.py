@@ -62,8 +62,8 @@ def _noisy(cost: Callable[[Member], float]) -> Callable[[Member], float]:
         ),
         (
             lambda member: 0.02 * (member.subgradient == 1) * (-1) ** member.seed,
-            "3 are equivalent within 0.2 points and 1 are undecided.",
-            "3 are equivalent within 0.2 points and 1 are undecided.",
+            "3 are equivalent within 0.2 points and 1 is undecided.",
+            "3 are equivalent within 0.2 points and 1 is undecided.",
         ),
     ],
     ids=["equivalent", "injected differs", "chain differs", "undecided"],
@@ -84,6 +84,8 @@ def test_runs_that_test_nothing_are_undecided() -> None:
         "Under the chain rule, the test accuracy is undecided in all 4 comparisons with s = 0: each has one seed, or a run "
         "that diverged."
     )
+    lost = _made("E2", ("float32",), diverged=lambda member: True)
+    assert conclusion(lost)[2].startswith("No second run of s = 0 was compared with the first; no published figure can")
     some = _made("E2", ("float32",), diverged=lambda member: member.subgradient == 1 and member.seed == 2)
     assert "(1 of them untested: one seed, or a run that diverged)" in conclusion(some)[0]
 
@@ -104,7 +106,12 @@ def test_published_errors_that_agree_are_counted() -> None:
 def test_void_comparisons_are_left_out_and_named_first() -> None:
     void = _made("E2", ("float32",), void="control differed at step 3 in parameter p (seed 0)")
     assert conclusion(void)[0] == "Under the chain rule, no subgradient was compared with s = 0."
-    assert conclusion(void)[2].startswith("A second run of s = 0 is identical to the first at all 0 recorded steps")
+    assert conclusion(void)[2].startswith(
+        "No second run of s = 0 was compared with the first outside the void comparisons;"
+    )
+    other = _made("E2", ("bfloat16-product",))
+    both = dataclasses.replace(void, runs=(*void.runs, *other.runs))
+    assert " at all 140 recorded steps outside the void comparisons; " in conclusion(both)[2]
     assert report(void).splitlines()[2].startswith("**Void, because a control differed: float32.")
 
 
@@ -122,6 +129,8 @@ def test_findings_of_e1() -> None:
     )
     none = conclusion(_made("E1", only, hits={"chain": 3}, **same))[0]
     assert none.endswith("in 0 of 20 runs, although s = 0 meets an exact zero in 20.")
+    lost = conclusion(_made("E1", only, diverged=lambda member: True))[0]
+    assert lost == "Departure at an exact zero was not measured: no run of s = 0 is left that neither diverged nor is void."
     alone = _made("E1", only, scale="cpu", hits={"chain": 3})
     assert conclusion(alone)[1].startswith("With one seed it is undecided whether the difference is larger in bfloat16")
     assert conclusion(_made("E1", ("float32",)))[1].endswith("larger in 16 bits, as published, was not measured.")
@@ -180,15 +189,15 @@ def test_volumes() -> None:
     far, near = _line(80, 54, batch_size=64), _line(46, 463)
     first, second, third = conclude(far, near, _line(3, None, arithmetic="bfloat16"))
     assert "differ for 126 of 200 random networks in float32 and 3 of 100 in bfloat16, all cells" in first
-    assert second.startswith("Of 2 tests of a share against the published one, 1 differ at level 0.05 after Holm's corr")
-    assert second.endswith("the other 1 are undecided: these draws do not distinguish them.")
+    assert second.startswith("Of 2 tests of a share against the published one, 1 differs at level 0.05 after Holm's corr")
+    assert second.endswith("the other 1 is undecided: these draws do not distinguish them.")
     assert third == "Whether any of these differences exists over the reals too was not looked at."
     assert conclude(far)[1].endswith("(1 of 1 for [B21]).")
     assert conclude(_line(3, None))[1].startswith("No share was tested")
     assert conclude(_line(3, None, arithmetic="float16 emulated (rounded)"))[0].startswith("No cell was run in the default")
     real = conclude(near, sums={"float32": Sum(9, 0, 6, 1), "bfloat16": Sum(4, 2, 2, 0)})[2]
     assert real.startswith("Of 11 networks with such a difference")
-    assert real.endswith("2 differ there too (2 in bfloat16); for 8 it is rounding alone, and 1 are undecided.")
+    assert real.endswith("2 differ there too (2 in bfloat16); for 8 it is rounding alone, and 1 is undecided.")
     assert conclude(near, sums={"float32": Sum(9, 0, 6, 0)})[2].endswith("0 differ there too; for 6 it is rounding alone.")
 
 

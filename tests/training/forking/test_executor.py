@@ -16,9 +16,10 @@ from relucheck.bifurcation import subgradient as bifurcation_subgradient
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
-from relucheck.training import forking as training_forking
 from relucheck.training import model as training_model
 from relucheck.training.forking import DataSplit, ForkingExecutor
+from relucheck.training.forking import branch as training_branch
+from relucheck.training.forking import executor as training_forking
 from relucheck.training.model import ExecutorError
 from relucheck.training.settings import Optimiser, Settings, members_of
 from tests.helpers.training_case import changed
@@ -46,6 +47,10 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "product float16": {"arithmetic": Arithmetic.parse("float16 emulated (product)")},
     "tf32": {"arithmetic": Arithmetic.parse("float32 emulated (tf32)")},
     "rounded": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded)")},
+    "by layer": {"arithmetic": Arithmetic.parse("bfloat16 emulated (rounded; layer 1 forward: split-k 4 wide)")},
+    "by length and direction": {
+        "arithmetic": Arithmetic.parse("bfloat16 emulated (product; layer 2: split-k 3 in place; K from 20: split-k 2)")
+    },
     "sgd": {"optimiser": Optimiser("sgd", lr=0.1)},
     "sgd bfloat16": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9), "arithmetic": Arithmetic.parse("bfloat16")},
     "sgd momentum": {"optimiser": Optimiser("sgd", lr=0.1, momentum=0.9)},
@@ -172,7 +177,7 @@ def test_members_that_part_late_take_their_moments_along(variation: str) -> None
 @pytest.mark.parametrize("together", [False, True])
 def test_one_step_for_all_parameters_is_taken_where_it_is_proved(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _run(SETTINGS)
-    monkeypatch.setattr(training_forking, "same_as_apart", lambda *_: together)
+    monkeypatch.setattr(training_branch, "same_as_apart", lambda *_: together)
     run = _run(SETTINGS)
     assert {branch.together for branch in run.branches} == {together}
     assert {len(branch.optimiser.param_groups[0]["params"]) for branch in run.branches} == {1 if together else 6}
@@ -183,7 +188,7 @@ def test_one_step_for_all_parameters_is_taken_where_it_is_proved(together: bool,
 @pytest.mark.parametrize("together", [False, True])
 def test_a_backward_after_the_step_is_refused(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parameters have changed; torch tells by their versions, which one step for all must raise, too."""
-    monkeypatch.setattr(training_forking, "same_as_apart", lambda *_: together)
+    monkeypatch.setattr(training_branch, "same_as_apart", lambda *_: together)
     train, _ = _splits(SETTINGS)
     branch = _run(SETTINGS).branches[0]
     loss, _ = branch.forward(train.images[:8], train.labels[:8])

@@ -1,0 +1,307 @@
+"""Train the members of a seed as one run, and fork it where their gradients first differ.
+
+This is exact, and it costs almost nothing extra where hits are rare.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relucheck.numerics.determinism import generator
+from relucheck.training.forking.branch import Branch, DataSplit, choice, same_gradients
+from relucheck.training.forking.nudging import move, places, probe
+from relucheck.training.model import Choice, Clock, Switch, build, stream
+from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
+from relucheck.training.settings import Settings
+
+#: Builds the model of a seed on the CPU, see ``relucheck.training.model.build``.
+Factory = Callable[[Settings, int, Clock, Switch], nn.Module]
+
+
+class ForkingExecutor:
+    """Train the members of one seed as one run (a branch) as long as their gradients are equal.
+
+    At a step whose forward has hits, each rule and subgradient of a branch gets a backward on the same graph. Members
+    whose gradients differ in any bit, including the sign of a zero, continue in separate branches. So every member gets,
+    bit for bit, the run that it would have by itself. The control never shares a branch: it is computed a second time
+    from the start.
+
+    Nudges share the branch of the reference until the first step with a live hit. A hit is live if s = 1 under the chain
+    rule would give another gradient than s = 0, which a backward more decides as for any other member. A nudge then gets a
+    branch of its own, with one parameter moved, see ``relucheck.training.forking.nudging``.
+
+    Any model works whose activations are ``relucheck.training.model.Kinked`` with one
+    ``relucheck.training.model.Switch``.
+
+    Args:
+        settings: of the comparison.
+        seed: whose members are trained.
+        train: training data, on the device.
+        test: test data, on the device.
+        device: where to train.
+        apart: whether to train every member by itself from the start, to check that forking changes no bit.
+        model: builds the model; None means ``relucheck.training.model.build``.
+
+    Raises:
+        ExecutorError: the model has no ``Kinked``.
+    """
+
+    name = "forking"
+
+    def __init__(
+        self,
+        settings: Settings,
+        seed: int,
+        train: DataSplit,
+        test: DataSplit,
+        device: torch.device,
+        *,
+        apart: bool = False,
+        model: Factory | None = None,
+    ) -> None:
+        self._factory = model or build
+        self.settings, self.seed, self.train, self.test, self.device = settings, seed, train, test, device
+        self.clock = Clock(seed)
+        self.results = {index: MemberResult(member) for index, member in enumerate(settings.members) if member.seed == seed}
+        self.void: str | None = None
+        self._epoch, self._order = 0, self._order_of(0)
+        indices = sorted(self.results, key=lambda index: not settings.members[index].is_reference)
+        self._reference_index = indices[0]
+        merged = [index for index in indices if not settings.members[index].control and not apart]
+        self.branches = [
+            self._branch(members) for members in [merged, *([index] for index in indices if index not in merged)] if members
+        ]
+
+    def _branch(self, members: list[int]) -> Branch:
+        model = self._factory(self.settings, self.seed, self.clock, Switch()).to(self.device)
+        return Branch(self.settings, self.device, model, members)
+
+    def alive(self) -> bool:
+        """Return whether there is anything left to train."""
+        return bool(self.branches) and self.void is None
+
+    def note(self) -> str:
+        """The current losses, for a progress display. Waits for the device."""
+        losses = [float(branch.loss) / max(1, branch.samples) for branch in self.branches]
+        shown = f"{min(losses):.4f} to {max(losses):.4f}" if losses else "-"
+        return f"{len(self.branches)} branches, loss {shown}"
+
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch: draw its batch order and reset its counts."""
+        self._epoch, self._order = epoch, self._order_of(epoch)
+        for branch in self.branches:
+            branch.reset()
+
+    def _order_of(self, epoch: int) -> Tensor | None:
+        """The order of the training samples in an epoch, int64 [n]; None for file order."""
+        if not self.settings.shuffle:
+            return None
+        random = generator(stream(self.seed, "order", epoch))
+        return torch.randperm(len(self.train), generator=random).to(self.device)
+
+    def _batch(self, order: Tensor | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of a mini-batch."""
+        where: Any = slice(start, stop) if order is None else order[start:stop]
+        return self.train.images[where], self.train.labels[where]
+
+    def _next_batch(self, stop: int) -> tuple[Tensor, Tensor] | None:
+        """The mini-batch after the one that ends before ``stop``, also across epochs; None at the end of the run."""
+        order = self._order
+        if stop >= len(self.train):
+            if self._epoch + 1 >= self.settings.epochs:
+                return None
+            stop, order = 0, self._order_of(self._epoch + 1)
+        return self._batch(order, stop, min(stop + self.settings.batch_size, len(self.train)))
+
+    def step(self, start: int, stop: int, number: int) -> None:
+        """Train all members on one mini-batch.
+
+        Args:
+            start: first sample of the mini-batch, in the order of the epoch.
+            stop: one past its last sample.
+            number: number of the step, from 1 on.
+        """
+        x, y = self._batch(self._order, start, stop)
+        self.clock.tick(number)
+        for branch in list(self.branches):
+            gradients, live = self._advance(branch, x, y, number)
+            if live:
+                self._nudge(branch, live, gradients, number, self._next_batch(stop))
+                self.clock.tick(number)
+        self._compare(number)
+
+    def _waits(self, index: int) -> bool:
+        """Return whether a member is a nudge that has not met a live hit."""
+        return self.settings.members[index].nudge is not None and self.results[index].nudge is None
+
+    def _advance(self, branch: Branch, x: Tensor, y: Tensor, number: int) -> tuple[list[Tensor], list[int]]:
+        """Train a branch on a mini-batch, and fork it where gradients differ.
+
+        Returns:
+            The gradients with which the branch was updated, and those of its nudges that have met their first live hit.
+        """
+        loss, hit = branch.forward(x, y)
+        wanted: dict[Choice, list[int]] = {}
+        for index in branch.members:
+            wanted.setdefault(choice(self.settings.members[index]), []).append(index)
+        probes = {index: probe(self.settings.members[index]) for index in branch.members if self._waits(index)}
+        for one in probes.values():
+            wanted.setdefault(one, [])  # wanted by no member unless there is one with s = 1
+        chosen = list(wanted) if hit else list(wanted)[:1]
+        groups: list[tuple[list[Tensor], list[Choice]]] = []
+        for position, one in enumerate(chosen):
+            gradients = branch.gradients(loss, one, keep=position < len(chosen) - 1)
+            for known, together in groups:
+                if same_gradients(known, gradients):
+                    together.append(one)
+                    break
+            else:
+                groups.append((gradients, [one]))
+        others = []
+        for gradients, choices in groups[1:]:
+            members = [index for one in choices for index in wanted[one]]
+            if not members:
+                continue
+            others.append((branch.fork(members), gradients))
+            for index in members:
+                self.results[index].forked_at = number
+        leading, kept = groups[0]
+        if hit:
+            branch.members = [index for one in kept for index in wanted[one]]
+        branch.update(leading)
+        for other, gradients in others:
+            other.update(gradients)
+            self.branches.append(other)
+        return leading, [index for index, one in probes.items() if hit and one not in kept]
+
+    def _nudge(
+        self, branch: Branch, live: list[int], gradients: list[Tensor], number: int, batch: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Give nudges branches of their own, in which one parameter has moved.
+
+        Args:
+            branch: shared by the nudges so far, after the update of this step.
+            live: the nudges.
+            gradients: of this step.
+            number: number of this step.
+            batch: the mini-batch of the next step; None if this step is the last one.
+        """
+        if not branch.flat.finite():  # then there is no run that a nudge could change
+            return
+        self.clock.tick(number + 1)
+        usual = None if batch is None else branch.fork([]).look_ahead(*batch)
+        for index in live:
+            member, attempts = self.settings.members[index], 0
+            for attempts, (parameter, element) in enumerate(places(member, gradients), 1):
+                other = branch.fork([index])
+                move(other.parameters[parameter], element)
+                if batch is None or usual is None or not same_gradients(usual, other.fork([]).look_ahead(*batch)):
+                    self.results[index].nudge = Nudge(number, attempts, other.names[parameter], element)
+                    self.branches.append(other)
+                    break
+            else:
+                self.results[index] = MemberResult(member, NO_EFFECT, nudge=Nudge(number, attempts, None, None))
+        branch.members = [index for index in branch.members if index not in live]
+        if not branch.members:  # where every member is trained by itself
+            self.branches.remove(branch)
+
+    def _compare(self, number: int) -> None:
+        """Check the control, remove diverged branches, and record first differences and distances."""
+        members = self.settings.members
+        reference = next((branch for branch in self.branches if self._reference_index in branch.members), None)
+        control = next((branch for branch in self.branches if members[branch.members[0]].control), None)
+        if reference is not None and control is not None and not control.flat.same_bits(reference.flat):
+            name = control.flat.first_unequal(reference.flat)
+            self.void = f"control differed at step {number} in parameter {name} (seed {self.seed})"
+            return
+        diverged = [branch for branch in self.branches if not branch.flat.finite()]
+        if reference is not None:
+            distance = None
+            record = number % self.settings.every == 0 and reference not in diverged
+            for branch in self.branches:
+                same = branch is reference or branch is control
+                if not same and not branch.differs and not branch.flat.same_bits(reference.flat):
+                    branch.differs = True
+                    for index in branch.members:
+                        self.results[index].first_difference = number
+                if not record or branch in diverged:
+                    continue
+                if same or not branch.differs:
+                    row = (0.0, 0.0, 0.0)
+                else:
+                    distance = distance or Distance(reference.flat.values)
+                    row = distance.of(branch.flat.values)
+                for index in branch.members:
+                    self.results[index].steps.add(number, *row)
+        for branch in diverged:
+            for index in branch.members:
+                self.results[index].outcome = f"diverged: non-finite at step {number}"
+        self.branches = [branch for branch in self.branches if branch not in diverged]
+
+    def end(self) -> None:
+        """End an epoch: evaluate every branch and add its results, unless the run is void."""
+        if self.void is not None:
+            return
+        for branch in self.branches:
+            row = branch.evaluate(self.test)
+            for index in branch.members:
+                result = self.results[index]
+                result.epochs.append(dataclasses.replace(row, test_batch_accuracies=list(row.test_batch_accuracies)))
+                result.hits.append(copy.deepcopy(branch.hits))
+                result.activations.append(list(branch.activations))
+        if self._epoch + 1 == self.settings.epochs:
+            for index in filter(self._waits, self.results):
+                if not self.results[index].diverged:
+                    self.results[index] = MemberResult(self.settings.members[index], NO_LIVE_HIT)
+
+    def state(self) -> dict[str, Any]:
+        """The state between two epochs; tensors are shared, not copied."""
+        return {
+            "results": {index: result.to_json() for index, result in self.results.items()},
+            "branches": [branch.state() for branch in self.branches],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what ``state`` returned."""
+        self.results = {int(index): MemberResult.from_json(content) for index, content in state["results"].items()}
+        self.branches = []
+        for content in state["branches"]:
+            branch = self._branch(list(content["members"]))
+            branch.load(content)
+            self.branches.append(branch)
+
+
+class Distance:
+    """Distances of parameters to one reference, accumulated in float64.
+
+    Args:
+        reference: all parameters of the reference, [n].
+    """
+
+    def __init__(self, reference: Tensor) -> None:
+        self._reference = _wide(reference)
+
+    def of(self, values: Tensor) -> tuple[float, float, float]:
+        """L1 norm, L2 norm and absolute value of the sum of the differences. Waits for the device."""
+        difference = _wide(values).sub_(self._reference)
+        total, l2 = difference.sum().abs(), torch.dot(difference, difference).sqrt()
+        l1 = difference.abs_().sum()  # much faster than torch.linalg.vector_norm(difference, 1)
+        first, second, third = torch.stack((l1, l2, total)).tolist()
+        return first, second, third
+
+
+def _wide(values: Tensor) -> Tensor:
+    # 16-bit tensors go through float32, as torch's direct conversion to float64 is not vectorised
+    return (
+        values.float().double()
+        if values.element_size() == 2
+        else values.double()
+        if values.element_size() == 4
+        else values.clone()
+    )

@@ -1,0 +1,207 @@
+"""Nudges as parts of a training scenario: how they are selected, run, stored, read and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.run import reproduce
+from relucheck.reproduction.scenario import Comparison, Place, Reported, ScenarioError
+from relucheck.reproduction.trained import read, read_nudges, store_of
+from relucheck.results.tables import render
+from relucheck.training import engine
+from relucheck.training.result import NO_LIVE_HIT, thinned
+from relucheck.training.settings import NUDGES, nudged
+from relucheck.work import Listener, Unit
+
+NAME = "bfloat16-product"
+E1 = SCENARIOS["E1"]
+COMPARISON = E1.comparisons("smoke", [NAME])[0]
+
+
+class Refusing:
+    """A backend that must have nothing to do."""
+
+    def run(self, units: Sequence[Unit], listen: Listener | None = None) -> None:
+        assert not units, [unit.name for unit in units]
+
+
+def _run(folder: Path, only: list[str], **options: Any) -> Reported:
+    options = {"device": "cpu", "progress": False, "say": lambda line: None, "only": only, **options}
+    return reproduce(options.pop("name", "E1"), "smoke", folder, **options)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison with its nudges, and the nudges of one without live hits."""
+    folder = tmp_path_factory.mktemp("nudges") / "E1-smoke"
+    _run(folder, [NAME, f"{NAME}-nudges", "float32-nudges"])
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "E1-smoke")
+
+
+def _place(folder: Path, executor: str = "forking") -> Place:
+    return Place("smoke", folder, None, "cpu", executor)
+
+
+def _terminal(reported: Reported) -> str:
+    return render(*reported.shown(300), width=300, color=False)
+
+
+# ---------------------------------------------------------------- selection
+
+
+@pytest.mark.parametrize(
+    ("only", "comparisons", "nudges"),
+    [
+        ([], 6, 0),
+        (["*"], 6, 0),
+        (["*-nudges"], 0, 6),
+        (["float32-nudges"], 0, 1),
+        (["b21-*", "bfloat16*-nudges"], 2, 2),
+        (["float32", "float32-nudges"], 1, 1),
+    ],
+)
+def test_nudges_are_selected_by_names_that_end_so(only: list[str], comparisons: int, nudges: int) -> None:
+    parts = E1.parts("smoke", only)
+    assert sum(part.endswith("-nudges") for part in parts) == nudges
+    assert len(parts) == comparisons + nudges
+    assert {split for _, split in E1.data_sets("smoke", only)} == {"train", "test"}
+
+
+def test_nudges_of_something_unknown() -> None:
+    with pytest.raises(ScenarioError, match=r"no part or arithmetic 'float23-nudges'; did you mean 'float32-nudges'"):
+        E1.parts("smoke", ["float23-nudges"])
+
+
+def test_nudges_are_of_the_comparisons_settings() -> None:
+    part = COMPARISON.nudges
+    assert part == Comparison(f"{NAME}-nudges", COMPARISON.part, nudged(COMPARISON.settings), NAME)
+    assert part.settings.shared == COMPARISON.settings.shared
+    assert part.settings.seeds == COMPARISON.settings.seeds
+
+
+# ---------------------------------------------------------------- run, stored, read
+
+
+def test_nudges_are_stored_and_read(folder: Path) -> None:
+    result, comparison = read_nudges(_place(folder), COMPARISON), read(_place(folder), COMPARISON)
+    assert result is not None
+    assert comparison is not None
+    assert result.void is None
+    for seed in COMPARISON.settings.seeds:
+        assert result.find(seed, 0.0) == comparison.find(seed, 0.0)
+        live = comparison.find(seed, 1.0).forked_at
+        nudges = [result.find(seed, 0.0, nudge=number) for number in range(1, NUDGES + 1)]
+        for nudge in nudges:
+            assert nudge.nudge is not None
+            assert (nudge.nudge.step, nudge.first_difference) == (live, live)
+            assert len(nudge.epochs) == COMPARISON.settings.epochs
+            assert len(nudge.steps.l1) == len(comparison.find(seed, 1.0).steps.l1)
+        assert len({(n.nudge.parameter, n.nudge.index) for n in nudges if n.nudge}) == NUDGES
+    assert {path.name for path in (folder / "runs").iterdir()} == {NAME}
+
+
+def test_a_comparison_without_live_hits_says_so(folder: Path) -> None:
+    result = read_nudges(_place(folder), E1.comparisons("smoke", ["float32"])[0])
+    assert result is not None
+    assert {member.outcome for member in result.members if member.member.nudge} == {NO_LIVE_HIT}
+
+
+def test_what_is_finished_is_not_run_again(folder: Path) -> None:
+    shown = _terminal(_run(folder, [NAME, f"{NAME}-nudges"], backend=Refusing()))
+    assert f"nudges: float32 (2 seeds), {NAME} (2 seeds)" in shown
+
+
+def test_a_folder_without_nudges_stays_valid(folder: Path) -> None:
+    shutil.rmtree(folder / "nudges")
+    assert read_nudges(_place(folder), COMPARISON) is None
+    reported = _run(folder, [NAME], backend=Refusing())
+    assert reported.void == ()
+    assert "nudges: not run" in _terminal(reported)
+
+
+def test_finished_nudges_are_taken_over(tmp_path: Path, original: Path) -> None:
+    """E3 takes E2's; here E1 stands for both, with the same comparison."""
+    other = shutil.copytree(original, tmp_path / "other")
+    here = _place(tmp_path / "here")
+    assert set(E1.adopt(here, other)) == {NAME, f"{NAME}-nudges", "float32-nudges"}
+    assert read_nudges(here, COMPARISON) == read_nudges(_place(other), COMPARISON)
+    assert E1.adopt(_place(tmp_path / "third"), other, [NAME]) == (NAME,)
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def _changed(folder: Path, part: Comparison, change: Callable[[Any], None]) -> None:
+    executor, store = "forking", store_of(folder, part)
+    seeds = engine.finished(part.settings, store, executor)
+    change(next(member for member in seeds[1].members if member.member.is_reference))
+    engine.keep(part.settings, store, executor, seeds)
+
+
+def _accuracy(member: Any) -> None:
+    member.epochs[-1].test_accuracy += 0.005
+
+
+def _loss(member: Any) -> None:
+    member.epochs[0].train_loss *= 1 + 2**-52
+
+
+def _hits(member: Any) -> None:
+    member.hits[0][0][0] += 1
+
+
+@pytest.mark.parametrize("change", [_accuracy, _loss, _hits], ids=["accuracy", "loss", "hits"])
+@pytest.mark.parametrize("part", [COMPARISON, COMPARISON.nudges], ids=["of the comparison", "of the nudges"])
+def test_another_reference_makes_the_nudges_void(part: Comparison, change: Callable[[Any], None], folder: Path) -> None:
+    _changed(folder, part, change)
+    result = read_nudges(_place(folder), COMPARISON)
+    assert result is not None
+    assert result.void is not None
+    assert result.void.startswith(f"the reference of seed 1 is not that of {NAME} (device cpu")
+
+
+def test_void_nudges_are_reported(folder: Path) -> None:
+    _changed(folder, COMPARISON.nudges, _accuracy)
+    reported = _run(folder, [NAME], backend=Refusing())
+    assert reported.void == (f"{NAME}-nudges",)
+    shown = _terminal(reported)
+    assert f"void: the nudges of {NAME}: the reference of seed 1" in shown
+    assert f"delete {folder / 'nudges' / NAME} to run them again" in shown
+
+
+def test_a_thinned_comparison_has_the_same_reference(folder: Path) -> None:
+    store = store_of(folder, COMPARISON)
+    seeds = engine.finished(COMPARISON.settings, store, "forking")
+    engine.keep(COMPARISON.settings, store, "forking", thinned(seeds))
+    result = read_nudges(_place(folder), COMPARISON)
+    assert result is not None
+    assert result.void is None
+
+
+def test_nudges_are_void_where_their_control_differs(folder: Path) -> None:
+    part = COMPARISON.nudges
+    seeds = engine.finished(part.settings, store_of(folder, part), "forking")
+    seeds[0] = dataclasses.replace(seeds[0], void="control differed at step 1")
+    engine.keep(part.settings, store_of(folder, part), "forking", seeds)
+    result = read_nudges(_place(folder), COMPARISON)
+    assert result is not None
+    assert result.void == "control differed at step 1"
+
+
+def test_stacked_nudges_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ScenarioError, match=r"float32-nudges: the stacked executor trains no nudges; use --executor forking"
+    ):
+        _run(tmp_path / "out", ["float32-nudges"], executor="stacked")
