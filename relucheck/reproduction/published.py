@@ -80,7 +80,7 @@ def cpu_draws() -> dict[tuple[int, int, int, int | None, str], int]:
     The keys are hidden layers, neurons, batch size, sample size (None: all samples) and arithmetic. A cell
     without an entry is not estimated at that scale.
     """
-    found: dict[tuple[int, int, int, int | None, str], int] = {}
+    draws_by_cell: dict[tuple[int, int, int, int | None, str], int] = {}
     for row in _rows("volume_draws.csv"):
         layers, neurons, batch_size = (int(row.pop(name)) for name in ("hidden_layers", "neurons", "batch_size"))
         sample = row.pop("sample_size")

@@ -1,4 +1,4 @@
-"""The conclusion of a training report: three sentences drawn from verdicts and numbers."""
+"""The conclusion of a training report: three sentences that follow from its verdicts and numbers."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from relucheck.results.tables import counted, listed, with_verb
 _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of the published code"}
 
 
-def title(reproduction: Reproduction) -> str:
+def title(made: Reproduction) -> str:
     """The title of a report, which names a reduced scale and what was not run."""
-    run, every = len(reproduction.runs), len(reproduction.runs) + len(reproduction.missing)
-    part = f", {run} of {every} comparisons" if reproduction.missing else ""
-    return f"{reproduction.experiment.name}: {reproduction.experiment.title} ({SCALE_NAMES[reproduction.scale]}{part})"
+    run, every = len(made.runs), len(made.runs) + len(made.missing)
+    part = f", {run} of {every} comparisons" if made.missing else ""
+    return f"{made.experiment.name}: {made.experiment.title} ({SCALE_NAMES[made.scale]}{part})"
 
 
-def conclusion(reproduction: Reproduction) -> tuple[str, str, str]:
-    """Summarise the results in three sentences, without void comparisons."""
-    if reproduction.experiment.name == "E1":
-        return _departure(reproduction), _larger(reproduction.claims), _accuracies(reproduction.cells, "chain", "injected")
-    chain, injected = _accuracies(reproduction.cells, "chain"), _accuracies(reproduction.cells, "injected")
-    if reproduction.experiment.name == "E3":
-        return _spread(reproduction.claims), injected, chain
-    return chain, injected, _published(reproduction)
+def conclusion(made: Reproduction) -> tuple[str, str, str]:
+    """Three sentences for a reader who reads nothing else; void comparisons are left out of them."""
+    if made.experiment.name == "E1":
+        return _departure(made), _larger(made.claims), _accuracies(made.cells, "chain", "injected")
+    chain, injected = _accuracies(made.cells, "chain"), _accuracies(made.cells, "injected")
+    if made.experiment.name == "E3":
+        return _spread(made.claims), injected, chain
+    return chain, injected, _published(made)
 
 
 # ---------------------------------------------------------------- accuracy
 
 
 def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
-    """Summarise the verdicts on the accuracy under one rule or several."""
+    """What the tests say of the accuracy under one rule or several."""
     under = f"Under {listed([_RULES[rule] for rule in rules])}"
-    compared = [cell for cell in cells if cell.rule in rules and not (cell.control or cell.is_reference or cell.void)]
-    if not compared:
+    own = [cell for cell in cells if cell.rule in rules and not (cell.control or cell.is_reference or cell.void)]
+    if not own:
         return f"{under}, no subgradient was compared with s = 0."
-    words = Counter(cell.paired.verdict if cell.paired else "undecided" for cell in compared)
-    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in compared)
-    pairs = f"{counted(len(compared), 'comparison')} with s = 0"
-    if untested == len(compared):
+    words = Counter(cell.paired.verdict if cell.paired else "undecided" for cell in own)
+    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in own)
+    pairs = f"{counted(len(own), 'comparison')} with s = 0"
+    if untested == len(own):
         return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
     equivalent, undecided = (with_verb(words[word], "is", "are") for word in ("equivalent", "undecided"))
     others = f"{equivalent} equivalent within {MARGIN:g} points and {undecided} undecided"
     others += f" ({untested} of them untested: one seed, or a run that diverged)" if untested else ""
     if not words["differs"]:
         return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
-    differing = [cell for cell in compared if cell.paired and cell.paired.verdict == "differs"]
+    differing = [cell for cell in own if cell.paired and cell.paired.verdict == "differs"]
     means = [mean for cell in differing if cell.paired and (mean := cell.paired.difference.mean) is not None]
     where = listed(list(dict.fromkeys(cell.label.partition(",")[0] for cell in differing)))
     return (
@@ -73,17 +73,17 @@ def _departure(made: Reproduction) -> str:
         return f"{apart}, in {found.without} of them although s = 0 meets no exact zero."
     if not found.met:
         return f"No run of s = 0 met an exact zero ({every}), so departure at one was not measured."
-    if not counts.departed:
-        return f"{apart}, although s = 0 meets an exact zero in {counts.met}."
-    return f"{apart}, and s = 0 meets an exact zero in all of these; it meets one in {counted(counts.met, 'run')} in all."
+    if not found.departed:
+        return f"{apart}, although s = 0 meets an exact zero in {found.met}."
+    return f"{apart}, and s = 0 meets an exact zero in all of these; it meets one in {counted(found.met, 'run')} in all."
 
 
 def _larger(claims: Sequence[Claim]) -> str:
-    relevant = [claim for claim in claims if claim.claim.startswith(LARGER)]
-    verdicts = {claim.verdict for claim in relevant}
-    if not relevant or "not measured" in verdicts:
+    own = [claim for claim in claims if claim.claim.startswith(LARGER)]
+    verdicts = {claim.verdict for claim in own}
+    if not own or "not measured" in verdicts:
         return "Whether the difference is larger in 16 bits, as published, was not measured."
-    numbers = "; ".join(f"{claim.measured}, {claim.claim.removeprefix(LARGER).strip(' ()')}" for claim in relevant)
+    numbers = "; ".join(f"{claim.measured}, {claim.claim.removeprefix(LARGER).strip(' ()')}" for claim in own)
     says = {
         frozenset({"agrees"}): "The difference is larger in bfloat16, as published",
         frozenset({"disagrees"}): "The difference is not larger in bfloat16, which contradicts the published finding",
@@ -93,12 +93,12 @@ def _larger(claims: Sequence[Claim]) -> str:
 
 
 def _spread(claims: Sequence[Claim]) -> str:
-    relevant = [claim for claim in claims if claim.claim.startswith(SPREAD)]
-    words = Counter(claim.verdict for claim in relevant)
+    own = [claim for claim in claims if claim.claim.startswith(SPREAD)]
+    words = Counter(claim.verdict for claim in own)
     measured = words["agrees"] + words["disagrees"]
     if not measured:
         return "Whether the spread over seeds grows with s in 16 bits, as published, was not measured."
-    grows = [claim.measured.partition(":")[0] for claim in relevant if claim.verdict == "agrees"]
+    grows = [claim.measured.partition(":")[0] for claim in own if claim.verdict == "agrees"]
     where = f": {listed(grows)}" if grows else ""
     return (
         f"The spread of the test accuracy over seeds grows with s, as published, in {words['agrees']} of "
