@@ -265,7 +265,10 @@ class Arithmetic:
         dilation: int | Pair = 1,
         groups: int = 1,
     ) -> Tensor:
-        """Compute ``F.conv2d`` with this emulation or autocast, under the current switches; raises as ``linear`` does."""
+        """Compute ``F.conv2d`` in this arithmetic, under the current switches.
+
+        Emulation and autocast apply, and errors are raised, as for ``linear``.
+        """
         if self.emulated is not None:
             return conv2d(self.emulated, x, weight, bias, stride, padding, dilation, groups)
         with self.autocast(x.device):

@@ -133,7 +133,9 @@ ERRORS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class PublishedCount:
-    """How many pre-activations equal a kink in the backward passes of training, as [R22]'s notebooks print it.
+    """A published count of hits: pre-activations that equal a kink during training.
+
+    [R22]'s notebooks print these counts, from the backward passes.
 
     The runs use the injected rule: the published code takes s itself as the gradient at a hit.
 

@@ -102,7 +102,9 @@ class Scenario(Protocol):
     def shares(self) -> tuple[str, ...]: ...
 
     def parts(self, scale: str, only: Sequence[str] = ()) -> tuple[str, ...]:
-        """The names of the parts of a scale that ``only`` selects: by name, or else by glob or arithmetic.
+        """The names of the parts of a scale that ``only`` selects.
+
+        An entry selects by name, or else by glob pattern or arithmetic.
 
         () is all but the nudges of trainings.
 
@@ -190,7 +192,10 @@ class Comparison:
 
     @property
     def nudges(self) -> Comparison:
-        """The nudges of this comparison: references, controls and nudges of the same seeds, as a part of their own."""
+        """The nudges of this comparison, as a separate part.
+
+        It has the references, the controls and the nudges of the same seeds.
+        """
         return Comparison(self.name + NUDGES, self.part, nudged(self.settings), self.name)
 
 

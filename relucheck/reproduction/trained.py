@@ -49,7 +49,9 @@ class TrainingScenario(Experiment):
         return tuple((name, split) for name in names for split in data.SPLITS)
 
     def units(self, place: Place, only: Sequence[str] = ()) -> tuple[Unit, ...]:
-        """A unit for each seed of each part, or for all of a comparison's seeds where members are stacked.
+        """A unit for each seed of each part.
+
+        Where members are stacked, one unit holds all missing seeds of a comparison.
 
         Raises:
             ScenarioError: for nudges where members are stacked.

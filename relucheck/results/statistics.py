@@ -227,7 +227,7 @@ def _p(value: float | None) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class BeyondChaos:
-    """The effect of a subgradient beyond that of a nudge, over the seeds in which it can have one.
+    """The effect of a subgradient beyond that of a nudge, over seeds with a live hit.
 
     Attributes:
         paired: the member's difference to s = 0 minus the mean of its seed's nudges' differences, see ``paired``.
@@ -244,7 +244,9 @@ def beyond_chaos(
     margin: float = MARGIN,
     level: float = LEVEL,
 ) -> BeyondChaos:
-    """Compare a member with the nudges of the same seeds; ``judge`` adds Holm's correction and the verdict.
+    """Compare a member with the nudges of the same seeds.
+
+    ``judge`` adds Holm's correction and the verdict.
 
     Each seed gives one number: the member's difference to s = 0 minus the mean of the nudges' differences to s = 0. The
     value of s = 0 is in both and cancels, so it is not an argument. If the subgradient does what a nudge does, member and
@@ -328,7 +330,9 @@ def prediction(groups: Sequence[Sequence[float]], level: float = LEVEL) -> tuple
 
 
 def second_half(values: Sequence[float]) -> float:
-    """The mean over the second half of the epochs of one run; with an odd number, the middle epoch belongs to it.
+    """The mean over the second half of the epochs of one run.
+
+    With an odd number of epochs, the middle epoch belongs to the second half.
 
     As an endpoint it spreads less over seeds than the last epoch does.
 
@@ -342,7 +346,7 @@ def second_half(values: Sequence[float]) -> float:
 
 
 def seeds_for_power(sd: float, difference: float = MARGIN, power: float = 0.8, level: float = LEVEL) -> int:
-    """The smallest number of seeds with which a paired t-test finds a difference with a given probability.
+    """The smallest number of seeds with which a paired t-test has a given power.
 
     The test is two-sided, and its statistic has the noncentral t-distribution. The standard deviation is taken as known,
     although an observed one is itself uncertain.

@@ -325,7 +325,9 @@ def _members_to_run(
 
 
 def same_reference(one: SeedResult, other: SeedResult) -> bool:
-    """Return whether two results of a seed have the same reference: outcome, hits, losses and accuracies, in every digit.
+    """Whether two results of a seed have the same reference, in every digit.
+
+    Outcome, hits, losses and accuracies are compared.
 
     The distances of a reference to itself are all 0, and a thinned result holds fewer of them. They are not compared.
     """

@@ -197,7 +197,7 @@ class SeedResult:
 
 
 def drawn_steps(members: Iterable[MemberResult]) -> set[int]:
-    """The recorded steps of a comparison's members that figures draw: those that a thinned result keeps.
+    """The recorded steps that figures draw, which a thinned result keeps.
 
     The run is divided into :data:`PARTS` equal parts. Kept are the last recorded step of each part, and the last step of
     each member. Of the steps that are kept, all are kept again.
@@ -285,7 +285,9 @@ class Result:
         )
 
     def nudges(self, seed: int) -> list[MemberResult] | None:
-        """The results of a seed's nudges, in the order of their numbers; None for a seed without a live hit.
+        """The results of a seed's nudges, in the order of their numbers.
+
+        None for a seed without a live hit.
 
         A nudge that diverged or had no effect is in the list, but has not all epochs.
 

@@ -1,4 +1,6 @@
-"""Which sums of a model are rounded how: one rounding for all, with overrides by layer, length and direction.
+"""Emulations: how each sum of products in a model is rounded.
+
+An emulation has one rounding for all sums, with overrides by layer, by length of the sum and by direction.
 
 An emulation is an arithmetic with a name (``relucheck.numerics.arithmetic``). It rounds as some device might, on any
 device, and it does not reproduce the bits of any particular GPU.
@@ -189,7 +191,10 @@ class Emulation:
         return any(one.layers for one in self.overrides)
 
     def layer(self, number: int) -> Emulation:
-        """The emulation of one layer, by its number from 1 on: this one, without overrides for other layers."""
+        """The emulation of one layer, by its number from 1 on.
+
+        It is this emulation without the overrides for other layers.
+        """
         whole("emulation: layer", number, error=EmulationError)
         return (
             Emulation(self.dtype, *_normal({0: _table(self.rounding, self.overrides, number)})) if self.by_layer else self

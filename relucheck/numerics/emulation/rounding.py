@@ -1,4 +1,6 @@
-"""How one sum of products is rounded: in how many parts, how they are added, and where the bias joins.
+"""Roundings: how one sum of products is split, added and rounded.
+
+A rounding says in how many parts a sum is computed, how the parts are added, and where the bias joins.
 
 Devices differ in where they round a sum of K products and a bias. Most CPU kernels accumulate in float32 and round once. A
 GPU kernel may round the product before it adds the bias. It may split K and round partial sums, which cuBLAS does with
@@ -129,7 +131,10 @@ class Rounding:
 
     @property
     def without_bias(self) -> Rounding:
-        """The rounding of a sum without a bias, such as a gradient: roundings that differ by the bias only give one."""
+        """The rounding of a sum that has no bias, such as a gradient.
+
+        Roundings that differ only in where the bias joins give the same one.
+        """
         return dataclasses.replace(self, bias="joined" if self.parts == 1 and not self.tf32 else "after")
 
     def check(self, dtype: torch.dtype) -> None:

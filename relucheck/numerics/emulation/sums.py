@@ -15,7 +15,7 @@ _TF32_DROPPED: Final = 13  # bits of a float32 significand that TF32 does not ha
 
 
 def widen(emulation: Emulation, x: Tensor) -> Tensor:
-    """Convert a factor to the accumulation dtype, in which the device multiplies; dense strides are kept."""
+    """Convert a factor to the accumulation dtype; dense strides are kept."""
     return x.to(compute_dtype(emulation.dtype))
 
 
@@ -125,7 +125,10 @@ def linear(emulation: Emulation, x: Tensor, weight: Tensor, bias: Tensor | None 
 
 
 def forward(emulation: Emulation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute ``linear`` without a graph for autograd, from tensors of the emulation's dtype or widened ones."""
+    """Compute ``linear`` without recording a graph for autograd.
+
+    The tensors have the emulation's dtype, or are widened already.
+    """
     transposed = widen(emulation, weight).transpose(-1, -2)
     return multiply(emulation, "forward", widen(emulation, x), transposed, None if bias is None else bias.unsqueeze(-2))
 

@@ -1,4 +1,4 @@
-"""The conclusion of a training report: three sentences that follow from its verdicts and numbers."""
+"""The conclusion of a training report, computed from its verdicts and numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def title(made: Reproduction) -> str:
 
 
 def conclusion(made: Reproduction) -> tuple[str, str, str]:
-    """Three sentences for a reader who reads nothing else; void comparisons are left out of them."""
+    """The conclusion in three sentences, without the void comparisons."""
     if made.experiment.name == "E1":
         return _departure(made), _larger(made.claims), _accuracies(made.cells, "chain", "injected")
     chain, injected = _accuracies(made.cells, "chain"), _accuracies(made.cells, "injected")

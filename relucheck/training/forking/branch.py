@@ -1,4 +1,4 @@
-"""A branch: one model and one optimiser for the members of a seed that have been bitwise one run so far."""
+"""Branches: one model and one optimiser for members that have been bitwise one run so far."""
 
 from __future__ import annotations
 
@@ -158,7 +158,10 @@ class Branch:
         return list(torch.autograd.grad(loss, self.parameters, retain_graph=keep))
 
     def look_ahead(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """The gradients of s = 0 on a mini-batch; it spoils the branch for training, so call it on a fork."""
+        """The gradients of s = 0 on a mini-batch.
+
+        This changes the state of the branch, so call it on a fork.
+        """
         loss, _ = self.forward(x, y)
         return self.gradients(loss, choice(Member(0, 0.0)), keep=False)
 

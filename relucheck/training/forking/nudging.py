@@ -1,4 +1,6 @@
-"""Nudges: runs of s = 0 in which one parameter moves by one ulp after the first step with a live hit.
+"""Nudges: the second control of a comparison.
+
+A nudge is a run of s = 0 in which one parameter moves by one ulp after the first step with a live hit.
 
 A run that differs from s = 0 in a single bit departs from it, too, because training is chaotic in rounding. So a difference
 between two subgradients says something about the subgradient only if it is larger than what a nudge does.
@@ -35,7 +37,7 @@ MOST_ATTEMPTS: Final = 100
 
 
 def probe(nudge: Member) -> Choice:
-    """What backward does at hits where it tries whether they are live: s = 1 under the chain rule.
+    """The setting of backward that shows whether a hit is live: s = 1, chain rule.
 
     The subgradient at the upper kink is 0 for a nudge with ``second=0.0``, so that hits there are not live.
     """
