@@ -22,7 +22,7 @@ def test_emulate_turns_linear_layers_and_refuses_the_rest() -> None:
     x = torch.ones(1, 3, dtype=torch.bfloat16)
     hidden = torch.relu(chosen.linear(x, model[0].weight, model[0].bias))
     assert same_bits(model(x).detach(), chosen.linear(hidden, model[2].weight, model[2].bias).detach())
-    with pytest.raises(EmulationError, match=r"'0' is no nn\.Linear and no nn\.Conv2d"):
+    with pytest.raises(EmulationError, match=r"'0' is neither nn\.Linear nor nn\.Conv2d"):
         emulate(nn.Sequential(nn.Conv1d(1, 1, 3)).bfloat16(), chosen)
     with pytest.raises(EmulationError, match=r"'0.weight' is not bfloat16; convert the model"):
         emulate(nn.Sequential(nn.Linear(1, 1)), chosen)
