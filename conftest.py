@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -46,6 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("needs_mnist"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def subnormal_numbers() -> Iterator[None]:
+    """Restores subnormal numbers after a test that compiles with inductor.
+
+    torch 2.4's inductor links its kernels with -ffast-math. Loading one makes the process flush subnormal numbers to 0, in
+    all that runs later (torch 2.11 does not).
+    """
+    yield
+    torch.set_flush_denormal(False)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -94,6 +94,8 @@ def test_a_broken_pipe_of_both_streams_keeps_the_exit_code(tmp_path, arguments, 
 @pytest.mark.slow
 def test_a_broken_pipe_does_not_stop_a_reproduction(tmp_path):
     """Its progress goes to standard error, line by line."""
+    for name in ("matplotlib", "scipy", "torchvision"):
+        pytest.importorskip(name, reason="reproducing experiments needs the extra reproduce")
     arguments = ("reproduce", "E4", "--scale", "smoke", "--device", "cpu", "--out", "out")
     code, _ = unread(*arguments, cwd=tmp_path, also_errors=True)
     assert code == OK

@@ -16,6 +16,7 @@ from relucheck.gate.isolation.guard import preserved_state
 from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
 from relucheck.gate.subject import Subject
+from tests.faults.healthy import HARDSWISH_BY_POSITION, KNOWN
 
 FOLDER = Path(__file__).parents[1] / "faults"
 MODULES = (
@@ -74,10 +75,11 @@ def same(value):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("make", MODULES, ids=lambda make: getattr(make, "__name__", "Threshold"))
 def test_in_place_modules_have_the_verdicts_of_their_siblings(make, dtype):
-    mine = verdicts(make(inplace=True), dtypes=(dtype,))
-    assert mine == verdicts(make(), dtypes=(dtype,))
+    mine = verdicts(make(inplace=True), dtypes=(dtype,), expected=KNOWN)
+    assert mine == verdicts(make(), dtypes=(dtype,), expected=KNOWN)
     assert "failed" not in mine.values()
-    assert mine["inplace"] == mine["input_unchanged"] == mine["strides"] == "passed"
+    assert mine["inplace"] == mine["input_unchanged"] == "passed"
+    assert mine["strides"] == ("expected" if make is nn.Hardswish and HARDSWISH_BY_POSITION else "passed")
 
 
 def test_in_place_module_that_is_random_in_training_mode_is_checked_in_eval_mode():

@@ -88,6 +88,25 @@ def test_compile_law_looks_at_modules():
     assert result.outcome == "passed", result
 
 
+def test_compile_law_undoes_a_compiler_that_flushes_subnormal_numbers(monkeypatch, subnormal_numbers):
+    # as torch 2.4's inductor does when it loads its first kernel
+    def compile(f, **_):
+        loaded = []
+
+        def compiled(x):
+            if not loaded:
+                loaded.append(torch.set_flush_denormal(True))
+            return f(x)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    gate = Gate(GateConfig(dtypes=("float32",), laws=("compile_agreement",), compile=True), [torch.nn.ReLU()])
+    (result,) = map(gate.run, gate.items())
+    assert result.outcome == "passed", result
+    assert torch.nextafter(torch.zeros(1), torch.ones(1)) * 1 > 0
+
+
 def test_every_law_has_a_mutant():
     # infinities never fail anything: they are reported
     assert {mutant.law for mutant in mutants.MUTANTS} == set(LAWS) - {"infinities"}
