@@ -87,8 +87,11 @@ def _larger(claims: Sequence[Claim]) -> str:
     says = {
         frozenset({"agrees"}): "The difference is larger in bfloat16, as published",
         frozenset({"disagrees"}): "The difference is not larger in bfloat16, which contradicts the published finding",
+        frozenset({"undecided"}): "It is undecided whether the difference is larger in bfloat16, as published",
         frozenset({"one run"}): "With one seed it is undecided whether the difference is larger in bfloat16, as published",
-    }.get(frozenset(verdicts), "Whether the difference is larger in bfloat16, as published, depends on the rule")
+    }.get(
+        frozenset(verdicts), "Whether the difference is larger in bfloat16, as published, has another answer for each rule"
+    )
     return f"{says}: {numbers}."
 
 

@@ -119,7 +119,7 @@ def test_findings_of_e1() -> None:
     only = ("float32", "bfloat16")
     first, second, third = conclusion(_made("E1", only, hits={"chain": 3}))
     assert first.startswith("The parameters of s = 1 depart from those of s = 0 in 20 of 20 runs, and s = 0 meets an exact")
-    assert second.startswith("The difference is not larger in bfloat16, which contradicts the published finding: last L1")
+    assert second.startswith("It is undecided whether the difference is larger in bfloat16, as published: last L1"), "equal"
     assert third.startswith("Under the chain rule and the injected rule of the published code, ")
     without = conclusion(_made("E1", only, hits={"chain": 0}))[0]
     assert without.endswith("in 20 of 20 runs, in 20 of them although s = 0 meets no exact zero.")
@@ -139,6 +139,37 @@ def test_findings_of_e1() -> None:
     assert conclusion(whole(half, claims=larger))[1].startswith("The difference is larger in bfloat16, as published")
     half.runs[0][1].find(1, 0.0).hits = [[[0]], [[0]]]
     assert conclusion(half)[0].endswith("in 1 of them although s = 0 meets no exact zero.")
+
+
+@pytest.mark.parametrize(
+    ("factors", "says"),
+    [
+        ((2.0, 2.1), "The difference is larger in bfloat16, as published"),
+        ((0.5, 0.4), "The difference is not larger in bfloat16, which contradicts the published finding"),
+        ((30.0, 0.5), "It is undecided whether the difference is larger in bfloat16, as published"),
+    ],
+    ids=["larger", "smaller", "larger on average alone"],
+)
+def test_larger_needs_an_interval_over_seeds(factors: tuple[float, float], says: str) -> None:
+    """Two means are no finding: one seed of ten with a distance 30 times as large decides nothing."""
+    scenario = SCENARIOS["E1"]
+    runs = [(one, made_up.result(one.settings)) for one in scenario.comparisons("full", ("float32", "bfloat16"))]
+    (half,) = (result for comparison, result in runs if comparison.name == "bfloat16")
+    for member in half.members:
+        factor = factors[0] if member.member.seed == half.settings.seeds[0] else factors[1]
+        member.steps.l1[:] = [factor * distance for distance in member.steps.l1]
+    cells = tuple(analyse(runs))
+    distances = {cell.comparison: cell.l1 for cell in cells if cell.subgradient == 1 and cell.rule == "injected"}
+    if factors[0] > 1:
+        assert distances["bfloat16"] > distances["float32"]
+    found = tuple(claims("E1", runs, cells))
+    made = Reproduction(scenario, "full", Path(), tuple(runs), (), cells, (), found)
+    assert conclusion(made)[1].startswith(says)
+
+
+def test_a_diverged_reference_decides_nothing_about_larger() -> None:
+    lost = _made("E1", ("float32", "bfloat16"), diverged=lambda member: member.subgradient == 0)
+    assert conclusion(lost)[1].startswith("It is undecided whether the difference is larger in bfloat16")
 
 
 def test_the_spread_of_e3() -> None:
