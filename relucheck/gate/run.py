@@ -119,6 +119,7 @@ class Gate:
         activation = dataclasses.replace(activation, **changes)
         entry = Entry(activation)
         self.entries[name] = entry
+        changed: Sequence[str] = ()  # where the guard cannot even begin
         try:
             with self._guarded() as changed:
                 subject = Subject(activation, self.config.scan)

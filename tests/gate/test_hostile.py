@@ -263,3 +263,9 @@ def test_item_of_an_unsupported_dtype_is_a_notice_and_the_laws_skip():
     assert skipped.outcome == "skipped"
     assert "see no_half/runs/float16" in skipped.message
     assert gate.run(Item("no_half", "chain_rule", "float32")).outcome == "passed"
+
+
+def test_the_gate_runs_after_the_default_device_was_reset():
+    """torch 2.4's ``get_default_device`` raises from then on."""
+    torch.set_default_device(None)
+    assert check_activation(torch.nn.ReLU, dtypes=["float32"], laws=["runs"])[0].outcome == "passed"

@@ -155,6 +155,14 @@ def _flushes_denormals() -> bool:
     return bool((_SUBNORMAL * 1.0).item() == 0)
 
 
+def _default_device() -> torch.device:
+    """The default device; torch 2.4's own function raises once ``torch.set_default_device(None)`` was called."""
+    try:
+        return torch.get_default_device()
+    except AttributeError:
+        return torch.device("cpu")
+
+
 _SUBNORMAL: Final = torch.full((1,), 1e-310, dtype=torch.float64)
 
 
@@ -162,7 +170,7 @@ _SUBNORMAL: Final = torch.full((1,), 1e-310, dtype=torch.float64)
 _SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (
-        torch.get_default_device,
+        _default_device,
         lambda device: torch.set_default_device(None if device.type == "cpu" else device),
     ),
     "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
