@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from relucheck import pytest_plugin
@@ -26,6 +28,16 @@ _FILE: Final = re.compile(r"# (?P<path>[\w/]+\.py)\n")
 _SPAN: Final = re.compile(r"(?<!`)`(?P<command>(?:relucheck (?:check|kinks|reproduce)|pytest|python -m) [^`]+)`(?!`)")
 _LINK: Final = re.compile(r"\]\((?P<target>[^)\s]+)\)|<(?:img|a) [^>]*(?:src|href)=\"(?P<html>[^\"]+)\"")
 _ROW: Final = re.compile(r"^\| `(?P<cell>[^`]+)`", re.MULTILINE)
+
+
+def tool(name: str) -> ModuleType:
+    """A script below tools/, such as "front_page" or "docs/outside", loaded by its path."""
+    spec = importlib.util.spec_from_file_location(Path(name).name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.docs.documents import README, ROOT
+from tests.docs.documents import README, ROOT, tool
 
 pytestmark = pytest.mark.skipif(not (ROOT / "reports").exists(), reason="an sdist holds no committed results")
 
 
 @pytest.fixture(scope="module")
 def front_page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("front_page", ROOT / "tools" / "front_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool("front_page")
 
 
 @pytest.fixture

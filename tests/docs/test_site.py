@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from tests.docs.documents import ROOT
+from tests.docs.documents import tool
 
 griffe = pytest.importorskip("griffe", reason="comes with the extra docs")
 pytest.importorskip("mkdocs", reason="comes with the extra docs")
-
-
-def tool(name: str) -> ModuleType:
-    """A file of tools/docs, which MkDocs loads by its path, too."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -43,7 +31,7 @@ def area(width: int, height: int, name: str) -> int:
 def scaled() -> None: ...
 '''
     )
-    extensions = griffe.load_extensions(tool("docstrings").Docstrings())
+    extensions = griffe.load_extensions(tool("docs/docstrings").Docstrings())
     return griffe.load("relucheck_like", search_paths=[tmp_path], extensions=extensions, docstring_parser="google")
 
 
@@ -87,4 +75,4 @@ def test_links_to_the_repository_become_links_in_the_site(site: str, generated: 
     class Page:
         file = File
 
-    assert tool("outside").on_page_markdown(f"[a]({link})", page=Page) == f"[a]({rewritten})"
+    assert tool("docs/outside").on_page_markdown(f"[a]({link})", page=Page) == f"[a]({rewritten})"
