@@ -29,10 +29,14 @@ _STEPS: Final = 469  # of an epoch of 60,000 images in mini-batches of 128
 
 # ---------------------------------------------------------------- candidates
 
-#: Ways to round the forward product of the first layer, K = 784.
-_PARTS: Final = (2, 3, 4, 5, 6, 8)
-_REDUCTIONS: Final = ("", " wide", " in place")
-_CUTS: Final = (16, 32, 64, 128)
+#: Ways to round the forward product of the first layer, K = 784: by number of parts, the reductions and places of the bias.
+_SPLITS: Final = {
+    4: ("", " bias joined", " wide", " wide bias joined", " in place", " in place bias joined"),
+    **dict.fromkeys((3, 5), ("", " bias joined", " wide bias joined", " in place bias joined")),
+    **dict.fromkeys((2, 6, 8), ("", " in place bias joined")),
+}
+#: Multiples of so many terms at which K is cut: 4 parts of 196 terms become 208, 224 or 256 terms and a shorter last one.
+_CUTS: Final = (16, 32, 64)
 
 
 def _first(rounding: str) -> str:
@@ -42,18 +46,9 @@ def _first(rounding: str) -> str:
 
 #: Every sum rounded once or in one other way.
 _EVERYWHERE: Final = tuple(f"bfloat16 emulated ({rounding})" for rounding in ("rounded", "product", "split-k 4"))
-#: The first layer's forward product split in some number of parts, with each reduction and both places of the bias.
-_SPLIT: Final = tuple(
-    _first(f"split-k {parts}{reduction}{bias}")
-    for parts in _PARTS
-    for reduction in _REDUCTIONS
-    for bias in ("", " bias joined")
-    if (parts, reduction) != (2, " wide")  # two rounded parts have one sum, which is rounded once either way
-)
-#: The same in 4 parts, cut at multiples of some number of terms.
-_CUT: Final = tuple(
-    _first(f"split-k 4 by {cut}{rest}") for cut in _CUTS for rest in ("", " wide bias joined", " in place bias joined")
-)
+#: The first layer's forward product split.
+_SPLIT: Final = tuple(_first(f"split-k {parts}{rest}") for parts, every in _SPLITS.items() for rest in every)
+_CUT: Final = tuple(_first(f"split-k 4 by {cut}{rest}") for cut in _CUTS for rest in ("", " wide bias joined"))
 #: Other layers and directions.
 _ELSEWHERE: Final = (
     _first("product"),
@@ -61,7 +56,6 @@ _ELSEWHERE: Final = (
     "bfloat16 emulated (rounded; layers 2, 3: split-k 4)",
     "bfloat16 emulated (rounded; layer 1: split-k 4)",
     "bfloat16 emulated (rounded; layer 1 backward: split-k 4)",
-    "bfloat16 emulated (rounded; layer 1 forward: split-k 4; layer 1 weight gradient: split-k 4 wide)",
 )
 CANDIDATES: Final[tuple[str, ...]] = (*_EVERYWHERE, *_ELSEWHERE, *_SPLIT, *_CUT)
 #: Those that are trained for the networks whose counts decide less.
