@@ -210,6 +210,21 @@ def _series(known: Sequence[PublishedCount], target: Target, result: Result) -> 
     return tuple(made)
 
 
+def members(result: Result) -> list[Series]:
+    """The counts of every kind of member of a comparison at every kink; nothing published stands beside them."""
+    every = []
+    for member in _kinds(result):
+        matching = [one for one in result.members if _kind(one.member) == _kind(member)]
+        if member.control:
+            continue
+        s = f"({member.subgradient:g}, {member.second:g})" if member.second is not None else f"{member.subgradient:g}"
+        for kink, at in enumerate(result.settings.network.kinks):
+            name = f"s = {s}{f', {member.rule}' if member.subgradient else ''}, at {at:g}"
+            counts_of = tuple(_hits(one, kink) for one in matching)
+            every.append(Series(name, (), (), (), counts_of, tuple(map(_accuracy, matching))))
+    return every
+
+
 def _runs_of(known: Sequence[PublishedCount]) -> list[PublishedCount]:
     """The first published count of each run and kink."""
     return list({(count.member, count.kink): count for count in reversed(known)}.values())[::-1]
