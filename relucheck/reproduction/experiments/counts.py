@@ -24,7 +24,7 @@ from relucheck.training.settings import RULES, Optimiser, Settings, members_of
 
 #: Seeds that every candidate is trained with, and further seeds for the candidates that fit.
 SEEDS: Final[tuple[int, ...]] = tuple(range(10))
-FURTHER: Final[tuple[int, ...]] = tuple(range(10, 40))
+FURTHER: Final[tuple[int, ...]] = tuple(range(10, 30))
 _STEPS: Final = 469  # of an epoch of 60,000 images in mini-batches of 128
 
 # ---------------------------------------------------------------- candidates
@@ -33,7 +33,8 @@ _STEPS: Final = 469  # of an epoch of 60,000 images in mini-batches of 128
 _SPLITS: Final = {
     4: ("", " bias joined", " wide", " wide bias joined", " in place", " in place bias joined"),
     **dict.fromkeys((3, 5), ("", " bias joined", " wide bias joined", " in place bias joined")),
-    **dict.fromkeys((2, 6, 8), ("", " in place bias joined")),
+    2: ("", " bias joined", " in place bias joined"),
+    **dict.fromkeys((6, 8), ("", " in place bias joined")),
 }
 #: Multiples of so many terms at which K is cut: 4 parts of 196 terms become 208, 224 or 256 terms and a shorter last one.
 _CUTS: Final = (16, 32, 64)
@@ -48,13 +49,17 @@ def _first(rounding: str) -> str:
 _EVERYWHERE: Final = tuple(f"bfloat16 emulated ({rounding})" for rounding in ("rounded", "product", "split-k 4"))
 #: The first layer's forward product split.
 _SPLIT: Final = tuple(_first(f"split-k {parts}{rest}") for parts, every in _SPLITS.items() for rest in every)
-_CUT: Final = tuple(_first(f"split-k 4 by {cut}{rest}") for cut in _CUTS for rest in ("", " wide bias joined"))
+_CUT: Final = tuple(
+    _first(f"split-k 4 by {cut}{rest}") for cut in _CUTS for rest in ("", " bias joined", " wide bias joined")
+)
 #: Other layers and directions.
 _ELSEWHERE: Final = (
     _first("product"),
     "bfloat16 emulated (rounded; layer 2: split-k 4)",
     "bfloat16 emulated (rounded; layers 2, 3: split-k 4)",
     "bfloat16 emulated (rounded; layer 1: split-k 4)",
+    "bfloat16 emulated (rounded; layer 1: split-k 4 bias joined)",
+    "bfloat16 emulated (rounded; layer 1: split-k 3 wide bias joined)",
     "bfloat16 emulated (rounded; layer 1 backward: split-k 4)",
 )
 CANDIDATES: Final[tuple[str, ...]] = (*_EVERYWHERE, *_ELSEWHERE, *_SPLIT, *_CUT)
@@ -67,7 +72,14 @@ FEW: Final[tuple[str, ...]] = (
     _first("split-k 4 wide bias joined"),
 )
 #: Those that are trained with further seeds: chosen by the first ten seeds, judged by the others.
-FINALISTS: Final[tuple[str, ...]] = (_first("split-k 4"), _first("split-k 4 wide bias joined"))
+FINALISTS: Final[tuple[str, ...]] = (
+    _first("split-k 4 bias joined"),
+    _first("split-k 3 wide bias joined"),
+    _first("split-k 4"),
+    "bfloat16 emulated (rounded; layer 1: split-k 4)",
+    _first("split-k 5"),
+    _first("split-k 2"),
+)
 
 # ---------------------------------------------------------------- networks
 
