@@ -274,7 +274,7 @@ def _kernels(arguments: argparse.Namespace) -> int:
     from relucheck.reproduction.kernels.run import kernels
     from relucheck.results.tables import render
 
-    dtypes = [name for name in (arguments.dtypes or "").split(",") if name.strip()]
+    dtypes = [] if arguments.dtypes is None else [name.strip() for name in arguments.dtypes.split(",")]
     folder = Path(arguments.out) if arguments.out else None
     found, files = kernels(arguments.device, dtypes, folder, progress=not arguments.quiet)
     sys.stdout.write(render(*report.shown(found), width=_width(), color=sys.stdout.isatty()))

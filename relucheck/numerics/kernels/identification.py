@@ -43,16 +43,20 @@ class Identification:
 
     def __str__(self) -> str:
         if not self.equal:
-            return f"none; nearest: {self.nearest}, {self.differs:.0%} differ" if self.differs else f"none; {self.nearest}"
+            if not self.differs:
+                return f"none; {self.nearest}"
+            share = f"{self.differs:.0%}" if self.differs >= 0.01 else "under 1%"
+            return f"none; nearest: {self.nearest}, {share} differ"
         others = len(self.equal) - 1
         return self.equal[0] + f" and {others} other{'s' * (others > 1)}" * bool(others)
 
 
 @functools.lru_cache(maxsize=256)
 def candidates(product: Product, dtype: torch.dtype) -> tuple[Rounding, ...]:
-    """The roundings to try for a product, simplest first; of those with the same ranges only the simplest.
+    """The roundings to try for a product, simplest first.
 
-    In 32 and 64 bits, exact sums do not show whether they are split, so that only the factors' rounding is tried.
+    Of roundings that split K into the same ranges, only the simplest is tried. In 32 and 64 bits, exact sums do not show
+    whether they are split, so that only the factors' rounding is tried.
     """
     both = product.bias and product.direction == "forward"
     once = [Rounding(bias="joined"), *[Rounding()] * both]

@@ -1,4 +1,4 @@
-"""Fixed inputs on which a sum is exact in the accumulation dtype, whatever the order of its terms.
+"""Fixed inputs whose sums are exact in the accumulation dtype, in any order.
 
 What a kernel returns for them depends on nothing but the roundings to the narrow dtype and, for float32, on the rounding of
 the factors. So the emulation that it equals can be identified, although the order of its additions is unknown.

@@ -129,9 +129,9 @@ class Product:
         if self.convolution:
             name = f"conv {name} on {_sizes(self.x[2:])}"
             words = [_sizes(self.weight[2:])]
-            words += [f"stride {_sizes(self.stride)}"] * (self.stride != (1, 1))
-            words += [f"padding {_sizes(self.padding)}"] * (self.padding != (0, 0))
-            words += [f"dilation {_sizes(self.dilation)}"] * (self.dilation != (1, 1))
+            words += [f"stride {_number(self.stride)}"] * (self.stride != (1, 1))
+            words += [f"padding {_number(self.padding)}"] * (self.padding != (0, 0))
+            words += [f"dilation {_number(self.dilation)}"] * (self.dilation != (1, 1))
             words += [f"{self.groups} groups"] * (self.groups != 1)
         words += ["no bias"] * (not self.bias)
         return name + f" ({', '.join(words)})" * bool(words)
@@ -207,6 +207,10 @@ class Product:
 
 def _sizes(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes))
+
+
+def _number(pair: Pair) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else _sizes(pair)
 
 
 def _some(count: int, most: int) -> Tensor:

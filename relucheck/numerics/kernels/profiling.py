@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -19,7 +20,10 @@ _LABEL: Final = "relucheck "
 
 @contextlib.contextmanager
 def labelled(name: str, device: torch.device) -> Iterator[None]:
-    """Mark what a block computes for ``names``; on CUDA the block ends when the device has finished."""
+    """Mark what a block computes for ``names``.
+
+    On CUDA the block ends when the device has finished.
+    """
     with torch.profiler.record_function(_LABEL + name):
         yield
         if device.type == "cuda":
@@ -27,7 +31,11 @@ def labelled(name: str, device: torch.device) -> Iterator[None]:
 
 
 def profiler(device: torch.device) -> Any:
-    """A profiler of what a device computes."""
+    """A profiler of what a device computes.
+
+    Its library prints what it does to standard error, unless the user or this function sets KINETO_LOG_LEVEL.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
     return torch.profiler.profile(activities=activities)
@@ -69,7 +77,7 @@ def names(events: Iterable[Any], label: str) -> tuple[str, ...]:
 
 
 def short(name: str) -> str:
-    """A kernel's name without return type, arguments and namespaces, and without CUTLASS's wrapper."""
+    """A kernel's name without return type and arguments, and without CUTLASS's wrapper."""
     found = _KERNEL.fullmatch(name)
     if found:
         return found["name"]

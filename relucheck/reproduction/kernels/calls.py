@@ -1,4 +1,4 @@
-"""The products and batch norms that the networks of the scenarios compute, with realistic operands."""
+"""The products and batch norms of the scenarios' networks, with realistic operands."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Calls:
 
 
 def networks() -> tuple[Network, ...]:
-    """The networks of the training scenarios at full scale, and those of later experiments, each once."""
+    """The networks of the scenarios at full scale and of later experiments, each once."""
     trained = [one.settings.network for scenario in SCENARIOS.values() for one in scenario.comparisons("full")]
     return tuple(dict.fromkeys([*trained, *_LATER]))
 

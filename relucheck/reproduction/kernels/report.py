@@ -1,4 +1,4 @@
-"""The report on a device's kernels: its conclusion, and its tables for terminals and Markdown."""
+"""The report on a device's kernels: a conclusion, then tables, for terminals and Markdown."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _RIGHT: Final = ("K", "zeros", "float64", "off")
 _NORMS: Final = ("input", "direction", "arithmetic", "differ", "kernels")
 _LEGEND: Final = (
     "zeros: outputs that are exactly 0 on realistic inputs; float64: the same if float64 sums the same factors; "
-    "off: outputs that differ from the rounding on realistic inputs, where float32 rounds sums, too; kernels: their "
-    "numbers in the list below"
+    "kernels: their numbers in the list below"
 )
+_OFF: Final = "off: outputs that differ from the first rounding on realistic inputs, where the order of float32's additions counts, too"
 _HOW: Final = """\
 Each product is computed as training computes it, by `nn.Linear`, `nn.Conv2d` and autograd, with deterministic algorithms.
 Its inputs are fixed: integers on which every sum is exact in the accumulation dtype (float32 for 16 bits), in any order of
@@ -59,7 +59,10 @@ class Names:
 
 
 def conclusion(found: Survey) -> list[str]:
-    """What the survey says, as lines; the first one names the device, and indented ones belong to the line before."""
+    """What the survey says, as lines.
+
+    The first line names the device. Indented lines belong to the line before them.
+    """
     lines = [f"Device and versions: {Environment(**found.environment)}."]
     every = [one.arithmetic for one in found.findings]
     usual = [one for one in found.findings if one.samples == SAMPLES[0]]
@@ -73,7 +76,7 @@ def conclusion(found: Survey) -> list[str]:
         lines += [f"  {_emulation(name)}: {_some(members)}" for name, members in ordered if name != "rounded"]
     others = [one for one in found.findings if one.samples != SAMPLES[0]]
     if others:
-        lines.append(f"A mini-batch of {SAMPLES[1]} changes kernels or rounding of {_some(others)}.")
+        lines.append(f"A mini-batch of {SAMPLES[1]} changes kernels or rounding: {_some(others)}.")
     else:
         lines.append(f"The last mini-batch of an epoch, of {SAMPLES[1]}, changes neither kernels nor rounding.")
     norms: dict[str, float] = {}
@@ -141,7 +144,10 @@ def _states(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def tables(found: Survey) -> list[Table]:
-    """One table for each network that computes a product which no network before it computes, then batch norm."""
+    """One table for each network, then one for batch norm.
+
+    A product is in the table of the first network that computes it.
+    """
     names, every = Names.of(found), [one.arithmetic for one in found.findings]
     networks = dict.fromkeys(name for one in found.findings for name in one.networks[:1])
     shown: list[Table] = []
@@ -201,7 +207,7 @@ def markdown(found: Survey) -> str:
     """The report as Markdown."""
     every = tables(found)
     lines = ["# Kernels", "", *(re.sub(r"^( *)", r"\1- ", line) for line in conclusion(found)), "", _HOW, ""]
-    lines += ["Columns: " + _LEGEND + ".", ""]
+    lines += [f"Columns: {_LEGEND}; {_OFF}.", ""]
     shared = {one.networks for one in found.findings if len(one.networks) > 1}
     for table in every:
         also = sorted({name for networks in shared if networks[0] == table.title for name in networks[1:]})

@@ -19,9 +19,10 @@ from relucheck.training.engine import checked_device
 def kernels(
     device: str | None = None, dtypes: Sequence[str] = (), folder: Path | None = None, *, progress: bool = True
 ) -> tuple[Survey, tuple[Path, ...]]:
-    """Survey the kernels of a device; write a Markdown report and a JSON file if a folder is given.
+    """Survey the kernels of a device, and write the report if a folder is given.
 
-    The files are named by the device: "cpu.md", or a GPU's name such as "nvidia-h200.md".
+    The report is a Markdown file and a JSON file. They are named by the device: "cpu.md", or a GPU's name such as
+    "nvidia-h200.md".
 
     Args:
         device: "cpu" or "cuda"; None: CUDA where there is one.
@@ -39,6 +40,8 @@ def kernels(
     """
     place = checked_device(best_device() if device is None else device)
     chosen = tuple(dict.fromkeys(map(as_dtype, dtypes))) or DTYPES
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)  # before minutes of work whose report could not be written
     found = survey(calls(networks()), chosen, place, progress=progress)
     if folder is None:
         return found, ()

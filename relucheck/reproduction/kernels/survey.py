@@ -1,4 +1,4 @@
-"""Survey the kernels of a device: run every product in every state of the switches, and identify its rounding."""
+"""Survey a device: identify the rounding of every product in every state of the switches."""
 
 from __future__ import annotations
 
@@ -169,6 +169,8 @@ def survey(calls: Calls, dtypes: Sequence[torch.dtype], device: torch.device, *,
                     findings.append(finding)
             if dtype.itemsize == 2:
                 norms += _norms(calls, arithmetics, device)
+    if not all(one.kernels for one in findings):
+        notes.append("The profiler did not see all kernels; with KINETO_LOG_LEVEL=0 in the environment it may say why.")
     return Survey(environment(device).to_json(), _telling(findings), tuple(norms), tuple(notes))
 
 
