@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from typing import Any
+from typing import Any, Final
 
 from rich.text import Text
 
@@ -23,6 +23,9 @@ from relucheck.reproduction.report.counts import (
 from relucheck.reproduction.scenario import Place, Reported
 from relucheck.reproduction.trained import TrainingScenario, drawn, read
 from relucheck.results.store import write_atomically
+
+#: Number of arithmetics in a table on a terminal.
+_ROWS: Final = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,10 @@ class CountsScenario(TrainingScenario):
 def _shown(made: Counts, width: int) -> list[Any]:
     lines: list[Any] = [Text(title(made)), Text(""), Text(conclusion(made)), Text("")]
     for target, every in made.targets:
-        lines.append(dataclasses.replace(fit_table(every[:10]), title=target.name).rich(first=True))
+        table = fit_table(every[:_ROWS])
+        narrow = table.without("log-likelihood", "best", *table.header[7:])
+        rest = f"{len(every) - _ROWS} more in {made.folder / 'report.md'}" if len(every) > _ROWS else ""
+        lines.append(dataclasses.replace(narrow, title=target.name, caption=rest).rich(first=True))
     if not made.targets:
         lines.append(hits_table(made.runs).rich(first=True))
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,14 +19,18 @@ from relucheck.training.result import Result
 _Runs = Sequence[tuple[Comparison, Result]]
 #: Version of ``summary.json``.
 VERSION: Final = 1
-#: A comparison with at least this share of the bootstrap samples is not told apart from the best one.
-_SHARE: Final = 0.05
+#: Number of arithmetics that a sentence lists.
+_NAMED: Final = 3
 _LEGEND: Final = (
     "log-likelihood: of the published counts, given those of the seeds (negative binomial for each epoch).",
     "deviation: how far that lies below the log-likelihood of a seed given the others, in standard deviations.",
     "p: of the hypothesis that the published run is one more seed (a permutation test; with n seeds at least 1 / (n + 1)).",
     "best: share of bootstrap samples of the seeds in which this arithmetic has the highest likelihood.",
-    "hits: mean over seeds, in the first and in the last epoch; published counts stand in the last row.",
+    "accuracy: the published accuracy after the last epoch that deviates most from the seeds, in standard deviations of "
+    "one more seed; accuracies are no part of the fit.",
+    "hits: mean over seeds, in the first and in the last published epoch; the published counts stand in the last row.",
+    "An arithmetic counts as explaining the counts if p is at least 0.05 and the deviation is below 3; with fewer than 20 "
+    "seeds only the deviation can exclude.",
 )
 
 
@@ -83,57 +88,58 @@ def _sentence(target: Target, every: Sequence[Fit]) -> str:
     judged = [fit for fit in every if fit.log_likelihood is not None]
     if not judged:
         return f"{target.name}: undecided, with too few seeds."
-    cells = sum(len(series.epochs) for series in judged[0].series)
+    cells, seeds = sum(len(series.epochs) for series in judged[0].series), max(fit.seeds for fit in judged)
+    head = f"{target.name}: of {counted(len(judged), 'arithmetic')} with {counted(seeds, 'seed')} each, "
     fitting = [fit for fit in judged if fit.fits]
-    head = f"{target.name}: of {counted(len(judged), 'arithmetic')}, "
     if not fitting:
-        best = judged[0]
-        return f"{head}none explains the {cells} published counts; the nearest is {best.arithmetic}."
-    alike = [fit for fit in fitting if (fit.share or 0.0) >= _SHARE] or fitting[:1]
-    rest = len(fitting) - len(alike)
-    more = f"; {counted(rest, 'other')} cannot be excluded either" if rest else ""
-    verb = "explains" if len(fitting) == 1 else "explain"
-    which = listed([fit.arithmetic for fit in alike])
-    which = (
-        f"best {which}"
-        if len(alike) == 1 and rest
-        else f"{which}, which they do not tell apart"
-        if len(alike) > 1
-        else which
-    )
-    return f"{head}{len(fitting)} {verb} the {cells} published counts: {which}{more}."
+        return f"{head}none explains the {cells} published counts; the nearest is “{rounding(judged[0])}”."
+    if len(fitting) == 1:
+        (one,) = fitting
+        off = f", and the accuracies deviate by {_accuracy(one)}" if one.accuracy else ""
+        return f"{head}one explains the {cells} published counts: “{rounding(one)}” (p = {one.surprise:.2f}){off}."
+    names = listed([f"“{rounding(fit)}”" for fit in fitting[:_NAMED]])
+    which = f"{names}" if len(fitting) <= _NAMED else f"the likeliest are {names}"
+    return f"{head}{len(fitting)} are not excluded by the {cells} published counts: {which}."
+
+
+def rounding(fit: Fit) -> str:
+    """How a comparison rounds, in few words: the label of its emulation, or its arithmetic's name."""
+    found = re.fullmatch(r"(\S+) emulated \((.+)\)", fit.arithmetic)
+    return f"{fit.arithmetic} of the device" if found is None else found[2]
+
+
+def _accuracy(fit: Fit) -> str:
+    """The largest deviation of a published accuracy, for example "+2.3 SD (s = 4)"."""
+    return "-" if fit.accuracy is None else f"{fit.accuracy[1]:+.1f} SD ({fit.accuracy[0]})"
 
 
 # ---------------------------------------------------------------- tables
+
+
+_MEASURES: Final = ("log-likelihood", "deviation", "p", "best", "accuracy")
 
 
 def fit_table(every: Sequence[Fit]) -> Table:
     """Every candidate of a target, the most likely first, and the published counts below."""
     names = [series.name for series in every[0].series]
     few = names if len(names) <= 2 else [names[0], names[1], names[-1]]
-    header = ["arithmetic", "log-likelihood", "deviation", "p", "best", *(f"hits, {name}" for name in few), "accuracy, %"]
+    header = ["rounding", *_MEASURES, *(f"hits, {name}" for name in few)]
     rows = [_fit_row(fit, few) for fit in every]
     chosen = [series for series in every[0].series if series.name in few]
-    published = ["published", "", "", "", "", *(_ends(series.low, series.high) for series in chosen), ""]
+    published = ["published", *[""] * len(_MEASURES), *(_ends(series.low, series.high) for series in chosen)]
     return Table(header, [*rows, published], right=header[1:], sections=(len(rows) - 1,))
 
 
 def _fit_row(fit: Fit, names: Sequence[str]) -> list[str]:
     known = fit.log_likelihood is not None
-    numbers = [
-        f"{fit.log_likelihood:,.1f}",
-        f"{fit.deviation:,.1f}",
-        f"{fit.surprise:.2f}",
-        f"{100 * (fit.share or 0):.0f} %",
-    ]
+    numbers = [f"{fit.log_likelihood or 0:,.1f}", f"{fit.deviation or 0:,.1f}", f"{fit.surprise or 0:.3f}"]
+    numbers += [f"{100 * (fit.share or 0):.0f} %", _accuracy(fit)]
     hits = []
     for series in fit.series:
         if series.name in names:
             first, last = ([seed[at - 1] for seed in series.counts if len(seed) >= at] for at in _outer(series.epochs))
             hits.append(f"{_mean(first)} → {_mean(last)}")
-    accuracies = [value for value in fit.series[0].accuracies if value is not None] if fit.series else []
-    mean = f"{sum(accuracies) / len(accuracies):.2f}" if accuracies else "-"
-    return [fit.arithmetic, *(numbers if known else ["-"] * 4), *hits, mean]
+    return [rounding(fit), *(numbers if known else ["-"] * len(numbers)), *hits]
 
 
 def _outer(epochs: Sequence[int]) -> tuple[int, int]:
@@ -177,15 +183,23 @@ def write_figures(made: Counts) -> list[Path]:
             path = folder / f"{target.prefix.rstrip('-')}-fit.png"
             save(fit_figure(target.name, every), path)
             written.append(path)
-    panels: dict[str, Sequence[Series]] = {}
-    for comparison, result in made.runs:
-        if result.settings.network.activation == "relu6" and result.settings.arithmetic.emulation == "rounded":
-            panels[f"{comparison.part}\n{result.settings.arithmetic.name}"] = members(result)
+    panels = [
+        (f"{comparison.part}\n{result.settings.arithmetic.name}", members(result), _published_beside(made, comparison))
+        for comparison, result in made.runs
+        if result.settings.network.activation == "relu6" and result.settings.arithmetic.emulation == "rounded"
+    ]
     if panels:
         path = folder / "relu6-hits.png"
-        save(hits_figure("784-128-10, ReLU6: hits at 0 and at 6", panels), path)
+        save(hits_figure("ReLU6: hits by kink", panels), path)
         written.append(path)
     return written
+
+
+def _published_beside(made: Counts, comparison: Comparison) -> list[Series]:
+    """The published counts that are compared with a comparison."""
+    return [
+        series for _, every in made.targets for fit in every if fit.comparison == comparison.name for series in fit.series
+    ]
 
 
 def page(made: Counts, figures: Sequence[Path]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from relucheck.reproduction.report.fit import Fit, Series
@@ -25,51 +25,80 @@ _BEST: Final = 3
 def fit_figure(title: str, fits: Sequence[Fit]) -> Any:
     """Draw the published counts over the bands of the best three arithmetics, a column for each.
 
-    The band is where one more seed would lie with a probability of 95 % in each epoch.
+    The band is where one more seed would lie with a probability of 95 % in each epoch. The first of several series, s = 0,
+    has a row of its own.
     """
     shown = [fit for fit in fits if fit.log_likelihood is not None][:_BEST]
-    figure = blank(max(5.0, 3.9 * len(shown)), 4.9)
-    axes = figure.subplots(1, max(1, len(shown)), squeeze=False, sharey=True)[0]
-    figure.suptitle(f"{title}: published counts (markers) over 95 % prediction bands for one seed", fontsize=11)
-    for panel, fit in zip(axes, shown, strict=False):
-        for series, style in zip(fit.series, _STYLES, strict=False):
-            _series(panel, series, style)
-        below = f"log-likelihood {fit.log_likelihood:,.1f}, {counted(fit.seeds, 'seed')}"
-        panel.set_title(f"{_short(fit.arithmetic)}\n{below}", fontsize=9)
-        panel.set_xlabel("epoch")
-        panel.grid(alpha=0.3)
-        panel.set_yscale("symlog", linthresh=1.0)
-        panel.set_ylim(bottom=0)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("hits an epoch")
+    several = max((len(fit.series) for fit in shown), default=0) > 2
+    rows = [slice(0, 1), slice(1, None)] if several else [slice(None)]
+    figure = blank(max(5.5, 3.9 * len(shown)), 2.7 * len(rows) + 1.6)
+    axes = figure.subplots(len(rows), max(1, len(shown)), squeeze=False, sharey="row", sharex=True)
+    figure.suptitle(
+        f"{title}\npublished counts (markers, or dotted bounds) over 95 % prediction bands for one seed", fontsize=11
+    )
+    for row, part in enumerate(rows):
+        for panel, fit in zip(axes[row], shown, strict=False):
+            for series, style in zip(fit.series[part], list(_STYLES)[part], strict=False):
+                _series(panel, series, style)
+            panel.grid(alpha=0.3)
+            if row == 0:
+                below = f"log-likelihood {fit.log_likelihood:,.1f}, {counted(fit.seeds, 'seed')}"
+                panel.set_title(f"{_short(fit.arithmetic)}\n{below}", fontsize=9)
+            if row == len(rows) - 1:
+                panel.set_xlabel("epoch")
+        axes[row][0].set_ylabel("hits an epoch")
+        _scale(axes[row][0])
     _legend(figure, axes)
     return figure
 
 
-def hits_figure(title: str, panels: Mapping[str, Sequence[Series]]) -> Any:
-    """Draw hits by epoch, a panel for each comparison: mean over seeds, range over seeds, published counts."""
-    figure = blank(max(5.0, 3.9 * len(panels)), 4.5)
-    axes = figure.subplots(1, max(1, len(panels)), squeeze=False, sharey=True)[0]
-    figure.suptitle(f"{title} (lines: mean over seeds; bands: range; markers: published)", fontsize=11)
-    for panel, (name, every) in zip(axes, panels.items(), strict=False):
-        for series, (color, sign) in zip(every, _STYLES, strict=False):
-            epochs = range(1, max(map(len, series.counts), default=0) + 1)
-            whole = [seed for seed in series.counts if len(seed) == len(epochs)]
-            columns = list(zip(*whole, strict=True))
-            panel.plot(epochs, [sum(c) / len(c) for c in columns], color=color, linewidth=1.3, label=series.name)
-            panel.fill_between(
-                epochs, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0
-            )
-            _published(panel, series, color, sign)
-        panel.set_title(name, fontsize=9)
-        panel.set_xlabel("epoch")
-        panel.grid(alpha=0.3)
-        panel.set_yscale("symlog", linthresh=1.0)
-        panel.set_ylim(bottom=0)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("hits an epoch")
+def hits_figure(title: str, panels: Sequence[tuple[str, Sequence[Series], Sequence[Series]]]) -> Any:
+    """Draw hits by epoch: a column for each comparison, a row for each kink.
+
+    Args:
+        title: of the figure.
+        panels: for each comparison its heading, the counts of its members, whose names end in the kink (", at 6"), and the
+            published counts (" at 6"), which are drawn as markers.
+    """
+    kinks = list(dict.fromkeys(_kink(series) for _, every, _ in panels for series in every))
+    figure = blank(max(5.5, 4.2 * len(panels)), 2.4 * len(kinks) + 1.6)
+    axes = figure.subplots(max(1, len(kinks)), max(1, len(panels)), squeeze=False, sharey="row")
+    figure.suptitle(f"{title} (lines: mean over seeds; bands: range)\npublished: markers, or dotted bounds", fontsize=11)
+    for column, (name, every, published) in enumerate(panels):
+        for row, kink in enumerate(kinks):
+            panel = axes[row][column]
+            own = [series for series in every if _kink(series) == kink]
+            for series, (color, _) in zip(own, _STYLES, strict=False):
+                epochs = range(1, max(map(len, series.counts), default=0) + 1)
+                columns = list(zip(*(seed for seed in series.counts if len(seed) == len(epochs)), strict=True))
+                label = series.name.removesuffix(f", at {kink}")
+                panel.plot(epochs, [sum(c) / len(c) for c in columns], color=color, linewidth=1.3, label=label)
+                low, high = list(map(min, columns)), list(map(max, columns))
+                panel.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+            for series in published:
+                if _kink(series) == kink:
+                    _published(panel, series, "#000000", "x")
+            panel.grid(alpha=0.3)
+            panel.set_title(f"{name}\nhits at {kink}" if row == 0 else f"hits at {kink}", fontsize=9)
+            panel.set_xlabel("epoch")
+    for row in axes:
+        row[0].set_ylabel("hits an epoch")
+        _scale(row[0])
     _legend(figure, axes)
     return figure
+
+
+def _kink(series: Series) -> str:
+    return series.name.rpartition(" ")[2]
+
+
+def _scale(panel: Any) -> None:
+    """Scale a panel, and those of its row: logarithmically where counts spread over more than a power of 10."""
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    low, high = panel.get_ylim()
+    if high > 20 and high > 10 * max(low, 0.1):
+        panel.set_yscale("symlog", linthresh=10.0)
+    panel.set_ylim(bottom=0)
 
 
 def _short(arithmetic: str) -> str:
@@ -93,15 +122,15 @@ def _published(panel: Any, series: Series, color: str, sign: str) -> None:
     exact = [(e, low) for e, low, high in zip(series.epochs, series.low, series.high, strict=True) if low == high]
     if exact:
         panel.plot(*zip(*exact, strict=True), color=color, marker=sign, markersize=4, linestyle="none")
-    for epoch, low, high in zip(series.epochs, series.low, series.high, strict=True):
-        if low != high:
-            panel.plot([epoch, epoch], [low, high], color=color, linewidth=0.8)
+    bounds = {bound for low, high in zip(series.low, series.high, strict=True) if low != high for bound in (low, high)}
+    for bound in bounds:
+        panel.axhline(bound, color=color, linewidth=0.8, linestyle="dotted")
 
 
-def _legend(figure: Any, axes: Sequence[Any]) -> None:
+def _legend(figure: Any, axes: Any) -> None:
     handles: dict[str, Any] = {}
-    for panel in axes:
+    for panel in axes.flat:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), fontsize=9)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), fontsize=9)

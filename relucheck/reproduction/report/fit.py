@@ -7,13 +7,14 @@ of a comparison's seeds are compared with the published ones by ``relucheck.resu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from relucheck.reproduction.published import PublishedCount, counts
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.likelihood import Published, best_shares, deviation, log_likelihood, surprise
-from relucheck.results.statistics import LEVEL
+from relucheck.results.statistics import LEVEL, summarise
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Member
 
@@ -68,7 +69,7 @@ _MLP: Final = "784-128-10"
 TARGETS: Final[tuple[Target, ...]] = (
     Target("E2: 784-200-200-200-10, ReLU", "e2-", _in_bfloat16("E2", "784-200-200-200-10"), _same_subgradient),
     Target(
-        "E2, further seeds for the two best",
+        "E2 again, with further seeds",
         "more-",
         _in_bfloat16("E2", "784-200-200-200-10"),
         _same_subgradient,
@@ -90,6 +91,7 @@ class Series:
         high: the same, or its upper bound.
         counts: [seeds][epochs], the counts of the comparison in every epoch.
         accuracies: [seeds], of the last epoch, in %; None for a run that diverged.
+        published_accuracy: that of the published run after the last epoch, in %; None where none is published.
     """
 
     name: str
@@ -98,6 +100,21 @@ class Series:
     high: tuple[int, ...]
     counts: tuple[tuple[int, ...], ...]
     accuracies: tuple[float | None, ...]
+    published_accuracy: float | None = None
+
+    @property
+    def accuracy_deviation(self) -> float | None:
+        """How far the published accuracy lies above the mean of the seeds, in standard deviations of one more seed.
+
+        None without a published accuracy, and where a seed diverged or there are fewer than 3.
+        """
+        values = [value for value in self.accuracies if value is not None]
+        if self.published_accuracy is None or len(values) < max(_FEWEST, len(self.accuracies)):
+            return None
+        known = summarise(values)
+        if not known.sd or known.mean is None:
+            return None
+        return (self.published_accuracy - known.mean) / (known.sd * math.sqrt(1 + 1 / known.n))
 
     @property
     def at_published(self) -> list[list[int]]:
@@ -128,6 +145,15 @@ class Fit:
     deviation: float | None = None
     surprise: float | None = None
     share: float | None = None
+
+    @property
+    def accuracy(self) -> tuple[str, float] | None:
+        """The series whose published accuracy deviates most, with its deviation.
+
+        The fit does not use accuracies, so they test it.
+        """
+        known = [(one.name, value) for one in self.series if (value := one.accuracy_deviation) is not None]
+        return max(known, key=lambda pair: abs(pair[1]), default=None)
 
     @property
     def fits(self) -> bool:
@@ -205,6 +231,7 @@ def _series(known: Sequence[PublishedCount], target: Target, result: Result) -> 
                     high,
                     tuple(_hits(one, _KINKS.index(first.kink)) for one in matching),
                     tuple(_accuracy(one) for one in matching),
+                    next((count.accuracy for count in own if count.epoch == epochs), None),
                 )
             )
     return tuple(made)
@@ -217,9 +244,9 @@ def members(result: Result) -> list[Series]:
         matching = [one for one in result.members if _kind(one.member) == _kind(member)]
         if member.control:
             continue
-        s = f"({member.subgradient:g}, {member.second:g})" if member.second is not None else f"{member.subgradient:g}"
+        s = f"({member.subgradient:.2g}, {member.second:.2g})" if member.second is not None else f"{member.subgradient:g}"
         for kink, at in enumerate(result.settings.network.kinks):
-            name = f"s = {s}{f', {member.rule}' if member.subgradient else ''}, at {at:g}"
+            name = f"s = {s}{f' {member.rule}' if member.subgradient else ''}, at {at:g}"
             counts_of = tuple(_hits(one, kink) for one in matching)
             every.append(Series(name, (), (), (), counts_of, tuple(map(_accuracy, matching))))
     return every
