@@ -24,14 +24,14 @@ _LEGEND: Final = (
     "zeros: outputs that are exactly 0 on realistic inputs; float64: the same if float64 sums the same factors; "
     "kernels: their numbers in the list below"
 )
-_OFF: Final = "off: outputs that differ from the first rounding on realistic inputs, where the order of float32's additions counts, too"
+_OFF: Final = "off: outputs that differ from this rounding on realistic inputs, where the order of additions counts, too"
 _HOW: Final = """\
 Each product is computed as training computes it, by `nn.Linear`, `nn.Conv2d` and autograd, with deterministic algorithms.
 Its inputs are fixed: integers on which every sum is exact in the accumulation dtype (float32 for 16 bits), in any order of
 its terms. So the result depends on nothing but the roundings to the narrow dtype. It is compared with every emulation that
 `relucheck` knows, up to 32 parts, and the simplest one that is equal in every output on two such inputs is named. "And 1
 other" means that another emulation is equal as well, so that the inputs cannot tell them apart. "None" means that no
-emulation is equal, for example because the kernel accumulates in 16 bits. In 32 and 64 bits, exact sums show only how
+emulation is equal, for example because the kernel accumulates in 16 bits; what it does instead is said if it is known. In 32 and 64 bits, exact sums show only how
 factors are rounded (TF32), not the order of a sum.
 
 The exact zeros are those of realistic inputs: the first 128 of the shipped digits, PyTorch's default initialisation with
@@ -73,7 +73,11 @@ def conclusion(found: Survey) -> list[str]:
         ordered = sorted(counts.items(), key=lambda item: -len(item[1]))
         words = [f"{with_verb(len(members), 'equals', 'equal')} {_emulation(name)}" for name, members in ordered]
         lines.append(f"In {_arithmetics(arithmetics, every)}, of {counted(len(group), 'product')} {listed(words)}.")
-        lines += [f"  {_emulation(name)}: {_some(members)}" for name, members in ordered if name != "rounded"]
+        lines += [f"  {_emulation(name)}: {_some(members)}" for name, members in ordered if name and name != "rounded"]
+        instead: dict[str, list[Finding]] = {}
+        for one in counts.get("", []):
+            instead.setdefault("no emulation" if one.differs else f"no emulation, but {one.nearest}", []).append(one)
+        lines += [f"  {way}: {_some(members)}" for way, members in instead.items()]
     others = [one for one in found.findings if one.samples != SAMPLES[0]]
     if others:
         lines.append(f"A mini-batch of {SAMPLES[1]} changes kernels or rounding: {_some(others)}.")
