@@ -31,8 +31,8 @@ Its inputs are fixed: integers on which every sum is exact in the accumulation d
 its terms. So the result depends on nothing but the roundings to the narrow dtype. It is compared with every emulation that
 `relucheck` knows, up to 32 parts, and the simplest one that is equal in every output on two such inputs is named. "And 1
 other" means that another emulation is equal as well, so that the inputs cannot tell them apart. "None" means that no
-emulation is equal, for example because the kernel accumulates in 16 bits; what it does instead is said if it is known. In 32 and 64 bits, exact sums show only how
-factors are rounded (TF32), not the order of a sum.
+emulation is equal, for example because the kernel accumulates in 16 bits; what it does instead is said if it is known. In
+32 and 64 bits, exact sums show only how factors are rounded (TF32), not the order of a sum.
 
 The exact zeros are those of realistic inputs: the first 128 of the shipped digits, PyTorch's default initialisation with
 seed 0, and the gradients of the first training step."""

@@ -170,13 +170,13 @@ def test_factors_of_other_lengths_equal_no_emulation(bits: int) -> None:
     "layer", [CONVOLUTION, Product((3, 4, 10, 9), (6, 4, 3, 2), True, "forward", stride=(2, 1), dilation=(1, 2))]
 )
 def test_columns_that_are_added_in_16_bits_are_named(layer: Product, dtype: torch.dtype) -> None:
-    """The gradient of a convolution's input as ATen's slow_conv2d computes it; if columns are added wider, it is not that."""
+    """ATen's slow_conv2d computes the gradient of the input so; columns that are added in float32 are another way."""
     product = dataclasses.replace(layer, direction="input gradient")
     first, second = (identify(product, dtype, lambda o, w=wide: columns_added(product, o, w)) for wide in (False, True))
     assert first.equal == second.equal == ()
     assert first.differs == 0
     assert "kernel position" in first.nearest
-    assert second.differs > 0.1
+    assert second.differs > 0.02
 
 
 def columns_added(product: Product, operands: Operands, wide: bool) -> Tensor:
