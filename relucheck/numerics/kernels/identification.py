@@ -45,8 +45,8 @@ class Identification:
         if not self.equal:
             if not self.differs:
                 return f"none; {self.nearest}"
-            share = f"{self.differs:.0%}" if self.differs >= 0.01 else "under 1%"
-            return f"none; nearest: {self.nearest}, {share} differ"
+            part = f"{self.differs:.0%}" if self.differs >= 0.01 else "under 1%"
+            return f"none; nearest: {self.nearest}, {part} differ"
         others = len(self.equal) - 1
         return self.equal[0] + f" and {others} other{'s' * (others > 1)}" * bool(others)
 
@@ -111,7 +111,7 @@ def identified(
         for operands, result in pairs:
             part, take = product.part(operands)
             wanted = take(result)
-            shares |= {one: _share(_emulated(product, part, one), wanted) for one in left}
+            shares |= {one: share(_emulated(product, part, one), wanted) for one in left}
             equal = [one for one in left if shares[one] == 0]
             left = equal or left
             if not equal:
@@ -122,9 +122,9 @@ def identified(
         if equal:
             return Identification(tuple(one.name for one in equal), equal[0].name, 0.0)
         nearest = min(shares, key=shares.__getitem__)
-        whole = {nearest.name: [_share(_emulated(product, given, nearest), result) for given, result in pairs]}
+        whole = {nearest.name: [share(_emulated(product, given, nearest), result) for given, result in pairs]}
         for name, compute in others(product, dtype).items():
-            whole[name] = [_share(compute(given), result) for given, result in pairs]
+            whole[name] = [share(compute(given), result) for given, result in pairs]
         means = {name: sum(found) / len(found) for name, found in whole.items()}
         name = min(means, key=means.__getitem__)
         return Identification((), name, means[name])
@@ -143,7 +143,7 @@ def _emulated(product: Product, operands: Operands, rounding: Rounding) -> Tenso
     return product.compute(operands, emulation(product, operands.x.dtype, rounding))
 
 
-def _share(found: Tensor, wanted: Tensor) -> float:
-    """The share of numbers that differ; NaN equals NaN."""
+def share(found: Tensor, wanted: Tensor) -> float:
+    """The share of numbers that differ, from 0 to 1; NaN equals NaN, and 0 equals -0."""
     same = (found == wanted) | (found.isnan() & wanted.isnan())
     return 1 - same.double().mean().item()

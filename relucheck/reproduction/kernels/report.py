@@ -34,6 +34,11 @@ other" means that another emulation is equal as well, so that the inputs cannot 
 emulation is equal, for example because the kernel accumulates in 16 bits; what it does instead is said if it is known. In
 32 and 64 bits, exact sums show only how factors are rounded (TF32), not the order of a sum.
 
+`rounded` means that the sum is rounded once, after the bias has joined it, `product` that the sum is rounded and then the
+bias is added. `split-k 4` means that K is split into 4 parts of equal length, each rounded, that are added in the dtype;
+`by 32` makes the lengths multiples of 32; with `wide` the rounded parts are added in float32, and with `in place` the parts
+are not rounded but the running total is, after each part.
+
 The exact zeros are those of realistic inputs: the first 128 of the shipped digits, PyTorch's default initialisation with
 seed 0, and the gradients of the first training step."""
 
@@ -71,8 +76,12 @@ def conclusion(found: Survey) -> list[str]:
         for one in group:
             counts.setdefault(one.equal[0] if one.equal else "", []).append(one)
         ordered = sorted(counts.items(), key=lambda item: -len(item[1]))
-        words = [f"{with_verb(len(members), 'equals', 'equal')} {_emulation(name)}" for name, members in ordered]
-        lines.append(f"In {_arithmetics(arithmetics, every)}, of {counted(len(group), 'product')} {listed(words)}.")
+        where = _arithmetics(arithmetics, every)
+        if len(counts) == 1:
+            lines.append(f"In {where}, all {counted(len(group), 'product')} equal {_emulation(ordered[0][0])}.")
+        else:
+            words = [f"{with_verb(len(members), 'equals', 'equal')} {_emulation(name)}" for name, members in ordered]
+            lines.append(f"In {where}, of {counted(len(group), 'product')} {listed(words)}.")
         lines += [f"  {_emulation(name)}: {_some(members)}" for name, members in ordered if name and name != "rounded"]
         instead: dict[str, list[Finding]] = {}
         for one in counts.get("", []):
