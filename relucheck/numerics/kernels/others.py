@@ -28,7 +28,9 @@ def others(product: Product, dtype: torch.dtype) -> Mapping[str, Callable[[Opera
             "factors rounded to TF32, ties away from 0": lambda operands: product.compute(_changed(operands, _away)),
         }
     if dtype.itemsize == 2 and product.convolution and product.direction == "input gradient" and product.groups == 1:
-        return {"sums of each kernel position, rounded and then added in 16 bits": functools.partial(_by_position, product)}
+        return {
+            "kernel positions are summed separately, rounded and added in 16 bits": functools.partial(_by_position, product)
+        }
     return {}
 
 

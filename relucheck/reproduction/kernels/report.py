@@ -85,7 +85,7 @@ def conclusion(found: Survey) -> list[str]:
         lines += [f"  {_emulation(name)}: {_some(members)}" for name, members in ordered if name and name != "rounded"]
         instead: dict[str, list[Finding]] = {}
         for one in counts.get("", []):
-            instead.setdefault("no emulation" if one.differs else f"no emulation, but {one.nearest}", []).append(one)
+            instead.setdefault("no emulation" if one.differs else f"no emulation ({one.nearest})", []).append(one)
         lines += [f"  {way}: {_some(members)}" for way, members in instead.items()]
     others = [one for one in found.findings if one.samples != SAMPLES[0]]
     if others:
