@@ -14,6 +14,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.emulation import Emulation, Override, Rounding
 from relucheck.numerics.emulation.rounding import Bias, Reduction
 from relucheck.numerics.kernels.inputs import SETS, exact
+from relucheck.numerics.kernels.others import others
 from relucheck.numerics.kernels.product import Operands, Product
 
 #: A device's way to compute a product: it takes operands on the CPU and returns the result on the CPU.
@@ -22,7 +23,6 @@ Kernel = Callable[[Operands], Tensor]
 PARTS: Final = range(2, 33)
 CUTS: Final = (0, 8, 16, 32, 64, 128)
 _REDUCTIONS: Final[tuple[Reduction, ...]] = ("narrow", "wide", "in place")
-_TF32_BITS: Final = 13  # bits of a float32 significand that TF32 does not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Identification:
         if not self.equal:
             if not self.differs:
                 return f"none; {self.nearest}"
-            share = f"{self.differs:.0%}" if self.differs >= 0.01 else "under 1%"
-            return f"none; nearest: {self.nearest}, {share} differ"
+            part = f"{self.differs:.0%}" if self.differs >= 0.01 else "under 1%"
+            return f"none; nearest: {self.nearest}, {part} differ"
         others = len(self.equal) - 1
         return self.equal[0] + f" and {others} other{'s' * (others > 1)}" * bool(others)
 
@@ -111,7 +111,7 @@ def identified(
         for operands, result in pairs:
             part, take = product.part(operands)
             wanted = take(result)
-            shares |= {one: _share(_emulated(product, part, one), wanted) for one in left}
+            shares |= {one: share(_emulated(product, part, one), wanted) for one in left}
             equal = [one for one in left if shares[one] == 0]
             left = equal or left
             if not equal:
@@ -122,10 +122,9 @@ def identified(
         if equal:
             return Identification(tuple(one.name for one in equal), equal[0].name, 0.0)
         nearest = min(shares, key=shares.__getitem__)
-        whole = {nearest.name: [_share(_emulated(product, given, nearest), result) for given, result in pairs]}
-        if dtype == torch.float32:
-            for name, change in _FACTORS.items():
-                whole[name] = [_share(product.compute(_changed(given, change)), result) for given, result in pairs]
+        whole = {nearest.name: [share(_emulated(product, given, nearest), result) for given, result in pairs]}
+        for name, compute in others(product, dtype).items():
+            whole[name] = [share(compute(given), result) for given, result in pairs]
         means = {name: sum(found) / len(found) for name, found in whole.items()}
         name = min(means, key=means.__getitem__)
         return Identification((), name, means[name])
@@ -144,27 +143,7 @@ def _emulated(product: Product, operands: Operands, rounding: Rounding) -> Tenso
     return product.compute(operands, emulation(product, operands.x.dtype, rounding))
 
 
-def _changed(operands: Operands, change: Callable[[Tensor], Tensor]) -> Operands:
-    """Change the factors of all products; a bias is none."""
-    return dataclasses.replace(operands.map(change), bias=operands.bias)
-
-
-def _share(found: Tensor, wanted: Tensor) -> float:
-    """The share of numbers that differ; NaN equals NaN."""
+def share(found: Tensor, wanted: Tensor) -> float:
+    """The share of numbers that differ, from 0 to 1; NaN equals NaN, and 0 equals -0."""
     same = (found == wanted) | (found.isnan() & wanted.isnan())
     return 1 - same.double().mean().item()
-
-
-def _truncated(x: Tensor) -> Tensor:
-    return (x.view(torch.int32) & ~((1 << _TF32_BITS) - 1)).view(torch.float32)
-
-
-def _away(x: Tensor) -> Tensor:
-    return _truncated((x.view(torch.int32) + (1 << (_TF32_BITS - 1))).view(torch.float32))
-
-
-#: Ways to round factors to TF32 that no emulation has.
-_FACTORS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "factors truncated to TF32": _truncated,
-    "factors rounded to TF32, ties away from 0": _away,
-}

@@ -24,15 +24,20 @@ _LEGEND: Final = (
     "zeros: outputs that are exactly 0 on realistic inputs; float64: the same if float64 sums the same factors; "
     "kernels: their numbers in the list below"
 )
-_OFF: Final = "off: outputs that differ from the first rounding on realistic inputs, where the order of float32's additions counts, too"
+_OFF: Final = "off: outputs that differ from this rounding on realistic inputs, where the order of additions counts, too"
 _HOW: Final = """\
 Each product is computed as training computes it, by `nn.Linear`, `nn.Conv2d` and autograd, with deterministic algorithms.
 Its inputs are fixed: integers on which every sum is exact in the accumulation dtype (float32 for 16 bits), in any order of
 its terms. So the result depends on nothing but the roundings to the narrow dtype. It is compared with every emulation that
 `relucheck` knows, up to 32 parts, and the simplest one that is equal in every output on two such inputs is named. "And 1
 other" means that another emulation is equal as well, so that the inputs cannot tell them apart. "None" means that no
-emulation is equal, for example because the kernel accumulates in 16 bits. In 32 and 64 bits, exact sums show only how
-factors are rounded (TF32), not the order of a sum.
+emulation is equal, for example because the kernel accumulates in 16 bits; what it does instead is said if it is known. In
+32 and 64 bits, exact sums show only how factors are rounded (TF32), not the order of a sum.
+
+`rounded` means that the sum is rounded once, after the bias has joined it, `product` that the sum is rounded and then the
+bias is added. `split-k 4` means that K is split into 4 parts of equal length, each rounded, that are added in the dtype;
+`by 32` makes the lengths multiples of 32; with `wide` the rounded parts are added in float32, and with `in place` the parts
+are not rounded but the running total is, after each part.
 
 The exact zeros are those of realistic inputs: the first 128 of the shipped digits, PyTorch's default initialisation with
 seed 0, and the gradients of the first training step."""
@@ -71,9 +76,17 @@ def conclusion(found: Survey) -> list[str]:
         for one in group:
             counts.setdefault(one.equal[0] if one.equal else "", []).append(one)
         ordered = sorted(counts.items(), key=lambda item: -len(item[1]))
-        words = [f"{with_verb(len(members), 'equals', 'equal')} {_emulation(name)}" for name, members in ordered]
-        lines.append(f"In {_arithmetics(arithmetics, every)}, of {counted(len(group), 'product')} {listed(words)}.")
-        lines += [f"  {_emulation(name)}: {_some(members)}" for name, members in ordered if name != "rounded"]
+        where = _arithmetics(arithmetics, every)
+        if len(counts) == 1:
+            lines.append(f"In {where}, all {counted(len(group), 'product')} equal {_emulation(ordered[0][0])}.")
+        else:
+            words = [f"{with_verb(len(members), 'equals', 'equal')} {_emulation(name)}" for name, members in ordered]
+            lines.append(f"In {where}, of {counted(len(group), 'product')} {listed(words)}.")
+        lines += [f"  {_emulation(name)}: {_some(members)}" for name, members in ordered if name and name != "rounded"]
+        instead: dict[str, list[Finding]] = {}
+        for one in counts.get("", []):
+            instead.setdefault("no emulation" if one.differs else f"no emulation ({one.nearest})", []).append(one)
+        lines += [f"  {way}: {_some(members)}" for way, members in instead.items()]
     others = [one for one in found.findings if one.samples != SAMPLES[0]]
     if others:
         lines.append(f"A mini-batch of {SAMPLES[1]} changes kernels or rounding: {_some(others)}.")

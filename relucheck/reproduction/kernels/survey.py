@@ -18,7 +18,7 @@ from relucheck.numerics.devices import environment
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.emulation import Rounding
 from relucheck.numerics.kernels import Identification, Operands, Product, exact, profiling
-from relucheck.numerics.kernels.identification import emulation, identified
+from relucheck.numerics.kernels.identification import emulation, identified, share
 from relucheck.numerics.kernels.inputs import SETS
 from relucheck.reproduction.kernels.calls import SAMPLES, Calls
 from relucheck.results.progress import Progress
@@ -209,12 +209,10 @@ class _Known:
         """Try what the product is with the larger mini-batch, which is quick; None if it is something else now."""
         samples = product.x[0]
         for _, found in self._seen.get(product.at(SAMPLES[0]), []) if samples != SAMPLES[0] else []:
-            if found.equal:
-                usual = Rounding.parse(found.equal[0])
-                if identified(product, inputs, results, [usual]).equal:
-                    return found
-                by_sample = dataclasses.replace(usual, parts=samples) if usual.parts == SAMPLES[0] else usual
-                again = identified(product, inputs, results, [by_sample])
+            usual = [Rounding.parse(name) for name in found.equal]
+            by_sample = [dataclasses.replace(one, parts=samples) for one in usual if one.parts == SAMPLES[0]]
+            for among in filter(None, (usual, by_sample)):
+                again = identified(product, inputs, results, among)
                 if again.equal:
                     return again
         return None
@@ -246,7 +244,7 @@ def _products(
                 realistic = None
                 if found.equal and dtype.itemsize == 2:
                     emulated = product.compute(operands, emulation(product, dtype, Rounding.parse(found.equal[0])))
-                    realistic = _share(output, emulated)
+                    realistic = share(output, emulated)
             yield Finding(
                 *(networks, product.layer, product.direction, product.terms, samples, arithmetic.name, names.pop(0)),
                 *(found.equal, found.nearest, found.differs, output.numel(), _zeros(output), zeros_float64, realistic),
@@ -270,7 +268,7 @@ def _norms(calls: Calls, arithmetics: Sequence[Arithmetic], device: torch.device
                 outputs, references = _norm(operands), _norm(operands.map(Tensor.float))
             for direction, output, reference in zip(_NORM_DIRECTIONS, outputs, references, strict=True):
                 names = forward if direction == "forward" else backward
-                differs = _share(output, reference.to(dtype))
+                differs = share(output, reference.to(dtype))
                 yield NormFinding(networks, shape, direction, arithmetic.name, names, differs)
 
 
@@ -301,8 +299,3 @@ def _profiled(computations: Sequence[_Computation], device: torch.device) -> lis
 
 def _zeros(output: Tensor) -> int:
     return int((output == 0).sum())
-
-
-def _share(found: Tensor, wanted: Tensor) -> float:
-    """The share of numbers that differ; NaN equals NaN."""
-    return 1 - ((found == wanted) | (found.isnan() & wanted.isnan())).double().mean().item()

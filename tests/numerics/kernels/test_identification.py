@@ -165,6 +165,35 @@ def test_factors_of_other_lengths_equal_no_emulation(bits: int) -> None:
     assert found.differs > 0.5
 
 
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize(
+    "layer", [CONVOLUTION, Product((3, 4, 10, 9), (6, 4, 3, 2), True, "forward", stride=(2, 1), dilation=(1, 2))]
+)
+def test_columns_that_are_added_in_16_bits_are_named(layer: Product, dtype: torch.dtype) -> None:
+    """ATen's slow_conv2d computes the gradient of the input so; columns that are added in float32 are another way."""
+    product = dataclasses.replace(layer, direction="input gradient")
+    first, second = (identify(product, dtype, lambda o, w=wide: columns_added(product, o, w)) for wide in (False, True))
+    assert first.equal == second.equal == ()
+    assert first.differs == 0
+    assert "kernel position" in first.nearest
+    assert second.differs > 0.02
+
+
+def columns_added(product: Product, operands: Operands, wide: bool) -> Tensor:
+    """Add the rounded products of kernel positions pixel by pixel, in 16 bits or in float32."""
+    dtype = operands.x.dtype
+    (rows, columns), (up, left), (down, right) = product.stride, product.padding, product.dilation
+    total = torch.zeros_like(operands.x, dtype=torch.float32 if wide else dtype)
+    total = torch.nn.functional.pad(total, (left, left, up, up))
+    for i in range(product.weight[2]):
+        for j in range(product.weight[3]):
+            part = torch.einsum("noyx,oi->niyx", operands.cotangent.float(), operands.weight[:, :, i, j].float()).to(dtype)
+            place = total[:, :, i * down :: rows, j * right :: columns][:, :, : part.shape[2], : part.shape[3]]
+            place += part
+    height, width = product.x[2:]
+    return total[:, :, up : up + height, left : left + width].to(dtype)
+
+
 def test_float64_products_in_float32_are_noticed() -> None:
     right = identify(LINEAR, torch.float64, LINEAR.compute)
     assert right.equal == ("rounded", "product")

@@ -99,7 +99,7 @@ def test_seeded_roundings_are_found_in_their_states(collected: Calls) -> None:
     assert {one.equal[0] for one in others} == {"rounded"}
     lines = conclusion(found)
     assert "  `split-k 4`: forward of 784 → 6" in lines
-    assert "In float32 (no TF32), of 5 products 5 equal `rounded`." in lines
+    assert "In float32 (no TF32), all 5 products equal `rounded`." in lines
 
 
 @pytest.mark.usefixtures("cuda_states")
