@@ -230,7 +230,7 @@ def test_tables_fit_80_columns(collected: Calls) -> None:
 def test_committed_reports_are_those_of_their_json(path: Path) -> None:
     found = Survey.from_json(json.loads(path.read_text(encoding="utf-8")))
     assert path.with_suffix(".md").read_text(encoding="utf-8") == markdown(found)
-    assert kernels_run.file_name(found) == path.stem
+    assert path.stem.startswith(kernels_run.file_name(found))  # a survey of some dtypes is named after them, too
 
 
 # ---------------------------------------------------------------- the command
