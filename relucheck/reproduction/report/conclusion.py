@@ -8,8 +8,9 @@ from typing import Final
 
 from relucheck.reproduction.report.claims import LARGER, SPREAD, departures
 from relucheck.reproduction.report.summary import Claim, MemberGroup, Reproduction
+from relucheck.reproduction.report.tables import rounded_up
 from relucheck.reproduction.scenario import SCALE_NAMES
-from relucheck.results.statistics import MARGIN
+from relucheck.results.statistics import MARGIN, Verdict
 from relucheck.results.tables import counted, listed, with_verb
 
 _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of the published code"}
@@ -42,12 +43,12 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     if not own:
         return f"{under}, no subgradient was compared with s = 0."
     words = Counter(cell.paired.verdict if cell.paired else "undecided" for cell in own)
-    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in own)
+    undecided = [cell for cell in own if (cell.paired.verdict if cell.paired else "undecided") == "undecided"]
+    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in undecided)
     pairs = f"{counted(len(own), 'comparison')} with s = 0"
     if untested == len(own):
         return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
-    equivalent, undecided = (with_verb(words[word], "is", "are") for word in ("equivalent", "undecided"))
-    others = f"{equivalent} equivalent within {MARGIN:g} points and {undecided} undecided"
+    others = _others(own, words)
     others += f" ({untested} of them untested: one seed, or a run that diverged)" if untested else ""
     if not words["differs"]:
         return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
@@ -58,6 +59,16 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
         f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by {min(means):+.2f} to {max(means):+.2f} "
         f"points on average and only in {where}; {others}."
     )
+
+
+def _others(cells: Sequence[MemberGroup], words: Counter[Verdict]) -> str:
+    """The comparisons that do not differ; those of identical runs with what their seeds leave open."""
+    equivalent, identical, undecided = (
+        with_verb(words[word], "is", "are") for word in ("equivalent", "identical", "undecided")
+    )
+    bounds = [cell.paired.differs_at_most for cell in cells if cell.paired and cell.paired.differs_at_most is not None]
+    same = f", {identical} identical on every seed (at most {rounded_up(max(bounds))} % of seeds differ)" if bounds else ""
+    return f"{equivalent} equivalent within {MARGIN:g} points{same} and {undecided} undecided"
 
 
 # ---------------------------------------------------------------- published findings
@@ -119,13 +130,14 @@ def _published(made: Reproduction) -> str:
         else f"No second run of s = 0 was compared with the first{kept}"
     )
     words = Counter(figure.verdict for figure in made.published)
-    if not words["agrees"] + words["disagrees"]:
-        return f"{control}; no published figure can be tested with these runs."
     open_ = words["one run"] + words["not measured"]
+    if all(figure.evidence.p_for is None for figure in made.published):
+        return f"{control}; no published figure can be tested with these runs."
     more = f", and {with_verb(open_, 'was', 'were')} not measured here or only with one seed" if open_ else ""
     agree = with_verb(words["agrees"], "agrees", "agree")
-    disagree = with_verb(words["disagrees"], "disagrees", "disagree")
+    disagree, undecided = with_verb(words["disagrees"], "disagrees", "disagree"), with_verb(words["undecided"], "is", "are")
+    margin = made.published[0].published.margin
     return (
-        f"{control}; of {counted(len(made.published), 'published test error')}, {agree} with the 95 % interval measured "
-        f"here and {disagree}{more}."
+        f"{control}; of {counted(len(made.published), 'published test error')}, {agree} with the mean measured here to "
+        f"within {margin:g} points, {disagree} and {undecided} undecided{more}."
     )

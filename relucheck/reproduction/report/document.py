@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.reproduction.published import READ_OFF
+from relucheck.reproduction.published import AGREEMENT, READ_OFF
 from relucheck.reproduction.report.claims import reason
 from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
@@ -18,7 +18,7 @@ from relucheck.training.result import Result
 from relucheck.training.settings import Settings
 
 #: Version of ``summary.json``.
-SUMMARY_VERSION: Final = 3
+SUMMARY_VERSION: Final = 4
 
 
 def summary(reproduction: Reproduction) -> dict[str, Any]:
@@ -113,9 +113,10 @@ def _outcomes(reproduction: Reproduction) -> list[str]:
     if reproduction.published:
         lines += ["### Test errors", "", *published_table(reproduction.published, why).markdown(), ""]
     lines += [
-        "- agrees, for a finding: it holds in this run; for an error: the published range meets the measured 95 % "
-        "interval.",
-        "- disagrees: it does not.",
+        "- agrees, for a finding: it holds in this run; for an error: the measured mean is significantly within the margin "
+        "of the published value, wherever that lies within its error of reading (TOST).",
+        "- disagrees, for a finding: it does not hold; for an error: the mean is significantly outside.",
+        "- undecided: neither is shown; always so if a seed is lost, because its run diverged.",
         "- one run: there are fewer than 2 seeds, which is too few for a test.",
         "- not measured: no such run is here.",
         "- reason: given only where numbers of this run show it.",
@@ -124,7 +125,11 @@ def _outcomes(reproduction: Reproduction) -> list[str]:
         lines += [
             f"- published: read off, to within {READ_OFF:g} point, from a figure of one run on a GPU; its code injects the "
             "subgradient itself, which for s = 0 is the chain rule. Emulated arithmetics stand beside the published "
-            "bfloat16."
+            "bfloat16.",
+            f"- margin: the distance in points that counts as agreement. The published errors of neighbouring subgradients "
+            f"are {AGREEMENT:g} points or more apart.",
+            "- p agrees, p disagrees: of the tests for and against agreement, each corrected by Holm over the rows that "
+            "have a test.",
         ]
     return [*lines, ""]
 

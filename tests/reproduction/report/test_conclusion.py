@@ -90,6 +90,15 @@ def test_runs_that_test_nothing_are_undecided() -> None:
     assert "(1 of them untested: one seed, or a run that diverged)" in conclusion(some)[0]
 
 
+def test_identical_runs_say_what_their_seeds_leave_open() -> None:
+    first, *_ = conclusion(_made("E2", ("float32",), identical=True))
+    assert first.endswith(
+        "of 4 comparisons with s = 0, 0 are equivalent within 0.2 points, 4 are identical on every seed (at most 31 % of "
+        "seeds differ) and 0 are undecided."
+    )
+    assert "(at most 71 % of seeds differ)" in conclusion(_made("E2", ("float32",), scale="cpu", identical=True))[0]
+
+
 def test_published_errors_that_agree_are_counted() -> None:
     cost = {0.0: 0.0, -0.5: 0.02, 0.5: 0.05, 0.8: 0.07, 1.0: 0.09}
 
@@ -97,9 +106,11 @@ def test_published_errors_that_agree_are_counted() -> None:
         return 0.98 - cost[member.subgradient] * (member.rule == "injected") + 1e-4 * member.seed
 
     good = conclusion(_made("E2", ("bfloat16-product",), accuracy=like_published))[2]
-    assert "5 agree with the 95 % interval measured here and 0 disagree, and 20 were not measured" in good
+    assert "5 agree with the mean measured here to within 2 points, 0 disagree and 0 are undecided, and 20 were not" in good
     bad = conclusion(_made("E2", ("bfloat16-product",), accuracy=lambda member: 0.5 + 1e-4 * member.seed))[2]
-    assert "0 agree with the 95 % interval measured here and 5 disagree" in bad
+    assert "0 agree with the mean measured here to within 2 points, 5 disagree and 0 are undecided" in bad
+    wide = conclusion(_made("E2", ("bfloat16-product",), accuracy=lambda member: 0.9 + 0.01 * (member.seed % 9)))[2]
+    assert "0 agree with the mean measured here to within 2 points, 0 disagree and 5 are undecided" in wide
     assert "no published figure can be tested" in conclusion(_made("E2", ("bfloat16-product",), scale="cpu"))[2]
 
 
