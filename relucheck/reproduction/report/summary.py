@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from relucheck.reproduction.published import PublishedError
 from relucheck.reproduction.scenario import Comparison, Experiment
-from relucheck.results.statistics import Paired, Summary, judge, paired, summarise
+from relucheck.results.statistics import Evidence, Outcome, Paired, Summary, decide, judge, near, paired, summarise
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import alone_on
@@ -177,15 +177,23 @@ def _mean(values: Sequence[float]) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A published figure beside the measured one.
+    """A published figure beside the evidence that the measured mean agrees with it.
 
-    ``verdict``: "agrees" (the published range and the measured 95 % interval meet), "disagrees" (they do not), "one run"
-    (fewer than 2 seeds, nothing to test with), or "not measured".
+    :func:`relucheck.results.statistics.near` says what agreement is.
     """
 
     published: PublishedError
-    measured: Summary
-    verdict: str
+    evidence: Evidence
+
+    @property
+    def measured(self) -> Summary:
+        """The measured test error in %, over the seeds that did not diverge."""
+        return self.evidence.estimate
+
+    @property
+    def verdict(self) -> Outcome:
+        """What the evidence says."""
+        return self.evidence.verdict
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -193,20 +201,19 @@ class Checked:
 
 
 def check(published: Sequence[PublishedError], results: Mapping[str, Result]) -> list[Checked]:
-    """List every published figure beside the measurement of the comparison of that name."""
-    return [_checked(figure, results.get(figure.comparison)) for figure in published]
+    """List every published figure beside the measurement of the comparison of that name.
+
+    All figures are one family for Holm's correction, because a reader sees them in one table.
+    """
+    found = decide({figure: _evidence(figure, results.get(figure.comparison)) for figure in published})
+    return [Checked(figure, evidence) for figure, evidence in found.items()]
 
 
-def _checked(published: PublishedError, result: Result | None) -> Checked:
-    if result is None or result.void:
-        return Checked(published, summarise([]), "not measured")
-    members = group(result).get((published.subgradient, published.rule, False), [])
+def _evidence(published: PublishedError, result: Result | None) -> Evidence:
+    members = [] if result is None or result.void else group(result).get((published.subgradient, published.rule, False), [])
     accuracies = [final_accuracy(member) for member in members]
-    measured = summarise([100 - accuracy for accuracy in accuracies if accuracy is not None])
-    if measured.low is None or measured.high is None:
-        return Checked(published, measured, "one run" if measured.n else "not measured")
-    low, high = published.value - published.spread, published.value + published.spread
-    return Checked(published, measured, "agrees" if measured.low <= high and low <= measured.high else "disagrees")
+    errors = [None if accuracy is None else 100 - accuracy for accuracy in accuracies]
+    return near(errors, published.value, published.spread, published.margin)
 
 
 @dataclasses.dataclass(frozen=True)
