@@ -10,17 +10,16 @@ import dataclasses
 import tomllib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from relucheck.errors import RelucheckError, did_you_mean
 from relucheck.reproduction.published import SOURCES
-from relucheck.results.statistics import Evidence
+from relucheck.results.statistics import Evidence, Outcome
 
 #: Version of the layout of the file.
 SCHEMA: Final = 1
-#: The words for the outcome of a claim or a published figure, see docs/glossary.md.
-Verdict = Literal["confirmed", "refuted", "undecided", "not run"]
-VERDICTS: Final[tuple[Verdict, ...]] = ("confirmed", "refuted", "undecided", "not run")
+#: The verdicts on a claim, in the order of reports.
+VERDICTS: Final[tuple[Outcome, ...]] = get_args(Outcome)
 #: The controls that a claim can need.
 CONTROLS: Final = ("0-0", "nudges")
 RULES: Final = ("injected", "chain")
@@ -75,7 +74,7 @@ class Claim:
     scenario: str
     statistic: str
     arms: tuple[str, ...]
-    options: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     figures: tuple[Figure, ...] = ()
     against: str = ""
     epochs: int = 0
@@ -121,20 +120,34 @@ class Decision:
         case: the comparison, for a volume the arithmetic, or the arm for which there is none.
         rule: "chain" or "injected"; "" for a claim without a rule.
         verdict: one of :data:`VERDICTS`.
-        measured: the numbers behind it in words; for "not run" the part that is missing.
+        measured: the numbers behind it in words; for "not run" what is missing in detail.
+        missing: for "not run" which part is missing: "results", "arm", "members", "0-0" or "nudges"; else "".
     """
 
     claim: Claim
     case: str
     rule: str
-    verdict: Verdict
+    verdict: Outcome
     measured: str
+    missing: str = ""
+
+    @property
+    def said(self) -> str:
+        """The verdict with what is missing, for example "not run: nudges"."""
+        return f"{self.verdict}: {self.missing}" if self.missing else self.verdict
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         names = {"claim": self.claim.id, "source": self.claim.source, "place": self.claim.place}
         names["statement"] = self.claim.statement
-        return {**names, "case": self.case, "rule": self.rule, "verdict": self.verdict, "measured": self.measured}
+        return {
+            **names,
+            "case": self.case,
+            "rule": self.rule,
+            "verdict": self.verdict,
+            "missing": self.missing,
+            "measured": self.measured,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +222,11 @@ def _claim(entry: Mapping[str, Any], scenarios: Mapping[str, str], statistics: M
         raise ClaimError(f"{name}: against={entry.get('against', '')!r}: {entry['statistic']} {need}")
     if "nudges" in entry.get("controls", []) and "0-0" not in entry["controls"]:
         raise ClaimError(f'{name}: controls={entry["controls"]!r}: nudges need a reference that is proved; add "0-0"')
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     figures = tuple(_figure(name, one) for one in entry.get("figures", []))
     subgradients = tuple(map(float, entry.get("subgradients", [])))
-    return Claim(**{**fields, "figures": figures, "options": MappingProxyType(options), "subgradients": subgradients})
+    fields |= {"figures": figures, "options": MappingProxyType(options), "subgradients": subgradients}
+    return Claim(**fields)
 
 
 def _figure(name: str, entry: Mapping[str, Any]) -> Figure:

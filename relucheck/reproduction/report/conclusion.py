@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from relucheck.reproduction.report.claims import LARGER, SPREAD, departures
-from relucheck.reproduction.report.summary import Claim, MemberGroup, Reproduction
+from relucheck.reproduction.report.deciding.departures import departures
+from relucheck.reproduction.report.deciding.page import sentence
+from relucheck.reproduction.report.summary import MemberGroup, Reproduction
 from relucheck.reproduction.scenario import SCALE_NAMES
 from relucheck.results.statistics import MARGIN
 from relucheck.results.tables import counted, listed, with_verb
 
+_NO_CLAIM: Final = "At this scale no published claim is decided."
 _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of the published code"}
 
 
@@ -25,10 +27,11 @@ def title(made: Reproduction) -> str:
 def conclusion(made: Reproduction) -> tuple[str, str, str]:
     """The conclusion in three sentences, without the void comparisons."""
     if made.experiment.name == "E1":
-        return _departure(made), _larger(made.claims), _accuracies(made.cells, "chain", "injected")
+        larger = sentence(made.decisions, "E1-larger-in-16-bits") or _NO_CLAIM
+        return _departure(made), larger, _accuracies(made.cells, "chain", "injected")
     chain, injected = _accuracies(made.cells, "chain"), _accuracies(made.cells, "injected")
     if made.experiment.name == "E3":
-        return _spread(made.claims), injected, chain
+        return sentence(made.decisions, "E3-spread") or _NO_CLAIM, injected, chain
     return chain, injected, _published(made)
 
 
@@ -42,12 +45,16 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     if not own:
         return f"{under}, no subgradient was compared with s = 0."
     words = Counter(cell.paired.verdict if cell.paired else "undecided" for cell in own)
-    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in own)
+    tested = [
+        cell for cell in own if cell.paired and (cell.paired.identical or cell.paired.adjusted_difference is not None)
+    ]
+    untested = len(own) - len(tested)
     pairs = f"{counted(len(own), 'comparison')} with s = 0"
     if untested == len(own):
         return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
     equivalent, undecided = (with_verb(words[word], "is", "are") for word in ("equivalent", "undecided"))
-    others = f"{equivalent} equivalent within {MARGIN:g} points and {undecided} undecided"
+    same = f"{with_verb(words['identical'], 'is', 'are')} identical on every seed, " if words["identical"] else ""
+    others = f"{same}{equivalent} equivalent within {MARGIN:g} points and {undecided} undecided"
     others += f" ({untested} of them untested: one seed, or a run that diverged)" if untested else ""
     if not words["differs"]:
         return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
@@ -78,37 +85,6 @@ def _departure(made: Reproduction) -> str:
     return f"{apart}, and s = 0 meets an exact zero in all of these; it meets one in {counted(found.met, 'run')} in all."
 
 
-def _larger(claims: Sequence[Claim]) -> str:
-    own = [claim for claim in claims if claim.claim.startswith(LARGER)]
-    verdicts = {claim.verdict for claim in own}
-    if not own or "not measured" in verdicts:
-        return "Whether the difference is larger in 16 bits, as published, was not measured."
-    numbers = "; ".join(f"{claim.measured}, {claim.claim.removeprefix(LARGER).strip(' ()')}" for claim in own)
-    says = {
-        frozenset({"agrees"}): "The difference is larger in bfloat16, as published",
-        frozenset({"disagrees"}): "The difference is not larger in bfloat16, which contradicts the published finding",
-        frozenset({"undecided"}): "It is undecided whether the difference is larger in bfloat16, as published",
-        frozenset({"one run"}): "With one seed it is undecided whether the difference is larger in bfloat16, as published",
-    }.get(
-        frozenset(verdicts), "Whether the difference is larger in bfloat16, as published, has another answer for each rule"
-    )
-    return f"{says}: {numbers}."
-
-
-def _spread(claims: Sequence[Claim]) -> str:
-    own = [claim for claim in claims if claim.claim.startswith(SPREAD)]
-    words = Counter(claim.verdict for claim in own)
-    measured = words["agrees"] + words["disagrees"]
-    if not measured:
-        return "Whether the spread over seeds grows with s in 16 bits, as published, was not measured."
-    grows = [claim.measured.partition(":")[0] for claim in own if claim.verdict == "agrees"]
-    where = f": {listed(grows)}" if grows else ""
-    return (
-        f"The spread of the test accuracy over seeds grows with s, as published, in {words['agrees']} of "
-        f"{counted(measured, '16-bit arithmetic')} under the injected rule{where}."
-    )
-
-
 def _published(made: Reproduction) -> str:
     """The control, and how many published figures agree."""
     distances = sum(len(m.steps.step) for _, r in made.runs if not r.void for m in r.members if m.member.control)
@@ -119,13 +95,11 @@ def _published(made: Reproduction) -> str:
         else f"No second run of s = 0 was compared with the first{kept}"
     )
     words = Counter(figure.verdict for figure in made.published)
-    if not words["agrees"] + words["disagrees"]:
+    if not words["confirmed"] + words["refuted"] + words["undecided"]:
         return f"{control}; no published figure can be tested with these runs."
-    open_ = words["one run"] + words["not measured"]
-    more = f", and {with_verb(open_, 'was', 'were')} not measured here or only with one seed" if open_ else ""
-    agree = with_verb(words["agrees"], "agrees", "agree")
-    disagree = with_verb(words["disagrees"], "disagrees", "disagree")
+    rest = f", {with_verb(words['not run'], 'was', 'were')} not run" if words["not run"] else ""
     return (
-        f"{control}; of {counted(len(made.published), 'published test error')}, {agree} with the 95 % interval measured "
-        f"here and {disagree}{more}."
+        f"{control}; of {counted(len(made.published), 'published test error')}, {words['confirmed']} "
+        f"{'is' if words['confirmed'] == 1 else 'are'} confirmed, {words['refuted']} refuted and {words['undecided']} "
+        f"undecided{rest}."
     )

@@ -17,16 +17,16 @@ _RARE: Final = 10
 
 
 def reason(checked: Checked, cells: Sequence[MemberGroup]) -> str:
-    """Explain why a figure agrees or not, if cells of the same run show it; else return ""."""
+    """Explain why a figure is confirmed or refuted, if cells of the same run show it; else return ""."""
     published = checked.published
-    if checked.verdict not in ("agrees", "disagrees"):
+    if checked.verdict not in ("confirmed", "refuted"):
         return ""
     matching = [cell for cell in cells if cell.comparison == published.comparison and not cell.control]
     if published.subgradient:
-        if checked.verdict == "agrees":
+        if checked.verdict == "confirmed":
             return _dropped_chain_rule(checked, matching)
         return _few_hits(matching, cells) or _NONE_FOUND
-    return _NONE_FOUND if checked.verdict == "disagrees" else ""
+    return _NONE_FOUND if checked.verdict == "refuted" else ""
 
 
 def _hits(cells: Sequence[MemberGroup]) -> float | None:

@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.report.summary import Checked, Claim, MemberGroup
+from relucheck.reproduction.claims import Decision
+from relucheck.reproduction.report.deciding.page import claim_table
+from relucheck.reproduction.report.summary import Checked, MemberGroup
 from relucheck.results.statistics import LEVEL, MARGIN
 from relucheck.results.tables import Table
 
@@ -264,25 +266,17 @@ def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str]
     return Table(header, body, title, right=("s", "published", "seeds"))
 
 
-def claim_table(claims: Sequence[Claim]) -> Table:
-    """Tabulate the published findings in words."""
-    rows = [[claim.source, claim.claim, claim.measured, claim.verdict, claim.reason] for claim in claims]
-    return Table(
-        ["source", "finding", "measured", "outcome", "reason"], rows, "published findings, and what was measured here"
-    )
-
-
-def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
-    """Published findings and figures, as rich tables.
+def rich_outcomes(checked: Sequence[Checked], decisions: Sequence[Decision]) -> list[Any]:
+    """Published claims and figures, as rich tables.
 
     A terminal leaves out the reasons, and the figures that nothing here measures; report.md has both.
     """
-    measured = [figure for figure in checked if figure.verdict != "not measured"]
+    measured = [figure for figure in checked if figure.verdict != "not run"]
     left_out = len(checked) - len(measured)
     figures = published_table(measured)
     if left_out:
         figures = dataclasses.replace(
             figures, caption=f"{left_out} more are of comparisons that are not here; report.md lists them"
         )
-    shown = (claim_table(claims).without("reason"), figures.without("source", "what", "rule", "reason"))
+    shown = (claim_table(decisions), figures.without("source", "what", "rule", "reason"))
     return [table.rich() for table in shown if table.rows]

@@ -182,13 +182,13 @@ def test_published_figures_are_checked() -> None:
     figures = E2.published_figures("cpu")
     checked = report_summary.check(figures, {comparison.name: result for comparison, result in runs})
     found = {(c.published.comparison, c.published.rule, c.published.subgradient): c.verdict for c in checked}
-    assert found["bfloat16-split-k-4", "injected", 1.0] == "agrees"
-    assert found["bfloat16-split-k-4", "chain", 0.0] == "agrees"
-    assert found["bfloat16-product", "injected", 1.0] == "one run"
-    assert found["float32", "injected", 1.0] == "not measured"
+    assert found["bfloat16-split-k-4", "injected", 1.0] == "confirmed"
+    assert found["bfloat16-split-k-4", "chain", 0.0] == "confirmed"
+    assert found["bfloat16-product", "injected", 1.0] == "undecided"
+    assert found["float32", "injected", 1.0] == "not run"
     far = [dataclasses.replace(figure, value=figure.value + 5) for figure in figures]
     moved = report_summary.check(far, {comparison.name: result for comparison, result in runs})
-    assert {c.verdict for c in moved if c.published.comparison == "bfloat16-split-k-4"} == {"disagrees"}
+    assert {c.verdict for c in moved if c.published.comparison == "bfloat16-split-k-4"} == {"refuted"}
     table = tables.published_table(checked)
     assert len(table.rows) == len(figures)
     assert all(len(line) == len(table.header) for line in table.rows)

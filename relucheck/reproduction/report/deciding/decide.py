@@ -5,14 +5,13 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from relucheck.reproduction.claims import Claim, Decision, Statistic, Verdict
+from relucheck.reproduction.claims import Claim, Decision, Statistic
 from relucheck.reproduction.report.deciding.cases import Trained, TrainingCase, VolumeCase, Volumes
 from relucheck.results.statistics import decide as judge
 from relucheck.training.settings import Settings
 
-_WORDS: Final[Mapping[str, Verdict]] = {"agrees": "confirmed", "disagrees": "refuted"}
 #: The case of a claim whose scenario has no results.
 _NOTHING: Final = "-"
 
@@ -42,7 +41,7 @@ def decide(
         about = statistics[claim.statistic].about
         results = volumes if about == "volume" else trained
         if claim.scenario not in results:
-            decisions.append(Decision(claim, _NOTHING, "", "not run", f"no results of {claim.scenario}"))
+            decisions.append(Decision(claim, _NOTHING, "", "not run", f"no results of {claim.scenario}", "results"))
         elif about == "volume":
             decisions += _decided(claim, statistics[claim.statistic], _volume_cases(claim, volumes[claim.scenario]))
         else:
@@ -50,21 +49,31 @@ def decide(
     return tuple(decisions)
 
 
-#: The name of a case, its rule, and what its statistic looks at; or, in words, what is missing.
-_Case = tuple[str, str, TrainingCase | VolumeCase | str]
+class _Missing(NamedTuple):
+    """Which part a claim needs and the results do not have, in a word and in detail."""
+
+    part: str
+    detail: str
+
+
+#: The name of a case, its rule, and what its statistic looks at, or what is missing.
+_Case = tuple[str, str, TrainingCase | VolumeCase | _Missing]
 
 
 def _decided(claim: Claim, statistic: Statistic, cases: Sequence[_Case]) -> list[Decision]:
     found = {
-        (name, rule): statistic.decide(case, **claim.options) for name, rule, case in cases if not isinstance(case, str)
+        (name, rule): statistic.decide(case, **claim.options)
+        for name, rule, case in cases
+        if not isinstance(case, _Missing)
     }
     judged = judge({key: finding.evidence for key, finding in found.items()})
     decisions = []
     for name, rule, case in cases:
-        if isinstance(case, str):
-            decisions.append(Decision(claim, name, rule, "not run", case))
+        if isinstance(case, _Missing):
+            decisions.append(Decision(claim, name, rule, "not run", case.detail, case.part))
         else:
-            verdict = _WORDS.get(judged[name, rule].verdict, "undecided")
+            # there is a result here, though no seed of it may tell anything
+            verdict = "undecided" if judged[name, rule].n == 0 else judged[name, rule].verdict
             decisions.append(Decision(claim, name, rule, verdict, found[name, rule].measured))
     return decisions
 
@@ -74,12 +83,12 @@ def _decided(claim: Claim, statistic: Statistic, cases: Sequence[_Case]) -> list
 
 def _training_cases(claim: Claim, runs: Sequence[Trained]) -> list[_Case]:
     cases: list[_Case] = []
-    fitting = {arm: [run for run in runs if _fits(run, arm, claim.epochs)] for arm in claim.arms}
+    fitting = {arm: _fitting(runs, arm, claim.epochs) for arm in claim.arms}
     seen: set[str] = set()
     for arm, found in fitting.items():
         if not found:
             epochs = f" with {claim.epochs} epochs" if claim.epochs else ""
-            cases.append((arm, "", f"no comparison {arm}{epochs}"))
+            cases.append((arm, "", _Missing("arm", f"no comparison {arm}{epochs}")))
         for run, rule in itertools.product(found, claim.rules or ("",)):
             if run.comparison.name not in seen:
                 cases.append((run.comparison.name, rule, _training_case(claim, runs, run, rule)))
@@ -87,42 +96,42 @@ def _training_cases(claim: Claim, runs: Sequence[Trained]) -> list[_Case]:
     return cases
 
 
-def _fits(run: Trained, arm: str, epochs: int) -> bool:
-    settings = run.result.settings
-    named = fnmatch.fnmatchcase(run.comparison.name, arm) or settings.arithmetic.name == arm
-    return named and epochs in (0, settings.epochs)
+def _fitting(runs: Sequence[Trained], arm: str, epochs: int) -> list[Trained]:
+    """The comparisons of an arm: that of this name alone, or else those that a glob or an arithmetic selects."""
+    labels = {run.comparison.name: run.result.settings.arithmetic.name for run in runs}
+    names = {name for name, label in labels.items() if fnmatch.fnmatchcase(name, arm) or label == arm}
+    chosen = {arm} if arm in labels else names
+    return [run for run in runs if run.comparison.name in chosen and epochs in (0, run.result.settings.epochs)]
 
 
-def _training_case(claim: Claim, runs: Sequence[Trained], run: Trained, rule: str) -> TrainingCase | str:
-    others = [other for other in runs if claim.against and _fits(other, claim.against, claim.epochs)]
+def _training_case(claim: Claim, runs: Sequence[Trained], run: Trained, rule: str) -> TrainingCase | _Missing:
+    others = _fitting(runs, claim.against, claim.epochs) if claim.against else []
     if claim.against and not others:
-        return f"no comparison {claim.against}"
+        return _Missing("arm", f"no comparison {claim.against}")
     against = others[0] if others else None
     for one in (run, *others[:1]):
         missing = _missing(claim, one, rule)
-        if missing:
+        if missing is not None:
             return missing
     s = claim.subgradients or tuple(sorted(_subgradients(run.result.settings, rule)))
     case = TrainingCase(run, rule or "chain", s, against)
-    return case if case.seeds else f"no seed that {claim.against} has, too"
+    return case if case.seeds else _Missing("members", f"no seed that {claim.against} has, too")
 
 
-def _missing(claim: Claim, run: Trained, rule: str) -> str:
-    """Which part of a comparison a claim needs and it does not have, or ""."""
+def _missing(claim: Claim, run: Trained, rule: str) -> _Missing | None:
     name, result = run.comparison.name, run.result
     there = _subgradients(result.settings, rule)
     absent = [f"s = {s:g}" for s in claim.subgradients if s not in there]
     if rule and (absent or not there):
-        return f"{', '.join(absent) or 'an s other than 0'} in {name}"
+        return _Missing("members", f"no {', '.join(absent) or 's other than 0'} in {name}")
     # a void result decides the claim about the control itself
     if result.void and claim.statistic != "control_is_identical":
-        return f"0-0 control of {name}: {result.void}"
-    if "nudges" in claim.controls:
-        if run.nudges is None:
-            return f"nudges of {name}"
-        if run.nudges.void:
-            return f"nudges of {name}: {run.nudges.void}"
-    return ""
+        return _Missing("0-0", f"the control of {name} differs: {result.void}")
+    if "nudges" not in claim.controls:
+        return None
+    if run.nudges is None:
+        return _Missing("nudges", f"no nudges of {name}")
+    return _Missing("nudges", f"the nudges of {name} are void: {run.nudges.void}") if run.nudges.void else None
 
 
 def _subgradients(settings: Settings, rule: str) -> set[float]:
@@ -142,12 +151,10 @@ def _volume_cases(claim: Claim, volumes: Volumes) -> list[_Case]:
     cases: list[_Case] = []
     for arm in claim.arms:
         found = [name for name in names if fnmatch.fnmatchcase(name, arm)]
-        cases += [] if found else [(arm, "", f"no volume in {arm}")]
+        cases += [] if found else [(arm, "", _Missing("arm", f"no volume in {arm}"))]
         for name in found:
             mine = VolumeCase(tuple(share for share in shares if share.arithmetic == name), volumes.zones.get(name, {}))
             sweep = claim.options.get("sweep")
             lacks = sweep is not None and not mine.sweep(sweep, claim.options.get("at", ()))
-            cases.append((name, "", f"no cell of this sweep in {name}" if lacks else mine))
+            cases.append((name, "", _Missing("results", f"no cell of this sweep in {name}") if lacks else mine))
     return cases
-
-

@@ -26,8 +26,10 @@ def every(parts: Mapping[Any, Evidence]) -> Evidence:
 
 def said(parts: Mapping[str, Evidence], unit: str = "") -> str:
     """The estimates of all parts with their intervals, and how many seeds are behind them."""
-    texts = [f"{label}: {_estimate(found.estimate)}{unit}" if label else _estimate(found.estimate) + unit
-             for label, found in parts.items()]
+    texts = [
+        f"{label}: {_estimate(found.estimate)}{unit}" if label else _estimate(found.estimate) + unit
+        for label, found in parts.items()
+    ]
     n, lost = min(found.n for found in parts.values()), max(found.lost for found in parts.values())
     seeds = f"{n} seed{'s' * (n != 1)}" + (f", {lost} more without a value, because a run diverged" if lost else "")
     return f"{'; '.join(texts)} ({seeds})"

@@ -40,9 +40,9 @@ def conclusion(decisions: Iterable[Decision]) -> str:
     undecided = sum(not found & set(_DECIDED) and "undecided" in found for found in words)
     missing = len(words) - len(decided) - undecided
     return (
-        f"{len(decided)} of {counted(len(words), 'claim')} decided in at least one case: {confirmed} confirmed, {refuted} "
-        f"refuted, {both} confirmed in some cases and refuted in others. {with_verb(undecided, 'is', 'are')} undecided, and "
-        f"{with_verb(missing, 'has', 'have')} not been run."
+        f"{len(decided)} of {counted(len(words), 'claim')} {'is' if len(decided) == 1 else 'are'} decided in at least one "
+        f"case: {confirmed} confirmed, {refuted} refuted, and {both} confirmed in some cases and refuted in others. "
+        f"{with_verb(undecided, 'is', 'are')} undecided, and {with_verb(missing, 'has', 'have')} not been run."
     )
 
 
@@ -52,13 +52,12 @@ def sentence(decisions: Iterable[Decision], claim_id: str) -> str:
     if not cases:
         return ""
     parts = []
-    for word in VERDICTS:
-        names = list(dict.fromkeys(_name(one) for one in cases if one.verdict == word))
-        missing = list(dict.fromkeys(one.measured for one in cases if one.verdict == word == "not run"))
-        if missing:
-            parts.append(f"not run ({'; '.join(missing)})")
-        elif names:
-            parts.append(f"{word} in {listed(names)}")
+    for verdict, missing in dict.fromkeys(
+        (one.verdict, one.missing) for one in sorted(cases, key=lambda one: VERDICTS.index(one.verdict))
+    ):
+        names = dict.fromkeys(_name(one) for one in cases if (one.verdict, one.missing) == (verdict, missing))
+        lacks = f" (missing: {missing})" if missing else ""
+        parts.append(verdict + lacks if missing == "results" else f"{verdict}{lacks} in {listed(list(names))}")
     return f'"{cases[0].claim.statement.rstrip(".")}", as published, is {listed(parts)}.'
 
 
@@ -68,8 +67,10 @@ def _name(decision: Decision) -> str:
 
 def case_table(decisions: Iterable[Decision]) -> Table:
     """Tabulate every case with its numbers."""
-    rows = [[one.claim.id, one.case, one.rule, one.verdict, one.measured] for one in decisions]
-    return Table(["claim", "case", "rule", "verdict", "measured, or what is missing"], rows, "published claims, case by case")
+    rows = [[one.claim.id, one.case, one.rule, one.said, one.measured] for one in decisions]
+    return Table(
+        ["claim", "case", "rule", "verdict", "measured, or what is missing"], rows, "published claims, case by case"
+    )
 
 
 def claim_table(decisions: Sequence[Decision]) -> Table:
@@ -77,8 +78,8 @@ def claim_table(decisions: Sequence[Decision]) -> Table:
     rows = []
     for cases in by_claim(decisions).values():
         claim = cases[0].claim
-        words = Counter(one.verdict for one in cases)
-        verdicts = ", ".join(f"{words[word]} {word}" for word in VERDICTS if words[word])
+        words = Counter(one.said for one in sorted(cases, key=lambda one: VERDICTS.index(one.verdict)))
+        verdicts = ", ".join(f"{count} {word}" for word, count in words.items())
         rows.append([claim.id, f"{claim.statement} [{claim.source}]", verdicts])
     return Table(["claim", "statement", "cases"], rows, "published claims")
 
@@ -107,7 +108,9 @@ def _definitions(claims: Sequence[Claim]) -> Table:
         rule = f"`{claim.statistic}`" + (f" ({options})" if options else "")
         arms = listed([f"`{arm}`" for arm in claim.arms]) + (f" against `{claim.against}`" if claim.against else "")
         arms += f", {claim.epochs} epochs" if claim.epochs else ""
-        rows.append([claim.id, f"[{claim.source}] {claim.place}", figures or "-", rule, arms, listed(claim.controls) or "-"])
+        rows.append(
+            [claim.id, f"[{claim.source}] {claim.place}", figures or "-", rule, arms, listed(claim.controls) or "-"]
+        )
     header = ["claim", "place", "published figures", "statistic", "arms", "controls"]
     return Table(header, rows)
 

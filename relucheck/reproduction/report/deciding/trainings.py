@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from relucheck.reproduction.claims import Finding
 from relucheck.reproduction.report.deciding.cases import TrainingCase
+from relucheck.reproduction.report.deciding.departures import departure
 from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
 from relucheck.reproduction.report.deciding.evidence import every, said
 from relucheck.reproduction.report.deciding.registry import statistic
-from relucheck.reproduction.report.summary import departure
 from relucheck.results.statistics import Evidence, grows, larger, near, spread_grows, without_exception
 from relucheck.training.result import Distances, MemberResult
 
@@ -51,8 +51,8 @@ def departs_at_a_hit(case: TrainingCase) -> Finding:
         evidence = _counted(0, 0, 0)
     return Finding(
         evidence,
-        f"s = 0 meets an exact zero in {met} of {len(known)} seeds; the run departs in {departed}, and the two do not fit in "
-        f"{wrong}{_diverged(lost)}",
+        f"s = 0 meets an exact zero in {met} of {len(known)} seeds; runs depart in {departed}; in {wrong} only one of the "
+        f"two happens{_diverged(lost)}",
     )
 
 
@@ -72,8 +72,8 @@ def cannot_be_trained(case: TrainingCase) -> Finding:
     """Whether s = 0 diverges in every seed."""
     trained = sum(not case.reference(seed).diverged for seed in case.seeds)
     return Finding(
-        without_exception(trained, len(case.seeds)), f"the training ends with finite weights in {trained} of "
-        f"{len(case.seeds)} seeds"
+        without_exception(trained, len(case.seeds)),
+        f"the training ends with finite weights in {trained} of {len(case.seeds)} seeds",
     )
 
 
@@ -160,7 +160,9 @@ def loss_follows_error(case: TrainingCase, margin: float) -> Finding:
     """Whether training loss and test error order the s alike: a rank correlation of at least the margin in each seed."""
     correlations = [_rank_correlation(case, seed) for seed in case.live]
     evidence = grows([[0.0] * len(correlations), correlations], margin)
-    return _over_live_seeds(case, evidence, f"rank correlation of training loss and test error over s: {said({'': evidence})}")
+    return _over_live_seeds(
+        case, evidence, f"rank correlation of training loss and test error over s: {said({'': evidence})}"
+    )
 
 
 def _rank_correlation(case: TrainingCase, seed: int) -> float | None:
@@ -221,14 +223,14 @@ def _against(case: TrainingCase, endpoint: str, direction: str) -> str:
 @statistic("training", endpoint=_ENDPOINTS, direction=_DIRECTIONS, level=float, margin=float)
 def reference_exceeds(case: TrainingCase, endpoint: str, direction: str, level: float, margin: float) -> Finding:
     """Whether the mean endpoint of s = 0 is larger (smaller) than a level by at least the margin."""
-    levels = [[level] * len(case.seeds), case.values(0.0, endpoint, case.seeds)]
+    levels: list[Sequence[float | None]] = [[level] * len(case.seeds), case.values(0.0, endpoint, case.seeds)]
     found = grows(levels if direction == "larger" else levels[::-1], margin)
     return Finding(found, f"{endpoint} of s = 0, {direction} than {level:g} by: {said({'': found})}")
 
 
 @statistic("training")
 def distance_is_logarithmic(case: TrainingCase) -> Finding:
-    """Whether a + b log(step) fits the distance better than a straight line and a square root, on most seeds and for every s."""
+    """Whether a logarithm of the step fits the distance better than a line and a square root, for every s."""
     parts = {}
     for s in case.subgradients:
         errors = [_errors_of_shapes(case.member(seed, s), case.reference(seed)) for seed in case.seeds]
@@ -238,7 +240,7 @@ def distance_is_logarithmic(case: TrainingCase) -> Finding:
     return Finding(every(parts), f"squared error of the next best shape minus that of the logarithm: {said(parts)}")
 
 
-_SHAPES: Final = {"logarithm": math.log, "line": float, "root": math.sqrt}
+_SHAPES: Final[Mapping[str, Callable[[float], float]]] = {"logarithm": math.log, "line": float, "root": math.sqrt}
 
 
 def _errors_of_shapes(member: MemberResult, reference: MemberResult) -> Mapping[str, float] | None:

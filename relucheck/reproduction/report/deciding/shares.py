@@ -26,7 +26,9 @@ _ZONES: Final = ("bifurcation", "compensation")
 def volume_lies_between(case: VolumeCase, sweep: str, at: Sequence[float], least: float, most: float) -> Finding:
     """Whether the volume of every cell lies between two bounds; ``at`` selects cells, and [] is all of them."""
     cells = case.sweep(sweep, at)
-    return Finding(_of(cells, every({cell.x: _between(cell, least, most) for cell in cells}) if cells else None), _said(cells))
+    return Finding(
+        _of(cells, every({cell.x: _between(cell, least, most) for cell in cells}) if cells else None), _said(cells)
+    )
 
 
 def _between(cell: Share, least: float, most: float) -> Evidence:
