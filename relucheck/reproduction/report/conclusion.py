@@ -9,8 +9,9 @@ from typing import Final
 from relucheck.reproduction.report.deciding.departures import departures
 from relucheck.reproduction.report.deciding.page import sentence
 from relucheck.reproduction.report.summary import MemberGroup, Reproduction
+from relucheck.reproduction.report.tables import rounded_up
 from relucheck.reproduction.scenario import SCALE_NAMES
-from relucheck.results.statistics import MARGIN
+from relucheck.results.statistics import MARGIN, Verdict
 from relucheck.results.tables import counted, listed, with_verb
 
 _NO_CLAIM: Final = "At this scale no published claim is decided."
@@ -45,16 +46,12 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     if not own:
         return f"{under}, no subgradient was compared with s = 0."
     words = Counter(cell.paired.verdict if cell.paired else "undecided" for cell in own)
-    tested = [
-        cell for cell in own if cell.paired and (cell.paired.identical or cell.paired.adjusted_difference is not None)
-    ]
-    untested = len(own) - len(tested)
+    undecided = [cell for cell in own if (cell.paired.verdict if cell.paired else "undecided") == "undecided"]
+    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in undecided)
     pairs = f"{counted(len(own), 'comparison')} with s = 0"
     if untested == len(own):
         return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
-    equivalent, undecided = (with_verb(words[word], "is", "are") for word in ("equivalent", "undecided"))
-    same = f"{with_verb(words['identical'], 'is', 'are')} identical on every seed, " if words["identical"] else ""
-    others = f"{same}{equivalent} equivalent within {MARGIN:g} points and {undecided} undecided"
+    others = _others(own, words)
     others += f" ({untested} of them untested: one seed, or a run that diverged)" if untested else ""
     if not words["differs"]:
         return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
@@ -65,6 +62,16 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
         f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by {min(means):+.2f} to {max(means):+.2f} "
         f"points on average and only in {where}; {others}."
     )
+
+
+def _others(cells: Sequence[MemberGroup], words: Counter[Verdict]) -> str:
+    """The comparisons that do not differ; those of identical runs with what their seeds leave open."""
+    equivalent, identical, undecided = (
+        with_verb(words[word], "is", "are") for word in ("equivalent", "identical", "undecided")
+    )
+    bounds = [cell.paired.differs_at_most for cell in cells if cell.paired and cell.paired.differs_at_most is not None]
+    same = f", {identical} identical on every seed (at most {rounded_up(max(bounds))} % of seeds differ)" if bounds else ""
+    return f"{equivalent} equivalent within {MARGIN:g} points{same} and {undecided} undecided"
 
 
 # ---------------------------------------------------------------- published findings
@@ -86,7 +93,7 @@ def _departure(made: Reproduction) -> str:
 
 
 def _published(made: Reproduction) -> str:
-    """The control, and how many published figures agree."""
+    """The control, and how many published figures are confirmed."""
     distances = sum(len(m.steps.step) for _, r in made.runs if not r.void for m in r.members if m.member.control)
     kept = " outside the void comparisons" if made.void else ""
     control = (
@@ -95,11 +102,11 @@ def _published(made: Reproduction) -> str:
         else f"No second run of s = 0 was compared with the first{kept}"
     )
     words = Counter(figure.verdict for figure in made.published)
-    if not words["confirmed"] + words["refuted"] + words["undecided"]:
+    if all(figure.evidence.p_for is None for figure in made.published):
         return f"{control}; no published figure can be tested with these runs."
     rest = f", {with_verb(words['not run'], 'was', 'were')} not run" if words["not run"] else ""
+    confirmed, margin = with_verb(words["confirmed"], "is", "are"), made.published[0].published.margin
     return (
-        f"{control}; of {counted(len(made.published), 'published test error')}, {words['confirmed']} "
-        f"{'is' if words['confirmed'] == 1 else 'are'} confirmed, {words['refuted']} refuted and {words['undecided']} "
-        f"undecided{rest}."
+        f"{control}; of {counted(len(made.published), 'published test error')}, {confirmed} confirmed to within {margin:g} "
+        f"points, {words['refuted']} refuted and {words['undecided']} undecided{rest}."
     )

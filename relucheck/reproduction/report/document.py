@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.reproduction.published import READ_OFF
+from relucheck.reproduction.published import AGREEMENT, READ_OFF
 from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.deciding.page import LEGEND, case_table, claim_table
 from relucheck.reproduction.report.reasons import reason
@@ -18,7 +18,7 @@ from relucheck.training.result import Result
 from relucheck.training.settings import Settings
 
 #: Version of ``summary.json``.
-SUMMARY_VERSION: Final = 3
+SUMMARY_VERSION: Final = 4
 
 
 def summary(reproduction: Reproduction) -> dict[str, Any]:
@@ -114,14 +114,20 @@ def _outcomes(reproduction: Reproduction) -> list[str]:
     if reproduction.published:
         lines += ["### Test errors", "", *published_table(reproduction.published, why).markdown(), ""]
         lines += [
-            "- confirmed: the mean error is shown to be within the margin of the published one. refuted: further away.",
-            "- undecided: neither, one seed, or a run that diverged; not run: no such run is here.",
+            "- confirmed: the measured mean is significantly within the margin of the published value, wherever that lies "
+            "within its error of reading (TOST). refuted: it is significantly outside.",
+            "- undecided: neither is shown; always so with one seed, or if a seed is lost, because its run diverged.",
+            "- not run: no such run is here.",
             "- reason: given only where numbers of this run show it.",
         ]
         lines += [
             f"- published: read off, to within {READ_OFF:g} point, from a figure of one run on a GPU; its code injects the "
             "subgradient itself, which for s = 0 is the chain rule. Emulated arithmetics stand beside the published "
-            "bfloat16."
+            "bfloat16.",
+            f"- margin: the distance in points that is still confirmed. The published errors of neighbouring subgradients "
+            f"are {AGREEMENT:g} points or more apart.",
+            "- p confirms, p refutes: of the tests for and against the published value, each corrected by Holm over "
+            "the rows that have a test.",
         ]
     return [*lines, ""]
 

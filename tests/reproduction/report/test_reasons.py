@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.report import summary as report_summary
 from relucheck.reproduction.report import tables
 from relucheck.reproduction.report.deciding.cases import Trained
@@ -56,8 +55,7 @@ def _outcomes(folder: Path) -> Reproduction:
 def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     whole = _outcomes(tmp_path)
     found = {
-        (c.published.comparison, c.published.subgradient): (c.verdict, reason(c, whole.cells))
-        for c in whole.published
+        (c.published.comparison, c.published.subgradient): (c.verdict, reason(c, whole.cells)) for c in whole.published
     }
     assert len(found) == 25, "5 arithmetics, s = 0 and 4 others"
     verdict, why = found["bfloat16", 1.0]
@@ -121,7 +119,9 @@ def test_few_hits_are_a_reason_where_they_are_few_and_others_many(rounded: int, 
 
 
 def test_few_hits_are_compared_in_the_same_setting() -> None:
-    assert _why(("bfloat16-rounded", 0), ("sgd-bfloat16-product", 800))["bfloat16-rounded"] == "not found", "another optimiser"
+    assert _why(("bfloat16-rounded", 0), ("sgd-bfloat16-product", 800))["bfloat16-rounded"] == "not found", (
+        "another optimiser"
+    )
 
 
 def test_a_reference_that_diverged_proves_nothing_about_hits() -> None:
