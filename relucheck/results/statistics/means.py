@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
-from typing import Final, TypeGuard
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeGuard
 
 from relucheck.extras import require
 from relucheck.results.holm import StatisticsError
@@ -56,13 +57,20 @@ def summarise(values: Sequence[float], level: float = LEVEL) -> Summary:
         return Summary(count, numbers[0] if numbers else None, None, None, None)
     if len(set(numbers)) == 1:  # else rounding in the mean could give equal values a spread of an ulp
         return Summary(count, numbers[0], 0.0, numbers[0], numbers[0])
-    require("a test or interval of a mean", "scipy")
-    from scipy.special import stdtrit
-
+    _, quantile = student()
     mean = math.fsum(numbers) / count
     sd = math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (count - 1))
-    half = float(stdtrit(count - 1, 1 - level / 2)) * sd / math.sqrt(count)
+    half = float(quantile(count - 1, 1 - level / 2)) * sd / math.sqrt(count)
     return Summary(count, mean, sd, mean - half, mean + half)
+
+
+@functools.cache
+def student() -> tuple[Callable[[int, float], Any], Callable[[int, float], Any]]:
+    """The distribution function of Student's t, from degrees of freedom and t, and its inverse."""
+    require("a test or interval of a mean", "scipy")
+    from scipy.special import stdtr, stdtrit
+
+    return stdtr, stdtrit
 
 
 def has_value(value: float | None) -> TypeGuard[float]:
@@ -92,19 +100,22 @@ def below(values: Summary, bound: float) -> float:
         bound: in the unit of the values.
     """
     assert values.mean is not None
-    assert values.sd is not None
-    if values.sd == 0:
-        return 0.5**values.n if values.mean < bound else 1.0
-    require("a test or interval of a mean", "scipy")
-    from scipy.special import stdtr
-
-    return float(stdtr(values.n - 1, (values.mean - bound) / values.sd * math.sqrt(values.n)))
+    return _tail(values, values.mean - bound)
 
 
 def above(values: Summary, bound: float) -> float:
     """The p-value of the test of ``below``, for a mean that is greater than a bound."""
     assert values.mean is not None
-    return below(dataclasses.replace(values, mean=-values.mean), -bound)
+    return _tail(values, bound - values.mean)
+
+
+def _tail(values: Summary, distance: float) -> float:
+    """The p-value of a mean that lies beyond a bound by ``-distance``."""
+    assert values.sd is not None
+    if values.sd == 0:
+        return 0.5**values.n if distance < 0 else 1.0
+    cumulative, _ = student()
+    return float(cumulative(values.n - 1, distance / values.sd * math.sqrt(values.n)))
 
 
 def within(values: Summary, low: float, high: float) -> float:

@@ -6,10 +6,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from relucheck.extras import require
 from relucheck.results.holm import StatisticsError
 from relucheck.results.statistics.comparisons import Paired, paired
-from relucheck.results.statistics.means import LEVEL, MARGIN, has_value
+from relucheck.results.statistics.means import LEVEL, MARGIN, has_value, student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +97,7 @@ def prediction(groups: Sequence[Sequence[float]], level: float = LEVEL) -> tuple
         )
     if len(numbers) < 2:
         return None
-    require("a test or interval of a mean", "scipy")
-    from scipy import stats
-
+    _, quantile = student()
     seeds = len(numbers)
     means = [math.fsum(group) / len(group) for group in numbers]
     middle = math.fsum(means) / seeds
@@ -109,5 +106,5 @@ def prediction(groups: Sequence[Sequence[float]], level: float = LEVEL) -> tuple
     squares = [math.fsum((x - mean) ** 2 for x in group) for group, mean in zip(numbers, means, strict=True)]
     share = 1 - math.fsum(1 / len(group) for group in numbers) / seeds
     within = share * math.fsum(squares) / inside if inside else 0.0
-    half = float(stats.t.ppf(1 - level / 2, seeds - 1)) * math.sqrt(between + within + between / seeds)
+    half = float(quantile(seeds - 1, 1 - level / 2)) * math.sqrt(between + within + between / seeds)
     return middle - half, middle + half
