@@ -84,7 +84,7 @@ class Claim:
 
 
 class Finding(NamedTuple):
-    """What a statistic says of a case: the evidence for the claim and against it, and the numbers in words."""
+    """What a statistic says of a case: evidence for and against the claim, and it in words."""
 
     evidence: Evidence
     measured: str

@@ -141,9 +141,9 @@ def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> fl
 
 
 def larger_share(count: int, draws: int, other_count: int, other_draws: int) -> float:
-    """The one-sided p-value of Fisher's exact test that the first share is not larger than the second.
+    """The one-sided p-value of Fisher's exact test of two shares.
 
-    A small value says that it is larger.
+    A small value shows that the first share is larger than the second.
 
     Raises:
         ProportionError: as for ``exact_test``.

@@ -17,7 +17,7 @@ _RARE: Final = 10
 
 
 def reason(checked: Checked, cells: Sequence[MemberGroup]) -> str:
-    """Explain why a figure is confirmed or refuted, if cells of the same run show it; else return ""."""
+    """Explain a verdict on a figure, if cells of the same run show why; else return ""."""
     published = checked.published
     if checked.verdict not in ("confirmed", "refuted"):
         return ""

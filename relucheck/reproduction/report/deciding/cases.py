@@ -1,4 +1,4 @@
-"""What a statistic looks at: one comparison under one rule, or the volumes of one arithmetic."""
+"""What a statistic looks at: a comparison under one rule, or the volumes in an arithmetic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TrainingCase:
 
     @property
     def live(self) -> tuple[int, ...]:
-        """The seeds that have nudges, which are those with a live hit; in the others s has no effect."""
+        """The seeds with a live hit, which have nudges; in the others s has no effect."""
         return tuple(seed for seed in self.seeds if self._nudges(self.run, seed) is not None)
 
     def reference(self, seed: int, run: Trained | None = None) -> MemberResult:
@@ -70,7 +70,10 @@ class TrainingCase:
         return [self._mean_nudge(self.run, seed, endpoint) for seed in seeds]
 
     def one_nudge(self, endpoint: str, seeds: Sequence[int]) -> list[float | None]:
-        """The endpoint of the first nudge of each seed, which spreads over seeds as a single run does."""
+        """The endpoint of the first nudge of each seed.
+
+        It spreads over seeds as a single run does; a mean of nudges spreads less.
+        """
         return [values[0] for values in (self._nudge_values(self.run, seed, endpoint) for seed in seeds) if values]
 
     def effect(self, seed: int, s: float, endpoint: str, run: Trained) -> float | None:

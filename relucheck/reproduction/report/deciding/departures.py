@@ -10,7 +10,7 @@ from relucheck.training.result import MemberResult, Result
 
 
 def departure(reference: MemberResult, others: Sequence[MemberResult]) -> tuple[bool, bool] | None:
-    """Whether the reference of a seed meets a kink, and whether any other run of the seed departs from it.
+    """Whether the reference of a seed meets a kink, and whether another run departs from it.
 
     None if the reference diverged: its hits end there, and the others go on.
     """

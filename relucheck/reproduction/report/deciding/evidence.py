@@ -10,7 +10,9 @@ from relucheck.results.statistics import Evidence, Summary
 
 
 def every(parts: Mapping[Any, Evidence]) -> Evidence:
-    """The claim that holds if it holds for every part; the estimate is that of the part with the least evidence for it.
+    """The claim that holds if it holds for every part.
+
+    The estimate is that of the part with the least evidence for it.
 
     All tests for it are needed, so this intersection-union test has the level of a single one. One test against it is
     enough, so that one is corrected by their number (Bonferroni).
@@ -25,7 +27,7 @@ def every(parts: Mapping[Any, Evidence]) -> Evidence:
 
 
 def said(parts: Mapping[str, Evidence], unit: str = "") -> str:
-    """The estimates of all parts with their intervals, and how many seeds are behind them."""
+    """The estimates of all parts with their intervals, and the number of seeds."""
     texts = [
         f"{label}: {_estimate(found.estimate)}{unit}" if label else _estimate(found.estimate) + unit
         for label, found in parts.items()

@@ -47,7 +47,7 @@ def conclusion(decisions: Iterable[Decision]) -> str:
 
 
 def sentence(decisions: Iterable[Decision], claim_id: str) -> str:
-    """Say in which cases a claim is confirmed, refuted, undecided or not run; "" without such a claim."""
+    """Say in which cases a claim has which verdict; "" without such a claim."""
     cases = by_claim(decisions).get(claim_id, [])
     if not cases:
         return ""
@@ -85,7 +85,7 @@ def claim_table(decisions: Sequence[Decision]) -> Table:
 
 
 def shown(decisions: Sequence[Decision]) -> list[Any]:
-    """What a terminal shows, from 80 columns on: the conclusion, the claims, and what the verdicts mean."""
+    """What a terminal of 80 columns or more shows."""
     return [Text(conclusion(decisions)), Text(), claim_table(decisions).rich(), *map(Text, LEGEND)]
 
 

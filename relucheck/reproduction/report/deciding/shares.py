@@ -24,7 +24,10 @@ _ZONES: Final = ("bifurcation", "compensation")
 
 @statistic("volume", sweep=SWEEPS, at=list, least=float, most=float)
 def volume_lies_between(case: VolumeCase, sweep: str, at: Sequence[float], least: float, most: float) -> Finding:
-    """Whether the volume of every cell lies between two bounds; ``at`` selects cells, and [] is all of them."""
+    """Whether the volume of every cell lies between two bounds.
+
+    ``at`` selects cells by what the sweep varies; [] selects all of them.
+    """
     cells = case.sweep(sweep, at)
     return Finding(
         _of(cells, every({cell.x: _between(cell, least, most) for cell in cells}) if cells else None), _said(cells)
@@ -42,7 +45,10 @@ def _between(cell: Share, least: float, most: float) -> Evidence:
 
 @statistic("volume", sweep=SWEEPS)
 def volume_grows(case: VolumeCase, sweep: str) -> Finding:
-    """Whether the volume at the end of the sweep is larger than at its beginning; against it: that, or a step, falls."""
+    """Whether the volume at the end of the sweep is larger than at its beginning.
+
+    Evidence against the claim is that it is smaller there, or that it falls from one cell to the next.
+    """
     cells = case.sweep(sweep)
     if len(cells) < 2:
         return Finding(_of((), None), _said(cells))
@@ -95,7 +101,10 @@ def _p(cells: Sequence[Share], holds: Callable[[Sequence[Interval]], bool]) -> f
 
 @statistic("volume", zone=_ZONES)
 def zone_occurs(case: VolumeCase, zone: str) -> Finding:
-    """Whether a network was drawn that is proved to lie in a zone; none among finitely many draws decides nothing."""
+    """Whether a network was drawn that is proved to lie in a zone.
+
+    That there is none among finitely many draws refutes nothing.
+    """
     count, networks = case.zones.get(zone, 0), sum(case.zones.values())
     evidence = Evidence(networks, 0, Summary(networks, float(count), None, None, None), 0.0 if count else 1.0, 1.0)
     return Finding(evidence if networks else _of((), None), f"{count} of {counted(networks, 'network')} with a difference")

@@ -25,7 +25,10 @@ _SPREAD: Final = "spread of accuracy"
 
 @statistic("training")
 def control_is_identical(case: TrainingCase) -> Finding:
-    """Whether the control of s = 0 is the reference at every step, in every seed; a void result has one that is not."""
+    """Whether the control of s = 0 is the reference at every step, in every seed.
+
+    A result is void because a control is not.
+    """
     result = case.run.result
     controls = {seed: result.find(seed, 0.0, control=True) for seed in case.seeds}
     lost = sum(control.diverged for control in controls.values())
@@ -40,7 +43,10 @@ def control_is_identical(case: TrainingCase) -> Finding:
 
 @statistic("training")
 def departs_at_a_hit(case: TrainingCase) -> Finding:
-    """Whether runs depart from s = 0 in exactly those seeds in which s = 0 meets an exact zero; one has to meet it."""
+    """Whether runs depart from s = 0 in exactly the seeds in which s = 0 meets an exact zero.
+
+    At least one seed has to meet one.
+    """
     found = [departure(case.reference(seed), [case.member(seed, s) for s in case.subgradients]) for seed in case.seeds]
     lost = sum(one is None for one in found)
     known = [one for one in found if one is not None]
@@ -58,7 +64,10 @@ def departs_at_a_hit(case: TrainingCase) -> Finding:
 
 @statistic("training", most=float)
 def members_are_identical(case: TrainingCase, most: float) -> Finding:
-    """Whether no run departs from s = 0, in no seed; ``most`` is the share of seeds that has to be excluded."""
+    """Whether no run departs from s = 0.
+
+    ``most`` is the share of seeds with a departure that has to be excluded.
+    """
     runs = {seed: [case.reference(seed), *(case.member(seed, s) for s in case.subgradients)] for seed in case.seeds}
     differ = sum(any(run.first_difference is not None for run in members) for members in runs.values())
     lost = sum(any(run.diverged for run in members) for members in runs.values())
@@ -103,14 +112,14 @@ def equivalent_to_reference(case: TrainingCase, endpoint: str, margin: float) ->
 
 @statistic("training", endpoint=_ENDPOINTS, direction=_DIRECTIONS, margin=float)
 def differs_beyond_nudges(case: TrainingCase, endpoint: str, direction: str, margin: float) -> Finding:
-    """Whether the mean difference from the seed's nudges is at least the margin in one direction, for every s."""
+    """Whether the mean difference from the nudges is at least the margin, for every s."""
     parts = {f"s = {s:g}": _beyond(case, s, endpoint, direction, margin) for s in case.subgradients}
     return _over_live_seeds(case, every(parts), f"{endpoint}, {direction} than that of the nudges by: {said(parts)}")
 
 
 @statistic("training", endpoint=_ENDPOINTS, margin=float)
 def reference_is_best(case: TrainingCase, endpoint: str, margin: float) -> Finding:
-    """Whether no s exceeds the nudges of s = 0 by the margin, and some s falls short of them by it."""
+    """Whether no s exceeds the nudges by the margin, and some s falls short of them by it."""
     better = {f"s = {s:g}": _beyond(case, s, endpoint, "larger", margin) for s in case.subgradients}
     worse = [_beyond(case, s, endpoint, "smaller", margin) for s in case.subgradients]
     some, none_better = every(better), [one.p_against for one in better.values()]
@@ -141,7 +150,9 @@ def _over_live_seeds(case: TrainingCase, evidence: Evidence, measured: str) -> F
 
 @statistic("training", endpoint=(*_ENDPOINTS, _SPREAD), margin=float)
 def grows_with_s(case: TrainingCase, endpoint: str, margin: float) -> Finding:
-    """Whether the endpoint grows from s to s, and over all of them by the margin; nudges stand for s = 0.
+    """Whether the endpoint grows from s to s, and over all of them by the margin.
+
+    The nudges stand for s = 0.
 
     The spread of the accuracy needs a trend alone, see ``relucheck.results.statistics.spread_grows``.
     """
@@ -157,7 +168,10 @@ def grows_with_s(case: TrainingCase, endpoint: str, margin: float) -> Finding:
 
 @statistic("training", margin=float)
 def loss_follows_error(case: TrainingCase, margin: float) -> Finding:
-    """Whether training loss and test error order the s alike: a rank correlation of at least the margin in each seed."""
+    """Whether training loss and test error put the s in the same order.
+
+    Their mean rank correlation over the seeds is at least the margin.
+    """
     correlations = [_rank_correlation(case, seed) for seed in case.live]
     evidence = grows([[0.0] * len(correlations), correlations], margin)
     return _over_live_seeds(
@@ -191,7 +205,10 @@ def _covariance(one: list[float], other: list[float]) -> float:
 
 @statistic("training", compares=True, endpoint=_ENDPOINTS, direction=_DIRECTIONS)
 def effect_compares(case: TrainingCase, endpoint: str, direction: str) -> Finding:
-    """Whether what s adds to its seed's nudges is larger (smaller) than in the other arm, on most seeds and for every s."""
+    """Whether what s adds to the nudges is larger (smaller) than in the other arm.
+
+    This holds on most seeds, for every s.
+    """
     assert case.against is not None
     runs = (case.against, case.run)
     parts = {}
@@ -222,7 +239,7 @@ def _against(case: TrainingCase, endpoint: str, direction: str) -> str:
 
 @statistic("training", endpoint=_ENDPOINTS, direction=_DIRECTIONS, level=float, margin=float)
 def reference_exceeds(case: TrainingCase, endpoint: str, direction: str, level: float, margin: float) -> Finding:
-    """Whether the mean endpoint of s = 0 is larger (smaller) than a level by at least the margin."""
+    """Whether the mean of s = 0 is larger (smaller) than a level by at least the margin."""
     levels: list[Sequence[float | None]] = [[level] * len(case.seeds), case.values(0.0, endpoint, case.seeds)]
     found = grows(levels if direction == "larger" else levels[::-1], margin)
     return Finding(found, f"{endpoint} of s = 0, {direction} than {level:g} by: {said({'': found})}")
@@ -230,7 +247,10 @@ def reference_exceeds(case: TrainingCase, endpoint: str, direction: str, level: 
 
 @statistic("training")
 def distance_is_logarithmic(case: TrainingCase) -> Finding:
-    """Whether a logarithm of the step fits the distance better than a line and a square root, for every s."""
+    """Whether a logarithm of the step fits the distance better than a line and a square root.
+
+    This holds on most seeds, for every s.
+    """
     parts = {}
     for s in case.subgradients:
         errors = [_errors_of_shapes(case.member(seed, s), case.reference(seed)) for seed in case.seeds]
