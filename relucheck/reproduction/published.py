@@ -18,6 +18,8 @@ SOURCES: Final[dict[str, str]] = {
     "NeurIPS 2021 (arXiv 2106.12915)",
     "R22": 'Martorella, Ramirez Contreras, Cerezo Garcia, "Reproducibility Challenge of the paper: Numerical influence of '
     "ReLU'(0) on backpropagation\", EPFL CS-433, 2022",
+    "M24": 'R. Boustany, "On the numerical reliability of nonsmooth autodiff: a MaxPool case study", TMLR 2024 '
+    "(arXiv 2401.02736)",
 }
 
 

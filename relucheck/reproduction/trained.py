@@ -12,8 +12,9 @@ from typing import Any
 from rich.text import Text
 
 from relucheck import data
-from relucheck.reproduction.report.claims import claims
 from relucheck.reproduction.report.conclusion import conclusion, title
+from relucheck.reproduction.report.deciding.cases import Trained
+from relucheck.reproduction.report.deciding.catalogue import decided
 from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.report.tables import legend, rich_outcomes, rich_tables
@@ -102,6 +103,8 @@ class TrainingScenario(Experiment):
         every = self.comparisons(place.scale)
         found = [(comparison, read(place, comparison)) for comparison in every]
         runs = tuple((comparison, result) for comparison, result in found if result is not None)
+        nudges = {comparison.name: read_nudges(place, comparison) for comparison in every}
+        trained = [Trained(comparison, result, nudges[comparison.name]) for comparison, result in runs]
         cells = tuple(analyse(runs))
         results = {comparison.name: result for comparison, result in runs}
         made = Reproduction(
@@ -113,13 +116,12 @@ class TrainingScenario(Experiment):
             cells,
             tuple(check(self.published_figures(place.scale), results)),
             # the digits of smoke runs can neither confirm nor refute anything
-            () if place.scale == "smoke" else tuple(claims(self.name, runs, cells)),
+            () if place.scale == "smoke" else decided({self.name: trained}, scenario=self.name),
             tuple(_figures(self, place, runs)),
         )
         page = place.folder / "report.md"
         write_atomically(place.folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
         write_atomically(page, report(made))
-        nudges = {comparison.name: read_nudges(place, comparison) for comparison in every}
         void = [f"{name}{NUDGES}" for name, result in nudges.items() if result is not None and result.void]
         shown = functools.partial(_shown, made, nudges)
         return Reported(place.folder, page, made.missing, (*made.void, *void), shown, made)
@@ -181,7 +183,7 @@ def _shown(made: Reproduction, nudges: Mapping[str, Result | None], width: int) 
     published = made.experiment.published_at(made.scale)
     head = [f"{title(made)}", "", " ".join(conclusion(made)), ""]
     tables = rich_tables(made.experiment.name, made.cells, published, width)
-    outcomes = rich_outcomes(made.published, made.claims)
+    outcomes = rich_outcomes(made.published, made.decisions)
     left_out = ("p differs, p equivalent", *(() if published else ("published %",)))
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
     lines = [*_nudge_lines(made, nudges), *again]

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from relucheck.reproduction.report.claims import LARGER, SPREAD, departures
-from relucheck.reproduction.report.summary import Claim, MemberGroup, Reproduction
+from relucheck.reproduction.report.deciding.departures import departures
+from relucheck.reproduction.report.deciding.page import sentence
+from relucheck.reproduction.report.summary import MemberGroup, Reproduction
 from relucheck.reproduction.report.tables import rounded_up
 from relucheck.reproduction.scenario import SCALE_NAMES
 from relucheck.results.statistics import MARGIN, Verdict
 from relucheck.results.tables import counted, listed, with_verb
 
+_NO_CLAIM: Final = "At this scale no published claim is decided."
 _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of the published code"}
 
 
@@ -26,10 +28,11 @@ def title(made: Reproduction) -> str:
 def conclusion(made: Reproduction) -> tuple[str, str, str]:
     """The conclusion in three sentences, without the void comparisons."""
     if made.experiment.name == "E1":
-        return _departure(made), _larger(made.claims), _accuracies(made.cells, "chain", "injected")
+        larger = sentence(made.decisions, "E1-larger-in-16-bits") or _NO_CLAIM
+        return _departure(made), larger, _accuracies(made.cells, "chain", "injected")
     chain, injected = _accuracies(made.cells, "chain"), _accuracies(made.cells, "injected")
     if made.experiment.name == "E3":
-        return _spread(made.claims), injected, chain
+        return sentence(made.decisions, "E3-spread") or _NO_CLAIM, injected, chain
     return chain, injected, _published(made)
 
 
@@ -89,39 +92,8 @@ def _departure(made: Reproduction) -> str:
     return f"{apart}, and s = 0 meets an exact zero in all of these; it meets one in {counted(found.met, 'run')} in all."
 
 
-def _larger(claims: Sequence[Claim]) -> str:
-    own = [claim for claim in claims if claim.claim.startswith(LARGER)]
-    verdicts = {claim.verdict for claim in own}
-    if not own or "not measured" in verdicts:
-        return "Whether the difference is larger in 16 bits, as published, was not measured."
-    numbers = "; ".join(f"{claim.measured}, {claim.claim.removeprefix(LARGER).strip(' ()')}" for claim in own)
-    says = {
-        frozenset({"agrees"}): "The difference is larger in bfloat16, as published",
-        frozenset({"disagrees"}): "The difference is not larger in bfloat16, which contradicts the published finding",
-        frozenset({"undecided"}): "It is undecided whether the difference is larger in bfloat16, as published",
-        frozenset({"one run"}): "With one seed it is undecided whether the difference is larger in bfloat16, as published",
-    }.get(
-        frozenset(verdicts), "Whether the difference is larger in bfloat16, as published, has another answer for each rule"
-    )
-    return f"{says}: {numbers}."
-
-
-def _spread(claims: Sequence[Claim]) -> str:
-    own = [claim for claim in claims if claim.claim.startswith(SPREAD)]
-    words = Counter(claim.verdict for claim in own)
-    measured = words["agrees"] + words["disagrees"]
-    if not measured:
-        return "Whether the spread over seeds grows with s in 16 bits, as published, was not measured."
-    grows = [claim.measured.partition(":")[0] for claim in own if claim.verdict == "agrees"]
-    where = f": {listed(grows)}" if grows else ""
-    return (
-        f"The spread of the test accuracy over seeds grows with s, as published, in {words['agrees']} of "
-        f"{counted(measured, '16-bit arithmetic')} under the injected rule{where}."
-    )
-
-
 def _published(made: Reproduction) -> str:
-    """The control, and how many published figures agree."""
+    """The control, and how many published figures are confirmed."""
     distances = sum(len(m.steps.step) for _, r in made.runs if not r.void for m in r.members if m.member.control)
     kept = " outside the void comparisons" if made.void else ""
     control = (
@@ -130,14 +102,11 @@ def _published(made: Reproduction) -> str:
         else f"No second run of s = 0 was compared with the first{kept}"
     )
     words = Counter(figure.verdict for figure in made.published)
-    open_ = words["one run"] + words["not measured"]
     if all(figure.evidence.p_for is None for figure in made.published):
         return f"{control}; no published figure can be tested with these runs."
-    more = f", and {with_verb(open_, 'was', 'were')} not measured here or only with one seed" if open_ else ""
-    agree = with_verb(words["agrees"], "agrees", "agree")
-    disagree, undecided = with_verb(words["disagrees"], "disagrees", "disagree"), with_verb(words["undecided"], "is", "are")
-    margin = made.published[0].published.margin
+    rest = f", {with_verb(words['not run'], 'was', 'were')} not run" if words["not run"] else ""
+    confirmed, margin = with_verb(words["confirmed"], "is", "are"), made.published[0].published.margin
     return (
-        f"{control}; of {counted(len(made.published), 'published test error')}, {agree} with the mean measured here to "
-        f"within {margin:g} points, {disagree} and {undecided} undecided{more}."
+        f"{control}; of {counted(len(made.published), 'published test error')}, {confirmed} confirmed to within {margin:g} "
+        f"points, {words['refuted']} refuted and {words['undecided']} undecided{rest}."
     )

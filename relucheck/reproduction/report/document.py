@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any, Final
 
 from relucheck.reproduction.published import AGREEMENT, READ_OFF
-from relucheck.reproduction.report.claims import reason
 from relucheck.reproduction.report.conclusion import conclusion, title
+from relucheck.reproduction.report.deciding.page import LEGEND, case_table, claim_table
+from relucheck.reproduction.report.reasons import reason
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
-from relucheck.reproduction.report.tables import claim_table, legend, markdown, published_table
+from relucheck.reproduction.report.tables import legend, markdown, published_table
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import Table, counted
 from relucheck.training.result import Result
@@ -41,7 +41,7 @@ def summary(reproduction: Reproduction) -> dict[str, Any]:
         ],
         "cells": [cell.as_dict() for cell in reproduction.cells],
         "published": [checked.as_dict() for checked in reproduction.published],
-        "findings": [dataclasses.asdict(claim) for claim in reproduction.claims],
+        "claims": [decision.as_dict() for decision in reproduction.decisions],
     }
 
 
@@ -100,36 +100,34 @@ def _executor(name: str) -> str:
 
 
 def _outcomes(reproduction: Reproduction) -> list[str]:
-    """List which published findings and figures agree with the results, and which do not."""
-    if not (reproduction.claims or reproduction.published):
+    """List the verdicts on published claims and figures."""
+    if not (reproduction.decisions or reproduction.published):
         return []
 
     def why(checked: Checked) -> str:
         return reason(checked, reproduction.cells)
 
     lines = ["## Against the published figures", ""]
-    if reproduction.claims:
-        lines += ["### Findings in words", "", *claim_table(reproduction.claims).markdown(), ""]
+    if reproduction.decisions:
+        lines += ["### Claims", "", *claim_table(reproduction.decisions).markdown(), ""]
+        lines += [*case_table(reproduction.decisions).markdown(), "", *(f"- {line}" for line in LEGEND), ""]
     if reproduction.published:
         lines += ["### Test errors", "", *published_table(reproduction.published, why).markdown(), ""]
-    lines += [
-        "- agrees, for a finding: it holds in this run; for an error: the measured mean is significantly within the margin "
-        "of the published value, wherever that lies within its error of reading (TOST).",
-        "- disagrees, for a finding: it does not hold; for an error: the mean is significantly outside.",
-        "- undecided: neither is shown; always so if a seed is lost, because its run diverged.",
-        "- one run: there are fewer than 2 seeds, which is too few for a test.",
-        "- not measured: no such run is here.",
-        "- reason: given only where numbers of this run show it.",
-    ]
-    if reproduction.published:
+        lines += [
+            "- confirmed: the measured mean is significantly within the margin of the published value, wherever that lies "
+            "within its error of reading (TOST). refuted: it is significantly outside.",
+            "- undecided: neither is shown; always so with one seed, or if a seed is lost, because its run diverged.",
+            "- not run: no such run is here.",
+            "- reason: given only where numbers of this run show it.",
+        ]
         lines += [
             f"- published: read off, to within {READ_OFF:g} point, from a figure of one run on a GPU; its code injects the "
             "subgradient itself, which for s = 0 is the chain rule. Emulated arithmetics stand beside the published "
             "bfloat16.",
-            f"- margin: the distance in points that counts as agreement. The published errors of neighbouring subgradients "
+            f"- margin: the distance in points that is still confirmed. The published errors of neighbouring subgradients "
             f"are {AGREEMENT:g} points or more apart.",
-            "- p agrees, p disagrees: of the tests for and against agreement, each corrected by Holm over the rows that "
-            "have a test.",
+            "- p confirms, p refutes: of the tests for and against the published value, each corrected by Holm over "
+            "the rows that have a test.",
         ]
     return [*lines, ""]
 

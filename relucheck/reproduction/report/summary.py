@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.reproduction.claims import Decision
 from relucheck.reproduction.published import PublishedError
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.statistics import Evidence, Outcome, Paired, Summary, decide, judge, near, paired, summarise
@@ -217,20 +218,6 @@ def _evidence(published: PublishedError, result: Result | None) -> Evidence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-    """A published finding in words, beside the measurement.
-
-    ``verdict`` is as in :class:`Checked`, or "undecided".
-    """
-
-    source: str
-    claim: str
-    measured: str
-    verdict: str
-    reason: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Reproduction:
     """The finished comparisons of a folder, with their summaries and claims.
 
@@ -238,7 +225,7 @@ class Reproduction:
         experiment, scale, folder: what was run, and where.
         runs: every finished comparison of the folder, in the scenario's order.
         missing: names of the comparisons that are not finished (``only`` left them out).
-        cells, published, claims: the contents of the tables: measurements, published figures, published findings.
+        cells, published, decisions: the contents of the tables: measurements, published figures, verdicts on claims.
         figures: paths of the figures.
     """
 
@@ -249,7 +236,7 @@ class Reproduction:
     missing: tuple[str, ...] = ()
     cells: tuple[MemberGroup, ...] = ()
     published: tuple[Checked, ...] = ()
-    claims: tuple[Claim, ...] = ()
+    decisions: tuple[Decision, ...] = ()
     figures: tuple[Path, ...] = ()
 
     @property

@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.report.summary import Checked, Claim, MemberGroup
+from relucheck.reproduction.claims import Decision
+from relucheck.reproduction.report.deciding.page import claim_table
+from relucheck.reproduction.report.summary import Checked, MemberGroup
 from relucheck.results.statistics import LEVEL, MARGIN
 from relucheck.results.tables import Table
 
@@ -261,7 +263,7 @@ def _p_texts(*p_values: float | None) -> list[str]:
 def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: "") -> Table:
     """Tabulate the published figures beside the measured ones."""
     header = ["source", "comparison", "what", "s", "rule", "published", "margin", "measured", "seeds"]
-    header += ["p agrees", "p disagrees", "outcome", "reason"]
+    header += ["p confirms", "p refutes", "outcome", "reason"]
     body = []
     for check in checked:
         published, measured = check.published, check.measured
@@ -284,20 +286,12 @@ def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str]
     return Table(header, body, title, right=("s", "published", "margin", "seeds"))
 
 
-def claim_table(claims: Sequence[Claim]) -> Table:
-    """Tabulate the published findings in words."""
-    rows = [[claim.source, claim.claim, claim.measured, claim.verdict, claim.reason] for claim in claims]
-    return Table(
-        ["source", "finding", "measured", "outcome", "reason"], rows, "published findings, and what was measured here"
-    )
-
-
-def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
-    """Published findings and figures, as rich tables.
+def rich_outcomes(checked: Sequence[Checked], decisions: Sequence[Decision]) -> list[Any]:
+    """Published claims and figures, as rich tables.
 
     A terminal leaves out the reasons, and the figures that nothing here measures; report.md has both.
     """
-    measured = [figure for figure in checked if figure.verdict != "not measured"]
+    measured = [figure for figure in checked if figure.verdict != "not run"]
     left_out = len(checked) - len(measured)
     figures = published_table(measured)
     if left_out:
@@ -305,7 +299,7 @@ def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[A
             figures, caption=f"{left_out} more are of comparisons that are not here; report.md lists them"
         )
     shown = (
-        claim_table(claims).without("reason"),
-        figures.without("source", "what", "rule", "margin", "p agrees", "p disagrees", "reason"),
+        claim_table(decisions),
+        figures.without("source", "what", "rule", "margin", "p confirms", "p refutes", "reason"),
     )
     return [table.rich() for table in shown if table.rows]

@@ -1,8 +1,8 @@
-"""Rules that decide whether results over seeds agree with a published claim.
+"""Rules that decide whether results over seeds confirm a published claim.
 
 Each rule returns the evidence for the claim and against it, as two p-values. ``decide`` corrects them over a family of
 claims and gives the verdicts. Each rule says under which claim its verdict is wrong, and the probability of a wrong verdict
-is at most the level: "agrees" where the claim is false, or "disagrees" where it is true. Everything else is "undecided".
+is at most the level: "confirmed" where the claim is false, or "refuted" where it is true. Everything else is "undecided".
 docs/statistics.md has the simulated error rates.
 """
 
@@ -30,7 +30,8 @@ from relucheck.results.statistics.means import (
     within,
 )
 
-Outcome = Literal["agrees", "disagrees", "undecided", "one run", "not measured"]
+#: The words for what results say of a published claim or figure; docs/glossary.md explains them.
+Outcome = Literal["confirmed", "refuted", "undecided", "not run"]
 _Key = TypeVar("_Key", bound=Hashable)
 _Values = Sequence[float | None]
 
@@ -49,8 +50,8 @@ class Evidence:
         adjusted_for: ``p_for`` after Holm's correction, see ``decide``; None if nothing is tested.
         adjusted_against: ``p_against`` after Holm's correction, in the same way.
         family: the number of claims over which the p-values are corrected.
-        verdict: "agrees" or "disagrees" if the evidence for the claim or against it is significant. Otherwise "undecided",
-            and always so with a lost seed; "one run" with a single seed; "not measured" without any.
+        verdict: "confirmed" or "refuted" if the evidence for the claim or against it is significant. Otherwise "undecided",
+            and always so with a lost seed or a single one; "not run" without any.
     """
 
     n: int
@@ -85,9 +86,9 @@ def decide(evidence: Mapping[_Key, Evidence], level: float = LEVEL) -> dict[_Key
     for key, found in evidence.items():
         verdict: Outcome = "undecided"
         if key in support:
-            verdict = "agrees" if support[key] < level else "disagrees" if refutal[key] < level else "undecided"
-        elif not found.lost:
-            verdict = "one run" if found.n else "not measured"
+            verdict = "confirmed" if support[key] < level else "refuted" if refutal[key] < level else "undecided"
+        elif not found.n and not found.lost:
+            verdict = "not run"
         decided[key] = dataclasses.replace(
             found,
             adjusted_for=support.get(key),
@@ -269,7 +270,7 @@ def without_exception(exceptions: int, cases: int, most: float = 0.5, level: flo
     Args:
         exceptions: the number of cases in which it does not hold.
         cases: the number of cases.
-        most: the share of exceptions that has to be excluded before the claim agrees; 0.5 takes 5 cases, 0.2 takes 14.
+        most: the share of exceptions that has to be excluded to confirm the claim; 0.5 takes 5 cases, 0.2 takes 14.
         level: the interval of the estimate has the confidence 1 - level.
 
     Returns:

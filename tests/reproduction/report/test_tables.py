@@ -183,13 +183,13 @@ def test_published_figures_are_checked() -> None:
     figures = E2.published_figures("cpu")
     checked = report_summary.check(figures, {comparison.name: result for comparison, result in runs})
     found = {(c.published.comparison, c.published.rule, c.published.subgradient): c.verdict for c in checked}
-    assert found["bfloat16-split-k-4", "injected", 1.0] == "agrees"
-    assert found["bfloat16-split-k-4", "chain", 0.0] == "agrees"
-    assert found["bfloat16-product", "injected", 1.0] == "one run"
-    assert found["float32", "injected", 1.0] == "not measured"
+    assert found["bfloat16-split-k-4", "injected", 1.0] == "confirmed"
+    assert found["bfloat16-split-k-4", "chain", 0.0] == "confirmed"
+    assert found["bfloat16-product", "injected", 1.0] == "undecided"
+    assert found["float32", "injected", 1.0] == "not run"
     far = [dataclasses.replace(figure, value=figure.value + 6) for figure in figures]
     moved = report_summary.check(far, {comparison.name: result for comparison, result in runs})
-    assert {c.verdict for c in moved if c.published.comparison == "bfloat16-split-k-4"} == {"disagrees"}
+    assert {c.verdict for c in moved if c.published.comparison == "bfloat16-split-k-4"} == {"refuted"}
     table = tables.published_table(checked)
     assert len(table.rows) == len(figures)
     assert all(len(line) == len(table.header) for line in table.rows)
@@ -203,7 +203,7 @@ def test_a_published_figure_agrees_within_its_margin_and_not_by_a_wide_interval(
     checked = report_summary.check(E2.published_figures("full"), {product.name: wide})
     assert [c.verdict for c in checked if c.published.comparison == product.name] == ["undecided"] * 5
     sure = made_up.result(settings, lambda member: 0.96 + 0.0001 * member.seed)
-    for margin, verdict in ((2.0, "agrees"), (1.05, "agrees"), (1.015, "undecided")):
+    for margin, verdict in ((2.0, "confirmed"), (1.05, "confirmed"), (1.015, "undecided")):
         figures = [dataclasses.replace(f, margin=margin) for f in E2.published_figures("full") if f.value == 4.0]
         (four,) = [c for c in report_summary.check(figures, {product.name: sure}) if c.published.comparison == product.name]
         assert four.verdict == verdict
@@ -213,7 +213,7 @@ def test_a_diverged_seed_leaves_a_published_figure_undecided() -> None:
     product, *_ = E2.comparisons("full", ("bfloat16-product",))
     figures = E2.published_figures("full")
     cost = {f.subgradient: f.value for f in figures if f.comparison == product.name}
-    for lost, verdict in ((-1, "agrees"), (3, "undecided")):
+    for lost, verdict in ((-1, "confirmed"), (3, "undecided")):
         run = made_up.result(
             product.settings,
             lambda member: 1 - (cost[member.subgradient] + 0.01 * member.seed) / 100,
