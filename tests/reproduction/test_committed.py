@@ -65,7 +65,7 @@ def test_committed_training_reports_are_those_of_the_committed_results(
 
 
 def test_committed_results_say_that_they_are_thinned() -> None:
-    files = [*(COMMITTED / "training").glob("E*/runs/*/*")]
+    files = [path for kind in ("runs", "nudges") for path in (COMMITTED / "training").glob(f"E*/{kind}/*/*")]
     assert files
     for path in files:
         assert json.loads(gzip.decompress(path.read_bytes()))["result"]["thinned"] == THINNED

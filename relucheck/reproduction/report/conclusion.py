@@ -40,9 +40,10 @@ def conclusion(made: Reproduction) -> tuple[str, ...]:
 def _accuracy(made: Reproduction, *rules: str) -> list[str]:
     """What the tests say of the accuracy: beyond nudges where there are any, and against s = 0 elsewhere."""
     known = {effect.comparison for effect in made.effects}
-    others = [cell for cell in made.cells if cell.comparison not in known]
-    beyond = [_beyond_nudges(made, *rules)] if known else []
-    return [*beyond, *([_accuracies(others, *rules)] if others or not known else [])]
+    if not known:
+        return [_accuracies(made.cells, *rules)]
+    others = [cell for cell in made.cells if cell.comparison not in known and not cell.void]
+    return [_beyond_nudges(made, *rules), *([_accuracies(others, *rules)] if others else [])]
 
 
 def _beyond_nudges(made: Reproduction, *rules: str) -> str:
@@ -53,9 +54,9 @@ def _beyond_nudges(made: Reproduction, *rules: str) -> str:
     words = Counter(effect.beyond.paired.verdict for effect in own)
     tested = [effect for effect in own if effect.beyond.paired.adjusted_difference is not None]
     pairs = f"{counted(len(own), 'comparison')} with nudges"
-    quiet = sum(not effect.beyond.paired.n + effect.beyond.paired.lost for effect in own)
-    why = "one seed with a live hit, or a run without an accuracy"
-    why += f"; {with_verb(quiet, 'has', 'have')} no live hit in any seed" if quiet else ""
+    live = [effect for effect in own if effect.beyond.paired.n + effect.beyond.paired.lost]
+    reasons = ["one seed with a live hit, or a run without an accuracy"] * (len(live) > len(tested))
+    why = "; ".join([*reasons, *["no seed with a live hit"] * (len(own) > len(live))])
     if not tested:
         return f"{under}, an effect of s on the test accuracy beyond that of nudges was not tested in {pairs} ({why})."
     untested = len(own) - len(tested)
@@ -66,7 +67,7 @@ def _beyond_nudges(made: Reproduction, *rules: str) -> str:
     others += f" ({untested} of them untested: {why})" if untested else ""
     half = [effect for effect in every if effect.endpoint == HALF]
     later = sum(effect.beyond.paired.verdict == "differs" for effect in half)
-    over = f"; over the second half of the epochs, {later} of {len(half)} differ" if half else ""
+    over = f"; for the mean over the second half of the epochs, {later} of {len(half)} differ" if half else ""
     if not words["differs"]:
         return f"{under}, s is not shown to change the test accuracy more than nudges do: of {pairs}, {others}{over}."
     differing = [effect for effect in own if effect.beyond.paired.verdict == "differs"]
@@ -90,12 +91,11 @@ def _without_nudges(made: Reproduction) -> list[str]:
     lacking = [name for name in run if name not in valid]
     if not lacking:
         return []
-    where = f"For {len(lacking)} of {counted(len(run), 'comparison')} no valid nudges were run, so"
-    if len(lacking) == len(run):
-        where = "No valid nudges were run, so"
-    there = "" if len(lacking) == len(run) else " there"
+    every = len(lacking) == len(run)
+    where = "No" if every else f"For {len(lacking)} of {counted(len(run), 'comparison')} no"
     return [
-        f"{where} it is not shown{there} that a difference from s = 0 is larger than what a change of one bit leads to."
+        f"{where} valid nudges were run: it is not shown {'' if every else 'there '}that a difference from s = 0 is larger "
+        "than what a change of one bit leads to."
     ]
 
 

@@ -29,9 +29,9 @@ EFFECT_LEGEND: Final[Mapping[str, str]] = {
     "effect": "the difference of s to s = 0 less the mean difference of the nudges of the same seed, in points: mean over "
     "seeds ± half its 95 % interval.",
     "p": "of a paired t-test that the mean effect is 0, corrected by Holm over every effect of this report.",
-    "verdict": f"differs, if p is below {LEVEL:g}; else equivalent, if a test of equivalence within {MARGIN:g} points "
-    "(TOST), corrected in the same way, is; undecided if neither, and always with fewer than 2 seeds or a run that has no "
-    "accuracy.",
+    "verdict": f"differs, if the corrected p is below {LEVEL:g}; else equivalent, if a test of equivalence within "
+    f"{MARGIN:g} points (TOST), corrected in the same way, is; undecided if neither, and always with fewer than 2 seeds or "
+    "with a run that has no accuracy.",
     "seeds needed": f"seeds with a live hit with which a paired t-test at {LEVEL:g}, uncorrected, finds a true effect of "
     f"{MARGIN:g} points with a probability of 80 %, if effects spread over seeds as they do here.",
 }
@@ -142,14 +142,16 @@ def markdown(groups: Sequence[NudgeGroup], effects: Sequence[Effect]) -> list[st
 
 
 def terminal(groups: Sequence[NudgeGroup], effects: Sequence[Effect]) -> list[Any]:
-    """The same for a terminal, as rich objects."""
+    """The same for a terminal, as rich objects, with fewer columns."""
     from rich.text import Text
 
     if not groups:
         return []
-    shown: list[Any] = [nudge_table(groups).rich()]
-    shown += [Text(note) for note in nudge_notes(groups)]
-    tables = effect_tables(effects)
-    shown += [table.without("p").rich() for table in tables]
+    left_out, tables = ("nudges", "p"), effect_tables(effects)
     explained = {**NUDGE_LEGEND, **(EFFECT_LEGEND if tables else {})}
-    return [*shown, *(Text(f"{column}: {meaning}") for column, meaning in explained.items() if column != "p")]
+    return [
+        nudge_table(groups).without(*left_out).rich(),
+        *map(Text, nudge_notes(groups)),
+        *(table.without(*left_out).rich() for table in tables),
+        *(Text(f"{column}: {meaning}") for column, meaning in explained.items() if column not in left_out),
+    ]
