@@ -9,6 +9,7 @@ from typing import Any, Final
 from relucheck.reproduction.published import AGREEMENT, READ_OFF
 from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.deciding.page import LEGEND, case_table, claim_table
+from relucheck.reproduction.report.nudges import tables as nudge_tables
 from relucheck.reproduction.report.reasons import reason
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
 from relucheck.reproduction.report.tables import legend, markdown, published_table
@@ -22,7 +23,7 @@ SUMMARY_VERSION: Final = 4
 
 
 def summary(reproduction: Reproduction) -> dict[str, Any]:
-    """Build the content of ``summary.json``: what was run, and every cell, claim and figure."""
+    """Build the content of ``summary.json``: what was run, and every cell, effect, claim and figure."""
     return {
         "schema": "relucheck-reproduction-summary",
         "schema_version": SUMMARY_VERSION,
@@ -40,6 +41,8 @@ def summary(reproduction: Reproduction) -> dict[str, Any]:
             for comparison, result in reproduction.runs
         ],
         "cells": [cell.as_dict() for cell in reproduction.cells],
+        "nudges": [nudges.as_dict() for nudges in reproduction.nudges],
+        "effects": [effect.as_dict() for effect in reproduction.effects],
         "published": [checked.as_dict() for checked in reproduction.published],
         "claims": [decision.as_dict() for decision in reproduction.decisions],
     }
@@ -60,6 +63,7 @@ def report(reproduction: Reproduction) -> str:
     lines += ["## Results", "", *markdown(reproduction.cells, published)]
     columns = legend(*(() if published else ("published %",)))
     lines += [*(f"- {line}" for line in columns), ""]
+    lines += nudge_tables.markdown(reproduction.nudges, reproduction.effects)
     lines += _outcomes(reproduction)
     if others:
         lines += ["## More figures", ""]
