@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,11 +200,19 @@ def _figures(
 ) -> list[Path]:
     from relucheck.reproduction.report.figures import draw
 
-    folder = place.folder / "figures"
+    return drawn(place.folder, lambda: draw(experiment, place.scale, runs, place.folder / "figures", nudges=nudges))
+
+
+def drawn(folder: Path, draw: Callable[[], list[Path]]) -> list[Path]:
+    """The figures that a function writes into a report's folder.
+
+    Raises:
+        relucheck.results.store.StoreError: a figure cannot be written.
+    """
     try:
-        return draw(experiment, place.scale, runs, folder, nudges=nudges)
+        return draw()
     except OSError as error:
-        path = Path(error.filename) if error.filename else folder
+        path = Path(error.filename) if error.filename else folder / "figures"
         raise StoreError(
             f"{path} cannot be written ({error.strerror or error}); see that nothing else is in its place, or name another "
             "folder; finished runs are kept"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,8 +71,8 @@ def report(reproduction: Reproduction) -> str:
         for figure in others:
             lines += [figure, ""]
     lines += ["## Controls", "", "For every seed, s = 0 is run a second time from the start.", ""]
-    lines += [*_controls(reproduction.runs).markdown(), "", "## How it was run", "", *_facts(reproduction), ""]
-    lines += [*_how(reproduction.runs).markdown(), "", *_settings(reproduction.runs).markdown(), ""]
+    lines += [*controls_table(reproduction.runs).markdown(), "", "## How it was run", "", *_facts(reproduction), ""]
+    lines += [*how_table(reproduction.runs).markdown(), "", *settings_table(reproduction.runs).markdown(), ""]
     return "\n".join(lines)
 
 
@@ -141,10 +142,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-_Runs = tuple[tuple[Comparison, Result], ...]
+Runs = Sequence[tuple[Comparison, Result]]
 
 
-def _controls(runs: _Runs) -> Table:
+def controls_table(runs: Runs) -> Table:
+    """The outcome of the controls of each comparison."""
     body = []
     for comparison, result in runs:
         controls = group(result)[0.0, "chain", True]
@@ -154,7 +156,8 @@ def _controls(runs: _Runs) -> Table:
     return Table(["comparison", "controls", "recorded steps", "largest L1 distance", "outcome"], body)
 
 
-def _how(runs: _Runs) -> Table:
+def how_table(runs: Runs) -> Table:
+    """Where and how each comparison was run."""
     body = [
         [
             comparison.name,
@@ -169,7 +172,8 @@ def _how(runs: _Runs) -> Table:
     return Table(["comparison", "arithmetic", "device", "executor", "versions", "wall time"], body)
 
 
-def _settings(runs: _Runs) -> Table:
+def settings_table(runs: Runs) -> Table:
+    """What each comparison trained."""
     body = []
     for comparison, result in runs:
         settings = result.settings
