@@ -3,7 +3,7 @@
 Each rule returns the evidence for the claim and against it, as two p-values. ``decide`` corrects them over a family of
 claims and gives the verdicts. Each rule says under which claim its verdict is wrong, and the probability of a wrong verdict
 is at most the level: "confirmed" where the claim is false, or "refuted" where it is true. Everything else is "undecided".
-docs/reproduction.md has the simulated error rates.
+docs/statistics.md has the simulated error rates.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _half_or_fewer(count: int, cases: int) -> float:
 
 
 def grows(levels: Sequence[_Values], margin: float = MARGIN, level: float = LEVEL) -> Evidence:
-    """The claim that each step up raises the mean, and all steps together raise it by at least a margin.
+    """The claim that each step up raises the mean, and that all together reach a margin.
 
     The levels are subgradients in increasing order, for example. The tests are paired t-tests on the differences of
     neighbours and on the rise from the first level to the last. The test for the claim needs every one of them to be

@@ -1,4 +1,4 @@
-"""Means over seeds: intervals, and the p-values that a mean lies below, above, within or beyond bounds."""
+"""Means over seeds: intervals, and tests that a mean lies within bounds or beyond them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def difference(value: float, reference: float) -> float:
 
 
 def below(values: Summary, bound: float) -> float:
-    """The p-value of a one-sided t-test; a small one shows that the mean is less than a bound.
+    """The p-value of a one-sided t-test that a mean is less than a bound.
 
     If all values are equal, the t-test is undefined, and the exact sign test takes its place. It is a test of the median:
     n values below the bound have the p-value 1 / 2 ** n.
@@ -104,7 +104,7 @@ def below(values: Summary, bound: float) -> float:
 
 
 def above(values: Summary, bound: float) -> float:
-    """The p-value of the test of ``below``, for a mean that is greater than a bound."""
+    """The p-value of a one-sided t-test that a mean is greater than a bound, see ``below``."""
     assert values.mean is not None
     return _tail(values, bound - values.mean)
 
@@ -119,7 +119,7 @@ def _tail(values: Summary, distance: float) -> float:
 
 
 def within(values: Summary, low: float, high: float) -> float:
-    """The p-value of two one-sided tests (TOST); a small one shows that the mean lies between two bounds.
+    """The p-value of two one-sided tests (TOST) that a mean lies between two bounds.
 
     Source: D. J. Schuirmann, A comparison of the two one-sided tests procedure and the power approach for assessing the
     equivalence of average bioavailability, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987) 657-680.
@@ -128,7 +128,7 @@ def within(values: Summary, low: float, high: float) -> float:
 
 
 def beyond(values: Summary, low: float, high: float) -> float:
-    """The p-value of a two-sided test; a small one shows that the mean does not lie from ``low`` to ``high``.
+    """The p-value of a two-sided test that a mean does not lie from ``low`` to ``high``.
 
     With equal bounds this is the usual two-sided test. It is twice the smaller of two one-sided p-values, which is valid
     whatever the distance of the bounds.

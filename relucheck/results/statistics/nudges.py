@@ -1,4 +1,4 @@
-"""What nudges say of a subgradient: the effect beyond theirs, and the band that holds one more of them."""
+"""What nudges say of a subgradient: the effect beyond theirs, and the band of one more."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_faulty_rule_is_wrong_more_often(case: Case) -> None:
 
 
 def test_an_overlap_of_intervals_is_no_agreement() -> None:
-    """A true error of 6 % "agreed" with a published 4 ± 1 % in 64 % of experiments of 5 seeds whose deviation is 1 point."""
+    """A true error of 6 % "agreed" with a published 4 ± 1 % in 64 % of experiments: 5 seeds, a deviation of 1 point."""
     (case,) = [case for case in CASES if case.truth == "2 points from the published value, read exactly"]
     overlapping = interval(simulations.faulty_verdicts(case, "normal", 5, DRAWS), DRAWS, CONFIDENCE)
     assert overlapping.low <= 0.64 <= overlapping.high
