@@ -3,6 +3,7 @@
 ``relucheck check TARGET`` and ``relucheck kinks TARGET`` run the gate without pytest (``relucheck.gate.run``).
 ``relucheck reproduce SCENARIO`` runs a published experiment (``relucheck.reproduction.run``).
 ``relucheck claims`` says what results decide about the published claims (``relucheck.reproduction.stored``).
+``relucheck kernels`` reports how a device rounds the products of these experiments (``relucheck.reproduction.kernels``).
 
 Exit codes:
 
@@ -148,6 +149,17 @@ def _parser() -> argparse.ArgumentParser:
         "relucheck-results/, without those of scale smoke",
     )
     claims.add_argument("--report", metavar="FILE.md", help="write every case with its numbers to FILE.md, too")
+    text = "report how a device rounds the matrix products and convolutions of the published experiments"
+    kernels = commands.add_parser(
+        "kernels",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}: the kernels by name, the emulation that each one equals bit for bit, "
+        "and the outputs that are exactly 0. On CUDA, every state of the switches for TF32 and 16-bit reductions is tried.",
+    )
+    kernels.add_argument("--device", metavar="NAME", help="cpu or cuda; default: cuda if it is available, else cpu")
+    kernels.add_argument("--dtypes", metavar="NAMES", help="dtypes, separated by commas; default: all four")
+    kernels.add_argument("--out", metavar="FOLDER", help="write the report to FOLDER as Markdown and JSON")
+    kernels.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 
 
@@ -284,6 +296,20 @@ def _claims(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _kernels(arguments: argparse.Namespace) -> int:
+    from relucheck.reproduction.kernels import report
+    from relucheck.reproduction.kernels.run import kernels
+    from relucheck.results.tables import render
+
+    dtypes = [] if arguments.dtypes is None else [name.strip() for name in arguments.dtypes.split(",")]
+    folder = Path(arguments.out) if arguments.out else None
+    found, files = kernels(arguments.device, dtypes, folder, progress=not arguments.quiet)
+    sys.stdout.write(render(*report.shown(found), width=_width(), color=sys.stdout.isatty()))
+    for file in files:
+        print(f"report: {file}")
+    return OK
+
+
 def _width() -> int:
     import shutil
 
@@ -319,7 +345,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     try:
-        return {"reproduce": _reproduce, "claims": _claims}.get(arguments.command, _run)(arguments)
+        commands = {"reproduce": _reproduce, "claims": _claims, "kernels": _kernels}
+        return commands.get(arguments.command, _run)(arguments)
     except RelucheckError as error:
         print(f"relucheck: {error}", file=sys.stderr)
         return error.exit_code

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from relucheck.errors import DeviceError
 from relucheck.gate import config as gate_config
 from relucheck.gate import report as gate_report
 from relucheck.gate.config import ConfigError, GateConfig
@@ -92,7 +93,10 @@ class GateCollector(pytest.Collector):
         if os.environ.get("PYTEST_XDIST_WORKER"):
             # workers already use all cores, so threads inside them would compete
             torch.set_num_threads(1)
-        gate = Gate(configuration(self.config))
+        try:
+            gate = Gate(configuration(self.config))
+        except DeviceError as error:
+            raise self.CollectError(f"relucheck: {error}") from error  # which pytest shows without a traceback
         for item in gate.items():
             yield GateItem.from_parent(self, name=item.id, gate=gate, item=item)
 

@@ -28,6 +28,7 @@ from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of
 from relucheck.gate.subject import Disconnected, NotAnActivation, Subject, TargetError
 from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged
+from relucheck.numerics.devices import available
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 
@@ -75,12 +76,15 @@ class Gate:
 
     Raises:
         ConfigError: for an unknown law.
+        DeviceError: a device is not available.
         NotCallableError: for an object that is not an activation.
     """
 
     def __init__(self, config: GateConfig, activations: Iterable[Any] = ()) -> None:
         self.config = config
         check_laws(config.laws)
+        for device in config.devices:  # before any item limits the memory
+            available(device)
         self.findings: list[Finding] = [
             discover(target, constructors=config.constructors, root=config.root, seconds=config.time_limit)
             for target in dict.fromkeys(config.targets)

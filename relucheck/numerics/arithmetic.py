@@ -297,7 +297,7 @@ class Arithmetic:
         matmul: Any = torch.backends.cuda.matmul
         reductions = {name: _reduction(name) for name in _SWITCHES.values()}
         accumulation = getattr(matmul, _ACCUMULATION, None)
-        with precision("tf32" if self.tf32 else "ieee"):
+        with _splitting_obeyed(self.reduction), precision("tf32" if self.tf32 else "ieee"):
             try:
                 for name in reductions:
                     _set_reduction(name, self.reduction)
@@ -319,6 +319,24 @@ _SWITCHES: Final = {
 #: Whether a switch for 16-bit reductions takes a pair. Before torch 2.10 it is a bool, and split-K is always allowed.
 _SPLIT_K: Final = hasattr(torch.backends.cuda.matmul, f"{_SWITCHES[torch.float16]}_split_k")
 _ACCUMULATION: Final = "allow_fp16_accumulation"  # torch 2.7 and newer; before, products accumulate in 32 bits
+
+
+@contextlib.contextmanager
+def _splitting_obeyed(reduction: Reduction) -> Iterator[None]:
+    """Choose cuBLASLt in a block that forbids split-K on CUDA.
+
+    torch's calls of cuBLAS raise then: "allow_splitk=False requires the cuBLASLt backend" (torch 2.11, H200). So this
+    arithmetic differs from the others in the library, too.
+    """
+    if reduction[1] or not torch.cuda.is_available():
+        yield
+        return
+    before = torch.backends.cuda.preferred_blas_library()
+    try:
+        torch.backends.cuda.preferred_blas_library("cublaslt")
+        yield
+    finally:
+        torch.backends.cuda.preferred_blas_library(before)
 
 
 def _reduction(name: str) -> Reduction:

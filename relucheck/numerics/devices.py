@@ -6,9 +6,27 @@ import dataclasses
 
 import torch
 
+from relucheck.errors import DeviceError
 from relucheck.numerics.environment import Environment, software
 
-__all__ = ["best_device", "environment"]
+__all__ = ["available", "best_device", "environment"]
+
+
+def available(device: torch.device | str) -> torch.device:
+    """Start a device and return it.
+
+    CUDA reserves hundreds of GiB of address space when it starts. So it has to start before a limit on that space is set.
+
+    Raises:
+        DeviceError: the device is not available.
+    """
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"device {str(device)!r} is not available here: {reason}; use device 'cpu'") from error
+    return place
 
 
 def environment(device: torch.device | str) -> Environment:

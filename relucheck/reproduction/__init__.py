@@ -11,4 +11,5 @@ TITLES: Final[Mapping[str, str]] = {
     "E2": "Training an MLP with several subgradients at 0",
     "E3": "Spread of the test accuracy by subgradient: over seeds, and pooled as published",
     "E4": "Volume of the bifurcation zone",
+    "E9": "Hits: how often pre-activations equal a kink, and which arithmetics give the published counts",
 }

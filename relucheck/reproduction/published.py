@@ -178,6 +178,14 @@ class PublishedCount:
     whole: bool
 
 
+#: The arithmetic of each experiment that gives its published counts, see ``relucheck.reproduction.experiments.counts``.
+ARITHMETICS: Final = {
+    "E1": "bfloat16 emulated (rounded)",
+    "E2": "bfloat16 emulated (rounded; layer 1 forward: split-k 4 bias joined)",
+    "E9": "bfloat16 emulated (rounded)",
+}
+
+
 @functools.cache
 def counts() -> tuple[PublishedCount, ...]:
     """All published counts, in the order of experiments, runs and epochs.

@@ -26,7 +26,7 @@ import torch.utils.deterministic
 from relucheck import data
 from relucheck.errors import DeviceError, SettingsError, one_of
 from relucheck.numerics.determinism import deterministic
-from relucheck.numerics.devices import environment
+from relucheck.numerics.devices import available, environment
 from relucheck.results.progress import Progress
 from relucheck.results.store import FINISHED, Store, StoreError, read_finished
 from relucheck.training.forking import DataSplit
@@ -356,12 +356,7 @@ def checked_device(device: str | torch.device) -> torch.device:
     Raises:
         DeviceError: the device is not available, or is neither a CPU nor a CUDA device.
     """
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(f"device {str(device)!r} is not available here: {reason}; use device 'cpu'") from error
+    place = available(device)
     if place.type not in ("cpu", "cuda"):
         raise DeviceError(f"device {str(device)!r}: relucheck trains on cpu and cuda; use one of these")
     return place

@@ -8,9 +8,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from relucheck.__main__ import main
 from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
+from relucheck.gate import run
+from relucheck.gate.config import GateConfig
+from relucheck.gate.isolation import guard
 
 from .test_pytest_face import ROOT, gate, project
 
@@ -33,6 +37,21 @@ def unread(*arguments, cwd, also_errors=False):
     )
     os.close(writing)
     return done.returncode, (done.stderr or b"").decode()
+
+
+def test_a_missing_device_is_one_error(project, capsys):
+    """Not a failure of each item, of which every activation has a hundred."""
+    assert main(["check", f"{project / 'mylib.py'}", "--devices", "cpu,cuda:99"]) == MISSING
+    assert capsys.readouterr().err.startswith("relucheck: device 'cuda:99' is not available here")
+
+
+def test_a_device_starts_before_memory_is_limited(monkeypatch):
+    """CUDA cannot start under a limit on the address space, of which it reserves hundreds of GiB."""
+    events = []
+    monkeypatch.setattr(run, "available", lambda device: events.append(device))
+    monkeypatch.setattr(guard.resource, "setrlimit", lambda *arguments: events.append("limit"))
+    run.Gate(GateConfig(devices=("cpu",)), [torch.relu])
+    assert events[:2] == ["cpu", "limit"]
 
 
 @pytest.mark.parametrize(

@@ -516,3 +516,26 @@ def test_switches_of_no_named_arithmetic_are_a_label_only(switches: Any) -> None
         Arithmetic.parse(found.name)
     with pytest.raises(UnsupportedArithmeticError, match="mixture"):
         Arithmetic(torch.float32, mixture="TF32 convolutions")  # type: ignore[arg-type]
+
+
+@needs_split_k
+@pytest.mark.parametrize(("name", "inside"), [("bfloat16 strict", "cublaslt"), ("bfloat16", "cublas")])
+def test_a_forbidden_split_chooses_the_library_that_obeys(
+    name: str, inside: str, monkeypatch: pytest.MonkeyPatch, switches: Callable[[], tuple[Any, ...]]
+) -> None:
+    """torch 2.11 raises in products of cuBLAS where split-K is forbidden."""
+    library = ["cublas"]
+
+    def preferred(chosen: str | None = None) -> str:
+        if chosen is not None:
+            library[0] = chosen
+        return library[0]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", preferred)
+    with Arithmetic.parse(name).active():
+        assert library == [inside]
+    assert library == ["cublas"]
+    with contextlib.suppress(ZeroDivisionError), Arithmetic.parse(name).active():
+        raise ZeroDivisionError
+    assert library == ["cublas"]

@@ -73,7 +73,7 @@ def test_the_committed_page_on_claims_is_that_of_the_committed_results() -> None
 
 
 def test_committed_results_say_that_they_are_thinned() -> None:
-    files = [*(COMMITTED / "training").glob("E*/runs/*/*")]
+    files = [path for kind in ("runs", "nudges") for path in (COMMITTED / "training").glob(f"E*/{kind}/*/*")]
     assert files
     for path in files:
         assert json.loads(gzip.decompress(path.read_bytes()))["result"]["thinned"] == THINNED

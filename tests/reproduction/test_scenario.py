@@ -69,9 +69,13 @@ def test_b21s_learning_rate_is_its_notebooks() -> None:
 def test_e2_full_is_the_published_one_over_ten_seeds() -> None:
     for name, settings in _by_name("E2", "full").items():
         assert settings.network.widths == (200, 200, 200)
-        assert settings.epochs == (3 if name.endswith("-3-epochs") else 15 if name.endswith("-15-epochs") else 50)
+        lengths = {"-3-epochs": 3, "-10-epochs": 10, "-15-epochs": 15}
+        assert settings.epochs == next((n for end, n in lengths.items() if name.endswith(end)), 50)
         assert len(settings.seeds) >= 10
-        assert {member.subgradient for member in settings.members} == {-0.5, 0.0, 0.5, 0.8, 1.0}
+        # an earlier version of the published notebook, of 10 epochs, has other subgradients than the figures
+        notebook = {0.0, 1.0, 2.0, 4.0, 8.0}
+        subgradients = notebook if settings.epochs == 10 else {-0.5, 0.0, 0.5, 0.8, 1.0}
+        assert {member.subgradient for member in settings.members} == subgradients
         assert (settings.batch_size, settings.shuffle) == (128, False)
         assert settings.optimiser.lr == (0.1 if name.startswith("sgd-") else 0.001)
 
@@ -153,7 +157,11 @@ def test_e3_reads_e2s_runs(scale: str) -> None:
 def test_what_is_published_is_measured_by_a_comparison_of_that_scale(scale: str) -> None:
     found, published = _by_name("E2", scale), SCENARIOS["E2"].published_at(scale)
     assert {"float32", "bfloat16"} <= set(published) & set(found)
-    native = {name for name, settings in found.items() if _plain(settings) and settings.arithmetic.name == "bfloat16"}
+    native = {
+        name
+        for name, settings in found.items()
+        if _plain(settings) and settings.arithmetic.name == "bfloat16" and settings.epochs != 10
+    }
     assert native <= set(published)
 
 

@@ -64,7 +64,7 @@ def test_folders_decide_their_claims_and_the_others_are_not_run(tmp_path: Path) 
     assert said["E2-float32-accuracy", "float32", ""] == "not run: arm"
     assert said["E4-width", "float32", ""] == "confirmed"
     assert said["M24-bifurcation", "float32", ""] == "confirmed"
-    assert said["E1-control", "-", ""] == said["E9-custom", "-", ""] == "not run: results"
+    assert said["E1-control", "-", ""] == said["E9-custom-mlp", "-", ""] == "not run: results"
     assert ("E3-spread", "bfloat16-split-k-4", "injected") in said, "E3 takes its runs from E2"
 
 

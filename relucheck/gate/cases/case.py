@@ -156,7 +156,7 @@ class Case:
         grid = torch.cat([torch.tensor([0.0, info.max], dtype=torch.float64), torch.tensor(powers, dtype=torch.float64)])
         dense = torch.linspace(-128, 128, 2049, dtype=torch.float64)
         values = torch.cat([grid, -grid, dense]).to(self.dtype)
-        return torch.cat([values, self.near_kinks]).unique().to(self.device)
+        return torch.cat([values, self.near_kinks.cpu()]).unique().to(self.device)
 
     @functools.cached_property
     def near_kinks(self) -> Tensor:

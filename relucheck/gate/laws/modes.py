@@ -189,7 +189,7 @@ def double_backward(case: Case) -> None:
         )
     if case.dtype != torch.float64 or case.activation.surrogate:
         return
-    x = torch.linspace(-6, 6, 49, dtype=torch.float64) + 0.0137
+    x = torch.linspace(-6, 6, 49, dtype=torch.float64, device=case.device) + 0.0137
     away = torch.ones_like(x, dtype=torch.bool)
     for kink in case.kinks:
         away &= (x - kink.at).abs() > 0.02

@@ -18,7 +18,7 @@ from typing import Any, Final
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.reproduction import TITLES
-from relucheck.reproduction.published import ERRORS, SUBGRADIENTS
+from relucheck.reproduction.published import ARITHMETICS, ERRORS, SUBGRADIENTS
 from relucheck.reproduction.scenario import Comparison
 from relucheck.reproduction.trained import TrainingScenario
 from relucheck.training.settings import Optimiser, Settings, members_of
@@ -56,6 +56,12 @@ _EMULATED: Final[tuple[_Row, ...]] = (
     ("bfloat16-product", Arithmetic.parse("bfloat16 emulated (product)"), _ADAM),
     ("bfloat16-split-k-4", Arithmetic.parse("bfloat16 emulated (split-k 4)"), _ADAM),
 )
+#: The other two states of the switches for 16-bit products, of which the default is the row "bfloat16" above.
+_REDUCED: Final[tuple[_Row, ...]] = (
+    ("bfloat16-full-precision-reduction", Arithmetic.parse("bfloat16 full-precision reduction"), _ADAM),
+)
+#: The arithmetic that gives the counts of hits that the published notebook of E2 prints (scenario E9).
+_FITTED: Final[tuple[_Row, ...]] = (("bfloat16-published", Arithmetic.parse(ARITHMETICS["E2"]), _ADAM),)
 #: The same, rounded once, as a CPU with bfloat16 instructions computes. Hits are rare then, so what differs between this
 #: one and those above is an effect of coarse rounding.
 _ROUNDED: Final[tuple[_Row, ...]] = (("bfloat16-rounded", Arithmetic.parse("bfloat16 emulated (rounded)"), _ADAM),)
@@ -64,8 +70,24 @@ _EMULATED_FLOAT16: Final[tuple[_Row, ...]] = (
 )
 
 
+#: The places of a split into 4 parts: which layers, and forward or backward.
+_ABLATION: Final[tuple[_Row, ...]] = tuple(
+    (name, Arithmetic.parse(f"bfloat16 emulated (rounded; {where}: split-k 4)"), _ADAM)
+    for name, where in (
+        ("layer-1", "layer 1"),
+        ("layer-2", "layer 2"),
+        ("layer-3", "layer 3"),
+        ("layers-2-3", "layers 2, 3"),
+        ("forward", "forward"),
+        ("backward", "backward"),
+        ("layer-1-forward", "layer 1 forward"),
+        ("layers-2-3-forward", "layers 2, 3 forward"),
+    )
+)
+
+
 def _rows(*names: str) -> tuple[_Row, ...]:
-    every = {row[0]: row for row in (*_NATIVE, *_SWITCHED, *_EMULATED, *_ROUNDED, *_EMULATED_FLOAT16)}
+    every = {row[0]: row for row in (*_NATIVE, *_SWITCHED, *_REDUCED, *_FITTED, *_EMULATED, *_ROUNDED, *_EMULATED_FLOAT16)}
     return tuple(every[name] for name in names)
 
 
@@ -134,7 +156,7 @@ def _e1() -> TrainingScenario:
     many = dataclasses.replace(_E1, members=_with_seeds(_E1, (_E1_SEED, *SEEDS[1:])))
     many_b21 = dataclasses.replace(_E1_B21, members=_with_seeds(_E1_B21, (123, *SEEDS[1:])))
     full = (
-        *_made(_part(many, "R22"), (*_NATIVE, *_SWITCHED, *_EMULATED), many),
+        *_made(_part(many, "R22"), (*_NATIVE, *_SWITCHED, *_EMULATED, *_REDUCED, *_ROUNDED), many),
         *_made(_part(many_b21, "B21"), _rows("float32", "float64"), many_b21, "b21-"),
         *_made(_part(many_b21, "B21"), _rows("float32-tf32"), many_b21, "b21-"),
     )
@@ -159,6 +181,8 @@ _E2: Final = Settings(
     *("mnist", Network("mlp", (200, 200, 200)), members_of(SEEDS, SUBGRADIENTS)), optimiser=_ADAM, epochs=50, every=67
 )
 _PUBLISHED: Final = "MNIST, Adam, ReLU [R22]"
+#: Subgradients of an earlier version of [R22]'s notebook, whose counts of hits are known.
+NOTEBOOK_SUBGRADIENTS: Final[tuple[float, ...]] = (1.0, 2.0, 4.0, 8.0)
 
 
 def _fewer(settings: Settings) -> str:
@@ -205,8 +229,12 @@ def _e2() -> TrainingScenario:
         *_made(_PUBLISHED, _rows("bfloat16-product"), one),
         *_made(_PUBLISHED, _rows("bfloat16-split-k-4"), few),
     )
-    full = [*_made(_PUBLISHED, (*_NATIVE, *_SWITCHED, *_EMULATED, *_ROUNDED), _E2), *brief]
+    full = [*_made(_PUBLISHED, (*_NATIVE, *_SWITCHED, *_EMULATED, *_ROUNDED, *_FITTED), _E2), *brief]
     full += _made(_fewer(middle), longer, middle, suffix="-15-epochs")
+    notebook = dataclasses.replace(_E2, epochs=10, members=members_of(SEEDS, NOTEBOOK_SUBGRADIENTS))
+    arms = (*_rows("float32", "bfloat16", "bfloat16-strict"), *_REDUCED, *_ROUNDED, *_FITTED)
+    full += _made(f"{_fewer(notebook)}, s = 1, 2, 4, 8", arms, notebook, suffix="-10-epochs")
+    full += _made("Ablation: which sums are split in 4 parts, 3 epochs", _ABLATION, short, "split-k-4-", "-3-epochs")
     small = _small(_E2, (64, 64, 64))
     smoke = [*_made("digits, Adam, ReLU", (*pair, *_rows("float16", "bfloat16-product")), small)]
     for prefix, part, settings in _variations(_E2):

@@ -8,10 +8,11 @@ from typing import Final
 
 from relucheck.reproduction.report.deciding.departures import departures
 from relucheck.reproduction.report.deciding.page import sentence
+from relucheck.reproduction.report.nudges.effects import HALF, LAST
 from relucheck.reproduction.report.summary import MemberGroup, Reproduction
 from relucheck.reproduction.report.tables import rounded_up
 from relucheck.reproduction.scenario import SCALE_NAMES
-from relucheck.results.statistics import MARGIN, Verdict
+from relucheck.results.statistics import MARGIN, Paired, Verdict
 from relucheck.results.tables import counted, listed, with_verb
 
 _NO_CLAIM: Final = "At this scale no published claim is decided."
@@ -25,18 +26,82 @@ def title(made: Reproduction) -> str:
     return f"{made.experiment.name}: {made.experiment.title} ({SCALE_NAMES[made.scale]}{part})"
 
 
-def conclusion(made: Reproduction) -> tuple[str, str, str]:
-    """The conclusion in three sentences, without the void comparisons."""
+def conclusion(made: Reproduction) -> tuple[str, ...]:
+    """The conclusion in sentences, without the void comparisons."""
     if made.experiment.name == "E1":
         larger = sentence(made.decisions, "E1-larger-in-16-bits") or _NO_CLAIM
-        return _departure(made), larger, _accuracies(made.cells, "chain", "injected")
-    chain, injected = _accuracies(made.cells, "chain"), _accuracies(made.cells, "injected")
-    if made.experiment.name == "E3":
-        return sentence(made.decisions, "E3-spread") or _NO_CLAIM, injected, chain
-    return chain, injected, _published(made)
+        sentences = [_departure(made), larger, *_accuracy(made, "chain", "injected")]
+    elif made.experiment.name == "E3":
+        spread = sentence(made.decisions, "E3-spread") or _NO_CLAIM
+        sentences = [spread, *_accuracy(made, "injected"), *_accuracy(made, "chain")]
+    else:
+        sentences = [*_accuracy(made, "chain"), *_accuracy(made, "injected"), _published(made)]
+    return (*sentences, *_without_nudges(made))
 
 
 # ---------------------------------------------------------------- accuracy
+
+
+def _accuracy(made: Reproduction, *rules: str) -> list[str]:
+    """What the tests say of the accuracy: beyond nudges where there are any, and against s = 0 elsewhere."""
+    known = {effect.comparison for effect in made.effects}
+    if not known:
+        return [_accuracies(made.cells, *rules)]
+    others = [cell for cell in made.cells if cell.comparison not in known and not cell.void]
+    return [_beyond_nudges(made, *rules), *([_accuracies(others, *rules)] if others else [])]
+
+
+def _beyond_nudges(made: Reproduction, *rules: str) -> str:
+    """What the tests against nudges say of the accuracy under one rule or several."""
+    under = f"Under {listed([_RULES[rule] for rule in rules])}"
+    every = [effect for effect in made.effects if effect.rule in rules]
+    own = [effect for effect in every if effect.endpoint == LAST]
+    words = Counter(effect.beyond.paired.verdict for effect in own)
+    tested = [effect for effect in own if effect.beyond.paired.adjusted_difference is not None]
+    pairs = f"{counted(len(own), 'comparison')} with nudges"
+    live = [effect for effect in own if effect.beyond.paired.n + effect.beyond.paired.lost]
+    reasons = ["one seed with a live hit, or a run without an accuracy"] * (len(live) > len(tested))
+    why = "; ".join([*reasons, *["no seed with a live hit"] * (len(own) > len(live))])
+    if not tested:
+        return f"{under}, an effect of s on the test accuracy beyond that of nudges was not tested in {pairs} ({why})."
+    untested = len(own) - len(tested)
+    others = (
+        f"{with_verb(words['equivalent'], 'is', 'are')} equivalent to nudges within {MARGIN:g} points and "
+        f"{with_verb(words['undecided'], 'is', 'are')} undecided"
+    )
+    others += f" ({untested} of them untested: {why})" if untested else ""
+    half = [effect for effect in every if effect.endpoint == HALF]
+    later = sum(effect.beyond.paired.verdict == "differs" for effect in half)
+    over = f"; for the mean over the second half of the epochs, {later} of {len(half)} differ" if half else ""
+    if not words["differs"]:
+        return f"{under}, s is not shown to change the test accuracy more than nudges do: of {pairs}, {others}{over}."
+    differing = [effect for effect in own if effect.beyond.paired.verdict == "differs"]
+    where = listed(list(dict.fromkeys(effect.label.partition(",")[0] for effect in differing)))
+    return (
+        f"{under}, s changes the test accuracy more than nudges do in {len(differing)} of {pairs}, by "
+        f"{_range([effect.beyond.paired for effect in differing])} points on average and only in {where}; {others}{over}."
+    )
+
+
+def _range(differing: Sequence[Paired]) -> str:
+    """The smallest and the largest mean difference."""
+    means = [paired.difference.mean for paired in differing if paired.difference.mean is not None]
+    return f"{min(means):+.2f} to {max(means):+.2f}"
+
+
+def _without_nudges(made: Reproduction) -> list[str]:
+    """Say which differences lack the control that nudges are."""
+    run = [comparison.name for comparison, result in made.runs if not result.void]
+    valid = {one.comparison for one in made.nudges if one.void is None}
+    lacking = [name for name in run if name not in valid]
+    if not lacking:
+        return []
+    every = len(lacking) == len(run)
+    where = "No" if every else f"For {len(lacking)} of {counted(len(run), 'comparison')} no"
+    return [
+        f"{where} valid nudges were run: it is not shown {'' if every else 'there '}that a difference from s = 0 is larger "
+        "than what a change of one bit leads to."
+    ]
 
 
 def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
@@ -56,11 +121,10 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     if not words["differs"]:
         return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
     differing = [cell for cell in own if cell.paired and cell.paired.verdict == "differs"]
-    means = [mean for cell in differing if cell.paired and (mean := cell.paired.difference.mean) is not None]
     where = listed(list(dict.fromkeys(cell.label.partition(",")[0] for cell in differing)))
     return (
-        f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by {min(means):+.2f} to {max(means):+.2f} "
-        f"points on average and only in {where}; {others}."
+        f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by "
+        f"{_range([cell.paired for cell in differing if cell.paired])} points on average and only in {where}; {others}."
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from relucheck.reproduction.published import AGREEMENT, READ_OFF
 from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.deciding.page import LEGEND, case_table, claim_table
+from relucheck.reproduction.report.nudges import tables as nudge_tables
 from relucheck.reproduction.report.reasons import reason
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
 from relucheck.reproduction.report.tables import legend, markdown, published_table
@@ -22,7 +24,7 @@ SUMMARY_VERSION: Final = 4
 
 
 def summary(reproduction: Reproduction) -> dict[str, Any]:
-    """Build the content of ``summary.json``: what was run, and every cell, claim and figure."""
+    """Build the content of ``summary.json``: what was run, and every cell, effect, claim and figure."""
     return {
         "schema": "relucheck-reproduction-summary",
         "schema_version": SUMMARY_VERSION,
@@ -40,6 +42,8 @@ def summary(reproduction: Reproduction) -> dict[str, Any]:
             for comparison, result in reproduction.runs
         ],
         "cells": [cell.as_dict() for cell in reproduction.cells],
+        "nudges": [nudges.as_dict() for nudges in reproduction.nudges],
+        "effects": [effect.as_dict() for effect in reproduction.effects],
         "published": [checked.as_dict() for checked in reproduction.published],
         "claims": [decision.as_dict() for decision in reproduction.decisions],
     }
@@ -60,14 +64,15 @@ def report(reproduction: Reproduction) -> str:
     lines += ["## Results", "", *markdown(reproduction.cells, published)]
     columns = legend(*(() if published else ("published %",)))
     lines += [*(f"- {line}" for line in columns), ""]
+    lines += nudge_tables.markdown(reproduction.nudges, reproduction.effects)
     lines += _outcomes(reproduction)
     if others:
         lines += ["## More figures", ""]
         for figure in others:
             lines += [figure, ""]
     lines += ["## Controls", "", "For every seed, s = 0 is run a second time from the start.", ""]
-    lines += [*_controls(reproduction.runs).markdown(), "", "## How it was run", "", *_facts(reproduction), ""]
-    lines += [*_how(reproduction.runs).markdown(), "", *_settings(reproduction.runs).markdown(), ""]
+    lines += [*controls_table(reproduction.runs).markdown(), "", "## How it was run", "", *_facts(reproduction), ""]
+    lines += [*how_table(reproduction.runs).markdown(), "", *settings_table(reproduction.runs).markdown(), ""]
     return "\n".join(lines)
 
 
@@ -137,10 +142,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-_Runs = tuple[tuple[Comparison, Result], ...]
+Runs = Sequence[tuple[Comparison, Result]]
 
 
-def _controls(runs: _Runs) -> Table:
+def controls_table(runs: Runs) -> Table:
+    """The outcome of the controls of each comparison."""
     body = []
     for comparison, result in runs:
         controls = group(result)[0.0, "chain", True]
@@ -150,7 +156,8 @@ def _controls(runs: _Runs) -> Table:
     return Table(["comparison", "controls", "recorded steps", "largest L1 distance", "outcome"], body)
 
 
-def _how(runs: _Runs) -> Table:
+def how_table(runs: Runs) -> Table:
+    """Where and how each comparison was run."""
     body = [
         [
             comparison.name,
@@ -165,7 +172,8 @@ def _how(runs: _Runs) -> Table:
     return Table(["comparison", "arithmetic", "device", "executor", "versions", "wall time"], body)
 
 
-def _settings(runs: _Runs) -> Table:
+def settings_table(runs: Runs) -> Table:
+    """What each comparison trained."""
     body = []
     for comparison, result in runs:
         settings = result.settings

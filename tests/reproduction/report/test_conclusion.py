@@ -20,6 +20,7 @@ from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.deciding.cases import Trained
 from relucheck.reproduction.report.deciding.catalogue import decided
 from relucheck.reproduction.report.document import report
+from relucheck.reproduction.report.nudges.effects import effects, nudge_groups
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.report.volumes import Entry, Line, Report, judge
 from relucheck.training.settings import Member
@@ -71,13 +72,14 @@ def _noisy(cost: Callable[[Member], float]) -> Callable[[Member], float]:
     ids=["equivalent", "injected differs", "chain differs", "undecided"],
 )
 def test_accuracies_of_e2(cost: Callable[[Member], float], chain: str, injected: str) -> None:
-    first, second, third = conclusion(_made("E2", ("bfloat16-product",), accuracy=_noisy(cost)))
+    first, second, third, control = conclusion(_made("E2", ("bfloat16-product",), accuracy=_noisy(cost)))
     assert first.startswith("Under the chain rule, ")
     assert chain in first
     assert second.startswith("Under the injected rule of the published code, ")
     assert injected in second
     assert "only in bfloat16 emulated (product)" in first + second or "differs" not in first + second
     assert third.startswith("A second run of s = 0 is identical to the first at all ")
+    assert control.startswith("No valid nudges were run: it is not shown that a difference from s = 0 is larger than ")
 
 
 def test_runs_that_test_nothing_are_undecided() -> None:
@@ -130,13 +132,14 @@ def test_void_comparisons_are_left_out_and_named_first() -> None:
 
 def test_findings_of_e1() -> None:
     only = ("float32", "bfloat16")
-    first, second, third = conclusion(_made("E1", only, hits={"chain": 3}))
+    first, second, third, control = conclusion(_made("E1", only, hits={"chain": 3}))
     assert first.startswith("The parameters of s = 1 depart from those of s = 0 in 20 of 20 runs, and s = 0 meets an exact")
     assert second == (
         '"The weights of s = 1 depart further from those of s = 0 in 16 bits than in 32", as published, is not run '
         "(missing: nudges) in bfloat16 (injected rule) and bfloat16 (chain rule)."
     )
     assert third.startswith("Under the chain rule and the injected rule of the published code, ")
+    assert control.startswith("No valid nudges were run: it is not shown ")
     without = conclusion(_made("E1", only, hits={"chain": 0}))[0]
     assert without.endswith("in 20 of 20 runs, in 20 of them although s = 0 meets no exact zero.")
     same = {"identical": True, "scale": "full"}
@@ -243,3 +246,102 @@ def test_pooling_ties() -> None:
     assert second.endswith("0 of 10 in float64 and 4 of 10 in float16.")
     assert "float64 keeps 1 of 50 (float16); whether any tie matters over the reals is undecided" in third
     assert ties.conclusion(both[:1])[2].startswith("No tie between different inputs was met")
+
+
+# ---------------------------------------------------------------- nudges
+
+_NUDGED = "bfloat16-product-3-epochs"
+
+
+def _with_nudges(name: str, beside: tuple[str, ...] = (), **options: Any) -> Reproduction:
+    """A comparison with nudges, and others without."""
+    other = _made(name, beside) if beside else None
+    (comparison,) = SCENARIOS[name].comparisons("full", (_NUDGED if name == "E2" else "bfloat16",))
+    result, nudged = made_up.with_nudges(comparison.settings, **options)
+    runs = ((comparison, result), *(other.runs if other else ()))
+    nudges = {comparison.name: nudged}
+    cells = tuple(analyse(runs))
+    trained = [Trained(*run, nudges.get(run[0].name)) for run in runs]
+    found = decided({name: trained}, scenario=name)
+    done = Reproduction(SCENARIOS[name], "full", Path(), runs, (), cells, (), found)
+    return dataclasses.replace(done, nudges=tuple(nudge_groups(runs, nudges)), effects=tuple(effects(runs, nudges)))
+
+
+def test_with_nudges_an_effect_is_what_is_beyond_them() -> None:
+    """The sentence counts the effects' verdicts; a family of other tests has no say in it."""
+    made = _with_nudges("E2", quiet=(3,))
+    chain, injected, *rest = conclusion(made)
+    verdicts = [effect.beyond.paired.verdict for effect in made.effects if effect.endpoint == "last epoch"]
+    assert verdicts == ["undecided"] * 4 + ["differs"] * 4, "else this test shows nothing"
+    assert chain == (
+        "Under the chain rule, s is not shown to change the test accuracy more than nudges do: of 4 comparisons with "
+        "nudges, 0 are equivalent to nudges within 0.2 points and 4 are undecided; for the mean over the second half of "
+        "the epochs, 0 of 4 differ."
+    )
+    means = [effect.beyond.paired.difference.mean for effect in made.effects if effect.rule == "injected"][::2]
+    assert injected == (
+        "Under the injected rule of the published code, s changes the test accuracy more than nudges do in 4 of 4 "
+        f"comparisons with nudges, by {min(means):+.2f} to {max(means):+.2f} points on average and only in bfloat16 "
+        "emulated (product); 0 are equivalent to nudges within 0.2 points and 0 are undecided; for the mean over the "
+        "second half of the epochs, 4 of 4 differ."
+    )
+    assert len(rest) == 1
+    assert rest[0].startswith("A second run of s = 0 is identical"), "no control is lacking"
+
+
+def test_a_difference_from_s_0_that_nudges_make_too_is_no_effect() -> None:
+    """Every run but s = 0 loses 3 points: against s = 0 all differ, beyond nudges none does."""
+    made = _with_nudges("E2")
+    (run,) = made.runs
+    nudged = made_up.with_nudges(run[0].settings)[1]
+    for member in (*run[1].members, *nudged.members):
+        which = member.member
+        for epoch in member.epochs:
+            jitter = 1e-4 * ((7 * which.seed + int(10 * which.subgradient) + 3 * (which.nudge or 0)) % 5)
+            epoch.test_accuracy = 0.9 - 0.03 * (not (which.is_reference or which.control)) + jitter
+    cells, nudges = tuple(analyse(made.runs)), {_NUDGED: nudged}
+    assert {cell.paired.verdict for cell in cells if cell.paired and not cell.control} == {"differs"}
+    made = dataclasses.replace(made, cells=cells, effects=tuple(effects(made.runs, nudges)))
+    for sentence in conclusion(made)[:2]:
+        assert "s is not shown to change the test accuracy more than nudges do: of 4 comparisons with nudges" in sentence
+    without = dataclasses.replace(made, effects=(), nudges=())
+    assert "the test accuracy differs in 4 of 4 comparisons with s = 0" in conclusion(without)[0]
+    assert conclusion(without)[-1].startswith("No valid nudges were run: it is not shown that a difference ")
+
+
+def test_comparisons_without_nudges_are_concluded_apart_and_the_lack_is_said_once() -> None:
+    sentences = conclusion(_with_nudges("E2", ("bfloat16-product",)))
+    assert [sentence.partition(",")[0] for sentence in sentences[:4]] == [
+        *["Under the chain rule"] * 2,
+        *["Under the injected rule of the published code"] * 2,
+    ]
+    assert "with nudges" in sentences[0]
+    assert "comparisons with s = 0" in sentences[1]
+    assert sentences[-1] == (
+        "For 1 of 2 comparisons no valid nudges were run: it is not shown there that a difference from s = 0 is larger "
+        "than what a change of one bit leads to."
+    )
+    assert sum("no valid nudges" in sentence for sentence in sentences) == 1
+
+
+def test_void_nudges_are_no_control() -> None:
+    made = _with_nudges("E2")
+    void = dataclasses.replace(made, effects=(), nudges=(dataclasses.replace(made.nudges[0], void="another reference"),))
+    assert conclusion(void)[-1].startswith("No valid nudges were run:")
+
+
+def test_seeds_without_a_live_hit_test_nothing() -> None:
+    one = conclusion(_with_nudges("E2", quiet=tuple(range(9))))
+    assert one[0] == (
+        "Under the chain rule, an effect of s on the test accuracy beyond that of nudges was not tested in 4 comparisons "
+        "with nudges (one seed with a live hit, or a run without an accuracy)."
+    )
+    none = conclusion(_with_nudges("E2", quiet=tuple(range(10))))
+    assert none[0].endswith("was not tested in 4 comparisons with nudges (no seed with a live hit).")
+
+
+@pytest.mark.parametrize("name", ["E1", "E3"])
+def test_nudges_count_in_every_experiment(name: str) -> None:
+    sentences = conclusion(_with_nudges(name))
+    assert sum("with nudges" in sentence for sentence in sentences) == (1 if name == "E1" else 2)
+    assert not any("no valid nudges" in sentence.lower() for sentence in sentences)

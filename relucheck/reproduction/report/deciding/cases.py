@@ -43,7 +43,7 @@ class TrainingCase:
 
     @property
     def live(self) -> tuple[int, ...]:
-        """The seeds with a live hit, which have nudges; in the others s has no effect."""
+        """The seeds with a live hit, which are those with nudges."""
         return tuple(seed for seed in self.seeds if self._nudges(self.run, seed) is not None)
 
     def reference(self, seed: int, run: Trained | None = None) -> MemberResult:
@@ -77,9 +77,13 @@ class TrainingCase:
         return [values[0] for values in (self._nudge_values(self.run, seed, endpoint) for seed in seeds) if values]
 
     def effect(self, seed: int, s: float, endpoint: str, run: Trained) -> float | None:
-        """The endpoint of a member minus the mean of its seed's nudges; 0 without a live hit."""
+        """The endpoint of a member minus the mean of its seed's nudges.
+
+        It is 0 in a seed without a live hit. There the chain rule changes nothing; where the injected rule does, there are
+        no nudges to compare with, and the effect is unknown.
+        """
         if self._nudges(run, seed) is None:
-            return 0.0
+            return 0.0 if self.member(seed, s, run).first_difference is None else None
         value, mean = self.value(seed, s, endpoint, run), self._mean_nudge(run, seed, endpoint)
         return None if value is None or mean is None else value - mean
 

@@ -13,6 +13,8 @@ from relucheck.reproduction.published import SOURCES
 from relucheck.results.tables import Table, counted, listed, with_verb
 
 _DECIDED: Final = ("confirmed", "refuted")
+#: So many cases a sentence names; of more it gives the number.
+_FEW: Final = 3
 #: What the verdicts mean, a line each.
 LEGEND: Final = (
     "A case is a comparison under a rule, or for volumes an arithmetic. Each case of a claim has a verdict.",
@@ -55,9 +57,10 @@ def sentence(decisions: Iterable[Decision], claim_id: str) -> str:
     for verdict, missing in dict.fromkeys(
         (one.verdict, one.missing) for one in sorted(cases, key=lambda one: VERDICTS.index(one.verdict))
     ):
-        names = dict.fromkeys(_name(one) for one in cases if (one.verdict, one.missing) == (verdict, missing))
+        names = list(dict.fromkeys(_name(one) for one in cases if (one.verdict, one.missing) == (verdict, missing)))
+        where = listed(names) if len(names) <= _FEW else f"{len(names)} cases"
         lacks = f" (missing: {missing})" if missing else ""
-        parts.append(verdict + lacks if missing == "results" else f"{verdict}{lacks} in {listed(list(names))}")
+        parts.append(verdict + lacks if missing == "results" else f"{verdict}{lacks} in {where}")
     return f'"{cases[0].claim.statement.rstrip(".")}", as published, is {listed(parts)}.'
 
 

@@ -145,7 +145,7 @@ def _beyond(case: TrainingCase, s: float, endpoint: str, direction: str, margin:
 
 def _over_live_seeds(case: TrainingCase, evidence: Evidence, measured: str) -> Finding:
     quiet = len(case.seeds) - len(case.live)
-    return Finding(evidence, measured + (f"; in {quiet} more seeds no hit is live, and s has no effect" if quiet else ""))
+    return Finding(evidence, measured + (f"; {quiet} more without a live hit have no nudges" if quiet else ""))
 
 
 @statistic("training", endpoint=(*_ENDPOINTS, _SPREAD), margin=float)

@@ -285,9 +285,23 @@ def test_seeds_without_a_live_hit_are_counted_and_left_out() -> None:
 
     (decision,) = decisions(_BEYOND, trained(epochs=_accuracy(effect), quiet=(0, 1)))
     assert decision.verdict == "confirmed"
-    assert "(6 seeds); in 2 more seeds no hit is live, and s has no effect" in decision.measured
+    assert "(6 seeds); 2 more without a live hit have no nudges" in decision.measured
     (nothing,) = decisions(_BEYOND, trained(quiet=tuple(range(8))))
     assert nothing.verdict == "undecided"
+
+
+def test_an_effect_without_nudges_to_compare_with_is_unknown() -> None:
+    """The injected rule acts at hits that are not live, too; in a seed that departs so, the effect is not 0."""
+    runs = _two(9.0, 3.0)()
+    quiet = [dataclasses.replace(one, nudges=trained(quiet=(0, 1)).nudges) for one in runs]
+    assert verdict(_EFFECT, *quiet) == "undecided"
+    for one in quiet:
+        for seed in (0, 1):
+            one.result.find(seed, 1.0, "injected").first_difference = None
+            one.result.find(seed, 0.8, "injected").first_difference = None
+            one.result.find(seed, 0.5, "injected").first_difference = None
+    (decision,) = decisions(_EFFECT, *quiet)
+    assert "(8 seeds)" in decision.measured
 
 
 def test_the_spread_of_s_0_is_that_of_single_nudges_and_not_of_their_means() -> None:

@@ -1,0 +1,1 @@
+"""``relucheck kernels``: how a device rounds the products of the published experiments."""

@@ -1,0 +1,221 @@
+"""The report of E9: which arithmetics explain the published counts of hits, and the counts of every run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from relucheck.reproduction.report.counts_figures import fit_figure, hits_figure
+from relucheck.reproduction.report.document import controls_table, how_table, settings_table
+from relucheck.reproduction.report.fit import TARGETS, Fit, Series, Target, fits, members
+from relucheck.reproduction.scenario import SCALE_NAMES, Comparison, Experiment
+from relucheck.results.figures import save
+from relucheck.results.tables import Table, counted, listed
+from relucheck.training.result import Result
+
+_Runs = Sequence[tuple[Comparison, Result]]
+#: Version of ``summary.json``.
+VERSION: Final = 1
+#: A comparison with at least this share of the bootstrap samples is not told apart from the best one.
+_SHARE: Final = 0.05
+_LEGEND: Final = (
+    "log-likelihood: of the published counts, given those of the seeds (negative binomial for each epoch).",
+    "deviation: how far that lies below the log-likelihood of a seed given the others, in standard deviations.",
+    "p: of the hypothesis that the published run is one more seed (a permutation test; with n seeds at least 1 / (n + 1)).",
+    "best: share of bootstrap samples of the seeds in which this arithmetic has the highest likelihood.",
+    "hits: mean over seeds, in the first and in the last epoch; published counts stand in the last row.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """The finished comparisons of E9, with their fits.
+
+    Attributes:
+        experiment: the scenario.
+        scale: of :data:`relucheck.reproduction.scenario.SCALES`.
+        folder: where the report is written.
+        runs: the finished comparisons.
+        missing: names of the others.
+        targets: the published counts that some comparison could explain, with the fits; empty at scale smoke, whose
+            digits explain nothing.
+    """
+
+    experiment: Experiment
+    scale: str
+    folder: Path
+    runs: tuple[tuple[Comparison, Result], ...]
+    missing: tuple[str, ...]
+    targets: tuple[tuple[Target, tuple[Fit, ...]], ...]
+
+    @property
+    def void(self) -> tuple[str, ...]:
+        """Names of the comparisons whose control differed."""
+        return tuple(comparison.name for comparison, result in self.runs if result.void)
+
+
+def counts_of(experiment: Experiment, scale: str, folder: Path, runs: _Runs, missing: Sequence[str]) -> Counts:
+    """Compare all finished comparisons with the published counts."""
+    every = () if scale == "smoke" else tuple((target, tuple(fits(target, runs))) for target in TARGETS)
+    return Counts(experiment, scale, folder, tuple(runs), tuple(missing), tuple(pair for pair in every if pair[1]))
+
+
+def title(made: Counts) -> str:
+    """The title, which names a reduced scale and what was not run."""
+    run, every = len(made.runs), len(made.runs) + len(made.missing)
+    part = f", {run} of {every} comparisons" if made.missing else ""
+    return f"{made.experiment.name}: {made.experiment.title} ({SCALE_NAMES[made.scale]}{part})"
+
+
+# ---------------------------------------------------------------- conclusion
+
+
+def conclusion(made: Counts) -> str:
+    """Say for each target which arithmetics explain the published counts."""
+    if not made.targets:
+        return "Nothing is compared with published counts: the data of this scale are others."
+    return " ".join(_sentence(target, every) for target, every in made.targets)
+
+
+def _sentence(target: Target, every: Sequence[Fit]) -> str:
+    judged = [fit for fit in every if fit.log_likelihood is not None]
+    if not judged:
+        return f"{target.name}: undecided, with too few seeds."
+    cells = sum(len(series.epochs) for series in judged[0].series)
+    fitting = [fit for fit in judged if fit.fits]
+    head = f"{target.name}: of {counted(len(judged), 'arithmetic')}, "
+    if not fitting:
+        best = judged[0]
+        return f"{head}none explains the {cells} published counts; the nearest is {best.arithmetic}."
+    alike = [fit for fit in fitting if (fit.share or 0.0) >= _SHARE] or fitting[:1]
+    rest = len(fitting) - len(alike)
+    more = f"; {counted(rest, 'other')} cannot be excluded either" if rest else ""
+    verb = "explains" if len(fitting) == 1 else "explain"
+    which = listed([fit.arithmetic for fit in alike])
+    which = (
+        f"best {which}"
+        if len(alike) == 1 and rest
+        else f"{which}, which they do not tell apart"
+        if len(alike) > 1
+        else which
+    )
+    return f"{head}{len(fitting)} {verb} the {cells} published counts: {which}{more}."
+
+
+# ---------------------------------------------------------------- tables
+
+
+def fit_table(every: Sequence[Fit]) -> Table:
+    """Every candidate of a target, the most likely first, and the published counts below."""
+    names = [series.name for series in every[0].series]
+    few = names if len(names) <= 2 else [names[0], names[1], names[-1]]
+    header = ["arithmetic", "log-likelihood", "deviation", "p", "best", *(f"hits, {name}" for name in few), "accuracy, %"]
+    rows = [_fit_row(fit, few) for fit in every]
+    chosen = [series for series in every[0].series if series.name in few]
+    published = ["published", "", "", "", "", *(_ends(series.low, series.high) for series in chosen), ""]
+    return Table(header, [*rows, published], right=header[1:], sections=(len(rows) - 1,))
+
+
+def _fit_row(fit: Fit, names: Sequence[str]) -> list[str]:
+    known = fit.log_likelihood is not None
+    numbers = [
+        f"{fit.log_likelihood:,.1f}",
+        f"{fit.deviation:,.1f}",
+        f"{fit.surprise:.2f}",
+        f"{100 * (fit.share or 0):.0f} %",
+    ]
+    hits = []
+    for series in fit.series:
+        if series.name in names:
+            first, last = ([seed[at - 1] for seed in series.counts if len(seed) >= at] for at in _outer(series.epochs))
+            hits.append(f"{_mean(first)} → {_mean(last)}")
+    accuracies = [value for value in fit.series[0].accuracies if value is not None] if fit.series else []
+    mean = f"{sum(accuracies) / len(accuracies):.2f}" if accuracies else "-"
+    return [fit.arithmetic, *(numbers if known else ["-"] * 4), *hits, mean]
+
+
+def _outer(epochs: Sequence[int]) -> tuple[int, int]:
+    return epochs[0], epochs[-1]
+
+
+def _mean(values: Sequence[int]) -> str:
+    return f"{sum(values) / len(values):,.1f}" if values else "-"
+
+
+def _ends(low: Sequence[int], high: Sequence[int]) -> str:
+    def one(place: int) -> str:
+        return f"{low[place]:,}" if low[place] == high[place] else f"{low[place]:,} to {high[place]:,}"
+
+    return f"{one(0)} → {one(-1)}"
+
+
+def hits_table(runs: _Runs) -> Table:
+    """Hits of every kind of member of every comparison: mean over seeds in the first and the last epoch, by kink."""
+    rows = []
+    for comparison, result in runs:
+        for series in members(result):
+            whole = [seed for seed in series.counts if len(seed) == result.settings.epochs]
+            ends = [f"{_mean([seed[at] for seed in whole])}" for at in (0, -1)]
+            accuracies = [value for value in series.accuracies if value is not None]
+            mean = f"{sum(accuracies) / len(accuracies):.2f}" if accuracies else "-"
+            lost = sum(value is None for value in series.accuracies)
+            rows.append([comparison.name, series.name, str(len(series.counts)), *ends, mean, str(lost)])
+    header = ["comparison", "member and kink", "seeds", "first epoch", "last epoch", "accuracy, %", "diverged"]
+    return Table(header, rows, right=header[2:])
+
+
+# ---------------------------------------------------------------- document
+
+
+def write_figures(made: Counts) -> list[Path]:
+    """Draw a figure for each target whose fits mean something, and one of ReLU6's hits; return their paths."""
+    folder, written = made.folder / "figures", []
+    for target, every in made.targets:
+        if any(fit.log_likelihood is not None for fit in every):
+            path = folder / f"{target.prefix.rstrip('-')}-fit.png"
+            save(fit_figure(target.name, every), path)
+            written.append(path)
+    panels: dict[str, Sequence[Series]] = {}
+    for comparison, result in made.runs:
+        if result.settings.network.activation == "relu6" and result.settings.arithmetic.emulation == "rounded":
+            panels[f"{comparison.part}\n{result.settings.arithmetic.name}"] = members(result)
+    if panels:
+        path = folder / "relu6-hits.png"
+        save(hits_figure("784-128-10, ReLU6: hits at 0 and at 6", panels), path)
+        written.append(path)
+    return written
+
+
+def page(made: Counts, figures: Sequence[Path]) -> str:
+    """Format the report as Markdown."""
+    lines = [f"# {title(made)}", ""]
+    if made.void:
+        lines += [f"**Void, because a control differed: {', '.join(made.void)}.**", ""]
+    lines += [conclusion(made), ""]
+    for path in figures:
+        lines += [f"![{path.stem}](figures/{path.name})", ""]
+    for target, every in made.targets:
+        lines += [f"## {target.name}", "", *fit_table(every).markdown(), ""]
+    lines += [*(f"- {line}" for line in _LEGEND), ""] if made.targets else []
+    lines += ["## Hits of every run", "", *hits_table(made.runs).markdown(), ""]
+    lines += ["## Controls", "", "For every seed, s = 0 is run a second time from the start.", ""]
+    lines += [*controls_table(made.runs).markdown(), "", "## How it was run", ""]
+    lines += [f"- Published: {made.experiment.source}; the runs of the published code use the injected rule."]
+    lines += [f"- Not run (yet): {', '.join(made.missing)}."] * bool(made.missing)
+    lines += ["", *how_table(made.runs).markdown(), "", *settings_table(made.runs).markdown(), ""]
+    return "\n".join(lines)
+
+
+def summary(made: Counts) -> dict[str, Any]:
+    """The content of ``summary.json``."""
+    return {
+        "schema": "relucheck-counts-summary",
+        "schema_version": VERSION,
+        "scenario": made.experiment.name,
+        "scale": made.scale,
+        "missing": list(made.missing),
+        "void": list(made.void),
+        "targets": [{"target": target.name, "fits": [fit.as_dict() for fit in every]} for target, every in made.targets],
+    }
