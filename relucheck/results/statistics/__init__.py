@@ -17,7 +17,7 @@ from relucheck.results.statistics.evidence import (
     without_exception,
 )
 from relucheck.results.statistics.means import LEVEL, MARGIN, Summary, summarise
-from relucheck.results.statistics.nudges import BeyondChaos, beyond_chaos, prediction
+from relucheck.results.statistics.nudges import BeyondChaos, beyond_chaos, mean_of_all, prediction
 from relucheck.results.statistics.power import second_half, seeds_for_power
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "grows",
     "judge",
     "larger",
+    "mean_of_all",
     "near",
     "paired",
     "prediction",

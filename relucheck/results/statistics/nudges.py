@@ -55,11 +55,11 @@ def beyond_chaos(
             f"beyond_chaos: {len(values)} values against the nudges of {len(nudges)} seeds; give one of each per seed"
         )
     live = [(value, group) for value, group in zip(values, nudges, strict=True) if group is not None]
-    means = [_mean_of_all(group) for _, group in live]
+    means = [mean_of_all(group) for _, group in live]
     return BeyondChaos(paired([value for value, _ in live], means, margin, level), len(values) - len(live))
 
 
-def _mean_of_all(values: Sequence[float | None]) -> float | None:
+def mean_of_all(values: Sequence[float | None]) -> float | None:
     """The mean of values, or None without values or if one is missing."""
     numbers = [float(value) for value in values if has_value(value)]
     return math.fsum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
 from relucheck.reproduction.scenario import Comparison
+from relucheck.results.statistics import mean_of_all
 from relucheck.training.result import MemberResult, Result
 
 
@@ -99,9 +100,7 @@ class TrainingCase:
         ]
 
     def _mean_nudge(self, run: Trained, seed: int, endpoint: str) -> float | None:
-        values = self._nudge_values(run, seed, endpoint)
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known and len(known) == len(values) else None
+        return mean_of_all(self._nudge_values(run, seed, endpoint))
 
 
 @dataclasses.dataclass(frozen=True)
