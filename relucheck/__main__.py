@@ -2,6 +2,7 @@
 
 ``relucheck check TARGET`` and ``relucheck kinks TARGET`` run the gate without pytest (``relucheck.gate.run``).
 ``relucheck reproduce SCENARIO`` runs a published experiment (``relucheck.reproduction.run``).
+``relucheck claims`` says what results decide about the published claims (``relucheck.reproduction.stored``).
 ``relucheck kernels`` reports how a device rounds the products of these experiments (``relucheck.reproduction.kernels``).
 
 Exit codes:
@@ -137,6 +138,17 @@ def _parser() -> argparse.ArgumentParser:
         help="work in N processes of one thread each; default: one process per core",
     )
     reproduce.add_argument("--quiet", action="store_true", help="show no progress")
+    text = "list the published claims, and what finished results decide about them"
+    claims = commands.add_parser("claims", help=text, description=f"{text[0].upper()}{text[1:]}. Nothing is run.")
+    claims.add_argument(
+        "--results",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a folder that relucheck reproduce wrote, at most one for each scenario (repeatable); default: the folders in "
+        "relucheck-results/, without those of scale smoke",
+    )
+    claims.add_argument("--report", metavar="FILE.md", help="write every case with its numbers to FILE.md, too")
     text = "report how a device rounds the matrix products and convolutions of the published experiments"
     kernels = commands.add_parser(
         "kernels",
@@ -269,6 +281,21 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return FAILED if reported.void else OK
 
 
+def _claims(arguments: argparse.Namespace) -> int:
+    from relucheck.reproduction.report.deciding.page import page, shown
+    from relucheck.reproduction.stored import decide_folders, default_folders
+    from relucheck.results.store import write_atomically
+    from relucheck.results.tables import render
+
+    folders = tuple(map(Path, arguments.results)) or default_folders()
+    decisions = decide_folders(folders)
+    if arguments.report:
+        write_atomically(Path(arguments.report), page(decisions))
+    print(f"results: {', '.join(map(str, folders)) or 'none; name folders with --results'}")
+    sys.stdout.write(render(*shown(decisions), width=_width(), color=sys.stdout.isatty()))
+    return OK
+
+
 def _kernels(arguments: argparse.Namespace) -> int:
     from relucheck.reproduction.kernels import report
     from relucheck.reproduction.kernels.run import kernels
@@ -318,7 +345,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     try:
-        return {"reproduce": _reproduce, "kernels": _kernels}.get(arguments.command, _run)(arguments)
+        commands = {"reproduce": _reproduce, "claims": _claims, "kernels": _kernels}
+        return commands.get(arguments.command, _run)(arguments)
     except RelucheckError as error:
         print(f"relucheck: {error}", file=sys.stderr)
         return error.exit_code

@@ -52,9 +52,6 @@ NEEDS = {
     "from relucheck.results.statistics import summarise; summarise([1.0, 2.0])": (
         f"a test or interval of a mean needs scipy; {REPRODUCE}"
     ),
-    "from relucheck.results.statistics import paired; paired([2.0, 2.0], [1.0, 1.0])": (
-        f"a test or interval of a mean needs scipy; {REPRODUCE}"
-    ),
     "from relucheck.results.statistics import paired; paired([2.0, 4.0], [1.0, 1.0])": (
         f"a test or interval of a mean needs scipy; {REPRODUCE}"
     ),

@@ -19,7 +19,7 @@ from relucheck.training.result import thinned
 
 
 def thin(folder: Path) -> int:
-    """Thin every finished seed of a scenario's folder in place; the number of seeds that were whole before.
+    """Thin every finished seed of a scenario's comparisons and nudges in place; the number of seeds that were whole before.
 
     Raises:
         relucheck.errors.RelucheckError: for results of other settings, and for what cannot be written.
@@ -27,7 +27,8 @@ def thin(folder: Path) -> int:
     """
     mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     count = 0
-    for comparison in SCENARIOS[mark["scenario"]].comparisons(mark["scale"]):
+    comparisons = SCENARIOS[mark["scenario"]].comparisons(mark["scale"])
+    for comparison in (*comparisons, *(one.nudges for one in comparisons)):
         executor = engine.executor_of(comparison.settings, mark["executor"])
         runs = store_of(folder, comparison)
         seeds = engine.finished(comparison.settings, runs, executor)

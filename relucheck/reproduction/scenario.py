@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from relucheck import data
 from relucheck.errors import RelucheckError, did_you_mean
-from relucheck.reproduction.published import PUBLISHED_EPOCHS, READ_OFF, PublishedError
+from relucheck.reproduction.published import AGREEMENT, PUBLISHED_EPOCHS, READ_OFF, PublishedError
 from relucheck.training.settings import Settings, nudged
 from relucheck.work import Unit
 
@@ -262,7 +262,7 @@ class Experiment:
         """The published errors of the comparisons of a scale that train for as many epochs."""
         epochs = {comparison.name: comparison.settings.epochs for comparison in self.comparisons(scale)}
         return tuple(
-            PublishedError("[R22] Fig. 3", name, "injected" if s else "chain", s, value, READ_OFF)
+            PublishedError("[R22] Fig. 3", name, "injected" if s else "chain", s, value, READ_OFF, AGREEMENT)
             for name, errors in self.published_at(scale).items()
             for s, value in errors.items()
             if epochs.get(name) == PUBLISHED_EPOCHS

@@ -12,13 +12,17 @@ from typing import Any
 from rich.text import Text
 
 from relucheck import data
-from relucheck.reproduction.report.claims import claims
 from relucheck.reproduction.report.conclusion import conclusion, title
+from relucheck.reproduction.report.deciding.cases import Trained
+from relucheck.reproduction.report.deciding.catalogue import decided
 from relucheck.reproduction.report.document import report, summary
+from relucheck.reproduction.report.nudges.effects import effects, nudge_groups
+from relucheck.reproduction.report.nudges.tables import terminal
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.report.tables import legend, rich_outcomes, rich_tables
 from relucheck.reproduction.scenario import NUDGES, Comparison, Experiment, Place, Reported, ScenarioError
 from relucheck.results.store import StoreError, write_atomically
+from relucheck.results.tables import counted
 from relucheck.training import engine
 from relucheck.training.result import Result
 from relucheck.work import Unit
@@ -104,6 +108,9 @@ class TrainingScenario(Experiment):
         runs = tuple((comparison, result) for comparison, result in found if result is not None)
         cells = tuple(analyse(runs))
         results = {comparison.name: result for comparison, result in runs}
+        every_nudge = {comparison.name: read_nudges(place, comparison) for comparison in every}
+        nudges = {name: result for name, result in every_nudge.items() if result is not None}
+        trained = [Trained(comparison, result, nudges.get(comparison.name)) for comparison, result in runs]
         made = Reproduction(
             self,
             place.scale,
@@ -113,14 +120,15 @@ class TrainingScenario(Experiment):
             cells,
             tuple(check(self.published_figures(place.scale), results)),
             # the digits of smoke runs can neither confirm nor refute anything
-            () if place.scale == "smoke" else tuple(claims(self.name, runs, cells)),
-            tuple(_figures(self, place, runs)),
+            () if place.scale == "smoke" else decided({self.name: trained}, scenario=self.name),
+            tuple(_figures(self, place, runs, nudges)),
+            tuple(nudge_groups(runs, nudges)),
+            tuple(effects(runs, nudges)),
         )
         page = place.folder / "report.md"
         write_atomically(place.folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
         write_atomically(page, report(made))
-        nudges = {comparison.name: read_nudges(place, comparison) for comparison in every}
-        void = [f"{name}{NUDGES}" for name, result in nudges.items() if result is not None and result.void]
+        void = [f"{name}{NUDGES}" for name, result in nudges.items() if result.void]
         shown = functools.partial(_shown, made, nudges)
         return Reported(place.folder, page, made.missing, (*made.void, *void), shown, made)
 
@@ -165,33 +173,34 @@ def read_nudges(place: Place, comparison: Comparison) -> Result | None:
     return result
 
 
-def _nudge_lines(made: Reproduction, nudges: Mapping[str, Result | None]) -> list[str]:
-    run = {name: result for name, result in nudges.items() if result is not None}
-    lines = [
-        f"nudges: {', '.join(f'{name} ({len(result.settings.seeds)} seeds)' for name, result in run.items()) or 'not run'}"
-    ]
-    for name, result in run.items():
+def _nudge_lines(made: Reproduction, nudges: Mapping[str, Result]) -> list[str]:
+    run = ", ".join(f"{name} ({counted(len(result.settings.seeds), 'seed')})" for name, result in nudges.items())
+    lines = [f"nudges: {run or 'not run'}"]
+    for name, result in nudges.items():
         if result.void:
             folder = made.folder / "nudges" / name
             lines.append(f"void: the nudges of {name}: {result.void}; delete {folder} to run them again")
     return lines
 
 
-def _shown(made: Reproduction, nudges: Mapping[str, Result | None], width: int) -> list[Any]:
+def _shown(made: Reproduction, nudges: Mapping[str, Result], width: int) -> list[Any]:
     published = made.experiment.published_at(made.scale)
     head = [f"{title(made)}", "", " ".join(conclusion(made)), ""]
     tables = rich_tables(made.experiment.name, made.cells, published, width)
-    outcomes = rich_outcomes(made.published, made.claims)
+    outcomes = rich_outcomes(made.published, made.decisions)
     left_out = ("p differs, p equivalent", *(() if published else ("published %",)))
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
     lines = [*_nudge_lines(made, nudges), *again]
-    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *outcomes, *map(Text, lines)]
+    beyond = terminal(made.nudges, made.effects)
+    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *beyond, *outcomes, *map(Text, lines)]
 
 
-def _figures(experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]]) -> list[Path]:
+def _figures(
+    experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]], nudges: Mapping[str, Result]
+) -> list[Path]:
     from relucheck.reproduction.report.figures import draw
 
-    return drawn(place.folder, lambda: draw(experiment, place.scale, runs, place.folder / "figures"))
+    return drawn(place.folder, lambda: draw(experiment, place.scale, runs, place.folder / "figures", nudges=nudges))
 
 
 def drawn(folder: Path, draw: Callable[[], list[Path]]) -> list[Path]:

@@ -140,6 +140,42 @@ def exact_test(count: int, draws: int, other_count: int, other_draws: int) -> fl
     return min(1.0, float(fisher_exact(table).pvalue))
 
 
+def larger_share(count: int, draws: int, other_count: int, other_draws: int) -> float:
+    """The one-sided p-value of Fisher's exact test of two shares.
+
+    A small value shows that the first share is larger than the second.
+
+    Raises:
+        ProportionError: as for ``exact_test``.
+    """
+    require("a test of two shares", "scipy")
+    from scipy.stats import fisher_exact
+
+    _check_counts(count, draws)
+    _check_counts(other_count, other_draws)
+    table = [[count, draws - count], [other_count, other_draws - other_count]]
+    return min(1.0, float(fisher_exact(table, alternative="greater").pvalue))
+
+
+def share_tests(count: int, draws: int, share: float) -> tuple[float, float]:
+    """The p-values of the two one-sided binomial tests against a share.
+
+    Returns:
+        The p-value of the test that shows a share above ``share``, and of the one that shows a share below it.
+
+    Raises:
+        ProportionError: for invalid counts, and for a share that is not from 0 to 1.
+    """
+    require("a test of a share", "scipy")
+    from scipy.stats import binomtest
+
+    _check_counts(count, draws)
+    if not 0 <= share <= 1:
+        raise ProportionError(f"share {share!r}: must be from 0 to 1")
+    above, below = (binomtest(count, draws, share, alternative=side).pvalue for side in ("greater", "less"))
+    return float(above), float(below)
+
+
 def verdict(adjusted: float, level: float = LEVEL) -> str:
     """Put an adjusted p-value into words: ``DIFFERS`` or ``NOT_DISTINGUISHED``."""
     return DIFFERS if adjusted <= level else NOT_DISTINGUISHED

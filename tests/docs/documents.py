@@ -25,7 +25,9 @@ _BLOCK: Final = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _FILE: Final = re.compile(r"# (?P<path>[\w/]+\.py)\n")
-_SPAN: Final = re.compile(r"(?<!`)`(?P<command>(?:relucheck (?:check|kinks|reproduce)|pytest|python -m) [^`]+)`(?!`)")
+_SPAN: Final = re.compile(
+    r"(?<!`)`(?P<command>(?:relucheck (?:check|kinks|reproduce|claims)|pytest|python -m) [^`]+)`(?!`)"
+)
 _LINK: Final = re.compile(r"\]\((?P<target>[^)\s]+)\)|<(?:img|a) [^>]*(?:src|href)=\"(?P<html>[^\"]+)\"")
 _ROW: Final = re.compile(r"^\| `(?P<cell>[^`]+)`", re.MULTILINE)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.scenario import Comparison
 from relucheck.training import engine
-from relucheck.training.result import Distances, Epoch, MemberResult, Result, SeedResult
-from relucheck.training.settings import Member, Settings
+from relucheck.training.result import NO_LIVE_HIT, Distances, Epoch, MemberResult, Nudge, Result, SeedResult
+from relucheck.training.settings import Member, Settings, nudged
 
 E2 = SCENARIOS["E2"]
 VERSIONS = {"relucheck": "0", "torch": "0", "python": "0"}
@@ -73,6 +73,40 @@ def result(
             )
         )
     return Result(settings, device, executor, dict(VERSIONS), 1.5, void, members)
+
+
+def with_nudges(settings: Settings, seed: int = 0, quiet: Collection[int] = ()) -> tuple[Result, Result]:
+    """A comparison and its nudges, with another accuracy in each epoch of each member and other distances at each step.
+
+    In quiet seeds every member is the reference, and there are no nudges.
+    """
+    comparison, nudges = (result(each, executor="forking") for each in (settings, nudged(settings)))
+    zeros = {one: _walk(Member(one, 0.0), settings, seed) for one in settings.seeds}
+    for member in (*comparison.members, *nudges.members):
+        which = member.member
+        if which.is_reference or which.control or which.seed in quiet:
+            accuracies, distances = zeros[which.seed][0], [0.0] * len(zeros[which.seed][1])
+            member.first_difference = None
+        else:
+            accuracies, distances = _walk(which, settings, seed)
+        for epoch, accuracy in zip(member.epochs, accuracies, strict=True):
+            epoch.test_accuracy, epoch.train_loss = accuracy, 1 - accuracy
+        steps = [settings.every * row for row in range(1, len(distances) + 1)]
+        member.steps = Distances(steps, *(list(distances) for _ in range(3)))
+        if which.nudge is not None:
+            member.nudge = Nudge(3, which.nudge + which.seed % 2, "0.weight", which.nudge)
+            if which.seed in quiet:
+                member.__dict__.update(vars(MemberResult(which, NO_LIVE_HIT)))
+    return comparison, nudges
+
+
+def _walk(member: Member, settings: Settings, seed: int) -> tuple[list[float], list[float]]:
+    """Test accuracies by epoch, and distances by recorded step: 0 at the first two, then above 0."""
+    draw = random.Random(f"{seed} {member}")
+    cost = 0.05 * abs(member.subgradient) * (member.rule == "injected")
+    accuracies = [0.9 - cost + draw.gauss(0, 0.002) for _ in range(settings.epochs)]
+    rows = range(1, 120 * settings.epochs + 1)  # more than the 200 that a figure draws, so that a run can be thinned
+    return accuracies, [0.0 if row < 3 else row * draw.lognormvariate(0, 0.3) for row in rows]
 
 
 def runs_of_e2(

@@ -13,9 +13,11 @@ import pytest
 from relucheck.reproduction import trained
 from relucheck.reproduction.experiments import volumes
 from relucheck.reproduction.experiments.mlp import SCENARIOS
-from relucheck.reproduction.folder import differences
+from relucheck.reproduction.folder import MARK, differences
+from relucheck.reproduction.report.deciding.page import page
 from relucheck.reproduction.report.document import SUMMARY_VERSION
 from relucheck.reproduction.scenario import Place
+from relucheck.reproduction.stored import decide_folders
 from relucheck.reproduction.trained import read
 from relucheck.results.store import FINISHED
 from relucheck.results.store import SCHEMA as STORE_SCHEMA
@@ -64,8 +66,14 @@ def test_committed_training_reports_are_those_of_the_committed_results(
         assert (copy / written).read_text(encoding="utf-8") == (folder / written).read_text(encoding="utf-8")
 
 
+def test_the_committed_page_on_claims_is_that_of_the_committed_results() -> None:
+    """Every folder of results decides; and nothing but the package and these folders does, so the page is reproducible."""
+    folders = sorted(mark.parent for mark in COMMITTED.rglob(MARK))
+    assert (COMMITTED / "claims.md").read_text(encoding="utf-8") == page(decide_folders(folders))
+
+
 def test_committed_results_say_that_they_are_thinned() -> None:
-    files = [*(COMMITTED / "training").glob("E*/runs/*/*")]
+    files = [path for kind in ("runs", "nudges") for path in (COMMITTED / "training").glob(f"E*/{kind}/*/*")]
     assert files
     for path in files:
         assert json.loads(gzip.decompress(path.read_bytes()))["result"]["thinned"] == THINNED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 import pytest
 
 from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.folder import reserve
 from relucheck.reproduction.run import reproduce
 from relucheck.reproduction.scenario import Comparison, Place, Reported, ScenarioError
 from relucheck.reproduction.trained import read, read_nudges, store_of
 from relucheck.results.tables import render
 from relucheck.training import engine
-from relucheck.training.result import NO_LIVE_HIT, thinned
+from relucheck.training.result import NO_LIVE_HIT, THINNED, thinned
 from relucheck.training.settings import NUDGES, nudged
 from relucheck.work import Listener, Unit
+from tests.docs.documents import tool
+from tests.helpers import made_up
 
 NAME = "bfloat16-product"
 E1 = SCENARIOS["E1"]
@@ -131,6 +135,25 @@ def test_a_folder_without_nudges_stays_valid(folder: Path) -> None:
     assert "nudges: not run" in _terminal(reported)
 
 
+def test_the_report_shows_the_nudges_of_its_comparisons(folder: Path) -> None:
+    reported = _run(folder, [NAME], backend=Refusing())
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert text.count("## Nudges") == 1
+    assert f"| {NAME} | 2 of 2 | 10 | " in text
+    assert f"**{NAME}: test accuracy, effect of s beyond that of a nudge**" in text
+    assert "no valid nudges were run" not in text.lower()
+    written = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert [nudges["comparison"] for nudges in written["nudges"]] == [NAME], "float32 itself is not in the folder"
+    assert [(e["rule"], e["subgradient"], e["endpoint"], e["beyond"]["paired"]["n"]) for e in written["effects"]] == [
+        ("chain", 1.0, "last epoch", 2),
+        ("injected", 1.0, "last epoch", 2),
+    ]
+    narrow = render(*reported.shown(80), width=80, color=False)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert f"{NAME}: test accuracy, effect of s beyond that of a nudge" in narrow
+    assert f"{NAME} │ 2 of 2 │" in narrow
+
+
 def test_finished_nudges_are_taken_over(tmp_path: Path, original: Path) -> None:
     """E3 takes E2's; here E1 stands for both, with the same comparison."""
     other = shutil.copytree(original, tmp_path / "other")
@@ -176,6 +199,11 @@ def test_void_nudges_are_reported(folder: Path) -> None:
     _changed(folder, COMPARISON.nudges, _accuracy)
     reported = _run(folder, [NAME], backend=Refusing())
     assert reported.void == (f"{NAME}-nudges",)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert f"| {NAME} | - | - | - | - | void |" in text
+    assert "nothing may be concluded from them: the reference of seed 1 is not that of" in text
+    assert "No valid nudges were run" in text
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["effects"] == []
     shown = _terminal(reported)
     assert f"void: the nudges of {NAME}: the reference of seed 1" in shown
     assert f"delete {folder / 'nudges' / NAME} to run them again" in shown
@@ -188,6 +216,29 @@ def test_a_thinned_comparison_has_the_same_reference(folder: Path) -> None:
     result = read_nudges(_place(folder), COMPARISON)
     assert result is not None
     assert result.void is None
+
+
+def test_report_and_figures_are_the_same_after_the_tool_has_thinned_everything(tmp_path: Path) -> None:
+    """Runs and nudges of 10 seeds with more recorded steps than a figure draws."""
+    place = Place("full", tmp_path / "E1", None, "cpu", "forking")
+    (comparison,) = E1.comparisons("full", ["bfloat16"])
+    reserve(place, E1)
+    for part, made in zip((comparison, comparison.nudges), made_up.with_nudges(comparison.settings), strict=True):
+        made_up.keep(made, store_of(place.folder, part))
+
+    def written() -> list[bytes]:
+        E1.report(place)
+        return [path.read_bytes() for path in [*sorted(place.folder.glob("*/*.png")), place.folder / "report.md"]]
+
+    whole = written()
+    assert len(whole) == 2
+    assert tool("thin_results").thin(place.folder) == 2 * len(comparison.settings.seeds)
+    for part in (comparison, comparison.nudges):
+        for seed in engine.finished(part.settings, store_of(place.folder, part), "forking").values():
+            assert seed.thinned == THINNED
+            assert {len(m.steps.step) for m in seed.members if not m.member.control} == {200}
+    assert written() == whole
+    assert tool("thin_results").thin(place.folder) == 0
 
 
 def test_nudges_are_void_where_their_control_differs(folder: Path) -> None:

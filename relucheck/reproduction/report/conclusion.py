@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from relucheck.reproduction.report.claims import LARGER, SPREAD, departures
-from relucheck.reproduction.report.summary import Claim, MemberGroup, Reproduction
+from relucheck.reproduction.report.deciding.departures import departures
+from relucheck.reproduction.report.deciding.page import sentence
+from relucheck.reproduction.report.nudges.effects import HALF, LAST
+from relucheck.reproduction.report.summary import MemberGroup, Reproduction
+from relucheck.reproduction.report.tables import rounded_up
 from relucheck.reproduction.scenario import SCALE_NAMES
-from relucheck.results.statistics import MARGIN
+from relucheck.results.statistics import MARGIN, Paired, Verdict
 from relucheck.results.tables import counted, listed, with_verb
 
+_NO_CLAIM: Final = "At this scale no published claim is decided."
 _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of the published code"}
 
 
@@ -22,17 +26,82 @@ def title(made: Reproduction) -> str:
     return f"{made.experiment.name}: {made.experiment.title} ({SCALE_NAMES[made.scale]}{part})"
 
 
-def conclusion(made: Reproduction) -> tuple[str, str, str]:
-    """The conclusion in three sentences, without the void comparisons."""
+def conclusion(made: Reproduction) -> tuple[str, ...]:
+    """The conclusion in sentences, without the void comparisons."""
     if made.experiment.name == "E1":
-        return _departure(made), _larger(made.claims), _accuracies(made.cells, "chain", "injected")
-    chain, injected = _accuracies(made.cells, "chain"), _accuracies(made.cells, "injected")
-    if made.experiment.name == "E3":
-        return _spread(made.claims), injected, chain
-    return chain, injected, _published(made)
+        larger = sentence(made.decisions, "E1-larger-in-16-bits") or _NO_CLAIM
+        sentences = [_departure(made), larger, *_accuracy(made, "chain", "injected")]
+    elif made.experiment.name == "E3":
+        spread = sentence(made.decisions, "E3-spread") or _NO_CLAIM
+        sentences = [spread, *_accuracy(made, "injected"), *_accuracy(made, "chain")]
+    else:
+        sentences = [*_accuracy(made, "chain"), *_accuracy(made, "injected"), _published(made)]
+    return (*sentences, *_without_nudges(made))
 
 
 # ---------------------------------------------------------------- accuracy
+
+
+def _accuracy(made: Reproduction, *rules: str) -> list[str]:
+    """What the tests say of the accuracy: beyond nudges where there are any, and against s = 0 elsewhere."""
+    known = {effect.comparison for effect in made.effects}
+    if not known:
+        return [_accuracies(made.cells, *rules)]
+    others = [cell for cell in made.cells if cell.comparison not in known and not cell.void]
+    return [_beyond_nudges(made, *rules), *([_accuracies(others, *rules)] if others else [])]
+
+
+def _beyond_nudges(made: Reproduction, *rules: str) -> str:
+    """What the tests against nudges say of the accuracy under one rule or several."""
+    under = f"Under {listed([_RULES[rule] for rule in rules])}"
+    every = [effect for effect in made.effects if effect.rule in rules]
+    own = [effect for effect in every if effect.endpoint == LAST]
+    words = Counter(effect.beyond.paired.verdict for effect in own)
+    tested = [effect for effect in own if effect.beyond.paired.adjusted_difference is not None]
+    pairs = f"{counted(len(own), 'comparison')} with nudges"
+    live = [effect for effect in own if effect.beyond.paired.n + effect.beyond.paired.lost]
+    reasons = ["one seed with a live hit, or a run without an accuracy"] * (len(live) > len(tested))
+    why = "; ".join([*reasons, *["no seed with a live hit"] * (len(own) > len(live))])
+    if not tested:
+        return f"{under}, an effect of s on the test accuracy beyond that of nudges was not tested in {pairs} ({why})."
+    untested = len(own) - len(tested)
+    others = (
+        f"{with_verb(words['equivalent'], 'is', 'are')} equivalent to nudges within {MARGIN:g} points and "
+        f"{with_verb(words['undecided'], 'is', 'are')} undecided"
+    )
+    others += f" ({untested} of them untested: {why})" if untested else ""
+    half = [effect for effect in every if effect.endpoint == HALF]
+    later = sum(effect.beyond.paired.verdict == "differs" for effect in half)
+    over = f"; for the mean over the second half of the epochs, {later} of {len(half)} differ" if half else ""
+    if not words["differs"]:
+        return f"{under}, s is not shown to change the test accuracy more than nudges do: of {pairs}, {others}{over}."
+    differing = [effect for effect in own if effect.beyond.paired.verdict == "differs"]
+    where = listed(list(dict.fromkeys(effect.label.partition(",")[0] for effect in differing)))
+    return (
+        f"{under}, s changes the test accuracy more than nudges do in {len(differing)} of {pairs}, by "
+        f"{_range([effect.beyond.paired for effect in differing])} points on average and only in {where}; {others}{over}."
+    )
+
+
+def _range(differing: Sequence[Paired]) -> str:
+    """The smallest and the largest mean difference."""
+    means = [paired.difference.mean for paired in differing if paired.difference.mean is not None]
+    return f"{min(means):+.2f} to {max(means):+.2f}"
+
+
+def _without_nudges(made: Reproduction) -> list[str]:
+    """Say which differences lack the control that nudges are."""
+    run = [comparison.name for comparison, result in made.runs if not result.void]
+    valid = {one.comparison for one in made.nudges if one.void is None}
+    lacking = [name for name in run if name not in valid]
+    if not lacking:
+        return []
+    every = len(lacking) == len(run)
+    where = "No" if every else f"For {len(lacking)} of {counted(len(run), 'comparison')} no"
+    return [
+        f"{where} valid nudges were run: it is not shown {'' if every else 'there '}that a difference from s = 0 is larger "
+        "than what a change of one bit leads to."
+    ]
 
 
 def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
@@ -42,22 +111,31 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     if not own:
         return f"{under}, no subgradient was compared with s = 0."
     words = Counter(cell.paired.verdict if cell.paired else "undecided" for cell in own)
-    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in own)
+    undecided = [cell for cell in own if (cell.paired.verdict if cell.paired else "undecided") == "undecided"]
+    untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in undecided)
     pairs = f"{counted(len(own), 'comparison')} with s = 0"
     if untested == len(own):
         return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
-    equivalent, undecided = (with_verb(words[word], "is", "are") for word in ("equivalent", "undecided"))
-    others = f"{equivalent} equivalent within {MARGIN:g} points and {undecided} undecided"
+    others = _others(own, words)
     others += f" ({untested} of them untested: one seed, or a run that diverged)" if untested else ""
     if not words["differs"]:
         return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
     differing = [cell for cell in own if cell.paired and cell.paired.verdict == "differs"]
-    means = [mean for cell in differing if cell.paired and (mean := cell.paired.difference.mean) is not None]
     where = listed(list(dict.fromkeys(cell.label.partition(",")[0] for cell in differing)))
     return (
-        f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by {min(means):+.2f} to {max(means):+.2f} "
-        f"points on average and only in {where}; {others}."
+        f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by "
+        f"{_range([cell.paired for cell in differing if cell.paired])} points on average and only in {where}; {others}."
     )
+
+
+def _others(cells: Sequence[MemberGroup], words: Counter[Verdict]) -> str:
+    """The comparisons that do not differ; those of identical runs with what their seeds leave open."""
+    equivalent, identical, undecided = (
+        with_verb(words[word], "is", "are") for word in ("equivalent", "identical", "undecided")
+    )
+    bounds = [cell.paired.differs_at_most for cell in cells if cell.paired and cell.paired.differs_at_most is not None]
+    same = f", {identical} identical on every seed (at most {rounded_up(max(bounds))} % of seeds differ)" if bounds else ""
+    return f"{equivalent} equivalent within {MARGIN:g} points{same} and {undecided} undecided"
 
 
 # ---------------------------------------------------------------- published findings
@@ -78,39 +156,8 @@ def _departure(made: Reproduction) -> str:
     return f"{apart}, and s = 0 meets an exact zero in all of these; it meets one in {counted(found.met, 'run')} in all."
 
 
-def _larger(claims: Sequence[Claim]) -> str:
-    own = [claim for claim in claims if claim.claim.startswith(LARGER)]
-    verdicts = {claim.verdict for claim in own}
-    if not own or "not measured" in verdicts:
-        return "Whether the difference is larger in 16 bits, as published, was not measured."
-    numbers = "; ".join(f"{claim.measured}, {claim.claim.removeprefix(LARGER).strip(' ()')}" for claim in own)
-    says = {
-        frozenset({"agrees"}): "The difference is larger in bfloat16, as published",
-        frozenset({"disagrees"}): "The difference is not larger in bfloat16, which contradicts the published finding",
-        frozenset({"undecided"}): "It is undecided whether the difference is larger in bfloat16, as published",
-        frozenset({"one run"}): "With one seed it is undecided whether the difference is larger in bfloat16, as published",
-    }.get(
-        frozenset(verdicts), "Whether the difference is larger in bfloat16, as published, has another answer for each rule"
-    )
-    return f"{says}: {numbers}."
-
-
-def _spread(claims: Sequence[Claim]) -> str:
-    own = [claim for claim in claims if claim.claim.startswith(SPREAD)]
-    words = Counter(claim.verdict for claim in own)
-    measured = words["agrees"] + words["disagrees"]
-    if not measured:
-        return "Whether the spread over seeds grows with s in 16 bits, as published, was not measured."
-    grows = [claim.measured.partition(":")[0] for claim in own if claim.verdict == "agrees"]
-    where = f": {listed(grows)}" if grows else ""
-    return (
-        f"The spread of the test accuracy over seeds grows with s, as published, in {words['agrees']} of "
-        f"{counted(measured, '16-bit arithmetic')} under the injected rule{where}."
-    )
-
-
 def _published(made: Reproduction) -> str:
-    """The control, and how many published figures agree."""
+    """The control, and how many published figures are confirmed."""
     distances = sum(len(m.steps.step) for _, r in made.runs if not r.void for m in r.members if m.member.control)
     kept = " outside the void comparisons" if made.void else ""
     control = (
@@ -119,13 +166,11 @@ def _published(made: Reproduction) -> str:
         else f"No second run of s = 0 was compared with the first{kept}"
     )
     words = Counter(figure.verdict for figure in made.published)
-    if not words["agrees"] + words["disagrees"]:
+    if all(figure.evidence.p_for is None for figure in made.published):
         return f"{control}; no published figure can be tested with these runs."
-    open_ = words["one run"] + words["not measured"]
-    more = f", and {with_verb(open_, 'was', 'were')} not measured here or only with one seed" if open_ else ""
-    agree = with_verb(words["agrees"], "agrees", "agree")
-    disagree = with_verb(words["disagrees"], "disagrees", "disagree")
+    rest = f", {with_verb(words['not run'], 'was', 'were')} not run" if words["not run"] else ""
+    confirmed, margin = with_verb(words["confirmed"], "is", "are"), made.published[0].published.margin
     return (
-        f"{control}; of {counted(len(made.published), 'published test error')}, {agree} with the 95 % interval measured "
-        f"here and {disagree}{more}."
+        f"{control}; of {counted(len(made.published), 'published test error')}, {confirmed} confirmed to within {margin:g} "
+        f"points, {words['refuted']} refuted and {words['undecided']} undecided{rest}."
     )

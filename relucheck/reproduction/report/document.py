@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.reproduction.published import READ_OFF
-from relucheck.reproduction.report.claims import reason
+from relucheck.reproduction.published import AGREEMENT, READ_OFF
 from relucheck.reproduction.report.conclusion import conclusion, title
+from relucheck.reproduction.report.deciding.page import LEGEND, case_table, claim_table
+from relucheck.reproduction.report.nudges import tables as nudge_tables
+from relucheck.reproduction.report.reasons import reason
 from relucheck.reproduction.report.summary import Checked, Reproduction, group, kernel, label
-from relucheck.reproduction.report.tables import claim_table, legend, markdown, published_table
+from relucheck.reproduction.report.tables import legend, markdown, published_table
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import Table, counted
 from relucheck.training.result import Result
 from relucheck.training.settings import Settings
 
 #: Version of ``summary.json``.
-SUMMARY_VERSION: Final = 3
+SUMMARY_VERSION: Final = 4
 
 
 def summary(reproduction: Reproduction) -> dict[str, Any]:
-    """Build the content of ``summary.json``: what was run, and every cell, claim and figure."""
+    """Build the content of ``summary.json``: what was run, and every cell, effect, claim and figure."""
     return {
         "schema": "relucheck-reproduction-summary",
         "schema_version": SUMMARY_VERSION,
@@ -41,8 +42,10 @@ def summary(reproduction: Reproduction) -> dict[str, Any]:
             for comparison, result in reproduction.runs
         ],
         "cells": [cell.as_dict() for cell in reproduction.cells],
+        "nudges": [nudges.as_dict() for nudges in reproduction.nudges],
+        "effects": [effect.as_dict() for effect in reproduction.effects],
         "published": [checked.as_dict() for checked in reproduction.published],
-        "findings": [dataclasses.asdict(claim) for claim in reproduction.claims],
+        "claims": [decision.as_dict() for decision in reproduction.decisions],
     }
 
 
@@ -61,6 +64,7 @@ def report(reproduction: Reproduction) -> str:
     lines += ["## Results", "", *markdown(reproduction.cells, published)]
     columns = legend(*(() if published else ("published %",)))
     lines += [*(f"- {line}" for line in columns), ""]
+    lines += nudge_tables.markdown(reproduction.nudges, reproduction.effects)
     lines += _outcomes(reproduction)
     if others:
         lines += ["## More figures", ""]
@@ -101,31 +105,34 @@ def _executor(name: str) -> str:
 
 
 def _outcomes(reproduction: Reproduction) -> list[str]:
-    """List which published findings and figures agree with the results, and which do not."""
-    if not (reproduction.claims or reproduction.published):
+    """List the verdicts on published claims and figures."""
+    if not (reproduction.decisions or reproduction.published):
         return []
 
     def why(checked: Checked) -> str:
         return reason(checked, reproduction.cells)
 
     lines = ["## Against the published figures", ""]
-    if reproduction.claims:
-        lines += ["### Findings in words", "", *claim_table(reproduction.claims).markdown(), ""]
+    if reproduction.decisions:
+        lines += ["### Claims", "", *claim_table(reproduction.decisions).markdown(), ""]
+        lines += [*case_table(reproduction.decisions).markdown(), "", *(f"- {line}" for line in LEGEND), ""]
     if reproduction.published:
         lines += ["### Test errors", "", *published_table(reproduction.published, why).markdown(), ""]
-    lines += [
-        "- agrees, for a finding: it holds in this run; for an error: the published range meets the measured 95 % "
-        "interval.",
-        "- disagrees: it does not.",
-        "- one run: there are fewer than 2 seeds, which is too few for a test.",
-        "- not measured: no such run is here.",
-        "- reason: given only where numbers of this run show it.",
-    ]
-    if reproduction.published:
+        lines += [
+            "- confirmed: the measured mean is significantly within the margin of the published value, wherever that lies "
+            "within its error of reading (TOST). refuted: it is significantly outside.",
+            "- undecided: neither is shown; always so with one seed, or if a seed is lost, because its run diverged.",
+            "- not run: no such run is here.",
+            "- reason: given only where numbers of this run show it.",
+        ]
         lines += [
             f"- published: read off, to within {READ_OFF:g} point, from a figure of one run on a GPU; its code injects the "
             "subgradient itself, which for s = 0 is the chain rule. Emulated arithmetics stand beside the published "
-            "bfloat16."
+            "bfloat16.",
+            f"- margin: the distance in points that is still confirmed. The published errors of neighbouring subgradients "
+            f"are {AGREEMENT:g} points or more apart.",
+            "- p confirms, p refutes: of the tests for and against the published value, each corrected by Holm over "
+            "the rows that have a test.",
         ]
     return [*lines, ""]
 

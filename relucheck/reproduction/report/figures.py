@@ -2,7 +2,7 @@
 
 The detailed ones have the axes of [R22] (Martorella et al. 2022, Figs. 1 to 4): one column per arithmetic, 16 and 32 bits
 side by side, and one row per rule. Lines are means over seeds, up to where the first of them diverges; the range over seeds
-is shaded.
+is shaded. The nudges are a yellow band: the 95 % prediction interval of one run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.reproduction.published import PUBLISHED_EPOCHS
+from relucheck.reproduction.report.nudges.bands import Band, distance_band, draw_band, epoch_band
 from relucheck.reproduction.report.summary import analyse, final_accuracy, group, label
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import blank, save
@@ -38,17 +39,26 @@ _TITLES: Final = {
     "(published pooling: test mini-batches of all epochs of one run, which are no repetitions)",
 }
 _Runs = Sequence[tuple[Comparison, Result]]
-#: Makes a figure from an experiment, a scale, a part of its results and the runs that are shown.
-Drawing = Callable[[Experiment, str, str, _Runs], Any]
+#: The nudges of comparisons, by their names.
+_Nudges = Mapping[str, Result]
+#: Makes a figure from an experiment, a scale, a part of its results, the runs that are shown and nudges.
+Drawing = Callable[[Experiment, str, str, _Runs, _Nudges], Any]
 
 
 def draw(
-    experiment: Experiment, scale: str, runs: _Runs, folder: Path, *, figures: Mapping[str, Drawing] | None = None
+    experiment: Experiment,
+    scale: str,
+    runs: _Runs,
+    folder: Path,
+    *,
+    nudges: _Nudges | None = None,
+    figures: Mapping[str, Drawing] | None = None,
 ) -> list[Path]:
     """Write the figures of each part of the results as PNG files; return their paths.
 
     A part with more arithmetics than fit goes on in further files; files of an earlier call for the part that this one has
-    no use for are removed. Void comparisons are drawn and say so. ``figures`` are the kinds that can be drawn, by name.
+    no use for are removed. Void comparisons are drawn and say so. ``nudges`` are those of the comparisons that
+    have any, by their names. ``figures`` are the kinds that can be drawn, by name.
 
     Raises:
         ImportError: without matplotlib; says how to install it.
@@ -64,7 +74,7 @@ def draw(
             for number, page in enumerate(pages, start=1):
                 page_name = f"-{number}" if len(pages) > 1 else ""
                 path = folder / f"{_slug(part)}-{kind}{page_name}.png"
-                save((figures or FIGURES)[kind](experiment, scale, part, page), path)
+                save((figures or FIGURES)[kind](experiment, scale, part, page, nudges or {}), path)
                 written.append(path)
             # pages of an earlier report, which had more or fewer of them
             name = re.compile(rf"{re.escape(f'{_slug(part)}-{kind}')}(-\d+)?\.png")
@@ -199,24 +209,31 @@ def _band(
 
 
 def _legend(figure: Any, axes: Any) -> None:
-    columns = 2 * max(2, axes.shape[1])
     handles: dict[str, Any] = {}
     for panel in axes.flat:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles)), fontsize=9
-        )
+        columns = min(2 * max(2, axes.shape[1]), len(handles))
+        while columns > 2 and _legend_width(list(handles), columns) > figure.get_figwidth():
+            columns -= 1
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
-def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
+def _legend_width(names: Sequence[str], columns: int) -> float:
+    """About how many inches a legend is wide; its columns are filled one after another."""
+    rows = -(-len(names) // columns)
+    return sum(0.6 + 0.07 * max(map(len, names[start : start + rows])) for start in range(0, len(names), rows))
+
+
+def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _Nudges) -> Any:
     """L1 distance per step (thick) and [R22]'s |sum - sum| (thin), on a symmetric logarithmic scale, which shows 0."""
     rules = _rules(runs)
     figure, axes = _grid(experiment, part, "distance", runs, rules, sharey=True)
     smallest = math.inf
-    for column, (_, result) in enumerate(runs):
+    for column, (comparison, result) in enumerate(runs):
         kept = drawn_steps(result.members)
+        band = distance_band(nudges[comparison.name]) if comparison.name in nudges else Band()
         control = [member.at(kept) for member in group(result)[0.0, "chain", True]]
         for row, rule in enumerate(rules):
             panel = axes[row][column]
@@ -234,6 +251,7 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any
             # drawn last and wide: it must be seen to lie on 0
             series = [(member.steps.step, member.steps.l1) for member in control]
             _band(panel, series, "control: s = 0 again", (_CONTROL, "solid", ""), marker=False)
+            draw_band(panel, band)
             panel.set_xlabel("step")
             if column == 0:
                 panel.set_ylabel("L1 distance of all parameters")
@@ -247,11 +265,12 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any
     return figure
 
 
-def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Callable[[Experiment, str, str, _Runs], Any]:
-    def figure_of(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
+def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Drawing:
+    def figure_of(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _Nudges) -> Any:
         rules = _rules(runs)
         figure, axes = _grid(experiment, part, kind, runs, rules, sharey=True)
         for column, (comparison, result) in enumerate(runs):
+            band = epoch_band(nudges[comparison.name], value) if comparison.name in nudges else Band()
             for row, rule in enumerate(rules):
                 panel = axes[row][column]
                 for s, members in _members(result, rule).items():
@@ -259,6 +278,7 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Ca
                     _band(panel, series, f"s = {s:g}", _style(s), marker=True)
                     if kind == "error" and rule == "injected":
                         _published_point(panel, experiment.published_at(scale).get(comparison.name, {}).get(s), result, s)
+                draw_band(panel, band)
                 panel.set_xlabel("epoch")
                 if panel.get_lines():
                     panel.xaxis.get_major_locator().set_params(integer=True)
@@ -304,7 +324,7 @@ def _published_point(panel: Any, error: float | None, result: Result, s: float) 
         )
 
 
-def _boxes(experiment: Experiment, scale: str, part: str, runs: _Runs) -> Any:
+def _boxes(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _Nudges) -> Any:
     """Over seeds (the unit that repeats), and below pooled over test mini-batches of all epochs, as published."""
     rules = _rules(runs)
     rows = [name for rule in rules for name in (f"{rule}: over seeds", f"{rule}: published pooling")]

@@ -8,9 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.reproduction.claims import Decision
 from relucheck.reproduction.published import PublishedError
 from relucheck.reproduction.scenario import Comparison, Experiment
-from relucheck.results.statistics import Paired, Summary, judge, paired, summarise
+from relucheck.results.statistics import (
+    BeyondChaos,
+    Evidence,
+    Outcome,
+    Paired,
+    Summary,
+    decide,
+    judge,
+    near,
+    paired,
+    summarise,
+)
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import alone_on
@@ -177,15 +189,23 @@ def _mean(values: Sequence[float]) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A published figure beside the measured one.
+    """A published figure beside the evidence that the measured mean agrees with it.
 
-    ``verdict``: "agrees" (the published range and the measured 95 % interval meet), "disagrees" (they do not), "one run"
-    (fewer than 2 seeds, nothing to test with), or "not measured".
+    :func:`relucheck.results.statistics.near` says what agreement is.
     """
 
     published: PublishedError
-    measured: Summary
-    verdict: str
+    evidence: Evidence
+
+    @property
+    def measured(self) -> Summary:
+        """The measured test error in %, over the seeds that did not diverge."""
+        return self.evidence.estimate
+
+    @property
+    def verdict(self) -> Outcome:
+        """What the evidence says."""
+        return self.evidence.verdict
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -193,34 +213,89 @@ class Checked:
 
 
 def check(published: Sequence[PublishedError], results: Mapping[str, Result]) -> list[Checked]:
-    """List every published figure beside the measurement of the comparison of that name."""
-    return [_checked(figure, results.get(figure.comparison)) for figure in published]
+    """List every published figure beside the measurement of the comparison of that name.
+
+    All figures are one family for Holm's correction, because a reader sees them in one table.
+    """
+    found = decide({figure: _evidence(figure, results.get(figure.comparison)) for figure in published})
+    return [Checked(figure, evidence) for figure, evidence in found.items()]
 
 
-def _checked(published: PublishedError, result: Result | None) -> Checked:
-    if result is None or result.void:
-        return Checked(published, summarise([]), "not measured")
-    members = group(result).get((published.subgradient, published.rule, False), [])
+def _evidence(published: PublishedError, result: Result | None) -> Evidence:
+    members = [] if result is None or result.void else group(result).get((published.subgradient, published.rule, False), [])
     accuracies = [final_accuracy(member) for member in members]
-    measured = summarise([100 - accuracy for accuracy in accuracies if accuracy is not None])
-    if measured.low is None or measured.high is None:
-        return Checked(published, measured, "one run" if measured.n else "not measured")
-    low, high = published.value - published.spread, published.value + published.spread
-    return Checked(published, measured, "agrees" if measured.low <= high and low <= measured.high else "disagrees")
+    errors = [None if accuracy is None else 100 - accuracy for accuracy in accuracies]
+    return near(errors, published.value, published.spread, published.margin)
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-    """A published finding in words, beside the measurement.
+class Spread:
+    """Numbers of several nudges: the mean over seeds of each seed's mean, the smallest and the largest number."""
 
-    ``verdict`` is as in :class:`Checked`, or "undecided".
+    mean: float
+    least: float
+    most: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NudgeGroup:
+    """The nudges of one comparison, over its seeds.
+
+    Attributes:
+        comparison: its name.
+        live: number of seeds with a live hit.
+        quiet: number of seeds without one.
+        departed: number of runs of a subgradient in quiet seeds whose parameters differ from those of s = 0. There are
+            none under the chain rule. The injected rule also acts at hits whose upstream gradient is 0.
+        nudges: number of nudges in which a parameter moved.
+        again: number of draws that were taken back because they changed no gradient of the next step.
+        ineffective: number of nudges without an effective draw.
+        diverged: number of nudges that diverged.
+        l1: the last recorded L1 distance from s = 0; None where there is none.
+        accuracy: by endpoint, the test accuracy less that of s = 0 on the same seed, in points; None where there is none.
+        void: why nothing may be concluded from these nudges, or None.
     """
 
-    source: str
-    claim: str
-    measured: str
-    verdict: str
-    reason: str = ""
+    comparison: str
+    live: int
+    quiet: int
+    departed: int
+    nudges: int
+    again: int
+    ineffective: int
+    diverged: int
+    l1: Spread | None
+    accuracy: Mapping[str, Spread | None]
+    void: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """The effect of a subgradient on the test accuracy beyond that of a nudge, at one endpoint, in points.
+
+    Attributes:
+        comparison, label, rule, subgradient: as in :class:`MemberGroup`.
+        endpoint: "last epoch", or "second half" for the mean over the second half of the epochs.
+        beyond: the paired test against the nudges of the same seeds, corrected over all effects of a report.
+        seeds: number of seeds with a live hit that 80 % power at a true effect of 0.2 points takes, if the spread over
+            seeds is the observed one; None with fewer than 2 seeds, and where it is above a million.
+    """
+
+    comparison: str
+    label: str
+    rule: str
+    subgradient: float
+    endpoint: str
+    beyond: BeyondChaos
+    seeds: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +306,10 @@ class Reproduction:
         experiment, scale, folder: what was run, and where.
         runs: every finished comparison of the folder, in the scenario's order.
         missing: names of the comparisons that are not finished (``only`` left them out).
-        cells, published, claims: the contents of the tables: measurements, published figures, published findings.
+        cells, published, decisions: the contents of the tables: measurements, published figures, verdicts on claims.
         figures: paths of the figures.
+        nudges: what the nudges do, for each comparison that has them.
+        effects: what each subgradient does beyond that. Comparisons that are void, or whose nudges are, have none.
     """
 
     experiment: Experiment
@@ -242,8 +319,10 @@ class Reproduction:
     missing: tuple[str, ...] = ()
     cells: tuple[MemberGroup, ...] = ()
     published: tuple[Checked, ...] = ()
-    claims: tuple[Claim, ...] = ()
+    decisions: tuple[Decision, ...] = ()
     figures: tuple[Path, ...] = ()
+    nudges: tuple[NudgeGroup, ...] = ()
+    effects: tuple[Effect, ...] = ()
 
     @property
     def void(self) -> tuple[str, ...]:

@@ -6,14 +6,17 @@ Rows are subgradients. :data:`LEGEND` says what each arithmetic and rule shows o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.report.summary import Checked, Claim, MemberGroup
+from relucheck.reproduction.claims import Decision
+from relucheck.reproduction.report.deciding.page import claim_table
+from relucheck.reproduction.report.summary import Checked, MemberGroup
 from relucheck.results.statistics import LEVEL, MARGIN
 from relucheck.results.tables import Table
 
-_STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "undecided": "dim"}
+_STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "identical": "green", "undecided": "dim"}
 _LINES: Final = (
     *("accuracy %", "95 % interval", "to s = 0", "L1 distance", "|sum - sum|"),
     *("first step", "hits / epoch", "verdict"),
@@ -30,10 +33,10 @@ LEGEND: Final[Mapping[str, str]] = {
     "hits / epoch": "pre-activations equal to a kink; the name beside it says what computed the linear layers, on which "
     "hits depend (nn.Linear: each member alone; baddbmm: members stacked; emulated: rounded as the arithmetic says).",
     "p differs, p equivalent": f"of a paired t-test and of a test of equivalence within {MARGIN:g} points (TOST), each "
-    "corrected by Holm over every row of this report that has a test; identical runs have the exact sign test, "
-    "uncorrected.",
+    "corrected by Holm over every row of this report that has a test; identical runs are not tested.",
     "verdict": f"differs, or else equivalent, if the corrected p is below {LEVEL:g}; undecided if not, and always with one "
-    "seed or a diverged run.",
+    "seed or a diverged run. Runs are identical if they are so bit for bit on every seed; in brackets, the share of all "
+    "seeds on which they may differ nevertheless (the upper bound of Clopper-Pearson).",
     "rule": "chain multiplies the subgradient by the upstream gradient; injected passes on the subgradient itself, which "
     "is the error of the published code.",
     "published %": "read off [R22]'s Figure 3, one run of 50 epochs on a GPU; beside an emulated arithmetic it is the "
@@ -87,8 +90,11 @@ def lines(cell: MemberGroup) -> list[str]:
     first = "never" if cell.first is None else f"{cell.first:,} ({cell.differing}/{seeds})"
     if cell.is_reference:
         first = "-"
+    word = verdict(cell)
+    if cell.paired and cell.paired.differs_at_most is not None and not cell.control:
+        word += f" (≤ {rounded_up(cell.paired.differs_at_most)} %)"
     if cell.control:  # the same run again: nothing but that
-        return [*["-"] * 3, number(cell.l1, 1), number(cell.sum_difference, 1), first, "-", verdict(cell)]
+        return [*["-"] * 3, number(cell.l1, 1), number(cell.sum_difference, 1), first, "-", word]
     return [
         accuracy,
         interval,
@@ -97,8 +103,13 @@ def lines(cell: MemberGroup) -> list[str]:
         "-" if cell.is_reference else number(cell.sum_difference, 1),
         first,
         number(cell.hits, 1),
-        verdict(cell),
+        word,
     ]
+
+
+def rounded_up(share: float) -> int:
+    """A share in whole percent that is not exceeded."""
+    return math.ceil(100 * share)
 
 
 def _difference(cell: MemberGroup) -> str:
@@ -201,7 +212,7 @@ def _rich_table(title: str, cells: Sequence[MemberGroup], columns: Sequence[_Col
             values = [[*column, more] for column, more in zip(values, extra, strict=True)]
         shown = [i for i in range(len(labels)) if any(column[i] not in ("", "-") for column in values)]
         for index in shown:
-            texts = [Text(column[index], style=_STYLES.get(column[index], "")) for column in values]
+            texts = [Text(column[index], style=_STYLES.get(column[index].partition(" (")[0], "")) for column in values]
             table.add_row(row_name(row) if first else "", labels[index], *texts, end_section=index == shown[-1])
             first = False
     return table
@@ -242,47 +253,53 @@ def markdown(cells: Sequence[MemberGroup], published: _Published) -> list[str]:
 def _p_values(cell: MemberGroup) -> list[str]:
     if cell.paired is None or cell.control:
         return ["-", "-"]
-    return ["-" if p is None else f"{p:.2g}" for p in (cell.paired.adjusted_difference, cell.paired.adjusted_equivalence)]
+    return _p_texts(cell.paired.adjusted_difference, cell.paired.adjusted_equivalence)
+
+
+def _p_texts(*p_values: float | None) -> list[str]:
+    return ["-" if p is None else f"{p:.2g}" for p in p_values]
 
 
 def published_table(checked: Sequence[Checked], reason: Callable[[Checked], str] = lambda checked: "") -> Table:
     """Tabulate the published figures beside the measured ones."""
-    header = ["source", "comparison", "what", "s", "rule", "published", "measured", "seeds", "outcome", "reason"]
+    header = ["source", "comparison", "what", "s", "rule", "published", "margin", "measured", "seeds"]
+    header += ["p confirms", "p refutes", "outcome", "reason"]
     body = []
     for check in checked:
         published, measured = check.published, check.measured
         interval = f" [{number(measured.low)}, {number(measured.high)}]" if measured.low is not None else ""
+        lost = f" ({check.evidence.lost} lost)" if check.evidence.lost else ""
         body.append(
             [
                 *(published.source, published.comparison, "test error %", f"{published.subgradient:g}", published.rule),
-                f"{published.value:g} ± {published.spread:g}",
+                *(f"{published.value:g} ± {published.spread:g}", f"{published.margin:g}"),
                 f"{number(measured.mean)}{interval}",
-                *(str(measured.n), check.verdict, reason(check)),
+                *(
+                    f"{measured.n}{lost}",
+                    *_p_texts(check.evidence.adjusted_for, check.evidence.adjusted_against),
+                    check.verdict,
+                    reason(check),
+                ),
             ]
         )
     title = "published test errors in %, and what was measured here (injected rule; s = 0: chain)"
-    return Table(header, body, title, right=("s", "published", "seeds"))
+    return Table(header, body, title, right=("s", "published", "margin", "seeds"))
 
 
-def claim_table(claims: Sequence[Claim]) -> Table:
-    """Tabulate the published findings in words."""
-    rows = [[claim.source, claim.claim, claim.measured, claim.verdict, claim.reason] for claim in claims]
-    return Table(
-        ["source", "finding", "measured", "outcome", "reason"], rows, "published findings, and what was measured here"
-    )
-
-
-def rich_outcomes(checked: Sequence[Checked], claims: Sequence[Claim]) -> list[Any]:
-    """Published findings and figures, as rich tables.
+def rich_outcomes(checked: Sequence[Checked], decisions: Sequence[Decision]) -> list[Any]:
+    """Published claims and figures, as rich tables.
 
     A terminal leaves out the reasons, and the figures that nothing here measures; report.md has both.
     """
-    measured = [figure for figure in checked if figure.verdict != "not measured"]
+    measured = [figure for figure in checked if figure.verdict != "not run"]
     left_out = len(checked) - len(measured)
     figures = published_table(measured)
     if left_out:
         figures = dataclasses.replace(
             figures, caption=f"{left_out} more are of comparisons that are not here; report.md lists them"
         )
-    shown = (claim_table(claims).without("reason"), figures.without("source", "what", "rule", "reason"))
+    shown = (
+        claim_table(decisions),
+        figures.without("source", "what", "rule", "margin", "p confirms", "p refutes", "reason"),
+    )
     return [table.rich() for table in shown if table.rows]

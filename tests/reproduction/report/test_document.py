@@ -20,7 +20,7 @@ def test_report_and_summary(tmp_path: Path, snapshot: SnapshotAssertion) -> None
     whole = Reproduction(E2, "cpu", tmp_path, runs, ("float16",), cells, figures=drawn)
     assert report(whole) == snapshot
     body = json.loads(json.dumps(summary(whole), allow_nan=False))
-    assert body["schema_version"] == 3
+    assert body["schema_version"] == 4
     assert {run["comparison"] for run in body["runs"]} == {"float32", "bfloat16"}
     assert len(body["cells"]) == len(cells)
     assert "](figures/one.png)" in report(whole)

@@ -24,7 +24,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
         "error": ("epoch", "%"),
     }
     for kind, (x, y) in labels.items():
-        figure = report_figures.FIGURES[kind](E2, "cpu", "a part", runs)
+        figure = report_figures.FIGURES[kind](E2, "cpu", "a part", runs, {})
         panels = figure.get_axes()
         assert len(panels) == 4
         assert {panel.get_xlabel() for panel in panels} == {x}
@@ -36,7 +36,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
         if kind == "error":
             hollow = [line for line in panels[3].get_lines() if line.get_markerfacecolor() == "white"]
             assert sorted(float(line.get_ydata()[0]) for line in hollow) == [2, 4, 7, 9, 11]
-    figure = report_figures.FIGURES["boxes"](E2, "cpu", "a part", runs)
+    figure = report_figures.FIGURES["boxes"](E2, "cpu", "a part", runs, {})
     titles = [panel.get_title() for panel in figure.get_axes()]
     assert len(titles) == 8
     assert sum("over seeds" in title for title in titles) == 4
@@ -79,7 +79,7 @@ def test_boxes_hold_each_seed_once_and_the_pooled_ones_every_epoch() -> None:
     for member in result.members:  # every epoch, mini-batch and seed another value
         for number, epoch in enumerate(member.epochs):
             epoch.test_batch_accuracies = [0.5 + number / 1000 + member.member.seed / 7, 0.6 + number / 900]
-    figure = report_figures.FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)])
+    figure = report_figures.FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)], {})
     titles = [panel.get_title() for panel in figure.get_axes()]
     for rule in ("chain", "injected"):
         over, pooled = (
@@ -150,7 +150,7 @@ def test_a_value_stands_at_its_epoch() -> None:
 
 def test_published_points_are_drawn_for_runs_as_long_only() -> None:
     for name, points in (("bfloat16-product", 5), ("bfloat16-product-3-epochs", 0)):
-        figure = report_figures.FIGURES["error"](E2, "cpu", "a part", runs_of_e2(only=(name,)))
+        figure = report_figures.FIGURES["error"](E2, "cpu", "a part", runs_of_e2(only=(name,)), {})
         lines = [line for panel in figure.get_axes() for line in panel.get_lines()]
         assert sum(line.get_markerfacecolor() == "white" for line in lines) == points
 
@@ -192,7 +192,7 @@ def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
 def test_many_arithmetics_go_on_in_further_files(tmp_path: Path) -> None:
     pages: list[list[str]] = []
 
-    def drawn(scenario: Any, scale: str, part: str, page: Any) -> Any:
+    def drawn(scenario: Any, scale: str, part: str, page: Any, nudges: Any) -> Any:
         pages.append([comparison.name for comparison, _ in page])
         return blank(1, 1)
 

@@ -1,0 +1,1 @@
+"""The statistics that decide published claims, and the verdicts on all claims."""

@@ -1,0 +1,46 @@
+"""Tests over seeds, and the verdicts that follow from them.
+
+The unit of repetition is the seed. Runs with one seed share the initialisation, the order of mini-batches and the dropout
+masks, so the tests are paired by seed. Mini-batches or epochs of one run are not independent repetitions, so nothing here
+pools them.
+"""
+
+from relucheck.results.statistics.comparisons import Paired, Verdict, judge, paired
+from relucheck.results.statistics.evidence import (
+    Evidence,
+    Outcome,
+    decide,
+    grows,
+    larger,
+    near,
+    spread_grows,
+    without_exception,
+)
+from relucheck.results.statistics.means import LEVEL, MARGIN, Summary, summarise
+from relucheck.results.statistics.nudges import BeyondChaos, beyond_chaos, mean_of_all, prediction
+from relucheck.results.statistics.power import second_half, seeds_for_power
+
+__all__ = [
+    "LEVEL",
+    "MARGIN",
+    "BeyondChaos",
+    "Evidence",
+    "Outcome",
+    "Paired",
+    "Summary",
+    "Verdict",
+    "beyond_chaos",
+    "decide",
+    "grows",
+    "judge",
+    "larger",
+    "mean_of_all",
+    "near",
+    "paired",
+    "prediction",
+    "second_half",
+    "seeds_for_power",
+    "spread_grows",
+    "summarise",
+    "without_exception",
+]

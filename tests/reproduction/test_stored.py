@@ -1,0 +1,149 @@
+"""Folders of results decide claims, by the function and by ``relucheck claims``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from relucheck.__main__ import main
+from relucheck.errors import OK, UNWRITABLE, USAGE
+from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.experiments.volumes import E4
+from relucheck.reproduction.folder import MARK, ReproductionError, reserve
+from relucheck.reproduction.report.deciding.catalogue import catalogue
+from relucheck.reproduction.report.deciding.page import by_claim
+from relucheck.reproduction.scenario import Place, Scenario
+from relucheck.reproduction.stored import decide_folders, default_folders
+from relucheck.reproduction.trained import store_of
+from relucheck.results.store import SCHEMA, StoreError
+from relucheck.training.settings import Member
+from tests.helpers import made_up
+from tests.reproduction.report.deciding.constructed import jitter
+
+
+def _reserved(folder: Path, scenario: Scenario, scale: str = "cpu") -> Path:
+    folder.mkdir(parents=True)
+    reserve(Place(scale, folder, None, "cpu", "forking"), scenario)
+    return folder
+
+
+def _accuracy(member: Member) -> float:
+    cost = 0.1 * member.subgradient if member.rule == "injected" else 0.0
+    return 0.98 - cost + jitter(member, 1e-4)
+
+
+def _e2(folder: Path, name: str, nudges: bool = True) -> Path:
+    """A folder of E2 in which one comparison is finished, with or without its nudges."""
+    _reserved(folder, SCENARIOS["E2"])
+    (comparison,) = SCENARIOS["E2"].comparisons("cpu", (name,))
+    for part in (comparison, *([comparison.nudges] if nudges else [])):
+        made_up.keep(made_up.result(part.settings, _accuracy, executor="forking"), store_of(folder, part))
+    return folder
+
+
+def _volumes(folder: Path, shares: dict[int, int]) -> Path:
+    _reserved(folder, E4)
+    rows = [
+        {"source": "R22", "varied": "neurons", "x": x, "arithmetic": "float32", "bifurcated": count, "draws": 100}
+        for x, count in shares.items()
+    ]
+    split = {"float32": {"draws": 9, "bifurcation": 1, "compensation": 8, "undecided": 0, "networks": 9}}
+    (folder / "E4.json").write_text(json.dumps({"schema": SCHEMA, "rows": rows, "split": split}), encoding="utf-8")
+    return folder
+
+
+def test_folders_decide_their_claims_and_the_others_are_not_run(tmp_path: Path) -> None:
+    folders = _e2(tmp_path / "E2", "bfloat16-split-k-4"), _volumes(tmp_path / "E4", {4: 0, 64: 23})
+    found = by_claim(decide_folders(folders))
+    assert list(found) == [claim.id for claim in catalogue().claims]
+    said = {(name, one.case, one.rule): one.said for name, cases in found.items() for one in cases}
+    assert said["E2-16-bit-error", "bfloat16-split-k-4", "injected"] == "confirmed"
+    assert said["E2-16-bit-error", "bfloat16-split-k-4", "chain"] == "refuted"
+    assert said["E2-float32-accuracy", "float32", ""] == "not run: arm"
+    assert said["E4-width", "float32", ""] == "confirmed"
+    assert said["M24-bifurcation", "float32", ""] == "confirmed"
+    assert said["E1-control", "-", ""] == said["E9-custom-mlp", "-", ""] == "not run: results"
+    assert ("E3-spread", "bfloat16-split-k-4", "injected") in said, "E3 takes its runs from E2"
+
+
+def test_unfinished_nudges_are_no_nudges(tmp_path: Path) -> None:
+    found = by_claim(decide_folders([_e2(tmp_path / "E2", "bfloat16-split-k-4", nudges=False)]))
+    said = {one.case: one.said for one in found["E2-16-bit-error"]}
+    assert said["bfloat16-split-k-4"] == "not run: nudges"
+
+
+def test_nothing_at_all_is_not_run() -> None:
+    assert {one.said for one in decide_folders([])} == {"not run: results"}
+
+
+def test_folders_that_cannot_decide_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ReproductionError, match=r"holds no results of a scenario .* name a folder that relucheck reproduce"
+    ):
+        decide_folders([tmp_path])
+    smoke = _reserved(tmp_path / "smoke", SCENARIOS["E1"], "smoke")
+    with pytest.raises(ReproductionError, match="smoke test, which confirms and refutes nothing; leave it out"):
+        decide_folders([smoke])
+    two = [_reserved(tmp_path / name, SCENARIOS["E1"]) for name in ("one", "two")]
+    with pytest.raises(ReproductionError, match=r"one and .*two both hold|two and .*one both hold results of E1"):
+        decide_folders(two)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "cannot be read"),
+        ('{"schema": 0}', "has schema 0, and this version reads"),
+        (json.dumps({"schema": SCHEMA, "rows": [{"x": 1}]}), "KeyError: 'source'"),
+    ],
+)
+def test_a_damaged_table_of_volumes_is_one_clear_error(tmp_path: Path, content: str, says: str) -> None:
+    folder = _volumes(tmp_path / "E4", {4: 0})
+    (folder / "E4.json").write_text(content, encoding="utf-8")
+    with pytest.raises(StoreError, match=f"(?s){says}.*run relucheck reproduce E4 with this folder"):
+        decide_folders([folder])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_shows_every_claim_on_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    _volumes(Path("relucheck-results/E4-cpu"), {4: 0, 64: 23})
+    _reserved(Path("relucheck-results/E1-smoke"), SCENARIOS["E1"], "smoke")
+    assert default_folders() == (Path("relucheck-results/E4-cpu"),), "without the smoke test"
+    assert main(["claims", "--report", "claims.md"]) == OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "results: relucheck-results/E4-cpu"
+    assert lines[1].startswith("3 of ")
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert all(f"│ {claim.id} " in text for claim in catalogue().claims)
+    assert "…" not in text, "cut off"
+    page = Path("claims.md").read_text(encoding="utf-8")
+    assert "| E4-width | float32 |  | confirmed | networks in the zone: 0/100 at 4, 23/100 at 64 |" in page
+
+
+def test_the_command_names_folders_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["claims"]) == OK
+    assert capsys.readouterr().out.startswith("results: none; name folders with --results\n0 of ")
+
+
+def test_exit_codes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["claims", "--results", str(tmp_path)]) == USAGE
+    assert MARK in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["claims", "--results", str(tmp_path / "file")]) == USAGE
+    folder = _volumes(tmp_path / "E4", {4: 0})
+    (folder / "E4.json").unlink()
+    assert main(["claims", "--results", str(folder)]) == UNWRITABLE
+    good = _volumes(tmp_path / "another", {4: 0})
+    assert main(["claims", "--results", str(good), "--report", str(tmp_path / "file" / "page.md")]) == UNWRITABLE
