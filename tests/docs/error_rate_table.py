@@ -12,6 +12,7 @@ from tests.results.statistics.simulations import CASES, DRAWS, INVERSES, SEEDS, 
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "statistics.md"
 _ROW: Final = "| `"
+_HEADER: Final = "| rule | truth |"
 
 
 def row(case: Case) -> str:
@@ -30,10 +31,9 @@ def shown() -> list[str]:
 
 
 def _write() -> None:
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
-    first = next(number for number, line in enumerate(lines) if line.startswith("| ---")) + 1
-    kept = [line for line in lines[first:] if not line.startswith(_ROW)]
-    PAGE.write_text("\n".join([*lines[:first], *map(row, CASES), *kept]) + "\n", encoding="utf-8")
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if not line.startswith(_ROW)]
+    first = next(number for number, line in enumerate(lines) if line.startswith(_HEADER)) + 2
+    PAGE.write_text("\n".join([*lines[:first], *map(row, CASES), *lines[first:]]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Rules that decide whether results over seeds confirm a published claim.
 
 Each rule returns the evidence for the claim and against it, as two p-values. ``decide`` corrects them over a family of
-claims and gives the verdicts. Each rule says under which claim its verdict is wrong, and the probability of a wrong verdict
-is at most the level: "confirmed" where the claim is false, or "refuted" where it is true. Everything else is "undecided".
-docs/statistics.md has the simulated error rates.
+claims and gives the verdicts. A verdict is wrong if it is "confirmed" and the claim is false, or "refuted" and the claim is
+true. Each of these has at most the probability of the level; what is neither is "undecided". The t-tests among the rules
+assume that the noise over seeds is not too skewed. docs/statistics.md has the simulated error rates.
 """
 
 from __future__ import annotations
