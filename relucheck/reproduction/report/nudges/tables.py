@@ -24,7 +24,7 @@ NUDGE_LEGEND: Final[Mapping[str, str]] = {
 #: What the columns of the effects mean, a sentence each.
 EFFECT_LEGEND: Final[Mapping[str, str]] = {
     "endpoint": f"{LAST}: test accuracy after it; {HALF}: mean test accuracy over the second half of the epochs, which "
-    "spreads less over seeds. A run of at most 2 epochs has one endpoint.",
+    "often spreads less over seeds. A run of at most 2 epochs has one endpoint.",
     "n": "seeds with a live hit in which every nudge and the run of s ended; seeds without a live hit are not tested.",
     "effect": "the difference of s to s = 0 less the mean difference of the nudges of the same seed, in points: mean over "
     "seeds ± half its 95 % interval.",
