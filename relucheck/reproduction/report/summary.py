@@ -225,7 +225,13 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Numbers of several nudges: the mean over seeds of each seed's mean, the smallest and the largest number."""
+    """Numbers of several nudges.
+
+    Attributes:
+        mean: over seeds, of each seed's mean.
+        least: the smallest number.
+        most: the largest number.
+    """
 
     mean: float
     least: float
@@ -270,7 +276,7 @@ class NudgeGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """The effect of a subgradient on the test accuracy beyond that of a nudge, at one endpoint, in points.
+    """The effect of a subgradient on the test accuracy beyond that of a nudge, in points.
 
     Attributes:
         comparison, label, rule, subgradient: as in :class:`MemberGroup`.

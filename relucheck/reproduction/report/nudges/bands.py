@@ -1,4 +1,4 @@
-"""The band of a figure: where one more run would lie that differs from s = 0 by a nudge alone."""
+"""The band of a figure: where one more run would lie that differs by a nudge alone."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ def half_accuracy(member: MemberResult) -> float | None:
 
 
 def endpoints(epochs: int) -> Mapping[str, Callable[[MemberResult], float | None]]:
-    """The endpoints of a run by name. Up to 2 epochs, the second half is the last epoch and not listed again."""
+    """The endpoints of a run by name.
+
+    Up to 2 epochs, the second half is the last epoch and not listed again.
+    """
     return {LAST: final_accuracy} if epochs <= 2 else {LAST: final_accuracy, HALF: half_accuracy}
 
 

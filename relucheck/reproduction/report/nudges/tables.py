@@ -91,7 +91,7 @@ def _quiet(one: NudgeGroup) -> str:
 
 
 def effect_tables(effects: Sequence[Effect]) -> list[Table]:
-    """Tabulate the effects beyond the nudges', a table for each comparison with a live hit in any seed."""
+    """Tabulate the effects, a table for each comparison with a live hit in any seed."""
     tables = []
     live = [effect for effect in effects if effect.beyond.paired.n + effect.beyond.paired.lost]
     for name in dict.fromkeys(effect.comparison for effect in live):
