@@ -251,6 +251,7 @@ class NudgeGroup:
         nudges: number of nudges in which a parameter moved.
         again: number of draws that were taken back because they changed no gradient of the next step.
         ineffective: number of nudges without an effective draw.
+        returned: number of nudges whose last recorded distance from s = 0 is 0, because rounding undid the difference.
         diverged: number of nudges that diverged.
         l1: the last recorded L1 distance from s = 0; None where there is none.
         accuracy: by endpoint, the test accuracy less that of s = 0 on the same seed, in points; None where there is none.
@@ -264,6 +265,7 @@ class NudgeGroup:
     nudges: int
     again: int
     ineffective: int
+    returned: int
     diverged: int
     l1: Spread | None
     accuracy: Mapping[str, Spread | None]

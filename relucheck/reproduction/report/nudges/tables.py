@@ -74,6 +74,11 @@ def nudge_notes(groups: Sequence[NudgeGroup]) -> list[str]:
                 f"{one.comparison}: {counted(one.ineffective, 'nudge')} without effect: no draw changed a gradient of the "
                 "next step."
             )
+        if one.returned:
+            notes.append(
+                f"{one.comparison}: {counted(one.returned, 'nudge')} ended at the distance 0 from s = 0, because rounding "
+                "undid the difference. The band of distances is that of the others."
+            )
         if one.diverged:
             notes.append(f"{one.comparison}: {counted(one.diverged, 'nudge')} diverged.")
     return notes
