@@ -133,7 +133,7 @@ ERRORS: Final = {
     "float32": dict.fromkeys((0.0, *SUBGRADIENTS), 2.0),
     **{
         f"bfloat16{arithmetic}{epochs}": _BFLOAT16_ERRORS
-        for arithmetic in ("", "-rounded", "-product", "-split-k-4")
+        for arithmetic in ("", "-rounded", "-product", "-split-k-4", "-published", "-layer-1-split-k-4")
         for epochs in ("", "-3-epochs", "-15-epochs")
     },
 }
@@ -181,7 +181,7 @@ class PublishedCount:
 #: The arithmetic of each experiment that gives its published counts, see ``relucheck.reproduction.experiments.counts``.
 ARITHMETICS: Final = {
     "E1": "bfloat16 emulated (rounded)",
-    "E2": "bfloat16 emulated (rounded; layer 1 forward: split-k 4 bias joined)",
+    "E2": "bfloat16 emulated (rounded; layer 1 forward: split-k 3 wide bias joined)",
     "E9": "bfloat16 emulated (rounded)",
 }
 
