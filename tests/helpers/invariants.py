@@ -83,7 +83,7 @@ def report_is_complete(made: Reproduction) -> None:
         for needed in (f"`{comparison.name}`", result.settings.digest[:12], result.device, result.versions["torch"]):
             assert needed in text
     verdicts = {cell.paired.verdict for cell in made.cells if cell.paired}
-    assert verdicts <= {"differs", "equivalent", "undecided"}
+    assert verdicts <= {"differs", "equivalent", "identical", "undecided"}
     parts = {comparison.part for comparison, _ in made.runs}
     assert len(made.figures) >= len(parts) * len(made.experiment.figures)
     for path in made.figures:

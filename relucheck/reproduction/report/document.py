@@ -24,7 +24,7 @@ SUMMARY_VERSION: Final = 4
 
 
 def summary(reproduction: Reproduction) -> dict[str, Any]:
-    """Build the content of ``summary.json``: what was run, and every cell, effect, claim and figure."""
+    """Build the content of ``summary.json``: what was run, cells, effects, claims, figures."""
     return {
         "schema": "relucheck-reproduction-summary",
         "schema_version": SUMMARY_VERSION,

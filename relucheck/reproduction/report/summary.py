@@ -230,7 +230,13 @@ def _evidence(published: PublishedError, result: Result | None) -> Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Numbers of several nudges: the mean over seeds of each seed's mean, the smallest and the largest number."""
+    """Numbers of several nudges.
+
+    Attributes:
+        mean: over seeds, of each seed's mean.
+        least: the smallest number.
+        most: the largest number.
+    """
 
     mean: float
     least: float
@@ -250,6 +256,7 @@ class NudgeGroup:
         nudges: number of nudges in which a parameter moved.
         again: number of draws that were taken back because they changed no gradient of the next step.
         ineffective: number of nudges without an effective draw.
+        returned: number of nudges whose last recorded distance from s = 0 is 0, because rounding undid the difference.
         diverged: number of nudges that diverged.
         l1: the last recorded L1 distance from s = 0; None where there is none.
         accuracy: by endpoint, the test accuracy less that of s = 0 on the same seed, in points; None where there is none.
@@ -263,6 +270,7 @@ class NudgeGroup:
     nudges: int
     again: int
     ineffective: int
+    returned: int
     diverged: int
     l1: Spread | None
     accuracy: Mapping[str, Spread | None]
@@ -275,7 +283,7 @@ class NudgeGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """The effect of a subgradient on the test accuracy beyond that of a nudge, at one endpoint, in points.
+    """The effect of a subgradient on the test accuracy beyond that of a nudge, in points.
 
     Attributes:
         comparison, label, rule, subgradient: as in :class:`MemberGroup`.

@@ -57,7 +57,8 @@ class TrainingCase:
 
     def value(self, seed: int, s: float, endpoint: str, run: Trained | None = None) -> float | None:
         """The endpoint of a member; None if it diverged."""
-        return ENDPOINTS[endpoint](self.member(seed, s, run), self.reference(seed, run))
+        found = ENDPOINTS[endpoint].of(self.member(seed, s, run), self.reference(seed, run))
+        return None if found is None else ENDPOINTS[endpoint].scale(found)
 
     def values(self, s: float, endpoint: str, seeds: Sequence[int]) -> list[float | None]:
         """The endpoint of a member for each seed."""
@@ -95,12 +96,13 @@ class TrainingCase:
     def _nudge_values(self, run: Trained, seed: int, endpoint: str) -> list[float | None]:
         # without epochs: no effective nudge
         return [
-            ENDPOINTS[endpoint](nudge, self.reference(seed, run)) if nudge.epochs else None
+            ENDPOINTS[endpoint].of(nudge, self.reference(seed, run)) if nudge.epochs else None
             for nudge in self._nudges(run, seed) or ()
         ]
 
     def _mean_nudge(self, run: Trained, seed: int, endpoint: str) -> float | None:
-        return mean_of_all(self._nudge_values(run, seed, endpoint))
+        mean = mean_of_all(self._nudge_values(run, seed, endpoint))
+        return None if mean is None else ENDPOINTS[endpoint].scale(mean)
 
 
 @dataclasses.dataclass(frozen=True)

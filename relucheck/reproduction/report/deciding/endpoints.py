@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -11,7 +12,20 @@ from relucheck.reproduction.report.summary import final_accuracy, hits_per_epoch
 from relucheck.training.result import MemberResult
 
 #: Takes a run and the reference of its seed; None if one of them has no such number, because it diverged.
-Endpoint = Callable[[MemberResult, MemberResult], float | None]
+_OfRun = Callable[[MemberResult, MemberResult], float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A number of a training run, and the scale on which it is compared.
+
+    Attributes:
+        of: gives the number.
+        scale: is applied to the number of a run, or to the mean of the numbers of nudges.
+    """
+
+    of: _OfRun
+    scale: Callable[[float], float] = float
 
 
 def _error(member: MemberResult, reference: MemberResult) -> float | None:
@@ -33,10 +47,9 @@ def _distance(member: MemberResult, reference: MemberResult) -> float | None:
     return None if lost else member.steps.l1[-1]
 
 
-def _log_distance(member: MemberResult, reference: MemberResult) -> float | None:
-    distance = _distance(member, reference)
+def _logarithm(distance: float) -> float:
     # a run that never departs has the logarithm of the smallest number
-    return None if distance is None else math.log(max(distance, 5e-324))
+    return math.log(max(distance, 5e-324))
 
 
 def _fluctuation(member: MemberResult, reference: MemberResult) -> float | None:
@@ -67,14 +80,15 @@ def _slope(values: list[float]) -> float | None:
 
 #: Endpoints by the names that the file of claims uses. Accuracies and errors are those of the test set, in %.
 ENDPOINTS: Final[Mapping[str, Endpoint]] = {
-    "accuracy": lambda member, reference: final_accuracy(member),
-    "error": _error,
-    "change of accuracy": _change,
-    "training loss": _loss,
-    "distance": _distance,
-    "log distance": _log_distance,
-    "fluctuation": _fluctuation,
-    "rise of the error": _rise,
-    "hits an epoch": _hits,
-    "trend of hits": _hits_trend,
+    "accuracy": Endpoint(lambda member, reference: final_accuracy(member)),
+    "error": Endpoint(_error),
+    "change of accuracy": Endpoint(_change),
+    "training loss": Endpoint(_loss),
+    "distance": Endpoint(_distance),
+    # rounding can undo a nudge; of the logarithms, its distance of 0 would outweigh all others
+    "log distance": Endpoint(_distance, _logarithm),
+    "fluctuation": Endpoint(_fluctuation),
+    "rise of the error": Endpoint(_rise),
+    "hits an epoch": Endpoint(_hits),
+    "trend of hits": Endpoint(_hits_trend),
 }

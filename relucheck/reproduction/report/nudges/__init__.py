@@ -1,1 +1,1 @@
-"""Nudges in a training report: what they do, what a subgradient does beyond them, tables and the band of a figure."""
+"""Nudges in a training report: effects beyond them, tables, and the band of a figure."""

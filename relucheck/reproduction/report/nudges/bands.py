@@ -1,4 +1,4 @@
-"""The band of a figure: where one more run would lie that differs from s = 0 by a nudge alone."""
+"""The band of a figure: where one more run would lie that differs by a nudge alone."""
 
 from __future__ import annotations
 
@@ -34,15 +34,18 @@ class Band:
 def distance_band(nudges: Result) -> Band:
     """The band of the L1 distance from s = 0 over the steps that figures draw.
 
-    The intervals are computed from logarithms, so there are none before every nudge has departed from s = 0.
+    The intervals are computed from logarithms, so there are none before every nudge has departed from s = 0. Nudges that
+    end at the distance 0, because rounding undid the difference, are left out.
 
     Args:
         nudges: the nudges of a comparison. Thinned or not, the band is the same.
     """
     kept = drawn_steps(nudges.members)
 
-    def distances(member: MemberResult) -> dict[float, float]:
+    def distances(member: MemberResult) -> dict[float, float] | None:
         steps = member.steps.at(kept)
+        if steps.l1[-1:] == [0.0]:
+            return None
         return {float(step): l1 for step, l1 in zip(steps.step, steps.l1, strict=True) if l1 > 0}
 
     return _band(nudges, distances, math.log, math.exp)
@@ -82,7 +85,7 @@ def draw_band(axes: Any, band: Band) -> None:
 
 def _band(
     nudges: Result,
-    series: Callable[[MemberResult], Mapping[float, float]],
+    series: Callable[[MemberResult], Mapping[float, float] | None],
     forward: Callable[[float], float],
     back: Callable[[float], float],
 ) -> Band:
@@ -90,14 +93,15 @@ def _band(
 
     Args:
         nudges: of a comparison; a void result has no band.
-        series: the values of a nudge by place.
+        series: the values of a nudge by place; None leaves it out.
         forward: applied to values before the interval is computed.
         back: its inverse.
     """
     if nudges.void:
         return Band()
     seeds = [_moved(members) for seed in nudges.settings.seeds if (members := nudges.nudges(seed)) is not None]
-    groups = [[series(member) for member in members] for members in seeds if members]
+    known = [[one for member in members if (one := series(member)) is not None] for members in seeds]
+    groups = [group for group in known if group]
     if len(groups) < 2:
         return Band(alone=tuple((tuple(one), tuple(one.values())) for group in groups for one in group))
     everywhere = set.intersection(*(set(one) for group in groups for one in group))

@@ -27,7 +27,10 @@ def half_accuracy(member: MemberResult) -> float | None:
 
 
 def endpoints(epochs: int) -> Mapping[str, Callable[[MemberResult], float | None]]:
-    """The endpoints of a run by name. Up to 2 epochs, the second half is the last epoch and not listed again."""
+    """The endpoints of a run by name.
+
+    Up to 2 epochs, the second half is the last epoch and not listed again.
+    """
     return {LAST: final_accuracy} if epochs <= 2 else {LAST: final_accuracy, HALF: half_accuracy}
 
 
@@ -47,7 +50,7 @@ def nudge_groups(runs: _Runs, nudges: Mapping[str, Result]) -> list[NudgeGroup]:
 
 def _group(name: str, result: Result, nudges: Result) -> NudgeGroup:
     if nudges.void:
-        return NudgeGroup(name, 0, 0, 0, 0, 0, 0, 0, None, {}, nudges.void)
+        return NudgeGroup(name, 0, 0, 0, 0, 0, 0, 0, 0, None, {}, nudges.void)
     by_seed = {seed: nudges.nudges(seed) for seed in result.settings.seeds}
     quiet = [seed for seed, members in by_seed.items() if members is None]
     every = [member for members in by_seed.values() for member in members or ()]
@@ -66,6 +69,7 @@ def _group(name: str, result: Result, nudges: Result) -> NudgeGroup:
         nudges=sum(nudge.parameter is not None for nudge in moved),
         again=sum(nudge.attempts - (nudge.parameter is not None) for nudge in moved),
         ineffective=sum(member.outcome == NO_EFFECT for member in every),
+        returned=sum(_last_distance(member) == 0 for member in every),
         diverged=sum(member.diverged for member in every),
         l1=_spread([[_last_distance(member) for member in members] for members in live.values()]),
         accuracy=accuracy,

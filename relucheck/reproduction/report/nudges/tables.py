@@ -24,7 +24,7 @@ NUDGE_LEGEND: Final[Mapping[str, str]] = {
 #: What the columns of the effects mean, a sentence each.
 EFFECT_LEGEND: Final[Mapping[str, str]] = {
     "endpoint": f"{LAST}: test accuracy after it; {HALF}: mean test accuracy over the second half of the epochs, which "
-    "spreads less over seeds. A run of at most 2 epochs has one endpoint.",
+    "often spreads less over seeds. A run of at most 2 epochs has one endpoint.",
     "n": "seeds with a live hit in which every nudge and the run of s ended; seeds without a live hit are not tested.",
     "effect": "the difference of s to s = 0 less the mean difference of the nudges of the same seed, in points: mean over "
     "seeds ± half its 95 % interval.",
@@ -74,6 +74,11 @@ def nudge_notes(groups: Sequence[NudgeGroup]) -> list[str]:
                 f"{one.comparison}: {counted(one.ineffective, 'nudge')} without effect: no draw changed a gradient of the "
                 "next step."
             )
+        if one.returned:
+            notes.append(
+                f"{one.comparison}: {counted(one.returned, 'nudge')} ended at the distance 0 from s = 0, because rounding "
+                "undid the difference. The band of distances is that of the others."
+            )
         if one.diverged:
             notes.append(f"{one.comparison}: {counted(one.diverged, 'nudge')} diverged.")
     return notes
@@ -91,7 +96,7 @@ def _quiet(one: NudgeGroup) -> str:
 
 
 def effect_tables(effects: Sequence[Effect]) -> list[Table]:
-    """Tabulate the effects beyond the nudges', a table for each comparison with a live hit in any seed."""
+    """Tabulate the effects, a table for each comparison with a live hit in any seed."""
     tables = []
     live = [effect for effect in effects if effect.beyond.paired.n + effect.beyond.paired.lost]
     for name in dict.fromkeys(effect.comparison for effect in live):

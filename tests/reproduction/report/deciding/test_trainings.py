@@ -304,6 +304,15 @@ def test_an_effect_without_nudges_to_compare_with_is_unknown() -> None:
     assert "(8 seeds)" in decision.measured
 
 
+def test_a_nudge_that_rounding_undoes_does_not_outweigh_the_others() -> None:
+    """Four of five nudges go as far as s does; the logarithm of the fifth one's distance of 0 would be -744."""
+
+    def steps(member: Member, step: int) -> float:
+        return 0.0 if member.nudge == 1 else step + jitter(member)
+
+    assert verdict(_FAR, trained(steps=steps)) == "refuted"
+
+
 def test_the_spread_of_s_0_is_that_of_single_nudges_and_not_of_their_means() -> None:
     """The mean of five nudges spreads less than one run; with it, chaos alone would grow with s."""
 

@@ -103,6 +103,21 @@ def test_a_band_ends_where_the_first_nudge_diverges() -> None:
     assert epoch_band(nudges[COMPARISON.name], _error) == Band()
 
 
+def test_nudges_that_end_at_distance_0_are_not_in_the_band_of_distances() -> None:
+    _, nudges = _made()
+    before, errors = distance_band(nudges[COMPARISON.name]), epoch_band(nudges[COMPARISON.name], _error)
+    member = nudges[COMPARISON.name].find(3, 0.0, nudge=2)
+    member.steps.l1[-200:] = [0.0] * 200
+    after = distance_band(nudges[COMPARISON.name])
+    assert after.places == before.places
+    assert after.low != before.low
+    assert epoch_band(nudges[COMPARISON.name], _error) == errors
+    for number in range(1, 6):
+        nudges[COMPARISON.name].find(3, 0.0, nudge=number).steps.l1[-1] = 0.0
+    alone = {COMPARISON.name: made_up.with_nudges(COMPARISON.settings.of_seeds((0, 1, 4)))[1]}
+    assert distance_band(nudges[COMPARISON.name]) == distance_band(alone[COMPARISON.name])
+
+
 def test_nudges_without_effect_are_left_out() -> None:
     _, nudges = _made()
     before = epoch_band(nudges[COMPARISON.name], _error)

@@ -160,7 +160,7 @@ def test_every_number_of_the_nudges() -> None:
     assert (group.comparison, group.live, group.quiet, group.nudges) == (SHORT.name, 8, 2, 40)
     # made up with one draw more for each number of the nudge, and another one in odd seeds
     assert group.again == sum(number + seed % 2 - 1 for seed in live for number in range(1, 6))
-    assert (group.departed, group.ineffective, group.diverged, group.void) == (0, 0, 0, None)
+    assert (group.departed, group.ineffective, group.returned, group.diverged, group.void) == (0, 0, 0, 0, None)
     beside = nudges[SHORT.name]
     members = [[beside.find(seed, 0.0, nudge=number) for number in range(1, 6)] for seed in live]
     distances = np.array([[member.steps.l1[-1] for member in of_seed] for of_seed in members])

@@ -89,6 +89,15 @@ def test_a_seed_lost_is_shown() -> None:
     assert f"- {COMPARISON.name}: 1 nudge diverged." in markdown(nudge_groups(runs, nudges), [])
 
 
+def test_a_nudge_whose_difference_rounding_has_undone_is_counted() -> None:
+    runs, nudges = _pair()
+    nudges[COMPARISON.name].find(3, 0.0, nudge=4).steps.l1[-1] = 0.0
+    (group,) = nudge_groups(runs, nudges)
+    assert group.returned == 1
+    assert f"- {COMPARISON.name}: 1 nudge ended at the distance 0 from s = 0, because" in "\n".join(markdown([group], []))
+    assert f"(0 to {group.l1.most:,.1f})" in "\n".join(markdown([group], [])) if group.l1 else False
+
+
 def test_the_injected_rule_can_act_without_a_live_hit() -> None:
     runs, nudges = _pair()
     runs[0][1].find(2, 1.0, "injected").first_difference = 7
