@@ -1,7 +1,7 @@
 """Counts of hits beside the published ones: which arithmetics explain them.
 
 A *target* is one published run, or several from one initialisation, with the comparisons that could explain it. The counts
-of a comparison's seeds are compared with the published ones by ``relucheck.results.likelihood``.
+of a comparison's seeds are compared with the published ones by ``relucheck.results.statistics.counts``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from relucheck.reproduction.published import PublishedCount, counts
 from relucheck.reproduction.scenario import Comparison
-from relucheck.results.likelihood import Published, best_shares, deviation, log_likelihood, surprise
 from relucheck.results.statistics import LEVEL, summarise
+from relucheck.results.statistics.counts import Published, best_shares, deviation, log_likelihood, surprise
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Member
 
