@@ -1,4 +1,4 @@
-"""E9: how often pre-activations equal a kink, and which arithmetics give the published counts.
+"""E9: the published counts of hits, and the arithmetics that could give them, as data.
 
 The notebooks of [R22] print these counts epoch by epoch. They are the only published numbers that show how the GPU rounded:
 an arithmetic that stands for it has to give them. So the networks of the counts are trained here in many candidate

@@ -1,4 +1,4 @@
-"""The report of E9: which arithmetics explain the published counts of hits, and the counts of every run."""
+"""The report of E9: which arithmetics explain the published counts of hits."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _sentence(target: Target, every: Sequence[Fit]) -> str:
 
 
 def rounding(fit: Fit) -> str:
-    """How a comparison rounds, in few words: the label of its emulation, or its arithmetic's name."""
+    """Name the rounding of a comparison: its emulation's label, or its arithmetic."""
     found = re.fullmatch(r"(\S+) emulated \((.+)\)", fit.arithmetic)
     return f"{fit.arithmetic} of the device" if found is None else found[2]
 
@@ -158,7 +158,7 @@ def _ends(low: Sequence[int], high: Sequence[int]) -> str:
 
 
 def hits_table(runs: _Runs) -> Table:
-    """Hits of every kind of member of every comparison: mean over seeds in the first and the last epoch, by kink."""
+    """The mean hits of every kind of member in the first and the last epoch, by kink."""
     rows = []
     for comparison, result in runs:
         for series in members(result):
@@ -176,7 +176,7 @@ def hits_table(runs: _Runs) -> Table:
 
 
 def write_figures(made: Counts) -> list[Path]:
-    """Draw a figure for each target whose fits mean something, and one of ReLU6's hits; return their paths."""
+    """Draw a figure for each target, and one of ReLU6's hits; return their paths."""
     folder, written = made.folder / "figures", []
     for target, every in made.targets:
         if any(fit.log_likelihood is not None for fit in every):

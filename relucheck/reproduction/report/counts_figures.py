@@ -1,4 +1,4 @@
-"""The figures of E9: published counts over the counts of the arithmetics that come nearest to them."""
+"""The figures of E9: published counts over those of the arithmetics nearest to them."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Series:
 
     @property
     def accuracy_deviation(self) -> float | None:
-        """How far the published accuracy lies above the mean of the seeds, in standard deviations of one more seed.
+        """The published accuracy less the seeds' mean, in standard deviations of one more seed.
 
         None without a published accuracy, and where a seed diverged or there are fewer than 3.
         """
@@ -171,9 +171,9 @@ _FAR: Final = 3.0
 
 
 def fits(target: Target, runs: _Runs) -> list[Fit]:
-    """Compare every finished comparison of a target with the published counts; the most likely first.
+    """Compare the finished comparisons of a target with its published counts.
 
-    Void comparisons are left out.
+    The most likely comes first. Void comparisons are left out.
     """
     known = [count for count in counts() if target.chosen(count)]
     found = []
@@ -238,7 +238,7 @@ def _series(known: Sequence[PublishedCount], target: Target, result: Result) -> 
 
 
 def members(result: Result) -> list[Series]:
-    """The counts of every kind of member of a comparison at every kink; nothing published stands beside them."""
+    """The counts of every kind of member at every kink, without published ones."""
     every = []
     for member in _kinds(result):
         matching = [one for one in result.members if _kind(one.member) == _kind(member)]

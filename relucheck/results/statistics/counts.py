@@ -1,4 +1,4 @@
-"""How well repeated counts explain published ones: a likelihood, and whether it is as good as for a count of the same kind.
+"""Whether published counts could be one more run of a way to compute.
 
 A *candidate* is a way to compute. It was run with several seeds, and each run gives a count in each of several cells (a
 cell is, for example, one epoch of one training run). A publication gives one count in each cell, from one run. If the
@@ -52,9 +52,9 @@ class Published:
             raise StatisticsError(f"published counts: bounds {self.low} and {self.high}; need 0 <= low <= high")
 
     def nearest(self, counts: Floats) -> Floats:
-        """One count for each cell: the published one, or that within its bounds that is nearest to the mean of others.
+        """One count for each cell: the published one, or one within its bounds.
 
-        This favours the hypothesis that the published run is one of them.
+        Within bounds it is the count nearest to the mean of the others. This favours the hypothesis that the published run is one of them.
         """
         return np.clip(np.rint(counts.mean(0)), self.low, self.high)
 
@@ -123,9 +123,9 @@ def surprise(published: Published, counts: Sequence[Sequence[int]]) -> float:
 
 
 def deviation(published: Published, counts: Sequence[Sequence[int]]) -> float:
-    """How far the published run's likelihood lies below that of the candidate's runs, in their standard deviations.
+    """How far the published run lies below the candidate's runs, in standard deviations.
 
-    It tells candidates apart that ``surprise`` rejects alike. Each of the candidate's runs is compared with the model of
+    Both are measured by their log-likelihoods. It tells candidates apart that ``surprise`` rejects alike. Each of the candidate's runs is compared with the model of
     the others.
 
     Raises:
@@ -148,7 +148,7 @@ def _left_out(published: Published, runs: Floats) -> list[float]:
 def best_shares(
     published: Published, candidates: Sequence[Sequence[Sequence[int]]], *, resamples: int = 1000, seed: int = 0
 ) -> list[float]:
-    """The share of bootstrap samples of the seeds in which each candidate has the highest likelihood.
+    """The share of bootstrap samples in which each candidate is the likeliest.
 
     Seeds are drawn with replacement, for each candidate by itself, because candidates may have different seeds. Two
     candidates that both have a share of some size are not told apart by the published counts.
