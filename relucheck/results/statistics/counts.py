@@ -54,7 +54,8 @@ class Published:
     def nearest(self, counts: Floats) -> Floats:
         """One count for each cell: the published one, or one within its bounds.
 
-        Within bounds it is the count nearest to the mean of the others. This favours the hypothesis that the published run is one of them.
+        Within bounds it is the count nearest to the mean of the others. This favours the hypothesis that the published run
+        is one of them.
         """
         return np.clip(np.rint(counts.mean(0)), self.low, self.high)
 
@@ -125,8 +126,8 @@ def surprise(published: Published, counts: Sequence[Sequence[int]]) -> float:
 def deviation(published: Published, counts: Sequence[Sequence[int]]) -> float:
     """How far the published run lies below the candidate's runs, in standard deviations.
 
-    Both are measured by their log-likelihoods. It tells candidates apart that ``surprise`` rejects alike. Each of the candidate's runs is compared with the model of
-    the others.
+    Both are measured by their log-likelihoods. It tells candidates apart that ``surprise`` rejects alike. Each of the
+    candidate's runs is compared with the model of the others.
 
     Raises:
         StatisticsError: for fewer than 3 seeds, or another number of cells.
