@@ -137,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="work in N processes of one thread each; default: one process per core",
     )
+    reproduce.add_argument(
+        "--report-only",
+        action="store_true",
+        help="run nothing; write the report on what the folder of --out has finished, on any machine",
+    )
     reproduce.add_argument("--quiet", action="store_true", help="show no progress")
     text = "list the published claims, and what finished results decide about them"
     claims = commands.add_parser("claims", help=text, description=f"{text[0].upper()}{text[1:]}. Nothing is run.")
@@ -145,8 +150,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="a folder that relucheck reproduce wrote, at most one for each scenario (repeatable); default: the folders in "
-        "relucheck-results/, without those of scale smoke",
+        help="a folder that relucheck reproduce wrote (repeatable); of several folders of a scenario, the one with most "
+        "seeds decides each comparison; default: the folders in relucheck-results/, without those of scale smoke",
     )
     claims.add_argument("--report", metavar="FILE.md", help="write every case with its numbers to FILE.md, too")
     text = "report how a device rounds the matrix products and convolutions of the published experiments"
@@ -254,31 +259,53 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from relucheck.reproduction.run import reproduce
+    from relucheck.reproduction.run import report, reproduce
     from relucheck.results.tables import render
 
     def say(line: str) -> None:
         if not arguments.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    reported = reproduce(
-        arguments.scenario,
-        arguments.scale,
-        Path(arguments.out) if arguments.out else None,
-        root=arguments.data_root,
-        device=arguments.device,
-        only=arguments.only,
-        executor=arguments.executor,
-        processes=arguments.processes,
-        progress=not arguments.quiet,
-        say=say,
-    )
+    progress = not arguments.quiet
+    if arguments.report_only:
+        reported = report(arguments.scenario, _folder_alone(arguments), root=arguments.data_root, progress=progress)
+    else:
+        reported = reproduce(
+            arguments.scenario,
+            arguments.scale,
+            Path(arguments.out) if arguments.out else None,
+            root=arguments.data_root,
+            device=arguments.device,
+            only=arguments.only,
+            executor=arguments.executor,
+            processes=arguments.processes,
+            progress=progress,
+            say=say,
+        )
     width = _width()
     sys.stdout.write(render(*reported.shown(width), width=width, color=sys.stdout.isatty()))
     print(f"report: {reported.report}")
     if reported.missing:
         print(f"not run (yet): {', '.join(reported.missing)}")
     return FAILED if reported.void else OK
+
+
+def _folder_alone(arguments: argparse.Namespace) -> Path:
+    """The folder of --report-only, which takes no options about running.
+
+    Raises:
+        ReproductionError: without a folder, and with such an option.
+    """
+    from relucheck.reproduction.folder import ReproductionError
+
+    options: dict[str, Any] = {"scale": None, "device": None, "only": [], "executor": None, "processes": None}
+    given = [f"--{name}" for name, unset in options.items() if getattr(arguments, name) != unset]
+    if given or not arguments.out:
+        wrong = (
+            f"with {given[0]}, which is for runs; leave {given[0]} out" if given else "without a folder; name it with --out"
+        )
+        raise ReproductionError(f"--report-only {wrong}")
+    return Path(arguments.out)
 
 
 def _claims(arguments: argparse.Namespace) -> int:

@@ -66,6 +66,22 @@ def reserve(place: Place, scenario: Scenario) -> None:
     return None
 
 
+def described(folder: Path) -> dict[str, Any]:
+    """The description of a folder of results: "scenario", "scale", "device", "executor" and more.
+
+    Raises:
+        ReproductionError: for a folder that holds no results of a scenario.
+    """
+    mark = folder / MARK
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        return {"executor": "forking", **{name: found[name] for name in ("scenario", "scale", "device")}, **found}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReproductionError(
+            f"{folder} holds no results of a scenario ({MARK}: {error}); name a folder that relucheck reproduce wrote"
+        ) from error
+
+
 def differences(place: Place, neighbour: Scenario, other: Path) -> list[str] | None:
     """Name the keys in which another scenario's folder does not fit this run; None without one."""
     try:

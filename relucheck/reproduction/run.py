@@ -17,7 +17,7 @@ from relucheck.errors import one_of
 from relucheck.extras import require
 from relucheck.numerics.devices import best_device
 from relucheck.reproduction.experiments import find_scenario
-from relucheck.reproduction.folder import ReproductionError, default_folder, differences, reserve
+from relucheck.reproduction.folder import ReproductionError, default_folder, described, differences, reserve
 from relucheck.reproduction.scenario import Place, Reported, Scenario, check_scale
 from relucheck.results.progress import Progress
 from relucheck.results.store import StoreError
@@ -113,6 +113,28 @@ def reproduce(
                 say(f"[{done}/{len(units)}] {event.unit.name}: finished, {time.monotonic() - begun:.1f} s after the start")
 
         backend.run(units, listen)
+    return scenario.report(place, progress=progress)
+
+
+def report(name: str, folder: Path, *, root: str | os.PathLike[str] | None = None, progress: bool = True) -> Reported:
+    """Write the report on what a folder has finished, on any machine; nothing is run.
+
+    Args:
+        name: of the scenario.
+        folder: which ``reproduce`` wrote.
+        root: as for ``reproduce``; E4 evaluates its networks on the data.
+        progress: whether to show any.
+
+    Raises:
+        ReproductionError: for a folder that holds something else.
+        relucheck.extras.MissingExtraError: as for ``reproduce``.
+        relucheck.results.store.StoreError: as for ``reproduce``.
+    """
+    scenario = find_scenario(name)
+    require("reproducing experiments", "scipy", "matplotlib")
+    found = described(folder)
+    place = Place(found["scale"], folder, root, found["device"], found["executor"])
+    reserve(place, scenario)
     return scenario.report(place, progress=progress)
 
 

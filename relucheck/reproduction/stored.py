@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from relucheck.reproduction.claims import Decision
 from relucheck.reproduction.experiments import find_scenario
-from relucheck.reproduction.folder import MARK, RESULTS, ReproductionError
+from relucheck.reproduction.folder import MARK, RESULTS, ReproductionError, described
 from relucheck.reproduction.report.deciding.cases import Share, Trained, Volumes
 from relucheck.reproduction.report.deciding.catalogue import decided
 from relucheck.reproduction.report.volumes import NAME
@@ -24,7 +24,7 @@ _SMOKE: Final = "smoke"
 def default_folders() -> tuple[Path, ...]:
     """The folders of the working directory's results, except those of smoke tests."""
     marks = sorted(RESULTS.glob(f"*/{MARK}"))
-    return tuple(mark.parent for mark in marks if _description(mark.parent)["scale"] != _SMOKE)
+    return tuple(mark.parent for mark in marks if described(mark.parent)["scale"] != _SMOKE)
 
 
 def decide_folders(folders: Iterable[Path]) -> tuple[Decision, ...]:
@@ -33,33 +33,44 @@ def decide_folders(folders: Iterable[Path]) -> tuple[Decision, ...]:
     A claim whose scenario has no folder is decided by the results of a scenario that shares its runs, else it is "not run".
 
     Args:
-        folders: of ``relucheck reproduce``, at most one for each scenario.
+        folders: of ``relucheck reproduce``. Of the results that several folders of a scenario have for one comparison,
+            those with the most seeds decide, or else those that come first. Of E4, one folder is allowed.
 
     Raises:
-        ReproductionError: for a folder that holds no results of a scenario, those of a smoke test, or those of a scenario
-            that another folder has already.
+        ReproductionError: for a folder that holds no results of a scenario or those of a smoke test, and for a second
+            folder of E4.
         relucheck.results.store.StoreError: for a result that cannot be read.
     """
     trained: dict[str, Sequence[Trained]] = {}
     volumes: dict[str, Volumes] = {}
     known: dict[str, Path] = {}
     for folder in folders:
-        found = _description(folder)
+        found = described(folder)
         name, scale = found["scenario"], found["scale"]
         if scale == _SMOKE:
             raise ReproductionError(f"{folder} holds a smoke test, which confirms and refutes nothing; leave it out")
-        if name in known:
+        scenario = find_scenario(name)
+        if name in known and not scenario.trains:
             raise ReproductionError(f"{folder} and {known[name]} both hold results of {name}; name one of them")
         known[name] = folder
-        scenario = find_scenario(name)
         if isinstance(scenario, TrainingScenario):
             place = Place(scale, folder, None, found["device"], found["executor"])
-            trained[name] = _trained(scenario, place)
+            trained[name] = _joined([*trained.get(name, ()), *_trained(scenario, place)])
         else:
             volumes[name] = _volumes(folder / f"{NAME}.json")
     for name in _sharing(trained):
         trained[name[0]] = trained[name[1]]
     return decided(trained, volumes)
+
+
+def _joined(runs: Sequence[Trained]) -> list[Trained]:
+    """One result for each comparison: that with the most seeds, or else the first."""
+    chosen: dict[str, Trained] = {}
+    for run in runs:
+        before = chosen.get(run.comparison.name)
+        if before is None or len(run.result.settings.seeds) > len(before.result.settings.seeds):
+            chosen[run.comparison.name] = run
+    return list(chosen.values())
 
 
 def _sharing(trained: Iterable[str]) -> list[tuple[str, str]]:
@@ -82,17 +93,6 @@ def _trained(scenario: TrainingScenario, place: Place) -> list[Trained]:
         if result is not None:
             runs.append(Trained(comparison, result, read_nudges(place, comparison)))
     return runs
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    mark = folder / MARK
-    try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        return {"executor": "forking", **{name: found[name] for name in ("scenario", "scale", "device")}, **found}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReproductionError(
-            f"{folder} holds no results of a scenario ({MARK}: {error}); name a folder that relucheck reproduce wrote"
-        ) from error
 
 
 def _volumes(path: Path) -> Volumes:

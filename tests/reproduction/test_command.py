@@ -83,6 +83,42 @@ def test_only(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "not run (yet): bfloat16, bfloat16-product, float16" in capsys.readouterr().out
 
 
+def test_a_report_needs_neither_the_device_nor_the_data(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder that was computed on a GPU, for example."""
+    folder = tmp_path / "out"
+    assert _run("E1", "--scale", "smoke", "--out", str(folder), "--only", "float32") == OK
+    before = (folder / "report.md").read_text()
+    mark = json.loads((folder / MARK).read_text())
+    (folder / MARK).write_text(json.dumps({**mark, "device": "cuda"}))
+    (folder / "report.md").unlink()
+    capsys.readouterr()
+    assert main(["reproduce", "E1", "--report-only", "--out", str(folder)]) == OK
+    assert (folder / "report.md").read_text() == before
+    assert "not run (yet): bfloat16" in capsys.readouterr().out
+    assert trained == ["float32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["E1"], "--report-only without a folder; name it with --out"),
+        (["E1", "--out", "{}", "--only", "float32"], "--report-only with --only, which is for runs; leave --only out"),
+        (["E1", "--out", "{}", "--device", "cpu"], "--report-only with --device, which is for runs"),
+        (["E1", "--out", "{}"], "holds no results of a scenario"),
+        (["E4", "--out", "{}/E1"], "was made for scenario 'E1', not 'E4'"),
+    ],
+)
+def test_report_only_refuses(
+    arguments: list[str], says: str, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "E1").mkdir()
+    reserve(Place("smoke", tmp_path / "E1", None, "cpu", "forking"), mlp.SCENARIOS["E1"])
+    assert main(["reproduce", "--report-only", *(argument.format(tmp_path) for argument in arguments)]) == USAGE
+    assert says in capsys.readouterr().err
+
+
 def test_default_folder_and_scale(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert _run("E3", "--scale", "smoke") == OK

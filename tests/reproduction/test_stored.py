@@ -86,9 +86,22 @@ def test_folders_that_cannot_decide_are_refused(tmp_path: Path) -> None:
     smoke = _reserved(tmp_path / "smoke", SCENARIOS["E1"], "smoke")
     with pytest.raises(ReproductionError, match="smoke test, which confirms and refutes nothing; leave it out"):
         decide_folders([smoke])
-    two = [_reserved(tmp_path / name, SCENARIOS["E1"]) for name in ("one", "two")]
-    with pytest.raises(ReproductionError, match=r"one and .*two both hold|two and .*one both hold results of E1"):
+    two = [_volumes(tmp_path / name, {4: 0}) for name in ("one", "two")]
+    with pytest.raises(ReproductionError, match=r"one and .*two both hold|two and .*one both hold results of E4"):
         decide_folders(two)
+
+
+def test_of_several_folders_the_one_with_most_seeds_decides(tmp_path: Path) -> None:
+    """E1 at scale cpu has one seed, at full scale ten."""
+    folders = {scale: _reserved(tmp_path / scale, SCENARIOS["E1"], scale) for scale in ("cpu", "full")}
+    for scale, folder in folders.items():
+        (comparison,) = SCENARIOS["E1"].comparisons(scale, ("float32",))
+        made_up.keep(made_up.result(comparison.settings, _accuracy, executor="forking"), store_of(folder, comparison))
+    for order in (("cpu", "full"), ("full", "cpu")):
+        found = by_claim(decide_folders([folders[scale] for scale in order]))
+        alone = by_claim(decide_folders([folders["full"]]))
+        assert found["E1-control"] == alone["E1-control"]
+    assert found["E1-control"] != by_claim(decide_folders([folders["cpu"]]))["E1-control"]
 
 
 @pytest.mark.parametrize(
