@@ -57,7 +57,7 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     found = {
         (c.published.comparison, c.published.subgradient): (c.verdict, reason(c, whole.cells)) for c in whole.published
     }
-    assert len(found) == 25, "5 arithmetics, s = 0 and 4 others"
+    assert len(found) == 30, "6 arithmetics, s = 0 and 4 others"
     verdict, why = found["bfloat16", 1.0]
     assert verdict == "refuted"
     assert why.startswith("0.0 hits an epoch with nn.Linear, 2,400 in bfloat16 emulated (product)")
@@ -75,7 +75,7 @@ def test_the_report_says_what_agrees_and_why(tmp_path: Path) -> None:
     assert f"| {why} |" in section
     assert "### Claims" in section
     for decision in whole.decisions:
-        assert f"| {decision.claim.id} | {decision.case} | {decision.rule} | {decision.said} |" in section
+        assert f"| {decision.claim.id} | `{decision.case}` | {decision.rule} | {decision.said} |" in section
     shown = render(*tables.rich_outcomes(whole.published, whole.decisions), width=200, color=False)
     assert "published test errors in %, and what was measured here" in shown
     assert "refuted" in shown

@@ -88,7 +88,7 @@ def _training_cases(claim: Claim, runs: Sequence[Trained]) -> list[_Case]:
     for arm, found in fitting.items():
         if not found:
             epochs = f" with {claim.epochs} epochs" if claim.epochs else ""
-            cases.append((arm, "", _Missing("arm", f"no comparison {arm}{epochs}")))
+            cases.append((arm, "", _Missing("arm", f"no comparison `{arm}`{epochs}")))
         for run, rule in itertools.product(found, claim.rules or ("",)):
             if run.comparison.name not in seen:
                 cases.append((run.comparison.name, rule, _training_case(claim, runs, run, rule)))
@@ -107,7 +107,7 @@ def _fitting(runs: Sequence[Trained], arm: str, epochs: int) -> list[Trained]:
 def _training_case(claim: Claim, runs: Sequence[Trained], run: Trained, rule: str) -> TrainingCase | _Missing:
     others = _fitting(runs, claim.against, claim.epochs) if claim.against else []
     if claim.against and not others:
-        return _Missing("arm", f"no comparison {claim.against}")
+        return _Missing("arm", f"no comparison `{claim.against}`")
     against = others[0] if others else None
     for one in (run, *others[:1]):
         missing = _missing(claim, one, rule)
@@ -151,7 +151,7 @@ def _volume_cases(claim: Claim, volumes: Volumes) -> list[_Case]:
     cases: list[_Case] = []
     for arm in claim.arms:
         found = [name for name in names if fnmatch.fnmatchcase(name, arm)]
-        cases += [] if found else [(arm, "", _Missing("arm", f"no volume in {arm}"))]
+        cases += [] if found else [(arm, "", _Missing("arm", f"no volume in `{arm}`"))]
         for name in found:
             mine = VolumeCase(tuple(share for share in shares if share.arithmetic == name), volumes.zones.get(name, {}))
             sweep = claim.options.get("sweep")

@@ -69,8 +69,8 @@ def _name(decision: Decision) -> str:
 
 
 def case_table(decisions: Iterable[Decision]) -> Table:
-    """Tabulate every case with its numbers."""
-    rows = [[one.claim.id, one.case, one.rule, one.said, one.measured] for one in decisions]
+    """Tabulate every case with its numbers, for Markdown."""
+    rows = [[one.claim.id, f"`{one.case}`", one.rule, one.said, one.measured] for one in decisions]
     return Table(
         ["claim", "case", "rule", "verdict", "measured, or what is missing"], rows, "published claims, case by case"
     )

@@ -61,7 +61,7 @@ def test_the_page_has_conclusion_claims_cases_and_definitions_in_this_order() ->
     order = [
         pages.conclusion(decisions),
         "| first | It grows. [R22] | 1 confirmed |",
-        "| second | bfloat16 | injected | not run: nudges | numbers |",
+        "| second | `bfloat16` | injected | not run: nudges | numbers |",
         "| first | [R22] Figure 1 | error, s = 1: 11 % (off the figure) | `grows_with_s` |",
         "- [R22] ",
         "- [B21] ",
