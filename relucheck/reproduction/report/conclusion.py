@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -9,12 +10,16 @@ from typing import Final
 from relucheck.reproduction.report.deciding.departures import departures
 from relucheck.reproduction.report.deciding.page import sentence
 from relucheck.reproduction.report.nudges.effects import HALF, LAST
-from relucheck.reproduction.report.summary import MemberGroup, Reproduction
+from relucheck.reproduction.report.summary import Effect, MemberGroup, Reproduction
 from relucheck.reproduction.report.tables import rounded_up
 from relucheck.reproduction.scenario import SCALE_NAMES
 from relucheck.results.statistics import MARGIN, Paired, Verdict
 from relucheck.results.tables import counted, listed, with_verb
 
+#: The arithmetic at the beginning of a label, whose roundings may contain commas.
+_ARITHMETIC: Final = re.compile(r"^[^,(]+(?:\([^()]*\))?")
+#: Number of arithmetics that a sentence lists.
+_NAMED: Final = 3
 _NO_CLAIM: Final = "At this scale no published claim is decided."
 _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of the published code"}
 
@@ -76,7 +81,7 @@ def _beyond_nudges(made: Reproduction, *rules: str) -> str:
     if not words["differs"]:
         return f"{under}, s is not shown to change the test accuracy more than nudges do: of {pairs}, {others}{over}."
     differing = [effect for effect in own if effect.beyond.paired.verdict == "differs"]
-    where = listed(list(dict.fromkeys(effect.label.partition(",")[0] for effect in differing)))
+    where = _where([(effect.comparison, effect.label) for effect in differing], own, made.cells)
     return (
         f"{under}, s changes the test accuracy more than nudges do in {len(differing)} of {pairs}, by "
         f"{_range([effect.beyond.paired for effect in differing])} points on average and only in {where}; {others}{over}."
@@ -121,11 +126,32 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     if not words["differs"]:
         return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
     differing = [cell for cell in own if cell.paired and cell.paired.verdict == "differs"]
-    where = listed(list(dict.fromkeys(cell.label.partition(",")[0] for cell in differing)))
+    where = _where([(cell.comparison, cell.label) for cell in differing], own, cells)
     return (
         f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by "
         f"{_range([cell.paired for cell in differing if cell.paired])} points on average and only in {where}; {others}."
     )
+
+
+def _where(
+    differing: Sequence[tuple[str, str]], tested: Sequence[MemberGroup | Effect], cells: Sequence[MemberGroup]
+) -> str:
+    """Where the accuracy differs: the arithmetics, or of many only their number and how often s = 0 meets a kink there.
+
+    Args:
+        differing: comparison and label of each difference.
+        tested: all that was tested, in these comparisons and others.
+        cells: whose references have the hits.
+    """
+    names = list(dict.fromkeys(_ARITHMETIC.findall(label)[0].strip() for _, label in differing))
+    if len(names) <= _NAMED:
+        return listed(names)
+    own, every = {name for name, _ in differing}, {one.comparison for one in tested}
+    hits = {cell.comparison: cell.hits for cell in cells if cell.is_reference and cell.hits is not None}
+    least = min((hits[name] for name in own if name in hits), default=0.0)
+    most = max((hits[name] for name in every - own if name in hits), default=0.0)
+    apart = f", those in which s = 0 meets {least:,.0f} hits an epoch or more (elsewhere at most {most:,.1f})"
+    return f"{len(own)} of {counted(len(every), 'setting')} (arithmetic, epochs)" + apart * (least > most)
 
 
 def _others(cells: Sequence[MemberGroup], words: Counter[Verdict]) -> str:

@@ -28,6 +28,9 @@ _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
     0.5: ("#E69F00", (0, (3, 1, 1, 1)), "^"),
     0.8: ("#009E73", (0, (1, 1)), "D"),
     1.0: ("#D55E00", (0, (7, 2, 1, 2)), "v"),
+    2.0: ("#CC79A7", (0, (4, 2)), "P"),
+    4.0: ("#56B4E9", (0, (2, 1)), "X"),
+    8.0: ("#8A6D00", (0, (1, 2)), "*"),
 }
 _CONTROL: Final = "#999999"
 _COLUMNS: Final = 4  # arithmetics in one figure
@@ -140,7 +143,7 @@ def _slug(text: str) -> str:
 
 
 def _style(subgradient: float) -> tuple[str, Any, str]:
-    return _STYLES.get(subgradient, ("#CC79A7", "solid", "x"))
+    return _STYLES.get(subgradient, ("#777777", "solid", "x"))
 
 
 def _grid(

@@ -82,6 +82,31 @@ def test_accuracies_of_e2(cost: Callable[[Member], float], chain: str, injected:
     assert control.startswith("No valid nudges were run: it is not shown that a difference from s = 0 is larger than ")
 
 
+def _in_arithmetics(moved: int, hits: list[int]) -> str:
+    """The second sentence on arithmetics of which the first ``moved`` differ, with so many hits an epoch each."""
+    made = _made("E2", ("split-k-4-*",))
+    names = [comparison.name for comparison, _ in made.runs]
+    runs = []
+    for (comparison, result), count in zip(made.runs, hits, strict=True):
+        cost = 0.05 * (names.index(comparison.name) < moved)
+        found = made_up.result(
+            result.settings, accuracy=_noisy(lambda member, cost=cost: cost * (member.rule == "injected"))
+        )
+        for member in found.members:
+            member.hits = [[[count]] for _ in member.hits]
+        runs.append((comparison, found))
+    return conclusion(dataclasses.replace(made, runs=tuple(runs), cells=tuple(analyse(runs))))[1]
+
+
+def test_few_arithmetics_are_named_and_many_are_counted_with_their_hits() -> None:
+    assert "only in bfloat16 emulated (rounded; layer 1: split-k 4) and bfloat16" in _in_arithmetics(2, [9] * 8)
+    assert _in_arithmetics(5, [700, 600, 650, 999, 800, 3, 1, 0]).count(
+        "only in 5 of 8 settings (arithmetic, epochs), those in which s = 0 meets 600 hits an epoch or more (elsewhere at "
+        "most 3.0);"
+    )
+    assert "only in 5 of 8 settings (arithmetic, epochs);" in _in_arithmetics(5, [700, 600, 650, 999, 800, 3, 1, 900])
+
+
 def test_runs_that_test_nothing_are_undecided() -> None:
     first, *_ = conclusion(_made("E2", ("bfloat16-product",), scale="cpu"))
     assert first == (
