@@ -49,8 +49,8 @@ class Counts:
         folder: where the report is written.
         runs: the finished comparisons.
         missing: names of the others.
-        targets: the published counts that some comparison could explain, with the fits; empty at scale smoke, whose
-            digits explain nothing.
+        targets: the published counts with which some comparison was compared, with the fits; empty at scale smoke, which
+            has other data.
     """
 
     experiment: Experiment

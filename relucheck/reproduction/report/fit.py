@@ -1,7 +1,7 @@
 """Counts of hits beside the published ones: which arithmetics could have given them.
 
-A *target* is one published run, or several from one initialisation, with the comparisons that could have given it. The counts
-of a comparison's seeds are compared with the published ones by ``relucheck.results.statistics.counts``.
+A *target* is one published run, or several from one initialisation, with the comparisons that could have given it. The
+counts of a comparison's seeds are compared with the published ones by ``relucheck.results.statistics.counts``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _in_bfloat16(experiment: str, network: str, which: str = "") -> Callable[[Pu
 
 
 _MLP: Final = "784-128-10"
-#: What there is to explain. Counts of networks that no comparison trains are left out.
+#: All targets. Published counts of networks that no comparison trains belong to none.
 TARGETS: Final[tuple[Target, ...]] = (
     Target("E2: 784-200-200-200-10, ReLU", "e2-", _in_bfloat16("E2", "784-200-200-200-10"), _same_subgradient),
     Target("E2 again, with further seeds", "more-", _in_bfloat16("E2", "784-200-200-200-10"), _same_subgradient),
