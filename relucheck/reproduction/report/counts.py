@@ -14,7 +14,7 @@ from relucheck.reproduction.report.fit import FEWEST, TARGETS, Fit, Series, Targ
 from relucheck.reproduction.scenario import SCALE_NAMES, Comparison, Experiment
 from relucheck.results.figures import save
 from relucheck.results.statistics import LEVEL
-from relucheck.results.statistics.counts import FAR
+from relucheck.results.statistics.counts import limit
 from relucheck.results.tables import Table, counted, listed
 from relucheck.training.result import Result
 
@@ -31,7 +31,7 @@ _LEGEND: Final = {
     "p": "of the hypothesis that the published run is one more seed (a permutation test; with n seeds at least "
     "1 / (n + 1)).",
     "excluded": f"by the published counts. With 20 seeds or more this means p < {LEVEL:g}. With fewer seeds p cannot be so "
-    f"small, and it means a deviation of {FAR:g} or more.",
+    "small. Then it means a large deviation: at least {}.",
     "best": "share of bootstrap samples of the seeds in which this arithmetic has the highest likelihood.",
     "accuracy": "the published accuracy after the last epoch that deviates most from the seeds, in standard deviations of "
     "one more seed. Accuracies are no part of the fit.",
@@ -187,7 +187,8 @@ def _ends(low: Sequence[int], high: Sequence[int]) -> str:
 
 def legend(headings: Sequence[str]) -> list[str]:
     """What the columns of a fit mean, without those of ``headings``."""
-    return [f"{name}: {text}" for name, text in _LEGEND.items() if name not in headings]
+    limits = listed([f"{limit(seeds):.1f} with {counted(seeds, 'seed')}" for seeds in (3, 10)])
+    return [f"{name}: {text.format(limits)}" for name, text in _LEGEND.items() if name not in headings]
 
 
 def hits_table(runs: _Runs) -> Table:

@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float64]
 _HALF: Final = 0.5
 #: Log-likelihoods that differ by less than this, relatively, are equal. Rounding makes such differences.
 _EQUAL: Final = 1e-9
-#: From how many standard deviations on, see ``deviation``, published counts are excluded where seeds are few.
-FAR: Final = 3.0
+#: The probability with which Student's t exceeds the limit of a deviation.
+_FAR: Final = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,13 +150,24 @@ def plausible(seeds: int, surprise: float, deviation: float) -> bool:
     """Whether published counts do not exclude a candidate.
 
     With 20 seeds or more the p-value decides, at the level of all tests. With fewer seeds no p-value is below that level.
-    Then the deviation decides: the published run is less than :data:`FAR` standard deviations below the candidate's runs.
+    Then the deviation decides: it has to be below ``limit``.
 
     Args:
         seeds: the number of the candidate's runs.
         surprise, deviation: of the functions of these names.
     """
-    return surprise >= LEVEL if 1 / (seeds + 1) < LEVEL else deviation < FAR
+    return surprise >= LEVEL if 1 / (seeds + 1) < LEVEL else deviation < limit(seeds)
+
+
+def limit(seeds: int) -> float:
+    """The deviation that excludes a candidate with few seeds: Student's t exceeds it with a probability of 1 %.
+
+    Log-likelihoods are skewed, so the true candidate is excluded more often, in up to 10 % of simulations.
+    """
+    require("the likelihood of counts", "scipy")
+    from scipy import stats
+
+    return float(stats.t.isf(_FAR, seeds - 1))
 
 
 def _left_out(published: Published, runs: Floats) -> Floats:

@@ -18,7 +18,7 @@ from scipy.special import ndtri, stdtrit
 
 from relucheck.results import statistics as rules
 from relucheck.results.proportions import interval
-from relucheck.results.statistics import LEVEL, MARGIN
+from relucheck.results.statistics import LEVEL, MARGIN, counts
 
 SEEDS: Final = (3, 5, 10)
 DRAWS: Final = 1000
@@ -265,6 +265,38 @@ def _always(cases: list[float]) -> str:
     return rules.decide({0: rules.without_exception(round(math.fsum(cases)), len(cases))})[0].verdict
 
 
+# ---------------------------------------------------------------- counts
+
+#: What the rule for published counts promises where seeds are few. The deviation is no exact test.
+COUNTS: Final = 0.1
+#: Hits of two runs in four epochs each, as in E9.
+_HITS: Final = np.array([700.0, 800.0, 900.0, 950.0, 400.0, 120.0, 60.0, 40.0])
+_SERIES: Final = ("s = 0",) * 4 + ("s = 1",) * 4
+
+
+def _counts(draw: Noise, seeds: int) -> Array:
+    """The counts of a published run, then those of the seeds: a tenth of noise of each run, and noise of each cell."""
+    run, cell = draw((DRAWS, seeds + 1, 1)), draw((DRAWS, seeds + 1, len(_HITS)))
+    return np.maximum(0.0, np.rint(_HITS * (1 + 0.1 * run) + np.sqrt(_HITS) * cell))
+
+
+def _plausible(runs: list[list[int]]) -> bool:
+    published, table = counts.Published(runs[0], runs[0], _SERIES), runs[1:]
+    return counts.plausible(len(table), counts.surprise(published, table), counts.deviation(published, table))
+
+
+def _plausible_with_themselves(runs: list[list[int]]) -> bool:
+    """The rule with a fault: each seed's likelihood is computed with a model that knows this seed."""
+    published, table = counts.Published(runs[0], runs[0], _SERIES), runs[1:]
+    own = [counts.log_likelihood(counts.Published(run, run, _SERIES), table) for run in table]
+    spread = float(np.std(own, ddof=1)) * math.sqrt(1 + 1 / len(own))
+    below = (math.fsum(own) / len(own) - counts.log_likelihood(published, table)) / spread
+    return counts.plausible(len(table), 1.0, below)
+
+
+# ---------------------------------------------------------------- all
+
+
 CASES: Final = (
     Case(
         "judge",
@@ -415,5 +447,14 @@ CASES: Final = (
         lambda cases: _always(cases) == "confirmed",
         lambda cases: math.fsum(cases) < len(cases) / 2,
         kinds=tuple(INVERSES),
+    ),
+    Case(
+        "plausible",
+        "the published counts are those of one more seed",
+        "excluded",
+        _counts,
+        lambda runs: not _plausible(runs),
+        lambda runs: not _plausible_with_themselves(runs),
+        limit=COUNTS,
     ),
 )
