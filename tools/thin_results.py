@@ -1,8 +1,10 @@
-"""Thin the finished training results in a folder of E1, E2 or E3 to what its report needs, before they are committed.
+"""Thin the finished training results in a folder of a scenario to what its report needs, before they are committed.
 
     python tools/thin_results.py reports/training/E2
 
-Every file that is thinned says so and by what rule. Tables and figures made from it are the same.
+Distances are left out of steps that no figure draws, and accuracies of test mini-batches of runs that no box plot pools. A
+scenario without such figures keeps only each member's last distance. Every file that is thinned says so and by what rule.
+Tables and figures made from it are the same. Files that another rule thinned are thinned again.
 """
 
 from __future__ import annotations
@@ -11,30 +13,37 @@ import json
 import sys
 from pathlib import Path
 
-from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.folder import MARK
-from relucheck.reproduction.trained import store_of
+from relucheck.reproduction.trained import TrainingScenario, store_of
 from relucheck.training import engine
-from relucheck.training.result import thinned
+from relucheck.training.result import thinned, thinning
 
 
 def thin(folder: Path) -> int:
-    """Thin every finished seed of a scenario's comparisons and nudges in place; the number of seeds that were whole before.
+    """Thin every finished seed of a scenario's comparisons and nudges in place.
+
+    Returns:
+        The number of seeds that were whole before, or thinned by another rule.
 
     Raises:
         relucheck.errors.RelucheckError: for results of other settings, and for what cannot be written.
         OSError, KeyError, ValueError: the folder's scenario.json is not there, or is not of a training scenario.
     """
     mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    count = 0
-    comparisons = SCENARIOS[mark["scenario"]].comparisons(mark["scale"])
+    scenario = find_scenario(mark["scenario"])
+    if not isinstance(scenario, TrainingScenario):
+        raise ValueError(f"{folder} is of {scenario.name}, which trains nothing; name a folder of a training scenario")
+    rule, count = thinning(scenario.figures), 0
+    comparisons = scenario.comparisons(mark["scale"])
     for comparison in (*comparisons, *(one.nudges for one in comparisons)):
         executor = engine.executor_of(comparison.settings, mark["executor"])
         runs = store_of(folder, comparison)
         seeds = engine.finished(comparison.settings, runs, executor)
-        if any(part.thinned is None for part in seeds.values()):
-            count += sum(part.thinned is None for part in seeds.values())
-            engine.keep(comparison.settings, runs, executor, thinned(seeds))
+        changed = sum(part.thinned != rule for part in seeds.values())
+        if changed:
+            count += changed
+            engine.keep(comparison.settings, runs, executor, thinned(seeds, scenario.figures))
     return count
 
 

@@ -329,9 +329,13 @@ def same_reference(one: SeedResult, other: SeedResult) -> bool:
 
     Outcome, hits, losses and accuracies are compared.
 
-    The distances of a reference to itself are all 0, and a thinned result holds fewer of them. They are not compared.
+    Distances and the accuracies of test mini-batches are not compared, because a thinned result holds fewer of them. The
+    distances of a reference to itself are all 0.
     """
-    first, second = (next(result.at(()) for result in part.members if result.member.is_reference) for part in (one, other))
+    first, second = (
+        next(result.at(()).without_batches() for result in part.members if result.member.is_reference)
+        for part in (one, other)
+    )
     return first == second
 
 

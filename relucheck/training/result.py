@@ -19,11 +19,18 @@ NO_LIVE_HIT: Final = "no live hit"
 NO_EFFECT: Final = "no effective nudge"
 #: Into how many equal parts a figure divides a run: a panel is about 300 pixels wide.
 PARTS: Final = 200
-#: What a thinned file says of itself.
-THINNED: Final = (
-    f"distances of every member but the controls: only the last recorded step of each of {PARTS} equal parts of the run, "
-    "and each member's last step"
-)
+#: What a thinned file keeps, for two kinds of figures: if a scenario has the figure, and if it does not have it.
+_KEPT: Final = {
+    "distance": (
+        f"distances of every member but the controls: only the last recorded step of each of {PARTS} equal parts of the "
+        "run, and each member's last step",
+        "distances of every member but the controls: only each member's last step",
+    ),
+    "boxes": (
+        "accuracies of test mini-batches: only those of the first seed",
+        "accuracies of test mini-batches: none",
+    ),
+}
 
 
 @dataclasses.dataclass
@@ -66,7 +73,8 @@ class Epoch:
         test_loss: mean cross-entropy over the test set after the epoch, computed from the model's logits in float32 (in
             float64 for float64).
         test_accuracy: share of the test set that is classified correctly, from 0 to 1.
-        test_batch_accuracies: the same for each test mini-batch in file order, which the published box plots pool.
+        test_batch_accuracies: the same for each test mini-batch in file order, which the published box plots pool; empty
+            if they were left out of a thinned result.
     """
 
     train_loss: float | None
@@ -132,6 +140,10 @@ class MemberResult:
         """The same with the distances at those steps alone."""
         return dataclasses.replace(self, steps=self.steps.at(steps))
 
+    def without_batches(self) -> MemberResult:
+        """The same without the accuracies of test mini-batches."""
+        return dataclasses.replace(self, epochs=[dataclasses.replace(e, test_batch_accuracies=[]) for e in self.epochs])
+
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON object, which ``from_json`` reads; lists are shared, not copied.
 
@@ -168,7 +180,8 @@ class SeedResult:
         wall_s: computing time in seconds, over all runs if it was resumed. Seeds that ran stacked share their time
             evenly.
         origin: where it was computed: device, executor, processor and versions.
-        thinned: None, or the rule by which recorded steps were left out. Tables and figures do not need these steps.
+        thinned: None, or the rule by which distances and accuracies of test mini-batches were left out. Tables and figures
+            do not need them.
     """
 
     members: list[MemberResult]
@@ -208,15 +221,30 @@ def drawn_steps(members: Iterable[MemberResult]) -> set[int]:
     return {*last_of_part.values(), *(steps[-1] for steps in known)}
 
 
-def thinned(seeds: Mapping[int, SeedResult]) -> dict[int, SeedResult]:
-    """The results of all seeds of a comparison as reports need them, see :data:`THINNED`."""
-    kept = drawn_steps(member for part in seeds.values() for member in part.members)
+def thinning(figures: Collection[str]) -> str:
+    """What a thinned file says of itself, for a scenario with these kinds of figures."""
+    return "; ".join(kept if kind in figures else left for kind, (kept, left) in _KEPT.items())
+
+
+def thinned(seeds: Mapping[int, SeedResult], figures: Collection[str]) -> dict[int, SeedResult]:
+    """The results of all seeds of a comparison as its report needs them.
+
+    Args:
+        seeds: the results; the accuracies of test mini-batches are drawn of the first seed only.
+        figures: the kinds of figures that the report draws. Only "distance" needs distances of many steps, and only
+            "boxes" needs accuracies of test mini-batches.
+    """
+    drawn = drawn_steps(member for part in seeds.values() for member in part.members)
+    first = next(iter(seeds), None)
+
+    def less(member: MemberResult) -> MemberResult:
+        kept = drawn if "distance" in figures else member.steps.step[-1:]
+        fewer = member if member.member.control else member.at(kept)
+        return fewer if "boxes" in figures and member.member.seed == first else fewer.without_batches()
+
+    rule = thinning(figures)
     return {
-        seed: dataclasses.replace(
-            part,
-            members=[member if member.member.control else member.at(kept) for member in part.members],
-            thinned=THINNED,
-        )
+        seed: dataclasses.replace(part, members=[less(member) for member in part.members], thinned=rule)
         for seed, part in seeds.items()
     }
 

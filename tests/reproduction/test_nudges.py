@@ -18,7 +18,7 @@ from relucheck.reproduction.scenario import Comparison, Place, Reported, Scenari
 from relucheck.reproduction.trained import read, read_nudges, store_of
 from relucheck.results.tables import render
 from relucheck.training import engine
-from relucheck.training.result import NO_LIVE_HIT, THINNED, thinned
+from relucheck.training.result import NO_LIVE_HIT, thinned, thinning
 from relucheck.training.settings import NUDGES, nudged
 from relucheck.work import Listener, Unit
 from tests.docs.documents import tool
@@ -212,7 +212,7 @@ def test_void_nudges_are_reported(folder: Path) -> None:
 def test_a_thinned_comparison_has_the_same_reference(folder: Path) -> None:
     store = store_of(folder, COMPARISON)
     seeds = engine.finished(COMPARISON.settings, store, "forking")
-    engine.keep(COMPARISON.settings, store, "forking", thinned(seeds))
+    engine.keep(COMPARISON.settings, store, "forking", thinned(seeds, E1.figures))
     result = read_nudges(_place(folder), COMPARISON)
     assert result is not None
     assert result.void is None
@@ -235,7 +235,7 @@ def test_report_and_figures_are_the_same_after_the_tool_has_thinned_everything(t
     assert tool("thin_results").thin(place.folder) == 2 * len(comparison.settings.seeds)
     for part in (comparison, comparison.nudges):
         for seed in engine.finished(part.settings, store_of(place.folder, part), "forking").values():
-            assert seed.thinned == THINNED
+            assert seed.thinned == thinning(E1.figures)
             assert {len(m.steps.step) for m in seed.members if not m.member.control} == {200}
     assert written() == whole
     assert tool("thin_results").thin(place.folder) == 0

@@ -18,9 +18,12 @@ from relucheck.reproduction.report.document import report
 from relucheck.reproduction.report.summary import Reproduction, analyse
 from relucheck.training import engine
 from relucheck.training.engine import train
-from relucheck.training.result import PARTS, THINNED, Distances, MemberResult, Result, SeedResult, drawn_steps, thinned
+from relucheck.training.result import PARTS, Distances, MemberResult, Result, SeedResult, drawn_steps, thinned, thinning
 from relucheck.training.settings import Member, Settings, members_of
 from tests.helpers import made_up
+
+#: The kinds of figures that need what a thinned result can leave out.
+ALL = ("distance", "boxes")
 
 
 def _seeds(result: Result) -> dict[int, SeedResult]:
@@ -60,7 +63,7 @@ def test_report_and_figures_of_thinned_results_are_those_of_whole_ones(tmp_path:
         ended.steps.at(range(778)),
         ended.epochs[:38],
     )
-    less = Result.of(settings, thinned(_seeds(whole)))
+    less = Result.of(settings, thinned(_seeds(whole), scenario.figures))
     assert sum(len(m.steps.step) for m in less.members) < 0.4 * sum(len(m.steps.step) for m in whole.members)
     texts, pictures = [], []
     for name, result in (
@@ -76,12 +79,47 @@ def test_report_and_figures_of_thinned_results_are_those_of_whole_ones(tmp_path:
     assert pictures[0] == pictures[1]
 
 
+def test_a_box_plot_needs_the_mini_batches_of_the_first_seed(tmp_path: Path) -> None:
+    """Without them its figure is another one, so the test above can fail."""
+    scenario = SCENARIOS["E3"]
+    comparison, *_ = scenario.comparisons("cpu", ("float32",))
+    whole = made_up.result(comparison.settings)
+    pictures = []
+    for number, kinds in enumerate((ALL, scenario.figures, ("distance",))):
+        less = Result.of(comparison.settings, thinned(_seeds(whole), kinds))
+        (path,) = figures.draw(
+            dataclasses.replace(scenario, overview=False), "cpu", [(comparison, less)], tmp_path / str(number)
+        )
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[1]
+    assert pictures[0] != pictures[2]
+
+
+@pytest.mark.parametrize("kinds", [(), ("distance",), ("boxes",), ALL])
+def test_a_scenario_keeps_what_its_figures_draw(kinds: tuple[str, ...]) -> None:
+    settings = dataclasses.replace(SCENARIOS["E2"].comparisons("cpu", ("float32",))[0].settings, every=1)
+    whole = _seeds(made_up.result(settings))
+    assert {len(epoch.test_batch_accuracies) for m in whole[0].members for epoch in m.epochs} == {2}
+    for seed, part in thinned(whole, kinds).items():
+        assert part.thinned == thinning(kinds)
+        for member, before in zip(part.members, whole[seed].members, strict=True):
+            assert dataclasses.replace(member, steps=before.steps, epochs=before.epochs) == before
+            batches = 2 if "boxes" in kinds and seed == settings.seeds[0] else 0
+            assert {len(epoch.test_batch_accuracies) for epoch in member.epochs} == {batches}
+            assert member.without_batches() == dataclasses.replace(before.without_batches(), steps=member.steps)
+            if member.member.control:
+                assert member.steps == before.steps
+            else:
+                assert len(member.steps.step) == (PARTS if "distance" in kinds else 1)
+                assert member.steps.l1[-1] == before.steps.l1[-1]
+
+
 def test_a_thinned_file_says_so_and_a_file_that_does_not_say_is_refused() -> None:
     part = _seeds(made_up.result(SCENARIOS["E1"].comparisons("smoke", ("float32",))[0].settings))[0]
     assert part.to_json()["thinned"] is None
-    (less,) = thinned({0: part}).values()
+    (less,) = thinned({0: part}, ALL).values()
     content = json.loads(json.dumps(less.to_json()))
-    assert content["thinned"] == THINNED
+    assert content["thinned"] == thinning(ALL)
     assert SeedResult.from_json(content, {}) == less
     del content["thinned"]
     with pytest.raises(SettingsError, match="'thinned'"):
@@ -97,9 +135,9 @@ def test_a_thinned_seed_is_finished_but_never_continued(tmp_path: Path) -> None:
     chain = dataclasses.replace(wide, members=tuple(member for member in members if member.rule == "chain"))
     train(chain, folder=tmp_path, progress=False)
     found = engine.finished(chain, tmp_path, "forking")
-    engine.keep(chain, tmp_path, "forking", thinned(found))
+    engine.keep(chain, tmp_path, "forking", thinned(found, ALL))
     assert engine.units(chain, tmp_path) == ()
-    assert engine.finished(chain, tmp_path, "forking")[3].thinned == THINNED
+    assert engine.finished(chain, tmp_path, "forking")[3].thinned == thinning(ALL)
     whole = train(wide, folder=tmp_path, progress=False)
     assert {len(member.steps.step) for member in whole.members} == {240}
     assert json.loads(gzip.decompress((tmp_path / "seed-3.json.gz").read_bytes()))["result"]["thinned"] is None

@@ -13,7 +13,7 @@ from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
 from relucheck.reproduction.report.deciding.evidence import every, said
 from relucheck.reproduction.report.deciding.registry import statistic
 from relucheck.results.statistics import Evidence, grows, larger, near, spread_grows, without_exception
-from relucheck.training.result import Distances, MemberResult
+from relucheck.training.result import Distances, MemberResult, drawn_steps
 
 _ENDPOINTS: Final = tuple(ENDPOINTS)
 _DIRECTIONS: Final = ("larger", "smaller")
@@ -249,11 +249,11 @@ def reference_exceeds(case: TrainingCase, endpoint: str, direction: str, level: 
 def distance_is_logarithmic(case: TrainingCase) -> Finding:
     """Whether a logarithm of the step fits the distance better than a line and a square root.
 
-    This holds on most seeds, for every s.
+    This holds on most seeds, for every s. Only the steps that figures draw count, because a thinned result has no others.
     """
-    parts = {}
+    parts, drawn = {}, drawn_steps(case.run.result.members)
     for s in case.subgradients:
-        errors = [_errors_of_shapes(case.member(seed, s), case.reference(seed)) for seed in case.seeds]
+        errors = [_errors_of_shapes(case.member(seed, s).at(drawn), case.reference(seed)) for seed in case.seeds]
         logarithms = [None if one is None else one["logarithm"] for one in errors]
         others = [None if one is None else min(one["line"], one["root"]) for one in errors]
         parts[f"s = {s:g}"] = larger(others, logarithms)

@@ -135,7 +135,7 @@ def test_a_thinned_band_is_the_same() -> None:
         seed: SeedResult([member for member in whole.members if member.member.seed == seed], None, 1.0, {})
         for seed in whole.settings.seeds
     }
-    less = Result.of(whole.settings, thinned(parts))
+    less = Result.of(whole.settings, thinned(parts, ("distance",)))
     assert sum(len(member.steps.step) for member in less.members) < 0.8 * sum(len(m.steps.step) for m in whole.members)
     assert distance_band(less) == distance_band(whole)
     assert epoch_band(less, _error) == epoch_band(whole, _error)
