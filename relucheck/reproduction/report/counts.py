@@ -30,7 +30,8 @@ _LEGEND: Final = (
     "one more seed; accuracies are no part of the fit.",
     "hits: mean over seeds, in the first and in the last published epoch; the published counts stand in the last row.",
     "An arithmetic counts as explaining the counts if p is at least 0.05 and the deviation is below 3; with fewer than 20 "
-    "seeds only the deviation can exclude.",
+    "seeds only the deviation can exclude. p is not corrected for the number of arithmetics: 0.05 excludes a true one "
+    "in 20 cases.",
 )
 
 

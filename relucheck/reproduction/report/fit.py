@@ -161,8 +161,9 @@ class Fit:
         return self.surprise is not None and self.surprise >= LEVEL and (self.deviation or 0.0) < _FAR
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return dataclasses.asdict(self)
+        """Plain data for JSON, without the counts, which are in the files of the results."""
+        numbers = {name: value for name, value in vars(self).items() if name != "series"}
+        return {**numbers, "fits": self.fits, "accuracy": self.accuracy}
 
 
 #: With n seeds the smallest p-value is 1 / (n + 1), which exceeds the level for fewer than 20. So a published run that is
