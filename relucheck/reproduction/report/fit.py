@@ -161,7 +161,7 @@ class Fit:
         return self.surprise is not None and self.surprise >= LEVEL and (self.deviation or 0.0) < _FAR
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without the counts, which are in the files of the results."""
+        """Plain data for JSON, without the counts, which the result files hold."""
         numbers = {name: value for name, value in vars(self).items() if name != "series"}
         return {**numbers, "fits": self.fits, "accuracy": self.accuracy}
 
