@@ -15,6 +15,7 @@ from relucheck.reproduction.report.counts import (
     counts_of,
     fit_table,
     hits_table,
+    legend,
     page,
     summary,
     title,
@@ -24,8 +25,9 @@ from relucheck.reproduction.scenario import Place, Reported
 from relucheck.reproduction.trained import TrainingScenario, drawn, read
 from relucheck.results.store import write_atomically
 
-#: Number of arithmetics in a table on a terminal.
+#: Number of arithmetics in a table on a terminal, and the columns that it leaves out.
 _ROWS: Final = 10
+_LEFT_OUT: Final = ("log-likelihood", "best", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +53,16 @@ class CountsScenario(TrainingScenario):
 
 
 def _shown(made: Counts, width: int) -> list[Any]:
-    lines: list[Any] = [Text(title(made)), Text(""), Text(conclusion(made)), Text("")]
+    lines: list[Any] = [Text(title(made)), Text(""), *map(Text, conclusion(made)), Text("")]
     for target, every in made.targets:
-        table = fit_table(every[:_ROWS])
-        narrow = table.without("log-likelihood", "best", *table.header[7:])
+        table = fit_table(every[:_ROWS], 1).without(*_LEFT_OUT)
         rest = f"{len(every) - _ROWS} more in {made.folder / 'report.md'}" if len(every) > _ROWS else ""
-        lines.append(dataclasses.replace(narrow, title=target.name, caption=rest).rich(first=True))
-    if not made.targets:
-        lines.append(hits_table(made.runs).rich(first=True))
-    return lines
+        lines.append(dataclasses.replace(table, title=target.name, caption=rest).rich(first=True))
+    if made.targets:
+        lines += map(Text, legend(_LEFT_OUT))
+    else:
+        for part in dict.fromkeys(comparison.part for comparison, _ in made.runs):
+            table = hits_table([run for run in made.runs if run[0].part == part])
+            lines.append(dataclasses.replace(table.without("comparison", "seeds", "diverged"), title=part).rich(first=True))
+    again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
+    return [*lines, *map(Text, again)]

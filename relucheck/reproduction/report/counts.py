@@ -1,4 +1,4 @@
-"""The report of E9: which arithmetics explain the published counts of hits."""
+"""The report of E9: which arithmetics the published counts of hits exclude, and which they do not."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any, Final
 
 from relucheck.reproduction.report.counts_figures import fit_figure, hits_figure
 from relucheck.reproduction.report.document import controls_table, how_table, settings_table
-from relucheck.reproduction.report.fit import TARGETS, Fit, Series, Target, fits, members
+from relucheck.reproduction.report.fit import FEWEST, TARGETS, Fit, Series, Target, fits, members
 from relucheck.reproduction.scenario import SCALE_NAMES, Comparison, Experiment
 from relucheck.results.figures import save
+from relucheck.results.statistics import LEVEL
+from relucheck.results.statistics.counts import FAR
 from relucheck.results.tables import Table, counted, listed
 from relucheck.training.result import Result
 
@@ -21,18 +23,21 @@ _Runs = Sequence[tuple[Comparison, Result]]
 VERSION: Final = 1
 #: Number of arithmetics that a sentence lists.
 _NAMED: Final = 3
-_LEGEND: Final = (
-    "log-likelihood: of the published counts, given those of the seeds (negative binomial for each epoch).",
-    "deviation: how far that lies below the log-likelihood of a seed given the others, in standard deviations.",
-    "p: of the hypothesis that the published run is one more seed (a permutation test; with n seeds at least 1 / (n + 1)).",
-    "best: share of bootstrap samples of the seeds in which this arithmetic has the highest likelihood.",
-    "accuracy: the published accuracy after the last epoch that deviates most from the seeds, in standard deviations of "
-    "one more seed; accuracies are no part of the fit.",
-    "hits: mean over seeds, in the first and in the last published epoch; the published counts stand in the last row.",
-    "An arithmetic counts as explaining the counts if p is at least 0.05 and the deviation is below 3; with fewer than 20 "
-    "seeds only the deviation can exclude. p is not corrected for the number of arithmetics: 0.05 excludes a true one "
-    "in 20 cases.",
-)
+#: What the columns of a fit mean, by their headings; "hits" stands for those of all series.
+_LEGEND: Final = {
+    "log-likelihood": "of the published counts, given those of the seeds (negative binomial for each epoch).",
+    "deviation": "how far the log-likelihood of the published counts lies below that of a seed given the others, in "
+    "standard deviations.",
+    "p": "of the hypothesis that the published run is one more seed (a permutation test; with n seeds at least "
+    "1 / (n + 1)).",
+    "excluded": f"by the published counts. With 20 seeds or more this means p < {LEVEL:g}. With fewer seeds p cannot be so "
+    f"small, and it means a deviation of {FAR:g} or more. Nothing is corrected for the number of arithmetics, so p < "
+    f"{LEVEL:g} excludes a true one in {100 * LEVEL:g} % of cases.",
+    "best": "share of bootstrap samples of the seeds in which this arithmetic has the highest likelihood.",
+    "accuracy": "the published accuracy after the last epoch that deviates most from the seeds, in standard deviations of "
+    "one more seed. Accuracies are no part of the fit.",
+    "hits": "mean over seeds, in the first and in the last published epoch. The published counts stand in the last row.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Counts:
         folder: where the report is written.
         runs: the finished comparisons.
         missing: names of the others.
-        targets: the published counts that some comparison could explain, with the fits; empty at scale smoke, whose
-            digits explain nothing.
+        targets: the published counts with which some comparison was compared, with the fits; empty at scale smoke, which
+            has other data.
     """
 
     experiment: Experiment
@@ -78,35 +83,53 @@ def title(made: Counts) -> str:
 # ---------------------------------------------------------------- conclusion
 
 
-def conclusion(made: Counts) -> str:
-    """Say for each target which arithmetics explain the published counts."""
+def conclusion(made: Counts) -> list[str]:
+    """Say for each target which arithmetics the published counts do not exclude."""
+    if made.scale == "smoke":
+        return ["Nothing is compared with published counts, because this scale has other data."]
     if not made.targets:
-        return "Nothing is compared with published counts: the data of this scale are others."
-    return " ".join(_sentence(target, every) for target, every in made.targets)
+        return ["Nothing is compared with published counts, because no comparison is finished and valid."]
+    return [_sentence(target, every) for target, every in made.targets]
 
 
 def _sentence(target: Target, every: Sequence[Fit]) -> str:
     judged = [fit for fit in every if fit.log_likelihood is not None]
     if not judged:
-        return f"{target.name}: undecided, with too few seeds."
-    cells, seeds = sum(len(series.epochs) for series in judged[0].series), max(fit.seeds for fit in judged)
-    head = f"{target.name}: of {counted(len(judged), 'arithmetic')} with {counted(seeds, 'seed')} each, "
+        return f"{target.name}: undecided, because no arithmetic has {FEWEST} seeds and a whole run of each."
+    cells = f"the {sum(len(series.epochs) for series in judged[0].series)} published counts"
+    seeds = counted(max(fit.seeds for fit in judged), "seed")
     fitting = [fit for fit in judged if fit.fits]
+    if len(judged) == 1:
+        verdict = "do not exclude" if fitting else "exclude"
+        only = f"“{rounding(judged[0])}”, the only arithmetic that was compared ({seeds})"
+        return f"{target.name}: {cells} {verdict} {only}.{_accuracies(fitting)}"
+    head = f"{target.name}: {cells} are compared with {len(judged)} arithmetics, with {seeds} each. "
     if not fitting:
-        return f"{head}none explains the {cells} published counts; the nearest is “{rounding(judged[0])}”."
+        return f"{head}They exclude all of them; the likeliest is “{rounding(judged[0])}”."
     if len(fitting) == 1:
-        (one,) = fitting
-        off = f", and the accuracies deviate by {_accuracy(one)}" if one.accuracy else ""
-        return f"{head}one explains the {cells} published counts: “{rounding(one)}” (p = {one.surprise:.2f}){off}."
+        return f"{head}They exclude all but one, “{rounding(fitting[0])}”.{_accuracies(fitting)}"
     names = listed([f"“{rounding(fit)}”" for fit in fitting[:_NAMED]])
-    which = f"{names}" if len(fitting) <= _NAMED else f"the likeliest are {names}"
-    return f"{head}{len(fitting)} are not excluded by the {cells} published counts: {which}."
+    if len(fitting) <= _NAMED:
+        return f"{head}They do not exclude {names}."
+    return f"{head}They do not exclude {len(fitting)}; the likeliest of these are {names}."
+
+
+def _accuracies(fitting: Sequence[Fit]) -> str:
+    """A sentence on the accuracies of the arithmetic that is left, if any are published."""
+    if not fitting or fitting[0].accuracy is None:
+        return ""
+    return f" The published accuracy that deviates most from its seeds does so by {_accuracy(fitting[0])}."
 
 
 def rounding(fit: Fit) -> str:
-    """Name the rounding of a comparison: its emulation's label, or its arithmetic."""
-    found = re.fullmatch(r"(\S+) emulated \((.+)\)", fit.arithmetic)
-    return f"{fit.arithmetic} of the device" if found is None else found[2]
+    """Name the rounding of a comparison."""
+    return rounding_of(fit.arithmetic)
+
+
+def rounding_of(arithmetic: str) -> str:
+    """Name the rounding of an arithmetic: its emulation's label, or the device's own."""
+    found = re.fullmatch(r"(\S+) emulated \((.+)\)", arithmetic)
+    return f"{arithmetic} of the device" if found is None else found[2]
 
 
 def _accuracy(fit: Fit) -> str:
@@ -117,13 +140,18 @@ def _accuracy(fit: Fit) -> str:
 # ---------------------------------------------------------------- tables
 
 
-_MEASURES: Final = ("log-likelihood", "deviation", "p", "best", "accuracy")
+_MEASURES: Final = ("log-likelihood", "deviation", "p", "excluded", "best", "accuracy")
 
 
-def fit_table(every: Sequence[Fit]) -> Table:
-    """Every candidate of a target, the most likely first, and the published counts below."""
+def fit_table(every: Sequence[Fit], most: int = 3) -> Table:
+    """Every candidate of a target, the most likely first, and the published counts below.
+
+    Args:
+        every: the fits.
+        most: the number of series whose hits are shown: the first ones, and the last one.
+    """
     names = [series.name for series in every[0].series]
-    few = names if len(names) <= 2 else [names[0], names[1], names[-1]]
+    few = names if len(names) <= most else [*names[: most - 1], names[-1]] if most > 1 else names[:1]
     header = ["rounding", *_MEASURES, *(f"hits, {name}" for name in few)]
     rows = [_fit_row(fit, few) for fit in every]
     chosen = [series for series in every[0].series if series.name in few]
@@ -134,7 +162,7 @@ def fit_table(every: Sequence[Fit]) -> Table:
 def _fit_row(fit: Fit, names: Sequence[str]) -> list[str]:
     known = fit.log_likelihood is not None
     numbers = [f"{fit.log_likelihood or 0:,.1f}", f"{fit.deviation or 0:,.1f}", f"{fit.surprise or 0:.3f}"]
-    numbers += [f"{100 * (fit.share or 0):.0f} %", _accuracy(fit)]
+    numbers += ["no" if fit.fits else "yes", f"{100 * (fit.share or 0):.0f} %", _accuracy(fit)]
     hits = []
     for series in fit.series:
         if series.name in names:
@@ -158,6 +186,11 @@ def _ends(low: Sequence[int], high: Sequence[int]) -> str:
     return f"{one(0)} → {one(-1)}"
 
 
+def legend(headings: Sequence[str]) -> list[str]:
+    """What the columns of a fit mean, without those of ``headings``."""
+    return [f"{name}: {text}" for name, text in _LEGEND.items() if name not in headings]
+
+
 def hits_table(runs: _Runs) -> Table:
     """The mean hits of every kind of member in the first and the last epoch, by kink."""
     rows = []
@@ -168,9 +201,10 @@ def hits_table(runs: _Runs) -> Table:
             accuracies = [value for value in series.accuracies if value is not None]
             mean = f"{sum(accuracies) / len(accuracies):.2f}" if accuracies else "-"
             lost = sum(value is None for value in series.accuracies)
-            rows.append([comparison.name, series.name, str(len(series.counts)), *ends, mean, str(lost)])
-    header = ["comparison", "member and kink", "seeds", "first epoch", "last epoch", "accuracy, %", "diverged"]
-    return Table(header, rows, right=header[2:])
+            seeds, named = str(len(series.counts)), rounding_of(result.settings.arithmetic.name)
+            rows.append([comparison.name, named, series.name, seeds, *ends, mean, str(lost)])
+    header = ["comparison", "rounding", "member and kink", "seeds", "first epoch", "last epoch", "accuracy, %", "diverged"]
+    return Table(header, rows, right=header[3:])
 
 
 # ---------------------------------------------------------------- document
@@ -208,12 +242,12 @@ def page(made: Counts, figures: Sequence[Path]) -> str:
     lines = [f"# {title(made)}", ""]
     if made.void:
         lines += [f"**Void, because a control differed: {', '.join(made.void)}.**", ""]
-    lines += [conclusion(made), ""]
+    lines += [*(f"- {line}" for line in conclusion(made)), ""]
     for path in figures:
         lines += [f"![{path.stem}](figures/{path.name})", ""]
     for target, every in made.targets:
         lines += [f"## {target.name}", "", *fit_table(every).markdown(), ""]
-    lines += [*(f"- {line}" for line in _LEGEND), ""] if made.targets else []
+    lines += [*(f"- {line}" for line in legend(())), ""] if made.targets else []
     lines += ["## Hits of every run", "", *hits_table(made.runs).markdown(), ""]
     lines += ["## Controls", "", "For every seed, s = 0 is run a second time from the start.", ""]
     lines += [*controls_table(made.runs).markdown(), "", "## How it was run", ""]

@@ -1,7 +1,7 @@
-"""Counts of hits beside the published ones: which arithmetics explain them.
+"""Counts of hits beside the published ones: which arithmetics could have given them.
 
-A *target* is one published run, or several from one initialisation, with the comparisons that could explain it. The counts
-of a comparison's seeds are compared with the published ones by ``relucheck.results.statistics.counts``.
+A *target* is one published run, or several from one initialisation, with the comparisons that could have given it. The
+counts of a comparison's seeds are compared with the published ones by ``relucheck.results.statistics.counts``.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ from typing import Any, Final
 
 from relucheck.reproduction.published import PublishedCount, counts
 from relucheck.reproduction.scenario import Comparison
-from relucheck.results.statistics import LEVEL, summarise
-from relucheck.results.statistics.counts import Published, best_shares, deviation, log_likelihood, surprise
+from relucheck.results.statistics import summarise
+from relucheck.results.statistics.counts import (
+    Published,
+    best_shares,
+    deviation,
+    log_likelihood,
+    plausible,
+    surprise,
+)
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Member
 
 #: Seeds with which a fit begins to mean something: fewer give no spread between seeds.
-_FEWEST: Final = 3
+FEWEST: Final = 3
 _KINKS: Final = (0.0, 6.0)
 _Runs = Sequence[tuple[Comparison, Result]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Published counts, and the comparisons that could explain them.
+    """Published counts, and the comparisons that could have given them.
 
     Attributes:
         name: for headings, for example "E2, bfloat16".
@@ -42,10 +49,10 @@ class Target:
 
 
 def _same_subgradient(count: PublishedCount, member: Member) -> bool:
-    """For runs of ReLU, whose subgradient is published; 0 is the reference."""
-    if count.subgradients is None:
-        return not member.control
-    return member.subgradient == count.subgradients[0] and not member.control
+    """For runs of ReLU: the member with the published subgradient, or every member where the source names none."""
+    if count.subgradients is not None and member.subgradient != count.subgradients[0]:
+        return False
+    return member.is_reference or member.rule == "injected"
 
 
 def _default(count: PublishedCount, member: Member) -> bool:
@@ -65,15 +72,10 @@ def _in_bfloat16(experiment: str, network: str, which: str = "") -> Callable[[Pu
 
 
 _MLP: Final = "784-128-10"
-#: What there is to explain. Counts of networks that no comparison trains are left out.
+#: All targets. Published counts of networks that no comparison trains belong to none.
 TARGETS: Final[tuple[Target, ...]] = (
     Target("E2: 784-200-200-200-10, ReLU", "e2-", _in_bfloat16("E2", "784-200-200-200-10"), _same_subgradient),
-    Target(
-        "E2 again, with further seeds",
-        "more-",
-        _in_bfloat16("E2", "784-200-200-200-10"),
-        _same_subgradient,
-    ),
+    Target("E2 again, with further seeds", "more-", _in_bfloat16("E2", "784-200-200-200-10"), _same_subgradient),
     Target("E1: 784-2000-10, ReLU", "e1-", _in_bfloat16("E1", "784-2000-10"), _same_subgradient),
     Target("E9: 784-128-10, ReLU6, default subgradients", "default-", _in_bfloat16("E9", _MLP, "default"), _default),
     Target("E9: 784-128-10, ReLU6, custom subgradients", "custom-", _in_bfloat16("E9", _MLP, "custom"), _custom),
@@ -109,7 +111,7 @@ class Series:
         None without a published accuracy, and where a seed diverged or there are fewer than 3.
         """
         values = [value for value in self.accuracies if value is not None]
-        if self.published_accuracy is None or len(values) < max(_FEWEST, len(self.accuracies)):
+        if self.published_accuracy is None or len(values) < max(FEWEST, len(self.accuracies)):
             return None
         known = summarise(values)
         if not known.sd or known.mean is None:
@@ -124,16 +126,16 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How well a comparison explains a target.
+    """How likely the published counts of a target are as those of one more seed of a comparison.
 
     Attributes:
         comparison: its name.
         arithmetic: its arithmetic's name.
         seeds: the number of seeds.
         series: its counts.
-        log_likelihood: of the published counts; None where a seed diverged or there are fewer than 3.
+        log_likelihood: of the published counts; None if a seed diverged or there are fewer than 3. So are the others.
         deviation: how far it lies below that of the comparison's seeds, in their standard deviations.
-        surprise: the p-value that the published run is one more seed of the comparison.
+        surprise: the p-value of the hypothesis that the published run is one more seed of the comparison.
         share: the share of bootstrap samples in which no other comparison is more likely.
     """
 
@@ -157,24 +159,26 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether the published counts are not surprising, on the level of all tests."""
-        return self.surprise is not None and self.surprise >= LEVEL and (self.deviation or 0.0) < _FAR
+        """Whether the published counts do not exclude the comparison."""
+        if self.surprise is None or self.deviation is None:
+            return False
+        return plausible(self.seeds, self.surprise, self.deviation)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without the counts, which the result files hold."""
+        """Plain data for JSON, without the counts, which the result files hold.
+
+        JSON has no infinite numbers: an infinite deviation is the text "infinite".
+        """
         numbers = {name: value for name, value in vars(self).items() if name != "series"}
-        return {**numbers, "fits": self.fits, "accuracy": self.accuracy}
-
-
-#: With n seeds the smallest p-value is 1 / (n + 1), which exceeds the level for fewer than 20. So a published run that is
-#: also further below the candidate's seeds than this, in their standard deviations, does not count as explained.
-_FAR: Final = 3.0
+        infinite = self.deviation is not None and math.isinf(self.deviation)
+        found = {"fits": self.fits, "accuracy": self.accuracy}
+        return {**numbers, **({"deviation": "infinite"} if infinite else {}), **found}
 
 
 def fits(target: Target, runs: _Runs) -> list[Fit]:
     """Compare the finished comparisons of a target with its published counts.
 
-    The most likely comes first. Void comparisons are left out.
+    The most likely comes first, and those without a likelihood come last. Void comparisons are left out.
     """
     known = [count for count in counts() if target.chosen(count)]
     found = []
@@ -193,7 +197,7 @@ def fits(target: Target, runs: _Runs) -> list[Fit]:
 def _fit(comparison: Comparison, result: Result, series: tuple[Series, ...]) -> Fit:
     name, seeds = result.settings.arithmetic.name, len(result.settings.seeds)
     whole = all(len(seed) == result.settings.epochs for one in series for seed in one.counts)
-    if seeds < _FEWEST or not whole or not series:
+    if seeds < FEWEST or not whole or not series:
         return Fit(comparison.name, name, seeds, series, None)
     published, table = _published(series), _table(series)
     values = (measure(published, table) for measure in (log_likelihood, deviation, surprise))
@@ -222,6 +226,8 @@ def _series(known: Sequence[PublishedCount], target: Target, result: Result) -> 
                 continue
             own = [count for count in known if (count.member, count.kink) == (first.member, first.kink)]
             cells = [cell for count in own for cell in _cells(count, epochs)]
+            if not cells:
+                continue
             matching = [one for one in result.members if _kind(one.member) == _kind(member)]
             numbers, low, high = (tuple(column) for column in zip(*cells, strict=True))
             made.append(

@@ -22,10 +22,15 @@ import numpy.typing as npt
 
 from relucheck.extras import require
 from relucheck.results.holm import StatisticsError
+from relucheck.results.statistics.means import LEVEL
 
 Floats = npt.NDArray[np.float64]
 #: The mean of a cell in which no seed has a count is taken to be that of half a count in all.
 _HALF: Final = 0.5
+#: Log-likelihoods that differ by less than this, relatively, are equal. Rounding makes such differences.
+_EQUAL: Final = 1e-9
+#: From how many standard deviations on, see ``deviation``, published counts are excluded where seeds are few.
+FAR: Final = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,37 +59,38 @@ class Published:
     def nearest(self, counts: Floats) -> Floats:
         """One count for each cell: the published one, or one within its bounds.
 
-        Within bounds it is the count nearest to the mean of the others. This favours the hypothesis that the published run
-        is one of them.
+        Within bounds it is the count nearest to the mean of the candidate's runs [seeds, cells]. This favours the
+        hypothesis that the published run is one of them.
         """
         return np.clip(np.rint(counts.mean(0)), self.low, self.high)
 
 
 def _model(counts: Floats, series: Sequence[str]) -> tuple[Floats, Floats]:
-    """Means and variances of one more count in each cell, given counts [seeds, cells]."""
-    seeds = len(counts)
-    mean = np.maximum(counts.mean(0), _HALF / seeds)
-    excess = counts.var(0, ddof=1) - mean
+    """Means and variances of one more count in each cell [..., cells], given counts [..., seeds, cells]."""
+    seeds = counts.shape[-2]
+    mean = np.maximum(counts.mean(-2), _HALF / seeds)
+    excess = counts.var(-2, ddof=1) - mean
     relative = np.empty_like(mean)
     names = np.asarray(series)
     for name in dict.fromkeys(series):
         own = names == name
         # moments, pooled over the cells of the series; below 0 the counts vary no more than Poisson's
-        relative[own] = max(0.0, float(excess[own].sum() / (mean[own] ** 2).sum()))
+        pooled = excess[..., own].sum(-1) / (mean[..., own] ** 2).sum(-1)
+        relative[..., own] = np.maximum(0.0, pooled)[..., None]
     return mean, (mean + relative * mean**2) * (1 + 1 / seeds)  # 1 / seeds: the mean itself is estimated
 
 
-def _log_probability(low: Floats, high: Floats, mean: Floats, variance: Floats) -> float:
+def _log_probability(low: Floats, high: Floats, mean: Floats, variance: Floats) -> Floats:
+    """The log-likelihood [...] of counts within bounds [..., cells], given means and variances of the cells."""
     require("the likelihood of counts", "scipy")
-    from scipy import stats
+    from scipy import special, stats
 
     size, chance = mean**2 / (variance - mean), mean / variance
-    exact = low == high
-    logs = stats.nbinom.logpmf(np.rint(low), size, chance)
-    if not exact.all():
-        between = stats.nbinom.cdf(high, size, chance) - stats.nbinom.cdf(low - 1, size, chance)
-        logs = np.where(exact, logs, np.log(np.maximum(between, np.finfo(float).tiny)))
-    return float(logs.sum())
+    # every count within the bounds; exact counts have one
+    counts = low[..., None] + np.arange(int((high - low).max()) + 1)
+    logs = stats.nbinom.logpmf(counts, size[..., None], chance[..., None])
+    within = special.logsumexp(np.where(counts <= high[..., None], logs, -np.inf), axis=-1)
+    return np.asarray(within.sum(-1))
 
 
 def log_likelihood(published: Published, counts: Sequence[Sequence[int]]) -> float:
@@ -98,9 +104,7 @@ def log_likelihood(published: Published, counts: Sequence[Sequence[int]]) -> flo
         StatisticsError: for fewer than 2 seeds, or another number of cells.
     """
     array = _checked(published, counts)
-    return _log_probability(
-        np.asarray(published.low, float), np.asarray(published.high, float), *_model(array, published.series)
-    )
+    return float(_log_probability(*_bounds(published), *_model(array, published.series)))
 
 
 def surprise(published: Published, counts: Sequence[Sequence[int]]) -> float:
@@ -110,8 +114,8 @@ def surprise(published: Published, counts: Sequence[Sequence[int]]) -> float:
     likelihood under the model of the n others is computed. If the hypothesis is true, the published run is as likely as
     any other to have the lowest likelihood, whatever the distribution of the counts and however cells depend on each other.
     The p-value is the share of runs whose likelihood is at most that of the published one. So it is at least 1 / (n + 1).
-    Where a published count is known by bounds only, the count within them that is nearest to the candidate's mean is used,
-    which makes the p-value larger.
+    Where a published count is known by bounds only, the count within them that is nearest to the candidate's mean is used.
+    This favours the hypothesis.
 
     Source: G. Shafer, V. Vovk, A Tutorial on Conformal Prediction, Journal of Machine Learning Research 9 (2008).
 
@@ -120,30 +124,45 @@ def surprise(published: Published, counts: Sequence[Sequence[int]]) -> float:
     """
     array = _checked(published, counts)
     values = _left_out(published, np.vstack([published.nearest(array), array]))
-    return sum(value <= values[0] + 1e-9 * abs(values[0]) for value in values) / len(values)
+    return float(np.mean(values <= values[0] + _EQUAL * abs(values[0])))
 
 
 def deviation(published: Published, counts: Sequence[Sequence[int]]) -> float:
     """How far the published run lies below the candidate's runs, in standard deviations.
 
-    Both are measured by their log-likelihoods. It tells candidates apart that ``surprise`` rejects alike. Each of the
-    candidate's runs is compared with the model of the others.
+    Runs are measured by their log-likelihoods. That of each of the candidate's runs is computed under the model of the
+    others. The standard deviation is that of one more run. The measure tells candidates apart that ``surprise`` rejects
+    alike. It is infinite if the candidate's runs all have the same log-likelihood and the published run has a lower one.
 
     Raises:
         StatisticsError: for fewer than 3 seeds, or another number of cells.
     """
     array = _checked(published, counts, least=3)
     own, nearest = _left_out(published, array), published.nearest(array)
-    spread = float(np.std(own, ddof=1)) * math.sqrt(1 + 1 / len(own))
-    below = float(np.mean(own)) - _log_probability(nearest, nearest, *_model(array, published.series))
-    return below / spread if spread else math.inf * below if below else 0.0
+    mean, spread = float(own.mean()), float(own.std(ddof=1)) * math.sqrt(1 + 1 / len(own))
+    below = mean - float(_log_probability(nearest, nearest, *_model(array, published.series)))
+    if spread > _EQUAL * abs(mean):
+        return below / spread
+    return math.inf if below > _EQUAL * abs(mean) else 0.0
 
 
-def _left_out(published: Published, runs: Floats) -> list[float]:
+def plausible(seeds: int, surprise: float, deviation: float) -> bool:
+    """Whether published counts do not exclude a candidate.
+
+    With 20 seeds or more the p-value decides, at the level of all tests. With fewer seeds no p-value is below that level.
+    Then the deviation decides: the published run is less than :data:`FAR` standard deviations below the candidate's runs.
+
+    Args:
+        seeds: the number of the candidate's runs.
+        surprise, deviation: of the functions of these names.
+    """
+    return surprise >= LEVEL if 1 / (seeds + 1) < LEVEL else deviation < FAR
+
+
+def _left_out(published: Published, runs: Floats) -> Floats:
     """The likelihood of each run [runs, cells] under the model of the others."""
-    return [
-        _log_probability(run, run, *_model(np.delete(runs, place, 0), published.series)) for place, run in enumerate(runs)
-    ]
+    others = np.array([np.delete(runs, place, 0) for place in range(len(runs))])
+    return _log_probability(runs, runs, *_model(others, published.series))
 
 
 def best_shares(
@@ -151,8 +170,9 @@ def best_shares(
 ) -> list[float]:
     """The share of bootstrap samples in which each candidate is the likeliest.
 
-    Seeds are drawn with replacement, for each candidate by itself, because candidates may have different seeds. Two
-    candidates that both have a share of some size are not told apart by the published counts.
+    Seeds are drawn with replacement, for each candidate by itself, because candidates may have different seeds. Candidates
+    that are equally likely in a sample share it. Two candidates that both have a share of some size are not told apart by
+    the published counts.
 
     Args:
         published: what is to be explained.
@@ -161,19 +181,25 @@ def best_shares(
         seed: of the random generator.
 
     Raises:
-        StatisticsError: as for ``log_likelihood``.
+        StatisticsError: as for ``log_likelihood``, and without a candidate.
     """
+    if not candidates:
+        raise StatisticsError("no candidates; give the counts of at least one")
     random = np.random.default_rng(seed)
-    arrays = [_checked(published, counts) for counts in candidates]
-    low, high = np.asarray(published.low, float), np.asarray(published.high, float)
-    wins = np.zeros(len(arrays))
-    for _ in range(resamples):
-        values = []
-        for array in arrays:
-            drawn = array[random.integers(len(array), size=len(array))]
-            values.append(_log_probability(low, high, *_model(drawn, published.series)))
-        wins[int(np.argmax(values))] += 1
-    return [float(share) for share in wins / resamples]
+    values = []
+    for counts in candidates:
+        array = _checked(published, counts)
+        drawn = array[random.integers(len(array), size=(resamples, len(array)))]
+        low, high = (np.broadcast_to(bound, (resamples, len(bound))) for bound in _bounds(published))
+        values.append(_log_probability(low, high, *_model(drawn, published.series)))
+    table = np.array(values)  # [candidates, resamples]
+    highest = table.max(0)
+    best = table >= highest - _EQUAL * np.abs(highest)
+    return [float(share) for share in (best / best.sum(0)).mean(1)]
+
+
+def _bounds(published: Published) -> tuple[Floats, Floats]:
+    return np.asarray(published.low, float), np.asarray(published.high, float)
 
 
 def _checked(published: Published, counts: Sequence[Sequence[int]], least: int = 2) -> Floats:
