@@ -2,8 +2,8 @@
 
     python tools/front_page.py
 
-Both are computed from the committed summaries of E2 on a CPU and on CUDA. The script draws the figure and prints the table; a
-test compares the README with what it prints.
+Both are computed from the committed summaries of E2 on a CPU and on CUDA. The script draws the figure and prints the
+table; a test compares the README with what it prints.
 """
 
 from __future__ import annotations
