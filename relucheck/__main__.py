@@ -121,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="run only these parts of the scenario: the name of a part, a glob pattern of names, or an arithmetic such as "
-        "bfloat16 (repeatable). Names and patterns that end in -nudges select the nudges of trainings, which run only then",
+        "bfloat16; published is the arithmetic that gives the published counts of hits (repeatable). Names and patterns "
+        "that end in -nudges select the nudges of trainings, which run only then",
     )
     reproduce.add_argument(
         "--executor",

@@ -2,8 +2,8 @@
 
     python tools/front_page.py
 
-Both are computed from the committed summary of E2 (``reports/training/E2/summary.json``). The script draws the figure and
-prints the table; a test compares the README with what it prints.
+Both are computed from the committed summaries of E2 on a CPU and on CUDA. The script draws the figure and prints the
+table; a test compares the README with what it prints.
 """
 
 from __future__ import annotations
@@ -17,18 +17,25 @@ from relucheck.results.figures import blank, save
 from relucheck.results.tables import Table
 
 ROOT: Final = Path(__file__).parents[1]
-SUMMARY: Final = ROOT / "reports" / "training" / "E2" / "summary.json"
+SUMMARIES: Final = tuple(ROOT / "reports" / "training" / name / "summary.json" for name in ("E2", "E2-cuda"))
 FIGURE: Final = ROOT / "docs" / "images" / "error-by-subgradient.png"
 
-#: The comparisons of 50 epochs with 3 seeds each, and what a newcomer calls their arithmetic.
+#: The comparisons of 50 epochs with 3 or 5 seeds each, and what a newcomer calls their arithmetic.
 ARITHMETICS: Final = {
     "float32": "float32",
     "bfloat16-rounded": "bfloat16, each product rounded once",
-    "bfloat16-split-k-4": "bfloat16, four partial sums rounded",
+    "bfloat16-layer-1-split-k-4": "bfloat16, partial sums of the first layer rounded",
+    "bfloat16-split-k-4": "bfloat16, partial sums of all layers rounded",
 }
 #: Each rule: what the README calls it, and its colour and marker (palette: Okabe and Ito 2008, colour-blind safe).
 RULES: Final = {"chain": ("s times upstream", "#0072B2", "o"), "injected": ("s alone", "#D55E00", "v")}
 Cells = Mapping[tuple[str, str, float], Mapping[str, Any]]
+
+
+def summaries() -> dict[str, Any]:
+    """The cells and the published figures of both summaries."""
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in SUMMARIES]
+    return {name: [one for summary in every for one in summary[name]] for name in ("cells", "published")}
 
 
 def cells(summary: Mapping[str, Any]) -> Cells:
@@ -66,7 +73,7 @@ def _points(shown: Cells, name: str, rule: str) -> Iterator[tuple[float, float, 
 def figure(summary: Mapping[str, Any]) -> Any:
     """Test error against s, one panel for each arithmetic, both rules in each; bars: standard deviation."""
     shown = cells(summary)
-    drawn = blank(7.5, 2.9)
+    drawn = blank(9.2, 2.9)
     axes = drawn.subplots(1, len(ARITHMETICS), sharey=True)
     for axis, (name, label) in zip(axes, ARITHMETICS.items(), strict=True):
         for rule, (text, colour, marker) in RULES.items():
@@ -82,11 +89,11 @@ def figure(summary: Mapping[str, Any]) -> Any:
             linestyle="none",
             label="published [R22]",
         )
-        axis.set_title(label.replace(", ", ",\n"), fontsize=9)
+        axis.set_title(label.replace(", ", ",\n").replace(" of ", "\nof "), fontsize=9)
         axis.set_xlabel("s = ReLU'(0)", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    axes[0].set_ylim(bottom=0)  # of all three, once everything is drawn
+    axes[0].set_ylim(bottom=0)  # of all, once everything is drawn
     axes[0].set_ylabel("test error after 50 epochs, %", fontsize=9)
     axes[0].legend(fontsize=8, frameon=False, title="gradient at an exact zero", title_fontsize=8)
     return drawn
@@ -94,7 +101,7 @@ def figure(summary: Mapping[str, Any]) -> Any:
 
 def main() -> None:
     """Draws the figure and prints the table."""
-    summary = json.loads(SUMMARY.read_text(encoding="utf-8"))
+    summary = summaries()
     FIGURE.parent.mkdir(exist_ok=True)
     save(figure(summary), FIGURE)
     print("\n".join(table(summary).markdown()))

@@ -67,7 +67,7 @@ def reserve(place: Place, scenario: Scenario) -> None:
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """The description of a folder of results: "scenario", "scale", "device", "executor" and more.
+    """The description of a folder of results: scenario, scale, device, executor.
 
     Raises:
         ReproductionError: for a folder that holds no results of a scenario.

@@ -27,6 +27,8 @@ SCALE_NAMES: Final = {
 }
 
 
+#: What ``only`` calls the arithmetic that gives an experiment's published counts of hits.
+FITTED: Final = "published"
 #: How the names of parts end that run the nudges of a comparison.
 NUDGES: Final = "-nudges"
 
@@ -213,6 +215,8 @@ class Experiment:
             injected rule. Not for scale smoke, whose digits are others.
         shares: experiments of which finished runs with equal settings are taken over.
         version: raised when settings change.
+        fitted: name of the arithmetic that gives the experiment's published counts of hits; ``only`` selects it as
+            :data:`FITTED`. "" where none is known.
     """
 
     name: str
@@ -224,6 +228,7 @@ class Experiment:
     published: Mapping[str, Mapping[float, float]] = dataclasses.field(default_factory=dict)
     shares: tuple[str, ...] = ()
     version: int = 2
+    fitted: str = ""
 
     def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
         """List the comparisons of a scale that ``only`` selects, see :func:`selected`.
@@ -252,7 +257,8 @@ class Experiment:
     def _selected(self, scale: str, parts: Sequence[Comparison], only: Sequence[str]) -> tuple[Comparison, ...]:
         every = {part.name: part for part in parts}
         labels = {name: part.settings.arithmetic.name for name, part in every.items()}
-        return tuple(every[name] for name in selected(self.name, scale, labels, only))
+        wanted = [self.fitted if name == FITTED and self.fitted else name for name in only]
+        return tuple(every[name] for name in selected(self.name, scale, labels, wanted))
 
     def published_at(self, scale: str) -> Mapping[str, Mapping[float, float]]:
         """The published errors that can be compared with a scale; none for smoke."""

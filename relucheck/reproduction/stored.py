@@ -12,7 +12,7 @@ from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.folder import MARK, RESULTS, ReproductionError, described
 from relucheck.reproduction.report.deciding.cases import Share, Trained, Volumes
 from relucheck.reproduction.report.deciding.catalogue import decided
-from relucheck.reproduction.report.volumes import NAME
+from relucheck.reproduction.report.volume.summary import NAME
 from relucheck.reproduction.scenario import Place
 from relucheck.reproduction.trained import TrainingScenario, read, read_nudges
 from relucheck.results.store import SCHEMA, StoreError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +19,7 @@ def front_page() -> ModuleType:
 
 @pytest.fixture
 def summary(front_page: ModuleType) -> dict[str, Any]:
-    return json.loads(front_page.SUMMARY.read_text(encoding="utf-8"))
+    return front_page.summaries()
 
 
 def test_readme_shows_the_table_of_the_committed_results(front_page: ModuleType, summary: dict[str, Any]) -> None:

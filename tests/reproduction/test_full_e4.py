@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from relucheck.reproduction.experiments import volumes
-from relucheck.reproduction.report.volumes import Report
+from relucheck.reproduction.report.volume.summary import Report
 from relucheck.reproduction.run import reproduce
 
 pytestmark = [

@@ -204,6 +204,19 @@ def test_unknown_scenario(name: str) -> None:
         find_scenario(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "chosen"),
+    [
+        ("E1", "full", ["bfloat16-rounded"]),
+        ("E2", "cpu", ["bfloat16-published-3-epochs", "bfloat16-published-10-epochs", "bfloat16-published"]),
+        ("E3", "full", ["bfloat16-published"]),
+        ("E9", "cpu", ["default-rounded", "custom-rounded", "e1-rounded", "e2-rounded"]),
+    ],
+)
+def test_published_selects_the_arithmetic_of_the_published_counts(name: str, scale: str, chosen: list[str]) -> None:
+    assert list(find_scenario(name).parts(scale, ["published"])) == chosen
+
+
 def test_nearest_scenario_is_named() -> None:
     with pytest.raises(ScenarioError, match="did you mean 'E2'"):
         find_scenario("E22")

@@ -182,4 +182,5 @@ E9: Final = CountsScenario(
     },
     (),
     overview=False,
+    fitted=ARITHMETICS["E9"],
 )

@@ -19,8 +19,8 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction import TITLES
 from relucheck.reproduction.published import PublishedCell, cpu_draws, volume_cells
-from relucheck.reproduction.report.volume_tables import write
-from relucheck.reproduction.report.volumes import DTYPE_NAMES, NAME, Entry, Line, Report
+from relucheck.reproduction.report.volume.summary import DTYPE_NAMES, NAME, Entry, Line, Report
+from relucheck.reproduction.report.volume.tables import write
 from relucheck.reproduction.scenario import Place, Reported, check_scale, selected
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store

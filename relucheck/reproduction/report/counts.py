@@ -31,7 +31,8 @@ _LEGEND: Final = {
     "p": "of the hypothesis that the published run is one more seed (a permutation test; with n seeds at least "
     "1 / (n + 1)).",
     "excluded": f"by the published counts. With 20 seeds or more this means p < {LEVEL:g}. With fewer seeds p cannot be so "
-    "small. Then it means a large deviation: at least {}.",
+    "small. Then it means a large deviation: at least {}. Nothing is corrected for the number of arithmetics, so "
+    f"p < {LEVEL:g} excludes a true one in {100 * LEVEL:g} % of cases.",
     "best": "share of bootstrap samples of the seeds in which this arithmetic has the highest likelihood.",
     "accuracy": "the published accuracy after the last epoch that deviates most from the seeds, in standard deviations of "
     "one more seed. Accuracies are no part of the fit.",

@@ -165,9 +165,14 @@ class Fit:
         return plausible(self.seeds, self.surprise, self.deviation)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, which has no infinite numbers: an infinite deviation is the text "infinite"."""
+        """Plain data for JSON, without the counts, which the result files hold.
+
+        JSON has no infinite numbers: an infinite deviation is the text "infinite".
+        """
+        numbers = {name: value for name, value in vars(self).items() if name != "series"}
         infinite = self.deviation is not None and math.isinf(self.deviation)
-        return {**dataclasses.asdict(self), **({"deviation": "infinite"} if infinite else {}), "fits": self.fits}
+        found = {"fits": self.fits, "accuracy": self.accuracy}
+        return {**numbers, **({"deviation": "infinite"} if infinite else {}), **found}
 
 
 def fits(target: Target, runs: _Runs) -> list[Fit]:

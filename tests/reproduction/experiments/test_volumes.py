@@ -21,8 +21,9 @@ from relucheck.numerics.dtypes import as_dtype
 from relucheck.reproduction import published
 from relucheck.reproduction.experiments import volumes
 from relucheck.reproduction.published import PublishedCell
-from relucheck.reproduction.report import volume_figures, volume_tables
-from relucheck.reproduction.report.volumes import SWEEP_TITLES, Entry, Line, Report, judge
+from relucheck.reproduction.report.volume import figures as volume_figures
+from relucheck.reproduction.report.volume import tables as volume_tables
+from relucheck.reproduction.report.volume.summary import SWEEP_TITLES, Entry, Line, Report, judge
 from relucheck.reproduction.run import reproduce
 from relucheck.reproduction.scenario import Place, Reported, ScenarioError
 from relucheck.results import proportions
@@ -52,7 +53,7 @@ def test_published_cells_are_the_published_ones() -> None:
     assert [cell.bifurcated for cell in by["R22"] if cell.varied == "sample_size"] == [2, 2, 4, 3, 3]
     assert {(cell.source, cell.runs) for cell in cells} == {("B21", 1000), ("R22", 100)}
     assert all(0 <= cell.bifurcated <= cell.runs for cell in cells)
-    assert {cell.source for cell in cells} == set(published.SOURCES)
+    assert {cell.source for cell in cells} <= set(published.SOURCES)
     assert {cell.varied for cell in cells} == set(volume_cell.SWEEPS)
 
 

@@ -15,14 +15,14 @@ from relucheck.hits.validation import ValidatedLayer
 from relucheck.reproduction.experiments import hit_rates, ties
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.published import PublishedCell
-from relucheck.reproduction.report import volume_conclusion
 from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.deciding.cases import Trained
 from relucheck.reproduction.report.deciding.catalogue import decided
 from relucheck.reproduction.report.document import report
 from relucheck.reproduction.report.nudges.effects import effects, nudge_groups
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
-from relucheck.reproduction.report.volumes import Entry, Line, Report, judge
+from relucheck.reproduction.report.volume import conclusion as volume_conclusion
+from relucheck.reproduction.report.volume.summary import Entry, Line, Report, judge
 from relucheck.training.settings import Member
 from relucheck.volume.cell import Cell, Draw, Estimate
 from relucheck.volume.compensation import Sum

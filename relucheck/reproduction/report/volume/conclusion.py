@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from relucheck.reproduction.report.volumes import DTYPE_NAMES, Judged, Report
+from relucheck.reproduction.report.volume.summary import DTYPE_NAMES, Judged, Report
 from relucheck.results.proportions import LEVEL
 from relucheck.results.tables import counted, listed, with_verb
 from relucheck.volume.compensation import Sum

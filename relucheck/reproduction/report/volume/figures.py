@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.numerics.dtypes import dtype_name
-from relucheck.reproduction.report.volumes import DTYPE_NAMES, SWEEP_TITLES, Line, Report
+from relucheck.reproduction.report.volume.summary import DTYPE_NAMES, SWEEP_TITLES, Line, Report
 from relucheck.results.figures import blank, png
 from relucheck.results.proportions import Interval, interval
 from relucheck.results.store import write_atomically

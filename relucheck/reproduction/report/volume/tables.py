@@ -12,9 +12,9 @@ from typing import Any, Final
 from rich.text import Text
 
 from relucheck.reproduction.published import SOURCES
-from relucheck.reproduction.report.volume_conclusion import conclusion
-from relucheck.reproduction.report.volume_figures import draw
-from relucheck.reproduction.report.volumes import NAME, SWEEP_TITLES, Judged, Report, judge
+from relucheck.reproduction.report.volume.conclusion import conclusion
+from relucheck.reproduction.report.volume.figures import draw
+from relucheck.reproduction.report.volume.summary import NAME, SWEEP_TITLES, Judged, Report, judge
 from relucheck.reproduction.scenario import SCALE_NAMES
 from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, interval
 from relucheck.results.store import FINISHED, SCHEMA, write_atomically

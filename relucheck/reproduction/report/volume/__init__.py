@@ -1,0 +1,1 @@
+"""The report of E4: volumes of bifurcation zones beside the published ones."""
