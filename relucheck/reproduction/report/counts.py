@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from relucheck.reproduction.report.counts_figures import fit_figure, hits_figure
 from relucheck.reproduction.report.document import controls_table, how_table, settings_table
-from relucheck.reproduction.report.fit import FEWEST, TARGETS, Fit, Series, Target, fits, members
+from relucheck.reproduction.report.fit import FEWEST, TARGETS, Fit, Series, Target, deciding, fits, members
 from relucheck.reproduction.scenario import SCALE_NAMES, Comparison, Experiment
 from relucheck.results.figures import save
 from relucheck.results.statistics import LEVEL
@@ -34,6 +34,7 @@ _LEGEND: Final = {
     "small. Then it means a large deviation: at least {}. Nothing is corrected for the number of arithmetics, so "
     f"p < {LEVEL:g} excludes a true one in {100 * LEVEL:g} % of cases.",
     "best": "share of bootstrap samples of the seeds in which this arithmetic has the highest likelihood.",
+    "worst series": "the series (one published run) that deviates most, judged alone. Nothing is corrected for its choice.",
     "accuracy": "the published accuracy after the last epoch that deviates most from the seeds, in standard deviations of "
     "one more seed. Accuracies are no part of the fit.",
     "hits": "mean over seeds, in the first and in the last published epoch. The published counts stand in the last row.",
@@ -96,7 +97,7 @@ def _sentence(target: Target, every: Sequence[Fit]) -> str:
     judged = [fit for fit in every if fit.log_likelihood is not None]
     if not judged:
         return f"{target.name}: undecided, because no arithmetic has {FEWEST} seeds and a whole run of each."
-    cells = f"the {sum(len(series.epochs) for series in judged[0].series)} published counts"
+    cells = f"the {sum(len(series.epochs) for series in deciding(judged[0].series))} published counts"
     seeds = counted(max(fit.seeds for fit in judged), "seed")
     fitting = [fit for fit in judged if fit.fits]
     if len(judged) == 1:
@@ -115,10 +116,21 @@ def _sentence(target: Target, every: Sequence[Fit]) -> str:
 
 
 def _accuracies(fitting: Sequence[Fit]) -> str:
-    """A sentence on the accuracies of the arithmetic that is left, if any are published."""
-    if not fitting or fitting[0].accuracy is None:
+    """Sentences on what deviates most from the arithmetic that is left: a series of counts, and an accuracy."""
+    if not fitting:
         return ""
-    return f" The published accuracy that deviates most from its seeds does so by {_accuracy(fitting[0])}."
+    (first, *_), said = fitting, ""
+    if first.worst is not None:
+        name, far, p = first.worst
+        said += f" Of the series of counts, {name} deviates most from its seeds, by {far:.1f} SD (alone, p = {p:.2f})."
+    if first.accuracy is not None:
+        said += f" The published accuracy that deviates most does so by {_accuracy(first)}."
+    return said
+
+
+def _worst(fit: Fit) -> str:
+    """The series that deviates most, for example "s = 1: 5.8 SD"."""
+    return "-" if fit.worst is None else f"{fit.worst[0]}: {fit.worst[1]:,.1f} SD"
 
 
 def rounding(fit: Fit) -> str:
@@ -140,7 +152,7 @@ def _accuracy(fit: Fit) -> str:
 # ---------------------------------------------------------------- tables
 
 
-_MEASURES: Final = ("log-likelihood", "deviation", "p", "excluded", "best", "accuracy")
+_MEASURES: Final = ("log-likelihood", "deviation", "p", "excluded", "best", "worst series", "accuracy")
 
 
 def fit_table(every: Sequence[Fit], most: int = 3) -> Table:
@@ -162,7 +174,7 @@ def fit_table(every: Sequence[Fit], most: int = 3) -> Table:
 def _fit_row(fit: Fit, names: Sequence[str]) -> list[str]:
     known = fit.log_likelihood is not None
     numbers = [f"{fit.log_likelihood or 0:,.1f}", f"{fit.deviation or 0:,.1f}", f"{fit.surprise or 0:.3f}"]
-    numbers += ["no" if fit.fits else "yes", f"{100 * (fit.share or 0):.0f} %", _accuracy(fit)]
+    numbers += ["no" if fit.fits else "yes", f"{100 * (fit.share or 0):.0f} %", _worst(fit), _accuracy(fit)]
     hits = []
     for series in fit.series:
         if series.name in names:

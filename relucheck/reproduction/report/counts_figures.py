@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.report.fit import Fit, Series
+from relucheck.reproduction.report.fit import Fit, Series, deciding
 from relucheck.results.figures import blank
 from relucheck.results.statistics import prediction
 from relucheck.results.tables import counted
@@ -23,32 +23,28 @@ _BEST: Final = 3
 
 
 def fit_figure(title: str, fits: Sequence[Fit]) -> Any:
-    """Draw the published counts over the bands of the best three arithmetics, a column for each.
+    """Draw the published counts over the bands of the likeliest three arithmetics.
 
-    The band is where one more seed would lie with a probability of 95 % in each epoch. The first of several series, s = 0,
-    has a row of its own.
+    Each arithmetic has a column and each series a row. The band is where one more seed would lie with a probability of
+    95 % in each epoch.
     """
     shown = [fit for fit in fits if fit.log_likelihood is not None][:_BEST]
-    several = max((len(fit.series) for fit in shown), default=0) > 2
-    rows = [slice(0, 1), slice(1, None)] if several else [slice(None)]
-    figure = blank(max(5.5, 3.9 * len(shown)), 2.7 * len(rows) + 1.6)
-    axes = figure.subplots(len(rows), max(1, len(shown)), squeeze=False, sharey="row", sharex=True)
-    figure.suptitle(
-        f"{title}\npublished counts (markers, or dotted bounds) over 95 % prediction bands for one seed", fontsize=11
-    )
-    for row, part in enumerate(rows):
-        for panel, fit in zip(axes[row], shown, strict=False):
-            for series, style in zip(fit.series[part], list(_STYLES)[part], strict=False):
-                _series(panel, series, style)
-            panel.grid(alpha=0.3)
-            if row == 0:
-                below = f"log-likelihood {fit.log_likelihood:,.1f}, {counted(fit.seeds, 'seed')}"
-                panel.set_title(f"{_short(fit.arithmetic)}\n{below}", fontsize=9)
-            if row == len(rows) - 1:
-                panel.set_xlabel("epoch")
-        axes[row][0].set_ylabel("hits an epoch")
-        _scale(axes[row][0])
-    _legend(figure, axes)
+    names = [series.name for series in deciding(shown[0].series)] if shown else []
+    figure = blank(max(7.5, 3.9 * len(shown)), 1.6 * max(1, len(names)) + 2.0)
+    axes = figure.subplots(max(1, len(names)), max(1, len(shown)), squeeze=False, sharey="row", sharex=True)
+    figure.suptitle(f"{title}\npublished counts over 95 % prediction bands for one seed", fontsize=11)
+    for column, fit in enumerate(shown):
+        likelihood = f"log-likelihood {fit.log_likelihood:,.1f}, {counted(fit.seeds, 'seed')}"
+        verdict = "not excluded" if fit.fits else "excluded"
+        axes[0][column].set_title(f"{_short(fit.arithmetic)}\n{likelihood}: {verdict}", fontsize=9)
+        for row, series in enumerate(deciding(fit.series)):
+            _series(axes[row][column], series, _STYLES[row % len(_STYLES)])
+            axes[row][column].grid(alpha=0.3)
+        axes[-1][column].set_xlabel("epoch")
+    for row, name in zip(axes, names, strict=False):
+        row[0].set_ylabel(f"{name}\nhits an epoch", fontsize=9)
+        row[0].xaxis.get_major_locator().set_params(integer=True)
+        row[0].set_ylim(bottom=0)
     return figure
 
 
@@ -114,7 +110,6 @@ def _series(panel: Any, series: Series, style: tuple[str, str]) -> None:
     if known:
         epochs, low, high = zip(*known, strict=True)
         panel.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
-    panel.plot([], [], color=color, linewidth=5, alpha=0.3, label=series.name)
     _published(panel, series, color, sign)
 
 

@@ -137,6 +137,8 @@ class Fit:
         deviation: how far it lies below that of the comparison's seeds, in their standard deviations.
         surprise: the p-value of the hypothesis that the published run is one more seed of the comparison.
         share: the share of bootstrap samples in which no other comparison is more likely.
+        worst: the series whose published counts deviate most, with the deviation and p-value of that series alone; None
+            where there is one series.
     """
 
     comparison: str
@@ -147,6 +149,7 @@ class Fit:
     deviation: float | None = None
     surprise: float | None = None
     share: float | None = None
+    worst: tuple[str, float, float] | None = None
 
     @property
     def accuracy(self) -> tuple[str, float] | None:
@@ -170,9 +173,13 @@ class Fit:
         JSON has no infinite numbers: an infinite deviation is the text "infinite".
         """
         numbers = {name: value for name, value in vars(self).items() if name != "series"}
-        infinite = self.deviation is not None and math.isinf(self.deviation)
-        found = {"fits": self.fits, "accuracy": self.accuracy}
-        return {**numbers, **({"deviation": "infinite"} if infinite else {}), **found}
+        found = {"fits": self.fits, "accuracy": self.accuracy, "deviation": _plain(self.deviation)}
+        worst = self.worst and (self.worst[0], _plain(self.worst[1]), self.worst[2])
+        return {**numbers, **found, "worst": worst}
+
+
+def _plain(number: float | None) -> float | str | None:
+    return "infinite" if number is not None and math.isinf(number) else number
 
 
 def fits(target: Target, runs: _Runs) -> list[Fit]:
@@ -187,8 +194,8 @@ def fits(target: Target, runs: _Runs) -> list[Fit]:
             found.append(_fit(comparison, result, _series(known, target, result)))
     judged = [fit for fit in found if fit.log_likelihood is not None]
     if judged:
-        tables = [_table(fit.series) for fit in judged]
-        shares = best_shares(_published(judged[0].series), tables)
+        tables = [_table(deciding(fit.series)) for fit in judged]
+        shares = best_shares(_published(deciding(judged[0].series)), tables)
         by_name = {fit.comparison: share for fit, share in zip(judged, shares, strict=True)}
         found = [dataclasses.replace(fit, share=by_name.get(fit.comparison)) for fit in found]
     return sorted(found, key=lambda fit: float("inf") if fit.log_likelihood is None else -fit.log_likelihood)
@@ -199,9 +206,24 @@ def _fit(comparison: Comparison, result: Result, series: tuple[Series, ...]) -> 
     whole = all(len(seed) == result.settings.epochs for one in series for seed in one.counts)
     if seeds < FEWEST or not whole or not series:
         return Fit(comparison.name, name, seeds, series, None)
-    published, table = _published(series), _table(series)
-    values = (measure(published, table) for measure in (log_likelihood, deviation, surprise))
-    return Fit(comparison.name, name, seeds, series, *values)
+    judging = deciding(series)
+    published, table = _published(judging), _table(judging)
+    likelihood, far, p = (measure(published, table) for measure in (log_likelihood, deviation, surprise))
+    alone = [
+        (one.name, deviation(_published([one]), _table([one])), surprise(_published([one]), _table([one])))
+        for one in judging
+    ]
+    worst = max(alone, key=lambda found: found[1]) if len(alone) > 1 else None
+    return Fit(comparison.name, name, seeds, series, likelihood, far, p, worst=worst)
+
+
+def deciding(series: Sequence[Series]) -> tuple[Series, ...]:
+    """The series whose counts are published exactly, or all if there are none.
+
+    Where some counts are exact, those that are known by bounds only add cells that nearly every arithmetic satisfies.
+    """
+    exact = tuple(one for one in series if all(low == high for low, high in zip(one.low, one.high, strict=True)))
+    return exact or tuple(series)
 
 
 def _published(series: Sequence[Series]) -> Published:

@@ -90,7 +90,7 @@ def _counts(factors: Mapping[str, float], scale: str = "full") -> Counts:
         ),
         (
             {"default-rounded": 3.0, "default-product": 9.0},
-            "E9: 784-128-10, ReLU6, default subgradients: the 38 published counts are compared with 2 arithmetics, with "
+            "E9: 784-128-10, ReLU6, default subgradients: the 8 published counts are compared with 2 arithmetics, with "
             "10 seeds each. They exclude all of them; the likeliest is “rounded”.",
         ),
         (
@@ -100,7 +100,7 @@ def _counts(factors: Mapping[str, float], scale: str = "full") -> Counts:
         ),
         (
             {"default-rounded": 1.0, "default-product": 1.0, "default-split-k-4": 9.0},
-            "E9: 784-128-10, ReLU6, default subgradients: the 38 published counts are compared with 3 arithmetics, with "
+            "E9: 784-128-10, ReLU6, default subgradients: the 8 published counts are compared with 3 arithmetics, with "
             "10 seeds each. They do not exclude “{}” and “{}”.",
         ),
         (
@@ -117,7 +117,8 @@ def test_the_conclusion_says_what_the_counts_exclude(factors: dict[str, float], 
     found = re.match(pattern, sentence)
     assert found, sentence
     assert re.fullmatch(
-        r"( The published accuracy that deviates most from its seeds does so by [+-][\d.]+ SD \(s = \d\)\.)?",
+        r"( Of the series of counts, s = \d deviates most from its seeds, by [\d.]+ SD \(alone, p = [\d.]+\)\.)?"
+        r"( The published accuracy that deviates most does so by [+-][\d.]+ SD \(s = \d\)\.)?",
         sentence[found.end() :],
     )
 
@@ -127,6 +128,8 @@ def test_the_conclusion_names_the_accuracy_of_what_is_left() -> None:
     (_, (fit, _)), *_ = _counts({"e2-rounded": 1.0, "e2-product": 9.0}).targets
     assert fit.accuracy is not None
     assert f"does so by {fit.accuracy[1]:+.1f} SD ({fit.accuracy[0]})." in sentence
+    assert fit.worst is not None
+    assert f"{fit.worst[0]} deviates most from its seeds, by {fit.worst[1]:.1f} SD (alone, p = {fit.worst[2]:.2f})" in sentence
     (sentence,) = conclusion(_counts({"e2-rounded": 9.0, "e2-product": 9.0}))
     assert "accuracy" not in sentence
 
@@ -163,24 +166,27 @@ def _fit(**changes: object) -> Fit:
 def test_a_row_holds_the_numbers_of_the_fit() -> None:
     fit = _fit(log_likelihood=-1234.56, deviation=2.34, surprise=0.0909, share=0.256)
     table = fit_table([fit, _fit(log_likelihood=None, deviation=None, surprise=None, share=None)])
-    assert table.header[:7] == ["rounding", "log-likelihood", "deviation", "p", "excluded", "best", "accuracy"]
-    assert table.header[7:] == ["hits, s = 0", "hits, s = 1", "hits, s = 8"]
+    measures = ["log-likelihood", "deviation", "p", "excluded", "best", "worst series", "accuracy"]
+    assert table.header[:8] == ["rounding", *measures]
+    assert table.header[8:] == ["hits, s = 0", "hits, s = 1", "hits, s = 8"]
     first, unjudged, published = table.rows
     assert first[:6] == ["rounded", "-1,234.6", "2.3", "0.091", "no", "26 %"]
-    assert first[6] == f"{fit.accuracy[1]:+.1f} SD ({fit.accuracy[0]})" if fit.accuracy else "-"
+    assert fit.worst is not None
+    assert first[6] == f"{fit.worst[0]}: {fit.worst[1]:.1f} SD"
+    assert first[7] == f"{fit.accuracy[1]:+.1f} SD ({fit.accuracy[0]})" if fit.accuracy else "-"
     s0 = fit.series[0].counts
-    assert first[7] == f"{sum(seed[0] for seed in s0) / 10:,.1f} → {sum(seed[9] for seed in s0) / 10:,.1f}"
-    assert unjudged[1:7] == ["-"] * 6
-    assert published == ["published", *[""] * 6, "652 → 971", "381 → 68", "372 → 24"]
+    assert first[8] == f"{sum(seed[0] for seed in s0) / 10:,.1f} → {sum(seed[9] for seed in s0) / 10:,.1f}"
+    assert unjudged[1:8] == ["-"] * 7
+    assert published == ["published", *[""] * 7, "652 → 971", "381 → 68", "372 → 24"]
     assert fit_table([_fit(deviation=9.0)]).rows[0][4] == "yes"
     assert fit_table([_fit(deviation=float("inf"))]).rows[0][2] == "inf"
-    assert fit_table([fit], 1).header[7:] == ["hits, s = 0"]
-    assert [row[7] for row in fit_table([fit], 1).rows] == [first[7], published[7]]
+    assert fit_table([fit], 1).header[8:] == ["hits, s = 0"]
+    assert [row[8] for row in fit_table([fit], 1).rows] == [first[8], published[8]]
 
 
 def test_bounds_are_shown_as_bounds() -> None:
     (fit,) = fits(report.TARGETS[2], [_run("e1-bfloat16", 0.5)])
-    assert fit_table([fit]).rows[-1][7:] == ["1 to 4 → 1 to 4"] * 2
+    assert fit_table([fit]).rows[-1][8:] == ["1 to 4 → 1 to 4"] * 2
 
 
 def test_hits_of_every_member_are_means_over_whole_runs() -> None:
@@ -290,18 +296,18 @@ def test_the_figure_shows_published_counts_over_the_best_three() -> None:
     found = fits(report.TARGETS[0], [_run(name, factor) for name, factor in zip(names, (9.0, 1.0, 1.2, 3.0), strict=True)])
     figure = counts_figures.fit_figure("E2", found)
     panels = figure.get_axes()
-    assert len(panels) == 6, "s = 0 has a row of its own"
-    assert [panel.get_title().splitlines()[1] for panel in panels[:3]] == [
-        f"{fit.arithmetic.partition('; ')[2]}" for fit in found[:3]
-    ]
-    first, others = panels[0], panels[3]
-    assert [list(map(int, line.get_ydata())) for line in first.get_lines() if len(line.get_ydata())] == [
-        list(found[0].series[0].low)
-    ]
-    assert len([line for line in others.get_lines() if len(line.get_ydata())]) == 4
-    assert len(first.collections) == 1, "the band"
+    assert len(panels) == 15, "a row for each series, a column for each arithmetic"
+    for panel, fit in zip(panels, found, strict=False):
+        lines = panel.get_title().splitlines()
+        assert lines[1] == fit.arithmetic.partition("; ")[2]
+        assert lines[2].endswith(": not excluded" if fit.fits else ": excluded")
+    for place, panel in enumerate(panels):
+        fit = found[place % 3]
+        (line,) = panel.get_lines()
+        assert list(map(int, line.get_ydata())) == list(fit.series[place // 3].low)
+        assert len(panel.collections) == 1, "the band"
     (fit,) = fits(report.TARGETS[2], [_run("e1-bfloat16", 0.5)])
-    (panel,) = counts_figures.fit_figure("E1", [fit]).get_axes()
+    panel, _ = counts_figures.fit_figure("E1", [fit]).get_axes()
     bounds = {float(line.get_ydata()[0]) for line in panel.get_lines() if line.get_linestyle() == ":"}
     assert bounds == {1.0, 4.0}
 
