@@ -10,6 +10,7 @@ import pytest
 
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.experiments import find_scenario
+from relucheck.reproduction.experiments.counts import CANDIDATES, E9, FEW, FINALISTS, FURTHER, SEEDS, TUNED
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.scenario import SCALES, ScenarioError
 from relucheck.training.settings import Optimiser, Settings
@@ -182,6 +183,83 @@ def test_published_figures_are_those_of_runs_as_long() -> None:
     }
     assert {figure.rule for figure in figures if figure.subgradient} == {"injected"}
     assert SCENARIOS["E1"].published_figures("cpu") == ()
+
+
+# ---------------------------------------------------------------- E9
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_e9s_comparisons_are_well_formed(scale: str) -> None:
+    """Names are unique and files; E2 is compared twice at full scale, with other seeds."""
+    comparisons = E9.comparisons(scale)
+    names = [comparison.name for comparison in comparisons]
+    assert len(set(names)) == len(names)
+    assert len({(comparison.settings.digest, comparison.settings.seeds) for comparison in comparisons}) == len(names)
+    for comparison in comparisons:
+        assert re.fullmatch(r"[a-z0-9-]+", comparison.name), "it is a file name"
+        again = Settings.from_json(json.loads(json.dumps(comparison.settings.to_json())))
+        assert again == comparison.settings
+
+
+@pytest.mark.parametrize("scale", ["full", "cpu"])
+def test_e9_has_the_published_networks(scale: str) -> None:
+    kinds = {
+        "e2": ((200, 200, 200), "relu", 0.001, 10, 128, False, None),
+        "more": ((200, 200, 200), "relu", 0.001, 10, 128, False, None),
+        "e1": ((2000,), "relu", 0.001, 2, 128, False, None),
+        "default": ((128,), "relu6", 0.0027, 30, 128, True, 48_000),
+        "custom": ((128,), "relu6", 0.0009, 10, 32, True, 48_000),
+    }
+    subgradients = {"e1": {0.0, 1.0}, "default": {0.0, TUNED[0]}, "custom": {0.0, TUNED[0]}}
+    for comparison in E9.comparisons(scale):
+        kind, s = comparison.name.partition("-")[0], comparison.settings
+        found = (s.network.widths, s.network.activation, s.optimiser.lr, s.epochs, s.batch_size, s.shuffle, s.train_samples)
+        assert found == kinds[kind]
+        assert (s.data, s.optimiser.name, s.optimiser.fused) == ("mnist", "adam", False)
+        assert dtype_name(s.arithmetic.dtype) == "bfloat16"
+        assert {member.subgradient for member in s.members} == subgradients.get(kind, {0.0, 1.0, 2.0, 4.0, 8.0})
+        seconds = {TUNED[1] if member.subgradient else 0.0 for member in s.members if s.network.activation == "relu6"}
+        assert {member.second or 0.0 for member in s.members} == (seconds or {0.0})
+        steps = -(-(s.train_samples or 60_000) // s.batch_size)
+        assert s.every == steps, "distances once an epoch, which no figure of E9 draws"
+        assert "injected" in {member.rule for member in s.members}
+        assert s.seeds == ((FURTHER if kind == "more" else SEEDS) if scale == "full" else SEEDS[:3])
+
+
+def test_e9s_parts_say_what_is_trained() -> None:
+    assert list(dict.fromkeys(comparison.part for comparison in E9.comparisons("full"))) == [
+        "784-128-10, ReLU6, lr 0.0027, mini-batches of 128",
+        "784-128-10, ReLU6, lr 0.0009, mini-batches of 32",
+        "784-2000-10, ReLU, 2 epochs",
+        "784-200-200-200-10, ReLU, 10 epochs",
+        "784-200-200-200-10, ReLU, 10 epochs, further seeds",
+    ]
+
+
+def test_e9_full_has_every_candidate() -> None:
+    found: dict[str, list[str]] = {}
+    for comparison in E9.comparisons("full"):
+        found.setdefault(comparison.name.partition("-")[0], []).append(comparison.settings.arithmetic.name)
+    assert found == {
+        "default": ["bfloat16", *FEW],
+        "custom": ["bfloat16 emulated (rounded)"],
+        "e1": ["bfloat16", *FEW],
+        "e2": list(CANDIDATES),
+        "more": list(FINALISTS),
+    }
+    assert len(set(CANDIDATES)) == len(CANDIDATES) == 40
+    assert set(FINALISTS) <= set(CANDIDATES), "chosen among them"
+    assert not set(SEEDS) & set(FURTHER), "judged by other seeds than those that chose them"
+    assert len(FURTHER) >= 20, "so that the p-value can decide"
+
+
+def test_e9_smoke_is_small() -> None:
+    for comparison in E9.comparisons("smoke"):
+        settings = comparison.settings
+        assert (settings.data, settings.epochs, settings.train_samples) == ("digits", 2, 500)
+        assert max(settings.network.widths) <= 32
+        assert len(settings.seeds) == 3, "fewer give no fit"
+        assert comparison.part.startswith(f"{settings.network.name}, ReLU"), "the network that ran, not the published one"
 
 
 def test_scenarios_are_frozen() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from relucheck.reproduction.experiments.counts import E9
 from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.report.counts import Counts
+from relucheck.reproduction.report.fit import members
 from relucheck.reproduction.report.summary import Reproduction
 from relucheck.reproduction.run import reproduce
 from relucheck.reproduction.scenario import Place
 from relucheck.reproduction.trained import read, store_of
 from relucheck.results.store import StoreError
+from relucheck.results.tables import render
 from relucheck.training import engine, model
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
@@ -53,6 +59,47 @@ def test_e3_takes_over_e2s_runs(smoke: Smoke) -> None:
     assert {comparison.name for comparison, _ in e3.runs} <= set(e2)
     for comparison, result in e3.runs:
         assert result == e2[comparison.name]
+
+
+def test_e9_is_run_and_reported(smoke: Callable[[str], Any]) -> None:
+    """Really trained; its digits are compared with nothing, and the terminal shows hits in 80 columns."""
+    made: Counts = smoke("E9")
+    assert [comparison for comparison, _ in made.runs] == list(E9.comparisons("smoke"))
+    assert (made.missing, made.void, made.targets) == ((), (), ())
+    for comparison, result in made.runs:
+        invariants.control_is_identical(result)
+        invariants.shapes_fit(result)
+        if "split-k" in comparison.name and comparison.name.startswith("e2-"):
+            assert sum(sum(epoch) for one in members(result) for epoch in one.counts) > 20
+    text = (made.folder / "report.md").read_text(encoding="utf-8")
+    assert "- Nothing is compared with published counts, because this scale has other data." in text
+    assert invariants.png_size(made.folder / "figures" / "relu6-hits.png") > (400, 300)
+    assert json.loads((made.folder / "summary.json").read_text(encoding="utf-8"))["targets"] == []
+    again = reproduce("E9", "smoke", made.folder, device="cpu", progress=False, say=_quiet, backend=Refusing())
+    assert again.made == made, "all was finished"
+    shown = render(*again.shown(80), width=80, color=False)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for comparison, _ in made.runs:
+        assert comparison.part in re.sub(r"\s+", " ", shown)
+    words = set(re.sub(r"[│┃]", " ", render(*again.shown(200), width=200, color=False)).split())
+    assert {word for word in re.sub(r"[│┃]", " ", shown).split() if word[0] not in "┏┡├└"} <= words, "broken words"
+
+
+def test_e9_goes_on_where_it_was_broken_off(smoke: Callable[[str], Any], tmp_path: Path) -> None:
+    folder, calls = tmp_path / "out", list[str]()
+    only = ["default-rounded", "e1-rounded"]
+    options: dict[str, Any] = {"device": "cpu", "progress": False, "say": _quiet, "only": only}
+    with pytest.raises(BrokenOff):
+        reproduce("E9", "smoke", folder, backend=Counting(calls, stop_at=2), **options)
+    made: Counts = reproduce("E9", "smoke", folder, backend=Counting(calls), **options).made
+    assert calls == ["default-rounded seed-0", "default-rounded seed-1", *calls[2:]]
+    assert len(calls) == 1 + 6
+    whole = {comparison.name: result for comparison, result in smoke("E9").runs}
+    assert [comparison.name for comparison, _ in made.runs] == only
+    for comparison, result in made.runs:
+        assert result.members == whole[comparison.name].members
+    assert len(made.missing) == len(whole) - 2
 
 
 def test_emulated_arithmetic_hits_and_members_part(smoke: Smoke) -> None:

@@ -1,4 +1,4 @@
-"""The report of E9: which arithmetics the published counts of hits exclude, and which they do not."""
+"""The report of E9: which arithmetics the published counts of hits exclude."""
 
 from __future__ import annotations
 
