@@ -27,7 +27,7 @@ from relucheck.results.store import write_atomically
 
 #: Number of arithmetics in a table on a terminal, and the columns that it leaves out.
 _ROWS: Final = 10
-_LEFT_OUT: Final = ("log-likelihood", "best", "accuracy")
+_LEFT_OUT: Final = ("worst series", "log-likelihood", "best", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _accuracies(fitting: Sequence[Fit]) -> str:
     if not fitting:
         return ""
     (first, *_), said = fitting, ""
-    if first.worst is not None:
+    if first.worst is not None and first.worst[1] > 0:
         name, far, p = first.worst
         said += f" Of the series of counts, {name} deviates most from its seeds, by {far:.1f} SD (alone, p = {p:.2f})."
     if first.accuracy is not None:
