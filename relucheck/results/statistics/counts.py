@@ -162,7 +162,8 @@ def plausible(seeds: int, surprise: float, deviation: float) -> bool:
 def limit(seeds: int) -> float:
     """The deviation from which on a candidate with few seeds is excluded.
 
-    Student's t exceeds it with a probability of 1 %. Log-likelihoods are skewed, so the true candidate is excluded more often, in up to 10 % of simulations.
+    Student's t exceeds it with a probability of 1 %. Log-likelihoods are skewed, so the true candidate is excluded more
+    often, in up to 10 % of simulations.
     """
     require("the likelihood of counts", "scipy")
     from scipy import stats
