@@ -178,7 +178,8 @@ class PublishedCount:
     whole: bool
 
 
-#: The arithmetic of each experiment that gives its published counts, see ``relucheck.reproduction.experiments.counts``.
+#: The likeliest arithmetic of each experiment, given its published counts, see ``relucheck.reproduction.experiments.counts``.
+#: It is not identified: the counts leave others, and the counts of s = 1 in E2 deviate from every one that was tried.
 ARITHMETICS: Final = {
     "E1": "bfloat16 emulated (rounded)",
     "E2": "bfloat16 emulated (rounded; layer 1 forward: split-k 3 wide bias joined)",
