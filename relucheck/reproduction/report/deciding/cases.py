@@ -55,6 +55,10 @@ class TrainingCase:
         """A member of a seed under the rule of the case."""
         return (run or self.run).result.find(seed, s, self.rule if s else "chain")
 
+    def others(self, seed: int) -> list[MemberResult]:
+        """Every run of a seed with an s other than 0, under both rules."""
+        return [run for run in self.run.result.members if run.member.seed == seed and run.member.subgradient]
+
     def value(self, seed: int, s: float, endpoint: str, run: Trained | None = None) -> float | None:
         """The endpoint of a member; None if it diverged."""
         found = ENDPOINTS[endpoint].of(self.member(seed, s, run), self.reference(seed, run))
