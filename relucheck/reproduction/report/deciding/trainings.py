@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from relucheck.reproduction.claims import Finding
-from relucheck.reproduction.report.deciding.cases import TrainingCase
+from relucheck.reproduction.report.deciding.cases import TrainingCase, kernels
 from relucheck.reproduction.report.deciding.departures import departure
 from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
 from relucheck.reproduction.report.deciding.evidence import every, said
@@ -238,7 +238,7 @@ def reference_compares(case: TrainingCase, endpoint: str, direction: str) -> Fin
 
 def _against(case: TrainingCase, endpoint: str, direction: str) -> str:
     assert case.against is not None
-    return f"{endpoint}, {direction} than in {case.against.comparison.name}"
+    return f"{endpoint}, {direction} than in {case.against.comparison.name}{kernels(case.run, case.against)}"
 
 
 # ---------------------------------------------------------------- s = 0 alone, and shapes

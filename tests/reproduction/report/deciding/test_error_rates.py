@@ -16,7 +16,7 @@ from relucheck.reproduction.claims import Finding
 from relucheck.reproduction.report.deciding import trainings
 from relucheck.reproduction.report.deciding.cases import Share, VolumeCase
 from relucheck.reproduction.report.deciding.evidence import every
-from relucheck.reproduction.report.deciding.shares import volume_grows, volume_is_constant, volume_lies_between
+from relucheck.reproduction.report.deciding.shares import volume_is_constant, volume_is_larger, volume_lies_between
 from relucheck.results.proportions import interval
 from relucheck.results.statistics import LEVEL, Evidence, decide, grows
 from tests.results.statistics.simulations import noise
@@ -106,8 +106,8 @@ def test_claims_about_several_s(
 @pytest.mark.parametrize(
     ("rule", "volumes", "wrong"),
     [
-        (lambda case: volume_grows(case, sweep="neurons"), (0.3, 0.3, 0.3, 0.3), "confirmed"),
-        (lambda case: volume_grows(case, sweep="neurons"), (0.3, 0.3, 0.3, 0.3), "refuted"),
+        (lambda case: volume_is_larger(case, sweep="neurons", at=[0, 3]), (0.3, 0.3, 0.3, 0.3), "confirmed"),
+        (lambda case: volume_is_larger(case, sweep="neurons", at=[0, 3]), (0.3, 0.3, 0.3, 0.3), "refuted"),
         (lambda case: volume_is_constant(case, sweep="neurons", margin=0.1), (0.3, 0.3, 0.3, 0.4), "confirmed"),
         (lambda case: volume_is_constant(case, sweep="neurons", margin=0.1), (0.3, 0.3, 0.4, 0.4), "refuted"),
         (lambda case: volume_lies_between(case, sweep="neurons", at=[], least=0.3, most=0.6), (0.3, 0.5), "confirmed"),
