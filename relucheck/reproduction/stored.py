@@ -57,7 +57,7 @@ def decide_folders(folders: Iterable[Path]) -> tuple[Decision, ...]:
             place = Place(scale, folder, None, found["device"], found["executor"])
             trained[name] = _joined([*trained.get(name, ()), *_trained(scenario, place)])
         else:
-            volumes[name] = _volumes(folder / f"{NAME}.json")
+            volumes[name] = _volumes(folder / f"{NAME}.json", found["device"])
     for name in _sharing(trained):
         trained[name[0]] = trained[name[1]]
     return decided(trained, volumes)
@@ -95,8 +95,8 @@ def _trained(scenario: TrainingScenario, place: Place) -> list[Trained]:
     return runs
 
 
-def _volumes(path: Path) -> Volumes:
-    """The shares and zones of ``E4.json``.
+def _volumes(path: Path, device: str) -> Volumes:
+    """The shares and zones of ``E4.json``, which a device computed.
 
     Raises:
         StoreError: for a file that is missing, damaged or of another version.
@@ -114,4 +114,4 @@ def _volumes(path: Path) -> Volumes:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} cannot be read ({type(error).__name__}: {error}); {fix}") from error
-    return Volumes(shares, zones)
+    return Volumes(shares, zones, device)

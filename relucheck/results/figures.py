@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,10 @@ from relucheck.results.files import write_atomically
 _DPI: Final = 120
 #: Colours that a file keeps: lines, bands and the shades at their edges need fewer.
 _COLOURS: Final = 256
+#: About how many inches a sign of matplotlib's font is wide, for each point of its size.
+_SIGN: Final = 0.0072
+#: A space at which no line is broken.
+_TOGETHER: Final = "\N{NO-BREAK SPACE}"
 
 
 def blank(width: float, height: float) -> Any:
@@ -31,6 +36,21 @@ def blank(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def wrapped(text: str, width: float, points: float = 9) -> str:
+    """Break the title of a panel into lines, between the clauses that semicolons end, and within one that is too long.
+
+    Args:
+        text: the title, for example the name of an arithmetic.
+        width: of the panel, in inches.
+        points: the size of the font.
+    """
+    signs = max(1, int(width / (points * _SIGN)))
+    options: dict[str, Any] = {"width": signs, "break_long_words": False, "break_on_hyphens": False}
+    kept = "; ".join(clause.replace(" ", _TOGETHER) for clause in text.split("; "))
+    lines = [line.replace(_TOGETHER, " ") for line in textwrap.wrap(kept, **options)]
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, **options))
 
 
 def png(figure: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 The detailed ones have the axes of [R22] (Martorella et al. 2022, Figs. 1 to 4): one column per arithmetic, 16 and 32 bits
 side by side, and one row per rule. Lines are means over seeds, up to where the first of them diverges; the range over seeds
-is shaded. The nudges are a yellow band: the 95 % prediction interval of one run.
+is shaded. The nudges are a yellow band: the 95 % prediction interval of one run, and not of a mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from relucheck.reproduction.published import PUBLISHED_EPOCHS
 from relucheck.reproduction.report.nudges.bands import Band, distance_band, draw_band, epoch_band
 from relucheck.reproduction.report.summary import analyse, final_accuracy, group, label
 from relucheck.reproduction.scenario import Comparison, Experiment
-from relucheck.results.figures import blank, save
+from relucheck.results.figures import blank, save, wrapped
 from relucheck.results.tables import counted
 from relucheck.training.result import MemberResult, Result, drawn_steps
 
@@ -34,6 +34,9 @@ _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
 }
 _CONTROL: Final = "#999999"
 _COLUMNS: Final = 4  # arithmetics in one figure
+#: The size of the titles of panels in points, and the height of each line of them after the first two in inches.
+_POINTS: Final = 9
+_LINE: Final = 0.16
 _TITLES: Final = {
     "distance": "weight difference from s = 0 (lines: mean over seeds; bands: range)",
     "loss": "train loss (lines: mean over seeds; bands: range)",
@@ -41,6 +44,7 @@ _TITLES: Final = {
     "boxes": "test accuracy after the last epoch\n"
     "(published pooling: test mini-batches of all epochs of one run, which are no repetitions)",
 }
+_OF_NUDGES: Final = "\nyellow bands: where one run with a nudge lies, while each line is a mean over seeds"
 _Runs = Sequence[tuple[Comparison, Result]]
 #: The nudges of comparisons, by their names.
 _Nudges = Mapping[str, Result]
@@ -96,8 +100,11 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
     known = {cell.comparison for cell in cells}
     shown = [(comparison, result) for comparison, result in runs if comparison.name in known]
     columns = min(_COLUMNS, max(1, len(shown)))
-    figure = blank(max(7.2, 3.0 * columns), 1.1 + 2.2 * max(1, -(-len(shown) // columns)))
-    axes = figure.subplots(-(-len(shown) // columns) or 1, columns, squeeze=False, sharey=True)
+    rows, width = max(1, -(-len(shown) // columns)), max(7.2, 3.0 * columns)
+    titles = [wrapped(label(result.settings), width / columns - 0.4, _POINTS) for _, result in shown]
+    tallest = [max([0, *(t.count("\n") for t in titles[row * columns :][:columns])]) for row in range(rows)]
+    figure = blank(width, 1.1 + 2.2 * rows + _LINE * sum(tallest))
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     figure.suptitle(
         f"{experiment.name}: test accuracy less that of s = 0 on the same seed (mean, 95 % interval)", fontsize=11
     )
@@ -126,8 +133,7 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
                 **hollow,
             )
         seeds = counted(len(result.settings.seeds), "seed")
-        title = f"{label(result.settings)}\n{counted(result.settings.epochs, 'epoch')}, {seeds}"
-        panel.set_title(title, fontsize=9)
+        panel.set_title(f"{titles[index]}\n{counted(result.settings.epochs, 'epoch')}, {seeds}", fontsize=_POINTS)
         panel.set_xticks(range(len(order)), [f"{s:g}" for s in order])
         panel.set_xlim(-0.6, len(order) - 0.4)
         panel.grid(axis="y", alpha=0.3)
@@ -147,17 +153,25 @@ def _style(subgradient: float) -> tuple[str, Any, str]:
 
 
 def _grid(
-    experiment: Experiment, part: str, kind: str, runs: _Runs, rows: Sequence[str], **options: Any
+    experiment: Experiment, part: str, kind: str, runs: _Runs, rows: Sequence[str], banded: bool = False, **options: Any
 ) -> tuple[Any, Any]:
-    """A figure with one column per run and one row per name in ``rows``; axes [rows, columns]."""
-    figure = blank(3.6 * max(2, len(runs)), 2.9 * len(rows) + 1.3)
+    """A figure with one column per run and one row per name of ``rows``; axes [rows, columns].
+
+    A name is the last line of a panel's title. It may hold ``{seeds}`` and ``{first}``: how many, and the first one.
+    ``banded`` says that there are nudges' bands, which the title explains.
+    """
+    width = 3.6 * max(2, len(runs))
+    names = [f"{label(result.settings)}{' – VOID' if result.void else ''}" for _, result in runs]
+    titles = [wrapped(name, width / len(runs) - 0.5, _POINTS) for name in names]
+    tallest = max(title.count("\n") for title in titles)
+    figure = blank(width, (2.9 + _LINE * tallest) * len(rows) + 1.3 + _LINE * banded)
     axes = figure.subplots(len(rows), len(runs), squeeze=False, **options)
-    figure.suptitle(f"{experiment.name}, {part}\n{_TITLES[kind]}", fontsize=11)
+    figure.suptitle(f"{experiment.name}, {part}\n{_TITLES[kind]}{_OF_NUDGES if banded else ''}", fontsize=11)
     for column, (_, result) in enumerate(runs):
-        seeds = len(result.settings.seeds)
-        void = " – VOID" if result.void else ""
-        for row, name in enumerate(rows):
-            axes[row][column].set_title(f"{label(result.settings)}{void}\n{name} ({counted(seeds, 'seed')})", fontsize=9)
+        seeds = result.settings.seeds
+        for row, text in enumerate(rows):
+            last = text.format(seeds=counted(len(seeds), "seed"), first=seeds[0])
+            axes[row][column].set_title(f"{titles[column]}\n{last}", fontsize=_POINTS)
             axes[row][column].grid(alpha=0.3)
             if all(member.diverged and not member.epochs for member in result.members):
                 middle = {"ha": "center", "va": "center", "transform": axes[row][column].transAxes}
@@ -168,6 +182,14 @@ def _grid(
 
 def _rules(runs: _Runs) -> list[str]:
     return list(dict.fromkeys(member.rule for _, result in runs for member in result.settings.members))
+
+
+def _by_rule(rules: Sequence[str]) -> list[str]:
+    return [f"{rule} ({{seeds}})" for rule in rules]
+
+
+def _banded(runs: _Runs, bands: Mapping[str, Band]) -> bool:
+    return any(comparison.name in bands and bands[comparison.name].places for comparison, _ in runs)
 
 
 def _members(result: Result, rule: str) -> dict[float, list[MemberResult]]:
@@ -232,11 +254,11 @@ def _legend_width(names: Sequence[str], columns: int) -> float:
 def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _Nudges) -> Any:
     """L1 distance per step (thick) and [R22]'s |sum - sum| (thin), on a symmetric logarithmic scale, which shows 0."""
     rules = _rules(runs)
-    figure, axes = _grid(experiment, part, "distance", runs, rules, sharey=True)
+    bands = {name: distance_band(beside) for name, beside in nudges.items()}
+    figure, axes = _grid(experiment, part, "distance", runs, _by_rule(rules), _banded(runs, bands), sharey=True)
     smallest = math.inf
     for column, (comparison, result) in enumerate(runs):
         kept = drawn_steps(result.members)
-        band = distance_band(nudges[comparison.name]) if comparison.name in nudges else Band()
         control = [member.at(kept) for member in group(result)[0.0, "chain", True]]
         for row, rule in enumerate(rules):
             panel = axes[row][column]
@@ -254,7 +276,7 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges
             # drawn last and wide: it must be seen to lie on 0
             series = [(member.steps.step, member.steps.l1) for member in control]
             _band(panel, series, "control: s = 0 again", (_CONTROL, "solid", ""), marker=False)
-            draw_band(panel, band)
+            draw_band(panel, bands.get(comparison.name, Band()))
             panel.set_xlabel("step")
             if column == 0:
                 panel.set_ylabel("L1 distance of all parameters")
@@ -271,9 +293,9 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges
 def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Drawing:
     def figure_of(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _Nudges) -> Any:
         rules = _rules(runs)
-        figure, axes = _grid(experiment, part, kind, runs, rules, sharey=True)
+        bands = {name: epoch_band(beside, value) for name, beside in nudges.items()}
+        figure, axes = _grid(experiment, part, kind, runs, _by_rule(rules), _banded(runs, bands), sharey=True)
         for column, (comparison, result) in enumerate(runs):
-            band = epoch_band(nudges[comparison.name], value) if comparison.name in nudges else Band()
             for row, rule in enumerate(rules):
                 panel = axes[row][column]
                 for s, members in _members(result, rule).items():
@@ -281,7 +303,7 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Dr
                     _band(panel, series, f"s = {s:g}", _style(s), marker=True)
                     if kind == "error" and rule == "injected":
                         _published_point(panel, experiment.published_at(scale).get(comparison.name, {}).get(s), result, s)
-                draw_band(panel, band)
+                draw_band(panel, bands.get(comparison.name, Band()))
                 panel.set_xlabel("epoch")
                 if panel.get_lines():
                     panel.xaxis.get_major_locator().set_params(integer=True)
@@ -330,7 +352,8 @@ def _published_point(panel: Any, error: float | None, result: Result, s: float) 
 def _boxes(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _Nudges) -> Any:
     """Over seeds (the unit that repeats), and below pooled over test mini-batches of all epochs, as published."""
     rules = _rules(runs)
-    rows = [name for rule in rules for name in (f"{rule}: over seeds", f"{rule}: published pooling")]
+    both = ("over seeds ({seeds})", "published pooling (of seed {first})")
+    rows = [f"{rule}: {name}" for rule in rules for name in both]
     figure, axes = _grid(experiment, part, "boxes", runs, rows, sharey="row")
     for column, (_, result) in enumerate(runs):
         for index, rule in enumerate(rules):
@@ -345,10 +368,6 @@ def _boxes(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _
             if column == 0:
                 axes[2 * index][0].set_ylabel("test accuracy, %")
                 axes[2 * index + 1][0].set_ylabel("accuracy of one test\nmini-batch, %")
-            first = result.settings.seeds[0]
-            axes[2 * index + 1][column].set_title(
-                f"{label(result.settings)}\n{rule}: published pooling (of seed {first})", fontsize=9
-            )
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,24 @@ def test_the_overview_shows_means_intervals_and_published_differences() -> None:
     label = "published [R22] (GPU), read off"
     assert [list(line.get_ydata()) for line in half.get_lines() if line.get_label() == label] == [[-2, -5, -7, -9]]
     assert not [line for line in brief.get_lines() if line.get_label() == label], "published were 50 epochs"
+
+
+def test_titles_of_panels_fit_their_panels() -> None:
+    """Long arithmetics are broken between their clauses, and no title is wider than its panel or meets another one."""
+    runs = runs_of_e2(only=("float32", "bfloat16"))
+    long = "bfloat16 emulated (rounded; layer 1 forward: split-k 4 bias joined; layers 2, 3 forward: split-k 4)"
+    settings = dataclasses.replace(runs[0][1].settings, arithmetic=long)
+    wide = (dataclasses.replace(runs[0][0], name="long", settings=settings), made_up.result(settings))
+    shown = [runs[0], wide, (dataclasses.replace(wide[0], name="longer"), wide[1]), runs[1]]
+    for figure in (
+        report_figures._differences(E2, "cpu", shown),
+        *(draw(E2, "cpu", "a part", shown, {}) for draw in report_figures.FIGURES.values()),
+    ):
+        figure.draw_without_rendering()
+        for panel in figure.get_axes():
+            title, frame = panel.title.get_window_extent(), panel.get_window_extent()
+            assert title.width <= 1.05 * frame.width, panel.get_title()
+        assert any("\nlayer 1 forward: split-k 4 bias joined;\n" in panel.get_title() for panel in figure.get_axes())
 
 
 def test_boxes_hold_each_seed_once_and_the_pooled_ones_every_epoch() -> None:

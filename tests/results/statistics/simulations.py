@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from relucheck.reproduction.report.deciding.trainings import reference_is_best
 from relucheck.results import statistics as rules
 from relucheck.results.proportions import interval
 from relucheck.results.statistics import LEVEL, MARGIN, counts
@@ -265,6 +266,41 @@ def _always(cases: list[float]) -> str:
     return rules.decide({0: rules.without_exception(round(math.fsum(cases)), len(cases))})[0].verdict
 
 
+# ---------------------------------------------------------------- claims
+
+
+class Numbers:
+    """A training case by its numbers alone: those of the nudges of each seed, and those of its members by s."""
+
+    def __init__(self, nudges: list[float], members: dict[float, list[float]]) -> None:
+        self.nudges, self.members, self.subgradients = nudges, members, tuple(members)
+        self.live = self.seeds = tuple(range(len(nudges)))
+
+    def nudged(self, endpoint: str, seeds: Any) -> list[float]:
+        """The numbers of the nudges, whatever the endpoint."""
+        return self.nudges
+
+    def values(self, s: float, endpoint: str, seeds: Any) -> list[float]:
+        """The numbers of the members with an s, whatever the endpoint."""
+        return self.members[s]
+
+
+def _accuracies(*means: float) -> Callable[[Noise, int], Array]:
+    """Accuracies of nudges, whose mean is 0, and of s = 0.5 and 1."""
+    return lambda draw, seeds: np.array([0.0, *means])[:, None] + 0.3 * draw((DRAWS, 1 + len(means), seeds))
+
+
+def _best(levels: list[list[float]]) -> str:
+    case: Any = Numbers(levels[0], dict(zip((0.5, 1.0), levels[1:], strict=True)))
+    return rules.decide({0: reference_is_best(case, endpoint="accuracy", margin=MARGIN).evidence})[0].verdict
+
+
+def _some_mean_exceeds(levels: list[list[float]]) -> bool:
+    """A fault: whether the mean of some s exceeds that of the nudges by the margin, without a test."""
+    nudges, *members = (math.fsum(level) / len(level) for level in levels)
+    return max(members) > nudges + MARGIN
+
+
 # ---------------------------------------------------------------- counts
 
 #: What the rule for published counts promises where seeds are few. The deviation is no exact test.
@@ -414,6 +450,22 @@ CASES: Final = (
         _errors_at(0, 0.1, 0.16, MARGIN),
         lambda levels: _grows(levels) == "refuted",
         _no_margin,
+    ),
+    Case(
+        "reference_is_best",
+        "s = 0.5 is better by 0.2 points, the margin, and s = 1 is far worse",
+        "confirmed",
+        _accuracies(MARGIN, -5.0),
+        lambda levels: _best(levels) == "confirmed",
+        lambda levels: not _some_mean_exceeds(levels),
+    ),
+    Case(
+        "reference_is_best",
+        "s = 0.5 and 1 are better by 0.2 points, the margin",
+        "refuted",
+        _accuracies(MARGIN, MARGIN),
+        lambda levels: _best(levels) == "refuted",
+        _some_mean_exceeds,
     ),
     Case(
         "spread_grows",

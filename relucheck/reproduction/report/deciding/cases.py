@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
+from relucheck.reproduction.report.summary import kernel
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.statistics import mean_of_all
 from relucheck.training.result import MemberResult, Result
@@ -18,6 +19,17 @@ class Trained:
     comparison: Comparison
     result: Result
     nudges: Result | None = None
+
+
+def kernels(run: Trained, against: Trained) -> str:
+    """What computes the linear layers of two comparisons, where it is not the same; else "".
+
+    Two kernels add in other orders, so two arithmetics in two kernels differ by more than their precision.
+    """
+    mine, other = kernel(run.result), kernel(against.result)
+    if mine == other:
+        return ""
+    return f" (linear layers: {mine} in {run.comparison.name}, {other} in {against.comparison.name})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +66,10 @@ class TrainingCase:
     def member(self, seed: int, s: float, run: Trained | None = None) -> MemberResult:
         """A member of a seed under the rule of the case."""
         return (run or self.run).result.find(seed, s, self.rule if s else "chain")
+
+    def others(self, seed: int) -> list[MemberResult]:
+        """Every run of a seed with an s other than 0, under both rules."""
+        return [run for run in self.run.result.members if run.member.seed == seed and run.member.subgradient]
 
     def value(self, seed: int, s: float, endpoint: str, run: Trained | None = None) -> float | None:
         """The endpoint of a member; None if it diverged."""
@@ -127,18 +143,25 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Volumes:
-    """The results of E4: shares, and the number of networks by arithmetic and zone."""
+    """The results of E4: shares, the number of networks by arithmetic and zone, and the device, which rounds its way."""
 
     shares: tuple[Share, ...]
     zones: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    device: str = "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
 class VolumeCase:
-    """The shares of one source and arithmetic, and its networks by zone."""
+    """The shares of one source and arithmetic, its networks by zone, and the device."""
 
     shares: tuple[Share, ...]
     zones: Mapping[str, int]
+    device: str = "cpu"
+
+    @property
+    def computed(self) -> str:
+        """The arithmetic and its device, for example "float32 on cpu": two devices round it differently."""
+        return f"{self.shares[0].arithmetic} on {self.device}"
 
     def sweep(self, name: str, at: Sequence[float] = ()) -> tuple[Share, ...]:
         """The shares of one sweep by increasing x, all of them or those at some x."""

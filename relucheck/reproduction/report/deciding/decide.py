@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from relucheck.reproduction.claims import Claim, Decision, Statistic
-from relucheck.reproduction.report.deciding.cases import Trained, TrainingCase, VolumeCase, Volumes
+from relucheck.reproduction.report.deciding.cases import Trained, TrainingCase, VolumeCase, Volumes, kernels
 from relucheck.results.statistics import decide as judge
 from relucheck.training.settings import Settings
 
@@ -112,7 +112,7 @@ def _training_case(claim: Claim, runs: Sequence[Trained], run: Trained, rule: st
     for one in (run, *others[:1]):
         missing = _missing(claim, one, rule)
         if missing is not None:
-            return missing
+            return missing if against is None else missing._replace(detail=missing.detail + kernels(run, against))
     s = claim.subgradients or tuple(sorted(_subgradients(run.result.settings, rule)))
     case = TrainingCase(run, rule or "chain", s, against)
     return case if case.seeds else _Missing("members", f"no seed that {claim.against} has, too")
@@ -153,8 +153,9 @@ def _volume_cases(claim: Claim, volumes: Volumes) -> list[_Case]:
         found = [name for name in names if fnmatch.fnmatchcase(name, arm)]
         cases += [] if found else [(arm, "", _Missing("arm", f"no volume in `{arm}`"))]
         for name in found:
-            mine = VolumeCase(tuple(share for share in shares if share.arithmetic == name), volumes.zones.get(name, {}))
-            sweep = claim.options.get("sweep")
-            lacks = sweep is not None and not mine.sweep(sweep, claim.options.get("at", ()))
+            here = tuple(share for share in shares if share.arithmetic == name)
+            mine = VolumeCase(here, volumes.zones.get(name, {}), volumes.device)
+            sweep, at = claim.options.get("sweep"), claim.options.get("at", ())
+            lacks = sweep is not None and len(mine.sweep(sweep, at)) < max(1, len(at))
             cases.append((name, "", _Missing("results", f"no cell of this sweep in {name}") if lacks else mine))
     return cases

@@ -15,6 +15,11 @@ from relucheck.results.tables import Table, counted, listed, with_verb
 _DECIDED: Final = ("confirmed", "refuted")
 #: So many cases a sentence names; of more it gives the number.
 _FEW: Final = 3
+#: What a reader of many verdicts has to know.
+_CORRECTION: Final = (
+    "Holm's correction is over the cases of each claim, and no correction is made over claims: each of them may have a "
+    "wrong verdict with a probability of 5 %."
+)
 #: What the verdicts mean, a line each.
 LEGEND: Final = (
     "A case is a comparison under a rule, or for volumes an arithmetic. Each case of a claim has a verdict.",
@@ -34,18 +39,31 @@ def by_claim(decisions: Iterable[Decision]) -> dict[str, list[Decision]]:
 
 
 def conclusion(decisions: Iterable[Decision]) -> str:
-    """Count the claims that are decided in some case."""
-    words = [{one.verdict for one in cases} for cases in by_claim(decisions).values()]
-    decided = [found for found in words if found & set(_DECIDED)]
-    both = sum(found >= set(_DECIDED) for found in decided)
-    confirmed, refuted = (sum(word in found for found in decided) - both for word in _DECIDED)
-    undecided = sum(not found & set(_DECIDED) and "undecided" in found for found in words)
+    """Count the claims that are decided, those in every case apart from those in some cases."""
+    words = [[one.verdict for one in cases] for cases in by_claim(decisions).values()]
+    decided = [found for found in words if set(found) & set(_DECIDED)]
+    everywhere = [found for found in decided if set(found) <= set(_DECIDED)]
+    partly = [found for found in decided if not set(found) <= set(_DECIDED)]
+    undecided = sum(found not in decided and "undecided" in found for found in words)
     missing = len(words) - len(decided) - undecided
     return (
-        f"{len(decided)} of {counted(len(words), 'claim')} {'is' if len(decided) == 1 else 'are'} decided in at least one "
-        f"case: {confirmed} confirmed, {refuted} refuted, and {both} confirmed in some cases and refuted in others. "
-        f"{with_verb(undecided, 'is', 'are')} undecided, and {with_verb(missing, 'has', 'have')} not been run."
+        f"{len(decided)} of {counted(len(words), 'claim')} {_are(decided)} decided in at least one case. "
+        f"{len(everywhere)} of them {_are(everywhere)} decided in every case: {_verdicts(everywhere)}. "
+        f"{len(partly)} {_are(partly)} decided in some cases only, in the arithmetics that were run with enough seeds: "
+        f"{_verdicts(partly)}. {with_verb(undecided, 'is', 'are')} undecided, and {with_verb(missing, 'has', 'have')} not "
+        f"been run. {_CORRECTION}"
     )
+
+
+def _are(claims: Sequence[object]) -> str:
+    return "is" if len(claims) == 1 else "are"
+
+
+def _verdicts(claims: Sequence[Sequence[str]]) -> str:
+    """Count the claims of each verdict; each of them is decided."""
+    both = sum(set(found) >= set(_DECIDED) for found in claims)
+    confirmed, refuted = (sum(word in found for found in claims) - both for word in _DECIDED)
+    return f"{confirmed} confirmed, {refuted} refuted, and {both} confirmed in some cases and refuted in others"
 
 
 def sentence(decisions: Iterable[Decision], claim_id: str) -> str:

@@ -6,7 +6,6 @@ where both draw nearly the same networks, the true error rate is smaller than th
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -30,7 +29,7 @@ def volume_lies_between(case: VolumeCase, sweep: str, at: Sequence[float], least
     """
     cells = case.sweep(sweep, at)
     return Finding(
-        _of(cells, every({cell.x: _between(cell, least, most) for cell in cells}) if cells else None), _said(cells)
+        _of(cells, every({cell.x: _between(cell, least, most) for cell in cells}) if cells else None), _said(case, cells)
     )
 
 
@@ -43,24 +42,15 @@ def _between(cell: Share, least: float, most: float) -> Evidence:
     return Evidence(cell.draws, 0, _summary(cell), p_for, min(1.0, p_against * (1 + (least > 0 and most < 1))))
 
 
-@statistic("volume", sweep=SWEEPS)
-def volume_grows(case: VolumeCase, sweep: str) -> Finding:
-    """Whether the volume at the end of the sweep is larger than at its beginning.
+@statistic("volume", sweep=SWEEPS, at=list)
+def volume_is_larger(case: VolumeCase, sweep: str, at: Sequence[float]) -> Finding:
+    """Whether the volume at the last of some cells of a sweep is larger than at the first of them.
 
-    Evidence against the claim is that it is smaller there, or that it falls from one cell to the next.
+    Cells in between are shown and decide nothing.
     """
-    cells = case.sweep(sweep)
-    if len(cells) < 2:
-        return Finding(_of((), None), _said(cells))
-    falls = [_larger(low, high) for low, high in (*itertools.pairwise(cells), (cells[0], cells[-1]))]
-    evidence = Evidence(
-        min(cell.draws for cell in cells),
-        0,
-        _summary(cells[-1]),
-        _larger(cells[-1], cells[0]),
-        min(1.0, len(falls) * min(falls)),
-    )
-    return Finding(evidence, _said(cells))
+    first, last = (case.sweep(sweep, [x])[0] for x in (min(at), max(at)))
+    evidence = Evidence(min(first.draws, last.draws), 0, _summary(last), _larger(last, first), _larger(first, last))
+    return Finding(evidence, _said(case, case.sweep(sweep)))
 
 
 def _larger(one: Share, other: Share) -> float:
@@ -76,7 +66,7 @@ def volume_is_constant(case: VolumeCase, sweep: str, margin: float) -> Finding:
     """
     cells = case.sweep(sweep)
     if len(cells) < 2:
-        return Finding(_of((), None), _said(cells))
+        return Finding(_of((), None), _said(case, cells))
 
     def span(bounds: Sequence[Interval]) -> bool:
         return max(one.high for one in bounds) - min(one.low for one in bounds) < margin
@@ -85,7 +75,7 @@ def volume_is_constant(case: VolumeCase, sweep: str, margin: float) -> Finding:
         return max(one.low for one in bounds) - min(one.high for one in bounds) > margin
 
     evidence = Evidence(min(cell.draws for cell in cells), 0, _summary(cells[0]), _p(cells, span), _p(cells, apart))
-    return Finding(evidence, _said(cells))
+    return Finding(evidence, _said(case, cells))
 
 
 def _p(cells: Sequence[Share], holds: Callable[[Sequence[Interval]], bool]) -> float:
@@ -107,7 +97,8 @@ def zone_occurs(case: VolumeCase, zone: str) -> Finding:
     """
     count, networks = case.zones.get(zone, 0), sum(case.zones.values())
     evidence = Evidence(networks, 0, Summary(networks, float(count), None, None, None), 0.0 if count else 1.0, 1.0)
-    return Finding(evidence if networks else _of((), None), f"{count} of {counted(networks, 'network')} with a difference")
+    measured = f"{count} of {counted(networks, 'network')} with a difference ({case.computed})"
+    return Finding(evidence if networks else _of((), None), measured)
 
 
 def _of(cells: Sequence[Share], evidence: Evidence | None) -> Evidence:
@@ -120,6 +111,6 @@ def _summary(cell: Share) -> Summary:
     return Summary(cell.draws, cell.bifurcated / cell.draws, None, bounds.low, bounds.high)
 
 
-def _said(cells: Sequence[Share]) -> str:
+def _said(case: VolumeCase, cells: Sequence[Share]) -> str:
     counts = ", ".join(f"{cell.bifurcated}/{cell.draws} at {cell.x:,}" for cell in cells)
-    return f"networks in the zone: {counts}" if cells else "no cell"
+    return f"networks in the zone ({case.computed}): {counts}" if cells else "no cell"

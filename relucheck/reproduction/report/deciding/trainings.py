@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from relucheck.reproduction.claims import Finding
-from relucheck.reproduction.report.deciding.cases import TrainingCase
+from relucheck.reproduction.report.deciding.cases import TrainingCase, kernels
 from relucheck.reproduction.report.deciding.departures import departure
 from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
 from relucheck.reproduction.report.deciding.evidence import every, said
@@ -43,22 +43,29 @@ def control_is_identical(case: TrainingCase) -> Finding:
 
 @statistic("training")
 def departs_at_a_hit(case: TrainingCase) -> Finding:
-    """Whether runs depart from s = 0 in exactly the seeds in which s = 0 meets an exact zero.
+    """Whether runs depart from s = 0 in exactly the seeds in which s = 0 meets an exact zero, and at once.
 
-    At least one seed has to meet one.
+    A run is late if another run of its seed, with any s under any rule, departs at an earlier step: s = 0 had met an exact
+    zero by then. At least one seed has to meet one.
     """
-    found = [departure(case.reference(seed), [case.member(seed, s) for s in case.subgradients]) for seed in case.seeds]
+    found = [
+        departure(case.reference(seed), [case.member(seed, s) for s in case.subgradients], case.others(seed))
+        for seed in case.seeds
+    ]
     lost = sum(one is None for one in found)
     known = [one for one in found if one is not None]
-    met, departed = sum(hit for hit, _ in known), sum(parts for _, parts in known)
-    wrong = sum(hit != parts for hit, parts in known)
+    met, departed = sum(one.met for one in known), sum(one.departed for one in known)
+    wrong = sum(one.met != one.departed or one.late for one in known)
     evidence = _counted(wrong, len(found), lost)
     if not (met or wrong):
         evidence = _counted(0, 0, 0)
+    only, late = sum(one.met != one.departed for one in known), sum(one.late for one in known)
     return Finding(
         evidence,
-        f"s = 0 meets an exact zero in {met} of {len(known)} seeds; runs depart in {departed}; in {wrong} only one of the "
-        f"two happens{_diverged(lost)}",
+        f"s = 0 meets an exact zero in {met} of {len(known)} seeds; runs depart in {departed}; in {only} only one of the "
+        f"two happens; in {late} a run departs later than another run of its seed"
+        + (", so after s = 0 met an exact zero" if late else "")
+        + _diverged(lost),
     )
 
 
@@ -231,7 +238,7 @@ def reference_compares(case: TrainingCase, endpoint: str, direction: str) -> Fin
 
 def _against(case: TrainingCase, endpoint: str, direction: str) -> str:
     assert case.against is not None
-    return f"{endpoint}, {direction} than in {case.against.comparison.name}"
+    return f"{endpoint}, {direction} than in {case.against.comparison.name}{kernels(case.run, case.against)}"
 
 
 # ---------------------------------------------------------------- s = 0 alone, and shapes

@@ -13,6 +13,8 @@ from relucheck.training.result import Epoch, MemberResult, Result, drawn_steps
 #: The face and the edge of a band (palette: Okabe and Ito 2008, which has this yellow).
 _FACE: Final = "#F0E442"
 _EDGE: Final = "#A89A00"
+#: The seeds that an interval needs: that of two, with one degree of freedom, would fill the panel.
+_SEEDS: Final = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ def draw_band(axes: Any, band: Band) -> None:
     limits = axes.dataLim.frozen()
     if band.places:
         style = {"facecolor": _FACE, "edgecolor": _EDGE, "alpha": 0.4, "linewidth": 0.8, "zorder": 0.5}
-        axes.fill_between(band.places, band.low, band.high, label="nudges: 95 % prediction interval", **style)
+        axes.fill_between(band.places, band.low, band.high, label="nudges: 95 % prediction interval of one run", **style)
     for index, (places, values) in enumerate(band.alone):
         name = "nudges, one by one" if index == 0 else None
         axes.plot(places, values, color=_EDGE, linewidth=0.7, zorder=0.5, label=name)
@@ -102,14 +104,14 @@ def _band(
     seeds = [_moved(members) for seed in nudges.settings.seeds if (members := nudges.nudges(seed)) is not None]
     known = [[one for member in members if (one := series(member)) is not None] for members in seeds]
     groups = [group for group in known if group]
-    if len(groups) < 2:
+    if len(groups) < _SEEDS:
         return Band(alone=tuple((tuple(one), tuple(one.values())) for group in groups for one in group))
     everywhere = set.intersection(*(set(one) for group in groups for one in group))
     places = tuple(sorted(everywhere))
     intervals = []
     for place in places:
         interval = prediction([[forward(one[place]) for one in group] for group in groups])
-        assert interval is not None  # there are 2 seeds or more
+        assert interval is not None  # there are seeds enough
         intervals.append((back(interval[0]), back(interval[1])))
     return Band(places, tuple(low for low, _ in intervals), tuple(high for _, high in intervals))
 

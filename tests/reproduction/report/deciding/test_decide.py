@@ -10,7 +10,7 @@ from relucheck.reproduction.claims import Decision
 from relucheck.reproduction.report.deciding.cases import Trained
 from relucheck.reproduction.report.deciding.decide import decide
 from relucheck.reproduction.report.deciding.registry import STATISTICS
-from tests.reproduction.report.deciding.constructed import claim, decisions, jitter, settings, trained
+from tests.reproduction.report.deciding.constructed import claim, decisions, jitter, settings, trained, without
 
 _CLAIM = claim("equivalent_to_reference", options={"endpoint": "accuracy", "margin": 0.2}, controls=("0-0",))
 
@@ -65,7 +65,19 @@ def test_the_arm_to_compare_with_must_be_there_with_the_same_seeds() -> None:
     assert apart.said == "not run: members"
 
 
-@pytest.mark.parametrize("statistic", ["equivalent_to_reference", "volume_grows"])
+def test_two_arms_with_two_kernels_are_said_to_have_them() -> None:
+    """On CUDA the stacked executor computes float32 by baddbmm, and members of 16 bits one by one by nn.Linear."""
+    of = claim("effect_compares", options={"endpoint": "distance", "direction": "larger"}, against="float32")
+    half, full = trained(), trained(settings("float32"), name="float32")
+    assert "linear layers" not in decisions(of, half, full)[0].measured
+    runs = [without(run, executor="stacked", device="cuda (NVIDIA H200)") for run in (half, full)]
+    says = "(linear layers: nn.Linear in bfloat16, baddbmm in float32)"
+    assert says in decisions(of, *runs)[0].measured
+    (missing,) = decisions(of, *(dataclasses.replace(run, nudges=None) for run in runs))
+    assert missing.measured == f"no nudges of bfloat16 {says}"
+
+
+@pytest.mark.parametrize("statistic", ["equivalent_to_reference", "volume_is_larger"])
 def test_a_scenario_without_results_is_not_run(statistic: str) -> None:
     of = dataclasses.replace(_CLAIM, scenario="E7", statistic=statistic)
     (found,) = decide([of], STATISTICS, {"E2": []}, {})

@@ -16,10 +16,10 @@ from relucheck.reproduction.claims import Finding
 from relucheck.reproduction.report.deciding import trainings
 from relucheck.reproduction.report.deciding.cases import Share, VolumeCase
 from relucheck.reproduction.report.deciding.evidence import every
-from relucheck.reproduction.report.deciding.shares import volume_grows, volume_is_constant, volume_lies_between
+from relucheck.reproduction.report.deciding.shares import volume_is_constant, volume_is_larger, volume_lies_between
 from relucheck.results.proportions import interval
 from relucheck.results.statistics import LEVEL, Evidence, decide, grows
-from tests.results.statistics.simulations import noise
+from tests.results.statistics.simulations import Numbers, noise
 
 _DRAWS: Final = 600
 _SEEDS: Final = 6
@@ -34,25 +34,11 @@ def _too_many(wrong: int) -> bool:
     return interval(wrong, _DRAWS, 0.999).low > LEVEL
 
 
-class _Values:
-    """A case whose nudges and members have these numbers, by s."""
-
-    def __init__(self, nudges: list[float], members: dict[float, list[float]]) -> None:
-        self.nudges, self.members = nudges, members
-        self.subgradients, self.live, self.seeds = tuple(members), tuple(range(_SEEDS)), tuple(range(_SEEDS))
-
-    def nudged(self, endpoint: str, seeds: Any) -> list[float]:
-        return self.nudges
-
-    def values(self, s: float, endpoint: str, seeds: Any) -> list[float]:
-        return self.members[s]
-
-
-def _cases(means: dict[float, float]) -> list[_Values]:
+def _cases(means: dict[float, float]) -> list[Numbers]:
     """Simulated experiments; the members share their seed's nudges, so their differences depend on each other."""
     drawn = noise("normal", 1)((_DRAWS, 1 + len(means), _SEEDS))
     return [
-        _Values(
+        Numbers(
             (0.3 * one[0]).tolist(),
             {s: (mean + 0.3 * row).tolist() for (s, mean), row in zip(means.items(), one[1:], strict=True)},
         )
@@ -106,8 +92,8 @@ def test_claims_about_several_s(
 @pytest.mark.parametrize(
     ("rule", "volumes", "wrong"),
     [
-        (lambda case: volume_grows(case, sweep="neurons"), (0.3, 0.3, 0.3, 0.3), "confirmed"),
-        (lambda case: volume_grows(case, sweep="neurons"), (0.3, 0.3, 0.3, 0.3), "refuted"),
+        (lambda case: volume_is_larger(case, sweep="neurons", at=[0, 3]), (0.3, 0.3, 0.3, 0.3), "confirmed"),
+        (lambda case: volume_is_larger(case, sweep="neurons", at=[0, 3]), (0.3, 0.3, 0.3, 0.3), "refuted"),
         (lambda case: volume_is_constant(case, sweep="neurons", margin=0.1), (0.3, 0.3, 0.3, 0.4), "confirmed"),
         (lambda case: volume_is_constant(case, sweep="neurons", margin=0.1), (0.3, 0.3, 0.4, 0.4), "refuted"),
         (lambda case: volume_lies_between(case, sweep="neurons", at=[], least=0.3, most=0.6), (0.3, 0.5), "confirmed"),

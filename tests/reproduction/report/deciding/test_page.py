@@ -25,11 +25,23 @@ def _decision(of: object, verdict: Outcome, case: str = "bfloat16", rule: str = 
     ("verdicts", "says"),
     [
         (
-            ["confirmed", "undecided"],
-            "1 of 2 claims is decided in at least one case: 1 confirmed, 0 refuted, and 0 confirmed",
+            ["confirmed", "confirmed"],
+            "1 of 2 claims is decided in at least one case. 1 of them is decided in every case: 1",
         ),
-        (["refuted", "not run"], "0 confirmed, 1 refuted, and 0 confirmed in some cases and refuted in others."),
-        (["confirmed", "refuted"], "0 confirmed, 0 refuted, and 1 confirmed in some cases and refuted in others."),
+        (
+            ["confirmed", "refuted"],
+            "every case: 0 confirmed, 0 refuted, and 1 confirmed in some cases and refuted in other",
+        ),
+        (["refuted"], "1 of them is decided in every case: 0 confirmed, 1 refuted, and 0 confirmed in some cases"),
+        (["refuted", "not run"], "0 of them are decided in every case: 0 confirmed, 0 refuted,"),
+        (
+            ["refuted", "not run"],
+            "1 is decided in some cases only, in the arithmetics that were run with enough seeds: 0 confirmed, 1 refuted,",
+        ),
+        (
+            ["confirmed", "undecided"],
+            "1 is decided in some cases only, in the arithmetics that were run with enough seeds: 1",
+        ),
         (["undecided", "not run"], "0 of 2 claims are decided in at least one case"),
         (["not run"], "0 are undecided, and 2 have not been run."),
         (["undecided", "not run"], "1 is undecided, and 1 has not been run."),
@@ -38,6 +50,10 @@ def _decision(of: object, verdict: Outcome, case: str = "bfloat16", rule: str = 
 def test_the_conclusion_counts_claims_and_not_cases(verdicts: list[Outcome], says: str) -> None:
     decisions = [_decision(_FIRST, verdict, str(index)) for index, verdict in enumerate(verdicts)]
     assert says in pages.conclusion([*decisions, _decision(_SECOND, "not run")])
+
+
+def test_the_conclusion_says_over_what_holm_corrects() -> None:
+    assert "no correction is made over claims" in pages.conclusion([_decision(_FIRST, "confirmed")])
 
 
 def test_a_sentence_names_the_cases_of_each_verdict() -> None:

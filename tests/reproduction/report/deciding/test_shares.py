@@ -31,7 +31,7 @@ def _decided(of: Claim, shares: tuple[Share, ...], zones: Mapping[str, Mapping[s
 _NEAR_1: Final = _claim("volume_lies_between", sweep="neurons", at=[], least=0.9, most=1.0)
 _HALF: Final = _claim("volume_lies_between", sweep="neurons", at=[8], least=0.4, most=0.6)
 _ZERO: Final = _claim("volume_lies_between", sweep="neurons", at=[], least=0.0, most=0.01)
-_GROWS: Final = _claim("volume_grows", sweep="neurons")
+_LARGER: Final = _claim("volume_is_larger", sweep="neurons", at=[4, 16])
 _CONSTANT: Final = _claim("volume_is_constant", sweep="neurons", margin=0.1)
 _CASES: Final = (
     (_NEAR_1, _shares((100, 100), (100, 100)), "confirmed"),
@@ -43,11 +43,10 @@ _CASES: Final = (
     (_ZERO, _shares((0, 1000)), "confirmed"),
     (_ZERO, _shares((100, 1000), (0, 1000)), "refuted"),
     (_ZERO, _shares((0, 10)), "undecided"),
-    (_GROWS, _shares((0, 100), (5, 100), (23, 100)), "confirmed"),
-    (_GROWS, _shares((23, 100), (5, 100), (0, 100)), "refuted"),
-    (_GROWS, _shares((0, 100), (60, 100), (23, 100)), "confirmed"),
-    (_GROWS, _shares((5, 100), (60, 100), (6, 100)), "refuted"),
-    (_GROWS, _shares((3, 100), (5, 100)), "undecided"),
+    (_LARGER, _shares((0, 100), (5, 100), (23, 100)), "confirmed"),
+    (_LARGER, _shares((23, 100), (5, 100), (0, 100)), "refuted"),
+    (_LARGER, _shares((0, 100), (60, 100), (23, 100)), "confirmed"),
+    (_LARGER, _shares((5, 100), (60, 100), (6, 100)), "undecided"),
     (_CONSTANT, _shares((30, 1000), (40, 1000), (35, 1000)), "confirmed"),
     (_CONSTANT, _shares((30, 1000), (400, 1000)), "refuted"),
     (_CONSTANT, _shares((3, 100), (4, 100)), "undecided"),
@@ -81,6 +80,15 @@ def test_what_is_missing_is_said() -> None:
     assert _decided(other, _shares((1, 2))).said == "not run: results"
     elsewhere = dataclasses.replace(_HALF, options={**_HALF.options, "at": [999]})
     assert _decided(elsewhere, _shares((1, 2))).said == "not run: results"
+
+
+def test_both_ends_of_a_comparison_are_needed() -> None:
+    assert _decided(_LARGER, _shares((0, 100), (60, 100))).said == "not run: results"
+
+
+def test_a_case_names_the_device_which_rounds_its_way() -> None:
+    (decision,) = decide([_HALF], STATISTICS, {}, {"E4": Volumes(_shares((0, 9), (11, 45)), {}, "cuda")})
+    assert decision.measured == "networks in the zone (float32 on cuda): 11/45 at 8"
 
 
 def test_the_tables_of_the_source_decide() -> None:

@@ -92,6 +92,20 @@ def _departing(hits: Callable[[int], int], departs: Callable[[int], bool]) -> _M
     return make
 
 
+def _late(injected: int, chain: int, seed: int = 6) -> _Make:
+    """Every run departs at step 49, but in one seed the two rules depart at other steps."""
+
+    def make() -> tuple[Trained, ...]:
+        run = _departing(lambda seed: 1, lambda seed: True)()[0]
+        for one in run.result.members:
+            if one.first_difference is not None:
+                same = one.member.seed != seed
+                one.first_difference = 49 if same else chain if one.member.rule == "chain" else injected
+        return (run,)
+
+    return make
+
+
 def _controls(differ: int, **options: Any) -> _Make:
     def make() -> tuple[Trained, ...]:
         run = trained(**options)
@@ -157,6 +171,8 @@ _CASES: Final[tuple[tuple[Claim, _Make, str], ...]] = (
     (_DEPARTS, _departing(lambda seed: seed, lambda seed: seed > 0), "confirmed"),
     (_DEPARTS, _departing(lambda seed: seed, lambda seed: True), "refuted"),
     (_DEPARTS, _departing(lambda seed: 1, lambda seed: seed > 0), "refuted"),
+    (_DEPARTS, _late(injected=858, chain=49), "refuted"),
+    (_DEPARTS, _late(injected=49, chain=858), "confirmed"),
     (_DEPARTS, _departing(lambda seed: 0, lambda seed: False), "undecided"),
     (_IDENTICAL, _one(identical=True), "confirmed"),
     (_IDENTICAL, _one(), "refuted"),
@@ -271,6 +287,14 @@ def test_a_nudge_that_does_what_s_does_takes_the_effect_away(name: str) -> None:
                 member.epochs, member.steps, member.hits = like.epochs, like.steps, like.hits
     if name != "loss_follows_error":  # compares members with each other
         assert decisions(of, run, *others)[0].verdict != "confirmed"
+
+
+def test_a_run_that_departs_after_another_one_of_its_seed_is_counted() -> None:
+    """bfloat16 on an H200, seed 6: the injected rule departs at step 49; the chain rule is s = 0 until step 858."""
+    (decision,) = decisions(_DEPARTS, *_late(injected=858, chain=49)())
+    assert "in 0 only one of the two happens; in 1 a run departs later than another run of its seed" in decision.measured
+    (decision,) = decisions(_DEPARTS, *_late(injected=49, chain=858)())
+    assert "in 0 a run departs later" in decision.measured
 
 
 def test_a_void_comparison_is_not_run() -> None:

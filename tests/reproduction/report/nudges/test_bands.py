@@ -18,7 +18,7 @@ from relucheck.training.result import NO_EFFECT, Epoch, MemberResult, Nudge, Res
 from tests.helpers import made_up
 
 COMPARISON, OTHER = made_up.E2.comparisons("cpu", ("bfloat16-product-3-epochs", "bfloat16-split-k-4-3-epochs"))
-LEGEND = "nudges: 95 % prediction interval"
+LEGEND = "nudges: 95 % prediction interval of one run"
 _Runs = list[tuple[Comparison, Result]]
 
 
@@ -85,6 +85,15 @@ def test_one_seed_gives_no_interval_but_its_nudges() -> None:
         assert {places[0] for places, _ in band.alone} == {first}
     errors = [tuple(map(_error, beside.find(0, 0.0, nudge=n).epochs)) for n in range(1, 6)]
     assert [values for _, values in epoch_band(beside, _error).alone] == errors
+
+
+def test_two_seeds_give_their_nudges_one_by_one() -> None:
+    """An interval with one degree of freedom is 13 standard deviations wide to each side: it would fill the panel."""
+    _, nudges = _made((0, 1, 2))
+    for band in (distance_band(nudges[COMPARISON.name]), epoch_band(nudges[COMPARISON.name], _error)):
+        assert (band.places, len(band.alone)) == ((), 10)
+    _, nudges = _made((0, 1, 3), ())
+    assert distance_band(nudges[COMPARISON.name]).places
 
 
 def test_there_is_no_band_where_nothing_can_be_drawn() -> None:
@@ -171,6 +180,7 @@ def test_figures_draw_the_band_under_both_rules(kind: str) -> None:
     assert not any(map(_faces, (panels[1], panels[3]))), "without nudges"
     names, others = ([text.get_text() for text in one.legends[0].get_texts()] for one in (figure, without))
     assert names == [*others, LEGEND]
+    assert ["where one run with a nudge lies" in one.get_suptitle() for one in (figure, without)] == [True, False]
     limits, wanted = ([(panel.get_xlim(), panel.get_ylim()) for panel in one.get_axes()] for one in (figure, without))
     assert limits == wanted, "lines decide the range of the axes"
 
