@@ -178,7 +178,7 @@ class PublishedCount:
     whole: bool
 
 
-#: The likeliest arithmetic of each experiment, given its published counts, see ``relucheck.reproduction.experiments.counts``.
+#: The likeliest arithmetic of each experiment, given its published counts: ``relucheck.reproduction.experiments.counts``.
 #: It is not identified: the counts leave others, and the counts of s = 1 in E2 deviate from every one that was tried.
 ARITHMETICS: Final = {
     "E1": "bfloat16 emulated (rounded)",
