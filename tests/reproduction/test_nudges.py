@@ -251,8 +251,12 @@ def test_nudges_are_void_where_their_control_differs(folder: Path) -> None:
     assert result.void == "control differed at step 1"
 
 
-def test_stacked_nudges_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ScenarioError, match=r"float32-nudges: the stacked executor trains no nudges; use --executor forking"
-    ):
-        _run(tmp_path / "out", ["float32-nudges"], executor="stacked")
+def test_stacked_nudges_are_run_and_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    reported = _run(folder, [NAME, f"{NAME}-nudges"], executor="stacked")
+    assert not reported.void
+    comparison, nudges = read(_place(folder, "stacked"), COMPARISON), read_nudges(_place(folder, "stacked"), COMPARISON)
+    assert comparison is not None
+    assert nudges is not None
+    assert (comparison.void, nudges.void, nudges.executor) == (None, None, "stacked")
+    assert any(member.nudge is not None for member in nudges.members)
