@@ -38,7 +38,7 @@ from relucheck.training.optimisers import Scaled, make
 from relucheck.training.result import FINISHED, NO_EFFECT, Epoch, MemberResult
 from relucheck.training.settings import Settings
 from relucheck.training.stacked_layers import StackedKinked, batch_norm, linear_apart
-from relucheck.training.stacked_nudges import WaitingNudges, nudge
+from relucheck.training.stacked_nudges import WaitingNudges, finite, nudge
 
 _ELEMENTS = 2**25  # largest number of one layer's activations in an evaluation forward, over all members
 _SERVED = (nn.Flatten, nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
@@ -249,23 +249,18 @@ class StackedExecutor:
             self._find_faulty(faulty, number)
             gradients = [gradient[self.waiting.source] for gradient in gradients]
         self.optimiser.step(gradients)
-        live = [position for position in live if self._finite(int(self.reference_of[position]))]
+        # where the reference has diverged, there is no run that a nudge could change
+        live = finite(live, self.reference_of, self.parameters)
         if live:
             self._nudge(live, gradients, number, stop)
         self._compare(number)
 
-    def _finite(self, position: int) -> bool:
-        return all(bool(value[position].isfinite().all()) for value in self.parameters.values())
-
     def _find_faulty(self, positions: list[int], number: int) -> None:
         """Make the result void if the gradients of a nudge that waits differ from its reference's without a hit."""
-        for position in positions:
+        for position in finite(positions, self.reference_of, self.parameters)[:1]:
             member = self.settings.members[self.indices[position]]
-            if self.void is None and self._finite(int(self.reference_of[position])):
-                name = f"nudge {member.nudge}"
-                self.void = (
-                    f"{name} had other gradients than its reference at step {number}, without a hit (seed {member.seed})"
-                )
+            why = f"had other gradients than its reference at step {number}, without a hit"
+            self.void = f"nudge {member.nudge} {why} (seed {member.seed})"
 
     def _nudge(self, live: list[int], gradients: list[Tensor], number: int, stop: int) -> None:
         """Move one parameter of each nudge that has met its first live hit.
@@ -303,12 +298,12 @@ class StackedExecutor:
         """Record on the device which members are finite, which differ, and their distances."""
         flat = torch.cat([value.detach().flatten(1) for value in self.parameters.values()], 1)
         low, high = flat.aminmax(dim=1)
-        finite = low.isfinite() & high.isfinite()
+        whole = low.isfinite() & high.isfinite()
         bits = flat.view(bits_dtype(flat.dtype))  # compared as integers, because NaN is not equal to itself
         differs = (bits != bits[self.reference_of]).any(1)
         broken = bits[self.controls] != bits[self.references]
         place = torch.where(broken.any(1), broken.to(torch.uint8).argmax(1), -1)[self.seed_of]
-        self.flags.append(torch.stack((finite.long(), differs.long(), place)))
+        self.flags.append(torch.stack((whole.long(), differs.long(), place)))
         self.numbers.append(number)
         if number % self.settings.every == 0:
             wide = flat.double()
@@ -319,14 +314,14 @@ class StackedExecutor:
     def end(self) -> None:
         """End an epoch: read its records from the device, evaluate, and add its results."""
         flags = torch.stack(self.flags).cpu()
-        finite, differs, place = flags.unbind(1)  # [steps, members] each
+        whole, differs, place = flags.unbind(1)  # [steps, members] each
         self._find_void(place)
         rows = torch.stack([row for _, row in self.distances]).tolist() if self.distances else []
         distances = list(zip([number for number, _ in self.distances], rows, strict=True))
         diverged_at: dict[int, int | None] = {}
         for position, index in enumerate(self.indices):
             result = self.results[index]
-            first = self._first(finite[:, position] == 0)
+            first = self._first(whole[:, position] == 0)
             if first is not None and result.outcome == FINISHED:
                 result.outcome = f"diverged: non-finite at step {first}"
             diverged_at[position] = int(result.outcome.rpartition(" ")[2]) if result.diverged else None
@@ -349,6 +344,7 @@ class StackedExecutor:
             self._evaluate()
             if self._epoch + 1 == self.settings.epochs:
                 end_waiting(self.results)
+        self._wait_by_results()  # those that have diverged wait no longer
 
     def _first(self, flags: Tensor) -> int | None:
         return self.numbers[int(flags.to(torch.uint8).argmax())] if bool(flags.any()) else None

@@ -44,6 +44,21 @@ def unequal(values: Sequence[Tensor], rows: Tensor, others: Tensor) -> Tensor:
     return found
 
 
+def finite(positions: Sequence[int], reference_of: Tensor, parameters: Mapping[str, Tensor]) -> list[int]:
+    """Those positions whose references have finite parameters. Waits for the device if there are any positions.
+
+    Args:
+        positions: in the stack.
+        reference_of: for each member of the stack the position of its reference, int64 [members].
+        parameters: [members, ...] each.
+    """
+    if not positions:
+        return []
+    rows = reference_of[torch.tensor(positions, device=reference_of.device)]
+    whole = torch.stack([value.detach()[rows].flatten(1).isfinite().all(1) for value in parameters.values()]).all(0)
+    return [position for position, good in zip(positions, whole.tolist(), strict=True) if good]
+
+
 class WaitingNudges:
     """The nudges of a stack that have not met a live hit.
 

@@ -214,8 +214,10 @@ def test_nudges_without_an_effect_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_diverges_has_no_nudges(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float16 Adam's eps rounds to 0, and the first step ends in NaN."""
     _use(monkeypatch, _dead)
-    nudges = _check(changed(SETTINGS, arithmetic="float16", optimiser=Optimiser()))
+    settings = changed(SETTINGS, arithmetic="float16", optimiser=Optimiser())
+    nudges = _check(settings)
     assert {(nudge.outcome, nudge.nudge) for nudge in nudges} == {("diverged: non-finite at step 1", None)}
+    assert not _stacked(settings).waiting.positions
 
 
 @pytest.mark.parametrize("optimiser", [Optimiser(), Optimiser("sgd", lr=0.1, momentum=0.9)], ids=["adam", "sgd"])
