@@ -1,4 +1,7 @@
-"""The mini-batches of a training comparison, in file order or in an order that a seed draws for each epoch."""
+"""The mini-batches of a training comparison.
+
+They come in file order, or in an order that each seed draws for each epoch.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,10 @@ class Batches:
         return self._train.images[where], self._train.labels[where]
 
     def after(self, stop: int) -> tuple[Tensor, Tensor] | None:
-        """The mini-batch after the one that ends before ``stop``, also across epochs; None at the end of the run."""
+        """The mini-batch after the one that ends before ``stop``, also across epochs.
+
+        None at the end of the run.
+        """
         order = self.order
         if stop >= len(self._train):
             if self._epoch + 1 >= self._settings.epochs:

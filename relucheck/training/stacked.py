@@ -144,7 +144,7 @@ class StackedExecutor:
         self._wait([position for position, index in enumerate(self.indices) if self.results[index].waits])
 
     def _wait(self, positions: list[int]) -> None:
-        """Choose which members wait for a live hit, and with that what the backward of each member does at hits."""
+        """Choose which nudges wait for a live hit, and with that every member's backward."""
         self.waiting = WaitingNudges(positions, self.reference_of)
         members = [self.settings.members[index] for index in self.indices]
         choices = [probe(m) if at in positions else choice(m) for at, m in enumerate(members)]
@@ -256,7 +256,7 @@ class StackedExecutor:
         self._compare(number)
 
     def _find_faulty(self, positions: list[int], number: int) -> None:
-        """Make the result void if the gradients of a nudge that waits differ from its reference's without a hit."""
+        """Make the result void if gradients of a nudge differ from its reference's without a hit."""
         for position in finite(positions, self.reference_of, self.parameters)[:1]:
             member = self.settings.members[self.indices[position]]
             why = f"had other gradients than its reference at step {number}, without a hit"

@@ -1,4 +1,6 @@
-"""Nudges in the stacked executor; what a nudge is, ``relucheck.training.forking.nudging`` says.
+"""Nudges in the stacked executor.
+
+``relucheck.training.forking.nudging`` says what a nudge is, and draws the elements for both executors.
 
 Until its first live hit, a nudge is a copy of its reference with another backward: that of the probe, which shows whether a
 hit is live. So one backward of the stack computes both gradients. If they differ, the hit is live. The update uses the
@@ -45,7 +47,9 @@ def unequal(values: Sequence[Tensor], rows: Tensor, others: Tensor) -> Tensor:
 
 
 def finite(positions: Sequence[int], reference_of: Tensor, parameters: Mapping[str, Tensor]) -> list[int]:
-    """Those positions whose references have finite parameters. Waits for the device if there are any positions.
+    """Those positions whose references have finite parameters.
+
+    Waits for the device if there are any positions.
 
     Args:
         positions: in the stack.
@@ -103,7 +107,9 @@ def nudge(
     step: int,
     look_ahead: LookAhead,
 ) -> None:
-    """Move one parameter of each nudge that has met its first live hit, after the update of this step.
+    """Move one parameter of each nudge that has met its first live hit.
+
+    Call it after the update of the step with the hit.
 
     Args:
         results: by index in the settings, changed in place.

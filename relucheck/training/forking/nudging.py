@@ -124,7 +124,9 @@ def drawn(
 
 
 def record(results: dict[int, MemberResult], found: Mapping[int, Nudge]) -> None:
-    """Write what moved into the results; a nudge without an effect gets a result that holds nothing else.
+    """Write what moved into the results.
+
+    A nudge without an effect gets a result that holds nothing else.
 
     Args:
         results: by index, changed in place.
