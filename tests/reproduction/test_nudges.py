@@ -166,8 +166,8 @@ def test_finished_nudges_are_taken_over(tmp_path: Path, original: Path) -> None:
 # ---------------------------------------------------------------- the reference
 
 
-def _changed(folder: Path, part: Comparison, change: Callable[[Any], None]) -> None:
-    executor, store = "forking", store_of(folder, part)
+def _changed(folder: Path, part: Comparison, change: Callable[[Any], None], executor: str = "forking") -> None:
+    store = store_of(folder, part)
     seeds = engine.finished(part.settings, store, executor)
     change(next(member for member in seeds[1].members if member.member.is_reference))
     engine.keep(part.settings, store, executor, seeds)
@@ -260,3 +260,8 @@ def test_stacked_nudges_are_run_and_reported(tmp_path: Path) -> None:
     assert nudges is not None
     assert (comparison.void, nudges.void, nudges.executor) == (None, None, "stacked")
     assert any(member.nudge is not None for member in nudges.members)
+    # as where a product rounds differently in a stack of another size
+    _changed(folder, COMPARISON.nudges, _loss, "stacked")
+    void = read_nudges(_place(folder, "stacked"), COMPARISON)
+    assert void is not None
+    assert str(void.void).startswith(f"the reference of seed 1 is not that of {NAME} (device cpu")
