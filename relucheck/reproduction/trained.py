@@ -20,7 +20,7 @@ from relucheck.reproduction.report.nudges.effects import effects, nudge_groups
 from relucheck.reproduction.report.nudges.tables import terminal
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.report.tables import legend, rich_outcomes, rich_tables
-from relucheck.reproduction.scenario import NUDGES, Comparison, Experiment, Place, Reported, ScenarioError
+from relucheck.reproduction.scenario import NUDGES, Comparison, Experiment, Place, Reported
 from relucheck.results.store import StoreError, write_atomically
 from relucheck.results.tables import counted
 from relucheck.training import engine
@@ -56,19 +56,10 @@ class TrainingScenario(Experiment):
         """A unit for each seed of each part.
 
         Where members are stacked, one unit holds all missing seeds of a comparison.
-
-        Raises:
-            ScenarioError: for nudges where members are stacked.
         """
-        parts = self._parts(place.scale, only)
-        for part in parts:
-            if part.nudges_of is not None and engine.executor_of(part.settings, place.executor) == "stacked":
-                raise ScenarioError(
-                    f"{part.name}: the stacked executor trains no nudges; use --executor forking, also for {part.nudges_of}"
-                )
         return tuple(
             unit
-            for comparison in parts
+            for comparison in self._parts(place.scale, only)
             for unit in engine.units(
                 comparison.settings,
                 store_of(place.folder, comparison),

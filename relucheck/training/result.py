@@ -11,6 +11,8 @@ from relucheck.training.settings import Member, Settings
 
 #: The software whose versions are recorded in a result's origin.
 VERSIONS: Final = ("relucheck", "torch", "python")
+#: Outcome of a member that trained to the end, and of one that still trains.
+FINISHED: Final = "finished"
 #: Outcome of a member that was stopped because a control differed.
 STOPPED: Final = "stopped: the comparison is void"
 #: Outcome of a nudge in a seed without a live hit. There the subgradient has no effect on any member's run.
@@ -122,7 +124,7 @@ class MemberResult:
     """
 
     member: Member
-    outcome: str = "finished"
+    outcome: str = FINISHED
     first_difference: int | None = None
     forked_at: int | None = None
     steps: Distances = dataclasses.field(default_factory=Distances)
@@ -135,6 +137,11 @@ class MemberResult:
     def diverged(self) -> bool:
         """Whether the member ended because a parameter was not finite."""
         return self.outcome.startswith("diverged")
+
+    @property
+    def waits(self) -> bool:
+        """Whether this is a nudge that trains and has not met a live hit."""
+        return self.member.nudge is not None and self.nudge is None and self.outcome == FINISHED
 
     def at(self, steps: Collection[int]) -> MemberResult:
         """The same with the distances at those steps alone."""

@@ -10,13 +10,15 @@ On CUDA, 16-bit products are computed member by member instead, by the kernels o
 ignore the switches for reduced-precision reductions: in ATen's CUDABlas.cpp, ``bgemm_internal_cublas`` sets no math mode
 for 16-bit types, while ``gemm_internal_cublas`` and ``gemm_and_bias`` obey the switches.
 
-Nothing is read from the device until an epoch ends: flags, counts and distances stay there.
+Nothing is read from the device until an epoch ends: flags, counts and distances stay there. Only where nudges wait for
+their first live hit (``relucheck.training.stacked_nudges``), one flag of each is read after every step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,15 +28,17 @@ from torch import Tensor, nn
 from relucheck.errors import SettingsError
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
 from relucheck.numerics.emulation import linear
-from relucheck.training.forking import DataSplit, finite_or_none
-from relucheck.training.model import Clock, ExecutorError, Kinked, SharedDropout, Switch, build, layers, stream
+from relucheck.training.batches import Batches, DataSplit
+from relucheck.training.forking import choice, finite_or_none
+from relucheck.training.forking.nudging import end_waiting, probe
+from relucheck.training.model import Clock, ExecutorError, Kinked, SharedDropout, Switch, build, layers
 from relucheck.training.optimisers import Scaled, make
-from relucheck.training.result import Epoch, MemberResult
+from relucheck.training.result import FINISHED, NO_EFFECT, Epoch, MemberResult
 from relucheck.training.settings import Settings
 from relucheck.training.stacked_layers import StackedKinked, batch_norm, linear_apart
+from relucheck.training.stacked_nudges import WaitingNudges, finite, nudge
 
 _ELEMENTS = 2**25  # largest number of one layer's activations in an evaluation forward, over all members
 _SERVED = (nn.Flatten, nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)
@@ -67,7 +71,7 @@ class StackedExecutor:
             ``alone_on``.
 
     Raises:
-        SettingsError: the network cannot be stacked, or a member is a nudge.
+        SettingsError: the network cannot be stacked.
         ExecutorError: the model has a module that cannot be stacked.
     """
 
@@ -88,8 +92,6 @@ class StackedExecutor:
                 f"{settings.network} cannot be stacked, only an mlp with biases can; use the forking executor, which runs "
                 "any network"
             )
-        if any(member.nudge is not None for member in settings.members):
-            raise SettingsError("members: the stacked executor trains no nudges; use the forking executor")
         self.settings, self.train, self.test, self.device = settings, train, test, device
         self.alone = alone_on(settings.arithmetic, device.type) if alone is None else alone
         self.seeds = tuple(seeds)
@@ -126,11 +128,6 @@ class StackedExecutor:
                 shape, dtype = (count, module.num_features), settings.arithmetic.dtype
                 self.buffers[f"{name}.mean"] = torch.zeros(shape, dtype=dtype, device=device)
                 self.buffers[f"{name}.var"] = torch.ones(shape, dtype=dtype, device=device)
-        # [kinks, members, 1, 1] and [members, 1, 1]
-        self.subgradients = torch.tensor([m.subgradients for m in members], dtype=torch.float64).T.to(device)[
-            ..., None, None
-        ]
-        self.injects = torch.tensor([m.rule == "injected" for m in members], device=device)[:, None, None]
         place = {seed: position for position, seed in enumerate(self.seeds)}
         self.seed_of = torch.tensor([place[m.seed] for m in members], device=device)
         by_seed = {m.seed: position for position, m in enumerate(members) if m.is_reference}
@@ -140,11 +137,24 @@ class StackedExecutor:
         self.controls = torch.tensor([controls[seed] for seed in self.seeds], device=device)
         self.optimiser = make(settings, list(self.parameters.values()))
         self.kinked = len(layers(self.template))
-        self._order: Tensor | None = None
+        self._epoch, self.batches = 0, Batches(settings, self.seeds, train)
+        self._wait_by_results()
+
+    def _wait_by_results(self) -> None:
+        self._wait([position for position, index in enumerate(self.indices) if self.results[index].waits])
+
+    def _wait(self, positions: list[int]) -> None:
+        """Choose which nudges wait for a live hit, and with that every member's backward."""
+        self.waiting = WaitingNudges(positions, self.reference_of)
+        members = [self.settings.members[index] for index in self.indices]
+        choices = [probe(m) if at in positions else choice(m) for at, m in enumerate(members)]
+        # [kinks, members, 1, 1] and [members, 1, 1]
+        self.subgradients = torch.tensor([s for s, _ in choices], dtype=torch.float64).T.to(self.device)[..., None, None]
+        self.injects = torch.tensor([rule == "injected" for _, rule in choices], device=self.device)[:, None, None]
 
     def alive(self) -> bool:
         """Return whether there is anything left to train."""
-        return self.void is None and not all(result.diverged for result in self.results.values())
+        return self.void is None and any(result.outcome == FINISHED for result in self.results.values())
 
     def note(self) -> str:
         """The losses of the last finished epoch; reading the current ones would make the host wait."""
@@ -154,10 +164,8 @@ class StackedExecutor:
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch: draw its batch orders and reset its counts."""
-        self._order = None
-        if self.settings.shuffle:
-            orders = [torch.randperm(len(self.train), generator=generator(stream(s, "order", epoch))) for s in self.seeds]
-            self._order = torch.stack(orders).to(self.device)
+        self._epoch = epoch
+        self.batches.begin(epoch)
         count = len(self.indices)
         self.loss = torch.zeros(count, dtype=torch.float64, device=self.device)
         self.samples = 0
@@ -199,6 +207,29 @@ class StackedExecutor:
                 h = h * torch.stack(masks)[self.seed_of]
         return h
 
+    def _all(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images [n, ...] or [members, n, ...] and labels [members, n] of a mini-batch."""
+        x, y = batch
+        return (x[self.seed_of], y[self.seed_of]) if self.settings.shuffle else (x, y.expand(len(self.indices), -1))
+
+    def _gradients(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, list[Tensor]]:
+        """A training forward and backward of the step ``number``.
+
+        Returns:
+            The losses, [members], and the gradients of all parameters, [members, ...] each. They are those of the scaled
+            losses if the optimiser has gradient scalers.
+        """
+        for clock in self.clocks.values():
+            clock.tick(number)
+        with self.settings.arithmetic.autocast(self.device):
+            logits = self._forward(x, training=True)
+            losses = (
+                F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(len(self.indices), -1).mean(1)
+            )
+        optimiser = self.optimiser
+        weights = optimiser.scale.to(losses.dtype) if isinstance(optimiser, Scaled) else torch.ones_like(losses)
+        return losses, list(torch.autograd.grad(losses, list(self.parameters.values()), weights))
+
     def step(self, start: int, stop: int, number: int) -> None:
         """Train all members on one mini-batch of each seed.
 
@@ -207,35 +238,72 @@ class StackedExecutor:
             stop: one past its last sample.
             number: number of the step, from 1 on.
         """
-        count = len(self.indices)
-        for clock in self.clocks.values():
-            clock.tick(number)
-        if self._order is None:
-            x, y = self.train.images[start:stop], self.train.labels[start:stop].expand(count, -1)
-        else:
-            where = self._order[:, start:stop]
-            x, y = self.train.images[where][self.seed_of], self.train.labels[where][self.seed_of]
-        values = list(self.parameters.values())
-        with self.settings.arithmetic.autocast(self.device):
-            logits = self._forward(x, training=True)
-            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(count, -1).mean(1)
+        x, y = self._all(self.batches.of(start, stop))
+        before = self.hits.clone() if self.waiting.positions else self.hits
+        losses, gradients = self._gradients(x, y, number)
         self.loss += losses.detach().double() * y.shape[1]
         self.samples += y.shape[1]
-        optimiser = self.optimiser
-        weights = optimiser.scale.to(losses.dtype) if isinstance(optimiser, Scaled) else torch.ones_like(losses)
-        optimiser.step(torch.autograd.grad(losses, values, weights))
+        live: list[int] = []
+        if self.waiting.positions:
+            live, faulty = self.waiting.probed(gradients, (self.hits - before).sum((0, 1)))
+            self._find_faulty(faulty, number)
+            gradients = [gradient[self.waiting.source] for gradient in gradients]
+        self.optimiser.step(gradients)
+        # where the reference has diverged, there is no run that a nudge could change
+        live = finite(live, self.reference_of, self.parameters)
+        if live:
+            self._nudge(live, gradients, number, stop)
         self._compare(number)
+
+    def _find_faulty(self, positions: list[int], number: int) -> None:
+        """Make the result void if gradients of a nudge differ from its reference's without a hit."""
+        for position in finite(positions, self.reference_of, self.parameters)[:1]:
+            member = self.settings.members[self.indices[position]]
+            why = f"had other gradients than its reference at step {number}, without a hit"
+            self.void = f"nudge {member.nudge} {why} (seed {member.seed})"
+
+    def _nudge(self, live: list[int], gradients: list[Tensor], number: int, stop: int) -> None:
+        """Move one parameter of each nudge that has met its first live hit.
+
+        Args:
+            live: positions of the nudges.
+            gradients: of this step.
+            number: number of this step.
+            stop: one past the last sample of its mini-batch.
+        """
+        following = self.batches.after(stop)
+
+        def look_ahead() -> list[Tensor] | None:
+            if following is None:
+                return None
+            with self._without_trace():
+                return self._gradients(*self._all(following), number + 1)[1]
+
+        self._wait([position for position in self.waiting.positions if position not in live])
+        rows = {self.indices[position]: position for position in live}
+        nudge(self.results, rows, self.reference_of, self.parameters, gradients, number, look_ahead)
+
+    @contextlib.contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Give back the counts and the statistics of batch norm as they were."""
+        kept = self.hits, self.activations, self.buffers
+        self.hits, self.activations = self.hits.clone(), list(self.activations)
+        self.buffers = {name: value.clone() for name, value in self.buffers.items()}
+        try:
+            yield
+        finally:
+            self.hits, self.activations, self.buffers = kept
 
     def _compare(self, number: int) -> None:
         """Record on the device which members are finite, which differ, and their distances."""
         flat = torch.cat([value.detach().flatten(1) for value in self.parameters.values()], 1)
         low, high = flat.aminmax(dim=1)
-        finite = low.isfinite() & high.isfinite()
+        whole = low.isfinite() & high.isfinite()
         bits = flat.view(bits_dtype(flat.dtype))  # compared as integers, because NaN is not equal to itself
         differs = (bits != bits[self.reference_of]).any(1)
         broken = bits[self.controls] != bits[self.references]
         place = torch.where(broken.any(1), broken.to(torch.uint8).argmax(1), -1)[self.seed_of]
-        self.flags.append(torch.stack((finite.long(), differs.long(), place)))
+        self.flags.append(torch.stack((whole.long(), differs.long(), place)))
         self.numbers.append(number)
         if number % self.settings.every == 0:
             wide = flat.double()
@@ -246,19 +314,21 @@ class StackedExecutor:
     def end(self) -> None:
         """End an epoch: read its records from the device, evaluate, and add its results."""
         flags = torch.stack(self.flags).cpu()
-        finite, differs, place = flags.unbind(1)  # [steps, members] each
+        whole, differs, place = flags.unbind(1)  # [steps, members] each
         self._find_void(place)
         rows = torch.stack([row for _, row in self.distances]).tolist() if self.distances else []
         distances = list(zip([number for number, _ in self.distances], rows, strict=True))
         diverged_at: dict[int, int | None] = {}
         for position, index in enumerate(self.indices):
             result = self.results[index]
-            first = self._first(finite[:, position] == 0)
-            if first is not None and not result.diverged:
+            first = self._first(whole[:, position] == 0)
+            if first is not None and result.outcome == FINISHED:
                 result.outcome = f"diverged: non-finite at step {first}"
             diverged_at[position] = int(result.outcome.rpartition(" ")[2]) if result.diverged else None
         for position, index in enumerate(self.indices):
             result, reference = self.results[index], int(self.reference_of[position])
+            if result.outcome == NO_EFFECT:  # its row is a copy of the reference, of which nothing is recorded
+                continue
             ends = [end for end in (diverged_at[position], diverged_at[reference]) if end is not None]
             last = min(ends, default=None)
             first = self._first(differs[:, position] != 0)
@@ -266,14 +336,25 @@ class StackedExecutor:
             counts = first is not None and (last is None or first <= last)
             if counts and result.first_difference is None and position != reference:
                 result.first_difference = first
+                self._find_early(result)
             for number, row in distances:
                 if last is None or number < last:
                     result.steps.add(number, *row[position])
         if self.void is None:
             self._evaluate()
+            if self._epoch + 1 == self.settings.epochs:
+                end_waiting(self.results)
+        self._wait_by_results()  # those that have diverged wait no longer
 
     def _first(self, flags: Tensor) -> int | None:
         return self.numbers[int(flags.to(torch.uint8).argmax())] if bool(flags.any()) else None
+
+    def _find_early(self, result: MemberResult) -> None:
+        """Make the result void if a nudge differed from its reference before it moved."""
+        nudge, first = result.nudge, result.first_difference
+        if self.void is None and (result.waits or (nudge is not None and first is not None and first < nudge.step)):
+            name = f"nudge {result.member.nudge}"
+            self.void = f"{name} differed from its reference at step {first}, before it moved (seed {result.member.seed})"
 
     def _find_void(self, place: Tensor) -> None:
         for position, index in enumerate(self.indices):
@@ -307,7 +388,7 @@ class StackedExecutor:
         train_losses, hits = (self.loss / self.samples).tolist(), self.hits.cpu()
         for position, index in enumerate(self.indices):
             result = self.results[index]
-            if result.diverged:
+            if result.outcome != FINISHED:
                 continue
             rights = [batch[position] for batch in batches]
             result.epochs.append(
@@ -339,3 +420,4 @@ class StackedExecutor:
             for name, value in self.buffers.items():
                 value.copy_(state["buffers"][name])
         self.optimiser.load_state_dict(state["optimiser"])
+        self._wait_by_results()

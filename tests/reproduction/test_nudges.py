@@ -166,8 +166,8 @@ def test_finished_nudges_are_taken_over(tmp_path: Path, original: Path) -> None:
 # ---------------------------------------------------------------- the reference
 
 
-def _changed(folder: Path, part: Comparison, change: Callable[[Any], None]) -> None:
-    executor, store = "forking", store_of(folder, part)
+def _changed(folder: Path, part: Comparison, change: Callable[[Any], None], executor: str = "forking") -> None:
+    store = store_of(folder, part)
     seeds = engine.finished(part.settings, store, executor)
     change(next(member for member in seeds[1].members if member.member.is_reference))
     engine.keep(part.settings, store, executor, seeds)
@@ -251,8 +251,17 @@ def test_nudges_are_void_where_their_control_differs(folder: Path) -> None:
     assert result.void == "control differed at step 1"
 
 
-def test_stacked_nudges_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ScenarioError, match=r"float32-nudges: the stacked executor trains no nudges; use --executor forking"
-    ):
-        _run(tmp_path / "out", ["float32-nudges"], executor="stacked")
+def test_stacked_nudges_are_run_and_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    reported = _run(folder, [NAME, f"{NAME}-nudges"], executor="stacked")
+    assert not reported.void
+    comparison, nudges = read(_place(folder, "stacked"), COMPARISON), read_nudges(_place(folder, "stacked"), COMPARISON)
+    assert comparison is not None
+    assert nudges is not None
+    assert (comparison.void, nudges.void, nudges.executor) == (None, None, "stacked")
+    assert any(member.nudge is not None for member in nudges.members)
+    # as where a product rounds differently in a stack of another size
+    _changed(folder, COMPARISON.nudges, _loss, "stacked")
+    void = read_nudges(_place(folder, "stacked"), COMPARISON)
+    assert void is not None
+    assert str(void.void).startswith(f"the reference of seed 1 is not that of {NAME} (device cpu")

@@ -89,7 +89,7 @@ def test_order_differs_by_epoch_and_masks_by_step_in_a_run(kind: Any, monkeypatc
     orders = []
     for epoch in range(2):
         run.begin(epoch)
-        orders.append(run._order.flatten())
+        orders.append(run.batches.order.flatten())
         for step in range(2):
             run.step(4 * step, 4 * step + 4, 2 * epoch + step + 1)
     assert not torch.equal(*orders)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relucheck.training.batches import DataSplit
 from relucheck.training.flat import Flat
 from relucheck.training.model import Choice, ExecutorError, layers
 from relucheck.training.optimisers import make_optimiser, same_as_apart
@@ -18,22 +18,6 @@ from relucheck.training.result import Epoch
 from relucheck.training.settings import Member, Settings
 
 _EVALUATED: Final = 1024  # about the number of test images per forward
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSplit:
-    """Images and labels of a data set's split, on the training device.
-
-    Attributes:
-        images: [n, ...], floating point, in the input shape of the network.
-        labels: class indices, int64 [n].
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def choice(member: Member) -> Choice:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from relucheck.numerics.determinism import generator
-from relucheck.training.forking.branch import Branch, DataSplit, choice, same_gradients
-from relucheck.training.forking.nudging import move, places, probe
-from relucheck.training.model import Choice, Clock, Switch, build, stream
-from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
+from relucheck.training.batches import Batches, DataSplit
+from relucheck.training.forking.branch import Branch, choice, same_gradients
+from relucheck.training.forking.nudging import drawn, end_waiting, move, probe, record
+from relucheck.training.model import Choice, Clock, Switch, build
+from relucheck.training.result import MemberResult
 from relucheck.training.settings import Settings
 
 #: Builds the model of a seed on the CPU, see ``relucheck.training.model.build``.
@@ -70,7 +70,7 @@ class ForkingExecutor:
         self.clock = Clock(seed)
         self.results = {index: MemberResult(member) for index, member in enumerate(settings.members) if member.seed == seed}
         self.void: str | None = None
-        self._epoch, self._order = 0, self._order_of(0)
+        self._epoch, self.batches = 0, Batches(settings, (seed,), train)
         indices = sorted(self.results, key=lambda index: not settings.members[index].is_reference)
         self._reference_index = indices[0]
         merged = [index for index in indices if not settings.members[index].control and not apart]
@@ -94,30 +94,15 @@ class ForkingExecutor:
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch: draw its batch order and reset its counts."""
-        self._epoch, self._order = epoch, self._order_of(epoch)
+        self._epoch = epoch
+        self.batches.begin(epoch)
         for branch in self.branches:
             branch.reset()
 
-    def _order_of(self, epoch: int) -> Tensor | None:
-        """The order of the training samples in an epoch, int64 [n]; None for file order."""
-        if not self.settings.shuffle:
-            return None
-        random = generator(stream(self.seed, "order", epoch))
-        return torch.randperm(len(self.train), generator=random).to(self.device)
-
-    def _batch(self, order: Tensor | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a mini-batch."""
-        where: Any = slice(start, stop) if order is None else order[start:stop]
-        return self.train.images[where], self.train.labels[where]
-
-    def _next_batch(self, stop: int) -> tuple[Tensor, Tensor] | None:
-        """The mini-batch after the one that ends before ``stop``, also across epochs; None at the end of the run."""
-        order = self._order
-        if stop >= len(self.train):
-            if self._epoch + 1 >= self.settings.epochs:
-                return None
-            stop, order = 0, self._order_of(self._epoch + 1)
-        return self._batch(order, stop, min(stop + self.settings.batch_size, len(self.train)))
+    def _one(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images [n, ...] and labels [n] of a mini-batch of this seed."""
+        x, y = batch
+        return (x[0], y[0]) if self.settings.shuffle else (x, y)
 
     def step(self, start: int, stop: int, number: int) -> None:
         """Train all members on one mini-batch.
@@ -127,18 +112,15 @@ class ForkingExecutor:
             stop: one past its last sample.
             number: number of the step, from 1 on.
         """
-        x, y = self._batch(self._order, start, stop)
+        x, y = self._one(self.batches.of(start, stop))
         self.clock.tick(number)
         for branch in list(self.branches):
             gradients, live = self._advance(branch, x, y, number)
             if live:
-                self._nudge(branch, live, gradients, number, self._next_batch(stop))
+                following = self.batches.after(stop)
+                self._nudge(branch, live, gradients, number, following and self._one(following))
                 self.clock.tick(number)
         self._compare(number)
-
-    def _waits(self, index: int) -> bool:
-        """Return whether a member is a nudge that has not met a live hit."""
-        return self.settings.members[index].nudge is not None and self.results[index].nudge is None
 
     def _advance(self, branch: Branch, x: Tensor, y: Tensor, number: int) -> tuple[list[Tensor], list[int]]:
         """Train a branch on a mini-batch, and fork it where gradients differ.
@@ -150,7 +132,7 @@ class ForkingExecutor:
         wanted: dict[Choice, list[int]] = {}
         for index in branch.members:
             wanted.setdefault(choice(self.settings.members[index]), []).append(index)
-        probes = {index: probe(self.settings.members[index]) for index in branch.members if self._waits(index)}
+        probes = {index: probe(self.settings.members[index]) for index in branch.members if self.results[index].waits}
         for one in probes.values():
             wanted.setdefault(one, [])  # wanted by no member unless there is one with s = 1
         chosen = list(wanted) if hit else list(wanted)[:1]
@@ -196,17 +178,19 @@ class ForkingExecutor:
             return
         self.clock.tick(number + 1)
         usual = None if batch is None else branch.fork([]).look_ahead(*batch)
-        for index in live:
-            member, attempts = self.settings.members[index], 0
-            for attempts, (parameter, element) in enumerate(places(member, gradients), 1):
+
+        def effective(elements: Mapping[int, tuple[int, int]]) -> list[int]:
+            moved = []
+            for index, (parameter, element) in elements.items():
                 other = branch.fork([index])
                 move(other.parameters[parameter], element)
                 if batch is None or usual is None or not same_gradients(usual, other.fork([]).look_ahead(*batch)):
-                    self.results[index].nudge = Nudge(number, attempts, other.names[parameter], element)
                     self.branches.append(other)
-                    break
-            else:
-                self.results[index] = MemberResult(member, NO_EFFECT, nudge=Nudge(number, attempts, None, None))
+                    moved.append(index)
+            return moved
+
+        nudges = {index: self.settings.members[index] for index in live}
+        record(self.results, drawn(nudges, lambda _: gradients, number, branch.names, effective))
         branch.members = [index for index in branch.members if index not in live]
         if not branch.members:  # where every member is trained by itself
             self.branches.remove(branch)
@@ -256,9 +240,7 @@ class ForkingExecutor:
                 result.hits.append(copy.deepcopy(branch.hits))
                 result.activations.append(list(branch.activations))
         if self._epoch + 1 == self.settings.epochs:
-            for index in filter(self._waits, self.results):
-                if not self.results[index].diverged:
-                    self.results[index] = MemberResult(self.settings.members[index], NO_LIVE_HIT)
+            end_waiting(self.results)
 
     def state(self) -> dict[str, Any]:
         """The state between two epochs; tensors are shared, not copied."""

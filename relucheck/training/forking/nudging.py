@@ -20,7 +20,7 @@ parameter changes a gradient, and the nudge ends after ``MOST_ATTEMPTS`` draws w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 from relucheck.numerics.bits import away_from_zero
 from relucheck.numerics.determinism import generator
 from relucheck.training.model import Choice, stream
+from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
 from relucheck.training.settings import NUDGES, Member
 
 #: Number of draws after which a nudge gives up. Without mixed precision and TF32, 40 to 70 % of the draws change a gradient
@@ -80,3 +81,70 @@ def move(parameter: Tensor, element: int) -> None:
     with torch.no_grad():
         place = parameter.detach().view(-1)[element : element + 1]
         place.copy_(away_from_zero(place))
+
+
+def drawn(
+    nudges: Mapping[int, Member],
+    gradients: Callable[[int], Sequence[Tensor]],
+    step: int,
+    names: Sequence[str],
+    effective: Callable[[Mapping[int, tuple[int, int]]], Collection[int]],
+) -> dict[int, Nudge]:
+    """Draw an element for each nudge, and draw again for those whose element has no effect.
+
+    Args:
+        nudges: members that have met their first live hit, by index.
+        gradients: of all parameters at this step, for the index of a nudge.
+        step: number of the step.
+        names: of the parameters.
+        effective: takes the next element of each nudge that has none yet, as the position of the parameter and the place
+            in it. It moves these elements, takes back the moves without an effect, and returns the nudges with one.
+
+    Returns:
+        For each nudge what moved; its parameter is None if no element had an effect.
+    """
+    elements = {index: places(member, gradients(index)) for index, member in nudges.items()}
+    attempts = dict.fromkeys(nudges, 0)
+    found: dict[int, Nudge] = {}
+    while len(found) < len(nudges):
+        tried: dict[int, tuple[int, int]] = {}
+        for index in nudges:
+            if index in found:
+                continue
+            element = next(elements[index], None)
+            if element is None:
+                found[index] = Nudge(step, attempts[index], None, None)
+            else:
+                tried[index] = element
+                attempts[index] += 1
+        for index in effective(tried) if tried else ():
+            parameter, place = tried[index]
+            found[index] = Nudge(step, attempts[index], names[parameter], place)
+    return found
+
+
+def record(results: dict[int, MemberResult], found: Mapping[int, Nudge]) -> None:
+    """Write what moved into the results.
+
+    A nudge without an effect gets a result that holds nothing else.
+
+    Args:
+        results: by index, changed in place.
+        found: as ``drawn`` returns it.
+    """
+    for index, nudge in found.items():
+        if nudge.parameter is None:
+            results[index] = MemberResult(results[index].member, NO_EFFECT, nudge=nudge)
+        else:
+            results[index].nudge = nudge
+
+
+def end_waiting(results: dict[int, MemberResult]) -> None:
+    """Give the nudges that still wait at the end of the run the outcome "no live hit".
+
+    Args:
+        results: by index, changed in place.
+    """
+    for index, result in results.items():
+        if result.waits:
+            results[index] = MemberResult(result.member, NO_LIVE_HIT)

@@ -16,6 +16,7 @@ from relucheck.networks import Network
 from relucheck.numerics.bits import ulp_distance
 from relucheck.training import engine
 from relucheck.training import model as training_model
+from relucheck.training.batches import Batches
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import Branch, ForkingExecutor, nudging
 from relucheck.training.forking import executor as forking
@@ -193,7 +194,7 @@ def _before_the_update(patch: pytest.MonkeyPatch) -> None:
 
 def _zero_gradients(patch: pytest.MonkeyPatch) -> None:
     places = nudging.places
-    patch.setattr(forking, "places", lambda member, gradients: places(member, [(g == 0).to(g.dtype) for g in gradients]))
+    patch.setattr(nudging, "places", lambda member, gradients: places(member, [(g == 0).to(g.dtype) for g in gradients]))
 
 
 def _towards_zero(patch: pytest.MonkeyPatch) -> None:
@@ -218,21 +219,21 @@ def _one_step_late(patch: pytest.MonkeyPatch) -> None:
 
 def _same_element(patch: pytest.MonkeyPatch) -> None:
     places = nudging.places
-    patch.setattr(forking, "places", lambda member, gradients: places(Member(member.seed, 0.0, nudge=1), gradients))
+    patch.setattr(nudging, "places", lambda member, gradients: places(Member(member.seed, 0.0, nudge=1), gradients))
 
 
 def _not_counted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(forking, "Nudge", lambda step, attempts, *rest: Nudge(step, 1, *rest))
+    patch.setattr(nudging, "Nudge", lambda step, attempts, *rest: Nudge(step, 1, *rest))
 
 
 def _first_draw_stands(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ForkingExecutor, "_next_batch", lambda self, stop: None)
+    patch.setattr(Batches, "after", lambda self, stop: None)
 
 
 def _looks_at_this_step(patch: pytest.MonkeyPatch) -> None:
     """Whether a draw has an effect is tried on the mini-batch that is past."""
     size = SETTINGS.batch_size
-    patch.setattr(ForkingExecutor, "_next_batch", lambda self, stop: self._batch(self._order, max(0, stop - size), stop))
+    patch.setattr(Batches, "after", lambda self, stop: self.of(max(0, stop - size), stop))
 
 
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
@@ -327,7 +328,7 @@ def test_a_seed_without_a_live_hit_has_no_nudges() -> None:
 @pytest.mark.usefixtures("dead_units")
 def test_a_nudge_that_changes_no_gradient_ends_after_so_many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """In mixed precision, products round the ulp away."""
-    monkeypatch.setattr(forking, "places", functools.partial(nudging.places, most=7))
+    monkeypatch.setattr(nudging, "places", functools.partial(nudging.places, most=7))
     settings = changed(SETTINGS, arithmetic="mixed bfloat16", members=members_of([5], [], nudges=1), epochs=2)
     result = train(settings, progress=False)
     nudge = result.find(5, 0.0, nudge=1)
@@ -423,8 +424,3 @@ def test_an_element_moves_by_one_ulp_away_from_zero(dtype: torch.dtype) -> None:
         assert before == 0 or after.signbit() == before.signbit()
         assert int((moved != values).sum()) == 1
     assert float(after) < -255.0
-
-
-def test_the_stacked_executor_refuses_nudges() -> None:
-    with pytest.raises(SettingsError, match="trains no nudges; use the forking executor"):
-        train(SETTINGS, executor="stacked", progress=False)
