@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from relucheck.reproduction.report.counts import (
+from relucheck.reproduction.report.hits.page import (
     Counts,
     conclusion,
     counts_of,

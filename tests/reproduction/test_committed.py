@@ -14,9 +14,9 @@ from relucheck.reproduction import counted, trained
 from relucheck.reproduction.counted import CountsScenario
 from relucheck.reproduction.experiments import scenarios, volumes
 from relucheck.reproduction.folder import MARK, described, differences
-from relucheck.reproduction.report.counts import VERSION as COUNTS_VERSION
 from relucheck.reproduction.report.deciding.page import page
 from relucheck.reproduction.report.document import SUMMARY_VERSION
+from relucheck.reproduction.report.hits.page import VERSION as COUNTS_VERSION
 from relucheck.reproduction.scenario import Place
 from relucheck.reproduction.stored import decide_folders
 from relucheck.reproduction.trained import read

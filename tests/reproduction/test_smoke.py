@@ -14,8 +14,8 @@ import pytest
 
 from relucheck.reproduction.experiments.counts import E9
 from relucheck.reproduction.experiments.mlp import SCENARIOS
-from relucheck.reproduction.report.counts import Counts
-from relucheck.reproduction.report.fit import members
+from relucheck.reproduction.report.hits.fit import members
+from relucheck.reproduction.report.hits.page import Counts
 from relucheck.reproduction.report.summary import Reproduction
 from relucheck.reproduction.run import reproduce
 from relucheck.reproduction.scenario import Place

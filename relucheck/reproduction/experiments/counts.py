@@ -2,7 +2,7 @@
 
 The notebooks of [R22] print these counts epoch by epoch. They are the only published numbers that show how the GPU rounded:
 an arithmetic that stands for it has to give them. So the networks of the counts are trained here in many candidate
-arithmetics, and ``relucheck.reproduction.report.fit`` compares their counts with the published ones.
+arithmetics, and ``relucheck.reproduction.report.hits.fit`` compares their counts with the published ones.
 
 [R22] Martorella, Ramirez Contreras, Cerezo Garcia, Reproducibility Challenge, EPFL CS-433, 2022.
 """

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.reproduction.report.counts_figures import fit_figure, hits_figure
 from relucheck.reproduction.report.document import controls_table, how_table, settings_table
-from relucheck.reproduction.report.fit import FEWEST, TARGETS, Fit, Series, Target, deciding, fits, members
+from relucheck.reproduction.report.hits.figures import fit_figure, hits_figure
+from relucheck.reproduction.report.hits.fit import FEWEST, TARGETS, Fit, Series, Target, deciding, fits, members
 from relucheck.reproduction.scenario import SCALE_NAMES, Comparison, Experiment
 from relucheck.results.figures import save
 from relucheck.results.statistics import LEVEL

@@ -14,10 +14,19 @@ import pytest
 from relucheck.reproduction.counted import CountsScenario
 from relucheck.reproduction.experiments.counts import E9
 from relucheck.reproduction.folder import reserve
-from relucheck.reproduction.report import counts as report
-from relucheck.reproduction.report import counts_figures
-from relucheck.reproduction.report.counts import Counts, conclusion, counts_of, fit_table, hits_table, page, summary, title
-from relucheck.reproduction.report.fit import Fit, fits
+from relucheck.reproduction.report.hits import figures as hits_figures
+from relucheck.reproduction.report.hits import page as report
+from relucheck.reproduction.report.hits.fit import Fit, fits
+from relucheck.reproduction.report.hits.page import (
+    Counts,
+    conclusion,
+    counts_of,
+    fit_table,
+    hits_table,
+    page,
+    summary,
+    title,
+)
 from relucheck.reproduction.scenario import Comparison, Place, Reported
 from relucheck.reproduction.trained import store_of
 from relucheck.results.tables import render
@@ -303,7 +312,7 @@ def test_the_summary_is_what_was_computed(reported: Reported) -> None:
 def test_the_figure_shows_published_counts_over_the_best_three() -> None:
     names = [f"e2-layer-1-forward-split-k-{parts}" for parts in (2, 3, 4, 5)]
     found = fits(report.TARGETS[0], [_run(name, factor) for name, factor in zip(names, (9.0, 1.0, 1.2, 3.0), strict=True)])
-    figure = counts_figures.fit_figure("E2", found)
+    figure = hits_figures.fit_figure("E2", found)
     panels = figure.get_axes()
     assert len(panels) == 15, "a row for each series, a column for each arithmetic"
     for panel, fit in zip(panels[:3], found[:3], strict=True):
@@ -316,7 +325,7 @@ def test_the_figure_shows_published_counts_over_the_best_three() -> None:
         assert list(map(int, line.get_ydata())) == list(fit.series[place // 3].low)
         assert len(panel.collections) == 1, "the band"
     (fit,) = fits(report.TARGETS[2], [_run("e1-bfloat16", 0.5)])
-    panel, _ = counts_figures.fit_figure("E1", [fit]).get_axes()
+    panel, _ = hits_figures.fit_figure("E1", [fit]).get_axes()
     bounds = {float(line.get_ydata()[0]) for line in panel.get_lines() if line.get_linestyle() == ":"}
     assert bounds == {1.0, 4.0}
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from relucheck.reproduction.published import PublishedCount, counts
-from relucheck.reproduction.report.fit import TARGETS, Fit, Series, Target, fits, members
+from relucheck.reproduction.report.hits.fit import TARGETS, Fit, Series, Target, fits, members
 from relucheck.reproduction.scenario import Comparison
 from relucheck.training.result import Result
 from relucheck.training.settings import Member, members_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.report.fit import Fit, Series, deciding
+from relucheck.reproduction.report.hits.fit import Fit, Series, deciding
 from relucheck.results.figures import blank
 from relucheck.results.statistics import prediction
 from relucheck.results.tables import counted
