@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from relucheck import __version__
-from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError
+from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError, SettingsError
 
 
 def _scenarios() -> str:
@@ -341,6 +341,11 @@ def _kernels(arguments: argparse.Namespace) -> int:
     from relucheck.results.tables import render
 
     dtypes = [] if arguments.dtypes is None else [name.strip() for name in arguments.dtypes.split(",")]
+    if not all(dtypes):
+        raise SettingsError(
+            f"--dtypes {arguments.dtypes!r}: a name is missing; name dtypes with one comma between two, for example "
+            "float32,bfloat16"
+        )
     folder = Path(arguments.out) if arguments.out else None
     found, files = kernels(arguments.device, dtypes, folder, progress=not arguments.quiet)
     sys.stdout.write(render(*report.shown(found), width=_width(), color=sys.stdout.isatty()))
