@@ -227,7 +227,9 @@ def _claim(entry: Mapping[str, Any], scenarios: Mapping[str, str], statistics: M
     if "nudges" in entry.get("controls", []) and "0-0" not in entry["controls"]:
         raise ClaimError(f'{name}: controls={entry["controls"]!r}: nudges need a reference that is proved; add "0-0"')
     if statistic.nudged and "nudges" not in entry.get("controls", []):
-        raise ClaimError(f'{name}: controls={entry.get("controls", [])!r}: {entry["statistic"]} looks at nudges; add "nudges"')
+        raise ClaimError(
+            f'{name}: controls={entry.get("controls", [])!r}: {entry["statistic"]} looks at nudges; add "nudges"'
+        )
     if statistic.about_s and not entry.get("rules"):
         raise ClaimError(f"{name}: rules=[]: {entry['statistic']} looks at every s; name {' or '.join(RULES)}, or both")
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

@@ -170,9 +170,7 @@ def test_a_baseline_that_cannot_be_compared_is_an_error(project, monkeypatch, ca
 
 
 @pytest.mark.parametrize("name", [".", "/", "", "kinks", "kinks.md"])
-def test_a_kink_table_must_have_the_name_of_a_json_file(
-    name: str, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_kink_table_must_have_the_name_of_a_json_file(name, project, capsys):
     assert main(["kinks", "mylib:Good", "--dtypes", "float32", "--json", name]) == USAGE
     shown = capsys.readouterr()
     assert "--json" in shown.err

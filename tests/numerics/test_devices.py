@@ -29,8 +29,10 @@ def test_torchs_first_sentence_is_the_reason(message: str, reason: str, monkeypa
 
 @pytest.mark.parametrize("name", ["mps", "xpu", "hpu", "nowhere", "cuda:99"])
 def test_no_name_of_a_device_gives_a_long_error(name: str) -> None:
+    said = ""
     try:
         available(name)
-    except DeviceError as error:
-        assert len(str(error)) < 300
-        assert "\n" not in str(error)
+    except DeviceError as error:  # some machine may have the device
+        said = str(error)
+    assert len(said) < 300
+    assert "\n" not in said

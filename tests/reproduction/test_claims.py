@@ -120,7 +120,7 @@ def test_an_entry_with_rules_and_nudges_is_read(statistic: str) -> None:
         ),
         (
             lambda text: _as(text, "moves").replace('controls = ["0-0", "nudges"]', ""),
-            "controls=[]: moves looks at nudges; add \"nudges\"",
+            'controls=[]: moves looks at nudges; add "nudges"',
         ),
         (
             lambda text: _as(text, "differs").replace('rules = ["injected"]', ""),

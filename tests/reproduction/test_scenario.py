@@ -343,7 +343,11 @@ def test_only_of_something_unknown() -> None:
 @pytest.mark.parametrize(
     ("name", "scale", "says"),
     [
-        ("E1", "smoke", "E1: published (the arithmetic bfloat16 emulated (rounded)) is no part at scale smoke; it is at full"),
+        (
+            "E1",
+            "smoke",
+            "E1: published (the arithmetic bfloat16 emulated (rounded)) is no part at scale smoke; it is at full",
+        ),
         ("E3", "smoke", "bias joined)) is no part at scale smoke; it is at full, cpu"),
         ("E4", "cpu", "E4: published is for trainings"),
     ],

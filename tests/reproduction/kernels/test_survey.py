@@ -264,7 +264,11 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         (["--dtypes", ",,"], USAGE, "--dtypes ',,': a name is missing"),
         (["--dtypes", "float32,"], USAGE, "--dtypes 'float32,': a name is missing"),
         (["--device", "nowhere"], MISSING, "device 'nowhere' is not available here"),
-        (["--device", "meta"], MISSING, "device 'meta': experiments and their kernels run on cpu and cuda; use one of these"),
+        (
+            ["--device", "meta"],
+            MISSING,
+            "device 'meta': experiments and their kernels run on cpu and cuda; use one of these",
+        ),
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,7 +304,9 @@ def test_progress_is_printed_where_there_is_no_terminal(capsys: pytest.CaptureFi
     arguments = ["kernels", "--device", "cpu", "--dtypes", "float64,float32"]
     assert main(arguments) == OK
     lines = capsys.readouterr().err.splitlines()
-    wanted = [f"kernels: {name}, mini-batches of {size}: finished [" for name in ("float64", "float32") for size in (128, 96)]
+    wanted = [
+        f"kernels: {name}, mini-batches of {size}: finished [" for name in ("float64", "float32") for size in (128, 96)
+    ]
     assert [line for line, start in zip(lines, wanted, strict=True) if not line.startswith(start)] == []
     assert main([*arguments, "--quiet"]) == OK
     assert capsys.readouterr().err == ""

@@ -154,9 +154,9 @@ def _one_of_many(case: VolumeCase) -> str:
         (_estimated(lambda found: found[-1] >= found[0]), (0.3, 0.3, 0.3, 0.3), "refuted"),
         (_estimated(lambda found: max(found) - min(found) < 0.1), (0.3, 0.3, 0.3, 0.4), "confirmed"),
         (_estimated(lambda found: max(found) - min(found) <= 0.1), (0.3, 0.3, 0.4, 0.4), "refuted"),
-        (_estimated(lambda found: 0.3 <= min(found) and max(found) <= 0.6), (0.3, 0.5), "confirmed"),
+        (_estimated(lambda found: min(found) >= 0.3 and max(found) <= 0.6), (0.3, 0.5), "confirmed"),
         (_one_of_many, (0.3,) * 4, "refuted"),
-        (_estimated(lambda found: 0.9 <= min(found)), (0.9, 1.0), "confirmed"),
+        (_estimated(lambda found: min(found) >= 0.9), (0.9, 1.0), "confirmed"),
     ],
     ids=["larger", "smaller", "constant", "not constant", "within", "one is outside", "within both bounds"],
 )
