@@ -257,11 +257,11 @@ class Experiment:
     def _selected(self, scale: str, parts: Sequence[Comparison], only: Sequence[str]) -> tuple[Comparison, ...]:
         every = {part.name: part for part in parts}
         labels = {name: part.settings.arithmetic.name for name, part in every.items()}
-        wanted = [one for name in only for one in (self._found_published(scale) if name == FITTED else (name,))]
+        wanted = [one for name in only for one in (self._with_published_counts(scale) if name == FITTED else (name,))]
         return tuple(every[name] for name in selected(self.name, scale, labels, wanted))
 
-    def _found_published(self, scale: str) -> tuple[str, ...]:
-        """The names of the comparisons in an arithmetic that gives the published counts of their network."""
+    def _with_published_counts(self, scale: str) -> tuple[str, ...]:
+        """The comparisons in an arithmetic that gives the published counts of their network."""
         found = {
             each: tuple(
                 one.name

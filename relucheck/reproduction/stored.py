@@ -46,7 +46,7 @@ class Stored:
 
 
 def read_folders(folders: Iterable[Path]) -> tuple[Stored, ...]:
-    """Read the results in folders that a user named; a folder that is named twice counts once.
+    """Read the results in named folders; a folder that is named twice counts once.
 
     Raises:
         ReproductionError: for a folder that holds no results of a scenario or those of a smoke test, and for a second
@@ -62,9 +62,9 @@ def read_folders(folders: Iterable[Path]) -> tuple[Stored, ...]:
 
 
 def default_results(say: Callable[[str], None]) -> tuple[Stored, ...]:
-    """Read the results in the working directory's ``relucheck-results``, except those of smoke tests.
+    """Read the results in the working directory's ``relucheck-results``.
 
-    A folder that cannot be used is left out. Of several folders of E4, the one with most draws is used, or else the one at
+    Smoke tests are not read. A folder that cannot be used is left out. Of several folders of E4, the one with most draws is used, or else the one at
     the larger scale.
 
     Args:
@@ -81,13 +81,13 @@ def default_results(say: Callable[[str], None]) -> tuple[Stored, ...]:
     best = max(volumes, key=lambda one: (one.draws, -SCALES.index(one.scale)), default=None)
     for one in volumes:
         if best is not None and one is not best:
-            why = f"{best.folder} decides the claims of {one.scenario}, with {best.draws:,} draws instead of {one.draws:,}"
-            say(f"{one.folder} is left out: {why}")
+            why = f"{best.draws:,} draws instead of {one.draws:,}" if best.draws > one.draws else "as many draws"
+            say(f"{one.folder} is left out: {best.folder} decides the claims of {one.scenario}, with {why}")
     return tuple(one for one in found if one.volumes is None or one is best)
 
 
 def decide_folders(folders: Iterable[Path]) -> tuple[Decision, ...]:
-    """Decide every published claim from the finished results in folders, as ``decide_stored`` does.
+    """Decide every published claim from the finished results in folders.
 
     Args:
         folders: of ``relucheck reproduce``; of E4, one is allowed.
@@ -145,7 +145,7 @@ def _joined(runs: Sequence[Trained]) -> list[Trained]:
 
 
 def _rank(run: Trained) -> tuple[bool, bool, int]:
-    """Void results decide nothing, and without nudges most claims cannot be decided, whatever the number of seeds."""
+    # void results decide nothing, and without nudges most claims cannot be decided, whatever the number of seeds
     return not run.result.void, run.nudges is not None and not run.nudges.void, len(run.result.settings.seeds)
 
 

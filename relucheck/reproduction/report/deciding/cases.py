@@ -72,7 +72,7 @@ class TrainingCase:
         return [self._mean_nudge(self.run, seed, endpoint) for seed in seeds]
 
     def one_nudge(self, endpoint: str, seeds: Sequence[int]) -> list[float | None]:
-        """The endpoint of the first nudge of each seed; None for a seed in which it has no value.
+        """The endpoint of the first nudge of each seed, or None where it has no value.
 
         It spreads over seeds as a single run does; a mean of nudges spreads less.
         """
