@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from relucheck import __version__
-from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError
+from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError, SettingsError
 
 
 def _scenarios() -> str:
@@ -151,8 +151,10 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="a folder that relucheck reproduce wrote (repeatable); of several folders of a scenario, the one with most "
-        "seeds decides each comparison; default: the folders in relucheck-results/, without those of scale smoke",
+        help="a folder that relucheck reproduce wrote (repeatable). Of several folders of a scenario, one decides each "
+        "comparison: first one that is not void, then one with valid nudges, then the one with most seeds. Default: the "
+        "folders in relucheck-results/, without those of scale smoke and those that cannot be used; of several folders of "
+        "E4, the one with most draws",
     )
     claims.add_argument("--report", metavar="FILE.md", help="write every case with its numbers to FILE.md, too")
     text = "report how a device rounds the matrix products and convolutions of the published experiments"
@@ -189,6 +191,9 @@ def _run(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     for name in getattr(arguments, "report", []):
         gate_report.check_name(Path(name), "--report")
+    table: str | None = getattr(arguments, "json", None)
+    if table is not None:
+        gate_report.check_name(Path(table), "--json", (".json",))
     against: str = getattr(arguments, "against", None) or ""
     old = gate_report.read_json(Path(against)) if against else None
     baseline = gate_report.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
@@ -214,8 +219,8 @@ def _run(arguments: argparse.Namespace) -> int:
             was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
             compared = [f"{len(changes)} differences from {name} ({was})", *(f"  {line}" for line in changes)]
     # write files before printing: the reader of a pipe may close it at the first line
-    if getattr(arguments, "json", None):
-        files.write_atomically(Path(arguments.json), gate_report.as_json(results, config.targets))
+    if table is not None:
+        files.write_atomically(Path(table), gate_report.as_json(results, config.targets))
     for name in getattr(arguments, "report", []):
         gate_report.write_report(Path(name), results, config.targets, changes)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -310,16 +315,22 @@ def _folder_alone(arguments: argparse.Namespace) -> Path:
 
 
 def _claims(arguments: argparse.Namespace) -> int:
+    from relucheck.gate import report as gate_report
     from relucheck.reproduction.report.deciding.page import page, shown
-    from relucheck.reproduction.stored import decide_folders, default_folders
+    from relucheck.reproduction.stored import decide_stored, default_results, read_folders
     from relucheck.results.store import write_atomically
     from relucheck.results.tables import render
 
-    folders = tuple(map(Path, arguments.results)) or default_folders()
-    decisions = decide_folders(folders)
-    if arguments.report:
+    if arguments.report is not None:
+        gate_report.check_name(Path(arguments.report), "--report", (".md",))
+    if arguments.results:
+        found = read_folders(map(Path, arguments.results))
+    else:
+        found = default_results(lambda line: print(f"relucheck: {line}", file=sys.stderr))
+    decisions = decide_stored(found)
+    if arguments.report is not None:
         write_atomically(Path(arguments.report), page(decisions))
-    print(f"results: {', '.join(map(str, folders)) or 'none; name folders with --results'}")
+    print(f"results: {', '.join(str(one.folder) for one in found) or 'none; name folders with --results'}")
     sys.stdout.write(render(*shown(decisions), width=_width(), color=sys.stdout.isatty()))
     return OK
 
@@ -330,6 +341,11 @@ def _kernels(arguments: argparse.Namespace) -> int:
     from relucheck.results.tables import render
 
     dtypes = [] if arguments.dtypes is None else [name.strip() for name in arguments.dtypes.split(",")]
+    if not all(dtypes):
+        raise SettingsError(
+            f"--dtypes {arguments.dtypes!r}: a name is missing; name dtypes with one comma between two, for example "
+            "float32,bfloat16"
+        )
     folder = Path(arguments.out) if arguments.out else None
     found, files = kernels(arguments.device, dtypes, folder, progress=not arguments.quiet)
     sys.stdout.write(render(*report.shown(found), width=_width(), color=sys.stdout.isatty()))

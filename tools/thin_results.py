@@ -4,7 +4,8 @@
 
 Distances are left out of steps that no figure draws, and accuracies of test mini-batches of runs that no box plot pools. A
 scenario without such figures keeps only each member's last distance. Every file that is thinned says so and by what rule.
-Tables and figures made from it are the same. Files that another rule thinned are thinned again.
+Tables and figures made from it are the same. Files that another rule thinned are thinned again,
+unless the rule here keeps more than they have: that is an error.
 """
 
 from __future__ import annotations

@@ -374,19 +374,20 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
     return "\n".join(lines)
 
 
-def check_name(path: Path, option: str = "") -> None:
-    """Refuse a report file whose suffix is neither ``.json`` nor ``.md``.
+def check_name(path: Path, option: str = "", suffixes: Sequence[str] = (".json", ".md")) -> None:
+    """Refuse a report file whose suffix does not fit.
 
     Args:
         path: file of the report.
         option: the option that named it, for the message.
+        suffixes: those that are allowed.
 
     Raises:
         ReportError: for any other suffix.
     """
-    if path.suffix not in (".json", ".md"):
+    if path.suffix not in suffixes:
         name = f"{option} {path}".strip()
-        raise ReportError(f"{name}: a report is .json or .md; choose one of these suffixes")
+        raise ReportError(f"{name}: the name of the file must end in {' or '.join(suffixes)}; choose such a name")
 
 
 def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import torch
 
@@ -23,8 +24,9 @@ def available(device: torch.device | str) -> torch.device:
     try:
         place = torch.device(device)
         torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # torch explains some of its errors in a thousand characters and more
+        reason = re.split(r"(?<=[.!?])\s", str(error), maxsplit=1)[0].splitlines()[0].removesuffix(".")
         raise DeviceError(f"device {str(device)!r} is not available here: {reason}; use device 'cpu'") from error
     return place
 

@@ -103,12 +103,16 @@ class Statistic:
         about: what it looks at: "training" or "volume".
         options: each with what it allows.
         compares: whether a claim must name the arm with which each case is compared.
+        nudged: whether it looks at nudges, so that a claim must have them as a control.
+        about_s: whether it looks at every s but 0, so that a claim must name the rules.
     """
 
     decide: Callable[..., Finding]
     about: Literal["training", "volume"]
     options: Mapping[str, Option]
     compares: bool = False
+    nudged: bool = False
+    about_s: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +226,12 @@ def _claim(entry: Mapping[str, Any], scenarios: Mapping[str, str], statistics: M
         raise ClaimError(f"{name}: against={entry.get('against', '')!r}: {entry['statistic']} {need}")
     if "nudges" in entry.get("controls", []) and "0-0" not in entry["controls"]:
         raise ClaimError(f'{name}: controls={entry["controls"]!r}: nudges need a reference that is proved; add "0-0"')
+    if statistic.nudged and "nudges" not in entry.get("controls", []):
+        raise ClaimError(
+            f'{name}: controls={entry.get("controls", [])!r}: {entry["statistic"]} looks at nudges; add "nudges"'
+        )
+    if statistic.about_s and not entry.get("rules"):
+        raise ClaimError(f"{name}: rules=[]: {entry['statistic']} looks at every s; name {' or '.join(RULES)}, or both")
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     figures = tuple(_figure(name, one) for one in entry.get("figures", []))
     subgradients = tuple(map(float, entry.get("subgradients", [])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.text import Text
@@ -22,8 +23,9 @@ from relucheck.reproduction.report.hits.page import (
     write_figures,
 )
 from relucheck.reproduction.scenario import Place, Reported
-from relucheck.reproduction.trained import TrainingScenario, drawn, read
+from relucheck.reproduction.trained import TrainingScenario, drawn, every_nudges, nudge_lines, read, void_nudges
 from relucheck.results.store import write_atomically
+from relucheck.training.result import Result
 
 #: Number of arithmetics in a table on a terminal, and the columns that it leaves out.
 _ROWS: Final = 10
@@ -41,18 +43,25 @@ class CountsScenario(TrainingScenario):
             relucheck.results.store.StoreError: for what cannot be written, where every file is whole or as it was before,
                 and for a result that cannot be read.
         """
-        found = [(comparison, read(place, comparison)) for comparison in self.comparisons(place.scale)]
+        every = self.comparisons(place.scale)
+        found = [(comparison, read(place, comparison)) for comparison in every]
         runs = [(comparison, result) for comparison, result in found if result is not None]
         missing = [comparison.name for comparison, result in found if result is None]
         made = counts_of(self, place.scale, place.folder, runs, missing)
         figures = drawn(place.folder, lambda: write_figures(made))
         path = place.folder / "report.md"
         write_atomically(place.folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
-        write_atomically(path, page(made, figures))
-        return Reported(place.folder, path, made.missing, made.void, functools.partial(_shown, made), made)
+        nudges = every_nudges(place, every)
+        text = page(made, figures)
+        if nudges:  # they are for the claims, and change no count
+            text += "\n".join(["", "## Nudges", "", *(f"- {line}" for line in nudge_lines(place.folder, nudges)), ""])
+        write_atomically(path, text)
+        void = (*made.void, *void_nudges(nudges))
+        shown = functools.partial(_shown, made, nudges)
+        return Reported(place.folder, path, made.missing, void, shown, made)
 
 
-def _shown(made: Counts, width: int) -> list[Any]:
+def _shown(made: Counts, nudges: Mapping[str, Result], width: int) -> list[Any]:
     lines: list[Any] = [Text(title(made)), Text(""), *map(Text, conclusion(made)), Text("")]
     for target, every in made.targets:
         table = fit_table(every[:_ROWS], 1).without(*_LEFT_OUT)
@@ -65,4 +74,4 @@ def _shown(made: Counts, width: int) -> list[Any]:
             table = hits_table([run for run in made.runs if run[0].part == part])
             lines.append(dataclasses.replace(table.without("comparison", "seeds", "diverged"), title=part).rich(first=True))
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
-    return [*lines, *map(Text, again)]
+    return [*lines, *map(Text, [*nudge_lines(made.folder, nudges), *again])]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.errors import RelucheckError
-from relucheck.reproduction.scenario import Place, Scenario
+from relucheck.errors import RelucheckError, one_of
+from relucheck.reproduction.experiments import find_scenario
+from relucheck.reproduction.scenario import SCALES, Place, Scenario
 from relucheck.results.store import SCHEMA, write_atomically
-from relucheck.training.engine import usual_executor
+from relucheck.training.engine import EXECUTORS, usual_executor
 
 #: The file that describes the folder, and the name and version of the folder's layout.
 MARK: Final = "scenario.json"
@@ -60,26 +62,45 @@ def reserve(place: Place, scenario: Scenario) -> None:
         raise ReproductionError(f"{place.folder} is a file, or lies in one; choose another --out folder") from None
     except (OSError, ValueError) as error:
         raise ReproductionError(f"{mark} cannot be read ({error}); {fix}") from error
-    different = [f"{key} {_of(found, key)!r}, not {value!r}" for key, value in wanted.items() if _of(found, key) != value]
-    if different:
-        raise ReproductionError(f"{place.folder} was made for {', '.join(different)}; {fix}")
+    _agree(place.folder, found, wanted, fix)
     return None
 
 
-def described(folder: Path) -> dict[str, Any]:
+def _agree(folder: Path, found: Any, wanted: Mapping[str, object], fix: str) -> None:
+    """Refuse a description that differs from the wanted one."""
+    different = [f"{key} {_of(found, key)!r}, not {value!r}" for key, value in wanted.items() if _of(found, key) != value]
+    if different:
+        raise ReproductionError(f"{folder} was made for {', '.join(different)}; {fix}")
+
+
+def described(folder: Path) -> dict[str, str]:
     """The description of a folder of results: scenario, scale, device, executor.
 
     Raises:
-        ReproductionError: for a folder that holds no results of a scenario.
+        ReproductionError: for a folder that holds no results of a scenario, or those of another version.
     """
-    mark = folder / MARK
+    fix = "name a folder that relucheck reproduce wrote"
     try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        return {"executor": "forking", **{name: found[name] for name in ("scenario", "scale", "device")}, **found}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReproductionError(
-            f"{folder} holds no results of a scenario ({MARK}: {error}); name a folder that relucheck reproduce wrote"
-        ) from error
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        texts = {name: found[name] for name in ("scenario", "scale", "device")}
+        scenario = find_scenario(_text("scenario", texts["scenario"]))
+        # volumes train nothing, so that their folders name no executor
+        texts["executor"] = found["executor"] if scenario.trains else EXECUTORS[0]
+        one_of("scale", texts["scale"], SCALES, error=ReproductionError)
+        one_of("executor", texts["executor"], EXECUTORS, error=ReproductionError)
+        place = Place(texts["scale"], folder, None, _text("device", texts["device"]), texts["executor"])
+    except KeyError as error:
+        raise ReproductionError(f"{folder} holds no results of a scenario ({MARK}: {error} is missing); {fix}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ReproductionError(f"{folder} holds no results of a scenario ({MARK}: {error}); {fix}") from error
+    _agree(folder, found, _description(place, scenario), fix)
+    return texts
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ReproductionError(f"{name}={value!r}: must be a text")
+    return value
 
 
 def differences(place: Place, neighbour: Scenario, other: Path) -> list[str] | None:

@@ -215,8 +215,8 @@ class Experiment:
             injected rule. Not for scale smoke, whose digits are others.
         shares: experiments of which finished runs with equal settings are taken over.
         version: raised when settings change.
-        fitted: name of the arithmetic that gives the experiment's published counts of hits; ``only`` selects it as
-            :data:`FITTED`. "" where none is known.
+        fitted: names of the arithmetics that give the published counts of hits, by the beginning of the names of the
+            comparisons that train the counted network; "" begins every name. ``only`` selects them as :data:`FITTED`.
     """
 
     name: str
@@ -228,7 +228,7 @@ class Experiment:
     published: Mapping[str, Mapping[float, float]] = dataclasses.field(default_factory=dict)
     shares: tuple[str, ...] = ()
     version: int = 2
-    fitted: str = ""
+    fitted: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
         """List the comparisons of a scale that ``only`` selects, see :func:`selected`.
@@ -257,8 +257,27 @@ class Experiment:
     def _selected(self, scale: str, parts: Sequence[Comparison], only: Sequence[str]) -> tuple[Comparison, ...]:
         every = {part.name: part for part in parts}
         labels = {name: part.settings.arithmetic.name for name, part in every.items()}
-        wanted = [self.fitted if name == FITTED and self.fitted else name for name in only]
+        wanted = [one for name in only for one in (self._with_published_counts(scale) if name == FITTED else (name,))]
         return tuple(every[name] for name in selected(self.name, scale, labels, wanted))
+
+    def _with_published_counts(self, scale: str) -> tuple[str, ...]:
+        """The comparisons in an arithmetic that gives the published counts of their network."""
+        found = {
+            each: tuple(
+                one.name
+                for one in self.scales[each]
+                for beginning, arithmetic in self.fitted.items()
+                if one.name.startswith(beginning) and one.settings.arithmetic.name == arithmetic
+            )
+            for each in SCALES
+        }
+        if not found[scale]:
+            which = " or ".join(dict.fromkeys(self.fitted.values())) or "an arithmetic that is not known"
+            others = ", ".join(each for each in SCALES if found[each]) or "no scale"
+            raise ScenarioError(
+                f"{self.name}: {FITTED} (the arithmetic {which}) is no part at scale {scale}; it is at {others}"
+            )
+        return found[scale]
 
     def published_at(self, scale: str) -> Mapping[str, Mapping[float, float]]:
         """The published errors that can be compared with a scale; none for smoke."""

@@ -99,8 +99,7 @@ class TrainingScenario(Experiment):
         runs = tuple((comparison, result) for comparison, result in found if result is not None)
         cells = tuple(analyse(runs))
         results = {comparison.name: result for comparison, result in runs}
-        every_nudge = {comparison.name: read_nudges(place, comparison) for comparison in every}
-        nudges = {name: result for name, result in every_nudge.items() if result is not None}
+        nudges = every_nudges(place, every)
         trained = [Trained(comparison, result, nudges.get(comparison.name)) for comparison, result in runs]
         made = Reproduction(
             self,
@@ -119,7 +118,7 @@ class TrainingScenario(Experiment):
         page = place.folder / "report.md"
         write_atomically(place.folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
         write_atomically(page, report(made))
-        void = [f"{name}{NUDGES}" for name, result in nudges.items() if result.void]
+        void = void_nudges(nudges)
         shown = functools.partial(_shown, made, nudges)
         return Reported(place.folder, page, made.missing, (*made.void, *void), shown, made)
 
@@ -164,13 +163,25 @@ def read_nudges(place: Place, comparison: Comparison) -> Result | None:
     return result
 
 
-def _nudge_lines(made: Reproduction, nudges: Mapping[str, Result]) -> list[str]:
+def every_nudges(place: Place, comparisons: Sequence[Comparison]) -> dict[str, Result]:
+    """The finished nudges in a folder by the name of their comparison, see ``read_nudges``."""
+    found = {comparison.name: read_nudges(place, comparison) for comparison in comparisons}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def void_nudges(nudges: Mapping[str, Result]) -> tuple[str, ...]:
+    """The names of the parts whose nudges are void."""
+    return tuple(f"{name}{NUDGES}" for name, result in nudges.items() if result.void)
+
+
+def nudge_lines(folder: Path, nudges: Mapping[str, Result]) -> list[str]:
+    """Say which nudges have run, and which of them are void and how they run again."""
     run = ", ".join(f"{name} ({counted(len(result.settings.seeds), 'seed')})" for name, result in nudges.items())
     lines = [f"nudges: {run or 'not run'}"]
     for name, result in nudges.items():
         if result.void:
-            folder = made.folder / "nudges" / name
-            lines.append(f"void: the nudges of {name}: {result.void}; delete {folder} to run them again")
+            again = folder / "nudges" / name
+            lines.append(f"void: the nudges of {name}: {result.void}; delete {again} to run them again")
     return lines
 
 
@@ -181,7 +192,7 @@ def _shown(made: Reproduction, nudges: Mapping[str, Result], width: int) -> list
     outcomes = rich_outcomes(made.published, made.decisions)
     left_out = ("p differs, p equivalent", *(() if published else ("published %",)))
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
-    lines = [*_nudge_lines(made, nudges), *again]
+    lines = [*nudge_lines(made.folder, nudges), *again]
     beyond = terminal(made.nudges, made.effects)
     return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *beyond, *outcomes, *map(Text, lines)]
 

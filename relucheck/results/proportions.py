@@ -7,6 +7,7 @@ use.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Final
 
@@ -63,7 +64,12 @@ def interval(count: int, draws: int, confidence: float = CONFIDENCE) -> Interval
         ProportionError: unless 0 <= count <= draws, draws >= 1 and 0 < confidence < 1.
     """
     _check_counts(count, draws)
-    low, high = _bounds(count, draws, _tail(confidence))
+    return _interval(count, draws, _tail(confidence))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _interval(count: int, draws: int, tail: float) -> Interval:
+    low, high = _bounds(count, draws, tail)
     return Interval(float(low), float(high))
 
 

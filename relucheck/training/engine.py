@@ -362,7 +362,7 @@ def checked_device(device: str | torch.device) -> torch.device:
     """
     place = available(device)
     if place.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device {str(device)!r}: relucheck trains on cpu and cuda; use one of these")
+        raise DeviceError(f"device {str(device)!r}: experiments and their kernels run on cpu and cuda; use one of these")
     return place
 
 

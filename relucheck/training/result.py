@@ -233,6 +233,12 @@ def thinning(figures: Collection[str]) -> str:
     return "; ".join(kept if kind in figures else left for kind, (kept, left) in _KEPT.items())
 
 
+def _draws(rule: str, figures: Collection[str]) -> bool:
+    """Whether what a rule keeps is enough for kinds of figures; an unknown rule never is."""
+    kept = rule.split("; ")
+    return all(has in kept or (kind not in figures and lacks in kept) for kind, (has, lacks) in _KEPT.items())
+
+
 def thinned(seeds: Mapping[int, SeedResult], figures: Collection[str]) -> dict[int, SeedResult]:
     """The results of all seeds of a comparison as its report needs them.
 
@@ -240,7 +246,17 @@ def thinned(seeds: Mapping[int, SeedResult], figures: Collection[str]) -> dict[i
         seeds: the results; the accuracies of test mini-batches are drawn of the first seed only.
         figures: the kinds of figures that the report draws. Only "distance" needs distances of many steps, and only
             "boxes" needs accuracies of test mini-batches.
+
+    Raises:
+        SettingsError: for a result that was thinned by another rule and lacks what these figures need, because it would say
+            that it holds what it does not.
     """
+    for seed, part in seeds.items():
+        if part.thinned is not None and not _draws(part.thinned, figures):
+            raise SettingsError(
+                f"the result of seed {seed} was thinned before, by the rule {part.thinned!r}, and lacks what the figures "
+                f"{', '.join(sorted(figures)) or '(none)'} need; run the seed again, or restore its whole file"
+            )
     drawn = drawn_steps(member for part in seeds.values() for member in part.members)
     first = next(iter(seeds), None)
 

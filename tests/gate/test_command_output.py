@@ -167,3 +167,12 @@ def test_a_baseline_that_cannot_be_compared_is_an_error(project, monkeypatch, ca
     assert "the gradient is not the cotangent times the derivative" in shown.out
     assert "nothing to compare" in shown.err
     assert (project / "r.json").is_file()
+
+
+@pytest.mark.parametrize("name", [".", "/", "", "kinks", "kinks.md"])
+def test_a_kink_table_must_have_the_name_of_a_json_file(name, project, capsys):
+    assert main(["kinks", "mylib:Good", "--dtypes", "float32", "--json", name]) == USAGE
+    shown = capsys.readouterr()
+    assert "--json" in shown.err
+    assert "the name of the file must end in .json" in shown.err
+    assert shown.out == "", "before anything is checked"

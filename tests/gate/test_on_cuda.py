@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 import torch
 
 from relucheck.gate.config import GateConfig
 from relucheck.gate.run import Gate
 
+#: What fails on every device: forward mode takes 1 at 0, reverse mode the slope on the left.
+_KNOWN: Final = {("PReLU", "forward_mode")}
+
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="checks activations on a CUDA device, and torch finds none")
 @pytest.mark.parametrize("target", ["ReLU", "PReLU", "CELU", "Hardtanh", "GELU"])
-def test_no_item_raises(target: str) -> None:
+def test_nothing_fails_but_what_is_known(target: str) -> None:
     gate = Gate(GateConfig(devices=("cuda",)), [getattr(torch.nn, target)])
     verdicts = [gate.run(item) for item in gate.items()]
     assert any(verdict.outcome == "passed" for verdict in verdicts)
+    failed = [verdict for verdict in verdicts if verdict.outcome == "failed"]
+    assert [verdict.message for verdict in failed if (verdict.activation, verdict.law) not in _KNOWN] == []
     assert [verdict.message for verdict in verdicts if "raised RuntimeError" in verdict.message] == []

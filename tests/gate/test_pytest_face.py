@@ -125,7 +125,7 @@ def test_settings_in_pyproject_and_strict_expected_failures(project):
     [
         (["--relucheck", "nowhere"], 1, "no module named 'nowhere'"),
         (["--relucheck", "mylib", "--relucheck-laws", "chain_rul"], 4, "did you mean 'chain_rule'"),
-        (["--relucheck", "mylib", "--relucheck-report", "x.txt"], 4, "a report is .json or .md"),
+        (["--relucheck", "mylib", "--relucheck-report", "x.txt"], 4, "the name of the file must end in .json or .md"),
         (["--relucheck", "mylib", "--relucheck-devices", "cuda:99"], 2, "\nrelucheck: device 'cuda:99' is not available"),
     ],
 )

@@ -21,6 +21,8 @@ def _nothing(case: Any, **options: Any) -> Finding:
 _KNOWN: Final = {
     "grows": Statistic(_nothing, "training", {"endpoint": ("error", "accuracy"), "margin": float, "at": list}),
     "larger": Statistic(_nothing, "training", {}, compares=True),
+    "moves": Statistic(_nothing, "training", {}, nudged=True),
+    "differs": Statistic(_nothing, "training", {}, about_s=True),
 }
 _ENTRY: Final = """
 schema = 1
@@ -62,6 +64,17 @@ def _replaced(old: str, new: str) -> Callable[[str], str]:
     return change
 
 
+def _as(text: str, statistic: str) -> str:
+    """The entry with another statistic, which has no options."""
+    return text.replace('"grows"', f'"{statistic}"').replace('{ endpoint = "error", margin = 0.2, at = [] }', "{}")
+
+
+@pytest.mark.parametrize("statistic", ["moves", "differs"])
+def test_an_entry_with_rules_and_nudges_is_read(statistic: str) -> None:
+    (claim,) = read_claims(_as(_ENTRY, statistic), _KNOWN).claims
+    assert claim.statistic == statistic
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -101,6 +114,22 @@ def _replaced(old: str, new: str) -> Callable[[str], str]:
             lambda text: text.replace('"grows"', '"larger"').replace('{ endpoint = "error", margin = 0.2, at = [] }', "{}"),
             "against='': larger needs the arm to compare with",
         ),
+        (
+            lambda text: _as(text, "moves").replace('["0-0", "nudges"]', '["0-0"]'),
+            "controls=['0-0']: moves looks at nudges; add \"nudges\"",
+        ),
+        (
+            lambda text: _as(text, "moves").replace('controls = ["0-0", "nudges"]', ""),
+            'controls=[]: moves looks at nudges; add "nudges"',
+        ),
+        (
+            lambda text: _as(text, "differs").replace('rules = ["injected"]', ""),
+            "rules=[]: differs looks at every s; name injected or chain, or both",
+        ),
+        (
+            lambda text: _as(text, "differs").replace('["injected"]', "[]"),
+            "rules=[]: differs looks at every s; name injected or chain, or both",
+        ),
         (lambda text: text + text[text.index("[[claim]]") :], "claim E2-error: two entries have this id"),
     ],
 )
@@ -130,19 +159,9 @@ def test_every_statistic_decides_a_claim() -> None:
         assert (STATISTICS[claim.statistic].about == "volume") == (claim.scenario == "E4")
 
 
-#: Statistics that look at nudges: they are about an effect of s.
-_NUDGED: Final = {
-    "differs_beyond_nudges",
-    "effect_compares",
-    "grows_with_s",
-    "loss_follows_error",
-    "reference_is_best",
-}
-
-
 def test_a_claim_that_s_matters_needs_both_controls() -> None:
     for claim in _claims():
-        if claim.statistic in _NUDGED:
+        if STATISTICS[claim.statistic].nudged:
             assert claim.controls == ("0-0", "nudges"), claim.id
         elif claim.scenario != "E4":
             assert claim.controls == ("0-0",), claim.id

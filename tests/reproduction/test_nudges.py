@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from relucheck.reproduction.experiments.counts import E9
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.folder import reserve
 from relucheck.reproduction.run import reproduce
@@ -265,3 +266,39 @@ def test_stacked_nudges_are_run_and_reported(tmp_path: Path) -> None:
     void = read_nudges(_place(folder, "stacked"), COMPARISON)
     assert void is not None
     assert str(void.void).startswith(f"the reference of seed 1 is not that of {NAME} (device cpu")
+
+
+# ---------------------------------------------------------------- E9
+
+
+@pytest.fixture(scope="module")
+def counted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nudges") / "E9-smoke"
+    _run(folder, ["e1-rounded", "e1-rounded-nudges"], name="E9")
+    return folder
+
+
+def test_e9_reports_its_nudges(counted_folder: Path) -> None:
+    reported = _run(counted_folder, ["e1-rounded"], name="E9", backend=Refusing())
+    line = "nudges: e1-rounded (3 seeds)"
+    assert line in _terminal(reported)
+    assert f"\n## Nudges\n\n- {line}\n" in (counted_folder / "report.md").read_text(encoding="utf-8")
+    assert reported.void == ()
+
+
+def test_void_nudges_of_e9_are_reported(counted_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(counted_folder, tmp_path / "E9-smoke")
+    comparison = E9.comparisons("smoke", ["e1-rounded"])[0]
+    _changed(folder, comparison.nudges, _accuracy)
+    reported = _run(folder, ["e1-rounded"], name="E9", backend=Refusing())
+    assert reported.void == ("e1-rounded-nudges",)
+    void = "void: the nudges of e1-rounded: the reference of seed 1 is not that of e1-rounded"
+    assert void in _terminal(reported)
+    assert void in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_e9_without_nudges_says_so(counted_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(counted_folder, tmp_path / "E9-smoke")
+    shutil.rmtree(folder / "nudges")
+    assert "nudges: not run" in _terminal(_run(folder, ["e1-rounded"], name="E9", backend=Refusing()))
+    assert "## Nudges" not in (folder / "report.md").read_text(encoding="utf-8")

@@ -16,6 +16,8 @@ from relucheck.reproduction.scenario import SCALES, ScenarioError
 from relucheck.training.settings import Optimiser, Settings
 
 ALL = [(name, scale) for name in SCENARIOS for scale in SCALES]
+#: In E9 the network of E2 is counted in another arithmetic than the others.
+_E2_COUNTED = "layer-1-forward-split-k-3-wide-bias-joined"
 
 
 def _by_name(name: str, scale: str) -> dict[str, Settings]:
@@ -288,7 +290,12 @@ def test_unknown_scenario(name: str) -> None:
         ("E1", "full", ["bfloat16-rounded"]),
         ("E2", "cpu", ["bfloat16-published-3-epochs", "bfloat16-published-10-epochs", "bfloat16-published"]),
         ("E3", "full", ["bfloat16-published"]),
-        ("E9", "cpu", ["default-rounded", "custom-rounded", "e1-rounded", "e2-rounded"]),
+        ("E9", "cpu", ["default-rounded", "custom-rounded", "e1-rounded", f"e2-{_E2_COUNTED}"]),
+        (
+            "E9",
+            "full",
+            ["default-rounded", "custom-rounded", "e1-rounded", f"e2-{_E2_COUNTED}", f"more-{_E2_COUNTED}"],
+        ),
     ],
 )
 def test_published_selects_the_arithmetic_of_the_published_counts(name: str, scale: str, chosen: list[str]) -> None:
@@ -331,3 +338,20 @@ def test_only_of_something_unknown() -> None:
         ScenarioError, match="E2 at scale cpu has no part or arithmetic 'bfloat61'; did you mean 'bfloat16'"
     ):
         SCENARIOS["E2"].comparisons("cpu", ["float32", "bfloat61"])
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "says"),
+    [
+        (
+            "E1",
+            "smoke",
+            "E1: published (the arithmetic bfloat16 emulated (rounded)) is no part at scale smoke; it is at full",
+        ),
+        ("E3", "smoke", "bias joined)) is no part at scale smoke; it is at full, cpu"),
+        ("E4", "cpu", "E4: published is for trainings"),
+    ],
+)
+def test_published_says_at_which_scales_it_is(name: str, scale: str, says: str) -> None:
+    with pytest.raises(ScenarioError, match=re.escape(says)):
+        find_scenario(name).parts(scale, ["published"])

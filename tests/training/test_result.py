@@ -126,6 +126,29 @@ def test_a_thinned_file_says_so_and_a_file_that_does_not_say_is_refused() -> Non
         SeedResult.from_json(content, {})
 
 
+@pytest.mark.parametrize("first", [(), ("distance",), ("boxes",), ALL])
+@pytest.mark.parametrize("second", [(), ("distance",), ("boxes",), ALL])
+def test_what_is_thinned_is_thinned_again_only_to_less(first: tuple[str, ...], second: tuple[str, ...]) -> None:
+    """A rule that keeps more would say that the file holds what it lacks."""
+    settings = dataclasses.replace(SCENARIOS["E2"].comparisons("cpu", ("float32",))[0].settings, every=1)
+    whole = _seeds(made_up.result(settings))
+    less = thinned(whole, first)
+    if set(second) <= set(first):
+        assert thinned(less, second) == thinned(whole, second)
+    else:
+        with pytest.raises(SettingsError, match=r"the result of seed 0 was thinned before.*run the seed again"):
+            thinned(less, second)
+        with pytest.raises(SettingsError, match="seed 1"):
+            thinned({0: whole[0], 1: less[1]}, second)
+
+
+def test_what_an_unknown_rule_thinned_is_not_thinned_again() -> None:
+    whole = _seeds(made_up.result(SCENARIOS["E1"].comparisons("smoke", ("float32",))[0].settings))
+    odd = {seed: dataclasses.replace(part, thinned="every other step") for seed, part in whole.items()}
+    with pytest.raises(SettingsError, match="'every other step'"):
+        thinned(odd, ())
+
+
 def test_a_thinned_seed_is_finished_but_never_continued(tmp_path: Path) -> None:
     """Its members are read; a member that is added runs with all of them, so that a file is never half thinned."""
     members = members_of((3,), (1.0,))

@@ -190,5 +190,11 @@ E9: Final = CountsScenario(
     },
     (),
     overview=False,
-    fitted=ARITHMETICS["E9"],
+    fitted={
+        "default-": ARITHMETICS["E9"],
+        "custom-": ARITHMETICS["E9"],
+        "e1-": ARITHMETICS["E1"],
+        "e2-": ARITHMETICS["E2"],
+        "more-": ARITHMETICS["E2"],
+    },
 )

@@ -181,7 +181,7 @@ def _e1() -> TrainingScenario:
         {"full": full, "cpu": cpu, "smoke": smoke},
         ("distance",),
         overview=False,
-        fitted=ARITHMETICS["E1"],
+        fitted={"": ARITHMETICS["E1"]},
     )
 
 
@@ -272,7 +272,7 @@ def _e2() -> TrainingScenario:
         {"full": tuple(full), "cpu": cpu, "smoke": tuple(smoke)},
         ("distance", "loss", "error", "boxes"),
         published=ERRORS,
-        fitted=ARITHMETICS["E2"],
+        fitted={"": ARITHMETICS["E2"]},
     )
 
 
@@ -290,7 +290,7 @@ def _e3(e2: TrainingScenario) -> TrainingScenario:
         ("boxes",),
         published=ERRORS,
         shares=("E2",),
-        fitted=ARITHMETICS["E2"],
+        fitted={"": ARITHMETICS["E2"]},
     )
 
 

@@ -21,7 +21,7 @@ from relucheck.reproduction import TITLES
 from relucheck.reproduction.published import PublishedCell, cpu_draws, volume_cells
 from relucheck.reproduction.report.volume.summary import DTYPE_NAMES, NAME, Entry, Line, Report
 from relucheck.reproduction.report.volume.tables import write
-from relucheck.reproduction.scenario import Place, Reported, check_scale, selected
+from relucheck.reproduction.scenario import FITTED, Place, Reported, ScenarioError, check_scale, selected
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store
 from relucheck.volume import units as volume_units
@@ -149,6 +149,8 @@ class VolumeScenario:
 
     def parts(self, scale: str, only: Sequence[str] = ()) -> tuple[str, ...]:
         """The names of the cells."""
+        if FITTED in only:
+            raise ScenarioError(f"{NAME}: {FITTED} is for trainings; {NAME} has none, so leave it out")
         return selected(NAME, scale, {cell.name: cell.arithmetic.name for cell in cells(scale)}, only)
 
     def data_sets(self, scale: str, only: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:

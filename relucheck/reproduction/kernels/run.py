@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from relucheck.numerics.dtypes import as_dtype
 from relucheck.reproduction.kernels.calls import calls, networks
 from relucheck.reproduction.kernels.report import markdown
 from relucheck.reproduction.kernels.survey import DTYPES, Survey, survey
-from relucheck.results.files import write_atomically
+from relucheck.results.store import StoreError, write_atomically
 from relucheck.training.engine import checked_device
 
 
@@ -36,12 +37,12 @@ def kernels(
     Raises:
         DeviceError: for a device that is not there.
         UnsupportedDtypeError: for a dtype that is not supported.
-        OSError: if a file cannot be written.
+        relucheck.results.store.StoreError: for a folder that cannot be written, before anything is surveyed.
     """
     place = checked_device(best_device() if device is None else device)
     chosen = tuple(dict.fromkeys(map(as_dtype, dtypes))) or DTYPES
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)  # before minutes of work whose report could not be written
+        _check_writable(folder)  # before minutes of work whose report could not be written
     found = survey(calls(networks()), chosen, place, progress=progress)
     if folder is None:
         return found, ()
@@ -50,6 +51,17 @@ def kernels(
     write_atomically(files[1], json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
     write_atomically(files[0], markdown(found))
     return found, files
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(
+            f"--out {folder}: files cannot be written there ({error.strerror or error}); name another folder"
+        ) from error
 
 
 def file_name(found: Survey) -> str:

@@ -167,6 +167,7 @@ def survey(calls: Calls, dtypes: Sequence[torch.dtype], device: torch.device, *,
                 for finding in _products(calls, samples, arithmetics, device, known):
                     shown.advance(note=f"{finding.arithmetic}: {finding.layer}, {finding.direction}")
                     findings.append(finding)
+                shown.line(f"{dtype_name(dtype)}, mini-batches of {samples}: finished")
             if dtype.itemsize == 2:
                 norms += _norms(calls, arithmetics, device)
     if not all(one.kernels for one in findings):

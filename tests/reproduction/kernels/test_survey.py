@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,8 +260,15 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "code", "message"),
     [
         (["--dtypes", "float8"], USAGE, "dtype 'float8' is not supported"),
-        (["--dtypes", ","], USAGE, "dtype '' is not supported"),
+        (["--dtypes", ""], USAGE, "--dtypes '': a name is missing"),
+        (["--dtypes", ",,"], USAGE, "--dtypes ',,': a name is missing"),
+        (["--dtypes", "float32,"], USAGE, "--dtypes 'float32,': a name is missing"),
         (["--device", "nowhere"], MISSING, "device 'nowhere' is not available here"),
+        (
+            ["--device", "meta"],
+            MISSING,
+            "device 'meta': experiments and their kernels run on cpu and cuda; use one of these",
+        ),
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,12 +276,40 @@ def test_bad_input_is_refused(arguments: list[str], code: int, message: str, cap
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("small")
-def test_a_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["file", "file/in-it", "/proc/x", "read-only"])
+def test_a_folder_that_cannot_be_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It is said before anything runs."""
+
+    def no_survey(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the folder has to be checked first")
+
+    def read_only(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(kernels_run, "survey", no_survey)
+    if name == "read-only":  # root may write to every folder
+        monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     (tmp_path / "file").write_text("")
-    assert main(["kernels", "--device", "cpu", "--dtypes", "float64", "--out", str(tmp_path / "file")]) == UNWRITABLE
-    assert "cannot be read or written" in capsys.readouterr().err
+    folder = str(tmp_path / name)  # "/proc/x" stays itself
+    assert main(["kernels", "--device", "cpu", "--dtypes", "float64", "--out", folder]) == UNWRITABLE
+    shown = capsys.readouterr().err
+    assert f"--out {folder}: files cannot be written there (" in shown
+    assert "name another folder" in shown
+
+
+@pytest.mark.usefixtures("small")
+def test_progress_is_printed_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["kernels", "--device", "cpu", "--dtypes", "float64,float32"]
+    assert main(arguments) == OK
+    lines = capsys.readouterr().err.splitlines()
+    wanted = [
+        f"kernels: {name}, mini-batches of {size}: finished [" for name in ("float64", "float32") for size in (128, 96)
+    ]
+    assert [line for line, start in zip(lines, wanted, strict=True) if not line.startswith(start)] == []
+    assert main([*arguments, "--quiet"]) == OK
+    assert capsys.readouterr().err == ""
 
 
 def test_a_gpu_names_its_files() -> None:

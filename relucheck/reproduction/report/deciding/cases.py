@@ -88,11 +88,12 @@ class TrainingCase:
         return [self._mean_nudge(self.run, seed, endpoint) for seed in seeds]
 
     def one_nudge(self, endpoint: str, seeds: Sequence[int]) -> list[float | None]:
-        """The endpoint of the first nudge of each seed.
+        """The endpoint of the first nudge of each seed, or None where it has no value.
 
         It spreads over seeds as a single run does; a mean of nudges spreads less.
         """
-        return [values[0] for values in (self._nudge_values(self.run, seed, endpoint) for seed in seeds) if values]
+        every = (self._nudge_values(self.run, seed, endpoint) for seed in seeds)
+        return [values[0] if values else None for values in every]
 
     def effect(self, seed: int, s: float, endpoint: str, run: Trained) -> float | None:
         """The endpoint of a member minus the mean of its seed's nudges.

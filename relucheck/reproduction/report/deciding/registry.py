@@ -7,6 +7,17 @@ from typing import Final, Literal, TypeVar
 
 from relucheck.reproduction.claims import Finding, Option, Statistic
 
+#: The functions that look at nudges, so that their claims need them as a control.
+_NUDGED: Final = frozenset(
+    ("differs_beyond_nudges", "effect_compares", "grows_with_s", "loss_follows_error", "reference_is_best")
+)
+#: The functions that are about every s, so that their claims need a rule.
+_ABOUT_S: Final = _NUDGED | {
+    "departs_at_a_hit",
+    "distance_is_logarithmic",
+    "equivalent_to_reference",
+    "members_are_identical",
+}
 #: Every function that decides claims.
 STATISTICS: Final[dict[str, Statistic]] = {}
 _Function = TypeVar("_Function", bound=Callable[..., Finding])
@@ -24,7 +35,8 @@ def statistic(
     """
 
     def register(function: _Function) -> _Function:
-        STATISTICS[function.__name__] = Statistic(function, about, options, compares)
+        name = function.__name__
+        STATISTICS[name] = Statistic(function, about, options, compares, name in _NUDGED, name in _ABOUT_S)
         return function
 
     return register

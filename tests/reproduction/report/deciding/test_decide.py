@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from relucheck.reproduction.claims import Decision
-from relucheck.reproduction.report.deciding.cases import Trained
+from relucheck.reproduction.report.deciding.cases import Trained, TrainingCase
 from relucheck.reproduction.report.deciding.decide import decide
 from relucheck.reproduction.report.deciding.registry import STATISTICS
 from tests.reproduction.report.deciding.constructed import claim, decisions, jitter, settings, trained, without
@@ -53,6 +54,41 @@ def test_a_missing_member_is_said() -> None:
     assert (found.said, found.measured) == ("not run: members", "no s = 2, s = 4 in bfloat16")
     (chain_only,) = decisions(_CLAIM, trained(settings(subgradients=())))
     assert (chain_only.said, chain_only.measured) == ("not run: members", "no s other than 0 in bfloat16")
+
+
+class _Spy:
+    """A case that notes what a statistic asks of it."""
+
+    def __init__(self, case: TrainingCase) -> None:
+        self._case = case
+        self.asked: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.add(name)
+        return getattr(self._case, name)
+
+
+def _some(option: Any) -> Any:
+    return option[0] if isinstance(option, tuple) else [] if option is list else 0.1
+
+
+@pytest.mark.parametrize("name", [name for name, one in STATISTICS.items() if one.about == "training"])
+def test_statistics_say_whether_they_look_at_nudges_and_at_every_s(name: str) -> None:
+    """The reader of claims relies on it."""
+    one, run = STATISTICS[name], trained()
+    spy = _Spy(TrainingCase(run, "chain", (0.5, 1.0), run if one.compares else None))
+    one.decide(spy, **{option: _some(allowed) for option, allowed in one.options.items()})
+    assert one.nudged == bool(spy.asked & {"live", "nudged", "one_nudge", "effect"})
+    assert one.about_s == ("subgradients" in spy.asked)
+
+
+def test_a_level_has_a_value_for_each_seed() -> None:
+    """A seed without a live hit has no nudges, and is not left out in silence."""
+    case = TrainingCase(trained(quiet=(2,)), "chain", (1.0,))
+    values = case.one_nudge("accuracy", range(8))
+    assert [seed for seed, value in enumerate(values) if value is None] == [2]
+    assert len(values) == 8
+    assert None not in case.one_nudge("accuracy", case.live)
 
 
 def test_the_arm_to_compare_with_must_be_there_with_the_same_seeds() -> None:

@@ -100,12 +100,57 @@ def test_claims_about_several_s(
         (lambda case: volume_lies_between(case, sweep="neurons", at=[], least=0.3, most=0.6), (0.3,) * 4, "refuted"),
         (lambda case: volume_lies_between(case, sweep="neurons", at=[], least=0.9, most=1.0), (0.9, 1.0), "confirmed"),
     ],
+    ids=[
+        "equal volumes: the last is larger",
+        "equal volumes: the last is smaller",
+        "volumes that are the margin apart: they are constant",
+        "volumes that are the margin apart: they are not constant",
+        "a volume at the lower bound: all are within",
+        "volumes at the lower bound: one is outside",
+        "volumes at both bounds: all are within",
+    ],
 )
 def test_claims_about_volumes(rule: Callable[[VolumeCase], Finding], volumes: tuple[float, ...], wrong: str) -> None:
+    assert not _too_many(sum(_verdict(rule(case).evidence) == wrong for case in _volume_cases(volumes)))
+
+
+def _volume_cases(volumes: tuple[float, ...]) -> list[VolumeCase]:
     draws = 200
     counts = np.random.default_rng(3).binomial(draws, volumes, (_DRAWS, len(volumes))).tolist()
-    cases = [VolumeCase(tuple(Share("R22", "neurons", x, "", c, draws) for x, c in enumerate(row)), {}) for row in counts]
-    assert not _too_many(sum(_verdict(rule(case).evidence) == wrong for case in cases))
+    return [VolumeCase(tuple(Share("R22", "neurons", x, "", c, draws) for x, c in enumerate(row)), {}) for row in counts]
+
+
+def _estimated(holds: Callable[[list[float]], bool]) -> Callable[[VolumeCase], str]:
+    """A fault: the shares that were drawn are taken for the volumes."""
+    return lambda case: "confirmed" if holds([cell.bifurcated / cell.draws for cell in case.shares]) else "refuted"
+
+
+def _one_of_many(case: VolumeCase) -> str:
+    """A fault: one cell of several is taken for all of them, without a correction."""
+    parts = [
+        volume_lies_between(VolumeCase((cell,), {}), sweep="neurons", at=[], least=0.3, most=0.6) for cell in case.shares
+    ]
+    return "refuted" if "refuted" in [_verdict(part.evidence) for part in parts] else "undecided"
+
+
+@pytest.mark.parametrize(
+    ("faulty", "volumes", "wrong"),
+    [
+        (_estimated(lambda found: found[-1] > found[0]), (0.3, 0.3, 0.3, 0.3), "confirmed"),
+        (_estimated(lambda found: found[-1] >= found[0]), (0.3, 0.3, 0.3, 0.3), "refuted"),
+        (_estimated(lambda found: max(found) - min(found) < 0.1), (0.3, 0.3, 0.3, 0.4), "confirmed"),
+        (_estimated(lambda found: max(found) - min(found) <= 0.1), (0.3, 0.3, 0.4, 0.4), "refuted"),
+        (_estimated(lambda found: min(found) >= 0.3 and max(found) <= 0.6), (0.3, 0.5), "confirmed"),
+        (_one_of_many, (0.3,) * 4, "refuted"),
+        (_estimated(lambda found: min(found) >= 0.9), (0.9, 1.0), "confirmed"),
+    ],
+    ids=["larger", "smaller", "constant", "not constant", "within", "one is outside", "within both bounds"],
+)
+def test_faulty_rules_about_volumes_are_wrong_too_often(
+    faulty: Callable[[VolumeCase], str], volumes: tuple[float, ...], wrong: str
+) -> None:
+    """The simulation above can fail: each of its cases has a rule that does."""
+    assert _too_many(sum(faulty(case) == wrong for case in _volume_cases(volumes)))
 
 
 def test_a_part_that_is_not_tested_leaves_the_whole_open() -> None:
