@@ -64,8 +64,8 @@ def read_folders(folders: Iterable[Path]) -> tuple[Stored, ...]:
 def default_results(say: Callable[[str], None]) -> tuple[Stored, ...]:
     """Read the results in the working directory's ``relucheck-results``.
 
-    Smoke tests are not read. A folder that cannot be used is left out. Of several folders of E4, the one with most draws is used, or else the one at
-    the larger scale.
+    Smoke tests are not read. A folder that cannot be used is left out. Of several folders of E4, the one with most draws is
+    used, or else the one at the larger scale.
 
     Args:
         say: takes a line for each folder that is left out, with the reason.
