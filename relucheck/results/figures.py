@@ -39,7 +39,7 @@ def blank(width: float, height: float) -> Any:
 
 
 def wrapped(text: str, width: float, points: float = 9) -> str:
-    """Break the title of a panel into lines, between the clauses that semicolons end, and within one that is too long.
+    """Break the title of a panel into lines, at semicolons and within long clauses.
 
     Args:
         text: the title, for example the name of an arithmetic.

@@ -144,7 +144,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Volumes:
-    """The results of E4: shares, the number of networks by arithmetic and zone, and the device, which rounds its way."""
+    """The results of E4: shares, networks by arithmetic and zone, and the device."""
 
     shares: tuple[Share, ...]
     zones: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
@@ -161,7 +161,7 @@ class VolumeCase:
 
     @property
     def computed(self) -> str:
-        """The arithmetic and its device, for example "float32 on cpu": two devices round it differently."""
+        """The arithmetic and the device that rounds it, for example "float32 on cpu"."""
         return f"{self.shares[0].arithmetic} on {self.device}"
 
     def sweep(self, name: str, at: Sequence[float] = ()) -> tuple[Share, ...]:

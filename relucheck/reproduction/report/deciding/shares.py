@@ -44,7 +44,7 @@ def _between(cell: Share, least: float, most: float) -> Evidence:
 
 @statistic("volume", sweep=SWEEPS, at=list)
 def volume_is_larger(case: VolumeCase, sweep: str, at: Sequence[float]) -> Finding:
-    """Whether the volume at the last of some cells of a sweep is larger than at the first of them.
+    """Whether the volume is larger at the last of some cells of a sweep than at the first.
 
     Cells in between are shown and decide nothing.
     """

@@ -43,7 +43,7 @@ def control_is_identical(case: TrainingCase) -> Finding:
 
 @statistic("training")
 def departs_at_a_hit(case: TrainingCase) -> Finding:
-    """Whether runs depart from s = 0 in exactly the seeds in which s = 0 meets an exact zero, and at once.
+    """Whether runs depart from s = 0 where s = 0 meets an exact zero, at once, and only there.
 
     A run is late if another run of its seed, with any s under any rule, departs at an earlier step: s = 0 had met an exact
     zero by then. At least one seed has to meet one.
