@@ -12,7 +12,7 @@ from relucheck.reproduction.report.deciding.page import sentence
 from relucheck.reproduction.report.nudges.effects import HALF, LAST
 from relucheck.reproduction.report.summary import Effect, MemberGroup, Reproduction
 from relucheck.reproduction.report.tables import rounded_up
-from relucheck.reproduction.scenario import SCALE_NAMES
+from relucheck.reproduction.scenario import SCALE_NAMES, Experiment
 from relucheck.results.statistics import MARGIN, Paired, Verdict
 from relucheck.results.tables import counted, listed, with_verb
 
@@ -26,9 +26,13 @@ _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of th
 
 def title(made: Reproduction) -> str:
     """The title of a report, which names a reduced scale and what was not run."""
-    run, every = len(made.runs), len(made.runs) + len(made.missing)
-    part = f", {run} of {every} comparisons" if made.missing else ""
-    return f"{made.experiment.name}: {made.experiment.title} ({SCALE_NAMES[made.scale]}{part})"
+    return titled(made.experiment, made.scale, len(made.runs), len(made.missing))
+
+
+def titled(experiment: Experiment, scale: str, run: int, missing: int) -> str:
+    """The title of a report on a scale's comparisons, some of which may be missing."""
+    part = f", {run} of {run + missing} comparisons" if missing else ""
+    return f"{experiment.name}: {experiment.title} ({SCALE_NAMES[scale]}{part})"
 
 
 def conclusion(made: Reproduction) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
         panel.set_xlabel("s")
         if index % columns == 0:
             panel.set_ylabel("points")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -233,7 +233,8 @@ def _band(
             axes.plot(places[alone], table[index, alone], color=color, linestyle=dashes, linewidth=0.6, alpha=0.7)
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def legend(figure: Any, axes: Any) -> None:
+    """Add one legend of all panels below a figure, as wide as the figure at most."""
     handles: dict[str, Any] = {}
     for panel in axes.flat:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -286,7 +287,7 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges
         panel.set_ylim(bottom=-threshold / 2)  # so that a line on 0 is seen
         ticks = [tick for tick in panel.get_yticks() if tick >= 0]
         panel.set_yticks(ticks[:: max(1, -(-len(ticks) // 8))])
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -313,7 +314,7 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Dr
         if smallest > 0 and largest > 20 * smallest:
             for panel in axes.flat:
                 panel.set_yscale("log")
-        _legend(figure, axes)
+        legend(figure, axes)
         return figure
 
     return figure_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from relucheck.reproduction.report.figures import legend
 from relucheck.reproduction.report.hits.fit import Fit, Series, deciding
 from relucheck.results.figures import blank
 from relucheck.results.statistics import prediction
@@ -80,7 +81,7 @@ def hits_figure(title: str, panels: Sequence[tuple[str, Sequence[Series], Sequen
     for row in axes:
         row[0].set_ylabel("hits an epoch")
         _scale(row[0])
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -120,12 +121,3 @@ def _published(panel: Any, series: Series, color: str, sign: str) -> None:
     bounds = {bound for low, high in zip(series.low, series.high, strict=True) if low != high for bound in (low, high)}
     for bound in bounds:
         panel.axhline(bound, color=color, linewidth=0.8, linestyle="dotted")
-
-
-def _legend(figure: Any, axes: Any) -> None:
-    handles: dict[str, Any] = {}
-    for panel in axes.flat:
-        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), fontsize=9)

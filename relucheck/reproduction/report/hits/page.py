@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from relucheck.reproduction.report.conclusion import titled
 from relucheck.reproduction.report.document import controls_table, how_table, settings_table
 from relucheck.reproduction.report.hits.figures import fit_figure, hits_figure
 from relucheck.reproduction.report.hits.fit import FEWEST, TARGETS, Fit, Series, Target, deciding, fits, members
-from relucheck.reproduction.scenario import SCALE_NAMES, Comparison, Experiment
+from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import save
 from relucheck.results.statistics import LEVEL
 from relucheck.results.statistics.counts import limit
@@ -76,9 +77,7 @@ def counts_of(experiment: Experiment, scale: str, folder: Path, runs: _Runs, mis
 
 def title(made: Counts) -> str:
     """The title, which names a reduced scale and what was not run."""
-    run, every = len(made.runs), len(made.runs) + len(made.missing)
-    part = f", {run} of {every} comparisons" if made.missing else ""
-    return f"{made.experiment.name}: {made.experiment.title} ({SCALE_NAMES[made.scale]}{part})"
+    return titled(made.experiment, made.scale, len(made.runs), len(made.missing))
 
 
 # ---------------------------------------------------------------- conclusion
