@@ -19,7 +19,7 @@ from relucheck.numerics.devices import available
 )
 def test_torchs_first_sentence_is_the_reason(message: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def zeros(*arguments: object, **options: object) -> None:
-        raise NotImplementedError(message)
+        raise NotImplementedError(message)  # what torch raises for a backend that this build lacks
 
     monkeypatch.setattr(torch, "zeros", zeros)
     with pytest.raises(DeviceError) as raised:
