@@ -43,11 +43,15 @@ class Kind:
             order of the forward.
         check: a function that raises ``ModelError`` for a description that the kind cannot build.
         flat: True if the kind flattens inputs of any shape; False if it takes images [channels, height, width].
+        sizes: a function that gives the sizes of the hidden layers in words, for the name.
+        own_dropout: whether the kind has an ``nn.Dropout`` of its own; otherwise dropout follows every activation.
     """
 
     build: Callable[[Network, ActivationFactory], nn.Module]
     check: Callable[[Network], None] = lambda network: None
     flat: bool = False
+    sizes: Callable[[Network], tuple[str, ...]] = lambda network: tuple(map(str, network.widths))
+    own_dropout: bool = False
 
 
 #: The kinds of networks by name.
@@ -59,14 +63,19 @@ class Network:
     """The description of a network: everything except its weights.
 
     Attributes:
-        kind: a name in ``KINDS``: "mlp", "convnet", "residual", "lenet" or "lenet-pool-relu".
+        kind: a name in ``KINDS``: "mlp", "convnet", "residual", "lenet", "lenet-pool-relu", "resnet",
+            "resnet-convolved-skips", "resnet-convolved-skips-stem-only", "resnet-18", "inverted-residual" or
+            "mobilenet-v3-small".
         widths: the sizes of the hidden layers. They are the units of each hidden layer of an "mlp", the channels of each
-            convolution of a "convnet" and of each block of a "residual" network, and for the two kinds of LeNet the
-            channels of two convolutions and the units of two linear layers.
+            convolution of a "convnet" and of each block of a residual network, and for the two kinds of LeNet the
+            channels of two convolutions and the units of two linear layers. A "resnet-18" has the channels of its four
+            stages.
         activation: the activation of every hidden layer: "relu", "relu6" or "leaky_relu".
         batch_norm: whether there is batch normalisation between a layer and its activation.
-        dropout: the probability of dropout after each activation; 0 means no dropout.
-        bias: whether convolutions and linear layers have biases.
+        dropout: the probability of dropout after each activation; 0 means no dropout. An "inverted-residual" network and a
+            "mobilenet-v3-small" have one dropout, before the last layer.
+        bias: whether convolutions and linear layers have biases. The kinds of torchvision have their own biases and take
+            True only.
         negative_slope: the negative slope of "leaky_relu".
         input_shape: the shape of a sample. For an "mlp" it is flattened: (1, 28, 28) becomes (784,).
         classes: the number of logits per sample.
@@ -129,8 +138,8 @@ class Network:
 
     @property
     def name(self) -> str:
-        """The name by its sizes, for example "784-200-200-200-10" or "convnet 1x28x28-8-8-10"."""
-        sizes = "-".join(("x".join(map(str, self.input_shape)), *map(str, self.widths), str(self.classes)))
+        """The name by its sizes, for example "784-200-200-200-10" or "resnet 1x28x28-16*3-32*3-64*3-10"."""
+        sizes = "-".join(("x".join(map(str, self.input_shape)), *KINDS[self.kind].sizes(self), str(self.classes)))
         return sizes if self.kind == "mlp" else f"{self.kind} {sizes}"
 
     @property
@@ -174,6 +183,12 @@ class Network:
             return LeakyReLU(self.negative_slope)
         return ACTIVATIONS[self.activation]()
 
+    def torch_activation(self) -> nn.Module:
+        """Make torch's module for ``activation``."""
+        if self.activation == "leaky_relu":
+            return nn.LeakyReLU(self.negative_slope)
+        return nn.ReLU6() if self.activation == "relu6" else nn.ReLU()
+
     def build(
         self, activation: ActivationFactory | None = None, dropout: Callable[[float], nn.Module] = nn.Dropout
     ) -> nn.Module:
@@ -182,14 +197,17 @@ class Network:
         Args:
             activation: makes each activation, in the order of the forward. It does not change the parameters. None means
                 ``activation_module``.
-            dropout: makes the module after each activation from the probability, in the same order.
+            dropout: makes each dropout from the probability, in the same order.
         """
         make = activation or self.activation_module
+        kind = KINDS[self.kind]
+        if kind.own_dropout:
+            return _with_dropout(kind.build(self, make), dropout)
 
         def unit() -> nn.Module:
             return nn.Sequential(make(), dropout(self.dropout)) if self.dropout else make()
 
-        return KINDS[self.kind].build(self, unit)
+        return kind.build(self, unit)
 
     def draw(
         self,
@@ -237,3 +255,22 @@ class Network:
             finally:
                 torch.set_default_dtype(before)
         return arithmetic.apply(model).to(device)
+
+
+def _with_dropout(model: nn.Module, dropout: Callable[[float], nn.Module]) -> nn.Module:
+    """Replace every ``nn.Dropout`` of a model, in place; one of probability 0 becomes the identity."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout):
+                setattr(parent, name, dropout(child.p) if child.p else nn.Identity())
+    return model
+
+
+def not_as_built(network: Network, field: str, value: bool, why: str) -> None:
+    """Refuse a description whose field is not what the kind always has.
+
+    Raises:
+        ModelError: names the field, what the kind has, and what to give.
+    """
+    if getattr(network, field) != value:
+        raise ModelError(f"{field}={getattr(network, field)!r}: a {network.kind} has it as built, {why}; give {field}={value}")

@@ -1,5 +1,7 @@
 """Keep all parameters of a model in one tensor, so that an optimiser steps over all at once.
 
+The buffers of the model, such as the statistics of batch norm, stay where they are.
+
 An optimiser works element by element, so one tensor or many should give the same bits. But kernels can treat the body and
 the tail of a tensor differently. So ``relucheck.training.optimisers.same_as_apart`` tries whether the bits are the same,
 and ``relucheck.training.forking.Branch`` steps every parameter by itself if they are not.
@@ -27,6 +29,7 @@ class Flat:
         values: [n], all parameters one after another. Each begins at a multiple of 64 bytes, with zeros in between.
         names: names of the parameters.
         parameters: the model's parameters, in the same order.
+        buffers: the model's buffers by name.
         whole: [n], ``values`` as one parameter, for an optimiser.
     """
 
@@ -39,6 +42,7 @@ class Flat:
             place.copy_(parameter.detach())
             parameter.data = place
         self.whole = nn.Parameter(self.values)
+        self.buffers = dict(model.named_buffers())
         self._slots: list[Tensor] = []
 
     def collect(self, gradients: Sequence[Tensor]) -> None:
@@ -69,11 +73,19 @@ class Flat:
         return torch.equal(self.values.view(torch.int64), other.values.view(torch.int64))
 
     def first_unequal(self, other: Flat) -> str | None:
-        """The name of the first parameter that differs in a bit, or None."""
-        for name, a, b in zip(self.names, self.parameters, other.parameters, strict=True):
-            if not torch.equal(a.detach().contiguous().view(torch.uint8), b.detach().contiguous().view(torch.uint8)):
+        """The name of the first parameter or buffer that differs in a bit, or None."""
+        if self.same_bits(other) and not self.buffers:
+            return None
+        parameters = zip(self.names, self.parameters, other.parameters, strict=True)
+        buffers = ((name, value, other.buffers[name]) for name, value in self.buffers.items())
+        for name, a, b in (*parameters, *buffers):
+            if not torch.equal(_bytes(a), _bytes(b)):
                 return name
         return None
+
+
+def _bytes(value: Tensor) -> Tensor:
+    return value.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def laid_out(parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.activations.rules import Rule, at_hits
+from relucheck.numerics import emulation
 from relucheck.numerics.bits import has_value
 from relucheck.numerics.dtypes import as_dtype
 
@@ -80,12 +81,13 @@ def batch_norm(
         [members, n, features].
     """
     momentum = module.momentum or 0.0
+    normalised = emulation.batch_norm if isinstance(module, emulation.RoundedBatchNorm) else F.batch_norm
     if apart:
         parts = zip(x.unbind(), mean.unbind(), var.unbind(), weight.unbind(), bias.unbind(), strict=True)
-        return torch.stack([F.batch_norm(h, m, v, w, b, training, momentum, module.eps) for h, m, v, w, b in parts])
+        return torch.stack([normalised(h, m, v, w, b, training, momentum, module.eps) for h, m, v, w, b in parts])
     count, samples, features = x.shape
     flat = x.transpose(0, 1).reshape(samples, -1)  # batch norm treats features separately, so members can be features
-    flat = F.batch_norm(flat, mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), training, momentum, module.eps)
+    flat = normalised(flat, mean.view(-1), var.view(-1), weight.flatten(), bias.flatten(), training, momentum, module.eps)
     return flat.view(samples, count, features).transpose(0, 1)
 
 

@@ -3,6 +3,7 @@
 from relucheck.numerics.emulation.convolution import conv2d
 from relucheck.numerics.emulation.emulation import Emulation, Override
 from relucheck.numerics.emulation.layers import EmulatedConv2d, EmulatedLinear, emulate
+from relucheck.numerics.emulation.norm import RoundedBatchNorm, batch_norm
 from relucheck.numerics.emulation.rounding import EmulationError, Rounding
 from relucheck.numerics.emulation.sums import linear
 
@@ -12,7 +13,9 @@ __all__ = [
     "Emulation",
     "EmulationError",
     "Override",
+    "RoundedBatchNorm",
     "Rounding",
+    "batch_norm",
     "conv2d",
     "emulate",
     "linear",

@@ -17,7 +17,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from relucheck.errors import instance, listed, one_of, whole
+from relucheck.errors import instance, listed, one_of, truth, whole
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 from relucheck.numerics.emulation.rounding import DIGITS, EmulationError, Rounding
 from relucheck.numerics.emulation.rounding import FORMS as ROUNDINGS
@@ -27,8 +27,10 @@ DIRECTIONS: Final[tuple[Direction, ...]] = get_args(Direction)
 BACKWARD: Final = DIRECTIONS[1:]
 FORMS: Final = (
     f'{ROUNDINGS}. Overrides "; SELECTION: ROUNDING" may follow; SELECTION is "layer N" or "layers N, N", "K from N" '
-    f"and a direction ({', '.join(DIRECTIONS)}, or backward for both gradients), in this order, at least one of them"
+    f"and a direction ({', '.join(DIRECTIONS)}, or backward for both gradients), in this order, at least one of them. "
+    '"; batch norm native" may come last'
 )
+_NATIVE_NORM: Final = "batch norm native"
 _ONE: Final = f"(?:{'|'.join((*DIRECTIONS, 'backward'))})"
 _SELECTION: Final = re.compile(
     rf"(?: layers? (?P<layers>[0-9]{{1,{DIGITS}}}(?:, [0-9]{{1,{DIGITS}}})*))?(?: k from (?P<terms>[0-9]{{1,{DIGITS}}}))?"
@@ -129,6 +131,10 @@ class Override:
 class Emulation:
     """How the sums of products of a model are rounded to ``dtype``.
 
+    In 16 bits, batch normalisation is rounded once: it is computed in float32 from its 16-bit input, parameters and running
+    statistics, and its result, its gradients and the new statistics are rounded to the dtype. CUDA's kernels do so, while
+    a CPU's round several times.
+
     Where two overrides select the same sum, the later one holds. Emulations that round every sum alike are equal: the
     overrides are brought into one order and form when the object is made.
 
@@ -136,18 +142,26 @@ class Emulation:
         dtype: the dtype of parameters, activations and gradients.
         rounding: how sums are rounded that no override selects.
         overrides: other roundings for some sums.
+        native_norm: whether batch normalisation in 16 bits is left to the device's kernels instead.
 
     Raises:
-        EmulationError: for a rounding that does not fit the dtype, and for an override that changes nothing.
+        EmulationError: for a rounding that does not fit the dtype, for an override that changes nothing, and for native
+            batch norm in 32 and 64 bits, where it would change nothing.
         UnsupportedDtypeError: for a dtype that is not supported.
     """
 
     dtype: torch.dtype
     rounding: Rounding
     overrides: tuple[Override, ...] = ()
+    native_norm: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", as_dtype(self.dtype))
+        truth("emulation: native_norm", self.native_norm, error=EmulationError)
+        if self.native_norm and self.dtype.itemsize > 2:
+            raise EmulationError(
+                f"emulation of {dtype_name(self.dtype)}: batch norm is the device's own anyway; leave out {_NATIVE_NORM!r}"
+            )
         instance("emulation: rounding", self.rounding, Rounding, "Rounding(parts=4)", error=EmulationError)
         overrides = listed("emulation: overrides", self.overrides, "()", error=EmulationError)
         for one in overrides:
@@ -168,7 +182,7 @@ class Emulation:
     @functools.cached_property
     def label(self) -> str:
         """The roundings in words, for example "product" or "rounded; layer 1 forward: split-k 4"."""
-        return "; ".join([self.rounding.name, *(one.name for one in self.overrides)])
+        return "; ".join([self.rounding.name, *(one.name for one in self.overrides), *[_NATIVE_NORM] * self.native_norm])
 
     @property
     def name(self) -> str:
@@ -183,7 +197,9 @@ class Emulation:
             EmulationError: for a text that is no emulation; the message lists the possible forms.
         """
         first, *rest = label.split("; ") if isinstance(label, str) else [label]
-        return cls(dtype, Rounding.parse(first), tuple(map(Override.parse, rest)))
+        native = bool(rest) and rest[-1].lower() == _NATIVE_NORM
+        overrides = rest[:-1] if native else rest
+        return cls(dtype, Rounding.parse(first), tuple(map(Override.parse, overrides)), native)
 
     @property
     def by_layer(self) -> bool:
@@ -196,9 +212,9 @@ class Emulation:
         It is this emulation without the overrides for other layers.
         """
         whole("emulation: layer", number, error=EmulationError)
-        return (
-            Emulation(self.dtype, *_normal({0: _table(self.rounding, self.overrides, number)})) if self.by_layer else self
-        )
+        if not self.by_layer:
+            return self
+        return Emulation(self.dtype, *_normal({0: _table(self.rounding, self.overrides, number)}), self.native_norm)
 
     def layers(self, count: int) -> tuple[Emulation, ...]:
         """The emulations of the layers of a model that has ``count`` layers with products.

@@ -1,4 +1,4 @@
-"""Emulated ``nn.Linear`` and ``nn.Conv2d``, and the function that puts them into a model."""
+"""Emulated ``nn.Linear`` and ``nn.Conv2d``, and the function that puts emulated layers into a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.emulation.convolution import conv2d
 from relucheck.numerics.emulation.emulation import Emulation
+from relucheck.numerics.emulation.norm import NORMS
 from relucheck.numerics.emulation.rounding import EmulationError
 from relucheck.numerics.emulation.sums import linear
 
@@ -59,6 +60,8 @@ class EmulatedConv2d(nn.Conv2d):
 def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
     """Make every ``nn.Linear`` and ``nn.Conv2d`` of a model an emulated one, in place.
 
+    In 16 bits every batch norm becomes one that is rounded once, unless the emulation leaves it native.
+
     Other layers with products, subclasses of the two included, would keep the device's arithmetic, so a model that has any
     is an error.
 
@@ -95,6 +98,10 @@ def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
     for (_, module), own in zip(layers, emulation.layers(len(layers)), strict=True):
         module.__class__ = _SERVED[type(module)]
         module.emulation, module.model_emulation = own, emulation
+    if emulation.dtype.itemsize == 2 and not emulation.native_norm:
+        for module in model.modules():
+            if type(module) in NORMS:
+                module.__class__ = NORMS[type(module)]
     return tuple(name for name, _ in layers)
 
 

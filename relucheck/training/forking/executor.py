@@ -200,10 +200,12 @@ class ForkingExecutor:
         members = self.settings.members
         reference = next((branch for branch in self.branches if self._reference_index in branch.members), None)
         control = next((branch for branch in self.branches if members[branch.members[0]].control), None)
-        if reference is not None and control is not None and not control.flat.same_bits(reference.flat):
+        if reference is not None and control is not None:
             name = control.flat.first_unequal(reference.flat)
-            self.void = f"control differed at step {number} in parameter {name} (seed {self.seed})"
-            return
+            if name is not None:
+                kind = "parameter" if name in control.flat.names else "buffer"
+                self.void = f"control differed at step {number} in {kind} {name} (seed {self.seed})"
+                return
         diverged = [branch for branch in self.branches if not branch.flat.finite()]
         if reference is not None:
             distance = None
