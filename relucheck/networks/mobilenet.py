@@ -64,9 +64,7 @@ def _build(network: Network, activation: ActivationFactory) -> nn.Module:
     widths = network.widths
     small = network.kind == "mobilenet-v3-small"
     rows = (
-        _ROWS
-        if small
-        else [(3, 2 * width, True, "HS" if number % 2 else "RE", 1) for number, width in enumerate(widths)]
+        _ROWS if small else [(3, 2 * width, True, "HS" if number % 2 else "RE", 1) for number, width in enumerate(widths)]
     )
     before = (16 if small else widths[0], *widths[:-1])
     configs = [_config(*row) for row in zip(before, widths, rows, strict=True)]

@@ -183,6 +183,8 @@ class PublishedCount:
 ARITHMETICS: Final = {
     "E1": "bfloat16 emulated (rounded)",
     "E2": "bfloat16 emulated (rounded; layer 1 forward: split-k 3 wide bias joined)",
+    "E5": "bfloat16 emulated (rounded)",
+    "E6": "bfloat16 emulated (rounded)",
     "E9": "bfloat16 emulated (rounded)",
 }
 
