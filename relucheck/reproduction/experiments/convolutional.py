@@ -121,7 +121,7 @@ def _e5() -> TrainingScenario:
     for prefix, part, settings in _e5_variations(_E5):
         full += made(part, (*rows("float32", "bfloat16"), *ROUNDED), settings, prefix)
     for prefix, part, settings in _e5_variations(one):
-        cpu += made(part, _PAIR if prefix == "no-batchnorm-" else ROUNDED, settings, prefix)
+        cpu += made(part, _PAIR if prefix in ("no-batchnorm-", "stem-only-") else ROUNDED, settings, prefix)
     for prefix, _, settings in _e5_variations(_in_ci(reduced, _CONVOLVED, (2, 4), (0,))):
         if settings.data == "digits":
             smoke += made("digits, variations", ROUNDED, settings, prefix)
