@@ -1,0 +1,119 @@
+"""Record the device's work of a step once and replay it, where launching its kernels takes longer than running them.
+
+On CUDA a recording is a CUDA graph. It reads and writes tensors at fixed addresses, and all graphs of a device share one
+pool of memory for what they compute in between: nothing in the pool outlives a replay. Elsewhere a recording is the
+function itself, with which tests run the same logic without a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Inputs:
+    """Mini-batches at fixed addresses: one place for each size, which every mini-batch of the size is copied to."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def place(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy a mini-batch to its place, and return that.
+
+        Args:
+            x: images [n, ...].
+            y: labels [n].
+        """
+        if len(y) not in self._places:
+            self._places[len(y)] = torch.empty_like(x), torch.empty_like(y)
+        images, labels = self._places[len(y)]
+        return images.copy_(x), labels.copy_(y)
+
+
+class Copies:
+    """Copies of some tensors, to which they can be set back.
+
+    Args:
+        tensors: are copied now.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        groups: dict[torch.dtype, list[Tensor]] = {}  # one call copies tensors of one dtype
+        for tensor in tensors:
+            groups.setdefault(tensor.dtype, []).append(tensor.detach())
+        self._groups = [(group, [tensor.clone() for tensor in group]) for group in groups.values()]
+
+    def take(self) -> None:
+        """Copy the tensors again, over the old copies."""
+        for tensors, copies in self._groups:
+            torch._foreach_copy_(copies, tensors)
+
+    def restore(self) -> None:
+        """Set the tensors back."""
+        for tensors, copies in self._groups:
+            torch._foreach_copy_(tensors, copies)
+
+    def same_bits(self) -> bool:
+        """Whether the tensors hold the bits of their copies. Waits for the device."""
+        pairs = [pair for tensors, copies in self._groups for pair in zip(tensors, copies, strict=True)]
+        return all(torch.equal(_bytes(tensor), _bytes(copy)) for tensor, copy in pairs)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def recorded(work: Callable[[], None], changed: Sequence[Tensor], device: torch.device) -> Callable[[], None] | None:
+    """Record some work on a device, if replaying it gives the bits of doing it.
+
+    The work is done once, which lets libraries and compilers prepare what they need. Then it is recorded and replayed, and
+    the bits of the two are compared. All tensors are set back afterwards, so that this leaves no trace.
+
+    Args:
+        work: reads and changes tensors at fixed addresses, and keeps no other tensor. It must not depend on anything else
+            that changes, and must not wait for the device.
+        changed: the tensors that it changes.
+        device: where it runs.
+
+    Returns:
+        A function that replays the work; None if the bits differ.
+    """
+    before = Copies(changed)
+    work()
+    done = Copies(changed)
+    before.restore()
+    replay = _record(work, device)
+    replay()
+    same = done.same_bits()
+    before.restore()
+    return replay if same else None
+
+
+def _record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    if device.type != "cuda":
+        return work
+    with torch.cuda.device(device):
+        index = torch.cuda.current_device()
+        (first, _), graph = _first(index), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=first.pool(), stream=_stream(index)):
+            work()
+    return graph.replay
+
+
+@functools.cache
+def _stream(index: int) -> Any:
+    """The stream on which a device's graphs are recorded; libraries keep a workspace for each stream."""
+    return torch.cuda.Stream(index)
+
+
+@functools.cache
+def _first(index: int) -> tuple[Any, Tensor]:
+    """A graph that lives as long as the process, because a pool cannot be used again once all its graphs are gone."""
+    graph, number = torch.cuda.CUDAGraph(), torch.zeros((), device=f"cuda:{index}")
+    with torch.cuda.graph(graph, stream=_stream(index)):
+        number.add_(1)
+    return graph, number
