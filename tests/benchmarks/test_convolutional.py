@@ -79,7 +79,8 @@ def test_engine_against_plain_steps(case: str, capsys: pytest.CaptureFixture[str
     network, name, bound = CASES[case]
     arithmetic = Arithmetic.parse(name)
     dataset = data.load("digits")
-    split = DataSplit(dataset.scaled(arithmetic.dtype)[: STEPS * BATCH], dataset.labels[: STEPS * BATCH])
+    images = dataset.scaled(arithmetic.dtype)[: STEPS * BATCH].view(-1, *network.input_shape)
+    split = DataSplit(images, dataset.labels[: STEPS * BATCH])
     settings = Settings("digits", network, members_of((0,), (1.0,)), arithmetic=arithmetic, every=4)
     plain, engine = _plain(network, arithmetic, split), _engine(settings, split)
     ratios, best = [], [float("inf")] * 2
