@@ -1,13 +1,11 @@
 """Triton kernels of an activation: count its hits, and write the gradient with the subgradient at its kinks.
 
-Each reads its operands once. ``relucheck.training.masked`` decides where they are used and says what they compute; this
-module needs Triton, which PyTorch brings along for CUDA.
+Each reads its operands once. ``relucheck.training.masked`` says what they compute and decides where they are used. This
+module needs Triton, which PyTorch brings along for CUDA. Triton reads the source of a kernel, so only constants have types.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 import triton
@@ -20,8 +18,8 @@ _WARPS: Final = 8
 KEEP, CHAIN, INJECTED = 0, 1, 2
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _wide(value: Any, bfloat: tl.constexpr) -> Any:
+@triton.jit
+def _wide(value, bfloat: tl.constexpr):
     """Widen to float32; bfloat16 is given as its bits."""
     if bfloat:  # noqa: SIM108 (only one of the branches is compiled)
         wide = (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
@@ -30,8 +28,8 @@ def _wide(value: Any, bfloat: tl.constexpr) -> Any:
     return wide
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _narrow(value: Any, like: Any, bfloat: tl.constexpr) -> Any:
+@triton.jit
+def _narrow(value, like, bfloat: tl.constexpr):
     """Round float32 to the dtype of ``like``, to nearest, ties to even; bfloat16 is returned as its bits."""
     if bfloat:  # in integers, because Triton's interpreter truncates
         bits = value.to(tl.int32, bitcast=True)
@@ -42,16 +40,16 @@ def _narrow(value: Any, like: Any, bfloat: tl.constexpr) -> Any:
     return narrow
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def _at_hits(
-    gradient: Any,
-    cotangent: Any,
-    hit: Any,
-    subgradient: Any,
+    gradient,
+    cotangent,
+    hit,
+    subgradient,
     mode: tl.constexpr,
     bfloat: tl.constexpr,
     block: tl.constexpr,
-) -> Any:
+):
     """The gradient, with that of a rule at the hits: ``relucheck.activations.rules.at_hits`` for one number."""
     if mode == 1:  # noqa: SIM108
         value = _wide(cotangent, bfloat) * subgradient
@@ -60,17 +58,17 @@ def _at_hits(
     return tl.where(hit, _narrow(value, cotangent, bfloat), gradient)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def _count(
-    x_at: Any,
-    counts_at: Any,
-    size: Any,
+    x_at,
+    counts_at,
+    size,
     first: tl.constexpr,
     second: tl.constexpr,
     two: tl.constexpr,
     bfloat: tl.constexpr,
     block: tl.constexpr,
-) -> None:
+):
     places = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = places < size
     x = _wide(tl.load(x_at + places, mask=inside, other=0), bfloat)
@@ -81,14 +79,14 @@ def _count(
         tl.atomic_add(counts_at + 1, more.to(tl.int64), mask=more > 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def _gradient(
-    x_at: Any,
-    cotangent_at: Any,
-    result_at: Any,
-    size: Any,
-    lower: Any,
-    upper: Any,
+    x_at,
+    cotangent_at,
+    result_at,
+    size,
+    lower,
+    upper,
     first: tl.constexpr,
     second: tl.constexpr,
     lower_mode: tl.constexpr,
@@ -96,7 +94,7 @@ def _gradient(
     given: tl.constexpr,
     bfloat: tl.constexpr,
     block: tl.constexpr,
-) -> None:
+):
     places = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = places < size
     x = _wide(tl.load(x_at + places, mask=inside, other=0), bfloat)

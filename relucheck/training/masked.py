@@ -40,7 +40,7 @@ def count(x: Tensor, kinks: Sequence[float], counts: Tensor) -> None:
         kernels.count(x, kinks, counts)
         return
     for kink, at in enumerate(kinks):
-        counts[kink] += (x == at).sum()
+        counts[kink].add_((x == at).sum())
 
 
 def gradient(

@@ -154,7 +154,7 @@ class Branch:
             loss = F.cross_entropy(self.model(x), y)
         self.loss += loss.detach().double() * len(y)
         if self.deferred:
-            self._counts[1] += self._counts[0]
+            self._counts[1].add_(self._counts[0])
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def _count(self, samples: int, elements: list[int]) -> None:

@@ -8,6 +8,7 @@ function itself, with which tests run the same logic without a GPU.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,13 +81,23 @@ def recorded(work: Callable[[], None], changed: Sequence[Tensor], device: torch.
         device: where it runs.
 
     Returns:
-        A function that replays the work; None if the bits differ.
+        A function that replays the work; None if the bits differ, and with a warning if the device cannot record it.
+
+    Raises:
+        torch.OutOfMemoryError: the device has too little memory.
     """
     before = Copies(changed)
     work()
     done = Copies(changed)
     before.restore()
-    replay = _record(work, device)
+    try:
+        replay = _record(work, device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # such as a model whose forward waits for the device
+        why = str(error).splitlines()[0]
+        warnings.warn(f"steps are not recorded on {device}, which makes them slower: {why}", RuntimeWarning, stacklevel=2)
+        return None
     replay()
     same = done.same_bits()
     before.restore()
