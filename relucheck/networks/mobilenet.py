@@ -47,7 +47,7 @@ class _Repeated(nn.Module):
 def _config(before: int, after: int, row: Sequence[Any]) -> Any:
     from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
-    class Config(InvertedResidualConfig):  # type: ignore[misc]
+    class Config(InvertedResidualConfig):
         @staticmethod
         def adjust_channels(channels: int, width_mult: float) -> int:
             return channels  # torchvision's would round small widths up to a multiple of 8
@@ -64,9 +64,7 @@ def _build(network: Network, activation: ActivationFactory) -> nn.Module:
     widths = network.widths
     small = network.kind == "mobilenet-v3-small"
     rows = (
-        _ROWS
-        if small
-        else [(3, 2 * width, True, "HS" if number % 2 else "RE", 1) for number, width in enumerate(widths)]
+        _ROWS if small else [(3, 2 * width, True, "HS" if number % 2 else "RE", 1) for number, width in enumerate(widths)]
     )
     before = (16 if small else widths[0], *widths[:-1])
     configs = [_config(*row) for row in zip(before, widths, rows, strict=True)]

@@ -273,4 +273,6 @@ def not_as_built(network: Network, field: str, value: bool, why: str) -> None:
         ModelError: names the field, what the kind has, and what to give.
     """
     if getattr(network, field) != value:
-        raise ModelError(f"{field}={getattr(network, field)!r}: a {network.kind} has it as built, {why}; give {field}={value}")
+        raise ModelError(
+            f"{field}={getattr(network, field)!r}: a {network.kind} has it as built, {why}; give {field}={value}"
+        )

@@ -105,9 +105,10 @@ class ResNet(nn.Module):
 def _resnet_18(network: Network, activation: ActivationFactory) -> nn.Module:
     """Build torchvision's ResNet-18, in which each block has two activation modules instead of one that is used twice."""
     require("a resnet-18", "torchvision")
-    from torchvision.models.resnet import BasicBlock, ResNet as TorchvisionResNet
+    from torchvision.models.resnet import BasicBlock
+    from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-    class TwoActivations(BasicBlock):  # type: ignore[misc]
+    class TwoActivations(BasicBlock):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
             self.relu, self.relu2 = activation(), activation()

@@ -11,5 +11,7 @@ TITLES: Final[Mapping[str, str]] = {
     "E2": "Training an MLP with several subgradients at 0",
     "E3": "Spread of the test accuracy by subgradient: over seeds, and pooled as published",
     "E4": "Volume of the bifurcation zone",
+    "E5": "Training a residual network with several subgradients at 0",
+    "E6": "Training MobileNetV3-small with several subgradients at its kinks",
     "E9": "Hits: how often pre-activations equal a kink, and which arithmetics give the published counts",
 }

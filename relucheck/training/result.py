@@ -319,7 +319,9 @@ class Result:
     def find(
         self, seed: int, subgradient: float, rule: str = "chain", *, control: bool = False, nudge: int | None = None
     ) -> MemberResult:
-        """The result of the member with this seed, subgradient (at 0), rule and number of the nudge.
+        """The result of the member with this seed, subgradient, rule and number of the nudge.
+
+        The subgradient is ``Member.s``: that at 0, or that at the upper kink of a member with 0 at 0.
 
         Raises:
             SettingsError: there is no such member.
@@ -327,7 +329,7 @@ class Result:
         wanted = (seed, subgradient, rule, control, nudge)
         for result in self.members:
             member = result.member
-            if (member.seed, member.subgradient, member.rule, member.control, member.nudge) == wanted:
+            if (member.seed, member.s, member.rule, member.control, member.nudge) == wanted:
                 return result
         raise SettingsError(
             f"no member with seed {seed}, s = {subgradient:g}, rule {rule}, control {control}"

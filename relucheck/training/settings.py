@@ -133,6 +133,14 @@ class Member:
         return self._is_zero and not self.control and self.nudge is None
 
     @property
+    def s(self) -> float:
+        """The subgradient that sets the member apart from its reference.
+
+        It is the one at 0, or the one at the upper kink if that at 0 is 0.
+        """
+        return self.subgradient or self.second or 0.0
+
+    @property
     def subgradients(self) -> tuple[float, float]:
         """The subgradients at 0 and at the upper kink."""
         return self.subgradient, self.subgradient if self.second is None else self.second

@@ -11,9 +11,9 @@ from relucheck.reproduction.scenario import Scenario, ScenarioError
 
 def scenarios() -> Mapping[str, Scenario]:
     """Every scenario by name."""
-    from relucheck.reproduction.experiments import counts, mlp, volumes
+    from relucheck.reproduction.experiments import convolutional, counts, mlp, volumes
 
-    every: tuple[Scenario, ...] = (*mlp.SCENARIOS.values(), volumes.E4, counts.E9)
+    every: tuple[Scenario, ...] = (*mlp.SCENARIOS.values(), volumes.E4, *convolutional.SCENARIOS.values(), counts.E9)
     return {scenario.name: scenario for scenario in every}
 
 

@@ -125,7 +125,7 @@ def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
     members_by_key: dict[tuple[float, str, bool], list[MemberResult]] = {}
     for member in result.members:
         which = member.member
-        members_by_key.setdefault((which.subgradient, which.rule, which.control), []).append(member)
+        members_by_key.setdefault((which.s, which.rule, which.control), []).append(member)
     order = {seed: index for index, seed in enumerate(result.settings.seeds)}
     return {key: sorted(members, key=lambda member: order[member.member.seed]) for key, members in members_by_key.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training.batches import DataSplit
 from relucheck.training.flat import Flat, laid_out
-from relucheck.training.forking.captured import Copies, recorded
+from relucheck.training.forking.captured import Copies, Lane, recorded
 from relucheck.training.model import Choice, ExecutorError, layers
 from relucheck.training.optimisers import make_optimiser, same_as_apart
 from relucheck.training.result import Epoch
@@ -84,6 +85,7 @@ class Branch:
         self._slots: list[Tensor] = []
         self._buffers: list[Tensor] = []
         self._before: Copies | None = None
+        self._lane: Lane | None = None
         self._counted_before = 0, [0]
         self.reset()
 
@@ -170,6 +172,7 @@ class Branch:
 
     def hit(self) -> bool:
         """Whether the last forward had hits. Waits for the device."""
+        self.join()
         return bool(self._counts[0].any()) if self.deferred else self._hit
 
     def hits(self) -> list[list[int]]:
@@ -197,9 +200,10 @@ class Branch:
         return self.gradients(self.forward(x, y), choice(Member(0, 0.0)), keep=False)
 
     def replay(self, x: Tensor, y: Tensor, chosen: Choice, *, undoable: bool) -> bool:
-        """Replay a recorded forward and backward; ``update(None)`` takes the step.
+        """Replay a recorded forward and backward in the branch's lane; ``update(None)`` takes the step there.
 
-        The first call for a size and choice records them. See ``relucheck.training.forking.captured``.
+        The first call for a size and choice records them. See ``relucheck.training.forking.captured``. Whatever reads or
+        changes the branch elsewhere must ``join`` first.
 
         Args:
             x: images, at the same address in every call of a size.
@@ -221,22 +225,30 @@ class Branch:
                 self.flat.collect([torch.zeros_like(parameter) for parameter in self.parameters])
             written = [self.flat.whole.grad] if self.together else self._slots
             changed = [*self._counted(), *(tensor for tensor in written if tensor is not None)]
-            replay = recorded(lambda: self._work(x, y, chosen), changed, self.device)
+            self._lane = self._lane or Lane(self.device)
+            replay = recorded(lambda: self._work(x, y, chosen), changed, self._lane)
             self._recorded[key] = replay, [layer.elements for layer in self.layers]
         replay, elements = self._recorded[key]
-        if replay is None:
+        if replay is None or self._lane is None:
             return False
-        if undoable:
-            self._before = self._before or Copies(self._counted())
-            self._before.take()
-            self._counted_before = self.samples, self.activations
-        replay()
+        with self._lane.entered():
+            if undoable:
+                self._before = self._before or Copies(self._counted())
+                self._before.take()
+                self._counted_before = self.samples, self.activations
+            replay()
         self._count(len(y), elements)
         return True
+
+    def join(self) -> None:
+        """Let the device wait for the branch's lane before what follows; the host does not wait."""
+        if self._lane is not None:
+            self._lane.join()
 
     def undo(self) -> None:
         """Take back the last replay."""
         assert self._before is not None
+        self.join()
         self._before.restore()
         self.samples, self.activations = self._counted_before
 
@@ -252,7 +264,11 @@ class Branch:
         return [self.loss, self._counts, *self.model.buffers()]
 
     def update(self, gradients: Sequence[Tensor] | None) -> None:
-        """Take one optimiser step, with the gradients of the last replay if None are given."""
+        """Take one optimiser step, with the gradients of the last replay, in its lane, if None are given."""
+        with self._lane.entered() if gradients is None and self._lane else contextlib.nullcontext():
+            self._update(gradients)
+
+    def _update(self, gradients: Sequence[Tensor] | None) -> None:
         if not self.together:
             for parameter, gradient in zip(self.parameters, self._slots if gradients is None else gradients, strict=True):
                 parameter.grad = gradient.contiguous()  # fused kernels ignore strides

@@ -1,15 +1,16 @@
 """Record the device's work of a step once and replay it, where launching its kernels takes longer than running them.
 
-On CUDA a recording is a CUDA graph. It reads and writes tensors at fixed addresses, and all graphs of a device share one
-pool of memory for what they compute in between: nothing in the pool outlives a replay. Elsewhere a recording is the
-function itself, with which tests run the same logic without a GPU.
+On CUDA a recording is a CUDA graph. It reads and writes tensors at fixed addresses. What it computes in between lies in a
+pool of memory that belongs to its ``Lane``, so that graphs of several lanes can run at the same time: the kernels of one
+small network leave most of a GPU idle. Elsewhere a recording is the function itself, with which tests run the same logic
+without a GPU.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +69,37 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def recorded(work: Callable[[], None], changed: Sequence[Tensor], device: torch.device) -> Callable[[], None] | None:
+class Lane:
+    """A stream of its own for the recordings of one branch, with their memory.
+
+    On other devices than CUDA there is nothing to overlap, and all of this does nothing.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Launch the work of a block in this lane, after everything that the current stream has been given so far."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            yield
+
+    def join(self) -> None:
+        """Let the current stream wait for this lane; the host does not."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+
+def recorded(work: Callable[[], None], changed: Sequence[Tensor], lane: Lane) -> Callable[[], None] | None:
     """Record some work on a device, if replaying it gives the bits of doing it.
 
     The work is done once, which lets libraries and compilers prepare what they need. Then it is recorded and replayed, and
@@ -78,7 +109,7 @@ def recorded(work: Callable[[], None], changed: Sequence[Tensor], device: torch.
         work: reads and changes tensors at fixed addresses, and keeps no other tensor. It must not depend on anything else
             that changes, and must not wait for the device.
         changed: the tensors that it changes.
-        device: where it runs.
+        lane: where it is replayed.
 
     Returns:
         A function that replays the work; None if the bits differ, and with a warning if the device cannot record it.
@@ -91,40 +122,28 @@ def recorded(work: Callable[[], None], changed: Sequence[Tensor], device: torch.
     done = Copies(changed)
     before.restore()
     try:
-        replay = _record(work, device)
+        replay = _record(work, lane)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # such as a model whose forward waits for the device
         why = str(error).splitlines()[0]
-        warnings.warn(f"steps are not recorded on {device}, which makes them slower: {why}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"steps are not recorded on {lane.device}, which makes them slower: {why}", RuntimeWarning, stacklevel=2
+        )
         return None
-    replay()
+    with lane.entered():
+        replay()
+    lane.join()
     same = done.same_bits()
     before.restore()
     return replay if same else None
 
 
-def _record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    if device.type != "cuda":
+def _record(work: Callable[[], None], lane: Lane) -> Callable[[], None]:
+    if lane.stream is None:
         return work
-    with torch.cuda.device(device):
-        index = torch.cuda.current_device()
-        (first, _), graph = _first(index), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=first.pool(), stream=_stream(index)):
+    with torch.cuda.device(lane.device):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=lane.pool, stream=lane.stream):
             work()
     return graph.replay
-
-
-@functools.cache
-def _stream(index: int) -> Any:
-    """The stream on which a device's graphs are recorded; libraries keep a workspace for each stream."""
-    return torch.cuda.Stream(index)
-
-
-@functools.cache
-def _first(index: int) -> tuple[Any, Tensor]:
-    """A graph that lives as long as the process, because a pool cannot be used again once all its graphs are gone."""
-    graph, number = torch.cuda.CUDAGraph(), torch.zeros((), device=f"cuda:{index}")
-    with torch.cuda.graph(graph, stream=_stream(index)):
-        number.add_(1)
-    return graph, number

@@ -131,10 +131,11 @@ class ForkingExecutor:
         self._tick(number, len(y))
         if self.deferred:
             x, y = self._inputs.place(x, y)
+        replayed = {branch: self.deferred and self._replay(branch, x, y) for branch in self.branches}
         for branch in list(self.branches):
             if branch not in self.branches:  # it has diverged, as was read since
                 continue
-            gradients, live = self._advance(branch, x, y, number)
+            gradients, live = self._advance(branch, x, y, number, replayed[branch])
             if live:
                 following = self.batches.after(stop)
                 self._nudge(branch, live, gradients, number, following and self._one(following))
@@ -148,23 +149,37 @@ class ForkingExecutor:
         if self.deferred:  # replays read masks without asking the clock
             self.clock.refresh(samples)
 
-    def _advance(self, branch: Branch, x: Tensor, y: Tensor, number: int) -> tuple[list[Tensor], list[int]]:
+    def _choices(self, branch: Branch) -> dict[Choice, list[int]]:
+        """What backward does at hits for the members of a branch, with these members, the leading one first.
+
+        A choice that only shows whether a hit is live for a nudge has none.
+        """
+        wanted: dict[Choice, list[int]] = {}
+        for index in branch.members:
+            wanted.setdefault(choice(self.settings.members[index]), []).append(index)
+        for index in branch.members:
+            if self.results[index].waits:
+                wanted.setdefault(probe(self.settings.members[index]), [])
+        return wanted
+
+    def _replay(self, branch: Branch, x: Tensor, y: Tensor) -> bool:
+        """Replay the step of a branch beside those of the others; whether it was replayed."""
+        wanted = self._choices(branch)
+        return branch.replay(x, y, next(iter(wanted)), undoable=len(wanted) > 1)
+
+    def _advance(self, branch: Branch, x: Tensor, y: Tensor, number: int, replayed: bool) -> tuple[list[Tensor], list[int]]:
         """Train a branch on a mini-batch, and fork it where gradients differ.
 
         Returns:
             The gradients with which the branch was updated, and those of its nudges that have met their first live hit.
         """
-        wanted: dict[Choice, list[int]] = {}
-        for index in branch.members:
-            wanted.setdefault(choice(self.settings.members[index]), []).append(index)
-        probes = {index: probe(self.settings.members[index]) for index in branch.members if self.results[index].waits}
-        for one in probes.values():
-            wanted.setdefault(one, [])  # wanted by no member unless there is one with s = 1
-        if self.deferred and branch.replay(x, y, next(iter(wanted)), undoable=len(wanted) > 1):
+        wanted = self._choices(branch)
+        if replayed:
             if len(wanted) == 1 or not branch.hit():
                 branch.update(None)
                 return [], []
             branch.undo()
+        probes = {index: probe(self.settings.members[index]) for index in branch.members if self.results[index].waits}
         loss = branch.forward(x, y)
         hit = len(wanted) > 1 and branch.hit()
         if hit and self._unread:
@@ -212,6 +227,8 @@ class ForkingExecutor:
         """
         if not branch.flat.finite():  # then there is no run that a nudge could change
             return
+        for other in self.branches:  # their replays read the masks of this step
+            other.join()
         self.clock.tick(number + 1)
         usual = None if batch is None else branch.fork([]).look_ahead(*batch)
 
@@ -234,6 +251,8 @@ class ForkingExecutor:
     def _compare(self, number: int) -> None:
         """Check the control, remove diverged branches, and record first differences and distances."""
         members = self.settings.members
+        for branch in self.branches:
+            branch.join()
         reference = next((branch for branch in self.branches if self._reference_index in branch.members), None)
         control = next((branch for branch in self.branches if members[branch.members[0]].control), None)
         group = comparing.Group(number, list(self.branches), reference, control, number % self.settings.every == 0)

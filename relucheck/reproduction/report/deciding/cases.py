@@ -69,7 +69,7 @@ class TrainingCase:
 
     def others(self, seed: int) -> list[MemberResult]:
         """Every run of a seed with an s other than 0, under both rules."""
-        return [run for run in self.run.result.members if run.member.seed == seed and run.member.subgradient]
+        return [run for run in self.run.result.members if run.member.seed == seed and run.member.s]
 
     def value(self, seed: int, s: float, endpoint: str, run: Trained | None = None) -> float | None:
         """The endpoint of a member; None if it diverged."""

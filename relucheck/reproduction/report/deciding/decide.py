@@ -136,7 +136,7 @@ def _missing(claim: Claim, run: Trained, rule: str) -> _Missing | None:
 
 def _subgradients(settings: Settings, rule: str) -> set[float]:
     """The s but 0 that every seed of a comparison has under a rule."""
-    of = [{m.subgradient for m in settings.members if m.seed == seed and m.rule == rule} for seed in settings.seeds]
+    of = [{m.s for m in settings.members if m.seed == seed and m.rule == rule} for seed in settings.seeds]
     return set.intersection(*of) - {0.0}
 
 

@@ -68,7 +68,7 @@ def departures(runs: Sequence[tuple[Comparison, Result]]) -> Departures:
     found = []
     for _, result in runs:
         for seed in () if result.void else result.settings.seeds:
-            others = [m for m in result.members if m.member.seed == seed and m.member.subgradient]
+            others = [m for m in result.members if m.member.seed == seed and m.member.s]
             one = departure(result.find(seed, 0.0), others, ())
             found += [] if one is None else [one]
     return Departures(
