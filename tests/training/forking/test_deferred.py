@@ -248,8 +248,8 @@ def test_work_whose_replay_has_other_bits_is_not_replayed(name: str, monkeypatch
     """The seeded fault: a recorded gradient differs in its last bit."""
     record = captured._record
 
-    def faulty(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        return lambda: (record(work, device)(), spoilt())[0]
+    def faulty(work: Callable[[], None], lane: captured.Lane) -> Callable[[], None]:
+        return lambda: (record(work, lane)(), spoilt())[0]
 
     def spoilt() -> None:
         with torch.no_grad():
@@ -322,3 +322,25 @@ def test_progress_does_not_wait() -> None:
 def test_an_optimiser_that_diverges_by_rule_is_read_later() -> None:
     settings = changed(SETTINGS, arithmetic="float16", optimiser=Optimiser(), members=members_of([3], [1.0], nudges=2))
     _check_same(functools.partial(executors._run, settings))
+
+
+def test_masks_are_drawn_before_a_replay_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph reads them without asking the clock."""
+    record, replayed = captured._record, list[int]()
+
+    def strict(work: Callable[[], None], lane: captured.Lane) -> Callable[[], None]:
+        def replay() -> None:
+            used = [key for key, mask in run.clock._masks.items() if len(mask) == 32]
+            assert len(used) == 2
+            assert {run.clock._drawn_at[key] for key in used} == {run.clock.step}
+            replayed.append(run.clock.step)
+            work()
+
+        return replay if record(work, lane) else work
+
+    monkeypatch.setattr(captured, "_record", strict)
+    train, test = executors._splits(SETTINGS)
+    settings = changed(SETTINGS, dropout=0.2, members=members_of([3], [1.0], nudges=1))
+    run = ForkingExecutor(settings, 3, train, test, CPU, deferred=True)
+    _steps(run, 3)
+    assert set(replayed) == {1, 2, 3}

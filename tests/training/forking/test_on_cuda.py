@@ -132,8 +132,8 @@ def test_no_step_waits_for_the_device(case: str) -> None:
     assert all(len(result.steps.step) == 4 for result in run.results.values())
 
 
-def test_many_executors_share_the_memory_of_their_recordings() -> None:
-    """Also after all recordings of one are gone: torch refuses a pool that no graph uses."""
+def test_an_executor_whose_recordings_are_gone_leaves_nothing_behind() -> None:
+    """Another one, whose recordings may take over its memory, gives the same results."""
     settings = dataclasses.replace(SETTINGS, members=members_of([3], [1.0]), epochs=1)
     first = _run(settings)
     expected = [result.to_json() for result in first.results.values()]
