@@ -208,8 +208,8 @@ def _towards_zero(patch: pytest.MonkeyPatch) -> None:
 def _one_step_late(patch: pytest.MonkeyPatch) -> None:
     advance, ignored = ForkingExecutor._advance, set[int]()
 
-    def late(self: ForkingExecutor, branch: Branch, x: Any, y: Any, number: int) -> tuple[Any, list[int]]:
-        gradients, live = advance(self, branch, x, y, number)
+    def late(self: ForkingExecutor, branch: Branch, x: Any, y: Any, number: int, *rest: Any) -> tuple[Any, list[int]]:
+        gradients, live = advance(self, branch, x, y, number, *rest)
         late = [index for index in live if index in ignored]
         ignored.update(live)
         return gradients, late
