@@ -37,12 +37,11 @@ def batch_norm(
     Returns:
         The shape and dtype of ``x``.
     """
-    kept = [None if one is None else one.float() for one in (mean, var)]
-    scale, offset = (None if one is None else one.float() for one in (weight, bias))
-    result = F.batch_norm(x.float(), *kept, scale, offset, training, momentum, eps).to(x.dtype)
+    wide = [None if one is None else one.float() for one in (mean, var, weight, bias)]
+    result = F.batch_norm(x.float(), wide[0], wide[1], wide[2], wide[3], training, momentum, eps).to(x.dtype)
     if training:
         with torch.no_grad():
-            for statistic, updated in zip((mean, var), kept, strict=True):
+            for statistic, updated in zip((mean, var), wide[:2], strict=True):
                 if statistic is not None and updated is not None:
                     statistic.copy_(updated)
     return result
@@ -55,7 +54,7 @@ class RoundedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         momentum = self.momentum or 0.0
         own = self.training or self.running_mean is None
-        if self.training and self.num_batches_tracked is not None:
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # the running statistics are plain means
                 momentum = 1.0 / float(self.num_batches_tracked)
