@@ -288,6 +288,7 @@ class ForkingExecutor:
                     self.results[index].steps.add(group.number, *row)
         for branch in alive:
             if not finite.get(branch, True):
+                branch.join()  # its lane may still use memory that is about to be freed
                 self.branches.remove(branch)
                 for index in branch.members:
                     self.results[index].outcome = f"diverged: non-finite at step {group.number}"
