@@ -90,7 +90,10 @@ def sites(network: Network) -> tuple[Site, ...]:
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = network.build(activation)
-    return tuple(_site(node, model, any(module is one for one in made)) for node, module in nodes(model))
+    return tuple(
+        site_of(node, model, chosen=any(model.get_submodule(str(node.target)) is one for one in made))
+        for node in nodes(graph(model), model)
+    )
 
 
 def chosen(network: Network) -> tuple[Site, ...]:
@@ -105,22 +108,44 @@ class _Tracer(torch.fx.Tracer):
         return next(m.children(), None) is None
 
 
-def nodes(model: nn.Module) -> list[tuple[torch.fx.Node, nn.Module]]:
-    """The calls of a model's activations with kinks and max poolings, in the order of its modules.
+def graph(model: nn.Module) -> torch.fx.Graph:
+    """A symbolic trace of a model, in which every call of a module without children is one node."""
+    return _Tracer().trace(model)
+
+
+def nodes(graph: torch.fx.Graph, model: nn.Module) -> list[torch.fx.Node]:
+    """The first call of each activation with kinks and each max pooling of a model, in the order of the model's modules.
 
     Args:
+        graph: of the model.
         model: what ``Network.build`` returns.
-
-    Returns:
-        For each call its node in one ``torch.fx`` graph, and the module.
     """
-    found: dict[str, tuple[torch.fx.Node, nn.Module]] = {}
-    for node in _Tracer().trace(model).nodes:
-        if node.op == "call_module":
-            module = model.get_submodule(node.target)
-            if _kinks(module) is not None:
-                found.setdefault(node.target, (node, module))
+    found: dict[str, torch.fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_module" and _kinks(model.get_submodule(node.target)) is not None:
+            found.setdefault(node.target, node)
     return [found[name] for name, _ in model.named_modules() if name in found]
+
+
+def site_of(node: torch.fx.Node, model: nn.Module, *, chosen: bool) -> Site:
+    """Describe the activation or max pooling of a node.
+
+    Args:
+        node: one of ``nodes``.
+        model: the model that was traced.
+        chosen: as in ``Site``.
+
+    Raises:
+        ModelError: something computes the input that has no name here.
+    """
+    name = str(node.target)
+    module, before = model.get_submodule(name), _before(source(node, model), model)
+    if before is None:
+        raise ModelError(
+            f"{type(model).__name__}: {source(node, model).target!r} computes the input of {name}; add a name for it to "
+            "relucheck.networks.sites"
+        )
+    return Site(name, type(module).__name__, _kinks(module) or (), before, _depth(node, model, {}), chosen)
 
 
 def source(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node:
@@ -150,17 +175,6 @@ def _kinks(module: nn.Module) -> tuple[float, ...] | None:
     if rule is not None:
         return tuple(rule.kinks)
     return () if isinstance(module, _POOLINGS) else _KINKS.get(type(module))
-
-
-def _site(node: torch.fx.Node, model: nn.Module, chosen: bool) -> Site:
-    module, kinks = model.get_submodule(str(node.target)), _kinks(model.get_submodule(str(node.target)))
-    before = _before(source(node, model), model)
-    if before is None or kinks is None:
-        raise ModelError(
-            f"{type(model).__name__}: {source(node, model).target!r} computes the input of {node.target}; add a name for "
-            "it to relucheck.networks.sites"
-        )
-    return Site(str(node.target), type(module).__name__, kinks, before, _depth(node, model, {}), chosen)
 
 
 def _before(node: torch.fx.Node, model: nn.Module) -> str | None:

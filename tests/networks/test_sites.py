@@ -16,7 +16,7 @@ from relucheck.networks import KINDS, Network
 from relucheck.networks import sites as networks_sites
 from relucheck.networks.mobilenet import MOBILENET_V3_SMALL
 from relucheck.networks.resnets import RESNET_18, RESNET_20
-from relucheck.networks.sites import Site, chosen, nodes, sites
+from relucheck.networks.sites import Site, chosen, graph, nodes, sites
 from relucheck.training.model import Clock, Switch, build, layers
 from relucheck.training.settings import Settings, members_of
 
@@ -148,7 +148,8 @@ class _Swapped(nn.Module):
 
 
 def test_the_order_is_that_of_modules_and_not_that_of_the_forward() -> None:
-    assert [node.target for node, _ in nodes(_Swapped())] == ["second", "first"]
+    model = _Swapped()
+    assert [node.target for node in nodes(graph(model), model)] == ["second", "first"]
 
 
 def test_what_has_no_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
