@@ -6,7 +6,6 @@ import json
 import struct
 from pathlib import Path
 
-from relucheck.networks.sites import chosen
 from relucheck.reproduction.report.summary import Reproduction
 from relucheck.training.result import MemberResult, Result
 
@@ -35,7 +34,7 @@ def shapes_fit(result: Result) -> None:
         assert steps.step == sorted(set(steps.step))
         assert len(member.epochs) == settings.epochs or member.diverged
         for epoch, hits, activations in zip(member.epochs, member.hits, member.activations, strict=False):
-            assert len(hits) == len(activations) == len(chosen(settings.network))
+            assert len(hits) == len(activations) == len(settings.network.widths)
             assert all(len(kinks) == len(settings.network.kinks) for kinks in hits)
             assert 0 <= epoch.test_accuracy <= 1
             assert epoch.test_batch_accuracies

@@ -30,9 +30,9 @@ def by_depth(
     runs: Sequence[tuple[Comparison, Result]],
     nudges: Mapping[str, Result],
 ) -> Any:
-    """Draw the hits of s = 0 by layer and by epoch, on logarithmic scales.
+    """Draw the hits of s = 0 by layer and by epoch.
 
-    Above is the share of hits over the depth of the layer. A line leads from the first epoch to the last one, which has the
+    Above is the share of hits over the depth of the layer, on a logarithmic scale. A line leads from the first epoch to the last one, which has the
     marker. A layer without a hit has a hollow triangle at the bound that holds with 95 % confidence over all epochs. Below
     are the hits per 1,000 images over the images seen, beside the published counts.
     """
@@ -54,12 +54,14 @@ def _layers(panel: Any, result: Result) -> None:
         if one.total:
             ends = [share(_pooled(one.hits, epoch), _pooled(one.activations, epoch)) for epoch in (0, -1)]
             panel.plot([place, place], ends, color=_colour(one), linewidth=1.0, alpha=0.6)
-            panel.plot(place, ends[-1], **_style(one, kink, len(kinks)), markersize=5, linestyle="none")
+            panel.plot(place, ends[-1], **_style(one, kink), markersize=5, linestyle="none")
         else:
             panel.plot(
                 place, one.share, marker="v", color=_colour(one), markerfacecolor="none", markersize=5, linestyle="none"
             )
-    # one entry of the legend for all hollow triangles
+    for one in by_source(result):  # an entry of the legend also for what has no hit
+        style = _style(one, kinks.index(one.kink))
+        panel.plot([], [], **style, markersize=5, linestyle="none", label=_name(one, len(kinks)))
     panel.plot([], [], marker="v", color="0.4", markerfacecolor="none", markersize=5, linestyle="none", label=_NONE)
     panel.set_yscale("log")
     panel.set_xlabel("convolutions and linear layers before it")
@@ -72,7 +74,7 @@ def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:
         rates = [1000 * sum(column) / len(column) / size for column in zip(*one.hits, strict=False)]
         known = [(size * epoch, rate) for epoch, rate in enumerate(rates, start=1) if rate]
         if known:
-            panel.plot(*zip(*known, strict=True), **_style(one, kinks.index(one.kink), len(kinks)), markersize=3)
+            panel.plot(*zip(*known, strict=True), **_style(one, kinks.index(one.kink)), markersize=3)
     for count in beside(comparison, result):
         if isinstance(count.epoch, int) and count.whole and count.hits:
             panel.plot(
@@ -82,7 +84,7 @@ def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:
     panel.set_xlabel("images seen")
     if panel.get_lines():
         panel.set_xscale("log")
-        panel.set_yscale("log")
+        panel.set_ylim(bottom=0)
     else:
         middle = {"ha": "center", "va": "center", "transform": panel.transAxes}
         panel.text(0.5, 0.5, "no hit", **middle)
@@ -97,9 +99,12 @@ def _colour(one: LayerHits) -> str:
     return _COLOURS.get(one.site.before, "#777777")
 
 
-def _style(one: LayerHits, kink: int, kinks: int) -> dict[str, Any]:
-    name = f"behind {one.site.before}{_at(one.kink, kinks)}"
-    return {"color": _colour(one), "marker": _MARKERS[kink % len(_MARKERS)], "label": name}
+def _style(one: LayerHits, kink: int) -> dict[str, Any]:
+    return {"color": _colour(one), "marker": _MARKERS[kink % len(_MARKERS)]}
+
+
+def _name(one: LayerHits, kinks: int) -> str:
+    return f"behind {one.site.before}{_at(one.kink, kinks)}"
 
 
 def _at(kink: float, kinks: int) -> str:

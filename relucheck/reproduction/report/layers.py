@@ -289,8 +289,9 @@ def terminal(runs: _Runs) -> list[Table]:
         for index, (name, behind, kink, *_, per_million) in enumerate(whole.rows)
     ]
     header = ("comparison", "behind", "per million")
+    caption = "hits per million pre-activations; “< x”: no hit, below x with 95 % confidence"
     tables = [
-        dataclasses.replace(whole, header=header, rows=brief, right=header[2:]),
+        dataclasses.replace(whole, header=header, rows=brief, right=header[2:], caption=caption),
         published_table(valid).without("epochs", "images an epoch", "first epoch", "last epoch"),
     ]
     return [table for table in tables if table.rows]
