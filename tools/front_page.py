@@ -24,7 +24,7 @@ FIGURE: Final = ROOT / "docs" / "images" / "error-by-subgradient.png"
 ARITHMETICS: Final = {
     "float32": "float32",
     "bfloat16-rounded": "bfloat16, each product rounded once",
-    "bfloat16-layer-1-split-k-4": "bfloat16, partial sums of the first layer rounded",
+    "bfloat16-published": "bfloat16, partial sums of the first layer rounded",
     "bfloat16-split-k-4": "bfloat16, partial sums of all layers rounded",
 }
 #: Each rule: what the README calls it, and its colour and marker (palette: Okabe and Ito 2008, colour-blind safe).

@@ -47,7 +47,7 @@ class _Repeated(nn.Module):
 def _config(before: int, after: int, row: Sequence[Any]) -> Any:
     from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
-    class Config(InvertedResidualConfig):  # type: ignore[misc]
+    class Config(InvertedResidualConfig):
         @staticmethod
         def adjust_channels(channels: int, width_mult: float) -> int:
             return channels  # torchvision's would round small widths up to a multiple of 8

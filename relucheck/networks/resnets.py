@@ -108,7 +108,7 @@ def _resnet_18(network: Network, activation: ActivationFactory) -> nn.Module:
     from torchvision.models.resnet import BasicBlock
     from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-    class TwoActivations(BasicBlock):  # type: ignore[misc]
+    class TwoActivations(BasicBlock):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
             self.relu, self.relu2 = activation(), activation()

@@ -184,7 +184,7 @@ class PublishedCount:
 
 
 #: The likeliest arithmetic of each experiment, given its published counts: ``relucheck.reproduction.experiments.counts``.
-#: It is not identified: the counts leave others, and those of s = 1 in E2 deviate from each of these.
+#: It is not identified: E2's counts leave three others, and those of s = 1 deviate from all four.
 ARITHMETICS: Final = {
     "E1": "bfloat16 emulated (rounded)",
     "E2": "bfloat16 emulated (rounded; layer 1 forward: split-k 3 wide bias joined)",

@@ -1,9 +1,10 @@
 """Models of the members of a comparison, with activations that follow a chosen rule.
 
 A member's activation is torch's own in forward. In backward it is torch's own too, corrected at the hits by the chain
-rule or by the injected rule (``relucheck.activations.rules``). It locates the hits once, in forward, where they are also
-counted. Rule and subgradient are read when backward runs, so several backwards can share one forward. The members of a
-seed share initialisation and dropout masks.
+rule or by the injected rule (``relucheck.activations.rules``). On a CPU it locates the hits once, in forward, where they
+are also counted. On an accelerator it compares every element instead (``relucheck.training.masked``). Rule and subgradient
+are read when backward runs, so several backwards can share one forward. The members of a seed share initialisation and
+dropout masks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from relucheck.networks.network import ACTIVATIONS
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import has_value, positions_of
 from relucheck.numerics.determinism import generator
+from relucheck.training import masked
 from relucheck.training.settings import Settings
 
 _SLOPE: Final = 0.01
@@ -41,25 +43,39 @@ class Switch:
 
     Attributes:
         choice: the subgradients at the kinks, and the rule.
+        masked: whether activations treat hits as masks on the device, so that the host does not wait for it.
     """
 
     choice: Choice = ((0.0, 0.0), "chain")
+    masked: bool = False
 
 
 class Clock:
     """The seed and the step from which dropout masks are drawn, shared by all models of a seed.
 
     Copies of a model share the clock too, because a deep copy of a clock is the clock itself.
+
+    Args:
+        seed: of the masks.
+        fixed: whether each mask keeps its place in memory from step to step, so that recorded steps can read it.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.step = seed, 0
+    def __init__(self, seed: int, *, fixed: bool = False) -> None:
+        self.seed, self.step, self.fixed = seed, 0, fixed
         self._masks: dict[Any, Tensor] = {}
+        self._drawn_at: dict[Any, int] = {}
 
     def tick(self, step: int) -> None:
-        """Go to a step, and forget the masks of the last one."""
+        """Go to a step; the masks of the last one are no longer used."""
         self.step = step
-        self._masks.clear()
+        if not self.fixed:
+            self._masks.clear()
+
+    def refresh(self, samples: int) -> None:
+        """Draw the masks that earlier steps used for mini-batches of this size, for this step."""
+        for (layer, keep, *_), mask in list(self._masks.items()):
+            if len(mask) == samples:
+                self.mask(layer, keep, mask)
 
     def mask(self, layer: int, keep: float, like: Tensor) -> Tensor:
         """The dropout mask of a layer in this step: 0 or 1 / keep, the same for all callers.
@@ -69,11 +85,14 @@ class Clock:
             keep: probability of keeping a value.
             like: a tensor of the shape, dtype and device that the mask gets.
         """
-        key = (layer, like.shape, like.dtype)
-        if key not in self._masks:
-            random = generator(stream(self.seed, "dropout", self.step, layer), like.device)
-            drawn = torch.rand(like.shape, generator=random, device=like.device) < keep
-            self._masks[key] = drawn.to(like.dtype).div_(keep)
+        key = (layer, keep, like.shape, like.dtype)
+        known = self._masks.get(key)
+        if known is not None and self._drawn_at[key] == self.step:
+            return known
+        random = generator(stream(self.seed, "dropout", self.step, layer), like.device)
+        drawn = torch.rand(like.shape, generator=random, device=like.device) < keep
+        mask = drawn.to(like.dtype).div_(keep)
+        self._masks[key], self._drawn_at[key] = (mask if known is None else known.copy_(mask)), self.step
         return self._masks[key]
 
     def __deepcopy__(self, memo: Any) -> Clock:
@@ -114,7 +133,9 @@ class Kinked(nn.Module):
         slope: negative slope of LeakyReLU.
 
     Attributes:
-        hits: number of hits in the last training forward, by kink.
+        hits: number of hits in the last training forward, by kink; not used if ``Switch.masked``.
+        counts: int64 [kinks] on the device, to which the hits of each training forward are added if ``Switch.masked``; None
+            counts nothing.
         elements: number of pre-activations in that forward.
 
     Raises:
@@ -125,6 +146,7 @@ class Kinked(nn.Module):
         super().__init__()
         self.rule, self.switch, self.slope = rule, switch, slope
         self.hits = [0] * len(rule.kinks)
+        self.counts: Tensor | None = None
         self.elements = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,16 +158,37 @@ class Kinked(nn.Module):
                 "relucheck.training.model.Kinked supports reverse mode only, in which members are trained; forward mode "
                 "would use torch's subgradient: use relucheck.ReLU"
             )
-        # Coordinates, not a mask, because hits are rare. On accelerators this waits for the device; the stacked executor
-        # has an activation that does not.
+        self.elements = x.numel()
+        if self.switch.masked:
+            with torch._C.DisableTorchFunction():
+                return _Masked.apply(x, self)
+        # coordinates, not a mask, because hits are rare and a CPU finds them quickly
         hits = [_hits(x.detach(), at) for at in self.rule.kinks]
         self.hits = [0 if hit is None else len(hit[0]) for hit in hits]
-        self.elements = x.numel()
         with torch._C.DisableTorchFunction():  # keeps relucheck.bifurcation.interception from choosing the subgradient
             result = result_of(x, self.slope)
         if any(self.hits) and result.grad_fn is not None:
             result.grad_fn.register_hook(functools.partial(_correct_hits, self, hits))
         return result
+
+
+class _Masked(torch.autograd.Function):
+    """The activation of a ``Kinked`` whose hits are masks on the device."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: Kinked) -> Tensor:
+        if module.counts is not None:
+            masked.count(x, module.rule.kinks, module.counts)
+        ctx.save_for_backward(x)
+        ctx.module = module
+        return module.rule.forward(x, module.slope)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (cotangent,), (x,), module = grad_outputs, ctx.saved_tensors, ctx.module
+        subgradients, name = module.switch.choice
+        return masked.gradient(module.rule, x, cotangent, module.slope, subgradients, name == "injected"), None
 
 
 def _correct_hits(

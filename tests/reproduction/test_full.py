@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.experiments import convolutional, mlp
 from relucheck.reproduction.run import reproduce
 from tests.helpers import invariants
 
@@ -22,6 +22,6 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*mlp.SCENARIOS, *convolutional.SCENARIOS])
 def test_full_scale(name: str) -> None:
     invariants.everything(reproduce(name, "full", device="cuda").made)

@@ -10,10 +10,12 @@ import dataclasses
 import pytest
 import torch
 
+from relucheck.networks.network import Network
+from relucheck.reproduction.experiments import convolutional
 from relucheck.reproduction.experiments.counts import E9
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.report.summary import kernel
-from relucheck.training.engine import train
+from relucheck.training.engine import executor_of, train
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import alone_on
 from tests.helpers import invariants
@@ -32,27 +34,43 @@ def _short(settings: Settings) -> Settings:
 #: By digest: data sets and lengths apart, many comparisons are the same.
 SHORT = {
     short.digest: pytest.param(short, id=f"{scenario.name}-{comparison.name}")
-    for scenario in (E9, *reversed(SCENARIOS.values()))
+    for scenario in (E9, *reversed(SCENARIOS.values()), *convolutional.SCENARIOS.values())
     for comparison in scenario.comparisons("full")
     for short in [_short(comparison.settings)]
 }
 
 
+def _small(network: Network) -> Network:
+    """A network of the same blocks with few units."""
+    if network.kind == "mobilenet-v3-small":
+        return dataclasses.replace(network, kind="inverted-residual", widths=(2,))
+    if network.kind.startswith("resnet"):
+        kind = "resnet" if network.kind == "resnet-18" else network.kind
+        return dataclasses.replace(network, kind=kind, widths=(2, 3))
+    return dataclasses.replace(network, widths=tuple(16 for _ in network.widths))
+
+
 def _check(settings: Settings, device: str) -> None:
-    result = train(settings, device=device, executor="stacked", progress=False)
+    executor = executor_of(settings, "stacked")
+    result = train(settings, device=device, executor=executor, progress=False)
     invariants.control_is_identical(result)
     invariants.shapes_fit(result)
     if settings.arithmetic.name != "float16" or settings.optimiser.eps >= 1e-4:  # which diverges, as stated
         assert all(member.outcome == "finished" for member in result.members)
-    own = alone_on(settings.arithmetic, device)
+    own = executor == "forking" or alone_on(settings.arithmetic, device)
     assert kernel(result) == ("emulated" if settings.arithmetic.emulation else "nn.Linear" if own else "baddbmm")
 
 
 @pytest.mark.parametrize("settings", SHORT.values())
 def test_on_a_cpu(settings: Settings) -> None:
     first = settings.seeds[0]
-    few = tuple(member for member in settings.members if member.seed == first)
-    _check(changed(settings, widths=tuple(16 for _ in settings.network.widths), members=few), "cpu")
+    few = tuple(member for member in settings.members if member.seed == first and member.s in (0.0, 1.0))
+    small = dataclasses.replace(settings, network=_small(settings.network))
+    if executor_of(settings, "stacked") == "forking":
+        small = changed(small, batch_size=16, train_samples=16 * STEPS, test_samples=32)
+    else:
+        few = tuple(member for member in settings.members if member.seed == first)
+    _check(dataclasses.replace(small, members=few), "cpu")
 
 
 @pytest.mark.gpu_training

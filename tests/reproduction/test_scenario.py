@@ -76,7 +76,7 @@ def test_e2_full_is_the_published_one_over_ten_seeds() -> None:
         assert settings.epochs == next((n for end, n in lengths.items() if name.endswith(end)), 50)
         few = {"bfloat16": 2, "bfloat16-strict": 2, "bfloat16-full-precision-reduction": 2}
         few = {f"{arm}-10-epochs": seeds for arm, seeds in few.items()}
-        few |= {"bfloat16-layer-1-split-k-4": 5, "bfloat16-published-3-epochs": 5}
+        few |= dict.fromkeys(("bfloat16-layer-1-split-k-4", "bfloat16-published", "bfloat16-published-3-epochs"), 5)
         assert len(settings.seeds) == few.get(name, 10)
         # an earlier version of the published notebook, of 10 epochs, has other subgradients than the figures
         notebook = {0.0, 1.0, 2.0, 4.0, 8.0}

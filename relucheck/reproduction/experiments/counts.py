@@ -74,8 +74,8 @@ FEW: Final[tuple[str, ...]] = (
     _first("split-k 4 wide bias joined"),
     _first("split-k 3 wide bias joined"),
 )
-#: Those that are trained with further seeds. Ten seeds do not exclude the first three, and exclude the next three. They do
-#: not exclude the last four either, whose further seeds have not been run yet.
+#: Those that are trained with further seeds. Ten seeds exclude the fourth to the sixth and leave the seven others. Further
+#: seeds exclude three of these seven: the first, the third and ``split-k 8``.
 FINALISTS: Final[tuple[str, ...]] = (
     _first("split-k 4 bias joined"),
     _first("split-k 3 wide bias joined"),

@@ -57,7 +57,7 @@ def _accuracy(made: Reproduction, *rules: str) -> list[str]:
     if not known:
         return [_accuracies(made.cells, *rules)]
     others = [cell for cell in made.cells if cell.comparison not in known and not cell.void]
-    return [_beyond_nudges(made, *rules), *([_accuracies(others, *rules)] if others else [])]
+    return [_beyond_nudges(made, *rules), *([_accuracies(others, *rules, besides=" and without nudges")] if others else [])]
 
 
 def _beyond_nudges(made: Reproduction, *rules: str) -> str:
@@ -88,7 +88,7 @@ def _beyond_nudges(made: Reproduction, *rules: str) -> str:
     where = _where([(effect.comparison, effect.label) for effect in differing], own, made.cells)
     return (
         f"{under}, s changes the test accuracy more than nudges do in {len(differing)} of {pairs}, by "
-        f"{_range([effect.beyond.paired for effect in differing])} points on average and only in {where}; {others}{over}."
+        f"{_range([effect.beyond.paired for effect in differing])} points on average and {where}; {others}{over}."
     )
 
 
@@ -113,8 +113,8 @@ def _without_nudges(made: Reproduction) -> list[str]:
     ]
 
 
-def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
-    """What the tests say of the accuracy under one rule or several."""
+def _accuracies(cells: Sequence[MemberGroup], *rules: str, besides: str = "") -> str:
+    """What the tests say of the accuracy under one rule or several; ``besides`` says which comparisons the cells are of."""
     under = f"Under {listed([_RULES[rule] for rule in rules])}"
     own = [cell for cell in cells if cell.rule in rules and not (cell.control or cell.is_reference or cell.void)]
     if not own:
@@ -122,7 +122,7 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     words = Counter(cell.paired.verdict if cell.paired else "undecided" for cell in own)
     undecided = [cell for cell in own if (cell.paired.verdict if cell.paired else "undecided") == "undecided"]
     untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in undecided)
-    pairs = f"{counted(len(own), 'comparison')} with s = 0"
+    pairs = f"{counted(len(own), 'comparison')} with s = 0{besides}"
     if untested == len(own):
         return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
     others = _others(own, words)
@@ -133,7 +133,7 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str) -> str:
     where = _where([(cell.comparison, cell.label) for cell in differing], own, cells)
     return (
         f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by "
-        f"{_range([cell.paired for cell in differing if cell.paired])} points on average and only in {where}; {others}."
+        f"{_range([cell.paired for cell in differing if cell.paired])} points on average and {where}; {others}."
     )
 
 
@@ -142,20 +142,29 @@ def _where(
 ) -> str:
     """Where the accuracy differs: the arithmetics, or of many only their number and how often s = 0 meets a kink there.
 
+    For example "only in bfloat16"; without "only" where nothing else was tested.
+
     Args:
         differing: comparison and label of each difference.
         tested: all that was tested, in these comparisons and others.
         cells: whose references have the hits.
     """
-    names = list(dict.fromkeys(_ARITHMETIC.findall(label)[0].strip() for _, label in differing))
+    names = list(dict.fromkeys(map(_arithmetic, (label for _, label in differing))))
+    only = "only in" if {_arithmetic(one.label) for one in tested} - set(names) else "in"
     if len(names) <= _NAMED:
-        return listed(names)
+        return f"{only} {listed(names)}"
     own, every = {name for name, _ in differing}, {one.comparison for one in tested}
     hits = {cell.comparison: cell.hits for cell in cells if cell.is_reference and cell.hits is not None}
     least = min((hits[name] for name in own if name in hits), default=0.0)
     most = max((hits[name] for name in every - own if name in hits), default=0.0)
     apart = f", those in which s = 0 meets {least:,.0f} hits an epoch or more (elsewhere at most {most:,.1f})"
-    return f"{len(own)} of {counted(len(every), 'setting')} (arithmetic, epochs)" + apart * (least > most)
+    some = f"{len(own)} of {counted(len(every), 'setting')} (arithmetic, epochs)"
+    return f"only in {some}{apart * (least > most)}" if every - own else f"in {some}"
+
+
+def _arithmetic(label: str) -> str:
+    """The arithmetic that a label names."""
+    return _ARITHMETIC.findall(label)[0].strip()
 
 
 def _others(cells: Sequence[MemberGroup], words: Counter[Verdict]) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training.batches import DataSplit
-from relucheck.training.flat import Flat
+from relucheck.training.flat import Flat, laid_out
+from relucheck.training.forking.captured import Copies, Lane, recorded
 from relucheck.training.model import Choice, ExecutorError, layers
 from relucheck.training.optimisers import make_optimiser, same_as_apart
 from relucheck.training.result import Epoch
@@ -38,6 +43,7 @@ class Branch:
         device: where to train.
         model: on that device.
         members: indices in ``settings.members``, the leading one first.
+        deferred: whether hits are counted on the device, and read when they are asked for.
 
     Attributes:
         members: as given.
@@ -48,8 +54,11 @@ class Branch:
         ExecutorError: the model has no ``Kinked``.
     """
 
-    def __init__(self, settings: Settings, device: torch.device, model: nn.Module, members: list[int]) -> None:
+    def __init__(
+        self, settings: Settings, device: torch.device, model: nn.Module, members: list[int], *, deferred: bool = False
+    ) -> None:
         self.settings, self.device, self.model, self.members = settings, device, model, members
+        self.deferred = deferred
         self.layers = layers(model)
         if not self.layers:
             raise ExecutorError(
@@ -64,13 +73,29 @@ class Branch:
         self.optimiser = make_optimiser(settings.optimiser, [self.flat.whole] if self.together else self.parameters)
         self.scaler = torch.amp.GradScaler(device.type) if settings.arithmetic.scaled else None
         self.differs = False
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        shape = (2, len(self.layers), max(len(layer.hits) for layer in self.layers)) if deferred else (0,)
+        #: [this step or this epoch, layer, kink]; used if hits are counted on the device
+        self._counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        self.switch.masked = deferred
+        for layer, counts in zip(self.layers, self._counts[0] if deferred else (), strict=deferred):
+            layer.counts = counts[: len(layer.hits)]
+        #: by size of the mini-batch and choice, a recorded step and the activations of each layer in it
+        self._recorded: dict[tuple[int, Choice], tuple[Callable[[], None] | None, list[int]]] = {}
+        self._slots: list[Tensor] = []
+        self._buffers: list[Tensor] = []
+        self._before: Copies | None = None
+        self._lane: Lane | None = None
+        self._counted_before = 0, [0]
         self.reset()
 
     def reset(self) -> None:
         """Reset the counts at the beginning of an epoch."""
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.loss.zero_()
+        self._counts.zero_()
         self.samples = 0
-        self.hits = [[0] * len(layer.hits) for layer in self.layers]
+        self._hits = [[0] * len(layer.hits) for layer in self.layers]
+        self._hit = False
         self.activations = [0] * len(self.layers)
 
     def fork(self, members: list[int]) -> Branch:
@@ -81,11 +106,12 @@ class Branch:
         model = copy.deepcopy(self.model)
         for parameter in model.parameters():
             parameter.grad = None
-        other = Branch(self.settings, self.device, model, members)
+        other = Branch(self.settings, self.device, model, members, deferred=self.deferred)
         other.load(copy.deepcopy(self.state()))
         other.members, other.differs = members, self.differs
-        other.loss, other.samples = self.loss.clone(), self.samples
-        other.hits, other.activations = copy.deepcopy(self.hits), list(self.activations)
+        other.loss.copy_(self.loss)
+        other._counts.copy_(self._counts)
+        other.samples, other._hits, other.activations = self.samples, copy.deepcopy(self._hits), list(self.activations)
         return other
 
     def state(self) -> dict[str, Any]:
@@ -107,7 +133,7 @@ class Branch:
             self.scaler.load_state_dict(state["scaler"])
             self.scaler.scale(self.loss)  # a scaler creates its tensors at the first use
 
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, bool]:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Run a forward and count its hits.
 
         Args:
@@ -115,20 +141,45 @@ class Branch:
             y: labels, int64 [n].
 
         Returns:
-            The mean loss, scaled if a gradient scaler is in use; and whether there were hits.
+            The mean loss, scaled if a gradient scaler is in use.
         """
+        loss = self._compute(x, y)
+        self._count(len(y), [layer.elements for layer in self.layers])
+        return loss
+
+    def _compute(self, x: Tensor, y: Tensor) -> Tensor:
+        """The part of ``forward`` that runs on the device."""
         self.model.train()
+        if self.deferred:
+            self._counts[0].zero_()
         with self.settings.arithmetic.autocast(self.device):
             loss = F.cross_entropy(self.model(x), y)
         self.loss += loss.detach().double() * len(y)
-        self.samples += len(y)
-        hit = False
+        if self.deferred:
+            self._counts[1].add_(self._counts[0])
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def _count(self, samples: int, elements: list[int]) -> None:
+        self.samples += samples
+        self.activations = [before + more for before, more in zip(self.activations, elements, strict=True)]
+        if self.deferred:
+            return
+        self._hit = False
         for index, layer in enumerate(self.layers):
-            self.activations[index] += layer.elements
             for kink, count in enumerate(layer.hits):
-                self.hits[index][kink] += count
-                hit = hit or count > 0
-        return loss if self.scaler is None else self.scaler.scale(loss), hit
+                self._hits[index][kink] += count
+                self._hit = self._hit or count > 0
+
+    def hit(self) -> bool:
+        """Whether the last forward had hits. Waits for the device."""
+        self.join()
+        return bool(self._counts[0].any()) if self.deferred else self._hit
+
+    def hits(self) -> list[list[int]]:
+        """The number of hits in this epoch, by layer and kink. Waits for the device."""
+        if not self.deferred:
+            return copy.deepcopy(self._hits)
+        return [row[: len(layer.hits)] for row, layer in zip(self._counts[1].tolist(), self.layers, strict=True)]
 
     def gradients(self, loss: Tensor, chosen: Choice, *, keep: bool) -> list[Tensor]:
         """The gradients of all parameters with one rule and subgradient.
@@ -146,16 +197,83 @@ class Branch:
 
         This changes the state of the branch, so call it on a fork.
         """
-        loss, _ = self.forward(x, y)
-        return self.gradients(loss, choice(Member(0, 0.0)), keep=False)
+        return self.gradients(self.forward(x, y), choice(Member(0, 0.0)), keep=False)
 
-    def update(self, gradients: Sequence[Tensor]) -> None:
-        """Take one optimiser step."""
+    def replay(self, x: Tensor, y: Tensor, chosen: Choice, *, undoable: bool) -> bool:
+        """Replay a recorded forward and backward in the branch's lane; ``update(None)`` takes the step there.
+
+        The first call for a size and choice records them. See ``relucheck.training.forking.captured``. Whatever reads or
+        changes the branch elsewhere must ``join`` first.
+
+        Args:
+            x: images, at the same address in every call of a size.
+            y: labels, likewise.
+            chosen: what backward does at hits.
+            undoable: whether ``undo`` may follow.
+
+        Returns:
+            Whether it was replayed. It is not where a gradient scaler is in use, whose step reads the device, nor where a
+            replay has other bits than the work itself.
+        """
+        if self.scaler is not None:
+            return False
+        key = len(y), chosen
+        if key not in self._recorded:
+            if not self.together and not self._slots:
+                _, self._slots = laid_out(self.parameters)
+            elif self.together and self.flat.whole.grad is None:
+                self.flat.collect([torch.zeros_like(parameter) for parameter in self.parameters])
+            written = [self.flat.whole.grad] if self.together else self._slots
+            changed = [*self._counted(), *(tensor for tensor in written if tensor is not None)]
+            self._lane = self._lane or Lane(self.device)
+            replay = recorded(lambda: self._work(x, y, chosen), changed, self._lane)
+            self._recorded[key] = replay, [layer.elements for layer in self.layers]
+        replay, elements = self._recorded[key]
+        if replay is None or self._lane is None:
+            return False
+        with self._lane.entered():
+            if undoable:
+                self._before = self._before or Copies(self._counted())
+                self._before.take()
+                self._counted_before = self.samples, self.activations
+            replay()
+        self._count(len(y), elements)
+        return True
+
+    def join(self) -> None:
+        """Let the device wait for the branch's lane before what follows; the host does not wait."""
+        if self._lane is not None:
+            self._lane.join()
+
+    def undo(self) -> None:
+        """Take back the last replay."""
+        assert self._before is not None
+        self.join()
+        self._before.restore()
+        self.samples, self.activations = self._counted_before
+
+    def _work(self, x: Tensor, y: Tensor, chosen: Choice) -> None:
+        gradients = self.gradients(self._compute(x, y), chosen, keep=False)
         if self.together:
             self.flat.collect(gradients)
         else:
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            torch._foreach_copy_(self._slots, gradients)
+
+    def _counted(self) -> list[Tensor]:
+        """What a forward changes."""
+        return [self.loss, self._counts, *self.model.buffers()]
+
+    def update(self, gradients: Sequence[Tensor] | None) -> None:
+        """Take one optimiser step, with the gradients of the last replay, in its lane, if None are given."""
+        with self._lane.entered() if gradients is None and self._lane else contextlib.nullcontext():
+            self._update(gradients)
+
+    def _update(self, gradients: Sequence[Tensor] | None) -> None:
+        if not self.together:
+            for parameter, gradient in zip(self.parameters, self._slots if gradients is None else gradients, strict=True):
                 parameter.grad = gradient.contiguous()  # fused kernels ignore strides
+        elif gradients is not None:
+            self.flat.collect(gradients)
         if self.scaler is None:
             self.optimiser.step()
         else:
@@ -163,6 +281,27 @@ class Branch:
             self.scaler.update()
         if self.together:
             self.flat.touched()
+
+    def bits(self) -> Tensor:
+        """The bits of all parameters: integers [n], in the order of ``flat.values``."""
+        return self.flat.values.view(bits_dtype(self.flat.values.dtype))
+
+    def name_of(self, place: int) -> str:
+        """The name of the parameter with an element of ``bits``."""
+        start, size = self.flat.values.data_ptr(), self.flat.values.element_size()
+        starts = [(parameter.data_ptr() - start) // size for parameter in self.flat.parameters]
+        return self.flat.names[bisect.bisect_right(starts, place) - 1]
+
+    def bits_of_buffers(self) -> Tensor:
+        """The bytes of all buffers: uint8 [n], in the order of ``flat.buffers``."""
+        if not self._buffers:
+            self._buffers = [value.view(-1).view(torch.uint8) for value in self.flat.buffers.values()]
+        return torch.cat(self._buffers)
+
+    def buffer_of(self, place: int) -> str:
+        """The name of the buffer with a byte of ``bits_of_buffers``."""
+        ends = list(itertools.accumulate(value.nbytes for value in self.flat.buffers.values()))
+        return list(self.flat.buffers)[bisect.bisect_right(ends, place)]
 
     def evaluate(self, test: DataSplit) -> Epoch:
         """Evaluate on the test set, and return the results of the epoch."""

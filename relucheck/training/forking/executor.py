@@ -5,7 +5,6 @@ This is exact, and it costs almost nothing extra where hits are rare.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.training.batches import Batches, DataSplit
+from relucheck.training.forking import comparing
 from relucheck.training.forking.branch import Branch, choice, same_gradients
+from relucheck.training.forking.captured import Inputs
 from relucheck.training.forking.nudging import drawn, end_waiting, move, probe, record
 from relucheck.training.model import Choice, Clock, Switch, build
 from relucheck.training.result import MemberResult
@@ -39,6 +40,12 @@ class ForkingExecutor:
     Any model works whose activations are ``relucheck.training.model.Kinked`` with one
     ``relucheck.training.model.Switch``.
 
+    On CUDA the host does not wait for the device within a step. Hits are counted on the device, forward and backward are
+    replayed from a recording (``relucheck.training.forking.captured``), and what is compared after a step is read at the
+    end of the epoch, or before a branch forks. A branch with several choices reads one number in every step, which says
+    whether there was a hit. If there was, its step is computed again with all choices. The forward of a model must not
+    depend on anything that changes between steps, other than its parameters, its buffers and the dropout masks.
+
     Args:
         settings: of the comparison.
         seed: whose members are trained.
@@ -47,6 +54,7 @@ class ForkingExecutor:
         device: where to train.
         apart: whether to train every member by itself from the start, to check that forking changes no bit.
         model: builds the model; None means ``relucheck.training.model.build``.
+        deferred: whether to work as described for CUDA; None means on CUDA only.
 
     Raises:
         ExecutorError: the model has no ``Kinked``.
@@ -64,10 +72,13 @@ class ForkingExecutor:
         *,
         apart: bool = False,
         model: Factory | None = None,
+        deferred: bool | None = None,
     ) -> None:
         self._factory = model or build
         self.settings, self.seed, self.train, self.test, self.device = settings, seed, train, test, device
-        self.clock = Clock(seed)
+        self.deferred = device.type == "cuda" if deferred is None else deferred
+        self._inputs, self._unread = Inputs(), list[comparing.Unread]()
+        self.clock = Clock(seed, fixed=self.deferred)
         self.results = {index: MemberResult(member) for index, member in enumerate(settings.members) if member.seed == seed}
         self.void: str | None = None
         self._epoch, self.batches = 0, Batches(settings, (seed,), train)
@@ -80,15 +91,19 @@ class ForkingExecutor:
 
     def _branch(self, members: list[int]) -> Branch:
         model = self._factory(self.settings, self.seed, self.clock, Switch()).to(self.device)
-        return Branch(self.settings, self.device, model, members)
+        return Branch(self.settings, self.device, model, members, deferred=self.deferred)
 
     def alive(self) -> bool:
         """Return whether there is anything left to train."""
         return bool(self.branches) and self.void is None
 
     def note(self) -> str:
-        """The current losses, for a progress display. Waits for the device."""
-        losses = [float(branch.loss) / max(1, branch.samples) for branch in self.branches]
+        """The current losses, for a progress display; those of the last epoch where reading would make the host wait."""
+        if self.deferred:
+            last = [r.epochs[-1].train_loss for r in self.results.values() if r.epochs and not r.diverged]
+            losses = [loss for loss in last if loss is not None]
+        else:
+            losses = [float(branch.loss) / max(1, branch.samples) for branch in self.branches]
         shown = f"{min(losses):.4f} to {max(losses):.4f}" if losses else "-"
         return f"{len(self.branches)} branches, loss {shown}"
 
@@ -113,28 +128,64 @@ class ForkingExecutor:
             number: number of the step, from 1 on.
         """
         x, y = self._one(self.batches.of(start, stop))
-        self.clock.tick(number)
+        self._tick(number, len(y))
+        if self.deferred:
+            x, y = self._inputs.place(x, y)
+        replayed = {branch: self.deferred and self._replay(branch, x, y) for branch in self.branches}
         for branch in list(self.branches):
-            gradients, live = self._advance(branch, x, y, number)
+            if branch not in self.branches:  # it has diverged, as was read since
+                continue
+            gradients, live = self._advance(branch, x, y, number, replayed[branch])
             if live:
                 following = self.batches.after(stop)
                 self._nudge(branch, live, gradients, number, following and self._one(following))
-                self.clock.tick(number)
+                self._tick(number, len(y))
+            if self.void is not None:
+                return
         self._compare(number)
 
-    def _advance(self, branch: Branch, x: Tensor, y: Tensor, number: int) -> tuple[list[Tensor], list[int]]:
+    def _tick(self, number: int, samples: int) -> None:
+        self.clock.tick(number)
+        if self.deferred:  # replays read masks without asking the clock
+            self.clock.refresh(samples)
+
+    def _choices(self, branch: Branch) -> dict[Choice, list[int]]:
+        """What backward does at hits for the members of a branch, with these members, the leading one first.
+
+        A choice that only shows whether a hit is live for a nudge has none.
+        """
+        wanted: dict[Choice, list[int]] = {}
+        for index in branch.members:
+            wanted.setdefault(choice(self.settings.members[index]), []).append(index)
+        for index in branch.members:
+            if self.results[index].waits:
+                wanted.setdefault(probe(self.settings.members[index]), [])
+        return wanted
+
+    def _replay(self, branch: Branch, x: Tensor, y: Tensor) -> bool:
+        """Replay the step of a branch beside those of the others; whether it was replayed."""
+        wanted = self._choices(branch)
+        return branch.replay(x, y, next(iter(wanted)), undoable=len(wanted) > 1)
+
+    def _advance(self, branch: Branch, x: Tensor, y: Tensor, number: int, replayed: bool) -> tuple[list[Tensor], list[int]]:
         """Train a branch on a mini-batch, and fork it where gradients differ.
 
         Returns:
             The gradients with which the branch was updated, and those of its nudges that have met their first live hit.
         """
-        loss, hit = branch.forward(x, y)
-        wanted: dict[Choice, list[int]] = {}
-        for index in branch.members:
-            wanted.setdefault(choice(self.settings.members[index]), []).append(index)
+        wanted = self._choices(branch)
+        if replayed:
+            if len(wanted) == 1 or not branch.hit():
+                branch.update(None)
+                return [], []
+            branch.undo()
         probes = {index: probe(self.settings.members[index]) for index in branch.members if self.results[index].waits}
-        for one in probes.values():
-            wanted.setdefault(one, [])  # wanted by no member unless there is one with s = 1
+        loss = branch.forward(x, y)
+        hit = len(wanted) > 1 and branch.hit()
+        if hit and self._unread:
+            self._read()
+            if self.void is not None or branch not in self.branches:
+                return [], []
         chosen = list(wanted) if hit else list(wanted)[:1]
         groups: list[tuple[list[Tensor], list[Choice]]] = []
         for position, one in enumerate(chosen):
@@ -176,6 +227,8 @@ class ForkingExecutor:
         """
         if not branch.flat.finite():  # then there is no run that a nudge could change
             return
+        for other in self.branches:  # their replays read the masks of this step
+            other.join()
         self.clock.tick(number + 1)
         usual = None if batch is None else branch.fork([]).look_ahead(*batch)
 
@@ -198,40 +251,50 @@ class ForkingExecutor:
     def _compare(self, number: int) -> None:
         """Check the control, remove diverged branches, and record first differences and distances."""
         members = self.settings.members
+        for branch in self.branches:
+            branch.join()
         reference = next((branch for branch in self.branches if self._reference_index in branch.members), None)
         control = next((branch for branch in self.branches if members[branch.members[0]].control), None)
-        if reference is not None and control is not None:
-            name = control.flat.first_unequal(reference.flat)
-            if name is not None:
-                kind = "parameter" if name in control.flat.names else "buffer"
-                self.void = f"control differed at step {number} in {kind} {name} (seed {self.seed})"
-                return
-        diverged = [branch for branch in self.branches if not branch.flat.finite()]
-        if reference is not None:
-            distance = None
-            record = number % self.settings.every == 0 and reference not in diverged
-            for branch in self.branches:
-                same = branch is reference or branch is control
-                if not same and not branch.differs and not branch.flat.same_bits(reference.flat):
-                    branch.differs = True
-                    for index in branch.members:
-                        self.results[index].first_difference = number
-                if not record or branch in diverged:
-                    continue
-                if same or not branch.differs:
-                    row = (0.0, 0.0, 0.0)
-                else:
-                    distance = distance or Distance(reference.flat.values)
-                    row = distance.of(branch.flat.values)
+        group = comparing.Group(number, list(self.branches), reference, control, number % self.settings.every == 0)
+        if not self.deferred:
+            self._record(comparing.now(group))
+        elif group.branches:
+            self._unread.append(comparing.later(group))
+
+    def _read(self) -> None:
+        """Read from the device what was compared since the last time."""
+        seen, self._unread = comparing.read(self._unread), []
+        for one in seen:
+            if self.void is None:
+                self._record(one)
+
+    def _record(self, seen: comparing.Seen) -> None:
+        """Record what was seen after a step of branches that have not diverged before it."""
+        group, alive = seen.group, list(self.branches)
+        compared = group.reference in alive
+        if seen.unequal is not None and group.control is not None and compared and group.control in alive:
+            kind = "parameter" if seen.unequal in group.control.flat.names else "buffer"
+            self.void = f"control differed at step {group.number} in {kind} {seen.unequal} (seed {self.seed})"
+            return
+        finite = dict(zip(group.branches, seen.finite, strict=True))
+        for branch, differs in zip(group.branches, seen.differs, strict=True):
+            if compared and differs and branch in alive and not branch.differs:
+                branch.differs = True
                 for index in branch.members:
-                    self.results[index].steps.add(number, *row)
-        for branch in diverged:
-            for index in branch.members:
-                self.results[index].outcome = f"diverged: non-finite at step {number}"
-        self.branches = [branch for branch in self.branches if branch not in diverged]
+                    self.results[index].first_difference = group.number
+        if seen.rows and group.reference is not None and compared and finite[group.reference]:
+            for branch, row in zip(group.branches, seen.rows, strict=True):
+                for index in branch.members if branch in alive and finite[branch] else ():
+                    self.results[index].steps.add(group.number, *row)
+        for branch in alive:
+            if not finite.get(branch, True):
+                self.branches.remove(branch)
+                for index in branch.members:
+                    self.results[index].outcome = f"diverged: non-finite at step {group.number}"
 
     def end(self) -> None:
         """End an epoch: evaluate every branch and add its results, unless the run is void."""
+        self._read()
         if self.void is not None:
             return
         for branch in self.branches:
@@ -239,7 +302,7 @@ class ForkingExecutor:
             for index in branch.members:
                 result = self.results[index]
                 result.epochs.append(dataclasses.replace(row, test_batch_accuracies=list(row.test_batch_accuracies)))
-                result.hits.append(copy.deepcopy(branch.hits))
+                result.hits.append(branch.hits())
                 result.activations.append(list(branch.activations))
         if self._epoch + 1 == self.settings.epochs:
             end_waiting(self.results)
@@ -259,33 +322,3 @@ class ForkingExecutor:
             branch = self._branch(list(content["members"]))
             branch.load(content)
             self.branches.append(branch)
-
-
-class Distance:
-    """Distances of parameters to one reference, accumulated in float64.
-
-    Args:
-        reference: all parameters of the reference, [n].
-    """
-
-    def __init__(self, reference: Tensor) -> None:
-        self._reference = _wide(reference)
-
-    def of(self, values: Tensor) -> tuple[float, float, float]:
-        """L1 norm, L2 norm and absolute value of the sum of the differences. Waits for the device."""
-        difference = _wide(values).sub_(self._reference)
-        total, l2 = difference.sum().abs(), torch.dot(difference, difference).sqrt()
-        l1 = difference.abs_().sum()  # much faster than torch.linalg.vector_norm(difference, 1)
-        first, second, third = torch.stack((l1, l2, total)).tolist()
-        return first, second, third
-
-
-def _wide(values: Tensor) -> Tensor:
-    # 16-bit tensors go through float32, as torch's direct conversion to float64 is not vectorised
-    return (
-        values.float().double()
-        if values.element_size() == 2
-        else values.double()
-        if values.element_size() == 4
-        else values.clone()
-    )

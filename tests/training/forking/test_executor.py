@@ -191,7 +191,7 @@ def test_a_backward_after_the_step_is_refused(together: bool, monkeypatch: pytes
     monkeypatch.setattr(training_branch, "same_as_apart", lambda *_: together)
     train, _ = _splits(SETTINGS)
     branch = _run(SETTINGS).branches[0]
-    loss, _ = branch.forward(train.images[:8], train.labels[:8])
+    loss = branch.forward(train.images[:8], train.labels[:8])
     branch.update(branch.gradients(loss, ((0.0, 0.0), "chain"), keep=True))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         branch.gradients(loss, ((0.0, 0.0), "chain"), keep=False)

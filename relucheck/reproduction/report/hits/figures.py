@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from relucheck.reproduction.report.figures import legend
-from relucheck.reproduction.report.hits.fit import Fit, Series, deciding
+from relucheck.reproduction.report.hits.fit import Fit, Series
 from relucheck.results.figures import blank
 from relucheck.results.statistics import prediction
 from relucheck.results.tables import counted
@@ -21,16 +21,19 @@ _STYLES: Final = (
     ("#CC79A7", "x"),
 )
 _BEST: Final = 3
+#: Up to so many hits a logarithmic axis is linear.
+_LINEAR: Final = 10
 
 
 def fit_figure(title: str, fits: Sequence[Fit]) -> Any:
     """Draw the published counts over the bands of the likeliest three arithmetics.
 
     Each arithmetic has a column and each series a row. The band is where one more seed would lie with a probability of
-    95 % in each epoch.
+    95 % in each epoch. A series of published bounds has a logarithmic axis above 10 hits, so that they can be seen beside
+    thousands.
     """
     shown = [fit for fit in fits if fit.log_likelihood is not None][:_BEST]
-    names = [series.name for series in deciding(shown[0].series)] if shown else []
+    names = [series.name for series in shown[0].series] if shown else []
     figure = blank(max(7.5, 3.9 * len(shown)), 1.6 * max(1, len(names)) + 2.0)
     axes = figure.subplots(max(1, len(names)), max(1, len(shown)), squeeze=False, sharey="row", sharex=True)
     figure.suptitle(f"{title}\npublished counts over 95 % prediction bands for one seed", fontsize=11)
@@ -38,12 +41,14 @@ def fit_figure(title: str, fits: Sequence[Fit]) -> Any:
         likelihood = f"log-likelihood {fit.log_likelihood:,.1f}, {counted(fit.seeds, 'seed')}"
         verdict = "not excluded" if fit.fits else "excluded"
         axes[0][column].set_title(f"{_short(fit.arithmetic)}\n{likelihood}: {verdict}", fontsize=9)
-        for row, series in enumerate(deciding(fit.series)):
+        for row, series in enumerate(fit.series):
             _series(axes[row][column], series, _STYLES[row % len(_STYLES)])
             axes[row][column].grid(alpha=0.3)
         axes[-1][column].set_xlabel("epoch")
-    for row, name in zip(axes, names, strict=False):
+    for place, (row, name) in enumerate(zip(axes, names, strict=False)):
         row[0].set_ylabel(f"{name}\nhits an epoch", fontsize=9)
+        if shown[0].series[place].low != shown[0].series[place].high:
+            row[0].set_yscale("symlog", linthresh=_LINEAR)
         row[0].xaxis.get_major_locator().set_params(integer=True)
         row[0].set_ylim(bottom=0)
     return figure
@@ -94,7 +99,7 @@ def _scale(panel: Any) -> None:
     panel.xaxis.get_major_locator().set_params(integer=True)
     low, high = panel.get_ylim()
     if high > 20 and high > 10 * max(low, 0.1):
-        panel.set_yscale("symlog", linthresh=10.0)
+        panel.set_yscale("symlog", linthresh=_LINEAR)
     panel.set_ylim(bottom=0)
 
 

@@ -194,8 +194,7 @@ def fits(target: Target, runs: _Runs) -> list[Fit]:
             found.append(_fit(comparison, result, _series(known, target, result)))
     judged = [fit for fit in found if fit.log_likelihood is not None]
     if judged:
-        tables = [_table(deciding(fit.series)) for fit in judged]
-        shares = best_shares(_published(deciding(judged[0].series)), tables)
+        shares = best_shares(_published(judged[0].series), [_table(fit.series) for fit in judged])
         by_name = {fit.comparison: share for fit, share in zip(judged, shares, strict=True)}
         found = [dataclasses.replace(fit, share=by_name.get(fit.comparison)) for fit in found]
     return sorted(found, key=lambda fit: float("inf") if fit.log_likelihood is None else -fit.log_likelihood)
@@ -206,24 +205,14 @@ def _fit(comparison: Comparison, result: Result, series: tuple[Series, ...]) -> 
     whole = all(len(seed) == result.settings.epochs for one in series for seed in one.counts)
     if seeds < FEWEST or not whole or not series:
         return Fit(comparison.name, name, seeds, series, None)
-    judging = deciding(series)
-    published, table = _published(judging), _table(judging)
+    published, table = _published(series), _table(series)
     likelihood, far, p = (measure(published, table) for measure in (log_likelihood, deviation, surprise))
     alone = [
         (one.name, deviation(_published([one]), _table([one])), surprise(_published([one]), _table([one])))
-        for one in judging
+        for one in series
     ]
     worst = max(alone, key=lambda found: found[1]) if len(alone) > 1 else None
     return Fit(comparison.name, name, seeds, series, likelihood, far, p, worst=worst)
-
-
-def deciding(series: Sequence[Series]) -> tuple[Series, ...]:
-    """The series whose counts are published exactly, or all if there are none.
-
-    Where some counts are exact, those that are known by bounds only add cells that nearly every arithmetic satisfies.
-    """
-    exact = tuple(one for one in series if all(low == high for low, high in zip(one.low, one.high, strict=True)))
-    return exact or tuple(series)
 
 
 def _published(series: Sequence[Series]) -> Published:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from relucheck.reproduction.report.conclusion import titled
 from relucheck.reproduction.report.document import controls_table, how_table, settings_table
 from relucheck.reproduction.report.hits.figures import fit_figure, hits_figure
-from relucheck.reproduction.report.hits.fit import FEWEST, TARGETS, Fit, Series, Target, deciding, fits, members
+from relucheck.reproduction.report.hits.fit import FEWEST, TARGETS, Fit, Series, Target, fits, members
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import save
 from relucheck.results.statistics import LEVEL
@@ -28,7 +28,8 @@ _NAMED: Final = 3
 _LEGEND: Final = {
     "log-likelihood": "of the published counts, given those of the seeds (negative binomial for each epoch).",
     "deviation": "how far the log-likelihood of the published counts lies below that of a seed given the others, in "
-    "standard deviations.",
+    "standard deviations. Of a count with published bounds it is, here and for p, the count within them that is nearest to "
+    "the mean of the seeds, which favours the arithmetic.",
     "p": "of the hypothesis that the published run is one more seed (a permutation test; with n seeds at least "
     "1 / (n + 1)).",
     "excluded": f"by the published counts. With 20 seeds or more this means p < {LEVEL:g}. With fewer seeds p cannot be so "
@@ -96,7 +97,7 @@ def _sentence(target: Target, every: Sequence[Fit]) -> str:
     judged = [fit for fit in every if fit.log_likelihood is not None]
     if not judged:
         return f"{target.name}: undecided, because no arithmetic has {FEWEST} seeds and a whole run of each."
-    cells = f"the {sum(len(series.epochs) for series in deciding(judged[0].series))} published counts"
+    cells = _cells(judged[0].series)
     seeds = counted(max(fit.seeds for fit in judged), "seed")
     fitting = [fit for fit in judged if fit.fits]
     if len(judged) == 1:
@@ -112,6 +113,18 @@ def _sentence(target: Target, every: Sequence[Fit]) -> str:
     if len(fitting) <= _NAMED:
         return f"{head}They do not exclude {names}."
     return f"{head}They do not exclude {len(fitting)}; the likeliest of these are {names}."
+
+
+def _cells(series: Sequence[Series]) -> str:
+    """How many counts are compared, and of how many others bounds are.
+
+    For example "the 8 published counts and the published bounds of 30 more".
+    """
+    exact = [low == high for one in series for low, high in zip(one.low, one.high, strict=True)]
+    known, bounded = sum(exact), len(exact) - sum(exact)
+    if not known:
+        return f"the published bounds of {counted(bounded, 'count')}"
+    return f"the {counted(known, 'published count')}" + f" and the published bounds of {bounded:,} more" * bool(bounded)
 
 
 def _accuracies(fitting: Sequence[Fit]) -> str:

@@ -158,6 +158,17 @@ def test_bounds_exclude_what_lies_outside() -> None:
         assert fit.fits == expected, count
 
 
+def test_bounds_exclude_what_lies_outside_where_other_counts_are_exact() -> None:
+    """A run like the published one at 6 has hundreds of hits at 0, where 0 to 3 are published."""
+    of = ROUNDED["default-"]
+    near = counted.like_the_published(of)
+    for many, expected in ((0, True), (300, False)):
+        made = counted.result(of, lambda member, kink, epoch, many=many: near(member, kink, epoch) + many * (kink == 0))
+        (fit,) = fits(DEFAULT, [(of, made)])
+        assert fit.fits == expected
+        assert (fit.worst is not None and fit.worst[0] == "default at 0") == (not expected)
+
+
 def test_with_twenty_seeds_the_p_value_decides() -> None:
     name = "more-layer-1-forward-split-k-4"
     (near,), (far,) = (fits(MORE, [_made(name, factor)]) for factor in (1.0, 1.6))

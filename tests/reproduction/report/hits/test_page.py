@@ -99,18 +99,18 @@ def _counts(factors: Mapping[str, float], scale: str = "full") -> Counts:
         ),
         (
             {"default-rounded": 3.0, "default-product": 9.0},
-            "E9: 784-128-10, ReLU6, default subgradients: the 8 published counts are compared with 2 arithmetics, with "
-            "10 seeds each. They exclude all of them; the likeliest is “rounded”.",
+            "E9: 784-128-10, ReLU6, default subgradients: the 8 published counts and the published bounds of 30 more are "
+            "compared with 2 arithmetics, with 10 seeds each. They exclude all of them; the likeliest is “rounded”.",
         ),
         (
             {"e1-rounded": 50.0, "e1-bfloat16": 0.5},
-            "E1: 784-2000-10, ReLU: the 4 published counts are compared with 2 arithmetics, with 10 seeds each. They "
-            "exclude all but one, “bfloat16 of the device”.",
+            "E1: 784-2000-10, ReLU: the published bounds of 4 counts are compared with 2 arithmetics, with 10 seeds each. "
+            "They exclude all but one, “bfloat16 of the device”.",
         ),
         (
             {"default-rounded": 1.0, "default-product": 1.0, "default-split-k-4": 9.0},
-            "E9: 784-128-10, ReLU6, default subgradients: the 8 published counts are compared with 3 arithmetics, with "
-            "10 seeds each. They do not exclude “{}” and “{}”.",
+            "E9: 784-128-10, ReLU6, default subgradients: the 8 published counts and the published bounds of 30 more are "
+            "compared with 3 arithmetics, with 10 seeds each. They do not exclude “{}” and “{}”.",
         ),
         (
             {f"e2-layer-1-forward-split-k-4{end}": 1.0 for end in ("", "-wide", "-bias-joined", "-by-16")},
@@ -328,6 +328,8 @@ def test_the_figure_shows_published_counts_over_the_best_three() -> None:
     panel, _ = hits_figures.fit_figure("E1", [fit]).get_axes()
     bounds = {float(line.get_ydata()[0]) for line in panel.get_lines() if line.get_linestyle() == ":"}
     assert bounds == {1.0, 4.0}
+    assert panel.get_yscale() == "symlog"
+    assert {one.get_yscale() for one in panels} == {"linear"}, "exact counts"
 
 
 # ---------------------------------------------------------------- thinned results
