@@ -32,9 +32,9 @@ def by_depth(
 ) -> Any:
     """Draw the hits of s = 0 by layer and by epoch.
 
-    Above is the share of hits over the depth of the layer, on a logarithmic scale. A line leads from the first epoch to the last one, which has the
-    marker. A layer without a hit has a hollow triangle at the bound that holds with 95 % confidence over all epochs. Below
-    are the hits per 1,000 images over the images seen, beside the published counts.
+    Above is the share of hits over the depth of the layer, on a logarithmic scale. A line leads from the first epoch to the
+    last one, which has the marker. A layer without a hit has a hollow triangle at the bound that holds with 95 % confidence
+    over all epochs. Below are the hits per 1,000 images over the images seen, beside the published counts.
     """
     figure, axes = grid(experiment, part, "hits", runs, _ROWS, sharey="row")
     for column, (comparison, result) in enumerate(runs):

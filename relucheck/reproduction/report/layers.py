@@ -15,6 +15,7 @@ from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.published import PublishedCount, counts
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.proportions import interval
+from relucheck.results.store import StoreError
 from relucheck.results.tables import Table
 from relucheck.training.result import Result
 
@@ -104,8 +105,19 @@ def _mean(values: Sequence[int]) -> str:
 
 
 def layer_hits(result: Result) -> list[LayerHits]:
-    """The hits of s = 0 at each kink of each activation that a chosen subgradient reaches, in the order of the modules."""
+    """The hits of s = 0 at each kink of each activation that a chosen subgradient reaches, in the order of the modules.
+
+    Raises:
+        relucheck.results.store.StoreError: the result has the hits of another number of activations.
+    """
     references = [member for member in result.members if member.member.is_reference]
+    places = chosen(result.settings.network)
+    for epoch in (epoch for member in references for epoch in member.hits):
+        if len(epoch) != len(places):
+            raise StoreError(
+                f"{result.settings.network}: hits of {len(epoch)} activations, and the network has {len(places)}; delete "
+                "its results and run it again"
+            )
     finished = [(m.hits[: len(m.epochs)], m.activations[: len(m.epochs)]) for m in references]
     return [
         LayerHits(
@@ -114,7 +126,7 @@ def layer_hits(result: Result) -> list[LayerHits]:
             tuple(tuple(epoch[layer][kink] for epoch in hits) for hits, _ in finished),
             tuple(tuple(epoch[layer] for epoch in seen) for _, seen in finished),
         )
-        for layer, site in enumerate(chosen(result.settings.network))
+        for layer, site in enumerate(places)
         for kink, at in enumerate(site.kinks)
     ]
 
