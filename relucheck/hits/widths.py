@@ -115,7 +115,7 @@ def widths(x: Tensor, weight: Tensor, bias: Tensor, how: Accumulation) -> tuple[
         The widths, float64 [m]; and bool [m], True where every term is 0, so that the sum is 0 for any rounding.
     """
     products = x * weight
-    grids = torch.where(products == 0, _FREE, _lowest_bit(x) + how.factors.spacing(weight))
+    grids = torch.where(products == 0, _FREE, lowest_bit(x) + how.factors.spacing(weight))
     terms = [_Block.of(p, g, how) for p, g in zip(products.split(how.blocks, 1), grids.split(how.blocks, 1), strict=True)]
     last = _Block(bias, torch.full_like(grids[:, 0], -_FREE), how.bias_format or how.factors, bias == 0)
     terms = [last, *terms] if how.bias == "first" else [*terms, last]
@@ -185,7 +185,7 @@ def _landing(grid: Tensor, flushed: float) -> Tensor:
     return torch.where(grid <= -_FREE // 2, 2 * flushed, step * (2 * torch.floor(flushed / step) + 1))
 
 
-def _lowest_bit(x: Tensor) -> Tensor:
+def lowest_bit(x: Tensor) -> Tensor:
     """Exponents of the lowest set bits of float64 values, int64; meaningless for 0."""
     fraction, exponent = torch.frexp(x)
     integer = torch.ldexp(fraction, torch.tensor(53)).to(torch.int64)

@@ -12,27 +12,28 @@ from collections.abc import Callable
 from typing import Final, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck import data
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.errors import ModelError, instance, one_of
+from relucheck.networks import aims
+from relucheck.networks.aims import AIMS, Aim
 from relucheck.networks.network import ActivationName, Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import as_dtype
 
-ExampleKind = Literal["mlp", "convnet", "residual"]
+ExampleKind = Literal["mlp", "convnet", "residual", "resnet", "resnet-convolved-skips", "inverted-residual"]
 Weights = Literal["default", "integer", "offset", "positive"]
 Inputs = Literal["normal", "integer", "tiny", "positive", "digits", "ink"]
-Aim = Literal["none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input"]
 
 #: A function that makes an activation module from its name and its negative slope.
 ActivationMaker = Callable[[ActivationName, float], nn.Module]
 
 EXAMPLE_KINDS: Final = get_args(ExampleKind)
-AIMS: Final = get_args(Aim)
+#: The kind that always has batch normalisation, and that may have dropout.
+INVERTED: Final = "inverted-residual"
 _CHOICES: Final = {
     "weights": get_args(Weights),
     "inputs": get_args(Inputs),
@@ -54,6 +55,27 @@ def torch_activation(name: ActivationName, negative_slope: float) -> nn.Module:
     return nn.ReLU() if name == "relu" else nn.ReLU6()
 
 
+class SeededDropout(nn.Dropout):
+    """Dropout that draws the same mask in every forward of equal shape.
+
+    So all forwards of an example compute the same function, and their backwards can be compared. The random state of the
+    process does not change.
+
+    Args:
+        probability: of dropping a value.
+        seed: the seed of the mask.
+    """
+
+    def __init__(self, probability: float, seed: int) -> None:
+        super().__init__(probability)
+        self.seed = seed
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            return super().forward(input)
+
+
 def network_for(
     kind: ExampleKind = "mlp",
     activation: ActivationName = "relu",
@@ -61,28 +83,32 @@ def network_for(
     width: int = 1,
     *,
     batch_norm: bool = False,
+    dropout: float = 0.0,
     weights: Weights = "default",
     inputs: Inputs = "normal",
 ) -> Network:
     """Make a small network that fits the weights and inputs of an example.
 
     It has three classes. Digits have 28 x 28 pixels, other images 4 x 4 pixels, and other vectors 4 features. If results
-    have to be exact in every dtype, the negative slope is a power of two.
+    have to be exact in every dtype, the negative slope is a power of two. The last of several blocks of a "resnet" or
+    "resnet-convolved-skips" has twice as many channels as the others, so that it halves rows and columns.
 
     Args:
         kind: the kind of network.
         activation: the activation of every hidden layer.
         depth: the number of hidden layers or blocks.
         width: the units or channels of each of them.
-        batch_norm: whether it has batch normalisation.
+        batch_norm: whether it has batch normalisation. An "inverted-residual" network always has it.
+        dropout: the probability of dropout, which only an "inverted-residual" network may have.
         weights: as in ``Example``.
         inputs: as in ``Example``.
     """
     real = inputs in ("digits", "ink")
     exact = activation == "leaky_relu" and weights in ("integer", "offset")
     shape = (1, 28, 28) if real else (4,) if kind == "mlp" else (1, 4, 4)
+    last = 2 * width if kind in ("resnet", "resnet-convolved-skips") and depth > 1 else width
     return Network(
-        *(kind, (width,) * depth, activation, batch_norm),
+        *(kind, (*(width,) * (depth - 1), last), activation, batch_norm or kind == INVERTED, dropout),
         negative_slope=0.25 if exact else 0.01,
         input_shape=shape,
         classes=3,
@@ -99,7 +125,8 @@ class Example:
 
     Attributes:
         dtype: the name of the dtype of parameters and inputs.
-        network: an "mlp", a "convnet" or a "residual" network, with biases and without dropout. It is in training mode.
+        network: a network of one of the kinds ``EXAMPLE_KINDS``, with biases. It is in training mode. Only an
+            "inverted-residual" network may have dropout, which is a ``SeededDropout``.
         weights: how weights and biases are drawn. "default" is torch's initialisation. "integer" draws them from
             {-1, 0, 1}, so that small networks compute exactly in every dtype. "offset" gives integer weights and biases of
             +-1/2: with integer inputs no pre-activation is an integer, so none equals 0 or 6. "positive" makes every
@@ -110,7 +137,8 @@ class Example:
         aim: how a hit is enforced. "none" does not enforce one. "dead unit" sets a unit's weights and bias to 0, so that
             its pre-activation is 0. "saturated unit" sets the weights to 0 and the bias to 6, the upper kink of ReLU6.
             "negated twin" subtracts two equal units. "shifted bias" sets the bias to -Wx for the first sample, which is
-            exact for integers. "dead input" sets the first sample and all biases to 0.
+            exact for integers. "dead input" sets the first sample and all biases to 0. "cancelled sum" makes the branch of
+            the first residual block the negative of its skip, in one unit.
         batch: the number of samples.
         seed: the seed of weights, inputs, targets and cotangents.
 
@@ -132,10 +160,11 @@ class Example:
         for name, known in _CHOICES.items():
             one_of(name, getattr(self, name), known, error=ModelError)
         instance("network", self.network, Network, 'network_for("mlp")', error=ModelError)
-        if self.network.kind not in EXAMPLE_KINDS or self.network.dropout or not self.network.bias:
+        kind, dropout = self.network.kind, self.network.dropout
+        if kind not in EXAMPLE_KINDS or not self.network.bias or (dropout and kind != INVERTED):
             raise ModelError(
-                f"Example(network={self.network}): must be one of {', '.join(EXAMPLE_KINDS)}, with biases and without "
-                "dropout"
+                f"Example(network={self.network}): must be one of {', '.join(EXAMPLE_KINDS)}, with biases, and without "
+                f"dropout unless it is {INVERTED}"
             )
         if self.inputs in ("digits", "ink") and self.network.features != 784:
             raise ModelError(
@@ -147,6 +176,12 @@ class Example:
             raise ModelError(
                 f"Example(aim='negated twin', network={self.network}): needs an mlp of depth and width 2 or more, for the "
                 "twins and the unit that subtracts them"
+            )
+
+        if self.aim == "cancelled sum" and self.network.kind not in aims.RESIDUAL:
+            raise ModelError(
+                f"Example(aim='cancelled sum', network={self.network}): needs a network of one of the kinds "
+                f"{', '.join(aims.RESIDUAL)}, for the block that adds"
             )
 
     @property
@@ -169,6 +204,8 @@ class Example:
             return False
         if self.aim == "dead input":
             return True
+        if self.aim == "cancelled sum":
+            return self.network.activation != "leaky_relu"
         exact = self.weights == "integer" and self.inputs == "integer"
         return exact if self.aim == "negated twin" else exact and self.network.kind == "mlp"
 
@@ -184,7 +221,7 @@ class Example:
             return False
         if self.weights == "offset":
             exact = network.activation != "leaky_relu" or network.negative_slope == 0.25
-            return exact and self.inputs == "integer" and network.kind != "residual" and len(network.widths) <= 2
+            return exact and self.inputs == "integer" and network.kind in ("mlp", "convnet") and len(network.widths) <= 2
         return self.weights == "positive" and network.activation != "relu6" and self.inputs in ("positive", "digits", "ink")
 
     def build(self, make: ActivationMaker = relucheck_activation) -> tuple[nn.Module, Tensor, Tensor]:
@@ -202,7 +239,12 @@ class Example:
         def activation() -> nn.Module:
             return make(network.activation, network.negative_slope)
 
-        model = network.draw(self.seed, Arithmetic(self.torch_dtype), activation=activation, drawn=torch.float32)
+        def dropout(probability: float) -> nn.Module:
+            return SeededDropout(probability, self.seed + 5)
+
+        model = network.draw(
+            self.seed, Arithmetic(self.torch_dtype), activation=activation, dropout=dropout, drawn=torch.float32
+        )
         with torch.no_grad():
             if self.weights != "default":
                 self._redraw(model)
@@ -245,8 +287,10 @@ class Example:
     def _redraw(self, model: nn.Module) -> None:
         """Replace torch's initialisation of linear layers and convolutions."""
         random = generator(self.seed + 4)
-        for index, layer in enumerate(_affine(model)):
-            weight, bias = layer.weight, _bias(layer)
+        for index, layer in enumerate(aims.affine(model)):
+            weight = layer.weight
+            # the convolutions of an inverted-residual network have none
+            bias = torch.empty(0) if layer.bias is None else layer.bias
             if self.weights == "positive":
                 weight.copy_(torch.rand(weight.shape, generator=random) / weight[0].numel())
                 bias.copy_(torch.rand(bias.shape, generator=random) / 4 + 0.25)
@@ -264,32 +308,7 @@ class Example:
             weight.copy_(values)
 
     def _take_aim(self, model: nn.Module, inputs: Tensor) -> None:
-        layers = _affine(model)[:-1]  # no activation follows the last one
-        if self.aim == "dead input":
-            for layer in layers:
-                _bias(layer).zero_()
-        elif self.aim in ("dead unit", "saturated unit"):
-            chosen = self.seed % len(layers)
-            unit = self.seed % len(layers[chosen].weight)
-            level = 6.0 if self.aim == "saturated unit" else 0.0
-            following = _norm_behind(model, layers[chosen])
-            parts: list[_Affine] = [layers[chosen], *([] if following is None else [following])]
-            for part in parts:
-                part.weight[unit] = 0
-                _bias(part)[unit] = level
-            if self.network.kind == "residual" and chosen:
-                # the input that the block adds to the branch has to be 0, too
-                layers[0].weight[unit] = 0
-                _bias(layers[0])[unit] = 0
-        elif self.aim == "negated twin":
-            first, second = layers[0], layers[1]
-            first.weight[1] = first.weight[0]
-            _bias(first)[1] = _bias(first)[0]
-            second.weight[0] = 0
-            _bias(second)[0] = 0
-            second.weight[0, 0], second.weight[0, 1] = 1, -1
-        elif self.aim == "shifted bias":
-            _bias(layers[0])[0] = -F.linear(inputs[:1].flatten(1), layers[0].weight[:1])[0, 0]
+        aims.take(self.aim, self.network.kind, self.seed, model, inputs)
 
     def script(self, subgradients: tuple[object, object] = (0.0, 1.0)) -> str:
         """Return a program that builds this example and prints its comparison."""
@@ -302,23 +321,3 @@ class Example:
             "print(model)\n"
             f"print(compare(model, inputs, targets, subgradients={subgradients!r}))\n"
         )
-
-
-_Affine = nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d
-
-
-def _affine(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
-    return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-
-
-def _bias(layer: _Affine) -> Tensor:
-    assert layer.bias is not None  # Example refuses networks without biases
-    return layer.bias
-
-
-def _norm_behind(model: nn.Module, layer: nn.Module) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
-    """The next module with parameters after a layer, if it is batch normalisation; else None."""
-    holders = [module for module in model.modules() if isinstance(module, _Affine)]
-    position = next(index for index, module in enumerate(holders) if module is layer)
-    following = holders[position + 1] if position + 1 < len(holders) else None
-    return following if isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d) else None

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from relucheck.extras import require
-from relucheck.networks.examples import EXAMPLE_KINDS, Aim, Example, ExampleKind, Inputs, Weights, network_for
+from relucheck.networks.aims import RESIDUAL, Aim
+from relucheck.networks.examples import EXAMPLE_KINDS, INVERTED, Example, ExampleKind, Inputs, Weights, network_for
 from relucheck.networks.network import ACTIVATIONS, ActivationName
 from relucheck.numerics.bits import from_ordinals, ordinals
 from relucheck.numerics.dtypes import DTYPES, bits_dtype, dtype_name
 
 require("relucheck.networks.strategies", "hypothesis")
 from hypothesis import strategies as st  # noqa: E402
+
+T = TypeVar("T")
 
 
 def dtypes() -> st.SearchStrategy[torch.dtype]:
@@ -113,7 +117,8 @@ def examples(
     """Draw examples of one dtype.
 
     The arguments list what may be drawn. Where a choice contradicts an aim, or inputs contradict the weights, the choice is
-    replaced: for example, the aim "negated twin" always gives an "mlp" with integer weights.
+    replaced: for example, the aim "negated twin" always gives an "mlp" with integer weights. An "inverted-residual" network
+    is drawn only where batch normalisation may be. The aim "cancelled sum" is drawn only where residual kinds are.
 
     Args:
         dtype: the dtype of parameters and inputs, or its name.
@@ -128,39 +133,58 @@ def examples(
         max_batch: the largest number of samples. Batch normalisation of an "mlp", which needs 2, overrides a smaller limit.
     """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
-    aim = draw(st.sampled_from(list(aims)))
-    kind: ExampleKind = draw(st.sampled_from(["mlp"] if aim in ("negated twin", "shifted bias") else list(kinds)))
-    chosen_weights = draw(st.sampled_from(list(weights)))
-    if aim in ("negated twin", "shifted bias"):
-        chosen_weights = "integer"  # so that these two aims cancel exactly, whatever the rounding
-    if chosen_weights == "offset" and kind == "residual":
-        kind = "mlp"  # a residual block adds two half-integers, which may give an integer
-    possible: list[ActivationName] = ["relu6"] if aim == "saturated unit" else list(activations)
-    if chosen_weights == "positive" and aim == "none":
-        possible = [name for name in possible if name != "relu6"] or ["relu"]
-    if chosen_weights == "offset" or aim in ("negated twin", "shifted bias"):
-        possible_inputs: list[Inputs] = ["integer"]
+    adding: list[ExampleKind] = [kind for kind in kinds if kind in RESIDUAL]
+    served = [aim for aim in aims if adding or aim != "cancelled sum"]
+    aim = draw(st.sampled_from(served))
+    # Whatever is drawn, all of this is: a choice less would be simpler to Hypothesis than the first of several choices.
+    chosen_weights, chosen_inputs = draw(st.sampled_from(list(weights))), draw(st.sampled_from(list(inputs)))
+    kind, activation = draw(st.sampled_from(list(kinds))), draw(st.sampled_from(list(activations)))
+    depth, width, batch = (draw(st.integers(1, most)) for most in (max_depth, max_width, max_batch))
+    normed = draw(st.booleans()) if batch_norm is None else batch_norm
+    dropout = draw(st.sampled_from([0.0, 0.5])) if INVERTED in kinds else 0.0
+
+    normed_aims = [one for one in served if one in ("none", "dead unit", "saturated unit")]
+    if kind == INVERTED and batch_norm is not False and normed_aims:
+        aim = _instead(aim, served, normed_aims)  # otherwise this kind would be rare
+    cancels = aim in ("negated twin", "shifted bias")
+    if cancels or (aim == "cancelled sum" and chosen_weights == "offset"):
+        chosen_weights = "integer"  # so that the first two cancel exactly, whatever the rounding
+    exact = chosen_weights in ("offset", "positive") or aim not in normed_aims
+    normed = normed and not exact
+    possible = [one for one in kinds if one != INVERTED or (batch_norm is not False and not exact)]
+    if cancels:
+        possible = ["mlp"]
+    elif aim == "cancelled sum":
+        possible = adding
+    elif chosen_weights == "offset":  # a residual block adds two half-integers, which may give an integer
+        possible = [one for one in possible if one not in RESIDUAL]
+    kind = _instead(kind, kinds, possible or ["mlp"])
+
+    if aim == "saturated unit":
+        activation = "relu6"
+    elif aim == "cancelled sum":
+        activation = _instead(activation, activations, [one for one in activations if one != "leaky_relu"] or ["relu"])
+    elif chosen_weights == "positive" and aim == "none":
+        activation = _instead(activation, activations, [one for one in activations if one != "relu6"] or ["relu"])
+    if chosen_weights == "offset" or cancels:
+        chosen_inputs = "integer"
     elif chosen_weights == "positive":
-        possible_inputs = ["positive", "digits"]
-    else:
-        possible_inputs = list(inputs)
-    depth = draw(st.integers(1, max_depth))
-    width = draw(st.integers(1, max_width))
+        chosen_inputs = _instead(chosen_inputs, inputs, ["positive", "digits"])
+
     if chosen_weights == "offset":
         depth = min(depth, 2)  # with more layers, sums would be too large to be exact in bfloat16
     if aim == "negated twin":
         depth, width = max(depth, 2), max(width, 2)
-    batch = draw(st.integers(1, max_batch))
-    exact = chosen_weights in ("offset", "positive") or aim in ("negated twin", "shifted bias", "dead input")
-    normalised = False if exact else draw(st.booleans()) if batch_norm is None else batch_norm
-    if normalised and kind == "mlp":
+    if normed and kind == "mlp":
         batch = max(batch, 2)  # batch norm fails on one sample, which has no variance
-    activation = draw(st.sampled_from(possible))
-    chosen_inputs = draw(st.sampled_from(possible_inputs))
     return Example(
         dtype=name,
         network=network_for(
-            kind, activation, depth, width, batch_norm=normalised, weights=chosen_weights, inputs=chosen_inputs
+            *(kind, activation, depth, width),
+            batch_norm=normed,
+            dropout=dropout if kind == INVERTED else 0.0,
+            weights=chosen_weights,
+            inputs=chosen_inputs,
         ),
         weights=chosen_weights,
         inputs=chosen_inputs,
@@ -168,3 +192,8 @@ def examples(
         batch=batch,
         seed=draw(st.integers(0, 2**16)),
     )
+
+
+def _instead(drawn: T, among: Sequence[T], possible: Sequence[T]) -> T:
+    """What was drawn among several if it is possible, or else one that is."""
+    return drawn if drawn in possible else possible[list(among).index(drawn) % len(possible)]

@@ -177,6 +177,11 @@ class PublishedCount:
     accuracy: float | None
     whole: bool
 
+    @property
+    def images(self) -> int:
+        """How many images an epoch of the run has: all training images of MNIST, or 80 % of them in E9."""
+        return 48_000 if self.experiment == "E9" else 60_000
+
 
 #: The likeliest arithmetic of each experiment, given its published counts: ``relucheck.reproduction.experiments.counts``.
 #: It is not identified: E2's counts leave three others, and those of s = 1 deviate from all four.

@@ -208,7 +208,8 @@ class Experiment:
     Attributes:
         name, title, source: for reports.
         scales: comparisons per scale, in the order in which they run.
-        figures: of ("distance", "loss", "error", "boxes"), for each part.
+        figures: of ("distance", "loss", "error", "boxes", "hits"), for each part. Those with "hits" also tabulate hits by
+            layer.
         overview: whether a figure of all differences of the accuracy from s = 0 comes first.
         published: final test error in % by comparison and s, read off the published figure
             (:data:`relucheck.reproduction.published.PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the

@@ -12,10 +12,12 @@ from typing import Any
 from rich.text import Text
 
 from relucheck import data
+from relucheck.reproduction.report import layers
 from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.deciding.cases import Trained
 from relucheck.reproduction.report.deciding.catalogue import decided
 from relucheck.reproduction.report.document import report, summary
+from relucheck.reproduction.report.layers import BY_LAYER
 from relucheck.reproduction.report.nudges.effects import effects, nudge_groups
 from relucheck.reproduction.report.nudges.tables import terminal
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
@@ -194,15 +196,20 @@ def _shown(made: Reproduction, nudges: Mapping[str, Result], width: int) -> list
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
     lines = [*nudge_lines(made.folder, nudges), *again]
     beyond = terminal(made.nudges, made.effects)
-    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *beyond, *outcomes, *map(Text, lines)]
+    hits = layers.terminal(made.runs) if BY_LAYER in made.experiment.figures else []
+    by_layer = [table.rich() for table in hits]
+    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *by_layer, *beyond, *outcomes, *map(Text, lines)]
 
 
 def _figures(
     experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]], nudges: Mapping[str, Result]
 ) -> list[Path]:
-    from relucheck.reproduction.report.figures import draw
+    from relucheck.reproduction.report.depth import by_depth
+    from relucheck.reproduction.report.figures import FIGURES, draw
 
-    return drawn(place.folder, lambda: draw(experiment, place.scale, runs, place.folder / "figures", nudges=nudges))
+    kinds = {**FIGURES, BY_LAYER: by_depth}
+    folder = place.folder / "figures"
+    return drawn(place.folder, lambda: draw(experiment, place.scale, runs, folder, nudges=nudges, figures=kinds))
 
 
 def drawn(folder: Path, draw: Callable[[], list[Path]]) -> list[Path]:

@@ -11,7 +11,7 @@ import pytest
 import relucheck
 from relucheck.bifurcation.explanation import Reason
 from relucheck.gate import config as gate_config
-from relucheck.networks.examples import AIMS
+from relucheck.networks.aims import AIMS
 from relucheck.reproduction import TITLES
 from tests.docs import law_table
 from tests.docs.documents import GATE, PAGES, README, ROOT, first_cells, links, name_of, plugin_options, section

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient
 from relucheck.bifurcation.compare import Backprops
+from relucheck.networks.examples import SeededDropout
 from relucheck.networks.network import ActivationName
 from relucheck.numerics.bits import neighbour
 from tests.properties.subjects import Faulty, FaultySubject, Gradients, Subject
@@ -179,6 +180,16 @@ class _StaleCopy(Subject):
         return super().backprops(model, inputs, [settings[0]] * len(settings), cotangent)
 
 
+class _FreshMasks(Subject):
+    """Dropout draws another mask in every forward, so that two backwards are of two functions."""
+
+    def set(self, model: nn.Module, setting: ModelSubgradient) -> None:
+        for module in model.modules():
+            if isinstance(module, SeededDropout):
+                module.__class__ = nn.Dropout
+        super().set(model, setting)
+
+
 #: Each seeded fault, with the names of the properties that must find a counterexample to it.
 FAULTS: dict[Subject, tuple[str, ...]] = {
     FaultySubject("cotangent dropped", DroppedCotangent): ("gradient_is_the_oracles", "linear_in_the_cotangent"),
@@ -205,5 +216,6 @@ FAULTS: dict[Subject, tuple[str, ...]] = {
     _RecordsFirstRows("hits reported of the first rows"): ("blocks_cover_the_batch",),
     _SharedMember("one subgradient for all members"): ("members_agree",),
     _FoldedConstant("subgradient folded by the compiler"): ("compiled_agrees",),
+    _FreshMasks("dropout masks drawn anew"): ("forward_is_torchs", "gradient_is_the_oracles"),
     _StaleCopy("setting goes to a copy"): ("gradient_is_the_oracles", "dead_unit_differs_in_its_row"),
 }

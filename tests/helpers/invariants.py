@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import struct
 from pathlib import Path
 
-from torch import nn
-
-from relucheck.networks.network import Network
+from relucheck.networks.sites import chosen
 from relucheck.reproduction.report.summary import Reproduction
 from relucheck.training.result import MemberResult, Result
 
@@ -38,25 +35,12 @@ def shapes_fit(result: Result) -> None:
         assert steps.step == sorted(set(steps.step))
         assert len(member.epochs) == settings.epochs or member.diverged
         for epoch, hits, activations in zip(member.epochs, member.hits, member.activations, strict=False):
-            assert len(hits) == len(activations) == activations_of(settings.network)
+            assert len(hits) == len(activations) == len(chosen(settings.network))
             assert all(len(kinks) == len(settings.network.kinks) for kinks in hits)
             assert 0 <= epoch.test_accuracy <= 1
             assert epoch.test_batch_accuracies
         differs = any(value > 0 for value in steps.l1)
         assert not differs or member.first_difference is not None
-
-
-@functools.cache
-def activations_of(network: Network) -> int:
-    """Number of the activations that a network asks for."""
-    made: list[nn.Module] = []
-
-    def activation() -> nn.Module:
-        made.append(nn.Identity())
-        return made[-1]
-
-    network.build(activation)
-    return len(made)
 
 
 def no_hits_no_difference(result: Result) -> None:

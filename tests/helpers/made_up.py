@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from relucheck.networks.sites import chosen
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.scenario import Comparison
 from relucheck.training import engine
@@ -61,14 +62,15 @@ def result(
             for epoch in range(1, settings.epochs + 1)
         ]
         count = (hits or {}).get(member.rule, 7)
+        places = chosen(settings.network)
         members.append(
             MemberResult(
                 member,
                 "diverged: non-finite at step 1" if lost else "finished",
                 None if same else 3 + member.seed % 5,
                 steps=Distances([], [], [], []) if lost else distances,
-                hits=[[[count] for _ in settings.network.widths] for _ in epochs],
-                activations=[[1000 for _ in settings.network.widths] for _ in epochs],
+                hits=[[[count for _ in site.kinks] for site in places] for _ in epochs],
+                activations=[[1000 for _ in places] for _ in epochs],
                 epochs=[] if lost else epochs,
             )
         )

@@ -41,4 +41,4 @@ def test_spacing_is_the_gap_to_the_next_value(name: str) -> None:
 
 def test_the_lowest_bit() -> None:
     x = torch.tensor([1.0, -3.0, 0.75, 6.0, 1 + 2.0**-40, 5 * 2.0**-1000], dtype=torch.float64)
-    assert hits_widths._lowest_bit(x).tolist() == [0, 0, -2, 1, -40, -1000]
+    assert hits_widths.lowest_bit(x).tolist() == [0, 0, -2, 1, -40, -1000]

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
+from relucheck.bifurcation.compare import compare
 from relucheck.errors import ModelError
+from relucheck.networks.aims import AIMS, RESIDUAL, affine, sums
 from relucheck.networks.examples import (
-    AIMS,
     EXAMPLE_KINDS,
+    INVERTED,
     Example,
     Inputs,
+    SeededDropout,
     Weights,
     network_for,
     relucheck_activation,
@@ -42,21 +45,24 @@ def aimed(dtype: str, seeds: range) -> Iterator[Example]:
         mlp = aim in ("negated twin", "shifted bias")
         if (mlp and kind != "mlp") or (batch_norm and aim not in ("dead unit", "saturated unit")):
             continue
+        if (aim == "cancelled sum" and kind not in RESIDUAL) or (kind == INVERTED and not batch_norm):
+            continue
         for seed in seeds:
             weights = "integer" if mlp else ("default", "integer")[seed % 2]
             inputs = "integer" if mlp else ("normal", "tiny", "integer", "positive", "ink", "digits")[seed % 6]
             network = network_for(
                 kind,
-                "relu6" if aim == "saturated unit" else NAMES_OF_ACTIVATIONS[seed % 3],
+                "relu6" if aim == "saturated unit" else NAMES_OF_ACTIVATIONS[seed % (2 if aim == "cancelled sum" else 3)],
                 2 + seed % 2,
                 2 + seed % 4,
                 batch_norm=batch_norm,
+                dropout=0.5 if kind == INVERTED and seed % 2 else 0.0,
                 weights=weights,
                 inputs=inputs,
             )
             yield Example(dtype, network, weights, inputs, aim, 2 + seed % 3, seed)
     for kind, weights in itertools.product(EXAMPLE_KINDS, ("offset", "positive")):
-        if (kind, weights) == ("residual", "offset"):
+        if kind == INVERTED or (kind in RESIDUAL and weights == "offset"):
             continue
         for seed in seeds:
             positive = weights == "positive"
@@ -96,7 +102,7 @@ class Trembling(Example):
             nn.init.zeros_(parameter)
 
 
-@pytest.mark.parametrize("aim", AIMS[1:5])
+@pytest.mark.parametrize("aim", [*AIMS[1:5], "cancelled sum"])
 def test_the_promise_check_fails_examples_that_miss(aim: Any) -> None:
     def check(seeds: range) -> None:
         for example in aimed("float32", seeds):
@@ -123,7 +129,11 @@ def test_the_promise_check_fails_examples_that_hit() -> None:
         {"aim": "shifted bias"},
         {"weights": "offset", "inputs": "normal"},
         {"weights": "offset", "inputs": "integer", "network": network_for(depth=3)},
-        {"weights": "offset", "inputs": "integer", "network": network_for("residual")},
+        *({"weights": "offset", "inputs": "integer", "network": network_for(kind)} for kind in RESIDUAL),
+        *({"aim": "cancelled sum", "network": network_for(kind, batch_norm=True)} for kind in RESIDUAL),
+        {"aim": "cancelled sum", "network": network_for("resnet", "leaky_relu")},
+        {"aim": "dead input", "network": network_for("inverted-residual")},
+        {"weights": "positive", "inputs": "positive", "network": network_for("inverted-residual")},
         {"weights": "offset", "inputs": "integer", "network": network_for(batch_norm=True)},
         {"weights": "offset", "inputs": "integer", "network": network_for("mlp", "leaky_relu")},
         {"weights": "positive", "inputs": "normal"},
@@ -156,9 +166,10 @@ def test_built_alike_each_time_and_for_each_activation(dtype: str, kind: Any, in
     assert {parameter.dtype for parameter in one.parameters()} == {example.torch_dtype}
     assert one(x).shape == (4, 3)
     assert len(dataclasses.replace(example, batch=9).build()[1]) == 9
-    assert not torch.equal(dataclasses.replace(example, seed=8).build()[0].state_dict()["layers.1.weight"
-                           if kind == "mlp" else "head.weight"], one.state_dict()["layers.1.weight"
-                           if kind == "mlp" else "head.weight"])  # fmt: skip
+    reseeded = dataclasses.replace(example, seed=8).build()[0]
+    assert not any(
+        torch.equal(a.weight, b.weight) for a, b in zip(affine(one), affine(reseeded), strict=True) if a.weight.numel() > 9
+    )
 
 
 def test_inputs_are_what_they_say() -> None:
@@ -202,8 +213,11 @@ def test_activations_and_slopes() -> None:
     ("change", "message"),
     [
         ({"network": "mlp"}, r"network='mlp': must be of class Network, for example network_for"),
-        ({"network": Network("lenet", (6, 16, 120, 84))}, "one of mlp, convnet, residual, with biases and without dropout"),
-        ({"network": Network("mlp", (2,), dropout=0.1)}, r"784-2-10 \(dropout 0.1\).*without dropout"),
+        ({"network": Network("lenet", (6, 16, 120, 84))}, "one of mlp, convnet, residual, resnet, .*, with biases, and"),
+        (
+            {"network": Network("mlp", (2,), dropout=0.1)},
+            r"784-2-10 \(dropout 0.1\).*without dropout unless it is inverted",
+        ),
         ({"network": Network("mlp", (2,), bias=False)}, r"784-2-10 \(no bias\).*with biases"),
         ({"inputs": "ink"}, r"inputs='ink', network=4-1-3\): digits have 28 x 28 pixels; give the network the input shape"),
         ({"weights": "zero"}, "^weights='zero': must be one of"),
@@ -212,6 +226,11 @@ def test_activations_and_slopes() -> None:
         ({"aim": "negated twin"}, "needs an mlp of depth and width 2"),
         ({"aim": "negated twin", "network": network_for("convnet", depth=2, width=2)}, "needs an mlp"),
         ({"aim": "negated twin", "network": network_for(depth=2)}, "needs an mlp"),
+        (
+            {"aim": "cancelled sum"},
+            r"aim='cancelled sum', network=4-1-3\): needs a network of one of the kinds residual, res",
+        ),
+        ({"aim": "cancelled sum", "network": network_for("inverted-residual")}, "for the block that adds"),
     ],
     ids=str,
 )
@@ -225,18 +244,67 @@ def test_an_unsupported_dtype_is_refused() -> None:
         Example("int8")
 
 
-def test_the_script_runs_and_prints_the_comparison() -> None:
-    script = Example("bfloat16", network_for("residual", "relu6"), aim="dead unit", batch=2, seed=5).script((0.0, 0.5))
+SCRIPTS = {
+    "ResidualNet(": Example("bfloat16", network_for("residual", "relu6"), aim="dead unit", batch=2, seed=5),
+    "SeededDropout(p=0.5": Example(
+        "bfloat16", network_for("inverted-residual", "relu6", 2, 3, dropout=0.5), aim="saturated unit", batch=2, seed=5
+    ),
+}
+
+
+@pytest.mark.parametrize("shown", SCRIPTS)
+def test_the_script_runs_and_prints_the_comparison(shown: str) -> None:
+    example = SCRIPTS[shown]
+    script = example.script((0.0, 0.5))
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
-    for part in (
-        "ResidualNet(",
-        "backprop_0.0 and backprop_0.5 in bfloat16: bifurcate",
-        "(ReLU6) at 0: ",
-        "entries differ",
-    ):
+    for part in (shown, "backprop_0.0 and backprop_0.5 in bfloat16: bifurcate", "(ReLU6) at ", "entries differ"):
         assert part in ran.stdout
+    model, inputs, targets = example.build()
+    assert str(compare(model, inputs, targets, subgradients=(0.0, 0.5))) in ran.stdout, "another process, another result"
+
+
+def test_every_sum_can_be_aimed_at() -> None:
+    """The pre-activations of each activation, in the order of the forward, are those that an aim can choose from."""
+    for kind in EXAMPLE_KINDS:
+        for batch_norm in (False, True):
+            example = Example("float32", network_for(kind, "relu6", 2, 3, batch_norm=batch_norm), batch=2)
+            model, inputs, _ = example.build(torch_activation)
+            behind = sums(kind, model)
+            activations = [module for module in model.modules() if isinstance(module, nn.ReLU6)]
+            assert len(behind) == len(activations)
+            met: dict[int, set[int]] = {}
+            for number in range(len(behind)):
+                aimed_at, _, _ = dataclasses.replace(example, aim="saturated unit", seed=number).build(torch_activation)
+                for place, module in enumerate(m for m in aimed_at.modules() if isinstance(m, nn.ReLU6)):
+
+                    def look(module: nn.Module, args: tuple[Tensor], at: Any = (met, number, place)) -> None:
+                        found, number, place = at
+                        if bool((args[0][:, number % args[0].shape[1]] == 6).all()):
+                            found.setdefault(number, set()).add(place)
+
+                    module.register_forward_pre_hook(look)
+                aimed_at(inputs)
+            assert met == {number: {number} for number in range(len(behind))}, (kind, batch_norm)
+
+
+def test_seeded_dropout_is_one_function_of_its_input() -> None:
+    example = Example("float32", network_for("inverted-residual", dropout=0.5), batch=50)
+    model, _, _ = example.build()
+    (dropout,) = (module for module in model.modules() if isinstance(module, nn.Dropout))
+    assert isinstance(dropout, SeededDropout)
+    state, x = torch.get_rng_state(), torch.ones(50, 4)
+    first = dropout(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    assert torch.equal(dropout(x), first)
+    assert set(first.flatten().tolist()) == {0.0, 2.0}
+    assert not torch.equal(SeededDropout(0.5, dropout.seed + 1)(x), first)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(dropout.seed)
+        assert torch.equal(nn.Dropout(0.5)(x), first), "it is torch's dropout"
+    assert torch.equal(dropout.eval()(x), x)

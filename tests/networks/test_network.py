@@ -18,6 +18,8 @@ from relucheck.activations.modules import ChosenSubgradient, LeakyReLU, ReLU, Re
 from relucheck.errors import ModelError
 from relucheck.networks import ACTIVATIONS, Network
 from relucheck.networks import KINDS as network_kinds
+from relucheck.networks.mobilenet import MOBILENET_V3_SMALL
+from relucheck.networks.resnets import RESNET_18
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.dtypes import DTYPES, dtype_name
@@ -31,6 +33,18 @@ NETWORKS = {
     "lenet-pool-relu": (Network("lenet-pool-relu", (3, 4, 6, 5), classes=3), 4),
 }
 NORMED = ("mlp", "convnet", "residual")
+#: Deep kinds with their activations; their layers are written down in test_resnets.py and test_mobilenet.py.
+DEEP = {
+    "resnet": (Network("resnet", (5, 5, 7), input_shape=(2, 6, 6), classes=3), 7),
+    "resnet-convolved-skips": (Network("resnet-convolved-skips", (5, 5, 7), input_shape=(2, 6, 6), classes=3), 7),
+    "resnet-convolved-skips-stem-only": (
+        Network("resnet-convolved-skips-stem-only", (5, 5, 7), input_shape=(2, 6, 6), classes=3),
+        1,
+    ),
+    "resnet-18": (Network("resnet-18", RESNET_18, batch_norm=True, input_shape=(2, 32, 32), classes=3), 17),
+    "inverted-residual": (Network("inverted-residual", (5, 5, 7), batch_norm=True, input_shape=(1, 8, 8), classes=3), 7),
+    "mobilenet-v3-small": (Network("mobilenet-v3-small", MOBILENET_V3_SMALL, batch_norm=True, classes=3), 14),
+}
 
 
 def layers_by_hand(kind: str, bias: bool) -> list[nn.Module]:
@@ -57,7 +71,46 @@ def weights(layers: Iterable[nn.Module]) -> list[Tensor]:
 
 
 def test_every_kind_is_tried() -> None:
-    assert set(NETWORKS) == set(network_kinds)
+    assert {*NETWORKS, *DEEP} == set(network_kinds)
+
+
+@pytest.mark.parametrize("kind", [*NETWORKS, *DEEP])
+def test_activations_are_made_in_the_order_of_the_forward(kind: str) -> None:
+    network, activations = {**NETWORKS, **DEEP}[kind]
+    made: list[nn.Module] = []
+    called: list[nn.Module] = []
+
+    def activation() -> nn.Module:
+        made.append(ReLU())
+        made[-1].register_forward_hook(lambda module, args, output: called.append(module))
+        return made[-1]
+
+    model = network.build(activation)
+    assert model(torch.randn(2, *network.input_shape)).shape == (2, 3)
+    assert len(made) == activations
+    assert [id(module) for module in called] == [id(module) for module in made], "each once, in that order"
+    assert [id(module) for module in model.modules() if isinstance(module, ReLU)] == [id(module) for module in made]
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_a_seed_gives_deep_networks_the_same_weights(kind: str) -> None:
+    network, _ = DEEP[kind]
+    before = torch.get_rng_state()
+    one, same, other = (network.draw(seed, Arithmetic(torch.float32)).state_dict() for seed in (3, 3, 4))
+    rounded = network.draw(3, Arithmetic(torch.bfloat16), activation=nn.Tanh).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.keys() == rounded.keys()
+    assert all(torch.equal(value, same[name]) for name, value in one.items())
+    assert all(torch.equal(value.to(rounded[name].dtype), rounded[name]) for name, value in one.items())
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_networks_round_trip(kind: str) -> None:
+    network, _ = DEEP[kind]
+    again = Network.from_json(json.loads(json.dumps(network.to_json())))
+    assert again == network
+    assert again.digest == network.digest
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -10,18 +10,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import find, given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from relucheck.errors import ModelError
-from relucheck.networks.examples import (
-    AIMS,
-    EXAMPLE_KINDS,
-    Example,
-    Inputs,
-    Weights,
-)
+from relucheck.networks.aims import AIMS, RESIDUAL
+from relucheck.networks.examples import EXAMPLE_KINDS, INVERTED, Example, Inputs, Weights, network_for
 from relucheck.networks.network import ACTIVATIONS, Network
 from relucheck.networks.strategies import dtypes, examples, floats_at, subgradients, tensors_at, two_subgradients
 from relucheck.numerics.bits import neighbour, same_bits
@@ -117,7 +112,8 @@ def test_examples_draw_every_knob_and_keep_their_promises() -> None:
         if example.aim == "none" and example.weights in ("offset", "positive"):
             assert example.cannot_hit
         assert len(example.network.widths) <= 2
-        assert max(example.network.widths) <= 5
+        assert example.network.widths[0] <= 5
+        assert max(example.network.widths) <= (10 if example.network.kind.startswith("resnet") else 5)
         assert example.batch <= 6
         check_promise(example)
 
@@ -128,6 +124,7 @@ def test_examples_draw_every_knob_and_keep_their_promises() -> None:
     assert seen["weights"] == set(get_args(Weights))
     assert seen["inputs"] == set(get_args(Inputs))
     assert seen["batch_norm"] == {False, True}
+    assert seen["dropout"] == {0.0, 0.5}
     assert seen["dtype"] == {"float16"}
     assert {len(widths) for widths in seen["widths"]} == {1, 2}
     assert {1, 5} <= {widths[0] for widths in seen["widths"]}
@@ -150,3 +147,37 @@ def test_knobs_limit_what_is_drawn() -> None:
         find(examples("float32", inputs=("cat",)), lambda example: True)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="kind='cnn'"):
         find(examples("float32", kinds=("cnn",)), lambda example: True)  # type: ignore[arg-type]
+
+
+def test_kinds_are_drawn_where_they_fit() -> None:
+    def drawn(**knobs: Any) -> set[tuple[str, bool]]:
+        found = set()
+
+        @settings(SEARCH, max_examples=200)
+        @given(examples("float32", **knobs))
+        def attempt(example: Example) -> None:
+            found.add((example.network.kind, example.network.batch_norm))
+            assert example.network.kind != INVERTED or example.network.batch_norm
+            assert example.aim != "cancelled sum" or example.network.kind in RESIDUAL
+
+        attempt()
+        return found
+
+    assert {kind for kind, _ in drawn(aims=AIMS)} == set(EXAMPLE_KINDS)
+    assert drawn(kinds=(INVERTED,)) == {(INVERTED, True)}
+    assert drawn(batch_norm=False) == {(kind, False) for kind in EXAMPLE_KINDS if kind != INVERTED}
+    assert {kind for kind, _ in drawn(aims=("cancelled sum",))} == set(RESIDUAL)
+    assert {kind for kind, _ in drawn(kinds=("mlp", "convnet"), aims=AIMS)} == {"mlp", "convnet"}
+    assert {kind for kind, _ in drawn(weights=("offset",))} == {"mlp", "convnet"}
+
+
+SHRINK = settings(SEARCH, phases=[Phase.generate, Phase.shrink])
+
+
+@pytest.mark.parametrize("kind", EXAMPLE_KINDS)
+def test_each_architecture_shrinks_to_its_smallest_network(kind: Any) -> None:
+    smallest = find(examples("float32", aims=AIMS), lambda example: example.network.kind == kind, settings=SHRINK)
+    assert smallest == Example("float32", network_for(kind))
+    if kind == INVERTED:
+        dropped = find(examples("float32"), lambda example: example.network.dropout > 0, settings=SHRINK)
+        assert dropped == Example("float32", network_for(kind, dropout=0.5))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from relucheck.bifurcation.compare import Comparison, judge
-from relucheck.networks.examples import AIMS, Example, torch_activation
+from relucheck.networks.aims import AIMS, RESIDUAL
+from relucheck.networks.examples import Example, torch_activation
 from relucheck.networks.strategies import examples
 from relucheck.numerics.bits import differs, same_bits, ulp_distance
 from tests.oracles import composite as oracle
@@ -200,7 +201,7 @@ def exact_networks() -> st.SearchStrategy[Example]:
     Bits, at most, of conv or MLP with ReLU, depth 3: 17 of an activation (2 times 36 a layer), 23 of a cotangent (2 times
     36 s a layer), 6 of a sum over 16 pixels and 4 samples, 4 below the point (the mean over 16 pixels), 3 of the
     differences: 53. A leaky slope of 1/4 costs two more below the point each way and layer, a residual block has three
-    activations: these get less depth.
+    activations, or two and a convolution on its skip: these get less depth.
     """
     sizes = {
         "weights": ("integer",),
@@ -212,7 +213,7 @@ def exact_networks() -> st.SearchStrategy[Example]:
     }
     plain = examples("float64", kinds=("mlp", "convnet"), activations=("relu", "relu6"), max_depth=3, **sizes)
     leaky = examples("float64", kinds=("mlp", "convnet"), activations=("leaky_relu",), max_depth=2, **sizes)
-    residual = examples("float64", kinds=("residual",), activations=("relu", "relu6"), max_depth=1, **sizes)
+    residual = examples("float64", kinds=RESIDUAL, activations=("relu", "relu6"), max_depth=1, **sizes)
     return plain | leaky | residual
 
 

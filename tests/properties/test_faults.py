@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from relucheck.networks.examples import AIMS, Example
+from relucheck.networks.aims import AIMS
+from relucheck.networks.examples import EXAMPLE_KINDS, INVERTED, Example, ExampleKind
 from relucheck.networks.strategies import examples, subgradients, two_subgradients
 from relucheck.results.tally import Tally
 from tests.faults.faulty_subjects import FAULTS
@@ -88,14 +89,14 @@ DRAWERS: dict[str, Drawer] = {
 }
 
 
-def search(subject: Subject, name: str, *, most: int = 300) -> None:
+def search(subject: Subject, name: str, *, most: int = 300, drawer: Drawer | None = None) -> None:
     """Tries a property on a subject with up to ``most`` generated examples."""
     options = {"backend": "aot_eager"} if name == "compiled_agrees" else {}
 
     @settings(SEARCH, max_examples=most)
     @given(data=st.data())
     def attempt(data: st.DataObject) -> None:
-        example, *rest = DRAWERS[name](data)
+        example, *rest = (drawer or DRAWERS[name])(data)
         getattr(properties, name)(example, subject, *rest, **options)
 
     attempt()
@@ -116,6 +117,42 @@ def test_fault_is_found(fault: Subject, name: str, relucheck_tally: Tally) -> No
 def test_a_right_one_passes(name: str) -> None:
     """A hand-written activation without a fault: what the faults differ from, so that it is the fault that is found."""
     search(FaultySubject("right"), name, most=25)
+
+
+#: Faults that each architecture has to show, with the property that finds them there.
+IN_EVERY_ARCHITECTURE: dict[str, str] = {
+    "cotangent dropped": "gradient_is_the_oracles",
+    "mask from the output": "gradient_is_the_oracles",
+    "hits tested with <=": "gradient_is_the_oracles",
+    "forward in a narrow dtype": "forward_is_torchs",
+    "s squared": "gradient_is_the_oracles",
+    "product in a narrow dtype": "gradient_is_the_oracles",
+    "last bit unsteady": "control_is_identical",
+    "hits reported with a tolerance": "hits_are_where_kinks_are",
+}
+
+
+@pytest.mark.parametrize("kind", EXAMPLE_KINDS)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in IN_EVERY_ARCHITECTURE], ids=lambda f: f.name)
+def test_every_architecture_shows_a_fault(fault: Subject, kind: ExampleKind, relucheck_tally: Tally) -> None:
+    """The same with one kind of network alone: none is drawn in a form that hides what its activations do."""
+    name = IN_EVERY_ARCHITECTURE[fault.name]
+    takes_pair = name in ("forward_is_torchs", "gradient_is_the_oracles")
+
+    def drawer(data: st.DataObject) -> tuple[Any, ...]:
+        aims = [aim for aim in AIMS if kind == "mlp" or aim not in ("negated twin", "shifted bias")]
+        if kind == INVERTED:
+            aims = ["none", "dead unit", "saturated unit"]
+        example = data.draw(_any(kinds=(kind,), aims=aims))
+        assert example.network.kind == kind
+        if takes_pair:
+            return example, data.draw(two_subgradients())
+        return (example, data.draw(subgradients())) if name == "control_is_identical" else (example,)
+
+    with pytest.raises(AssertionError) as error:
+        search(fault, name, drawer=drawer)
+    assert "network.kind" not in str(error.value)
+    relucheck_tally.killed(fault.name, name)
 
 
 def test_every_property_has_a_fault() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from relucheck.networks.examples import AIMS
+from relucheck.networks.aims import AIMS
 from relucheck.networks.strategies import examples, subgradients
 from relucheck.results.tally import Tally
 from tests.properties import properties

@@ -11,7 +11,8 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from relucheck.bifurcation.compare import Comparison
-from relucheck.networks.examples import AIMS, Example
+from relucheck.networks.aims import AIMS
+from relucheck.networks.examples import Example
 from relucheck.networks.strategies import examples, subgradients, two_subgradients
 from relucheck.results.tally import Tally
 from tests.properties import properties
@@ -110,7 +111,7 @@ def test_7_scaling_keeps_hits(data: st.DataObject, dtype: str, relucheck_tally: 
         dtype,
         activations=("relu", "leaky_relu"),
         inputs=("normal", "integer", "digits", "ink"),
-        aims=("none", "dead unit", "negated twin", "dead input"),
+        aims=("none", "dead unit", "negated twin", "dead input", "cancelled sum"),
         batch_norm=False,
     )
     example = data.draw(homogeneous, label="example")

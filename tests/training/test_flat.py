@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from relucheck.numerics.bits import neighbour
 from relucheck.numerics.determinism import generator
 from relucheck.training import optimisers
 from relucheck.training.flat import Flat
@@ -75,6 +76,32 @@ def test_what_differs_is_named_signs_of_zeros_included() -> None:
     with torch.no_grad():
         one.parameters[2][0, 0] = float("nan")
     assert not one.finite()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_a_buffer_that_differs_is_named(dtype: torch.dtype) -> None:
+    """By one ulp, by the sign of a zero, and in an integer; a parameter that differs is named first."""
+    models = [nn.Sequential(nn.Linear(7, 3), nn.BatchNorm1d(3)).to(dtype) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    one, other = map(Flat, models)
+    assert one.first_unequal(other) is None
+    norm: Any = models[1][1]
+    for name, change in {
+        "running_var": lambda value: neighbour(value, 1),
+        "running_mean": torch.neg,
+        "num_batches_tracked": lambda value: value + 1,
+    }.items():
+        buffer = getattr(norm, name)
+        before = buffer.clone()
+        buffer.copy_(change(before))
+        assert one.same_bits(other), "of the parameters"
+        assert one.first_unequal(other) == f"1.{name}"
+        buffer.copy_(before)
+    assert one.first_unequal(other) is None
+    norm.running_mean.add_(1)
+    with torch.no_grad():
+        other.parameters[1][0] += 1
+    assert one.first_unequal(other) == "0.bias"
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

@@ -22,6 +22,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.reproduction import TITLES
 from relucheck.reproduction.experiments.rows import ADAM, ROUNDED, Row, made, rows, with_seeds
 from relucheck.reproduction.published import ARITHMETICS, SUBGRADIENTS
+from relucheck.reproduction.report.layers import BY_LAYER
 from relucheck.reproduction.scenario import Comparison
 from relucheck.reproduction.trained import TrainingScenario
 from relucheck.training.settings import Optimiser, Settings, members_of
@@ -133,7 +134,7 @@ def _e5() -> TrainingScenario:
         TITLES["E5"],
         "[R22] Fig. 6",
         {"full": tuple(full), "cpu": tuple(cpu), "smoke": tuple(smoke)},
-        ("distance", "error"),
+        ("distance", "error", BY_LAYER),
         fitted={"": ARITHMETICS["E5"]},
     )
 
@@ -194,7 +195,7 @@ def _e6() -> TrainingScenario:
         TITLES["E6"],
         "[R22], MobileNet",
         {"full": tuple(full), "cpu": tuple(cpu), "smoke": tuple(smoke)},
-        ("distance", "error"),
+        ("distance", "error", BY_LAYER),
         fitted={"": ARITHMETICS["E6"]},
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.reproduction.published import AGREEMENT, READ_OFF
+from relucheck.reproduction.report import layers
 from relucheck.reproduction.report.conclusion import conclusion, title
 from relucheck.reproduction.report.deciding.page import LEGEND, case_table, claim_table
 from relucheck.reproduction.report.nudges import tables as nudge_tables
@@ -64,6 +65,7 @@ def report(reproduction: Reproduction) -> str:
     lines += ["## Results", "", *markdown(reproduction.cells, published)]
     columns = legend(*(() if published else ("published %",)))
     lines += [*(f"- {line}" for line in columns), ""]
+    lines += layers.markdown(reproduction.runs) if layers.BY_LAYER in reproduction.experiment.figures else []
     lines += nudge_tables.markdown(reproduction.nudges, reproduction.effects)
     lines += _outcomes(reproduction)
     if others:

@@ -41,6 +41,7 @@ _TITLES: Final = {
     "distance": "weight difference from s = 0 (lines: mean over seeds; bands: range)",
     "loss": "train loss (lines: mean over seeds; bands: range)",
     "error": "test error (lines: mean over seeds; bands: range)",
+    "hits": "hits of s = 0 (above, lines: from the first epoch to the last)",
     "boxes": "test accuracy after the last epoch\n"
     "(published pooling: test mini-batches of all epochs of one run, which are no repetitions)",
 }
@@ -152,7 +153,7 @@ def _style(subgradient: float) -> tuple[str, Any, str]:
     return _STYLES.get(subgradient, ("#777777", "solid", "x"))
 
 
-def _grid(
+def grid(
     experiment: Experiment, part: str, kind: str, runs: _Runs, rows: Sequence[str], banded: bool = False, **options: Any
 ) -> tuple[Any, Any]:
     """A figure with one column per run and one row per name of ``rows``; axes [rows, columns].
@@ -256,7 +257,7 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges
     """L1 distance per step (thick) and [R22]'s |sum - sum| (thin), on a symmetric logarithmic scale, which shows 0."""
     rules = _rules(runs)
     bands = {name: distance_band(beside) for name, beside in nudges.items()}
-    figure, axes = _grid(experiment, part, "distance", runs, _by_rule(rules), _banded(runs, bands), sharey=True)
+    figure, axes = grid(experiment, part, "distance", runs, _by_rule(rules), _banded(runs, bands), sharey=True)
     smallest = math.inf
     for column, (comparison, result) in enumerate(runs):
         kept = drawn_steps(result.members)
@@ -295,7 +296,7 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Dr
     def figure_of(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _Nudges) -> Any:
         rules = _rules(runs)
         bands = {name: epoch_band(beside, value) for name, beside in nudges.items()}
-        figure, axes = _grid(experiment, part, kind, runs, _by_rule(rules), _banded(runs, bands), sharey=True)
+        figure, axes = grid(experiment, part, kind, runs, _by_rule(rules), _banded(runs, bands), sharey=True)
         for column, (comparison, result) in enumerate(runs):
             for row, rule in enumerate(rules):
                 panel = axes[row][column]
@@ -355,7 +356,7 @@ def _boxes(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _
     rules = _rules(runs)
     both = ("over seeds ({seeds})", "published pooling (of seed {first})")
     rows = [f"{rule}: {name}" for rule in rules for name in both]
-    figure, axes = _grid(experiment, part, "boxes", runs, rows, sharey="row")
+    figure, axes = grid(experiment, part, "boxes", runs, rows, sharey="row")
     for column, (_, result) in enumerate(runs):
         for index, rule in enumerate(rules):
             groups = _members(result, rule)

@@ -44,6 +44,10 @@ NETWORKS = {
     "convnet": Network("convnet", (3, 2), input_shape=(1, 6, 6), classes=2),
     "residual": Network("residual", (3, 3), input_shape=(1, 6, 6), classes=2),
     "lenet": Network("lenet", (2, 2, 4, 3), input_shape=(1, 28, 28), classes=2),
+    "resnet": Network("resnet", (3, 3, 6), batch_norm=True, input_shape=(1, 6, 6), classes=2),
+    "convolved skips": Network("resnet-convolved-skips", (3, 6), batch_norm=True, input_shape=(1, 6, 6), classes=2),
+    "resnet-18": Network("resnet-18", (64, 128, 256, 512), batch_norm=True, input_shape=(1, 32, 32), classes=2),
+    "inverted residual": Network("inverted-residual", (3, 4), batch_norm=True, input_shape=(1, 8, 8), classes=2),
 }
 
 

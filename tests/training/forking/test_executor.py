@@ -15,6 +15,7 @@ from relucheck.activations import rules
 from relucheck.bifurcation import subgradient as bifurcation_subgradient
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.bits import neighbour
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import model as training_model
 from relucheck.training.forking import DataSplit, ForkingExecutor
@@ -235,6 +236,28 @@ def test_distances_are_recorded_every_so_often_but_every_step_is_looked_at() -> 
         assert other.steps.l1 == [one.steps.l1[3], one.steps.l1[7]]
         assert other.first_difference == one.first_difference
     assert any(result.first_difference not in (None, 4, 8) for result in seldom.results.values())
+
+
+@pytest.mark.parametrize("buffer", ["running_mean", "running_var", "num_batches_tracked"])
+def test_statistics_of_the_control_are_compared_too(buffer: str) -> None:
+    """One ulp in a running mean changes no parameter, as training does not read it, but the test error."""
+    settings = changed(SETTINGS, batch_norm=True, arithmetic=Arithmetic.parse("bfloat16 emulated (rounded)"))
+    splits = _splits(settings)
+    with settings.arithmetic.active(), deterministic():
+        run = ForkingExecutor(settings, 3, *splits, CPU)
+        run.begin(0)
+        run.step(0, 32, 1)
+        assert run.void is None
+        (control,) = (branch for branch in run.branches if settings.members[branch.members[0]].control)
+        norm: Any = control.model.layers[2]
+        value = getattr(norm, buffer)
+        value.copy_(neighbour(value, 1) if value.is_floating_point() else value + 1)
+        run.step(32, 64, 2)
+        if run.alive():
+            run.end()  # a comparison that has not been read yet
+    assert run.void is not None
+    assert f"in buffer layers.2.{buffer}" in run.void
+    assert "control differed at step 2" in run.void
 
 
 class _Branched(nn.Module):

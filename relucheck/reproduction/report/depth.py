@@ -1,0 +1,111 @@
+"""The figure of hits by depth and by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from relucheck.networks.sites import BATCH_NORM, CONVOLUTION, LINEAR, RESIDUAL_SUM
+from relucheck.reproduction.report.figures import grid, legend
+from relucheck.reproduction.report.layers import LayerHits, beside, by_source, images_an_epoch, layer_hits, share
+from relucheck.reproduction.scenario import Comparison, Experiment
+from relucheck.training.result import Result
+
+#: Colours of what is before an activation (palette: Okabe and Ito 2008, colour-blind safe), and markers of kinks in order.
+_COLOURS: Final[Mapping[str, str]] = {
+    BATCH_NORM: "#0072B2",
+    RESIDUAL_SUM: "#D55E00",
+    CONVOLUTION: "#009E73",
+    LINEAR: "#CC79A7",
+}
+_MARKERS: Final = ("o", "s", "D")
+_NONE: Final = "hollow: no hit, below this (95 %)"
+_ROWS: Final = ("s = 0 ({seeds}), by layer", "s = 0, by epoch")
+
+
+def by_depth(
+    experiment: Experiment,
+    scale: str,
+    part: str,
+    runs: Sequence[tuple[Comparison, Result]],
+    nudges: Mapping[str, Result],
+) -> Any:
+    """Draw the hits of s = 0 by layer and by epoch.
+
+    Above is the share of hits over the depth of the layer, on a logarithmic scale. A line leads from the first epoch to the
+    last one, which has the marker. A layer without a hit has a hollow triangle at the bound that holds with 95 % confidence
+    over all epochs. Below are the hits per 1,000 images over the images seen, beside the published counts.
+    """
+    figure, axes = grid(experiment, part, "hits", runs, _ROWS, sharey="row")
+    for column, (comparison, result) in enumerate(runs):
+        _layers(axes[0][column], result)
+        _epochs(axes[1][column], comparison, result)
+    axes[0][0].set_ylabel("hits per pre-activation")
+    axes[1][0].set_ylabel("hits per 1,000 images")
+    legend(figure, axes)
+    return figure
+
+
+def _layers(panel: Any, result: Result) -> None:
+    kinks = result.settings.network.kinks
+    for one in layer_hits(result):
+        kink = kinks.index(one.kink)
+        place = one.site.depth + 0.2 * kink
+        if one.total:
+            ends = [share(_pooled(one.hits, epoch), _pooled(one.activations, epoch)) for epoch in (0, -1)]
+            panel.plot([place, place], ends, color=_colour(one), linewidth=1.0, alpha=0.6)
+            panel.plot(place, ends[-1], **_style(one, kink), markersize=5, linestyle="none")
+        else:
+            panel.plot(
+                place, one.share, marker="v", color=_colour(one), markerfacecolor="none", markersize=5, linestyle="none"
+            )
+    for one in by_source(result):  # an entry of the legend also for what has no hit
+        style = _style(one, kinks.index(one.kink))
+        panel.plot([], [], **style, markersize=5, linestyle="none", label=_name(one, len(kinks)))
+    panel.plot([], [], marker="v", color="0.4", markerfacecolor="none", markersize=5, linestyle="none", label=_NONE)
+    panel.set_yscale("log")
+    panel.set_xlabel("convolutions and linear layers before it")
+    panel.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:
+    size, kinks = images_an_epoch(result), result.settings.network.kinks
+    for one in by_source(result):
+        rates = [1000 * sum(column) / len(column) / size for column in zip(*one.hits, strict=False)]
+        known = [(size * epoch, rate) for epoch, rate in enumerate(rates, start=1) if rate]
+        if known:
+            panel.plot(*zip(*known, strict=True), **_style(one, kinks.index(one.kink)), markersize=3)
+    for count in beside(comparison, result):
+        if isinstance(count.epoch, int) and count.whole and count.hits:
+            panel.plot(
+                count.images * count.epoch, 1000 * count.hits / count.images, color="black", marker="x", linestyle="none",
+                label=f"published [R22]{_at(count.kink, len(kinks))}",
+            )  # fmt: skip
+    panel.set_xlabel("images seen")
+    if panel.get_lines():
+        panel.set_xscale("log")
+        panel.set_ylim(bottom=0)
+    else:
+        middle = {"ha": "center", "va": "center", "transform": panel.transAxes}
+        panel.text(0.5, 0.5, "no hit", **middle)
+        panel.set_xticks([])
+
+
+def _pooled(seeds: Sequence[Sequence[int]], epoch: int) -> int:
+    return sum(seed[epoch] for seed in seeds if seed)
+
+
+def _colour(one: LayerHits) -> str:
+    return _COLOURS.get(one.site.before, "#777777")
+
+
+def _style(one: LayerHits, kink: int) -> dict[str, Any]:
+    return {"color": _colour(one), "marker": _MARKERS[kink % len(_MARKERS)]}
+
+
+def _name(one: LayerHits, kinks: int) -> str:
+    return f"behind {one.site.before}{_at(one.kink, kinks)}"
+
+
+def _at(kink: float, kinks: int) -> str:
+    return f", at {kink:g}" if kinks > 1 else ""

@@ -1,0 +1,309 @@
+"""Hits by layer: where in a network they occur, behind what, and how many there are beside the published counts.
+
+Everything here is about the reference, s = 0, because the published counts and the explanations are.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Final
+
+from relucheck.networks.sites import Site, chosen, sites
+from relucheck.numerics.dtypes import dtype_name
+from relucheck.reproduction.published import PublishedCount, counts
+from relucheck.reproduction.scenario import Comparison
+from relucheck.results.proportions import interval
+from relucheck.results.store import StoreError
+from relucheck.results.tables import Table
+from relucheck.training.result import Result
+
+#: The entry of ``Experiment.figures`` of experiments whose report shows hits by layer.
+BY_LAYER: Final = "hits"
+#: The published names of networks, and the kinds of networks whose counts stand beside them.
+_PUBLISHED: Final = {"residual-20": "resnet-convolved-skips", "mobilenet-v3-small": "mobilenet-v3-small"}
+#: What the columns of these tables mean.
+LEGEND: Final = (
+    "hits: pre-activations of s = 0 that equal the kink, mean over seeds.",
+    "behind: what computes the pre-activation.",
+    "depth: the number of convolutions and linear layers before it, along the longest path.",
+    "per million: hits per million pre-activations, over all seeds and epochs. “< x” means that there was no hit. The true "
+    "value is then below x with 95 % confidence (Clopper-Pearson: 3.0 / pre-activations), if pre-activations are "
+    "independent. Hits cluster, so the true bound is wider.",
+    "per 1,000 images: hits an epoch, divided by the number of images in it. So epochs of different lengths can be "
+    "compared, and mini-batches of different sizes.",
+)
+_Runs = Sequence[tuple[Comparison, Result]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerHits:
+    """The hits of s = 0 at one kink of an activation, or of several together.
+
+    Attributes:
+        site: the activation; the first one of several.
+        kink: position of the kink.
+        hits: [seeds][epochs].
+        activations: [seeds][epochs], the numbers of pre-activations.
+        layers: the number of activations.
+    """
+
+    site: Site
+    kink: float
+    hits: tuple[tuple[int, ...], ...]
+    activations: tuple[tuple[int, ...], ...]
+    layers: int = 1
+
+    @property
+    def total(self) -> int:
+        """The number of hits over all seeds and epochs."""
+        return sum(map(sum, self.hits))
+
+    @property
+    def seen(self) -> int:
+        """The number of pre-activations over all seeds and epochs."""
+        return sum(map(sum, self.activations))
+
+    @property
+    def share(self) -> float:
+        """Hits per pre-activation, over all seeds and epochs; an upper bound with 95 % confidence if there is no hit."""
+        return share(self.total, self.seen)
+
+    @property
+    def per_million(self) -> str:
+        """The share in words, per million."""
+        return "-" if not self.seen else f"{'' if self.total else '< '}{_figure(1e6 * self.share)}"
+
+    def mean(self, epoch: int) -> str:
+        """The mean number of hits over seeds in an epoch (0: the first; -1: the last)."""
+        found = [seed[epoch] for seed in self.hits if seed]
+        return _mean(found)
+
+    def images(self, epoch: int, samples: int) -> str:
+        """The mean number of hits per 1,000 images in an epoch of so many images."""
+        found = [seed[epoch] for seed in self.hits if seed]
+        return _figure(1000 * sum(found) / len(found) / samples) if found else "-"
+
+
+def share(hits: int, seen: int) -> float:
+    """Hits per pre-activation; without a hit, the upper bound that holds with 95 % confidence."""
+    if not seen:
+        return 1.0
+    return hits / seen if hits else interval(0, seen, 0.9).high  # the two-sided interval has 5 % above it
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.2g}" if value < 10 else f"{value:.3g}"
+
+
+def _mean(values: Sequence[int]) -> str:
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
+    return f"{mean:,.0f}" if mean >= 100 or mean == int(mean) else f"{mean:,.1f}"
+
+
+def layer_hits(result: Result) -> list[LayerHits]:
+    """The hits of s = 0 at each kink of each activation that a chosen subgradient reaches, in the order of the modules.
+
+    Raises:
+        relucheck.results.store.StoreError: the result has the hits of another number of activations.
+    """
+    references = [member for member in result.members if member.member.is_reference]
+    places = chosen(result.settings.network)
+    for epoch in (epoch for member in references for epoch in member.hits):
+        if len(epoch) != len(places):
+            raise StoreError(
+                f"{result.settings.network}: hits of {len(epoch)} activations, and the network has {len(places)}; delete "
+                "its results and run it again"
+            )
+    finished = [(m.hits[: len(m.epochs)], m.activations[: len(m.epochs)]) for m in references]
+    return [
+        LayerHits(
+            site,
+            at,
+            tuple(tuple(epoch[layer][kink] for epoch in hits) for hits, _ in finished),
+            tuple(tuple(epoch[layer] for epoch in seen) for _, seen in finished),
+        )
+        for layer, site in enumerate(places)
+        for kink, at in enumerate(site.kinks)
+    ]
+
+
+def by_source(result: Result) -> list[LayerHits]:
+    """The same, added up over the activations behind the same kind of layer."""
+    groups: dict[tuple[str, float], list[LayerHits]] = {}
+    for one in layer_hits(result):
+        groups.setdefault((one.site.before, one.kink), []).append(one)
+    return [_sum(group) for group in groups.values()]
+
+
+def _sum(group: Sequence[LayerHits]) -> LayerHits:
+    def added(every: Sequence[tuple[tuple[int, ...], ...]]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(map(sum, zip(*seeds, strict=True))) for seeds in zip(*every, strict=True))
+
+    hits, activations = added([one.hits for one in group]), added([one.activations for one in group])
+    return LayerHits(group[0].site, group[0].kink, hits, activations, len(group))
+
+
+def images_an_epoch(result: Result) -> int:
+    """How many images an epoch of a comparison has."""
+    return result.settings.train_samples or 60_000
+
+
+# ---------------------------------------------------------------- tables
+
+
+def source_table(runs: _Runs) -> Table:
+    """Tabulate hits of s = 0 by comparison, by what computes the pre-activation, and by kink."""
+    header = ("comparison", "behind", "kink", "layers", "pre-activations", "first epoch", "last epoch", "per million")
+    rows, ends = [], []
+    for comparison, result in runs:
+        for one in by_source(result):
+            numbers = (str(one.layers), f"{one.seen:,}", one.mean(0), one.mean(-1), one.per_million)
+            rows.append((comparison.name, one.site.before, f"{one.kink:g}", *numbers))
+        ends.append(len(rows) - 1)
+    title = "Hits of s = 0 by what computes the pre-activation"
+    return Table(header, rows, title, right=header[2:], sections=ends[:-1])
+
+
+def layer_table(result: Result) -> Table:
+    """Tabulate hits of s = 0 by layer and kink."""
+    header = ("layer", "depth", "behind", "kink", "pre-activations an epoch", "first epoch", "last epoch", "per million")
+    rows = []
+    for one in layer_hits(result):
+        seen = [seed[-1] for seed in one.activations if seed]
+        numbers = (_mean(seen), one.mean(0), one.mean(-1), one.per_million)
+        rows.append((one.site.module, str(one.site.depth), one.site.before, f"{one.kink:g}", *numbers))
+    return Table(header, rows, right=("depth", *header[3:]))
+
+
+def beside(comparison: Comparison, result: Result) -> tuple[PublishedCount, ...]:
+    """The published counts of the network, activation and dtype of a comparison, for default subgradients."""
+    settings = result.settings
+    network, arithmetic = settings.network, settings.arithmetic
+    if settings.data != "mnist" or settings.optimiser.name != "adam" or arithmetic.mixed:
+        return ()
+    return tuple(
+        count
+        for count in counts()
+        if _PUBLISHED.get(count.network) == network.kind
+        and (count.activation, count.dtype) == (network.activation, dtype_name(arithmetic.dtype))
+        and network.batch_norm
+        and count.member in ("all", "default")
+    )
+
+
+def published_table(runs: _Runs) -> Table:
+    """Tabulate hits of s = 0 in the first and the last epoch beside those that are published."""
+    header = ("run", "kink", "epochs", "images an epoch", "first epoch", "last epoch", "per 1,000 images: first", "last")
+    rows: list[tuple[str, ...]] = []
+    printed: dict[tuple[str, str, float], list[PublishedCount]] = {}
+    for comparison, result in runs:
+        known = beside(comparison, result)
+        for count in known:
+            group = printed.setdefault((count.network, count.dtype, count.kink), [])
+            group += [count] if count not in group else []
+        if known:
+            size = images_an_epoch(result)
+            for at in result.settings.network.kinks:
+                one = _sum([layer for layer in layer_hits(result) if layer.kink == at])
+                numbers = (f"{size:,}", one.mean(0), one.mean(-1), one.images(0, size), one.images(-1, size))
+                rows.append((comparison.name, f"{at:g}", str(result.settings.epochs), *numbers))
+    measured = len(rows) - 1
+    for (_, dtype, kink), group in printed.items():
+        whole = [count for count in group if count.whole]
+        first, last = whole[0], whole[-1]
+        ends = [_printed(one, 1) for one in (first, last)]
+        each = [_printed(one, 1000 / one.images) if one.epoch != "run" else "-" for one in (first, last)]
+        epochs = {"run": "whole run", "each": "each"}.get(str(last.epoch), str(last.epoch))
+        name = f"published [R22], {dtype}"
+        rows.append((name, f"{kink:g}", epochs, f"{first.images:,}", *ends, *each))
+    return Table(header, rows, "Hits of s = 0 beside the published counts", right=header[1:], sections=(measured,))
+
+
+def _printed(count: PublishedCount, factor: float) -> str:
+    low, high = (_figure(factor * value) for value in (count.hits, count.most))
+    return low if low == high else f"{low} to {high}"
+
+
+def reach_table(runs: _Runs) -> Table:
+    """Tabulate which activations of each network a chosen subgradient reaches."""
+    rows: dict[tuple[str, ...], None] = {}
+    for _, result in runs:
+        network = result.settings.network
+        every = collections.Counter(site.activation for site in sites(network))
+        reached = collections.Counter(site.activation for site in chosen(network))
+        numbers = [f"{name}: {reached[name]} of {total}" for name, total in every.items()]
+        rows[network.name + ("" if network.batch_norm else " without batch norm"), "; ".join(numbers)] = None
+    return Table(("network", "activations that a subgradient reaches"), list(rows))
+
+
+def quiet(runs: _Runs) -> list[str]:
+    """A sentence for each comparison whose reference has no hit."""
+    found = []
+    for comparison, result in runs:
+        every = layer_hits(result)
+        seen = sum(one.seen for one in every if one.kink == one.site.kinks[0])
+        if seen and not any(one.total for one in every):
+            found.append(
+                f"{comparison.name}: no hit in {seen:,} pre-activations. At most {share(0, seen):.1e} of them are hits, "
+                "with 95 % confidence."
+            )
+    return found
+
+
+def shown_by_layer(runs: _Runs) -> tuple[Comparison, Result] | None:
+    """The comparison whose hits are listed layer by layer.
+
+    It is the first one in 16 bits with published counts, else the first one with a hit, else the first one.
+    """
+    valid = [run for run in runs if not run[1].void]
+    ranked = sorted(valid, key=lambda run: (not (beside(*run) and _half(run[1])), not _hit(run[1])))
+    return ranked[0] if ranked else None
+
+
+def _half(result: Result) -> bool:
+    return result.settings.arithmetic.dtype.itemsize == 2
+
+
+def _hit(result: Result) -> bool:
+    return any(one.total for one in layer_hits(result))
+
+
+def markdown(runs: _Runs) -> list[str]:
+    """The section on hits of a report; nothing without a valid comparison."""
+    valid = [run for run in runs if not run[1].void]
+    chosen_run = shown_by_layer(valid)
+    if chosen_run is None:
+        return []
+    comparison, result = chosen_run
+    lines = ["## Hits", "", *source_table(valid).markdown(), ""]
+    sentences = quiet(valid)
+    lines += [*(f"- {sentence}" for sentence in sentences), ""] if sentences else []
+    published = published_table(valid)
+    if published.rows:
+        lines += ["### Beside the published counts", "", *published.markdown(), ""]
+    lines += [f"### By layer: {comparison.part} (`{comparison.name}`)", "", *layer_table(result).markdown(), ""]
+    lines += ["### Where a subgradient reaches", "", *reach_table(valid).markdown(), ""]
+    return [*lines, *(f"- {line}" for line in LEGEND), ""]
+
+
+def terminal(runs: _Runs) -> list[Table]:
+    """The tables of a terminal: hits by what computes the pre-activation, and the published counts."""
+    valid = [run for run in runs if not run[1].void]
+    whole = source_table(valid)
+    names = [row[0] for row in whole.rows]
+    # each name once, and the kink in words, so that the longest name fits into 80 columns
+    brief = [
+        ("" if index and names[index - 1] == name else name, f"{behind}, at {kink}", per_million)
+        for index, (name, behind, kink, *_, per_million) in enumerate(whole.rows)
+    ]
+    header = ("comparison", "behind", "per million")
+    caption = "hits per million pre-activations; “< x”: no hit, below x with 95 % confidence"
+    tables = [
+        dataclasses.replace(whole, header=header, rows=brief, right=header[2:], caption=caption),
+        published_table(valid).without("epochs", "images an epoch", "first epoch", "last epoch"),
+    ]
+    return [table for table in tables if table.rows]
