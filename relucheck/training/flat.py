@@ -59,7 +59,8 @@ class Flat:
 
         A step over ``whole`` does not raise their version counters.
         """
-        torch.autograd.graph.increment_version(self.parameters)
+        for parameter in self.parameters:  # torch 2.4 takes one tensor at a time
+            torch.autograd.graph.increment_version(parameter)
 
     def finite(self) -> bool:
         """Return whether every parameter is finite. Waits for the device."""
