@@ -76,7 +76,8 @@ class Site:
 def sites(network: Network) -> tuple[Site, ...]:
     """Every activation with kinks and every max pooling of a network.
 
-    They are in the order of the network's modules. The network is built without memory for its parameters, so this takes less than a second.
+    They are in the order of the network's modules. The network is built without memory for its parameters, so this takes
+    less than a second.
 
     Raises:
         ModelError: something computes the input of an activation that has no name here.

@@ -255,7 +255,8 @@ def _forecast(content: Mapping[str, Any]) -> Forecast:
 def compared(cells: Sequence[Cell]) -> list[tuple[Cell, bool, bool]]:
     """The cells with at least ``LEAST`` predicted hits, and whether they are close.
 
-    Each comes with whether its prediction is close, and whether that of the rest is. The rest are the hits that are not due to repeated pairs.
+    Each comes with whether its prediction is close, and whether that of the rest is. The rest are the hits that are not due
+    to repeated pairs.
     """
     found = []
     for cell in cells:
