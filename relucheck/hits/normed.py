@@ -95,8 +95,8 @@ class Forecast:
         if mine is not None and theirs is not None:
             independent = None if mine.independent is None else mine.independent + (theirs.independent or 0.0)
             both = Expected(mine.hits + theirs.hits, mine.near + theirs.near, independent, mine.repeated + theirs.repeated)
-        counts = (getattr(self, name) + getattr(other, name) for name in ("activations", "hits", "repeated"))
-        return Forecast(self.site, self.kink, *counts, both)
+        seen, hits = self.activations + other.activations, self.hits + other.hits
+        return Forecast(self.site, self.kink, seen, hits, self.repeated + other.repeated, both)
 
 
 def forecast(model: nn.Module, x: Tensor) -> tuple[Forecast, ...]:
@@ -142,8 +142,9 @@ def _at(site: Site, kink: float, module: nn.Module | None, terms: Sequence[Tenso
     at = positions_of(z, kink)
     hits, expected, shared = 0 if at is None else len(at[0]), None, 0
     if len(terms) == 2 and kink == 0:
-        same = repeated(*terms)
-        expected, shared = residual_sum(*terms, same), int(((z == 0) & same).sum())
+        a, b = terms
+        same = repeated(a, b)
+        expected, shared = residual_sum(a, b, same), int(((z == 0) & same).sum())
     elif isinstance(module, _BatchNorm) and (z.dtype.itemsize > 2 or isinstance(module, RoundedBatchNorm)):
         expected = batch_norm(terms[0], module, kink)
     return Forecast(site, kink, z.numel(), hits, shared, expected)
@@ -169,7 +170,9 @@ def residual_sum(a: Tensor, b: Tensor, same: Tensor | None = None) -> Expected:
 
 
 def repeated(a: Tensor, b: Tensor) -> Tensor:
-    """Where the pair of two tensors' elements is that of more than ``REPEATED`` of all elements of a channel.
+    """Where many elements of a channel have the same pair of summands.
+
+    Many are more than ``REPEATED`` of them.
 
     Args:
         a: [n, channels, ...].
@@ -235,7 +238,7 @@ def batch_norm(x: Tensor, norm: _BatchNorm, kink: float = 0.0, *, fused: bool | 
 
 @functools.cache
 def fuses() -> bool:
-    """Whether this processor's batch norm adds ``x * scale`` to the offset without rounding the product first.
+    """Whether this processor's batch norm adds ``x * scale`` to the offset unrounded.
 
     The inputs equal the mean. A product that is rounded cancels with the offset, which is the same product, rounded. A
     product that is not rounded leaves its rounding error, which is seldom 0.

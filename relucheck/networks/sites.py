@@ -1,4 +1,4 @@
-"""Where the kinks of a network are: for each activation and max pooling, its kinks and what computes its input.
+"""Where the kinks of a network are, and what computes the inputs of its activations.
 
 All of it is read from a symbolic trace of the network, so it holds for every kind in ``KINDS``.
 """
@@ -74,9 +74,10 @@ class Site:
 
 @functools.cache
 def sites(network: Network) -> tuple[Site, ...]:
-    """Every activation with kinks and every max pooling of a network, in the order of the network's modules.
+    """Every activation with kinks and every max pooling of a network.
 
-    The network is built without memory for its parameters, so this takes less than a second.
+    They are in the order of the network's modules. The network is built without memory for its parameters, so this takes
+    less than a second.
 
     Raises:
         ModelError: something computes the input of an activation that has no name here.
@@ -97,7 +98,10 @@ def sites(network: Network) -> tuple[Site, ...]:
 
 
 def chosen(network: Network) -> tuple[Site, ...]:
-    """The activations of a network that a chosen subgradient reaches, in the order in which training counts their hits."""
+    """The activations of a network that a chosen subgradient reaches.
+
+    They are in the order in which training counts their hits.
+    """
     return tuple(site for site in sites(network) if site.chosen)
 
 
@@ -114,7 +118,9 @@ def graph(model: nn.Module) -> torch.fx.Graph:
 
 
 def nodes(graph: torch.fx.Graph, model: nn.Module) -> list[torch.fx.Node]:
-    """The first call of each activation with kinks and each max pooling of a model, in the order of the model's modules.
+    """The first call of each activation with kinks and each max pooling of a model.
+
+    They are in the order of the model's modules.
 
     Args:
         graph: of the model.
@@ -149,7 +155,10 @@ def site_of(node: torch.fx.Node, model: nn.Module, *, chosen: bool) -> Site:
 
 
 def source(node: torch.fx.Node, model: nn.Module) -> torch.fx.Node:
-    """The node that computes the first argument of a node, past modules that hand on their input."""
+    """The node that computes the first argument of a node.
+
+    Modules that hand on their input are passed over.
+    """
     before = _argument(node)
     while before.op == "call_module" and isinstance(model.get_submodule(str(before.target)), _PASSING):
         before = _argument(before)

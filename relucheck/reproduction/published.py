@@ -179,7 +179,7 @@ class PublishedCount:
 
     @property
     def images(self) -> int:
-        """How many images an epoch of the run has: all training images of MNIST, or 80 % of them in E9."""
+        """Number of images in an epoch: all training images of MNIST, or 80 % of them in E9."""
         return 48_000 if self.experiment == "E9" else 60_000
 
 

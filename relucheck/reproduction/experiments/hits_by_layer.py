@@ -1,4 +1,4 @@
-"""The report on predicted and counted hits behind batch norm and residual sums, layer by layer.
+"""The report on predicted and counted hits behind batch norm and residual sums.
 
 ``python -m relucheck.reproduction.experiments.hits_by_layer --out FOLDER`` writes it.
 """
@@ -143,7 +143,10 @@ def _number(value: float) -> str:
 
 
 def ratio(expected: float, hits: int) -> str:
-    """Predicted divided by counted hits with the exact Poisson interval of the count; "-" without hits."""
+    """Predicted divided by counted hits, with the exact Poisson interval of the count.
+
+    "-" without hits.
+    """
     if not hits:
         return "-"
     low, high = poisson_interval(hits)
@@ -250,9 +253,10 @@ def _forecast(content: Mapping[str, Any]) -> Forecast:
 
 
 def compared(cells: Sequence[Cell]) -> list[tuple[Cell, bool, bool]]:
-    """The cells with at least ``LEAST`` predicted hits, whether the prediction is close, and whether that of the rest is.
+    """The cells with at least ``LEAST`` predicted hits, and whether they are close.
 
-    The rest are the hits that are not due to repeated pairs.
+    Each comes with whether its prediction is close, and whether that of the rest is. The rest are the hits that are not due
+    to repeated pairs.
     """
     found = []
     for cell in cells:

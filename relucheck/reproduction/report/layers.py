@@ -1,4 +1,4 @@
-"""Hits by layer: where in a network they occur, behind what, and how many there are beside the published counts.
+"""Hits by layer: where in a network they occur, and how many are published.
 
 Everything here is about the reference, s = 0, because the published counts and the explanations are.
 """
@@ -67,7 +67,7 @@ class LayerHits:
 
     @property
     def share(self) -> float:
-        """Hits per pre-activation, over all seeds and epochs; an upper bound with 95 % confidence if there is no hit."""
+        """Hits per pre-activation over all seeds and epochs, or the bound of ``share``."""
         return share(self.total, self.seen)
 
     @property
@@ -105,7 +105,7 @@ def _mean(values: Sequence[int]) -> str:
 
 
 def layer_hits(result: Result) -> list[LayerHits]:
-    """The hits of s = 0 at each kink of each activation that a chosen subgradient reaches, in the order of the modules.
+    """The hits of s = 0 at each kink of each activation that a chosen subgradient reaches.
 
     Raises:
         relucheck.results.store.StoreError: the result has the hits of another number of activations.
@@ -180,7 +180,10 @@ def layer_table(result: Result) -> Table:
 
 
 def beside(comparison: Comparison, result: Result) -> tuple[PublishedCount, ...]:
-    """The published counts of the network, activation and dtype of a comparison, for default subgradients."""
+    """The published counts of a comparison's network, activation and dtype.
+
+    They are those of default subgradients.
+    """
     settings = result.settings
     network, arithmetic = settings.network, settings.arithmetic
     if settings.data != "mnist" or settings.optimiser.name != "adam" or arithmetic.mixed:
@@ -291,7 +294,7 @@ def markdown(runs: _Runs) -> list[str]:
 
 
 def terminal(runs: _Runs) -> list[Table]:
-    """The tables of a terminal: hits by what computes the pre-activation, and the published counts."""
+    """The tables of a terminal: hits by what is before them, and the published counts."""
     valid = [run for run in runs if not run[1].void]
     whole = source_table(valid)
     names = [row[0] for row in whole.rows]
