@@ -6,6 +6,7 @@ hardly ever drawn, and it draws sparse tensors by default.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import TypeVar
@@ -104,7 +105,7 @@ def examples(
     draw: st.DrawFn,
     dtype: str | torch.dtype,
     *,
-    kinds: Sequence[ExampleKind] = EXAMPLE_KINDS,
+    kinds: Sequence[ExampleKind] | None = None,
     activations: Sequence[ActivationName] = tuple(ACTIVATIONS),
     weights: Sequence[Weights] = ("default", "integer"),
     inputs: Sequence[Inputs] = ("normal", "integer", "tiny", "digits", "ink"),
@@ -122,7 +123,7 @@ def examples(
 
     Args:
         dtype: the dtype of parameters and inputs, or its name.
-        kinds: the kinds of networks.
+        kinds: the kinds of networks; None means all, without "inverted-residual" where torchvision is not installed.
         activations: the activations.
         weights: the ways to draw weights, as in ``Example``.
         inputs: the ways to draw inputs, as in ``Example``.
@@ -133,6 +134,8 @@ def examples(
         max_batch: the largest number of samples. Batch normalisation of an "mlp", which needs 2, overrides a smaller limit.
     """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    if kinds is None:
+        kinds = [kind for kind in EXAMPLE_KINDS if kind != INVERTED or importlib.util.find_spec("torchvision")]
     adding: list[ExampleKind] = [kind for kind in kinds if kind in RESIDUAL]
     served = [aim for aim in aims if adding or aim != "cancelled sum"]
     aim = draw(st.sampled_from(served))
