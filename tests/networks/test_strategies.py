@@ -148,6 +148,8 @@ def test_knobs_limit_what_is_drawn() -> None:
         find(examples("float32", inputs=("cat",)), lambda example: True)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="kind='cnn'"):
         find(examples("float32", kinds=("cnn",)), lambda example: True)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"aims=.'cancelled sum',., kinds=.'mlp',.: add one of the kinds residual, resnet"):
+        find(examples("float32", kinds=("mlp",), aims=("cancelled sum",)), lambda example: True)
 
 
 def test_kinds_are_drawn_where_they_fit() -> None:
