@@ -7,8 +7,6 @@ from typing import Any, Final, Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.extras import require
-
 Aim = Literal["none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input", "cancelled sum"]
 
 AIMS: Final = get_args(Aim)
@@ -84,16 +82,19 @@ def _of_skip(block: Any) -> list[Layer]:
 
 
 def _of_inverted_residual(model: nn.Module) -> list[Layer]:
-    """The layers in front of activations of ours; Hardswish and Hardsigmoid are not among them."""
-    require("an inverted-residual network", "torchvision")
-    from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
+    """The layers in front of activations of ours; Hardswish and Hardsigmoid are not among them.
 
+    These are the convolutions of torchvision's ``Conv2dNormActivation``, and the first one of its ``SqueezeExcitation``.
+    """
     found: list[Layer] = []
     for module in model.modules():
-        if isinstance(module, SqueezeExcitation):
-            found.append(module.fc1)
-        elif isinstance(module, Conv2dNormActivation) and len(module) == 3 and not isinstance(module[2], nn.Hardswish):
-            found.append(module[0])
+        parts = list(module.children())
+        if isinstance(module, nn.Sequential):
+            normed = len(parts) == 3 and isinstance(parts[1], nn.BatchNorm2d) and not isinstance(parts[2], nn.Hardswish)
+            if normed and isinstance(parts[0], nn.Conv2d):
+                found.append(parts[0])
+        elif isinstance(first := getattr(module, "fc1", None), nn.Conv2d):
+            found.append(first)
     return found
 
 

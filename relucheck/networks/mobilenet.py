@@ -58,7 +58,7 @@ def _config(before: int, after: int, row: Sequence[Any]) -> Any:
 
 def _build(network: Network, activation: ActivationFactory) -> nn.Module:
     """Build torchvision's MobileNetV3, and replace each ReLU by an activation."""
-    require(f"a {network.kind}", "torchvision")
+    require(f"the kind {network.kind}", "torchvision")
     from torchvision.models.mobilenetv3 import MobileNetV3
 
     widths = network.widths
@@ -82,7 +82,7 @@ def _check(network: Network) -> None:
     not_as_built(network, "bias", True, "its convolutions have none and its linear layers have one")
     if network.input_shape[0] not in (1, 3):
         raise ModelError(
-            f"input_shape={network.input_shape!r}: a {network.kind} takes 3 channels, or 1 that it repeats; give 1 or 3"
+            f"input_shape={network.input_shape!r}: {network.kind} takes 3 channels, or 1 that it repeats; give 1 or 3"
         )
     if network.kind == "mobilenet-v3-small" and network.widths != MOBILENET_V3_SMALL:
         raise ModelError(f"widths={network.widths!r}: a mobilenet-v3-small has {MOBILENET_V3_SMALL!r}; give these")

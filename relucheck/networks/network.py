@@ -274,5 +274,5 @@ def not_as_built(network: Network, field: str, value: bool, why: str) -> None:
     """
     if getattr(network, field) != value:
         raise ModelError(
-            f"{field}={getattr(network, field)!r}: a {network.kind} has it as built, {why}; give {field}={value}"
+            f"{field}={getattr(network, field)!r}: {network.kind} has it as built, {why}; give {field}={value}"
         )

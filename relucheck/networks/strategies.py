@@ -6,6 +6,7 @@ hardly ever drawn, and it draws sparse tensors by default.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from relucheck.errors import ModelError
 from relucheck.extras import require
 from relucheck.networks.aims import RESIDUAL, Aim
 from relucheck.networks.examples import EXAMPLE_KINDS, INVERTED, Example, ExampleKind, Inputs, Weights, network_for
@@ -104,7 +106,7 @@ def examples(
     draw: st.DrawFn,
     dtype: str | torch.dtype,
     *,
-    kinds: Sequence[ExampleKind] = EXAMPLE_KINDS,
+    kinds: Sequence[ExampleKind] | None = None,
     activations: Sequence[ActivationName] = tuple(ACTIVATIONS),
     weights: Sequence[Weights] = ("default", "integer"),
     inputs: Sequence[Inputs] = ("normal", "integer", "tiny", "digits", "ink"),
@@ -122,7 +124,7 @@ def examples(
 
     Args:
         dtype: the dtype of parameters and inputs, or its name.
-        kinds: the kinds of networks.
+        kinds: the kinds of networks; None means all, without "inverted-residual" where torchvision is not installed.
         activations: the activations.
         weights: the ways to draw weights, as in ``Example``.
         inputs: the ways to draw inputs, as in ``Example``.
@@ -131,12 +133,22 @@ def examples(
         max_depth: the largest number of hidden layers or blocks. An aim that needs 2 overrides a smaller limit.
         max_width: the largest number of units or channels. An aim that needs 2 overrides a smaller limit.
         max_batch: the largest number of samples. Batch normalisation of an "mlp", which needs 2, overrides a smaller limit.
+
+    Raises:
+        ModelError: for the aim "cancelled sum" alone without a residual kind, and for values that ``Example`` refuses.
     """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    if kinds is None:
+        kinds = [kind for kind in EXAMPLE_KINDS if kind != INVERTED or importlib.util.find_spec("torchvision")]
     adding: list[ExampleKind] = [kind for kind in kinds if kind in RESIDUAL]
     served = [aim for aim in aims if adding or aim != "cancelled sum"]
+    if not served:
+        raise ModelError(
+            f"examples: aims={tuple(aims)!r}, kinds={tuple(kinds)!r}: add one of the kinds {', '.join(RESIDUAL)}"
+        )
     aim = draw(st.sampled_from(served))
-    # Whatever is drawn, all of this is: a choice less would be simpler to Hypothesis than the first of several choices.
+    # All choices are drawn here and replaced below where they do not fit. To Hypothesis fewer choices are simpler, so a
+    # choice that is drawn only sometimes would keep an example from shrinking to the first of several.
     chosen_weights, chosen_inputs = draw(st.sampled_from(list(weights))), draw(st.sampled_from(list(inputs)))
     kind, activation = draw(st.sampled_from(list(kinds))), draw(st.sampled_from(list(activations)))
     depth, width, batch = (draw(st.integers(1, most)) for most in (max_depth, max_width, max_batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
 from torch import Tensor
 
 from relucheck.errors import ModelError
+from relucheck.extras import MissingExtraError
 from relucheck.networks.aims import AIMS, RESIDUAL
 from relucheck.networks.examples import EXAMPLE_KINDS, INVERTED, Example, Inputs, Weights, network_for
 from relucheck.networks.network import ACTIVATIONS, Network
@@ -73,8 +76,6 @@ def test_half_of_the_floats_are_next_to_a_kink(dtype: torch.dtype) -> None:
 
 
 def test_a_search_fails_where_a_value_is_never_drawn() -> None:
-    from hypothesis.errors import NoSuchExample
-
     with pytest.raises(NoSuchExample):
         draws(floats_at(torch.float32, (6.0,), within=0).filter(lambda x: float(x) == 6), lambda x: float(x) != 6)
 
@@ -147,6 +148,8 @@ def test_knobs_limit_what_is_drawn() -> None:
         find(examples("float32", inputs=("cat",)), lambda example: True)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="kind='cnn'"):
         find(examples("float32", kinds=("cnn",)), lambda example: True)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"aims=.'cancelled sum',., kinds=.'mlp',.: add one of the kinds residual, resnet"):
+        find(examples("float32", kinds=("mlp",), aims=("cancelled sum",)), lambda example: True)
 
 
 def test_kinds_are_drawn_where_they_fit() -> None:
@@ -169,6 +172,18 @@ def test_kinds_are_drawn_where_they_fit() -> None:
     assert {kind for kind, _ in drawn(aims=("cancelled sum",))} == set(RESIDUAL)
     assert {kind for kind, _ in drawn(kinds=("mlp", "convnet"), aims=AIMS)} == {"mlp", "convnet"}
     assert {kind for kind, _ in drawn(weights=("offset",))} == {"mlp", "convnet"}
+
+
+def test_without_torchvision_its_blocks_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(example: Example) -> bool:
+        return example.network.kind == INVERTED
+
+    find(examples("float32"), drawn, settings=SEARCH)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(NoSuchExample):
+        find(examples("float32"), drawn, settings=settings(SEARCH, max_examples=200))
+    with pytest.raises(MissingExtraError, match="the kind inverted-residual needs torchvision; run"):
+        Example("float32", network_for(INVERTED)).build()
 
 
 SHRINK = settings(SEARCH, phases=[Phase.generate, Phase.shrink])
