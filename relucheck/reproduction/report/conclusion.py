@@ -95,7 +95,8 @@ def _beyond_nudges(made: Reproduction, *rules: str) -> str:
 def _range(differing: Sequence[Paired]) -> str:
     """The smallest and the largest mean difference."""
     means = [paired.difference.mean for paired in differing if paired.difference.mean is not None]
-    return f"{min(means):+.2f} to {max(means):+.2f}"
+    ends = dict.fromkeys(f"{mean:+.2f}" for mean in (min(means), max(means)))
+    return " to ".join(ends)
 
 
 def _without_nudges(made: Reproduction) -> list[str]:

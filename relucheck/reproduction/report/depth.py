@@ -19,6 +19,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     LINEAR: "#CC79A7",
 }
 _MARKERS: Final = ("o", "s", "D")
+_WIDE: Final = 20  # images seen are drawn on a logarithmic scale if the last are this many times the first
 _NONE: Final = "hollow: no hit, below this (95 %)"
 _ROWS: Final = ("s = 0 ({seeds}), by layer", "s = 0, by epoch")
 
@@ -36,7 +37,9 @@ def by_depth(
     last one, which has the marker. A layer without a hit has a hollow triangle at the bound that holds with 95 % confidence
     over all epochs. Below are the hits per 1,000 images over the images seen, beside the published counts.
     """
-    figure, axes = grid(experiment, part, "hits", runs, _ROWS, sharey="row")
+    figure, axes = grid(experiment, part, "hits", runs, _ROWS)
+    for panel in axes[0][1:]:
+        panel.sharey(axes[0][0])
     for column, (comparison, result) in enumerate(runs):
         _layers(axes[0][column], result)
         _epochs(axes[1][column], comparison, result)
@@ -83,7 +86,9 @@ def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:
             )  # fmt: skip
     panel.set_xlabel("images seen")
     if panel.get_lines():
-        panel.set_xscale("log")
+        seen = [float(x) for line in panel.get_lines() for x in line.get_xdata()]
+        if max(seen) > _WIDE * min(seen):
+            panel.set_xscale("log")
         panel.set_ylim(bottom=0)
     else:
         middle = {"ha": "center", "va": "center", "transform": panel.transAxes}
