@@ -42,7 +42,7 @@ from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.emulation.norm import RoundedBatchNorm
 
 #: A sum counts as near 0 up to this part of the power of two below the mean size of its summands.
-REACH: Final = 0.125
+REACH: Final = 0.0625
 #: An output of batch norm counts as near a kink up to this distance.
 WINDOW: Final = 0.125
 #: A pair of summands is repeated if it is that of more than this part of a channel's elements.
