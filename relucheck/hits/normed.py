@@ -41,8 +41,8 @@ from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.emulation.norm import RoundedBatchNorm
 
-#: A sum counts as near 0 up to this part of the power of two below its larger summand.
-REACH: Final = 0.125
+#: A sum counts as near 0 up to this part of the power of two below the mean size of its summands.
+REACH: Final = 0.0625
 #: An output of batch norm counts as near a kink up to this distance.
 WINDOW: Final = 0.125
 #: A pair of summands is repeated if it is that of more than this part of a channel's elements.
@@ -162,8 +162,8 @@ def residual_sum(a: Tensor, b: Tensor, same: Tensor | None = None) -> Expected:
     same = repeated(a, b) if same is None else same
     first, second = a.detach().double(), b.detach().double()
     total = (first + second).abs()
-    larger = torch.maximum(first.abs(), second.abs())
-    near = (total > 0) & (total <= REACH * torch.ldexp(torch.ones_like(larger), torch.frexp(larger)[1] - 1))
+    size = (first - second).abs() / 2  # that of both where they cancel; the larger one's would be 5 % too large on average
+    near = (total > 0) & (total <= REACH * torch.ldexp(torch.ones_like(size), torch.frexp(size)[1] - 1))
     steps = 2 * REACH * 2.0 ** (form.bits - 1)  # multiples of the spacing that count as near, on both sides of 0
     count = int(near.sum())
     return Expected(count / steps, count, _independent(a, b, form), int((near & same).sum()) / steps)

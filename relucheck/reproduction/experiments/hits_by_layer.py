@@ -282,11 +282,11 @@ def conclusion(results: Results) -> list[str]:
     ]
     if far:
         names = ", ".join(f"{c.forecast.site.module} after {c.after} steps ({c.run})" for c in far)
-        still = sum(not rest for _, close, rest in sums if not close)
+        closer = sum(rest for _, close, rest in sums if not close)
         said.append(
-            f"The others are {names}. There, many elements of a channel share one pair of summands, because the border of "
-            f"the images is blank. They are hits together or not at all. Without them, {still or 'none'} of these "
-            "predictions is further off."
+            f"Not so close: {names}. There, many elements of a channel share one pair of summands, because the border of "
+            "the images is blank. They are hits together or not at all. Without these pairs, "
+            f"{closer} of the {len(far)} predictions {'is' if closer == 1 else 'are'} within that factor."
         )
     norms = [cell for cell in results.cells if cell.forecast.site.before == "batch norm" and cell.forecast.kink == 0]
     if norms:
@@ -316,8 +316,8 @@ _NOTES: Final = """\
 - predicted: no hit is counted to predict it.
 - ratio: predicted divided by counted hits, with the exact Poisson interval of the count. Hits cluster, so the true interval
   is wider.
-- not predicted: a convolution or linear layer that is rounded once. Its hits at 0 are as rare as those of
-  [hit rates](../volume/hit_rates.md)."""
+- not predicted: convolutions and linear layers, for which these rules do not hold. Those that are rounded once have hits at
+  0 as rarely as those of [hit rates](../volume/hit_rates.md)."""
 
 _TEXT: Final = """\
 - repeated pairs: pairs of summands that more than 1 % of a channel's elements share, and hits due to them. The border of a

@@ -56,14 +56,14 @@ def test_the_conclusion_names_what_is_far_off_and_says_why() -> None:
     first, second, third = hits_by_layer.conclusion(results())
     assert first.startswith("1 of 2 residual sums with at least 10 predicted hits have a prediction within a factor of 2")
     assert "blocks.0.activation2 after 13 steps (net)" in second
-    assert "Without them, none of these predictions is further off." in second
-    assert third.startswith(
-        "Behind batch norm, 0 hits at 0 among 1,000,000 pre-activations were counted and 0.001 predicted"
-    )
+    assert "Without these pairs, 1 of the 1 predictions is within that factor." in second
+    counted = "Behind batch norm, 0 hits at 0 among 1,000,000 pre-activations were counted and 0.001 predicted."
+    assert third == counted
     cells = few_cells()
     worse = dataclasses.replace(cells[2].forecast, repeated=0)
     cells[2] = dataclasses.replace(cells[2], forecast=worse)
-    assert "Without them, 1 of these" in hits_by_layer.conclusion(dataclasses.replace(results(), cells=cells))[1]
+    still = hits_by_layer.conclusion(dataclasses.replace(results(), cells=cells))[1]
+    assert "Without these pairs, 0 of the 1 predictions are" in still
     near = hits_by_layer.conclusion(dataclasses.replace(results(), cells=cells[:2]))
     assert [len(near), near[0][:6]] == [2, "1 of 1"]
 
