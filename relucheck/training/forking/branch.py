@@ -202,8 +202,8 @@ class Branch:
     def replay(self, x: Tensor, y: Tensor, chosen: Choice, *, undoable: bool) -> bool:
         """Replay a recorded forward and backward in the branch's lane.
 
-        ``update(None)`` takes the step there. The first call for a size and choice records them. See ``relucheck.training.forking.captured``. Whatever reads or
-        changes the branch elsewhere must ``join`` first.
+        ``update(None)`` takes the step there. The first call for a size and choice records them. See
+        ``relucheck.training.forking.captured``. Whatever reads or changes the branch elsewhere must ``join`` first.
 
         Args:
             x: images, at the same address in every call of a size.
