@@ -234,11 +234,7 @@ class _Sum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.conv(x)
-        if self.in_place:
-            branch = branch.add_(x)
-        else:
-            branch = branch + x
-        return self.relu(branch)
+        return self.relu(branch.add_(x) if self.in_place else branch + x)
 
 
 def test_a_sum_in_place_is_predicted_from_its_summands() -> None:
