@@ -93,8 +93,8 @@ def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:
         panel.set_ylim(bottom=0)
     else:
         middle = {"ha": "center", "va": "center", "transform": panel.transAxes}
-        seen = any(one.seen for one in by_source(result))
-        panel.text(0.5, 0.5, "no hit" if seen else "diverged in the first epoch", **middle)
+        finished = any(one.seen for one in by_source(result))
+        panel.text(0.5, 0.5, "no hit" if finished else "diverged in the first epoch", **middle)
         panel.set_xticks([])
 
 
