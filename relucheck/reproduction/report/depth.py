@@ -69,6 +69,9 @@ def _layers(panel: Any, result: Result) -> None:
     panel.set_yscale("log")
     panel.set_xlabel("convolutions and linear layers before it")
     panel.xaxis.get_major_locator().set_params(integer=True)
+    low, high = panel.get_xlim()
+    if high - low < 1:  # one layer, around which there would be fractions
+        panel.set_xlim(low - 1, high + 1)
 
 
 def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:

@@ -73,6 +73,12 @@ def test_a_seed_that_diverged_leaves_the_others() -> None:
     assert [text.get_text() for text in panel.texts] == []  # the published counts are drawn
 
 
+def test_one_layer_has_whole_depths_beside_it() -> None:
+    _, (above, _) = panels("E5", [run("E5", "stem-only-float32", lambda *_: 0)])
+    low, high = above.get_xlim()
+    assert [tick for tick in above.get_xticks() if low < tick < high] == [0, 1, 2]
+
+
 def test_without_a_finished_epoch_it_is_not_said_that_there_is_no_hit() -> None:
     found, result = run("E5", "float32", lambda *_: 0)
     for member in result.members:
