@@ -1,4 +1,7 @@
-"""Enforce hits: change a network so that some pre-activation equals a kink, in every dtype and on every machine."""
+"""Enforce hits: change a network so that some pre-activation equals a kink.
+
+The reasons for these hits hold in every dtype and on every machine.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ def affine(model: nn.Module) -> list[Layer]:
 
 
 def take(aim: Aim, kind: str, seed: int, model: nn.Module, inputs: Tensor) -> None:
-    """Change the weights of a model for an aim of ``relucheck.networks.examples.Example``, in place and without autograd.
+    """Change the weights of a model, in place and without autograd, so that a hit is certain.
 
     Args:
-        aim: what is enforced.
+        aim: what is enforced, as in ``relucheck.networks.examples.Example``.
         kind: the kind of the network, of those that examples have.
         seed: chooses the layer and its unit.
         model: the network.

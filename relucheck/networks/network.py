@@ -138,7 +138,10 @@ class Network:
 
     @property
     def name(self) -> str:
-        """The name by its sizes, for example "784-200-200-200-10" or "resnet 1x28x28-16*3-32*3-64*3-10"."""
+        """The name by its sizes, for example "784-200-200-200-10".
+
+        Runs of equal blocks are one word: "resnet 1x28x28-16*3-32*3-64*3-10".
+        """
         sizes = "-".join(("x".join(map(str, self.input_shape)), *KINDS[self.kind].sizes(self), str(self.classes)))
         return sizes if self.kind == "mlp" else f"{self.kind} {sizes}"
 

@@ -1,4 +1,4 @@
-"""Deep residual networks: 20 layers as published, the usual form, and torchvision's ResNet-18."""
+"""Deep residual networks: the published one of 20 layers, the usual one, and ResNet-18."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network: a 3x3 convolution as stem, blocks of given widths, average pooling, a linear layer.
+    """A residual network: a convolution, blocks of given widths, pooling, a linear layer.
 
     It takes [batch, channels, rows, columns] and returns logits [batch, classes]. The stem has the width of the first
     block. A block whose width differs from that before it halves rows and columns. With the widths ``RESNET_20`` it has 20

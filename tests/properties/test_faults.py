@@ -94,6 +94,19 @@ DRAWERS: dict[str, Drawer] = {
 }
 
 
+def _pairs(drawn: Callable[[], st.SearchStrategy[Example]]) -> Drawer:
+    return lambda data: (data.draw(drawn()), data.draw(two_subgradients()))
+
+
+#: Faults that few of a property's examples show, with examples that often do.
+OWN_DRAWERS: dict[tuple[str, str], Drawer] = {
+    ("dropout masks drawn anew", "forward_is_torchs"): _pairs(_dropped),
+    ("dropout masks drawn anew", "gradient_is_the_oracles"): _pairs(_dropped),
+    # pre-activations that float16 rounds to 0
+    ("hits in a narrow dtype", "no_hit_agrees"): _pairs(lambda: _any(kinds=("mlp",), aims=("none",), inputs=("tiny",))),
+}
+
+
 def search(subject: Subject, name: str, *, most: int = 300, drawer: Drawer | None = None) -> None:
     """Tries a property on a subject with up to ``most`` generated examples."""
     options = {"backend": "aot_eager"} if name == "compiled_agrees" else {}
@@ -113,9 +126,7 @@ def search(subject: Subject, name: str, *, most: int = 300, drawer: Drawer | Non
     [pytest.param(fault, name, id=f"{fault.name}-{name}") for fault, names in FAULTS.items() for name in names],
 )
 def test_fault_is_found(fault: Subject, name: str, relucheck_tally: Tally) -> None:
-    drawer: Drawer | None = None
-    if fault.name == "dropout masks drawn anew":
-        drawer = lambda data: (data.draw(_dropped()), data.draw(two_subgradients()))  # noqa: E731
+    drawer = OWN_DRAWERS.get((fault.name, name))
     with pytest.raises(AssertionError):
         search(fault, name, drawer=drawer)
     relucheck_tally.killed(fault.name, name)

@@ -1,4 +1,4 @@
-"""Emulated ``nn.Linear`` and ``nn.Conv2d``, and the function that puts emulated layers into a model."""
+"""Emulated linear layers and convolutions, and the function that puts them into a model."""
 
 from __future__ import annotations
 

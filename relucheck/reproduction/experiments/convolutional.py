@@ -1,4 +1,6 @@
-"""The published trainings of convolutional networks as data: E5 (a residual network) and E6 (MobileNetV3-small).
+"""The published trainings of convolutional networks as data: E5 and E6.
+
+E5 trains a residual network, E6 MobileNetV3-small.
 
 Scale *full* has the published lengths, with several seeds. Scale *cpu* trains on 1,600 images for 8 epochs (104 steps),
 which a machine without a GPU can do in hours. Scale *smoke* is for CI: the shipped digits and tiny networks of the same

@@ -1,4 +1,4 @@
-"""The rows of training experiments: an arithmetic, the optimiser that it needs, and a name for files."""
+"""The rows of training experiments: an arithmetic, its optimiser, and a name for files."""
 
 from __future__ import annotations
 

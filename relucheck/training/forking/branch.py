@@ -200,10 +200,10 @@ class Branch:
         return self.gradients(self.forward(x, y), choice(Member(0, 0.0)), keep=False)
 
     def replay(self, x: Tensor, y: Tensor, chosen: Choice, *, undoable: bool) -> bool:
-        """Replay a recorded forward and backward in the branch's lane; ``update(None)`` takes the step there.
+        """Replay a recorded forward and backward in the branch's lane.
 
-        The first call for a size and choice records them. See ``relucheck.training.forking.captured``. Whatever reads or
-        changes the branch elsewhere must ``join`` first.
+        ``update(None)`` takes the step there. The first call for a size and choice records them. See
+        ``relucheck.training.forking.captured``. Whatever reads or changes the branch elsewhere must ``join`` first.
 
         Args:
             x: images, at the same address in every call of a size.
@@ -264,7 +264,10 @@ class Branch:
         return [self.loss, self._counts, *self.model.buffers()]
 
     def update(self, gradients: Sequence[Tensor] | None) -> None:
-        """Take one optimiser step, with the gradients of the last replay, in its lane, if None are given."""
+        """Take one optimiser step.
+
+        Without gradients it is a step with those of the last replay, in its lane.
+        """
         with self._lane.entered() if gradients is None and self._lane else contextlib.nullcontext():
             self._update(gradients)
 

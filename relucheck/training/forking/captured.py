@@ -1,4 +1,6 @@
-"""Record the device's work of a step once and replay it, where launching its kernels takes longer than running them.
+"""Record the device's work of a step once, and replay it in every further step.
+
+Launching the many small kernels of a step takes longer than running them.
 
 On CUDA a recording is a CUDA graph. It reads and writes tensors at fixed addresses. What it computes in between lies in a
 pool of memory that belongs to its ``Lane``, so that graphs of several lanes can run at the same time: the kernels of one
@@ -20,7 +22,10 @@ from relucheck.training.flat import bytes_of
 
 
 class Inputs:
-    """Mini-batches at fixed addresses: one place for each size, which every mini-batch of the size is copied to."""
+    """Mini-batches at fixed addresses.
+
+    Each size has one place, to which every mini-batch of the size is copied.
+    """
 
     def __init__(self) -> None:
         self._places: dict[int, tuple[Tensor, Tensor]] = {}
@@ -83,7 +88,7 @@ class Lane:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Launch the work of a block in this lane, after everything that the current stream has been given so far."""
+        """Launch the work of a block in this lane, after all work of the current stream so far."""
         if self.stream is None:
             yield
             return

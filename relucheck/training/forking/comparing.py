@@ -1,4 +1,6 @@
-"""Compare branches with the reference after a step: which are finite, which differ, and by how much.
+"""Compare branches with the reference after a step.
+
+It is seen which are finite, which differ, and by how much.
 
 ``now`` waits for the device and returns what it saw. ``later`` leaves the same on the device, and ``read`` fetches it for
 many steps at once, so that the host never waits within a step. Both give the same numbers.
@@ -167,7 +169,7 @@ class Distance:
         self._reference = _wide(reference)
 
     def of(self, values: Tensor) -> Tensor:
-        """L1 norm, L2 norm and absolute value of the sum of the differences: float64 [3], on the device."""
+        """L1 norm, L2 norm and absolute value of the sum of the differences: float64 [3]."""
         difference = _wide(values).sub_(self._reference)
         total, l2 = difference.sum().abs(), torch.dot(difference, difference).sqrt()
         l1 = difference.abs_().sum()  # much faster than torch.linalg.vector_norm(difference, 1)

@@ -98,7 +98,10 @@ class ForkingExecutor:
         return bool(self.branches) and self.void is None
 
     def note(self) -> str:
-        """The current losses, for a progress display; those of the last epoch where reading would make the host wait."""
+        """The current losses, for a progress display.
+
+        They are those of the last epoch where reading the current ones would make the host wait.
+        """
         if self.deferred:
             last = [r.epochs[-1].train_loss for r in self.results.values() if r.epochs and not r.diverged]
             losses = [loss for loss in last if loss is not None]
