@@ -106,10 +106,11 @@ def emulate(model: nn.Module, emulation: Emulation) -> tuple[str, ...]:
     for (_, module), own in zip(layers, emulation.layers(len(layers)), strict=True):
         module.__class__ = _SERVED[type(module)]
         module.emulation, module.model_emulation = own, emulation
-    if rounds_norms:
-        for module in model.modules():
-            if type(module) in NORMS:
-                module.__class__ = NORMS[type(module)]
+    # a model may have been emulated before, in another way
+    pairs = NORMS.items() if rounds_norms else ((rounded, native) for native, rounded in NORMS.items())
+    norms: dict[type[nn.Module], type[nn.Module]] = dict(pairs)
+    for module in model.modules():
+        module.__class__ = norms.get(type(module), type(module))
     return tuple(name for name, _ in layers)
 
 
