@@ -76,7 +76,10 @@ class LayerHits:
         return "-" if not self.seen else f"{'' if self.total else '< '}{_figure(1e6 * self.share)}"
 
     def reached(self, epoch: int) -> list[int]:
-        """The hits in an epoch, counted from 0, of the seeds that finished it; -1 is the last epoch of each seed."""
+        """The hits in an epoch of each seed that finished it.
+
+        Epochs are counted from 0; -1 is the last epoch of each seed.
+        """
         return [seed[epoch] for seed in self.hits if -1 <= epoch < len(seed) and seed]
 
     def mean(self, epoch: int) -> str:
