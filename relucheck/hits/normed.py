@@ -125,12 +125,14 @@ def forecast(model: nn.Module, x: Tensor) -> tuple[Forecast, ...]:
 
     class Watching(torch.fx.Interpreter):
         def run_node(self, n: torch.fx.Node) -> Any:
+            if n not in watch:
+                return super().run_node(n)
             arguments, _ = self.fetch_args_kwargs_from_env(n)
+            # copies, because a sum may be written over its first summand
+            terms = [one.clone() for one in arguments] if len(summands(n)) == 2 else arguments[:1]
             result = super().run_node(n)
-            if n in watch:
-                module = model.get_submodule(str(n.target)) if n.op == "call_module" else None
-                terms = arguments if len(summands(n)) == 2 else arguments[:1]
-                found[watch[n].module] = [_at(watch[n], kink, module, terms, result) for kink in watch[n].kinks]
+            module = model.get_submodule(str(n.target)) if n.op == "call_module" else None
+            found[watch[n].module] = [_at(watch[n], kink, module, terms, result) for kink in watch[n].kinks]
             return result
 
     with torch.no_grad():

@@ -78,7 +78,7 @@ def _build(network: Network, activation: ActivationFactory) -> nn.Module:
 
 
 def _check(network: Network) -> None:
-    not_as_built(network, "batch_norm", True, "its convolutions are followed by batch norm")
+    not_as_built(network, "batch_norm", True, "batch norm follows its convolutions")
     not_as_built(network, "bias", True, "its convolutions have none and its linear layers have one")
     if network.input_shape[0] not in (1, 3):
         raise ModelError(

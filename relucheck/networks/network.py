@@ -276,6 +276,5 @@ def not_as_built(network: Network, field: str, value: bool, why: str) -> None:
         ModelError: names the field, what the kind has, and what to give.
     """
     if getattr(network, field) != value:
-        raise ModelError(
-            f"{field}={getattr(network, field)!r}: {network.kind} has it as built, {why}; give {field}={value}"
-        )
+        given = f"{field}={getattr(network, field)!r}"
+        raise ModelError(f"{given}: {network.kind} has a fixed form: {why}; give {field}={value}")

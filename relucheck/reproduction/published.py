@@ -184,7 +184,8 @@ class PublishedCount:
 
 
 #: The likeliest arithmetic of each experiment, given its published counts: ``relucheck.reproduction.experiments.counts``.
-#: It is not identified: E2's counts leave three others, and those of s = 1 deviate from all four.
+#: It is not identified: E2's counts leave three others, and those of s = 1 deviate from all four. That of E5 and E6 was not
+#: fitted: it is the plainest one that meets about as many hits as are published.
 ARITHMETICS: Final = {
     "E1": "bfloat16 emulated (rounded)",
     "E2": "bfloat16 emulated (rounded; layer 1 forward: split-k 3 wide bias joined)",

@@ -80,12 +80,13 @@ class Flat:
         parameters = zip(self.names, self.parameters, other.parameters, strict=True)
         buffers = ((name, value, other.buffers[name]) for name, value in self.buffers.items())
         for name, a, b in (*parameters, *buffers):
-            if not torch.equal(_bytes(a), _bytes(b)):
+            if not torch.equal(bytes_of(a), bytes_of(b)):
                 return name
         return None
 
 
-def _bytes(value: Tensor) -> Tensor:
+def bytes_of(value: Tensor) -> Tensor:
+    """The bytes of a tensor: uint8 [n]."""
     return value.detach().contiguous().reshape(-1).view(torch.uint8)
 
 

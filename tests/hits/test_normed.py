@@ -225,6 +225,27 @@ def test_a_network_is_predicted_layer_by_layer() -> None:
             assert (one.expected is None) == (one.site.before == "residual sum")
 
 
+class _Sum(nn.Module):
+    """ReLU behind the sum of a convolution and its input, which may be written over the convolution."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.conv, self.relu, self.in_place = nn.Conv2d(4, 4, 1), nn.ReLU(), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.conv(x)
+        return self.relu(branch.add_(x) if self.in_place else branch + x)
+
+
+def test_a_sum_in_place_is_predicted_from_its_summands() -> None:
+    models = [_Sum(in_place).bfloat16() for in_place in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    one, other = (forecast(model, drawn(16, 4, 16, 16).bfloat16()) for model in models)
+    assert one == other
+    assert one[0].expected is not None
+    assert one[0].expected.hits > 5
+
+
 def test_what_no_rule_covers_has_no_prediction() -> None:
     """Convolutions, and a batch norm of a CPU's own 16-bit kernels, which rounds several times."""
     plain = Network("resnet", (4,), input_shape=(1, 6, 6))

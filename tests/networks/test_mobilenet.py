@@ -103,12 +103,12 @@ def test_the_wiring_is_right(network: Network, activation: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_norm": False}, "batch_norm=False: mobilenet-v3-small has it as built, .*; give batch_norm=True"),
-        ({"bias": False}, "bias=False: mobilenet-v3-small has it as built, .*; give bias=True"),
+        ({"batch_norm": False}, "batch_norm=False: mobilenet-v3-small has a fixed form: .*; give batch_norm=True"),
+        ({"bias": False}, "bias=False: mobilenet-v3-small has a fixed form: .*; give bias=True"),
         ({"widths": (16, 24)}, r"widths=\(16, 24\): a mobilenet-v3-small has .*; give these"),
         ({"input_shape": (2, 28, 28)}, r"input_shape=\(2, 28, 28\): mobilenet-v3-small takes 3 channels, or 1"),
         ({"kind": "inverted-residual", "input_shape": (4, 8, 8)}, "inverted-residual takes 3 channels, or 1"),
-        ({"kind": "inverted-residual", "batch_norm": False}, "batch_norm=False: inverted-residual has it as built"),
+        ({"kind": "inverted-residual", "batch_norm": False}, "batch_norm=False: inverted-residual has a fixed form"),
         ({"input_shape": (784,)}, r"input_shape=\(784,\): mobilenet-v3-small takes images"),
     ],
     ids=str,

@@ -146,7 +146,7 @@ def test_the_published_fault_computes_what_the_right_network_computes() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "resnet-18", "bias": False}, "bias=False: resnet-18 has it as built, .*; give bias=True"),
+        ({"kind": "resnet-18", "bias": False}, "bias=False: resnet-18 has a fixed form: .*; give bias=True"),
         ({"kind": "resnet-18", "widths": (64, 64)}, r"widths=\(64, 64\): a resnet-18 has the widths .*; give these"),
         ({"kind": "resnet", "input_shape": (784,)}, r"input_shape=\(784,\): resnet takes images"),
         ({"kind": "resnet", "widths": ()}, "at least one hidden layer"),

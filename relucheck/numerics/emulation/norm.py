@@ -54,7 +54,7 @@ class RoundedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         momentum = self.momentum or 0.0
         own = self.training or self.running_mean is None
-        if self.training and self.num_batches_tracked is not None:
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # the running statistics are plain means
                 momentum = 1.0 / float(self.num_batches_tracked)

@@ -148,8 +148,7 @@ def _e5() -> TrainingScenario:
 _SMALL: Final = Network("mobilenet-v3-small", MOBILENET_V3_SMALL, batch_norm=True, dropout=0.2)
 _E6_SEEDS: Final = (12345, 1, 2, 3, 4)
 _E6: Final = Settings("mnist", _SMALL, members_of(_E6_SEEDS, (1.0,)), optimiser=ADAM, epochs=10, every=67)
-#: (name in files, words of the table, activation, subgradients at the upper kink of all members but s = 0); what varies is
-#: (s, s) for ReLU, (s, 0) and (0, s) for ReLU6.
+#: (name in files, words of the table, activation).
 _E6_FORMS: Final = (
     ("relu-", "ReLU", "relu"),
     ("relu6-alpha-", "ReLU6, (alpha, beta) = (s, 0)", "relu6"),

@@ -322,7 +322,7 @@ _NOTES: Final = """\
 _TEXT: Final = """\
 - repeated pairs: pairs of summands that more than 1 % of a channel's elements share, and hits due to them. The border of a
   digit is blank, so in the first blocks many elements of a channel are one number. If its summands cancel, thousands of
-  hits appear at once. If not, there are none. The prediction is right on average over networks, and not for one network.
+  hits appear at once. If not, there are none. So the prediction for these pairs can be far off in one network.
 - ratio of the rest: the same without repeated pairs.
 - ratio if independent: predicted from the distributions of the two summands alone. It is wrong where the summands depend on
   each other.

@@ -58,7 +58,7 @@ def _layers(panel: Any, result: Result) -> None:
             ends = [share(_pooled(one.hits, epoch), _pooled(one.activations, epoch)) for epoch in (0, -1)]
             panel.plot([place, place], ends, color=_colour(one), linewidth=1.0, alpha=0.6)
             panel.plot(place, ends[-1], **_style(one, kink), markersize=5, linestyle="none")
-        else:
+        elif one.seen:
             panel.plot(
                 place, one.share, marker="v", color=_colour(one), markerfacecolor="none", markersize=5, linestyle="none"
             )
@@ -69,12 +69,16 @@ def _layers(panel: Any, result: Result) -> None:
     panel.set_yscale("log")
     panel.set_xlabel("convolutions and linear layers before it")
     panel.xaxis.get_major_locator().set_params(integer=True)
+    low, high = panel.get_xlim()
+    if high - low < 1:  # one layer, around which there would be fractions
+        panel.set_xlim(low - 1, high + 1)
 
 
 def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:
     size, kinks = images_an_epoch(result), result.settings.network.kinks
     for one in by_source(result):
-        rates = [1000 * sum(column) / len(column) / size for column in zip(*one.hits, strict=False)]
+        epochs = (one.reached(epoch) for epoch in range(max(map(len, one.hits))))  # a seed that diverged has fewer
+        rates = [1000 * sum(found) / len(found) / size for found in epochs]
         known = [(size * epoch, rate) for epoch, rate in enumerate(rates, start=1) if rate]
         if known:
             panel.plot(*zip(*known, strict=True), **_style(one, kinks.index(one.kink)), markersize=3)
@@ -92,7 +96,8 @@ def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:
         panel.set_ylim(bottom=0)
     else:
         middle = {"ha": "center", "va": "center", "transform": panel.transAxes}
-        panel.text(0.5, 0.5, "no hit", **middle)
+        finished = any(one.seen for one in by_source(result))
+        panel.text(0.5, 0.5, "no hit" if finished else "diverged in the first epoch", **middle)
         panel.set_xticks([])
 
 

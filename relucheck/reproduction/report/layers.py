@@ -75,14 +75,20 @@ class LayerHits:
         """The share in words, per million."""
         return "-" if not self.seen else f"{'' if self.total else '< '}{_figure(1e6 * self.share)}"
 
+    def reached(self, epoch: int) -> list[int]:
+        """The hits in an epoch of each seed that finished it.
+
+        Epochs are counted from 0; -1 is the last epoch of each seed.
+        """
+        return [seed[epoch] for seed in self.hits if -1 <= epoch < len(seed) and seed]
+
     def mean(self, epoch: int) -> str:
         """The mean number of hits over seeds in an epoch (0: the first; -1: the last)."""
-        found = [seed[epoch] for seed in self.hits if seed]
-        return _mean(found)
+        return _mean(self.reached(epoch))
 
     def images(self, epoch: int, samples: int) -> str:
         """The mean number of hits per 1,000 images in an epoch of so many images."""
-        found = [seed[epoch] for seed in self.hits if seed]
+        found = self.reached(epoch)
         return _figure(1000 * sum(found) / len(found) / samples) if found else "-"
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relucheck.training.flat import bytes_of
+
 
 class Inputs:
     """Mini-batches at fixed addresses.
@@ -67,11 +69,7 @@ class Copies:
     def same_bits(self) -> bool:
         """Whether the tensors hold the bits of their copies. Waits for the device."""
         pairs = [pair for tensors, copies in self._groups for pair in zip(tensors, copies, strict=True)]
-        return all(torch.equal(_bytes(tensor), _bytes(copy)) for tensor, copy in pairs)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(-1).view(torch.uint8)
+        return all(torch.equal(bytes_of(tensor), bytes_of(copy)) for tensor, copy in pairs)
 
 
 class Lane:

@@ -34,6 +34,10 @@ def test_emulate_turns_linear_layers_and_refuses_the_rest() -> None:
         emulate(nn.Sequential(nn.Linear(1, 1)), chosen)
     with pytest.raises(EmulationError, match=r"has no nn\.Linear"):
         emulate(nn.Sequential(nn.ReLU()), chosen)
+    synchronised = nn.Sequential(nn.Linear(3, 4), nn.SyncBatchNorm(4)).bfloat16()
+    with pytest.raises(EmulationError, match=r"'1' is a SyncBatchNorm, .*; use one of these, or add"):
+        emulate(synchronised, chosen)
+    assert emulate(synchronised, Emulation.parse(torch.bfloat16, "product; batch norm native")) == ("0",)
     with pytest.raises(EmulationError, match="got a tensor of float32; convert"):
         linear(chosen, torch.ones(1, 3), model[0].weight)
 

@@ -178,6 +178,25 @@ def test_where_it_changes_nothing_or_means_nothing_it_is_refused(make: Callable[
         make()
 
 
+@pytest.mark.parametrize(("dtype", "label"), [(torch.bfloat16, "rounded; batch norm native"), (torch.float64, "rounded")])
+def test_another_emulation_gives_the_batch_norm_back(dtype: torch.dtype, label: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).bfloat16()
+    emulate(model, Emulation.parse(torch.bfloat16, "rounded"))
+    assert isinstance(model[1], RoundedBatchNorm)
+    emulate(model.to(dtype), Emulation.parse(dtype, label))
+    assert type(model[1]) is nn.BatchNorm1d
+
+
+def test_statistics_that_are_no_longer_tracked_stay() -> None:
+    models = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).bfloat16() for _ in range(2)]
+    emulate(models[0], Emulation.parse(torch.bfloat16, "rounded"))
+    for model in models:
+        model[1].track_running_stats = False
+        model(torch.ones(2, 3, dtype=torch.bfloat16))
+    ours, theirs = (dict(model[1].named_buffers()) for model in models)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
 def test_32_bits_keep_their_batch_norm() -> None:
     model = Network("convnet", (3,), batch_norm=True).draw(0, Arithmetic.parse("float32 emulated (tf32)"))
     assert [type(m) for m in model.modules() if isinstance(m, nn.BatchNorm2d)] == [nn.BatchNorm2d]

@@ -56,6 +56,38 @@ def test_epochs_are_drawn_over_the_images_seen() -> None:
     assert {"behind batch norm, at 0", "behind batch norm, at 6", "published [R22], at 6"} <= set(names)
 
 
+def test_a_seed_that_diverged_leaves_the_others() -> None:
+    found, result = run("E6", "relu6-alpha-bfloat16-rounded", at_6)
+    first, second, _ = (member for member in result.members if member.member.is_reference)
+    del first.epochs[:], first.hits[:], first.activations[:]
+    del second.epochs[3:], second.hits[3:], second.activations[3:]
+    _, (above, panel) = panels("E6", [(found, result)])
+    (line,) = [line for line in panel.get_lines() if len(line.get_xdata()) == 8]
+    assert list(line.get_ydata()) == [100 / 1.6] * 3 + [125 / 1.6] * 5  # 75 and 125 hits, then 125
+    assert points(above, "v", "none")
+    for member in result.members:
+        if member.member.is_reference:
+            del member.epochs[:], member.hits[:], member.activations[:]
+    _, (above, panel) = panels("E6", [(found, result)])
+    assert points(above, "v", "none") == []
+    assert [text.get_text() for text in panel.texts] == []  # the published counts are drawn
+
+
+def test_one_layer_has_whole_depths_beside_it() -> None:
+    _, (above, _) = panels("E5", [run("E5", "stem-only-float32", lambda *_: 0)])
+    low, high = above.get_xlim()
+    assert [tick for tick in above.get_xticks() if low < tick < high] == [0, 1, 2]
+
+
+def test_without_a_finished_epoch_it_is_not_said_that_there_is_no_hit() -> None:
+    found, result = run("E5", "float32", lambda *_: 0)
+    for member in result.members:
+        if member.member.is_reference:
+            del member.epochs[:], member.hits[:], member.activations[:]
+    _, (_, panel) = panels("E5", [(found, result)])
+    assert [text.get_text() for text in panel.texts] == ["diverged in the first epoch"]
+
+
 def test_the_legend_is_no_wider_than_the_figure() -> None:
     figure, _ = panels("E6", [run("E6", "relu6-alpha-bfloat16-rounded", at_6), run("E6", "relu6-alpha-float32", at_6)])
     figure.canvas.draw()

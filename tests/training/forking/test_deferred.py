@@ -7,6 +7,7 @@ tested without a GPU. ``test_on_cuda.py`` tests the graph.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from relucheck.networks import Network
+from relucheck.numerics.determinism import deterministic
 from relucheck.training import model as training_model
 from relucheck.training.forking import Branch, ForkingExecutor, captured, comparing
 from relucheck.training.forking import executor as forking
@@ -317,6 +319,33 @@ def test_progress_does_not_wait() -> None:
     assert run.note() == "2 branches, loss -"
     run.end()
     assert run.note().startswith("2 branches, loss 2.")
+
+
+@pytest.mark.usefixtures("dead_units")
+@pytest.mark.parametrize("name", ["batch norm", "dropout", "shuffle", "sgd mixed float16", "late hits"])
+def test_a_run_that_resumes_is_the_same(name: str) -> None:
+    """From the state after the first epoch, as a checkpoint holds it."""
+    settings = changed(SETTINGS, **executors.VARIATIONS.get(name, {}))
+    model = _late if name == "late hits" else None
+    whole = executors._run(settings, deferred=True, model=model)
+    train, test = executors._splits(settings)
+    steps = settings.steps_of(len(train))
+    run = ForkingExecutor(settings, 3, train, test, CPU, deferred=True, model=model)
+    with settings.arithmetic.active(), deterministic():
+        for epoch in range(settings.epochs):
+            run.begin(epoch)
+            for step in range(steps):
+                start = step * settings.batch_size
+                stop = min(start + settings.batch_size, len(train))
+                run.step(start, stop, epoch * steps + step + 1)
+            run.end()
+            buffer = io.BytesIO()
+            torch.save(run.state(), buffer)
+            run = ForkingExecutor(settings, 3, train, test, CPU, deferred=True, model=model)
+            run.load(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+    assert settings.epochs > 1
+    assert any(result.forked_at for result in run.results.values())
+    assert _rows(run) == _rows(whole)
 
 
 def test_an_optimiser_that_diverges_by_rule_is_read_later() -> None:

@@ -264,7 +264,7 @@ def members(result: Result) -> list[Series]:
             continue
         s = f"({member.subgradient:.2g}, {member.second:.2g})" if member.second is not None else f"{member.subgradient:g}"
         for kink, at in enumerate(result.settings.network.kinks):
-            name = f"s = {s}{f' {member.rule}' if member.subgradient else ''}, at {at:g}"
+            name = f"s = {s}{f' {member.rule}' if member.s else ''}, at {at:g}"
             counts_of = tuple(_hits(one, kink) for one in matching)
             every.append(Series(name, (), (), (), counts_of, tuple(map(_accuracy, matching))))
     return every
