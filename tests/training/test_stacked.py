@@ -168,7 +168,7 @@ def test_products_made_member_by_member_are_those_of_the_forking_run(
                 for position in map(stacked.indices.index, branch.members):
                     for name, ours in stacked.parameters.items():
                         assert torch.equal(ours[position], theirs[name]), (epoch, step, name, position)
-                    assert stacked.hits[:, :, position].tolist() == branch.hits
+                    assert stacked.hits[:, :, position].tolist() == branch.hits()
     assert len(forking.branches) > 2, "nothing was compared"
 
 
