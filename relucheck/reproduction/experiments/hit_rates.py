@@ -17,23 +17,19 @@ from typing import Any, Final
 import torch
 
 from relucheck.data import load
-from relucheck.errors import RelucheckError
 from relucheck.hits import plans as hits_plans
 from relucheck.hits.plans import Planned, PlannedNetwork
 from relucheck.hits.rates import poisson_interval, probe
 from relucheck.hits.validation import DEPTHS, WIDTHS, Agreement, ValidatedLayer, agreement, carry_out, resnet50_hits, runs
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
+from relucheck.reproduction.experiments.results_files import ReportError, reading
 from relucheck.results.figures import blank, save
 from relucheck.results.files import write_atomically
 from relucheck.results.tables import Table, counted
 
 #: Version of the JSON's layout.
 SCHEMA: Final = 2
-
-
-class ReportError(RelucheckError, ValueError):
-    """A file that is not a results file of this version."""
 
 
 # ---------------------------------------------------------------- tables
@@ -189,10 +185,7 @@ def read_results(path: Path) -> Results:
     Raises:
         ReportError: the file is of another version or no such file.
     """
-    try:
-        content: Any = json.loads(path.read_text())
-        if content["schema"] != SCHEMA:
-            raise ReportError(f"{path} has schema {content['schema']!r}, this version reads {SCHEMA}; run it again")
+    with reading(path, SCHEMA, "results of hit rates") as content:
         remark = content["remark"]
         if not isinstance(remark, str):
             raise ReportError(f"{path}: remark {remark!r} is not text; write it as a JSON string")
@@ -205,10 +198,6 @@ def read_results(path: Path) -> Results:
             [tuple(row) for row in content["resnet"]],
             remark,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ReportError):
-            raise
-        raise ReportError(f"{path} holds no results of hit rates: {error}; run without --cells") from error
 
 
 def figure(cells: Sequence[ValidatedLayer]) -> Any:

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relucheck.data import load
-from relucheck.errors import RelucheckError
 from relucheck.hits.normed import Expected, Forecast, forecast, fuses
 from relucheck.hits.rates import poisson_interval
 from relucheck.networks.mobilenet import MOBILENET_V3_SMALL
@@ -29,6 +28,7 @@ from relucheck.networks.network import Network
 from relucheck.networks.resnets import RESNET_20
 from relucheck.networks.sites import RESIDUAL_SUM, Site
 from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.reproduction.experiments.results_files import reading
 from relucheck.results.files import write_atomically
 from relucheck.results.tables import Table, counted
 
@@ -39,10 +39,6 @@ _BATCH: Final = 128
 LEAST: Final = 10
 #: A prediction is close if it is within this factor of the count.
 FACTOR: Final = 2.0
-
-
-class ReportError(RelucheckError, ValueError):
-    """A file that is not a results file of this version."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,16 +230,9 @@ def read_results(path: Path) -> Results:
     Raises:
         ReportError: the file is of another version or no such file.
     """
-    try:
-        content: Any = json.loads(path.read_text())
-        if content["schema"] != SCHEMA:
-            raise ReportError(f"{path} has schema {content['schema']!r}, this version reads {SCHEMA}; run it again")
+    with reading(path, SCHEMA, "hits by layer") as content:
         cells = [Cell(**{**cell, "forecast": _forecast(cell["forecast"])}) for cell in content["cells"]]
         return Results(cells, bool(content["fused"]), float(content["seconds"]), str(content["torch"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ReportError):
-            raise
-        raise ReportError(f"{path} holds no hits by layer: {error}; run without --cells") from error
 
 
 def _forecast(content: Mapping[str, Any]) -> Forecast:

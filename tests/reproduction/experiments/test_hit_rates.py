@@ -11,6 +11,7 @@ from syrupy.assertion import SnapshotAssertion
 from relucheck.hits.plans import Planned
 from relucheck.hits.validation import ValidatedLayer
 from relucheck.reproduction.experiments import hit_rates
+from relucheck.reproduction.experiments.results_files import ReportError
 from relucheck.results.figures import png
 
 
@@ -40,17 +41,17 @@ def test_results_are_written_whole_and_read_again(tmp_path: Path, remark: str) -
     assert hit_rates.read_results(path) == results
     content = json.loads(results.json())
     path.write_text(json.dumps({**content, "schema": 99}))
-    with pytest.raises(hit_rates.ReportError, match="schema 99, this version reads 2"):
+    with pytest.raises(ReportError, match="schema 99, this version reads 2"):
         hit_rates.read_results(path)
     path.write_text(json.dumps({**content, "remark": 3}))
-    with pytest.raises(hit_rates.ReportError, match=r"hit_rates\.json: remark 3 is not text; write it as"):
+    with pytest.raises(ReportError, match=r"hit_rates\.json: remark 3 is not text; write it as"):
         hit_rates.read_results(path)
     del content["planned"]
     path.write_text(json.dumps(content))
-    with pytest.raises(hit_rates.ReportError, match="holds no results of hit rates: 'planned'"):
+    with pytest.raises(ReportError, match="holds no results of hit rates: 'planned'"):
         hit_rates.read_results(path)
     path.write_text("{")
-    with pytest.raises(hit_rates.ReportError, match="holds no results"):
+    with pytest.raises(ReportError, match="holds no results"):
         hit_rates.read_results(path)
 
 

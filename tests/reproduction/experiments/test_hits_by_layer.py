@@ -15,6 +15,7 @@ from relucheck.networks.sites import Site
 from relucheck.numerics.determinism import generator
 from relucheck.reproduction.experiments import hits_by_layer
 from relucheck.reproduction.experiments.hits_by_layer import Cell, Results, Run
+from relucheck.reproduction.experiments.results_files import ReportError
 
 SUM = Site("blocks.0.activation2", "ReLU", (0.0,), "residual sum", 3, True)
 NORM = Site("activation", "ReLU", (0.0,), "batch norm", 1, True)
@@ -74,11 +75,11 @@ def test_results_are_written_whole_and_read_again(tmp_path: Path) -> None:
     assert hits_by_layer.read_results(path) == results()
     content = json.loads(results().json())
     path.write_text(json.dumps({**content, "schema": 99}))
-    with pytest.raises(hits_by_layer.ReportError, match="schema 99, this version reads 1"):
+    with pytest.raises(ReportError, match="schema 99, this version reads 1"):
         hits_by_layer.read_results(path)
     for wrong in ("{", json.dumps({**content, "cells": [{}]})):
         path.write_text(wrong)
-        with pytest.raises(hits_by_layer.ReportError, match="holds no hits by layer"):
+        with pytest.raises(ReportError, match="holds no hits by layer"):
             hits_by_layer.read_results(path)
 
 
