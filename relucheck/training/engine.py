@@ -29,10 +29,10 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import available, environment
 from relucheck.results.progress import Progress
 from relucheck.results.store import FINISHED, Store, StoreError, read_finished
-from relucheck.training.forking import DataSplit
 from relucheck.training.result import VERSIONS, Result, SeedResult
 from relucheck.training.settings import Member, Settings
-from relucheck.training.sitting import EXECUTORS, Interrupted, Sitting, group_name
+from relucheck.training.sitting import EXECUTORS, AfterEpoch, Interrupted, Sitting, group_name
+from relucheck.training.splits import split_of
 from relucheck.training.stacked import stackable
 from relucheck.work import Report, Unit
 
@@ -57,9 +57,11 @@ _NO_MEMORY: Final = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA erro
 def executor_of(settings: Settings, executor: str) -> str:
     """The executor that runs a comparison when ``executor`` is requested.
 
-    The stacked executor runs MLPs only. Other networks get the forking executor, which runs any network.
+    The stacked executor runs MLPs only, and all seeds on the same images. Other networks, and seeds that each hold out
+    images of their own, get the forking executor, which runs any comparison.
     """
-    return executor if executor != "stacked" or stackable(settings.network) else "forking"
+    stacks = stackable(settings.network) and settings.validation is None
+    return executor if executor != "stacked" or stacks else "forking"
 
 
 def usual_executor(device: str) -> str:
@@ -75,6 +77,8 @@ def train(
     folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
     executor: str | None = None,
+    after_epoch: AfterEpoch | None = None,
+    restart: bool = False,
 ) -> Result:
     """Train a comparison in this process.
 
@@ -90,6 +94,10 @@ def train(
         progress: whether to show progress.
         executor: "forking" or "stacked". None means forking on a CPU and for networks that cannot be stacked, and stacked
             otherwise.
+        after_epoch: is called after each epoch with the results so far, by seed, and once at the start of a run that
+            resumes. Its exceptions end the run; what is kept stays. For a finished seed it is not called.
+        restart: whether a checkpoint of another device or other versions is discarded, with a line of text. If False, it is
+            an error.
 
     Returns:
         The result of all seeds; if one is void, the seeds after it may be missing.
@@ -114,9 +122,10 @@ def train(
     with Progress(total, title, done=done, enabled=progress) as shown:
         for group in groups:
             if keep_in is None:
-                results |= _train_group(group, None, root, str(place), kind, shown.report)
+                results |= _train_group(group, None, root, str(place), kind, shown.report, after_epoch=after_epoch)
             else:
-                _train_and_keep(settings, group.seeds, keep_in, root, str(place), kind, False, shown.report)
+                how = root, str(place), kind, restart, shown.report
+                _train_and_keep(settings, group.seeds, keep_in, *how, after_epoch=after_epoch)
                 results = finished(settings, keep_in, kind)
             if any(part.void for part in results.values()):
                 break
@@ -239,7 +248,7 @@ def _steps(group: Settings, root: data.Root) -> int:
     count = group.train_samples
     if count is None:
         count = len(data.load_once(group.data, "train", root))
-    return group.epochs * group.steps_of(count)
+    return group.epochs * group.steps_of(group.trained(count))
 
 
 def _steps_done(group: Settings, folder: Path) -> int:
@@ -260,13 +269,14 @@ def _train_group(
     executor: str,
     report: Report,
     restart: bool = False,
+    after_epoch: AfterEpoch | None = None,
 ) -> dict[int, SeedResult]:
     """Train all seeds of ``settings`` together."""
     place = checked_device(device)
     origin = _origin(place, executor)
     with settings.arithmetic.active(), deterministic(), _without_fill(), _enough_memory(settings, place):
-        splits = _split(settings, "train", root, place), _split(settings, "test", root, place)
-        return Sitting(settings, *splits, place, origin, store, report, restart).run()
+        splits = split_of(settings, "train", root, place), split_of(settings, "test", root, place)
+        return Sitting(settings, *splits, place, origin, store, report, restart).run(after_epoch)
 
 
 def _train_and_keep(
@@ -278,6 +288,8 @@ def _train_and_keep(
     executor: str,
     restart: bool,
     report: Report,
+    *,
+    after_epoch: AfterEpoch | None = None,
 ) -> None:
     """Train some seeds of a comparison together and store them, but not what is stored already.
 
@@ -294,13 +306,13 @@ def _train_and_keep(
     continued = {seed: part for seed, part in before.items() if part.origin == here and part.thinned is None}
     store = Store(folder)
     missing = _members_to_run(settings, seeds, before, continued)
-    results = _train_group(missing, store, root, device, executor, report, restart)
+    results = _train_group(missing, store, root, device, executor, report, restart, after_epoch)
     if not all(results[seed].void or same_reference(part, results[seed]) for seed, part in continued.items()):
         name = group_name(settings.of_seeds(seeds))
         report(0, f"{name} starts again from the beginning: its reference is no longer the stored one")
         continued = {}
         everything = _members_to_run(settings, seeds, before, {})
-        results = _train_group(everything, None, root, device, executor, report)
+        results = _train_group(everything, None, root, device, executor, report, after_epoch=after_epoch)
     keep(settings, folder, executor, {seed: _joined(continued.get(seed), part) for seed, part in results.items()})
     store.forget(group_name(settings.of_seeds(seeds)))
 
@@ -364,25 +376,6 @@ def checked_device(device: str | torch.device) -> torch.device:
     if place.type not in ("cpu", "cuda"):
         raise DeviceError(f"device {str(device)!r}: experiments and their kernels run on cpu and cuda; use one of these")
     return place
-
-
-def _split(settings: Settings, split: str, root: data.Root, device: torch.device) -> DataSplit:
-    dataset = data.load_once(settings.data, split, root)
-    available, wanted = len(dataset), getattr(settings, f"{split}_samples")
-    if wanted is not None and wanted > available:
-        raise SettingsError(
-            f"{split}_samples={wanted}: {settings.data} {split} has {available} images; use at most {available}"
-        )
-    count: int = available if wanted is None else wanted
-    network, labels = settings.network, dataset.labels[:count]
-    if dataset.images[0].numel() != network.features or int(labels.max()) >= network.classes:
-        raise SettingsError(
-            f"network={network}: takes {network.features} numbers and has {network.classes} classes, {settings.data} has "
-            f"images of {dataset.images[0].numel()} pixels and classes 0 to {int(labels.max())}; change its input_shape or "
-            "classes"
-        )
-    images = data.scale(dataset.images[:count], settings.arithmetic.dtype, "flat", device)
-    return DataSplit(images.reshape(count, *network.input_shape), labels.to(device))
 
 
 @contextlib.contextmanager

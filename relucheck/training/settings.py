@@ -218,12 +218,15 @@ class Settings:
         test_samples: number of test images, the first ones; None means all.
         shuffle: False takes mini-batches in file order, as the published runs did. True draws a permutation for each seed
             and epoch.
+        validation: share of the training images that is held out, between 0 and 1. Each seed draws its own. Test losses and
+            accuracies are then those of the images held out, and the test images are not used. None holds none out.
         every: number of steps between recorded distances. The first difference, the control and divergence are checked at
             every step.
 
     Raises:
         SettingsError: a value is out of range or of the wrong type, no distance would be recorded, a member is listed
-            twice, or a seed does not have exactly one reference and one control.
+            twice, a seed does not have exactly one reference and one control, or both ``validation`` and ``test_samples``
+            are given.
     """
 
     data: str
@@ -237,6 +240,7 @@ class Settings:
     test_samples: int | None = None
     shuffle: bool = False
     every: int = 1
+    validation: float | None = None
 
     def __post_init__(self) -> None:
         instance("network", self.network, Network, 'Network("mlp", (200, 200, 200))')
@@ -263,8 +267,17 @@ class Settings:
                 f"momentum={self.optimiser.momentum!r} with fused=True and a gradient scaler (mixed float16): torch's "
                 "fused SGD reads uninitialised momentum if the first step overflows; use fused=False"
             )
+        if self.validation is not None:
+            number("validation", self.validation, above=0)
+            if self.validation >= 1:
+                raise SettingsError(f"validation={self.validation!r}: must be less than 1; 0.2 holds out a fifth")
+            if self.test_samples is not None:
+                raise SettingsError(
+                    f"test_samples={self.test_samples!r} with validation={self.validation!r}: the images held out take the "
+                    "place of the test images; use test_samples=None"
+                )
         if self.train_samples is not None:
-            self.steps_of(self.train_samples)
+            self.steps_of(self.trained(self.train_samples))
         if not self.members:
             raise SettingsError("members=(): a comparison needs members; members_of(seeds, subgradients) lists them")
         for seed in self.seeds:
@@ -278,6 +291,22 @@ class Settings:
                     raise SettingsError(
                         f"members: seed {seed} has {count} members that are its {what}, not 1; members_of() adds both"
                     )
+
+    def trained(self, samples: int) -> int:
+        """How many of ``samples`` images of the training split are trained on; the others are held out.
+
+        Raises:
+            SettingsError: none would be trained on, or none held out.
+        """
+        if self.validation is None:
+            return samples
+        held_out = round(self.validation * samples)
+        if not 0 < held_out < samples:
+            raise SettingsError(
+                f"validation={self.validation!r}: holds out {held_out} of {samples} training images; use a share "
+                "that leaves some on both sides"
+            )
+        return samples - held_out
 
     def steps_of(self, samples: int) -> int:
         """Number of steps in an epoch of ``samples`` training samples.
@@ -308,9 +337,15 @@ class Settings:
         return dataclasses.replace(self, members=tuple(member for member in self.members if member.seed in seeds))
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as a JSON object, which ``from_json`` reads."""
+        """The settings as a JSON object, which ``from_json`` reads.
+
+        Settings that hold nothing out have no entry ``validation``, so that their digests stay what they were before there
+        was one.
+        """
         members = [member.to_json() for member in self.members]
         fields = {**dataclasses.asdict(self), "members": members, "arithmetic": self.arithmetic.name}
+        if self.validation is None:
+            del fields["validation"]
         return {"schema": SCHEMA, **json.loads(json.dumps(fields))}
 
     @classmethod

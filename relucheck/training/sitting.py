@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,6 +28,8 @@ STATE: Final = 5
 #: writing takes about ``SHARE`` of the time. For 100 members of E2 it takes 1.4 s, and an epoch on a GPU may take less.
 EXPENSIVE_S: Final = 1.0
 SHARE: Final = 0.1
+#: A function that is called after each epoch with the results so far, by seed. They change with the next epoch.
+AfterEpoch = Callable[[Mapping[int, SeedResult]], None]
 #: Number of steps between two reports of progress.
 _REPORTED: Final = 16
 
@@ -147,17 +149,23 @@ class Sitting:
         """Computing time in seconds, over all sittings of the group."""
         return self.before + time.monotonic() - self.begun
 
-    def run(self) -> dict[int, SeedResult]:
+    def run(self, after_epoch: AfterEpoch | None = None) -> dict[int, SeedResult]:
         """Train to the end, and return the results by seed.
+
+        Args:
+            after_epoch: is called after each epoch, and once at the start if a checkpoint is continued.
 
         Raises:
             Interrupted: on control-C.
             relucheck.results.store.StoreError: a checkpoint cannot be written.
         """
         try:
-            void = self._run()
+            void = self._run(after_epoch)
         except KeyboardInterrupt as error:
             raise Interrupted(self._interrupted()) from error
+        return self._results(void)
+
+    def _results(self, void: str | None = None) -> dict[int, SeedResult]:
         wall_s = self.wall_s / len(self.settings.seeds)
         results: dict[int, SeedResult] = {}
         for seed in self.settings.seeds:
@@ -169,9 +177,11 @@ class Sitting:
             results[seed] = SeedResult(members, void, wall_s, dict(self.origin))
         return results
 
-    def _run(self) -> str | None:
+    def _run(self, after_epoch: AfterEpoch | None) -> str | None:
         settings, run = self.settings, self.executor
         unreported = 0
+        if after_epoch is not None and self.epoch:
+            after_epoch(self._results())
         while self.epoch < settings.epochs and run.alive():
             run.begin(self.epoch)
             for step in range(self.steps):
@@ -192,6 +202,8 @@ class Sitting:
             self.epoch += 1
             if self.epoch < settings.epochs and run.alive():
                 self._save()
+            if after_epoch is not None:
+                after_epoch(self._results())
         return None
 
     def _note(self) -> str:

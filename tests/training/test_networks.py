@@ -15,10 +15,11 @@ from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import SettingsError
 from relucheck.networks import Network
 from relucheck.numerics.determinism import deterministic
-from relucheck.training.engine import Interrupted, _split, train
+from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import Branch, DataSplit, ForkingExecutor
 from relucheck.training.model import Kinked
 from relucheck.training.settings import Settings, members_of
+from relucheck.training.splits import split_of
 from tests.helpers.training_case import changed, numbers
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def settings_of(name: str, **changes: Any) -> Settings:
 
 def run_of(settings: Settings, *, apart: bool) -> ForkingExecutor:
     """The executor after all epochs."""
-    data: list[DataSplit] = [_split(settings, split, None, CPU) for split in ("train", "test")]
+    data: list[DataSplit] = [split_of(settings, split, None, CPU) for split in ("train", "test")]
     run = ForkingExecutor(settings, settings.seeds[0], *data, CPU, apart=apart)
     steps = settings.steps_of(len(data[0]))
     with deterministic(), settings.arithmetic.active():
@@ -163,7 +164,7 @@ def test_a_resumed_run_ends_bitwise_equal(name: str, tmp_path: Path, monkeypatch
 def test_chain_is_a_plain_loop_with_public_modules(name: str, subgradient: float) -> None:
     settings = settings_of(name, shuffle=False)
     run = run_of(settings, apart=False)
-    data = _split(settings, "train", None, CPU)
+    data = split_of(settings, "train", None, CPU)
     plain = settings.network.draw(3, settings.arithmetic, drawn=torch.float32)
     set_subgradient(plain, subgradient)
     optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3)
@@ -218,7 +219,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused(network: Network) -> No
 
 def test_images_have_the_shape_that_the_network_takes() -> None:
     flat, image = (
-        _split(settings_of("convnet", kind=kind, widths=(2,)), "train", None, CPU).images for kind in ("mlp", "residual")
+        split_of(settings_of("convnet", kind=kind, widths=(2,)), "train", None, CPU).images for kind in ("mlp", "residual")
     )
     assert (flat.shape, image.shape) == ((56, 784), (56, 1, 28, 28))
     assert torch.equal(flat, image.flatten(1))

@@ -30,6 +30,14 @@ SETTINGS = Settings("digits", Network("mlp", (16,)), members_of([0], [1.0]), bat
         ({"members": (0, 1)}, "members=0: must be of class Member, for example Member(0, 0.5)"),
         ({"data": None}, "data=None: must be one of digits"),
         ({"train_samples": 10.0}, "train_samples=10.0: must be a whole number"),
+        ({"validation": 1.0}, "validation=1.0: must be less than 1; 0.2 holds out a fifth"),
+        ({"validation": 0.0}, "validation=0.0: must be a finite number above 0"),
+        (
+            {"validation": 0.001},
+            "validation=0.001: holds out 0 of 64 training images; use a share",
+        ),
+        ({"validation": 0.2, "test_samples": 9}, "test_samples=9 with validation=0.2: the images held out take the place"),
+        ({"validation": 0.5, "every": 3}, "every=3: the run has 2 steps (2 epochs of 1)"),
         ({"every": 5}, "every=5: the run has 4 steps (2 epochs of 2), so no distance would be recorded; use at most 4"),
         ({"every": 0}, "every=0: must be a whole number"),
     ],
@@ -66,6 +74,13 @@ def test_settings_of_another_schema_are_refused() -> None:
     assert SETTINGS.to_json()["arithmetic"] == "float32"
     with pytest.raises(SettingsError, match=r"schema 1: .* reads schema 2; run it again$"):
         Settings.from_json({**SETTINGS.to_json(), "schema": 1})
+
+
+def test_settings_that_hold_nothing_out_have_the_digests_of_before() -> None:
+    assert "validation" not in SETTINGS.to_json()
+    held_out = changed(SETTINGS, validation=0.25)
+    assert Settings.from_json(held_out.to_json()) == held_out
+    assert held_out.digest != SETTINGS.digest
 
 
 def test_fused_momentum_under_a_scaler_is_refused() -> None:

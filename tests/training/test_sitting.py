@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from relucheck.results.store import State, Store, StoreError, packed
 from relucheck.training import engine, sitting
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import ForkingExecutor
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.result import MemberResult, Result, SeedResult
 from relucheck.training.settings import Member, Optimiser, members_of
 from relucheck.training.sitting import STATE
+from relucheck.training.splits import split_of
 from relucheck.work import Event, Local
 from tests.helpers.training_case import SETTINGS, changed, numbers
 
@@ -46,6 +48,7 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.training import engine, forking
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings
+from relucheck.training.splits import split_of
 settings = Settings.from_json(json.loads(sys.argv[1]))
 step, count = forking.ForkingExecutor.step, 0
 def counted(self, *rest):
@@ -94,7 +97,7 @@ def test_killed_run_resumes_and_ends_as_an_unbroken_one(unbroken: Result, tmp_pa
 def _sit(seed: int, folder: Path, **options: float) -> list[MemberResult]:
     """A sitting of one seed, as the engine has it, with the costs of writing given."""
     group, device = SETTINGS.of_seeds([seed]), torch.device("cpu")
-    train_split, test_split = (engine._split(group, split, None, device) for split in ("train", "test"))
+    train_split, test_split = (split_of(group, split, None, device) for split in ("train", "test"))
     origin = engine._origin(device, "forking")
     with group.arithmetic.active(), deterministic():
         sitting_ = sitting.Sitting(
@@ -276,9 +279,9 @@ def test_more_members_run_beside_their_reference_alone(
     ran: list[tuple[Member, ...]] = []
     original = sitting.Sitting.run
 
-    def run(self: sitting.Sitting) -> Any:
+    def run(self: sitting.Sitting, after_epoch: Any) -> Any:
         ran.append(self.settings.members)
-        return original(self)
+        return original(self, after_epoch)
 
     monkeypatch.setattr(sitting.Sitting, "run", run)
     more = train(SETTINGS, folder=tmp_path, progress=False)
@@ -418,10 +421,31 @@ def test_units_are_the_seeds_that_are_missing(unbroken: Result, tmp_path: Path) 
 def test_interrupt_after_the_last_epoch_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
     original = sitting.Sitting._run
 
-    def late(self: sitting.Sitting) -> str | None:
-        original(self)
+    def late(self: sitting.Sitting, after_epoch: Any) -> str | None:
+        original(self, after_epoch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sitting.Sitting, "_run", late)
     with pytest.raises(Interrupted, match="interrupted after the last epoch; nothing is kept"):
         train(changed(SETTINGS, epochs=1), progress=False)
+
+
+def test_what_follows_an_epoch_sees_its_results_and_a_resumed_run_begins_with_those_it_has(tmp_path: Path) -> None:
+    """An exception there ends the run, and what was kept is not lost."""
+    group = SETTINGS.of_seeds([3])
+    seen: list[tuple[int, float]] = []
+
+    def stopping(results: Mapping[int, SeedResult]) -> None:
+        (member, *_) = results[3].members
+        seen.append((len(member.epochs), member.epochs[-1].test_accuracy))
+        if len(seen) == 2:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        train(group, folder=tmp_path, progress=False, after_epoch=stopping)
+    done = train(group, folder=tmp_path, progress=False, after_epoch=stopping)
+    accuracies = [epoch.test_accuracy for epoch in done.members[0].epochs]
+    assert seen == [(1, accuracies[0]), (2, accuracies[1]), (2, accuracies[1]), (3, accuracies[2])]
+    assert numbers(done) == numbers(train(group, progress=False))
+    train(group, folder=tmp_path, progress=False, after_epoch=stopping)
+    assert len(seen) == 4  # a finished seed is read

@@ -13,14 +13,15 @@ from torch import nn
 
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.training import engine, stacked_layers
 from relucheck.training import model as training_model
 from relucheck.training import optimisers as training_optimisers
 from relucheck.training import stacked as training_stacked
+from relucheck.training import stacked_layers
 from relucheck.training.engine import train
 from relucheck.training.forking import executor as training_forking
 from relucheck.training.model import ExecutorError
 from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.splits import split_of
 from relucheck.training.stacked import StackedExecutor, alone_on
 from tests.helpers.training_case import changed
 
@@ -154,7 +155,7 @@ def test_products_made_member_by_member_are_those_of_the_forking_run(
     settings = changed(SETTINGS, **BITWISE[variation])
     _dead_units(monkeypatch)
     device = torch.device("cpu")
-    data = [engine._split(settings, split, None, device) for split in ("train", "test")]
+    data = [split_of(settings, split, None, device) for split in ("train", "test")]
     stacked = StackedExecutor(settings, (3,), *data, device, alone=True)
     forking = training_forking.ForkingExecutor(settings, 3, *data, device)
     for epoch in range(2):
@@ -190,7 +191,7 @@ def test_16_bit_products_on_cuda_are_made_member_by_member() -> None:
 def test_the_executor_asks_what_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """And makes every product member by member where it says so."""
     device = torch.device("cpu")
-    data = [engine._split(SETTINGS, split, None, device) for split in ("train", "test")]
+    data = [split_of(SETTINGS, split, None, device) for split in ("train", "test")]
     asked: list[str] = []
     calls: list[str] = []
 
@@ -241,7 +242,7 @@ def test_scaled_gradients_are_the_forking_ones() -> None:
     """Mixed float16, where the optimisers differ by rounding: the gradients of one step, bit for bit."""
     settings = changed(SETTINGS, arithmetic=Arithmetic.parse("mixed float16"))
     device = torch.device("cpu")
-    data = [engine._split(settings, split, None, device) for split in ("train", "test")]
+    data = [split_of(settings, split, None, device) for split in ("train", "test")]
     stacked = StackedExecutor(settings, (3,), *data, device, alone=True)
     forking = training_forking.ForkingExecutor(settings, 3, *data, device, apart=True)
     taken: list[Any] = []
@@ -260,7 +261,7 @@ def test_scaled_gradients_are_the_forking_ones() -> None:
 
 def test_controls_come_last() -> None:
     device = torch.device("cpu")
-    data = [engine._split(SETTINGS, split, None, device) for split in ("train", "test")]
+    data = [split_of(SETTINGS, split, None, device) for split in ("train", "test")]
     run = StackedExecutor(SETTINGS, (3, 4), *data, device)
     assert sorted(run.indices) == list(range(len(SETTINGS.members)))
     assert [SETTINGS.members[index].control for index in run.indices] == [False] * (len(run.indices) - 2) + [True] * 2
@@ -393,7 +394,7 @@ def test_what_cannot_be_stacked_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_test_loss_is_computed_from_wide_logits() -> None:
     settings = changed(SETTINGS, arithmetic=Arithmetic.parse("bfloat16"))
-    _, test = (engine._split(settings, split, None, torch.device("cpu")) for split in ("train", "test"))
+    _, test = (split_of(settings, split, None, torch.device("cpu")) for split in ("train", "test"))
     run = StackedExecutor(settings, (3,), test, test, torch.device("cpu"))
     run.begin(0)
     run.step(0, 32, 1)

@@ -10,11 +10,11 @@ import torch
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.emulation import Emulation, EmulationError
-from relucheck.training import engine
 from relucheck.training import model as training_model
 from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
 from relucheck.training.settings import Settings, members_of
+from relucheck.training.splits import split_of
 from relucheck.training.stacked import StackedExecutor
 from tests.helpers.training_case import changed
 
@@ -41,9 +41,7 @@ def _emulated_differences(label: str, monkeypatch: pytest.MonkeyPatch) -> list[s
     monkeypatch.setattr(training_stacked, "build", build)
     settings = changed(SETTINGS, arithmetic=Arithmetic.parse(f"bfloat16 emulated ({label})"))
     device = torch.device("cpu")
-    run = StackedExecutor(
-        settings, (3,), *(engine._split(settings, split, None, device) for split in ("train", "test")), device
-    )
+    run = StackedExecutor(settings, (3,), *(split_of(settings, split, None, device) for split in ("train", "test")), device)
     random = torch.Generator().manual_seed(0)
     x = (torch.randint(0, 33, (29, 784), generator=random) / 32).bfloat16()
     cotangent = (torch.randint(-8, 9, (29, 10), generator=random) / 16).bfloat16()

@@ -27,6 +27,7 @@ from relucheck.training.forking import ForkingExecutor, nudging
 from relucheck.training.forking import executor as forking
 from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
 from relucheck.training.settings import Optimiser, Settings, members_of, nudged
+from relucheck.training.splits import split_of
 from relucheck.training.stacked import StackedExecutor
 from tests.helpers.training_case import changed, numbers
 
@@ -81,7 +82,7 @@ def _use(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
 
 
 def _splits(settings: Settings) -> list[Any]:
-    return [engine._split(settings, split, None, CPU) for split in ("train", "test")]
+    return [split_of(settings, split, None, CPU) for split in ("train", "test")]
 
 
 def _run(settings: Settings, run: Any) -> Any:

@@ -183,7 +183,7 @@ def settings_table(runs: Runs) -> Table:
             [
                 comparison.name,
                 network(settings),
-                settings.data + (f" ({settings.train_samples} samples)" if settings.train_samples else ""),
+                _images(settings),
                 settings.optimiser.label,
                 f"{settings.epochs} of {settings.batch_size} a batch, {'shuffled' if settings.shuffle else 'file order'}",
                 ", ".join(map(str, settings.seeds)),
@@ -191,6 +191,13 @@ def settings_table(runs: Runs) -> Table:
             ]
         )
     return Table(["comparison", "network", "data", "optimiser", "epochs", "seeds", "digest"], body)
+
+
+def _images(settings: Settings) -> str:
+    """The training images in words, for example "mnist (12000 samples, 20 % held out)"."""
+    held_out = f"{100 * settings.validation:g} % held out" if settings.validation is not None else ""
+    details = (f"{settings.train_samples} samples" if settings.train_samples else "", held_out)
+    return settings.data + (f" ({', '.join(filter(None, details))})" if any(details) else "")
 
 
 def network(settings: Settings) -> str:

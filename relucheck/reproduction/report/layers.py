@@ -155,7 +155,7 @@ def _sum(group: Sequence[LayerHits]) -> LayerHits:
 
 def images_an_epoch(result: Result) -> int:
     """How many images an epoch of a comparison has."""
-    return result.settings.train_samples or 60_000
+    return result.settings.trained(result.settings.train_samples or 60_000)
 
 
 # ---------------------------------------------------------------- tables

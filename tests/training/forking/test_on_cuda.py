@@ -13,9 +13,10 @@ import torch
 from relucheck.networks import Network
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import masked
-from relucheck.training.engine import _split, _without_fill
+from relucheck.training.engine import _without_fill
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.splits import split_of
 from tests.helpers.training_case import changed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="trains on a CUDA device, and torch finds none")
@@ -66,7 +67,7 @@ def _trains(settings: Settings) -> Iterator[None]:
 
 def _run(settings: Settings, **options: Any) -> ForkingExecutor:
     with _trains(settings):
-        train, test = (_split(settings, split, None, DEVICE) for split in ("train", "test"))
+        train, test = (split_of(settings, split, None, DEVICE) for split in ("train", "test"))
         run = ForkingExecutor(settings, 3, train, test, DEVICE, **options)
         steps = settings.steps_of(len(train))
         for epoch in range(settings.epochs):
@@ -115,7 +116,7 @@ def test_no_step_waits_for_the_device(case: str) -> None:
     """Where each branch has one choice; torch raises where something waits."""
     settings = changed(SETTINGS, **{**CASES[case], "members": members_of([3], [1.0], ["injected"])})
     with _trains(settings):
-        train, test = (_split(settings, split, None, DEVICE) for split in ("train", "test"))
+        train, test = (split_of(settings, split, None, DEVICE) for split in ("train", "test"))
         run = ForkingExecutor(settings, 3, train, test, DEVICE, apart=True)
         run.begin(0)
         size = settings.batch_size
