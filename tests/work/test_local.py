@@ -135,6 +135,22 @@ def test_a_last_unit_too_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "weak").exists()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_unit_that_runs_alone_has_the_calling_process_after_the_others(tmp_path: Path, processes: int) -> None:
+    """It runs although another unit was given up, which is said at the end."""
+    events: list[Event] = []
+    alone = Unit("alone", note, (tmp_path, "alone"), alone=True)
+    Local(processes).run([alone, *notes(tmp_path, 2)], events.append)
+    assert [event.unit.name for event in events if event.finished][-1] == "alone"
+    pid, threads = (tmp_path / "alone").read_text().split()
+    assert (pid, threads) == (str(os.getpid()), "1")
+    (tmp_path / "alone").unlink()
+    if processes > 1:
+        with pytest.raises(WorkError, match="hopeless"):
+            Local(processes).run([alone, Unit("hopeless", die, (tmp_path, "hopeless", 99))])
+        assert (tmp_path / "alone").exists()
+
+
 def test_steps_of_a_dead_process_are_taken_back(tmp_path: Path) -> None:
     events: list[Event] = []
     Local(2).run([Unit("weak", step_and_die, (tmp_path,))], events.append)
