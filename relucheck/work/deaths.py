@@ -24,18 +24,19 @@ class Deaths:
         self._counts: collections.Counter[str] = collections.Counter()
         self._causes: dict[str, str] = {}
 
-    def died(self, unit: Unit, steps: int, cause: str) -> bool:
+    def died(self, unit: Unit, steps: int, cause: str, *, again: bool = True) -> bool:
         """Record that the process of a unit died.
 
         Args:
             unit: the unit.
             steps: the steps that it has reported since it started; they are taken back.
             cause: why the process died.
+            again: False if the unit cannot run again, however often it has died.
 
         Returns:
             Whether the unit runs again.
         """
-        self._counts[unit.name] += 1
+        self._counts[unit.name] = self._counts[unit.name] + 1 if again else DEATHS
         self._causes[unit.name] = cause
         self._listener(Event(unit, -steps))
         self._listener(Event(unit, note=f"{unit.name}: its process died ({cause})"))
@@ -49,8 +50,8 @@ class Deaths:
         """
         if given_up := [name for name, count in self._counts.items() if count >= DEATHS]:
             raise WorkError(
-                f"{', '.join(given_up)}: the process of each died {DEATHS} times, the last one by "
-                f"{self._causes[given_up[-1]]}; finished units are kept: run the same command again, with fewer processes "
+                f"{', '.join(given_up)}: the process of each died {DEATHS} times (the last one: "
+                f"{self._causes[given_up[-1]]}); finished units are kept: run the same command again, with fewer processes "
                 "if memory is short"
             )
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import multiprocessing
-import os
 import pickle
 import signal
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
@@ -22,7 +21,8 @@ from typing import Any, Final
 from relucheck.errors import whole
 from relucheck.work.deaths import Deaths, cause
 from relucheck.work.here import check_names, cores, run_here, torch_threads
-from relucheck.work.unit import Event, Listener, Unit, WorkError
+from relucheck.work.perform import perform
+from relucheck.work.unit import Event, Listener, Unit
 
 #: Seconds between two checks whether the processes are alive. The end of the pipe is not enough to see it, because a child
 #: that a unit forked keeps the pipe of a dead process open.
@@ -146,10 +146,7 @@ class _Pool:
                     continue
                 kind, content = message
                 if kind == "raised":
-                    error, where = content
-                    raised = pickle.loads(error)  # safe: it comes from a process that was started here
-                    raised.add_note(f"in the unit of work {unit.name!r}, in another process:\n{where}")
-                    raise raised
+                    raise content.again(unit.name)
                 if kind == "finished":
                     worker.unit = None
                     left -= 1
@@ -195,11 +192,8 @@ def _serve(pipe: Connection, threads: int | None) -> None:
     The pipe closes, too, when the parent has ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pid = os.getpid()
 
     def send(task: int, kind: str, content: Any) -> None:
-        if os.getpid() != pid:
-            os._exit(0)  # a child that the unit forked must not send messages in the name of the unit
         try:
             pipe.send((task, kind, content))
         except OSError as error:
@@ -211,24 +205,9 @@ def _serve(pipe: Connection, threads: int | None) -> None:
                 task, work, arguments = pipe.recv()
             except (EOFError, OSError):
                 return
-            _run(send, task, work, arguments)
+            raised = perform(work, arguments, functools.partial(_report, send, task))
+            send(task, "finished" if raised is None else "raised", raised)
 
 
-def _run(send: Callable[[int, str, Any], None], task: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    try:
-        work(*arguments, lambda steps, note: send(task, "step", (steps, note)))
-    except (Exception, SystemExit) as error:
-        send(task, "raised", (_pickled(error), traceback.format_exc()))
-    else:
-        send(task, "finished", None)
-
-
-def _pickled(error: BaseException) -> bytes:
-    """Pickle an exception; if that fails, pickle a WorkError with its class and text."""
-    try:
-        content = pickle.dumps(error)
-        if isinstance(error, Exception) and type(pickle.loads(content)) is type(error):
-            return content
-    except Exception:
-        pass
-    return pickle.dumps(WorkError(f"{type(error).__name__}: {error}"))
+def _report(send: Callable[[int, str, Any], None], task: int, steps: int, note: str) -> None:
+    send(task, "step", (steps, note))

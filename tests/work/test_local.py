@@ -121,7 +121,7 @@ def test_a_dead_process_is_replaced_and_its_unit_runs_again(tmp_path: Path) -> N
 def test_a_unit_over_which_three_processes_died_is_named_once_the_others_ended(tmp_path: Path) -> None:
     units = [Unit("hopeless", die, (tmp_path, "hopeless", 99)), *notes(tmp_path, 2)]
     with pytest.raises(
-        WorkError, match=r"^hopeless: the process of each died 3 times, the last one by signal SIGKILL"
+        WorkError, match=r"^hopeless: the process of each died 3 times \(the last one: signal SIGKILL, usually"
     ) as caught:
         Local(2).run(units)
     assert caught.value.exit_code == MISSING
