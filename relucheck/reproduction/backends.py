@@ -67,9 +67,10 @@ def on_ray(
     gpus: float | None,
     processes: int | None,
 ) -> Backend:
-    """Tasks of Ray, each with one thread, or with as many as this process has if it trains stacked members on a CPU.
+    """Tasks of Ray, each with one thread.
 
-    The nodes share the folder of the place, and each of them has the data.
+    A task that trains stacked members on a CPU has as many threads as this process. The nodes share the folder of the
+    place, and each of them has the data.
     """
     import torch
 
@@ -89,7 +90,7 @@ def on_ray(
 
 
 def everywhere(folder: Path, root: data.Root) -> tuple[Path, Path]:
-    """The results folder and the data root by names that mean the same on every machine and in every process."""
+    """The results folder and the data root as absolute paths, for other machines."""
     return folder.absolute(), data.data_root(root).absolute()
 
 

@@ -180,7 +180,7 @@ class _Run:
                 self._start(todo.popleft())
             ready, _ = ray.wait([taking, *self._tasks], num_returns=1)
             if taking in ready:
-                for name, attempt, kind, content in ray.get(taking):
+                for name, attempt, kind, content in _taken(taking):
                     self._hear(name, attempt, kind, content)
                 taking = self._messages.take.remote(_TAKE_SECONDS)
             for task in ready:
@@ -261,6 +261,17 @@ def _run_unit(
             raised = perform(work, arguments, report)
     sender.send("finished" if raised is None else "raised", raised)
     sender.wait()
+
+
+def _taken(taking: Any) -> list[tuple[str, int, str, Any]]:
+    try:
+        messages: list[tuple[str, int, str, Any]] = ray.get(taking)
+    except ray.exceptions.RayError as error:
+        raise WorkError(
+            f"the run has lost its connection to Ray ({error_text(error)}); finished units are kept: run the same command "
+            "again"
+        ) from error
+    return messages
 
 
 class _Sender:

@@ -1,4 +1,4 @@
-"""Connecting this process to Ray: to a cluster by its address, or to a Ray that starts on this machine."""
+"""Connect this process to Ray: to a cluster, or to a Ray that starts on this machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ _OBJECT_STORE: Final = 100 * 2**20
 
 @contextlib.contextmanager
 def connected(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
-    """Connect this process to Ray in a block; a connection that exists already is used and stays.
+    """Connect this process to Ray in a block.
+
+    A connection that exists already is used, and stays.
 
     Args:
         address: "HOST:PORT" of a cluster of which this machine is a node, "auto" for the Ray that runs on this machine, or
@@ -60,7 +62,7 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
         try:
             ray.init(address, **options)
         except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError and classes of its own
-            raise WorkError(_refused(address, error)) from error
+            raise WorkError(_refused(address, error_text(error.__cause__ or error, 500))) from error
         try:
             yield
         finally:
@@ -103,18 +105,22 @@ def _check_answer(address: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)
     except subprocess.TimeoutExpired as error:
-        said = _last_line((error.stderr or b"").decode(errors="replace")) or "no answer"
-        raise WorkError(f"{nobody} ({said} within {_ANSWER_SECONDS:g} s)") from error
+        if b"Unauthenticated" in (error.stderr or b""):
+            raise WorkError(
+                f"the Ray cluster at {address} wants a token that this process does not have: set RAY_AUTH_MODE=token, and "
+                "copy ~/.ray/auth_token from the machine that started the cluster"
+            ) from error
+        raise WorkError(f"{nobody} (something listens there, and says nothing for {_ANSWER_SECONDS:g} s)") from error
     if done.returncode:
-        raise WorkError(f"{nobody} ({_last_line(done.stderr) or _last_line(done.stdout)})")
+        raise WorkError(_refused(address, _last_line(done.stderr) or _last_line(done.stdout)))
 
 
-def _refused(address: str, error: Exception) -> str:
+def _refused(address: str, why: str) -> str:
     if address == LOCAL:
-        return f"Ray cannot start on this machine: {error_text(error, 500)}"
+        return f"Ray cannot start on this machine: {why}"
     return (
-        f"this process cannot join the Ray cluster at {address}: {error_text(error.__cause__ or error, 500)}; the machine "
-        "has to be a node of the cluster ('ray start --address=HOST:PORT'), with the same Python and Ray"
+        f"this process cannot join the Ray cluster at {address}: {why}; the machine has to be a node of the cluster "
+        "('ray start --address=HOST:PORT'), with the same Python and Ray"
     )
 
 

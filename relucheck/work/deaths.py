@@ -1,4 +1,4 @@
-"""Units whose processes die: how often each runs again, and the error that names those that are given up."""
+"""Units whose processes die: how often each runs again, and the error at the end."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ class Deaths:
 
 
 def cause(code: int | None) -> str:
-    """Say why a process died that ended with an exit code; a negative code is the number of a signal."""
+    """Say why a process died that ended with an exit code.
+
+    A negative code is the number of a signal.
+    """
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         return f"signal {name}" + ", usually because memory ran out" * (name == "SIGKILL")

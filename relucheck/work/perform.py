@@ -1,4 +1,4 @@
-"""A unit in a process that was started for units: its work, and how an exception travels back."""
+"""A unit in another process: its work, and how an exception travels back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class Raised:
         return cls(_pickled(error), traceback.format_exc())
 
     def again(self, unit: str) -> Exception:
-        """The exception, with a note that names the unit; only for what a process of this run has sent."""
+        """The exception, with a note that names the unit.
+
+        It is unpickled, so it must come from a process of this run.
+        """
         error: Exception = pickle.loads(self.error)
         error.add_note(f"in the unit of work {unit!r}, in another process:\n{self.where}")
         return error
