@@ -53,7 +53,7 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
         yield
         return
     address = address or os.environ.get(ADDRESS_VARIABLE) or LOCAL
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == LOCAL:
         options |= {"num_cpus": cpus or cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     elif address != AUTO:

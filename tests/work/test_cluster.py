@@ -30,6 +30,7 @@ from relucheck.reproduction.scenario import Place
 from relucheck.training import engine
 from relucheck.training.settings import Settings
 from relucheck.work import Backend, Event, Local, Report, Unit, WorkError, nodes
+from relucheck.work.deaths import DEATHS
 from relucheck.work.messages import Messages
 from tests.helpers import two_raylets
 from tests.helpers.training_case import SETTINGS
@@ -202,6 +203,21 @@ def test_a_unit_over_which_three_workers_died_is_named_once_the_others_ended(tmp
     assert {path.name for path in tmp_path.glob("unit-*")} == {"unit-0", "unit-1"}
     assert sum(event.steps for event in events) == 2, "those of the dead processes are taken back"
     assert sum("its process died" in event.note for event in events) == 3
+
+
+class Tired(Messages):
+    """An actor that has seen three attempts of each unit, as after kills by Ray's own watch over memory."""
+
+    async def begin(self, name: str) -> int:
+        self._attempts[name] = DEATHS
+        return await super().begin(name)
+
+
+def test_a_unit_that_ray_runs_again_too_often_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "Messages", Tired)
+    with pytest.raises(WorkError, match=r"^unit-0: the process of each died 3 times \(the last one: Ray lost its worker"):
+        Ray().run(notes(tmp_path, 1))
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- exceptions
