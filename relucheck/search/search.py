@@ -27,7 +27,9 @@ _FLOAT32: Final = Arithmetic.parse("float32")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """Everything that decides the numbers of a search, except devices, versions and the order in which trials report.
+    """Everything that decides the numbers of a search, except devices and versions.
+
+    The order in which trials report decides which of them ASHA stops; with more than one trial at once it is not fixed.
 
     Attributes:
         network: what every trial trains.
