@@ -133,9 +133,16 @@ def search_trials(model: str, subgradients: str) -> tuple[PublishedTrial, ...]:
     """
     trials = [
         PublishedTrial(
-            *(row["model"], row["subgradients"], row["trial"], int(row["batch_size"])),
-            *(float(row[name]) for name in ("lr", "alpha", "beta", "val_loss", "val_accuracy_percent")),
-            int(row["epochs"]),
+            model=row["model"],
+            subgradients=row["subgradients"],
+            trial=row["trial"],
+            batch_size=int(row["batch_size"]),
+            lr=float(row["lr"]),
+            alpha=float(row["alpha"]),
+            beta=float(row["beta"]),
+            loss=float(row["val_loss"]),
+            accuracy=float(row["val_accuracy_percent"]),
+            epochs=int(row["epochs"]),
         )
         for row in _rows("published_search.csv")
         if (row["model"], row["subgradients"]) == (model, subgradients)

@@ -15,7 +15,6 @@ from relucheck.search.result import TrialEpoch, score
 from relucheck.search.search import Search
 
 require("a search", "ray")
-
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler  # noqa: E402
 
 #: The names under which trials report to Ray Tune: the number of epochs done, and the report itself.

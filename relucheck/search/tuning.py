@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import secrets
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck import data
-from relucheck.errors import ControlError, RelucheckError, error_text
+from relucheck.errors import MISSING, ControlError, RelucheckError, error_text
 from relucheck.extras import require
 from relucheck.results.tables import listed
 from relucheck.search.asha import REPORT, Asha, measured
@@ -21,11 +22,14 @@ from relucheck.search.search import Search
 from relucheck.search.space import Draw
 from relucheck.search.trial import Train, TrialReport, folder_of
 from relucheck.training.sitting import Interrupted
-from relucheck.work import Report, torch_threads
-from relucheck.work.cluster import Ray
+from relucheck.work import Report, Unit, torch_threads
+from relucheck.work.cluster import Ray, cause_of
+from relucheck.work.connection import connected
+from relucheck.work.deaths import DEATHS, Deaths
+from relucheck.work.nodes import expectations
 
 require("a search", "ray")
-
+import ray  # noqa: E402
 from ray import tune  # noqa: E402
 
 #: Folder of Ray Tune in that of a search. All that counts is in the records, so it is removed after each run.
@@ -40,14 +44,12 @@ _QUIET: Final = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "60",
 }
-#: How often the process of a trial may die before the trial is given up.
-_DEATHS: Final = 3
 
 
 class SearchError(RelucheckError, RuntimeError):
-    """A search that cannot go on: a trial that reports nothing, or whose processes keep dying."""
+    """A search that cannot go on, because a trial reports nothing."""
 
-    exit_code = 3
+    exit_code = MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,23 +106,29 @@ def search_on_ray(
         report: takes steps and notes.
 
     Raises:
-        SearchError: a trial reported nothing, or its processes kept dying; the other trials have ended then.
+        SearchError: a trial reported nothing; the other trials have ended then.
         ControlError: a trial is void.
-        relucheck.work.WorkError: no cluster answers, or one of its machines cannot run trials.
+        relucheck.work.WorkError: no cluster answers, one of its machines cannot run trials, or the processes of a trial
+            kept dying; in the last case the other trials have ended.
         DeviceError: no machine has the GPUs that a trial needs.
         Exception: what a trial raised, with its name as a note. The other trials are stopped; what they have stored stays.
         Interrupted: on control-C.
     """
-    backend = Ray(
-        address, cpus=resources.cpus, gpus=resources.gpus, at_once=resources.at_once, folder=records.folder.absolute()
-    )
-    with backend.checked(lambda note: report(0, note)):
+    backend = Ray(address, cpus=resources.cpus, gpus=resources.gpus)
+    same = {"data": functools.partial(_checksum, records.search.data, root)}
+    with connected(address, cpus=None if resources.at_once is None else resources.at_once * resources.cpus):
+        with expectations(records.folder, same) as expected:
+            backend.check_nodes(expected, lambda note: report(0, note))
         _tune(records, root, device, resources, train, report)
+
+
+def _checksum(name: str, root: data.Root) -> str:
+    return data.load_once(name, "train", root, download=False).checksum
 
 
 def _tune(records: Records, root: data.Root, device: str, resources: Resources, train: Train, report: Report) -> None:
     driver = _Driver(records, report)
-    task = _Task(records.search, records.folder.absolute(), root, device, train)
+    task = _Task(records.search, records.folder, root, device, train)
     with _quiet():
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, task=task), {"cpu": resources.cpus, "gpu": resources.gpus}),
@@ -137,10 +145,10 @@ def _tune(records: Records, root: data.Root, device: str, resources: Resources, 
             ),
             run_config=tune.RunConfig(
                 name=f"search-{secrets.token_hex(4)}",
-                storage_path=str(records.folder.absolute() / _TEMPORARY),
-                failure_config=tune.FailureConfig(max_failures=_DEATHS - 1),
+                storage_path=str(records.folder / _TEMPORARY),
+                failure_config=tune.FailureConfig(max_failures=DEATHS - 1),
                 stop=_Stop(driver),
-                callbacks=[_Deaths(driver)],
+                callbacks=[_Watch(driver)],
                 verbose=0,
             ),
         )
@@ -163,7 +171,7 @@ class _Driver:
         self.records, self._report = records, report
         self.problem: Exception | None = None
         self._silent: list[str] = []
-        self._dead: dict[str, str] = {}
+        self._deaths = Deaths(lambda event: report(event.steps, event.note))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune pickles its scheduler for a restore of its own, which is never used."""
@@ -213,11 +221,8 @@ class _Driver:
             self._silent.append(draw.name)
 
     def died(self, number: int, again: bool, why: str) -> None:
-        """The process of a trial has died."""
-        name = self.records.search.draws[number].name
-        self._report(0, f"{name}: its process died ({why})" + "; it runs again from its last checkpoint" * again)
-        if not again:
-            self._dead[name] = why
+        """The process of a trial has died; no steps are lost, as only finished epochs count."""
+        self._deaths.died(Unit(self.records.search.draws[number].name, _trial), 0, why, again=again)
 
     def refuse(self) -> None:
         """Raise what went wrong."""
@@ -228,12 +233,7 @@ class _Driver:
                 f"{listed(self._silent)} ended without a report of its {self.records.search.metric}, so no trial can be "
                 "compared; a trial has to report every epoch"
             )
-        if self._dead:
-            raise SearchError(
-                f"{listed(list(self._dead))}: the process of each died {_DEATHS} times, the last one by "
-                f"{list(self._dead.values())[-1]}; finished trials are kept: run the same again, with fewer trials at "
-                "once if memory is short"
-            )
+        self._deaths.refuse()
 
 
 class _Stop(tune.Stopper):
@@ -249,7 +249,7 @@ class _Stop(tune.Stopper):
         return self._driver.problem is not None
 
 
-class _Deaths(tune.Callback):
+class _Watch(tune.Callback):
     """Tells the driver of trials whose processes have died."""
 
     def __init__(self, driver: _Driver) -> None:
@@ -263,8 +263,9 @@ class _Deaths(tune.Callback):
 
 
 def _why(trial: Any) -> str:
-    error = trial.get_pickled_error()
-    return "Ray says nothing of the reason" if error is None else error_text(error)
+    """Why a trial has failed; Ray Tune does not keep the error of one that runs again."""
+    error = trial.get_pickled_error() or ray.exceptions.RayError()
+    return error_text(error, 500) if isinstance(error, ray.exceptions.RayTaskError) else cause_of(error)
 
 
 def _trial(config: dict[str, Any], task: _Task) -> None:

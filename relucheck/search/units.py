@@ -61,8 +61,9 @@ def run(
         relucheck.extras.MissingExtraError: without Ray.
         SettingsError: a number or the address is invalid.
         relucheck.bifurcation.wiring.WiringError: the subgradients do not reach every activation of the network.
-        relucheck.work.WorkError: no cluster answers, or one of its machines cannot run trials.
-        relucheck.search.tuning.SearchError: a trial reports nothing, or its processes keep dying.
+        relucheck.work.WorkError: no cluster answers, one of its machines cannot run trials, or the processes of a trial
+            keep dying.
+        relucheck.search.tuning.SearchError: a trial reports nothing.
         relucheck.errors.ControlError: the control of a trial differed, so that nothing may be concluded.
         relucheck.results.store.StoreError: the folder cannot be written, or holds another search.
         relucheck.errors.DeviceError: the device is not there, or has too little memory.
@@ -140,7 +141,7 @@ def work(
         report: takes steps and notes.
         train: trains a trial.
     """
-    records = Records(search, folder)
+    records = Records(search, folder.absolute())  # other processes and machines need the whole path
     if not records.missing:
         return
     from relucheck.search.tuning import Resources, search_on_ray
