@@ -89,5 +89,8 @@ class Asha(ASHAScheduler):
 
 
 def measured(search: Search, epoch: TrialEpoch | None, number: int) -> dict[str, Any]:
-    """What a trial reports to Ray Tune of an epoch: its number and the metric, which is the worst if there is none."""
+    """What a trial reports to Ray Tune: the number of an epoch, and the metric.
+
+    The metric is the worst there is for a trial that has diverged in the epoch.
+    """
     return {EPOCHS: number, search.metric: score(search.metric, epoch)}

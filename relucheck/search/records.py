@@ -124,7 +124,7 @@ class Records:
 
 
 def read(folder: Path, search: Search | None = None) -> SearchResult | None:
-    """The trials that have ended in the folder of a search, on any machine; None if there is no search.
+    """The trials that have ended in the folder of a search; None if there is no search.
 
     Args:
         folder: the folder, which need not be writable.

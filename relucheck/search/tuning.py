@@ -27,6 +27,7 @@ from relucheck.work.cluster import Ray, cause_of
 from relucheck.work.connection import connected
 from relucheck.work.deaths import DEATHS, Deaths
 from relucheck.work.nodes import expectations
+from relucheck.work.perform import Raised
 
 require("a search", "ray")
 import ray  # noqa: E402
@@ -76,13 +77,6 @@ class _Task:
     root: data.Root
     device: str
     train: Train
-
-
-class _Failed:
-    """An exception of a trial, on its way to the driver."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
 
 
 def search_on_ray(
@@ -187,11 +181,10 @@ class _Driver:
             self.problem = error
             return True
 
-    def _take(self, draw: Draw, report: TrialReport | _Failed, stopped: bool) -> bool:
+    def _take(self, draw: Draw, report: TrialReport | Raised, stopped: bool) -> bool:
         records, search = self.records, self.records.search
-        if isinstance(report, _Failed):
-            report.error.add_note(f"in {draw.name}")
-            raise report.error
+        if isinstance(report, Raised):
+            raise report.again(draw.name)
         if report.void is not None:
             raise ControlError(
                 f"{draw.name} is void: {report.void}; nothing may be concluded from the search: delete "
@@ -281,7 +274,7 @@ def _trial(config: dict[str, Any], task: _Task) -> None:
         try:
             task.train(search, draw, task.folder, task.root, task.device, send)
         except Exception as error:
-            tune.report({**measured(search, None, done + 1), REPORT: _Failed(error)})
+            tune.report({**measured(search, None, done + 1), REPORT: Raised.of(error)})
 
 
 @contextlib.contextmanager

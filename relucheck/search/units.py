@@ -89,9 +89,9 @@ def unit(
     at_once: int | None = None,
     name: str = "search",
 ) -> Unit:
-    """A search as one unit of work, which distributes itself; the arguments are those of ``run``.
+    """A search as one unit of work, which distributes itself.
 
-    If the search has ended, the unit does nothing, and does not start Ray.
+    The arguments are those of ``run``. If the search has ended, the unit does nothing, and does not start Ray.
 
     Args:
         name: of the unit, for messages.

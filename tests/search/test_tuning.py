@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from relucheck.errors import MISSING, DeviceError
+from relucheck.errors import MISSING, ControlError, DeviceError
 from relucheck.results.store import Store
 from relucheck.search import Search, TrialResult, read, unit
-from relucheck.search.trial import Train, folder_of
+from relucheck.search.records import Records
+from relucheck.search.trial import Train, TrialReport, folder_of
 from relucheck.search.units import work
+from relucheck.work import WorkError
 from tests.docs.documents import ROOT, blocks
 from tests.search.cases import (
     AFTER,
@@ -30,6 +32,7 @@ from tests.search.cases import (
     WAITING,
     WILD,
     changed,
+    epoch,
     failing,
     numbers,
     reports_of,
@@ -108,7 +111,7 @@ def test_a_search_in_which_trials_are_killed_diverge_report_nothing_and_fail(tmp
     # the same again runs the missing trial only
     with pytest.raises(DeviceError, match="no memory left on cpu") as failed:
         searched(WILD, here, failing, Reports())
-    assert failed.value.__notes__ == ["in trial-005"]
+    assert failed.value.__notes__[0].startswith("in the unit of work 'trial-005', in another process:\nTraceback")
     assert read(here, WILD) == result
 
 
@@ -118,6 +121,7 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(tmp_path: Path, address: 
         import sys
         from pathlib import Path
         from relucheck.search.units import work
+from relucheck.work import WorkError
         from tests.search.cases import SEARCH, changed, waiting
 
         def report(steps, note):
@@ -165,9 +169,33 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(tmp_path: Path, address: 
         equals_a_trial_without_ray(search, trial, folder, tmp_path / "elsewhere")
 
 
-def known(number: int, values: list[float]) -> Any:
-    from tests.search.cases import epoch
+def test_a_void_trial_ends_the_search_and_says_what_to_delete(tmp_path: Path) -> None:
+    from relucheck.search.tuning import _Driver
 
+    driver = _Driver(Records(SEARCH, tmp_path), Reports())
+    assert driver.decided(2, TrialReport(None, None, 1.0, {}, "control differed at step 3 in parameter x (seed 1)"), False)
+    assert driver.decided(1, TrialReport(epoch(1), None, 1.0, {}), False)  # the others end, too
+    with pytest.raises(
+        ControlError, match=r"trial-002 is void: control differed at step 3 .*: delete .*/trials/trial-002 to"
+    ):
+        driver.refuse()
+    assert Records(SEARCH, tmp_path).epochs(1) == ()
+
+
+def test_a_trial_whose_processes_keep_dying_is_named_at_the_end(tmp_path: Path) -> None:
+    from relucheck.search.tuning import _Driver
+
+    reports = Reports()
+    driver = _Driver(Records(SEARCH, tmp_path), reports)
+    driver.died(1, True, "a reason")
+    driver.refuse()
+    driver.died(1, False, "another reason")
+    with pytest.raises(WorkError, match=r"trial-001: the process of each died 3 times \(the last one: another reason\)"):
+        driver.refuse()
+    assert reports.lines == ["trial-001: its process died (a reason)", "trial-001: its process died (another reason)"]
+
+
+def known(number: int, values: list[float]) -> Any:
     return {number: tuple(epoch(index, value) for index, value in enumerate(values, start=1))}
 
 
@@ -182,7 +210,6 @@ class Trial:
 def decisions(earlier: Any, number: int, accuracies: list[float]) -> list[bool]:
     """Whether ASHA stops a trial after each of its epochs, given the epochs of trials of earlier drivers."""
     from relucheck.search.asha import REPORT, Asha, measured
-    from tests.search.cases import epoch
 
     taken: list[bool] = []
     asha = Asha(

@@ -1,4 +1,4 @@
-"""The figures of searches: accuracy over the two subgradients, and all values of a trial as one line.
+"""The figures of searches: trials over their subgradients, and trials as lines.
 
 Colours are by the error on a logarithmic scale, because the good trials of a search lie close together. A trial that ASHA
 has stopped is hollow or dashed, and one that diverged is a red cross.
@@ -53,7 +53,10 @@ def scatter_figure(title: str, panels: Panels) -> Any:
 
 
 def parallel_figure(title: str, panels: Panels) -> Any:
-    """Draw each trial as a line over batch size, learning rate, alpha, beta and accuracy, a panel for each search."""
+    """Draw each trial as a line over what it trained with and its accuracy.
+
+    There is a panel for each search.
+    """
     figure, axes = _grid(f"{title}\n(dashed: stopped by ASHA; red: diverged)", len(panels), 5.0, 3.4)
     norm = _norm(panels)
     every = [point for points in panels.values() for point in points]

@@ -52,7 +52,10 @@ def _point(trial: TrialResult) -> Point:
 
 
 def published_points(model: str, subgradients: str) -> tuple[Point, ...]:
-    """The trials of a published search, from the best to the worst; see ``published.search_trials``."""
+    """The trials of a published search, from the best to the worst.
+
+    The arguments are those of ``published.search_trials``.
+    """
     trials = search_trials(model, subgradients)
     most = max(trial.epochs for trial in trials)
     return tuple(

@@ -1,4 +1,4 @@
-"""The tables of searches: all trials of one, and the best trial of each beside the published one."""
+"""The tables of searches: the trials of each, and the best ones beside the published ones."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def _best(points: Sequence[Point]) -> list[str]:
 
 
 def shown(searches: Mapping[str, SearchResult], model: str | None = None) -> list[Any]:
-    """What a terminal shows of searches: the trials of each, then the best ones; the arguments are those of ``best_table``.
+    """What a terminal shows of searches: the trials of each, then the best ones.
 
-    The loss is left out, so that the tables fit into 80 columns.
+    The arguments are those of ``best_table``. The loss is left out, so that the tables fit into 80 columns.
     """
     each = [trial_table(result, f"{name}: {result.search.network}") for name, result in searches.items()]
     return [table.without(*_WIDE).rich(frame=False) for table in (*each, best_table(searches, model))]
