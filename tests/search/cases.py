@@ -37,7 +37,7 @@ WILD = dataclasses.replace(SEARCH, trials=6, space=Space((32, 50), lr=(1e-3, 1e3
 KILLED, AFTER, SECONDS = 0, 1, 0.02
 #: The trial that reports nothing.
 SILENT = 5
-#: The trial that waits, the epoch after which it does, and the file that it waits for.
+#: The trial that waits for the next one, the epoch after which it does, and the file that it waits for.
 WAITING, UNTIL, GO = 1, 2, "go"
 
 
@@ -78,9 +78,13 @@ def troubled(search: Search, draw: Draw, folder: Path, root: data.Root, device: 
 
 
 def waiting(search: Search, draw: Draw, folder: Path, root: data.Root, device: str, send: Send) -> None:
-    """Trains a trial and notes that it ran; one trial waits after an epoch until a file is there."""
+    """Trains a trial and notes on which node it ran; one trial waits after an epoch until the next one has begun."""
+    import ray
+
     with open(folder / f"{draw.name}.ran", "a") as file:
-        file.write("x")
+        file.write(f"{ray.get_runtime_context().get_node_id()}\n")
+    if draw.number == WAITING + 1:
+        (folder / GO).touch()
 
     def sent(report: TrialReport) -> None:
         send(report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from relucheck.search.trial import Train, TrialReport, folder_of
 from relucheck.search.units import work
 from relucheck.work import WorkError
 from tests.docs.documents import ROOT, blocks
+from tests.helpers import two_raylets
 from tests.search.cases import (
     AFTER,
-    GO,
     SEARCH,
     SILENT,
     UNTIL,
@@ -45,12 +46,12 @@ ray = pytest.importorskip("ray", reason='Ray is not installed; run: pip install 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The address of a Ray of 2 CPUs, to which this process is connected, for all tests of this file."""
-    from relucheck.work.connection import connected
-
-    with connected("local", cpus=2):
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a cluster of two nodes with one CPU each, which the workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    with two_raylets.connected(shared / "ray-search"):
         yield ray.get_runtime_context().gcs_address
 
 
@@ -65,9 +66,9 @@ class Reports:
         self.lines += [note] * bool(note)
 
 
-def searched(search: Search, folder: Path, train: Train, reports: Reports) -> None:
-    """Run a search on the Ray of this file, one trial at a time."""
-    work(search, folder, None, "cpu", None, 1, 0.0, 1, reports, train)
+def searched(search: Search, folder: Path, train: Train, reports: Reports, at_once: int = 1) -> None:
+    """Run a search on the cluster to which this process is connected."""
+    work(search, folder, None, "cpu", None, 1, 0.0, at_once, reports, train)
 
 
 def equals_a_trial_without_ray(search: Search, trial: TrialResult, folder: Path, elsewhere: Path) -> None:
@@ -121,7 +122,6 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(tmp_path: Path, address: 
         import sys
         from pathlib import Path
         from relucheck.search.units import work
-from relucheck.work import WorkError
         from tests.search.cases import SEARCH, changed, waiting
 
         def report(steps, note):
@@ -151,15 +151,16 @@ from relucheck.work import WorkError
     kept = Store(folder_of(folder, search.draws[WAITING])).steps(f"seed-{search.draws[WAITING].seed}")
     assert kept == UNTIL * steps[WAITING]
 
-    (folder / GO).touch()
     reports = Reports()
-    searched(search, folder, waiting, reports)
+    searched(search, folder, waiting, reports, at_once=2)
     result = read(folder, search)
     assert result is not None
     assert [trial.outcome for trial in result.trials] == ["finished"] * 3
     assert result.trials[0] == before.trials[0]
     # trial 0 did not run again; trial 1 did, and reported its last two epochs only
-    assert [len((folder / f"trial-00{number}.ran").read_text()) for number in range(3)] == [1, 2, 1]
+    ran = [(folder / f"trial-00{number}.ran").read_text().split() for number in range(3)]
+    assert [len(nodes) for nodes in ran] == [1, 2, 1]
+    assert ran[1][1] != ran[2][0]  # side by side, on two nodes
     assert [line[:19] for line in reports.lines if line.startswith("trial-001")] == [
         "trial-001 epoch 3/4",
         "trial-001 epoch 4/4",
