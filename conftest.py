@@ -40,7 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what reads MNIST and FashionMNIST where no data root is named; the shipped digits serve all other tests."""
+    """Moves the tests on Ray to the front, and skips those that read MNIST or FashionMNIST where no data root is named.
+
+    A worker of pytest-xdist gets a stretch of the first tests. So the tests on Ray share one worker, and its processes.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     if os.environ.get(ROOT_VARIABLE):  # the plugin sets it from --relucheck-data
         return
     skip = pytest.mark.skip(reason=f"reads MNIST and FashionMNIST; pass --relucheck-data ROOT or set ${ROOT_VARIABLE}")

@@ -168,12 +168,12 @@ class _Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        left = [task for task, unit in self._tasks.items() if unit.name in self._open]
         with contextlib.suppress(ray.exceptions.RayError):
-            for task in left:
-                ray.cancel(task, force=True)  # safe at any time, because a store writes atomically
-            if left:
-                ray.wait(left, num_returns=len(left), timeout=_CANCEL_SECONDS)
+            for task, unit in self._tasks.items():
+                if unit.name in self._open:
+                    ray.cancel(task, force=True)  # safe at any time, because a store writes atomically
+            if self._tasks:  # those whose units have ended need the actor until they end
+                ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_CANCEL_SECONDS)
             ray.kill(self._messages)
 
     def run(self, units: Sequence[Unit]) -> None:
@@ -209,10 +209,11 @@ class _Run:
             return
         unit, current, steps = self._open[name]
         if kind == "begin":
-            if attempt > 1:
-                self._deaths.died(unit, steps, _LOST)
-            self._open[name] = unit, attempt, 0
             self._begun = True
+            if 1 < attempt <= DEATHS:
+                self._deaths.died(unit, steps, _LOST)
+                steps = 0
+            self._open[name] = unit, attempt, steps
         elif attempt != current:
             return
         elif kind == "step":
@@ -222,7 +223,10 @@ class _Run:
             del self._open[name]
             if kind == "raised":
                 raise content.again(name)
-            self._listener(Event(unit, finished=True))
+            if kind == "lost":
+                self._deaths.died(unit, steps, _LOST, again=False)
+            else:
+                self._listener(Event(unit, finished=True))
 
     def _see_end(self, task: Any) -> None:
         """Note that Ray has finished a task, or has given it up."""
@@ -254,10 +258,12 @@ def _run_unit(
     expected, checked = shared
     # .future() instead of ray.get, during which Ray would give the CPU to another task
     attempt = messages.begin.remote(name).future().result()
-    if attempt > DEATHS:  # Ray itself does not limit how often it runs a task again that lacked memory
-        raise WorkError(f"its process died {DEATHS} times")
-    node = ray.get_runtime_context().get_node_id()
     sender = _Sender(messages, name, attempt)
+    if attempt > DEATHS:  # Ray itself does not limit how often it runs a task again that lacked memory
+        sender.send("lost", None)
+        sender.wait()
+        return
+    node = ray.get_runtime_context().get_node_id()
     raised = None
     if node not in checked and (refused := refusal(expected)):  # the node joined during the run
         raised = _raised(WorkError(f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}) has {refused}"))

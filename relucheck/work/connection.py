@@ -28,7 +28,7 @@ LOCAL: Final = "local"
 AUTO: Final = "auto"
 #: Seconds that a machine has to accept a connection, and seconds that the cluster on it has to answer.
 _ACCEPT_SECONDS: Final = 2.0
-_ANSWER_SECONDS: Final = 7.0
+_ANSWER_SECONDS: Final = 5.0
 #: Bytes of Ray's shared memory on this machine. Units exchange small messages only.
 _OBJECT_STORE: Final = 100 * 2**20
 
@@ -53,7 +53,7 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
         yield
         return
     address = address or os.environ.get(ADDRESS_VARIABLE) or LOCAL
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == LOCAL:
         options |= {"num_cpus": cpus or cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     elif address != AUTO:
@@ -100,19 +100,29 @@ def _check_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _ACCEPT_SECONDS).close()
     except OSError as error:
         raise WorkError(f"{nobody} ({error_text(error)})") from error
-    # a process of its own can be ended
-    command = [sys.executable, "-c", "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)", address]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        if b"Unauthenticated" in (error.stderr or b""):
-            raise WorkError(
-                f"the Ray cluster at {address} wants a token that this process does not have: set RAY_AUTH_MODE=token, and "
-                "copy ~/.ray/auth_token from the machine that started the cluster"
-            ) from error
-        raise WorkError(f"{nobody} (something listens there, and says nothing for {_ANSWER_SECONDS:g} s)") from error
-    if done.returncode:
-        raise WorkError(_refused(address, _last_line(done.stderr) or _last_line(done.stdout)))
+    # a process of its own can be ended; its first line says that Ray is imported, which may take longer than an answer
+    script = "import sys, ray; print(flush=True); ray.init(sys.argv[1], log_to_driver=False)"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, address], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as asking:
+        assert asking.stdout is not None
+        asking.stdout.readline()
+        try:
+            _, said = asking.communicate(timeout=_ANSWER_SECONDS)
+            answered = True
+        except subprocess.TimeoutExpired:
+            asking.kill()
+            _, said = asking.communicate()
+            answered = False
+    if b"Unauthenticated" in said:
+        raise WorkError(
+            f"the Ray cluster at {address} wants a token that this process lacks: set RAY_AUTH_MODE=token, and copy "
+            "~/.ray/auth_token from the machine that started the cluster"
+        )
+    if not answered:
+        raise WorkError(f"{nobody} (something listens there, and says nothing for {_ANSWER_SECONDS:g} s)")
+    if asking.returncode:
+        raise WorkError(_refused(address, _last_line(said.decode(errors="replace"))))
 
 
 def _refused(address: str, why: str) -> str:

@@ -33,7 +33,11 @@ class Messages:
         return self._attempts[name]
 
     async def put(self, name: str, attempt: int, kind: str, content: Any) -> None:
-        """Keep a message: "begin", "step" with steps and a note, "finished", or "raised" with an exception."""
+        """Keep a message.
+
+        Its kind is "begin", "step" (with steps and a note), "finished", "raised" (with an exception), or "lost" for a unit
+        that has died too often.
+        """
         self._kept.append((name, attempt, kind, content))
         self._some.set()
 

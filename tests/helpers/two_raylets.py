@@ -23,7 +23,7 @@ _START_SECONDS = 90.0
 @contextlib.contextmanager
 def connected(shared: Path) -> Iterator[None]:
     """Connect this process to the cluster of a folder, which is started if there is none."""
-    from relucheck.work import connection
+    import ray
 
     users = shared / "users"
     users.mkdir(parents=True, exist_ok=True)
@@ -35,9 +35,10 @@ def connected(shared: Path) -> Iterator[None]:
         # a shell's child, because this process may end before the others that use the cluster
         subprocess.run(["sh", "-c", f'"$@" > "{shared}/log" 2>&1 &', "sh", *server], env=environment, check=True)
     try:
-        with connection.connected(_address(shared)):
-            yield
+        ray.init(_address(shared), log_to_driver=False, logging_level="ERROR")
+        yield
     finally:
+        ray.shutdown()
         mine.unlink()
 
 

@@ -106,6 +106,8 @@ def test_a_report_needs_neither_the_device_nor_the_data(
         (["E1"], "--report-only without a folder; name it with --out"),
         (["E1", "--out", "{}", "--only", "float32"], "--report-only with --only, which is for runs; leave --only out"),
         (["E1", "--out", "{}", "--device", "cpu"], "--report-only with --device, which is for runs"),
+        (["E1", "--out", "{}", "--on", "ray"], "--report-only with --on, which is for runs; leave --on out"),
+        (["E1", "--out", "{}", "--gpus-per-unit", "1"], "--report-only with --gpus-per-unit, which is for runs"),
         (["E1", "--out", "{}"], "holds no results of a scenario"),
         (["E4", "--out", "{}/E1"], "was made for scenario 'E1', not 'E4'"),
     ],

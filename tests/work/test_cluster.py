@@ -30,12 +30,14 @@ from relucheck.reproduction.scenario import Place
 from relucheck.training import engine
 from relucheck.training.settings import Settings
 from relucheck.work import Backend, Event, Local, Report, Unit, WorkError, nodes
+from relucheck.work.deaths import DEATHS
+from relucheck.work.messages import Messages
 from tests.helpers import two_raylets
 from tests.helpers.training_case import SETTINGS
 from tests.work.test_local import Untransportable, die, leave, note, notes, refuse, refuse_strangely
 
 ray = pytest.importorskip("ray", reason='Ray is not installed; run: pip install "relucheck[ray]"')
-from relucheck.work import cluster  # noqa: E402
+from relucheck.work import cluster, connection  # noqa: E402
 from relucheck.work.cluster import Ray  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -203,6 +205,21 @@ def test_a_unit_over_which_three_workers_died_is_named_once_the_others_ended(tmp
     assert sum("its process died" in event.note for event in events) == 3
 
 
+class Tired(Messages):
+    """An actor that has seen three attempts of each unit, as after kills by Ray's own watch over memory."""
+
+    async def begin(self, name: str) -> int:
+        self._attempts[name] = DEATHS
+        return await super().begin(name)
+
+
+def test_a_unit_that_ray_runs_again_too_often_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "Messages", Tired)
+    with pytest.raises(WorkError, match=r"^unit-0: the process of each died 3 times \(the last one: Ray lost its worker"):
+        Ray().run(notes(tmp_path, 1))
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------- exceptions
 
 
@@ -220,6 +237,21 @@ def test_what_a_unit_raises_ends_the_run(work: Callable[[Report], None], kind: t
         Ray().run([Unit("odd", work)])
     assert type(caught.value) is not Untransportable
     assert any("in the unit of work 'odd'" in note and "test_local.py" in note for note in caught.value.__notes__)
+
+
+class Dying(Messages):
+    """An actor that does not survive the first question."""
+
+    async def take(self, seconds: float) -> list[tuple[str, int, str, Any]]:
+        os._exit(1)
+
+
+def test_a_lost_connection_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "Messages", Dying)
+    with pytest.raises(
+        WorkError, match=r"^the run has lost its connection to Ray \(.*\); finished units are kept: run the"
+    ):
+        Ray().run(notes(tmp_path, 1))
 
 
 def test_two_units_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -379,28 +411,36 @@ def test_an_address_of_another_form_is_refused(address: str, unconnected: None) 
         Ray(address).run([Unit("odd", refuse)])
 
 
-def test_an_address_where_nobody_answers_is_one_line(
+def test_an_address_where_a_cluster_answers_is_accepted() -> None:
+    connection._check_answer(ray.get_runtime_context().gcs_address)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["closed", "silent"])
+def test_an_address_where_nobody_answers_is_an_error_within_10_seconds(silent: bool, unconnected: None) -> None:
+    """A closed port, and one where something else listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if silent:
+            server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        begun = time.monotonic()
+        with pytest.raises(WorkError, match=rf"^no Ray cluster answers at {address}; start one with 'ray start --head'"):
+            Ray(address).run([Unit("odd", refuse)])
+        assert time.monotonic() - begun < 10
+
+
+def test_an_address_where_nobody_answers_ends_the_command_with_one_line(
     unconnected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A closed port, and one where something else listens; from the argument, and from the environment."""
-    with socket.socket() as closed, socket.socket() as silent:
-        closed.bind(("127.0.0.1", 0))
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        command = ["reproduce", "E4", "--scale", "smoke", "--on", "ray", "--out", str(tmp_path / "out"), "--quiet"]
-        for server, options in ((closed, []), (silent, ["--address"])):
-            address = f"127.0.0.1:{server.getsockname()[1]}"
-            if options:
-                options = [*options, address]
-            else:
-                monkeypatch.setenv("RAY_ADDRESS", address)
-            begun = time.monotonic()
-            assert main([*command, *options]) == MISSING
-            assert time.monotonic() - begun < 10
-            said = capsys.readouterr()
-            assert said.err.startswith(f"relucheck: no Ray cluster answers at {address}; start one with 'ray start --head'")
-            assert said.err.count("\n") == 1
-            assert said.out == ""
+    """An address from the argument, and from the environment."""
+    command = ["reproduce", "E4", "--scale", "smoke", "--on", "ray", "--out", str(tmp_path / "out"), "--quiet"]
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for options, address in (["--address", "127.0.0.1:2"], "127.0.0.1:2"), ([], "127.0.0.1:1"):
+        assert main([*command, *options]) == MISSING
+        said = capsys.readouterr()
+        assert said.err.startswith(f"relucheck: no Ray cluster answers at {address}; start one with 'ray start --head'")
+        assert said.err.count("\n") == 1
+        assert said.out == ""
 
 
 # ---------------------------------------------------------------- the command
