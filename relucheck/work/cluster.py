@@ -95,14 +95,23 @@ class Ray:
             with connected(self.address, cpus=None if self.at_once is None else self.at_once * self.cpus):
                 if together:
                     with expectations(self.folder, self.same) as expected:
-                        checked = self._check_nodes(together[0], listener, expected)
+                        checked = self.check_nodes(expected, lambda note: listener(Event(together[0], note=note)))
                         with _Run(self, expected, checked, listener, deaths) as run:
                             run.run(together)
                 run_here([unit for unit in units if unit.alone], listener, self.threads)
         deaths.refuse()
 
-    def _check_nodes(self, unit: Unit, listener: Listener, expected: Expected) -> tuple[str, ...]:
-        """Check every node that has room for a unit; return their ids."""
+    def check_nodes(self, expected: Expected, note: Callable[[str], None]) -> tuple[str, ...]:
+        """Check every node that has room for a unit; return their ids.
+
+        Args:
+            expected: what every node must have.
+            note: takes a line of text for each node with another processor.
+
+        Raises:
+            WorkError: no node has room, or one of them lacks what is expected.
+            DeviceError: no node has the GPUs that a unit needs.
+        """
         alive = [node for node in ray.nodes() if node["Alive"]]
         nodes = [node for node in alive if self._fits(node["Resources"])]
         if not nodes:
@@ -121,11 +130,7 @@ class Ray:
             if refused:
                 raise WorkError(f"node {_name(node)} has {refused}")
             if there != here:
-                listener(
-                    Event(
-                        unit, note=f"results may differ in rounding: node {_name(node)} has {there}, the driver has {here}"
-                    )
-                )
+                note(f"results may differ in rounding: node {_name(node)} has {there}, the driver has {here}")
         return tuple(found)
 
     def _fits(self, resources: Mapping[str, float]) -> bool:
@@ -233,7 +238,7 @@ class _Run:
         except ray.exceptions.RayError as error:
             if unit.name in self._open:
                 _, _, steps = self._open.pop(unit.name)
-                self._deaths.died(unit, steps, _cause(error), again=False)
+                self._deaths.died(unit, steps, cause_of(error), again=False)
 
 
 def _checked(expected: Expected) -> tuple[str, str]:
@@ -308,7 +313,8 @@ def _raised(error: Exception) -> Raised:
 _LOST: Final = "Ray lost its worker, usually because memory ran out"
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
+    """Say why Ray has lost a worker."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "Ray ended its worker because memory ran out"
     if isinstance(error, ray.exceptions.NodeDiedError):
