@@ -231,6 +231,12 @@ class Experiment:
     version: int = 2
     fitted: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def evaluated(self) -> str:
+        """The images on which accuracies are measured: "test", or "validation" where training images are held out."""
+        held_out = any(one.settings.validation is not None for every in self.scales.values() for one in every)
+        return "validation" if held_out else "test"
+
     def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
         """List the comparisons of a scale that ``only`` selects, see :func:`selected`.
 

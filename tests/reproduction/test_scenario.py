@@ -10,8 +10,9 @@ import pytest
 
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.experiments import find_scenario
-from relucheck.reproduction.experiments.counts import CANDIDATES, E9, FEW, FINALISTS, FURTHER, SEEDS, TUNED
+from relucheck.reproduction.experiments.counts import CANDIDATES, E9, FEW, FINALISTS, FURTHER, SEEDS
 from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.published import TUNED_MLP
 from relucheck.reproduction.scenario import SCALES, ScenarioError
 from relucheck.training.settings import Optimiser, Settings
 
@@ -212,7 +213,7 @@ def test_e9_has_the_published_networks(scale: str) -> None:
         "default": ((128,), "relu6", 0.0027, 30, 128, True, 48_000),
         "custom": ((128,), "relu6", 0.0009, 10, 32, True, 48_000),
     }
-    subgradients = {"e1": {0.0, 1.0}, "default": {0.0, TUNED[0]}, "custom": {0.0, TUNED[0]}}
+    subgradients = {"e1": {0.0, 1.0}, "default": {0.0, TUNED_MLP[0]}, "custom": {0.0, TUNED_MLP[0]}}
     for comparison in E9.comparisons(scale):
         kind, s = comparison.name.partition("-")[0], comparison.settings
         found = (s.network.widths, s.network.activation, s.optimiser.lr, s.epochs, s.batch_size, s.shuffle, s.train_samples)
@@ -220,7 +221,7 @@ def test_e9_has_the_published_networks(scale: str) -> None:
         assert (s.data, s.optimiser.name, s.optimiser.fused) == ("mnist", "adam", False)
         assert dtype_name(s.arithmetic.dtype) == "bfloat16"
         assert {member.subgradient for member in s.members} == subgradients.get(kind, {0.0, 1.0, 2.0, 4.0, 8.0})
-        seconds = {TUNED[1] if member.subgradient else 0.0 for member in s.members if s.network.activation == "relu6"}
+        seconds = {TUNED_MLP[1] if member.subgradient else 0.0 for member in s.members if s.network.activation == "relu6"}
         assert {member.second or 0.0 for member in s.members} == (seconds or {0.0})
         steps = -(-(s.train_samples or 60_000) // s.batch_size)
         assert s.every == steps, "distances once an epoch, which no figure of E9 draws"

@@ -47,6 +47,7 @@ def summary(reproduction: Reproduction) -> dict[str, Any]:
         "effects": [effect.as_dict() for effect in reproduction.effects],
         "published": [checked.as_dict() for checked in reproduction.published],
         "claims": [decision.as_dict() for decision in reproduction.decisions],
+        **({"sections": {one.title: one.data for one in reproduction.sections}} if reproduction.sections else {}),
     }
 
 
@@ -62,11 +63,14 @@ def report(reproduction: Reproduction) -> str:
     lines += [" ".join(conclusion(reproduction)), ""]
     first, *others = [_linked(reproduction, path) for path in reproduction.figures] or [""]
     lines += [first, ""] if first else []
+    for section in reproduction.sections:
+        lines += section.markdown()
     lines += ["## Results", "", *markdown(reproduction.cells, published)]
-    columns = legend(*(() if published else ("published %",)))
+    images = reproduction.experiment.evaluated
+    columns = legend(*(() if published else ("published %",)), images=images)
     lines += [*(f"- {line}" for line in columns), ""]
     lines += layers.markdown(reproduction.runs) if layers.BY_LAYER in reproduction.experiment.figures else []
-    lines += nudge_tables.markdown(reproduction.nudges, reproduction.effects)
+    lines += nudge_tables.markdown(reproduction.nudges, reproduction.effects, images)
     lines += _outcomes(reproduction)
     if others:
         lines += ["## More figures", ""]

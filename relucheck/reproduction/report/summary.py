@@ -23,6 +23,7 @@ from relucheck.results.statistics import (
     paired,
     summarise,
 )
+from relucheck.results.tables import Table
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import alone_on
@@ -307,6 +308,42 @@ class Effect:
 
 
 @dataclasses.dataclass(frozen=True)
+class Section:
+    """A section of a report that one experiment has beyond what all have.
+
+    Attributes:
+        title: its heading.
+        sentences: what it concludes; the conclusion of the report begins with them.
+        tables: for the report, and for a terminal without the columns of ``wide``.
+        legend: what the columns mean, a line each.
+        wide: headings of the columns that a terminal leaves out.
+        data: the same as plain data for ``summary.json``.
+    """
+
+    title: str
+    sentences: tuple[str, ...]
+    tables: tuple[Table, ...]
+    legend: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    data: Any = None
+
+    def markdown(self) -> list[str]:
+        """The lines of the section."""
+        lines = [f"## {self.title}", ""]
+        for table in self.tables:
+            lines += [*([f"**{table.title}**", ""] if table.title else []), *table.markdown(), ""]
+        return [*lines, *(f"- {line}" for line in self.legend), *([""] if self.legend else [])]
+
+    def terminal(self) -> list[Any]:
+        """The tables as rich objects, followed by the lines that explain their columns."""
+        from rich.text import Text
+
+        shown = [table.without(*self.wide) for table in self.tables]
+        said = [line for line in self.legend if line.partition(":")[0] not in self.wide]
+        return [*(table.rich(first=True) for table in shown if table.rows), *map(Text, said)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Reproduction:
     """The finished comparisons of a folder, with their summaries and claims.
 
@@ -318,6 +355,7 @@ class Reproduction:
         figures: paths of the figures.
         nudges: what the nudges do, for each comparison that has them.
         effects: what each subgradient does beyond that. Comparisons that are void, or whose nudges are, have none.
+        sections: what the experiment's report has beyond that of others.
     """
 
     experiment: Experiment
@@ -331,6 +369,7 @@ class Reproduction:
     figures: tuple[Path, ...] = ()
     nudges: tuple[NudgeGroup, ...] = ()
     effects: tuple[Effect, ...] = ()
+    sections: tuple[Section, ...] = ()
 
     @property
     def void(self) -> tuple[str, ...]:
