@@ -19,6 +19,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.reproduction import TITLES
 from relucheck.reproduction.counted import CountsScenario
 from relucheck.reproduction.experiments.mlp import NOTEBOOK_SUBGRADIENTS
+from relucheck.reproduction.experiments.searches.further import E8
 from relucheck.reproduction.published import ARITHMETICS, TUNED_MLP
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import counted
@@ -163,6 +164,18 @@ def _scale(
     )
 
 
+def _of_e8(scale: str) -> tuple[Comparison, ...]:
+    """Comparisons of E8 in 16 bits, whose counts E9 reports, too: the MLP's custom configuration, and the MobileNet.
+
+    Those of the MLP's default configuration are trained here with more seeds.
+    """
+    return tuple(
+        one
+        for one in E8.comparisons(scale)
+        if one.name.startswith(("mlp-custom-", "mobilenet-")) and one.settings.arithmetic.dtype.itemsize == 2
+    )
+
+
 def _smoke() -> tuple[Comparison, ...]:
     """Some of these comparisons on the shipped digits, with networks of a few units and three seeds."""
     small = []
@@ -181,14 +194,20 @@ E9: Final = CountsScenario(
     TITLES["E9"],
     "[R22], counts that its notebooks print",
     {
-        "full": _scale(SEEDS, CANDIDATES, ("bfloat16", *FEW), FURTHER),
+        "full": (*_scale(SEEDS, CANDIDATES, ("bfloat16", *FEW), FURTHER), *_of_e8("full")),
         # a processor without 16-bit instructions takes long for its own bfloat16, which rounds once
-        "cpu": _scale(SEEDS[:3], (_EVERYWHERE[0], ARITHMETICS["E2"]), (*_EVERYWHERE[:2], ARITHMETICS["E2"])),
-        "smoke": _smoke(),
+        "cpu": (
+            *_scale(SEEDS[:3], (_EVERYWHERE[0], ARITHMETICS["E2"]), (*_EVERYWHERE[:2], ARITHMETICS["E2"])),
+            *_of_e8("cpu"),
+        ),
+        "smoke": (*_smoke(), *_of_e8("smoke")),
     },
     (),
     overview=False,
+    shares=("E8",),
     fitted={
+        "mlp-": ARITHMETICS["E8"],
+        "mobilenet-": ARITHMETICS["E8"],
         "default-": ARITHMETICS["E9"],
         "custom-": ARITHMETICS["E9"],
         "e1-": ARITHMETICS["E1"],
