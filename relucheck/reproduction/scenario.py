@@ -210,6 +210,7 @@ class Experiment:
         scales: comparisons per scale, in the order in which they run.
         figures: of ("distance", "loss", "error", "boxes", "hits"), for each part. Those with "hits" also tabulate hits by
             layer.
+        tables: whether each comparison has a table of its own. E7 has many small ones, which its own sections put together.
         overview: whether a figure of all differences of the accuracy from s = 0 comes first.
         published: final test error in % by comparison and s, read off the published figure
             (:data:`relucheck.reproduction.published.PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the
@@ -225,6 +226,7 @@ class Experiment:
     source: str
     scales: Mapping[str, tuple[Comparison, ...]]
     figures: tuple[str, ...]
+    tables: bool = True
     overview: bool = True
     published: Mapping[str, Mapping[float, float]] = dataclasses.field(default_factory=dict)
     shares: tuple[str, ...] = ()

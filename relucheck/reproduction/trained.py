@@ -107,7 +107,7 @@ class TrainingScenario(Experiment):
         every = self.comparisons(place.scale)
         found = [(comparison, read(place, comparison)) for comparison in every]
         runs = tuple((comparison, result) for comparison, result in found if result is not None)
-        cells = tuple(analyse(runs))
+        cells = tuple(analyse(runs)) if self.tables else ()
         results = {comparison.name: result for comparison, result in runs}
         nudges = every_nudges(place, every)
         trained = [Trained(comparison, result, nudges.get(comparison.name)) for comparison, result in runs]
@@ -125,14 +125,22 @@ class TrainingScenario(Experiment):
             tuple(nudge_groups(runs, nudges)),
             tuple(effects(runs, nudges)),
         )
-        own = self.sections(made) if self.sections is not None else ()
-        made = dataclasses.replace(made, figures=tuple(_figures(self, made, nudges)), sections=own)
+        figures = tuple(_figures(self, made, nudges))
+        made = dataclasses.replace(made, figures=figures, sections=self.own_sections(made))
         page = place.folder / "report.md"
         write_atomically(place.folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
         write_atomically(page, report(made))
         void = void_nudges(nudges)
         shown = functools.partial(_shown, made, nudges)
         return Reported(place.folder, page, made.missing, (*made.void, *void), shown, made)
+
+    def own_sections(self, made: Reproduction) -> tuple[Section, ...]:
+        """What the report has beyond that of others, from all that is finished."""
+        return self.sections(made) if self.sections is not None else ()
+
+    def own_figures(self, made: Reproduction, folder: Path) -> list[Path]:
+        """Write the figures of these sections into a folder, and return their paths."""
+        return self.draws(made, folder) if self.draws is not None else []
 
 
 def store_of(folder: Path, comparison: Comparison) -> Path:
@@ -199,7 +207,7 @@ def nudge_lines(folder: Path, nudges: Mapping[str, Result]) -> list[str]:
 
 def _shown(made: Reproduction, nudges: Mapping[str, Result], width: int) -> list[Any]:
     published = made.experiment.published_at(made.scale)
-    head = [f"{title(made)}", "", " ".join(conclusion(made)), ""]
+    head = [f"{title(made)}", "", *(conclusion(made) if made.sections else [" ".join(conclusion(made))]), ""]
     tables = rich_tables(made.experiment.name, made.cells, published, width)
     outcomes = rich_outcomes(made.published, made.decisions)
     left_out = ("p differs, p equivalent", *(() if published else ("published %",)))
@@ -210,6 +218,8 @@ def _shown(made: Reproduction, nudges: Mapping[str, Result], width: int) -> list
     hits = layers.terminal(made.runs) if BY_LAYER in made.experiment.figures else []
     by_layer = [table.rich() for table in hits]
     own = [shown for section in made.sections for shown in section.terminal()]
+    if not made.experiment.tables:
+        return [*map(Text, head), *own, *map(Text, again)]
     return [*map(Text, head), *own, *tables, *map(Text, columns), *by_layer, *beyond, *outcomes, *map(Text, lines)]
 
 
@@ -221,8 +231,8 @@ def _figures(scenario: TrainingScenario, made: Reproduction, nudges: Mapping[str
     folder = made.folder / "figures"
 
     def every() -> list[Path]:
-        first = scenario.draws(made, folder) if scenario.draws is not None else []
-        return first + draw(scenario, made.scale, made.runs, folder, nudges=nudges, figures=kinds)
+        others = draw(scenario, made.scale, made.runs, folder, nudges=nudges, figures=kinds)
+        return scenario.own_figures(made, folder) + others
 
     return drawn(made.folder, every)
 

@@ -45,8 +45,10 @@ def conclusion(made: Reproduction) -> tuple[str, ...]:
         sentences = [spread, *_accuracy(made, "injected"), *_accuracy(made, "chain")]
     else:
         sentences = [*_accuracy(made, "chain"), *_accuracy(made, "injected"), _published(made)]
+    if not made.experiment.tables:
+        sentences = [_control(made) + "."]
     own = [sentence for section in made.sections for sentence in section.sentences]
-    return (*own, *sentences, *_without_nudges(made))
+    return (*own, *sentences, *(_without_nudges(made) if made.experiment.tables else ()))
 
 
 # ---------------------------------------------------------------- accuracy
@@ -198,15 +200,20 @@ def _departure(made: Reproduction) -> str:
     return f"{apart}, and s = 0 meets an exact zero in all of these; it meets one in {counted(found.met, 'run')} in all."
 
 
-def _published(made: Reproduction) -> str:
-    """The control, and how many published figures are confirmed."""
+def _control(made: Reproduction) -> str:
+    """Say that the second run of s = 0 is the first one."""
     distances = sum(len(m.steps.step) for _, r in made.runs if not r.void for m in r.members if m.member.control)
     kept = " outside the void comparisons" if made.void else ""
-    control = (
+    return (
         f"A second run of s = 0 is identical to the first at all {counted(distances, 'recorded step')}{kept}"
         if distances
         else f"No second run of s = 0 was compared with the first{kept}"
     )
+
+
+def _published(made: Reproduction) -> str:
+    """The control, and how many published figures are confirmed."""
+    control = _control(made)
     words = Counter(figure.verdict for figure in made.published)
     if all(figure.evidence.p_for is None for figure in made.published):
         return f"{control}; no published figure can be tested with these runs."

@@ -318,6 +318,7 @@ class Section:
         legend: what the columns mean, a line each.
         wide: headings of the columns that a terminal leaves out.
         data: the same as plain data for ``summary.json``.
+        on_terminal: whether a terminal shows it.
     """
 
     title: str
@@ -326,6 +327,7 @@ class Section:
     legend: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
     data: Any = None
+    on_terminal: bool = True
 
     def markdown(self) -> list[str]:
         """The lines of the section."""
@@ -336,6 +338,8 @@ class Section:
 
     def terminal(self) -> list[Any]:
         """The tables as rich objects, followed by the lines that explain their columns."""
+        if not self.on_terminal:
+            return []
         from rich.text import Text
 
         shown = [table.without(*self.wide) for table in self.tables]

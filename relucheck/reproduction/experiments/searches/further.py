@@ -64,14 +64,11 @@ def _configurations() -> list[tuple[PublishedRun, Settings]]:
 
 
 def _made(run: PublishedRun, settings: Settings, arithmetics: Sequence[Row]) -> tuple[Comparison, ...]:
-    """One comparison for each arithmetic, with the learning rate of the configuration."""
+    """One comparison for each arithmetic."""
     network = settings.network
     name = "MobileNetV3-small" if network.kind == "mobilenet-v3-small" else network.name
     part = f"{name}, ReLU6, lr {run.lr:g}, mini-batches of {settings.batch_size}, {settings.epochs} epochs"
-    return tuple(
-        _change(one, settings=_change(one.settings, optimiser=settings.optimiser))
-        for one in made(part, arithmetics, settings, run.comparisons)
-    )
+    return made(part, arithmetics, settings, run.comparisons)
 
 
 def _short(settings: Settings) -> Settings:

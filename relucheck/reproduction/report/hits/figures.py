@@ -121,8 +121,13 @@ def rates_figure(runs: Sequence[tuple[Comparison, Result]]) -> Any:
         for one in own:
             _rates(panel, one)
         _published_rates(panel, found[1])
-        panel.set_yscale("log")
-        panel.set_xscale("log")
+        if any(y > 0 for line in panel.get_lines() for y in line.get_ydata()):
+            panel.set_yscale("log")
+            panel.set_xscale("log")
+        else:
+            panel.text(0.5, 0.5, "no hit", ha="center", va="center", transform=panel.transAxes)
+            panel.set_xticks([])
+            panel.set_yticks([])
         panel.grid(alpha=0.3)
         seeds = counted(len(found[1].settings.seeds), "seed")
         panel.set_title(f"{found[0].part}\n{found[1].settings.arithmetic.name}, {seeds}", fontsize=8)

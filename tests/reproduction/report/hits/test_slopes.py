@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,12 @@ from relucheck.reproduction.experiments.counts import E9
 from relucheck.reproduction.report.hits.figures import rates_figure
 from relucheck.reproduction.report.hits.slopes import observed, published_trends, section, trends
 from relucheck.reproduction.scenario import Comparison
+from relucheck.results.figures import save
 from relucheck.results.tables import render
 from relucheck.training.result import Result
 from relucheck.training.settings import Member
 from tests.helpers import counted, made_up
+from tests.helpers.invariants import png_size
 
 NAMES = ("default-rounded", "custom-rounded", "mobilenet-bfloat16-rounded")
 
@@ -110,6 +113,16 @@ def test_the_published_counts_of_the_mobilenet_fall_for_both() -> None:
     made = section([_run(NAMES[2], -0.1, -0.3, -0.1)], "full")
     assert made is not None
     assert made.sentences[0].endswith("which is not what the publication says.")
+
+
+def test_a_figure_without_a_hit_says_so(tmp_path: Path) -> None:
+    """On digits, which have no published counts that could stand alone."""
+    (one,) = E9.comparisons("smoke", [NAMES[0]])
+    figure = rates_figure([(one, counted.result(one, lambda member, kink, epoch: 0))])
+    (panel,) = figure.axes
+    assert [text.get_text() for text in panel.texts] == ["no hit"]
+    save(figure, tmp_path / "none.png")
+    assert png_size(tmp_path / "none.png") > (400, 300)
 
 
 @pytest.mark.parametrize("scale", ["full", "smoke"])
