@@ -11,7 +11,8 @@ Exit codes:
 * 1: a law failed, an expected failure no longer fails, the kink table differs from the older one, or a comparison is void
   because its control differed.
 * 2: the command line, the configuration, a kink table to compare with, or a results folder cannot be used.
-* 3: a target does not import or holds no activations, data or a device is missing, or the device has too little memory.
+* 3: a target does not import or holds no activations, data, a device, a package or a cluster is missing, or the device has
+  too little memory.
 * 4: a file cannot be written or read, or belongs to something else.
 * 70: a bug in relucheck.
 * 130: interrupted.
@@ -45,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="relucheck",
         description="Check what autodiff does at the kinks of activation functions, such as ReLU at 0.",
         epilog="exit codes: 0 nothing failed; 1 a law failed, kinks differ from an older table, or a control differed; "
-        "2 invalid command line or configuration; 3 a target does not import, or data, a device or memory is missing; "
+        "2 invalid command line or configuration; 3 a target does not import, or data, a package, a device, a cluster or "
+        "memory is missing; "
         "4 a file cannot be written or read, or belongs to something else; 70 a bug in relucheck; 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"relucheck {__version__}")
@@ -136,7 +138,26 @@ def _parser() -> argparse.ArgumentParser:
         "--processes",
         type=int,
         metavar="N",
-        help="work in N processes of one thread each; default: one process per core",
+        help="run N units at once, with one thread each; default: one for each core, on Ray as many as there is room for",
+    )
+    reproduce.add_argument(
+        "--on",
+        default="local",
+        metavar="BACKEND",
+        help="local (processes of this machine; default) or ray (a cluster of machines that share the results folder; "
+        'needs pip install "relucheck[ray]")',
+    )
+    reproduce.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="address of the Ray cluster, or auto for the one that runs on this machine; default: $RAY_ADDRESS, else a "
+        "Ray that starts on this machine and ends with the command",
+    )
+    reproduce.add_argument(
+        "--gpus-per-unit",
+        type=float,
+        metavar="N",
+        help="GPUs that Ray reserves for each unit on CUDA; with a fraction, units share a GPU; default: 1",
     )
     reproduce.add_argument(
         "--report-only",
@@ -285,6 +306,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
             only=arguments.only,
             executor=arguments.executor,
             processes=arguments.processes,
+            on=arguments.on,
+            address=arguments.address,
+            gpus_per_unit=arguments.gpus_per_unit,
             progress=progress,
             say=say,
         )
@@ -304,8 +328,9 @@ def _folder_alone(arguments: argparse.Namespace) -> Path:
     """
     from relucheck.reproduction.folder import ReproductionError
 
-    options: dict[str, Any] = {"scale": None, "device": None, "only": [], "executor": None, "processes": None}
-    given = [f"--{name}" for name, unset in options.items() if getattr(arguments, name) != unset]
+    unset = {"only": [], "on": "local"}
+    options = ("scale", "device", "only", "executor", "processes", "on", "address", "gpus_per_unit")
+    given = [f"--{name.replace('_', '-')}" for name in options if getattr(arguments, name) != unset.get(name)]
     if given or not arguments.out:
         wrong = (
             f"with {given[0]}, which is for runs; leave {given[0]} out" if given else "without a folder; name it with --out"

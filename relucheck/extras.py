@@ -16,6 +16,7 @@ from relucheck.errors import MISSING, RelucheckError
 EXTRAS: Final[Mapping[str, str]] = {
     "hypothesis": "networks",
     "matplotlib": "reproduce",
+    "ray": "ray",
     "scipy": "reproduce",
     "torchvision": "reproduce",
 }

@@ -66,6 +66,7 @@ NEEDS = {
     "import torch; from relucheck.hits.validation import resnet50_hits as hits; hits(torch.half, mixed=False)": (
         f"a ResNet-50 needs torchvision; {REPRODUCE}"
     ),
+    "import relucheck.work.cluster": 'work on Ray needs ray; run: pip install "relucheck[ray]"',
     "from relucheck.data import load_mnist; load_mnist('here', 'test')": (
         "data root here lacks MNIST/raw/t10k-images-idx3-ubyte, MNIST/raw/t10k-labels-idx1-ubyte, and a download needs "
         f"torchvision; {REPRODUCE}, or put t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (as they are, or "

@@ -28,7 +28,7 @@ CORE = (
     *("tests/properties", "tests/work", "tests/test_errors.py", "tests/test_pytest_plugin.py"),
 )
 #: Packages of other extras: a file that imports one is left out, and named.
-OTHERS = ("matplotlib", "scipy", "syrupy", "torchvision")
+OTHERS = ("matplotlib", "ray", "scipy", "syrupy", "torchvision")
 
 
 @dataclasses.dataclass

@@ -91,6 +91,65 @@ def cpu_draws() -> dict[tuple[int, int, int, int | None, str], int]:
     return draws_by_cell
 
 
+# ---------------------------------------------------------------- searches
+
+#: The published searches by the model in the released files, in words.
+SEARCHED: Final = {"mobilenet_v3_small": "MobileNetV3-small", "mlp_2000": "MLP 784-2000-10"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedTrial:
+    """A trial of a published random search.
+
+    Attributes:
+        model: one of :data:`SEARCHED`.
+        subgradients: "tuned", where alpha and beta were drawn, or "default", where both are 0. In the tuned search of the
+            MobileNet they never reached the model.
+        trial: its name in the released files.
+        batch_size, lr, alpha, beta: what it trained with.
+        loss, accuracy: of the images held out, after its last epoch; the accuracy in %.
+        epochs: how many it trained. Trials with fewer than the others were stopped by ASHA.
+    """
+
+    model: str
+    subgradients: str
+    trial: str
+    batch_size: int
+    lr: float
+    alpha: float
+    beta: float
+    loss: float
+    accuracy: float
+    epochs: int
+
+
+@functools.cache
+def search_trials(model: str, subgradients: str) -> tuple[PublishedTrial, ...]:
+    """The trials of a published search, from the best to the worst.
+
+    Args:
+        model: one of :data:`SEARCHED`.
+        subgradients: "tuned" or "default".
+    """
+    trials = [
+        PublishedTrial(
+            model=row["model"],
+            subgradients=row["subgradients"],
+            trial=row["trial"],
+            batch_size=int(row["batch_size"]),
+            lr=float(row["lr"]),
+            alpha=float(row["alpha"]),
+            beta=float(row["beta"]),
+            loss=float(row["val_loss"]),
+            accuracy=float(row["val_accuracy_percent"]),
+            epochs=int(row["epochs"]),
+        )
+        for row in _rows("published_search.csv")
+        if (row["model"], row["subgradients"]) == (model, subgradients)
+    ]
+    return tuple(sorted(trials, key=lambda trial: -trial.accuracy))
+
+
 # ---------------------------------------------------------------- training
 
 #: E2's non-zero subgradients; the reference s = 0 and its control come with every seed.

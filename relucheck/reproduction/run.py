@@ -10,22 +10,19 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 from relucheck import data
 from relucheck.errors import one_of
 from relucheck.extras import require
 from relucheck.numerics.devices import best_device
+from relucheck.reproduction.backends import check_backend, everywhere, local, on_ray
 from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.folder import ReproductionError, default_folder, described, differences, reserve
 from relucheck.reproduction.scenario import Place, Reported, Scenario, check_scale
 from relucheck.results.progress import Progress
 from relucheck.results.store import StoreError
-from relucheck.training.engine import EXECUTORS, checked_device, usual_executor
-from relucheck.work import Backend, Event, Local
-
-#: Scales whose units take less time than a process needs to start.
-_SHORT: Final = ("smoke",)
+from relucheck.training.engine import EXECUTORS, usual_executor
+from relucheck.work import Backend, Event
 
 
 def default_scale(device: str) -> str:
@@ -43,6 +40,9 @@ def reproduce(
     only: Sequence[str] = (),
     executor: str | None = None,
     processes: int | None = None,
+    on: str = "local",
+    address: str | None = None,
+    gpus_per_unit: float | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
     backend: Backend | None = None,
@@ -59,17 +59,24 @@ def reproduce(
         only: names, or else globs or arithmetics, of the parts to run; none: all.
         executor: "forking" (nn.Linear's own kernels) or "stacked" (baddbmm; nn.Linear for 16-bit members on CUDA); None:
             forking on the CPU, else stacked.
-        processes: how many work at once, each with one thread; None: one for each core on a CPU, else 1.
+        processes: how many units run at once, each with one thread; None: on this machine one for each core on a CPU, else
+            1, and on Ray as many as the cluster has room for.
+        on: "local" (processes of this machine) or "ray" (tasks of Ray, which needs the extra ``ray``).
+        address: of the cluster, for Ray only, see :func:`relucheck.work.connection.connected`.
+        gpus_per_unit: how many GPUs Ray reserves for a unit on CUDA, also a fraction of one; None: 1.
         progress: whether to show any.
         say: takes a line for each unit of work.
-        backend: what runs the units; None: :class:`relucheck.work.Local`.
+        backend: what runs the units; None: what ``on`` names.
 
     Raises:
         ScenarioError: unknown scenario, scale or part.
-        relucheck.extras.MissingExtraError: without scipy or matplotlib, and without torchvision if data must be
-            downloaded.
-        ReproductionError: for a folder that holds anything else, or that cannot be read.
+        relucheck.extras.MissingExtraError: without scipy or matplotlib, without torchvision if data must be downloaded, and
+            without Ray if it is to run the units.
+        ReproductionError: for a folder that holds anything else, or that cannot be read, and for options that contradict
+            each other.
         relucheck.errors.DeviceError: for a device that is not there or has too little memory.
+        relucheck.work.WorkError: for units that cannot be finished, and for a cluster that does not answer, has no room or
+            has nodes with other versions.
         relucheck.data.DataError: for a data root without the data, before anything is run.
         relucheck.results.store.StoreError: for what cannot be written, and for results of something else.
     """
@@ -83,10 +90,12 @@ def reproduce(
         raise ReproductionError(f"{scenario.name} trains nothing; leave --executor out")
     kind = usual_executor(device) if executor is None else executor
     one_of("executor", kind, EXECUTORS, error=ReproductionError)
-    checked_device(device)
+    check_backend(on, device, address, gpus_per_unit)
     for data_set, split in scenario.data_sets(scale, only):  # before hours of work that lacks data at its end
         data.load(data_set, split, root)
     folder = default_folder(scenario.name, scale, device, kind) if folder is None else Path(folder)
+    if on == "ray":
+        folder, root = everywhere(folder, root)
     place = Place(scale, folder, root, device, kind)
     reserve(place, scenario)
     _adopt(place, scenario, only, say)
@@ -97,10 +106,10 @@ def reproduce(
         f"{len(units)} units of work to do, in {folder}"
     )
     if backend is None:
-        stacked = scenario.trains and kind == "stacked"
-        several = device.startswith("cpu") and not stacked and scale not in _SHORT
-        # stacked members are one product, which is made of all threads
-        backend = Local(processes if processes is not None or several else 1, threads=None if stacked else 1)
+        if on == "ray":
+            backend = on_ray(place, scenario, only, address=address, gpus=gpus_per_unit, processes=processes)
+        else:
+            backend = local(place, scenario, processes)
     done, begun = 0, time.monotonic()
     total, before = sum(unit.steps for unit in units), sum(unit.done for unit in units)
     with Progress(total, scenario.name, scenario.unit, done=before, enabled=progress) as shown:

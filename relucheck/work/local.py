@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import multiprocessing
-import os
 import pickle
 import signal
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 from relucheck.errors import whole
-from relucheck.work.unit import Event, Listener, Unit, WorkError
+from relucheck.work.deaths import Deaths, cause
+from relucheck.work.here import check_names, cores, run_here, torch_threads
+from relucheck.work.perform import perform
+from relucheck.work.unit import Event, Listener, Unit
 
-#: How often the process of a unit may die before the unit is given up.
-DEATHS: Final = 3
 #: Seconds between two checks whether the processes are alive. The end of the pipe is not enough to see it, because a child
 #: that a unit forked keeps the pipe of a dead process open.
 _POLL_SECONDS: Final = 1.0
@@ -51,47 +51,17 @@ class Local:
 
     def run(self, units: Sequence[Unit], listen: Listener | None = None) -> None:
         """Run all units as ``relucheck.work.unit.Backend.run`` says; control-C ends all processes."""
-        counts = collections.Counter(unit.name for unit in units)
-        if twice := [name for name, count in counts.items() if count > 1]:
-            raise WorkError(f"two units are called {twice[0]!r}; give every unit another name")
+        check_names(units)
         listener: Listener = listen or (lambda event: None)
+        together = [unit for unit in units if not unit.alone]
+        deaths = Deaths(listener)
         if self.processes == 1:
-            with torch_threads(self.threads):
-                for unit in units:
-                    _in_this_process(unit, listener)
-        elif units:
-            with _Pool(min(self.processes, len(units)), self.threads) as pool:
-                pool.run(units, listener)
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Set the number of torch's threads in a block; None changes nothing."""
-    if count is None:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _in_this_process(unit: Unit, listener: Listener) -> None:
-    try:
-        unit.work(*unit.arguments, lambda steps, note: listener(Event(unit, steps, note)))
-    except Exception as error:
-        error.add_note(f"in the unit of work {unit.name!r}")
-        raise
-    listener(Event(unit, finished=True))
+            run_here(together, listener, self.threads)
+        elif together:
+            with _Pool(min(self.processes, len(together)), self.threads) as pool:
+                pool.run(together, listener, deaths)
+        run_here([unit for unit in units if unit.alone], listener, self.threads)
+        deaths.refuse()
 
 
 class _Worker:
@@ -152,10 +122,8 @@ class _Pool:
         for worker in self._workers:
             worker.end()
 
-    def run(self, units: Sequence[Unit], listener: Listener) -> None:
+    def run(self, units: Sequence[Unit], listener: Listener, deaths: Deaths) -> None:
         todo = collections.deque(units)
-        deaths: collections.Counter[str] = collections.Counter()
-        codes: dict[str, int | None] = {}
         left = len(units)
         while left:
             while todo and (worker := self._idle()) is not None:
@@ -169,11 +137,7 @@ class _Pool:
                 except EOFError:
                     self._workers.remove(worker)
                     worker.end(_GRACE_SECONDS)
-                    deaths[unit.name] += 1
-                    codes[unit.name] = worker.process.exitcode
-                    listener(Event(unit, -worker.steps))
-                    listener(Event(unit, note=f"{unit.name}: its process died ({_cause(worker.process.exitcode)})"))
-                    if deaths[unit.name] < DEATHS:
+                    if deaths.died(unit, worker.steps, cause(worker.process.exitcode)):
                         todo.append(unit)
                     else:
                         left -= 1
@@ -182,10 +146,7 @@ class _Pool:
                     continue
                 kind, content = message
                 if kind == "raised":
-                    error, where = content
-                    raised = pickle.loads(error)  # safe: it comes from a process that was started here
-                    raised.add_note(f"in the unit of work {unit.name!r}, in another process:\n{where}")
-                    raise raised
+                    raise content.again(unit.name)
                 if kind == "finished":
                     worker.unit = None
                     left -= 1
@@ -193,12 +154,6 @@ class _Pool:
                 else:
                     worker.steps += content[0]
                     listener(Event(unit, *content))
-        if given_up := [name for name, count in deaths.items() if count >= DEATHS]:
-            raise WorkError(
-                f"{', '.join(given_up)}: the process of each died {DEATHS} times, the last one by "
-                f"{_cause(codes[given_up[-1]])}; finished units are kept: run the same command again, with fewer processes "
-                "if memory is short"
-            )
 
     def _idle(self) -> _Worker | None:
         """Return a process without a unit, a new one if the limit allows it; None if all are busy."""
@@ -209,16 +164,6 @@ class _Pool:
             return None
         self._workers.append(_Worker(self._threads))
         return self._workers[-1]
-
-
-def _cause(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"signal {name}" + ", usually because memory ran out" * (name == "SIGKILL")
-    return (
-        f"exit code {code}: the process could not start, or it ended itself; a script that runs units needs "
-        "'if __name__ == \"__main__\":'"
-    )
 
 
 @contextlib.contextmanager
@@ -247,11 +192,8 @@ def _serve(pipe: Connection, threads: int | None) -> None:
     The pipe closes, too, when the parent has ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pid = os.getpid()
 
     def send(task: int, kind: str, content: Any) -> None:
-        if os.getpid() != pid:
-            os._exit(0)  # a child that the unit forked must not send messages in the name of the unit
         try:
             pipe.send((task, kind, content))
         except OSError as error:
@@ -263,24 +205,9 @@ def _serve(pipe: Connection, threads: int | None) -> None:
                 task, work, arguments = pipe.recv()
             except (EOFError, OSError):
                 return
-            _run(send, task, work, arguments)
+            raised = perform(work, arguments, functools.partial(_report, send, task))
+            send(task, "finished" if raised is None else "raised", raised)
 
 
-def _run(send: Callable[[int, str, Any], None], task: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    try:
-        work(*arguments, lambda steps, note: send(task, "step", (steps, note)))
-    except (Exception, SystemExit) as error:
-        send(task, "raised", (_pickled(error), traceback.format_exc()))
-    else:
-        send(task, "finished", None)
-
-
-def _pickled(error: BaseException) -> bytes:
-    """Pickle an exception; if that fails, pickle a WorkError with its class and text."""
-    try:
-        content = pickle.dumps(error)
-        if isinstance(error, Exception) and type(pickle.loads(content)) is type(error):
-            return content
-    except Exception:
-        pass
-    return pickle.dumps(WorkError(f"{type(error).__name__}: {error}"))
+def _report(send: Callable[[int, str, Any], None], task: int, steps: int, note: str) -> None:
+    send(task, "step", (steps, note))

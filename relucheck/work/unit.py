@@ -33,6 +33,8 @@ class Unit:
         arguments: the arguments of ``work``.
         steps: the number of steps of the whole work, for a progress bar.
         done: the number of steps that an earlier run has done. The work does not report them again.
+        alone: whether the work distributes itself, as a search by Ray Tune does. Such a unit runs in the calling process,
+            after all other units, with nothing beside it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Unit:
     arguments: tuple[Any, ...] = ()
     steps: int = 1
     done: int = 0
+    alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Backend(Protocol):
         """Run all units, and return when all are finished.
 
         Args:
-            units: the units; they start in this order.
+            units: the units; they start in this order, but those that run ``alone`` come last, one after the other.
             listen: is called with every event, in the calling process.
 
         Raises:

@@ -1,6 +1,7 @@
-"""Measure the overhead of the local backend for work.
+"""Measure the overhead of the backends for work.
 
-Units in two processes are compared with two plain processes that share the same seeds.
+Units in two processes are compared with two plain processes that share the same seeds, and a cell on Ray with the same cell
+in this process.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ import pytest
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.training import engine
 from relucheck.training.settings import Settings
-from relucheck.work import Local, cores
+from relucheck.volume import units as volume_units
+from relucheck.volume.cell import Cell
+from relucheck.work import Backend, Local, cores
+from tests.helpers.fake_engine import SMALL
+from tests.helpers.uniform import mlp
 
 pytestmark = pytest.mark.benchmark
 
@@ -70,3 +75,29 @@ def test_two_processes_against_two_plain_ones(tmp_path: Path, capsys: pytest.Cap
         print(
             f"\nplain processes / units in processes: {', '.join(f'{ratio:.3f}' for ratio in sorted(ratios))} (goal 0.95)"
         )
+
+
+@pytest.mark.ray
+def test_a_cell_on_ray_against_one_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One unit after the other, on workers that have imported torch: what is left is the cost of tasks and messages."""
+    pytest.importorskip("ray")
+    from relucheck.work.cluster import Ray
+    from relucheck.work.connection import connected
+
+    cell = dataclasses.replace(SMALL, network=mlp(784, 64, 2), arithmetic="bfloat16 emulated (product)", draws=200)
+    ratios = []
+    with connected("local", cpus=1):
+        backends: dict[str, Backend] = {"local": Local(1), "ray": Ray(folder=tmp_path)}
+        for name, backend in backends.items():  # warm
+            _seconds(backend, dataclasses.replace(cell, draws=2), tmp_path / f"{name}-warm")
+        for turn in range(3):
+            local, ray = (_seconds(backend, cell, tmp_path / f"{name}-{turn}") for name, backend in backends.items())
+            ratios.append(ray / local)
+    with capsys.disabled():
+        print(f"\ncell on Ray / in this process: {', '.join(f'{ratio:.3f}' for ratio in sorted(ratios))} (goal 1.05)")
+
+
+def _seconds(backend: Backend, cell: Cell, folder: Path) -> float:
+    started = time.perf_counter()
+    backend.run(volume_units.units([cell], folder))
+    return time.perf_counter() - started

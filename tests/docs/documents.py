@@ -18,7 +18,7 @@ PAGES: Final = (README, *sorted((ROOT / "docs").rglob("*.md")))
 #: The page whose examples show a library with a mistake; other pages take it as known.
 GATE: Final = ROOT / "docs" / "gate.md"
 #: Why an example may stand in a document without being executed.
-REASONS: Final = ("downloads data", "needs CUDA")
+REASONS: Final = ("downloads data", "needs CUDA", "needs Ray")
 
 _BLOCK: Final = re.compile(
     r"(?:<!-- not executed: (?P<reason>[^>]*?) -->\n)?^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$",

@@ -121,7 +121,7 @@ def test_a_dead_process_is_replaced_and_its_unit_runs_again(tmp_path: Path) -> N
 def test_a_unit_over_which_three_processes_died_is_named_once_the_others_ended(tmp_path: Path) -> None:
     units = [Unit("hopeless", die, (tmp_path, "hopeless", 99)), *notes(tmp_path, 2)]
     with pytest.raises(
-        WorkError, match=r"^hopeless: the process of each died 3 times, the last one by signal SIGKILL"
+        WorkError, match=r"^hopeless: the process of each died 3 times \(the last one: signal SIGKILL, usually"
     ) as caught:
         Local(2).run(units)
     assert caught.value.exit_code == MISSING
@@ -133,6 +133,22 @@ def test_a_last_unit_too_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     """So that its death is survived."""
     Local(2).run([Unit("weak", die, (tmp_path, "weak", 1))])
     assert (tmp_path / "weak").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_unit_that_runs_alone_has_the_calling_process_after_the_others(tmp_path: Path, processes: int) -> None:
+    """It runs although another unit was given up, which is said at the end."""
+    events: list[Event] = []
+    alone = Unit("alone", note, (tmp_path, "alone"), alone=True)
+    Local(processes).run([alone, *notes(tmp_path, 2)], events.append)
+    assert [event.unit.name for event in events if event.finished][-1] == "alone"
+    pid, threads = (tmp_path / "alone").read_text().split()
+    assert (pid, threads) == (str(os.getpid()), "1")
+    (tmp_path / "alone").unlink()
+    if processes > 1:
+        with pytest.raises(WorkError, match="hopeless"):
+            Local(processes).run([alone, Unit("hopeless", die, (tmp_path, "hopeless", 99))])
+        assert (tmp_path / "alone").exists()
 
 
 def test_steps_of_a_dead_process_are_taken_back(tmp_path: Path) -> None:
