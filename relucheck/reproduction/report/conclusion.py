@@ -46,7 +46,7 @@ def conclusion(made: Reproduction) -> tuple[str, ...]:
     else:
         sentences = [*_accuracy(made, "chain"), *_accuracy(made, "injected"), _published(made)]
     if not made.experiment.tables:
-        sentences = [_control(made) + "."]
+        sentences = [_control(made) + "."] if made.runs else []
     own = [sentence for section in made.sections for sentence in section.sentences]
     return (*own, *sentences, *(_without_nudges(made) if made.experiment.tables else ()))
 

@@ -21,10 +21,11 @@ from relucheck.networks.network import Network
 from relucheck.reproduction import TITLES
 from relucheck.reproduction.experiments.rows import ROUNDED, Row, made, rows
 from relucheck.reproduction.experiments.searches.further import HELD_OUT, MOBILENET
+from relucheck.reproduction.experiments.searches.trials import MLP, SEARCHES
 from relucheck.reproduction.published import ARITHMETICS
 from relucheck.reproduction.report.pairs.page import draw, sections
 from relucheck.reproduction.scenario import Comparison
-from relucheck.reproduction.trained import TrainingScenario
+from relucheck.reproduction.searched import SearchScenario
 from relucheck.search.space import Draw, Space
 from relucheck.training.settings import RULES, Member, Optimiser, Settings, members_of
 
@@ -36,8 +37,6 @@ _NUDGES: Final = 2
 _MORE_NUDGES: Final = 5
 #: Values of alpha and of beta on the surface; (0, 0) is the reference.
 GRID: Final[tuple[float, ...]] = (0.0, 1 / 3, 2 / 3, 1.0)
-#: The network of the published MLP search.
-MLP: Final = Network("mlp", (2000,), activation="relu6")
 _PAIR: Final[tuple[Row, ...]] = (*rows("float32"), *ROUNDED)
 
 
@@ -95,7 +94,7 @@ def _surface(name: str, base: Settings, seeds: Sequence[int], arithmetics: Seque
     return made(f"{_named(base)}, response surface", arithmetics, settings, f"{name}-surface-")
 
 
-def _e7() -> TrainingScenario:
+def _e7() -> SearchScenario:
     device = (*_PAIR, *rows("bfloat16"))
     whole, whole_convolved = _base(MLP, 10, None), _base(MOBILENET, 6, None)
     full = (
@@ -117,7 +116,7 @@ def _e7() -> TrainingScenario:
         *_surface("mlp", tiny, (0, 1), coarse),
         *_pairs("mobilenet", convolved, 1, ROUNDED),
     )
-    return TrainingScenario(
+    return SearchScenario(
         "E7",
         TITLES["E7"],
         "[R22] Fig. 7, searches",
@@ -128,6 +127,7 @@ def _e7() -> TrainingScenario:
         fitted={"": ARITHMETICS["E8"]},
         sections=sections,
         draws=draw,
+        searches=SEARCHES,
     )
 
 
