@@ -17,11 +17,11 @@ from relucheck.networks.sites import sites, unreached
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import engine
 from relucheck.training import model as training_model
-from relucheck.training.engine import _split
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.model import Clock, Counted, Kinked, Switch, counters, layers
 from relucheck.training.result import MemberResult, SeedResult, Unreached
 from relucheck.training.settings import Member, Settings, members_of
+from relucheck.training.splits import split_of
 
 CPU = torch.device("cpu")
 STEPS, BATCH = 4, 16
@@ -55,7 +55,7 @@ def settings_of(name: str, arithmetic: str = "bfloat16 emulated (rounded)") -> S
 
 def run_of(settings: Settings, **options: Any) -> ForkingExecutor:
     """The executor after all epochs."""
-    train, test = (_split(settings, split, None, CPU) for split in ("train", "test"))
+    train, test = (split_of(settings, split, None, CPU) for split in ("train", "test"))
     run = ForkingExecutor(settings, 3, train, test, CPU, **options)
     with deterministic(), settings.arithmetic.active():
         for epoch in range(settings.epochs):
