@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from relucheck.errors import SettingsError
 from relucheck.training.settings import Member, Settings
+from relucheck.training.subgradients import Subgradients
 
 #: The software whose versions are recorded in a result's origin.
 VERSIONS: Final = ("relucheck", "torch", "python")
@@ -363,25 +364,34 @@ class Result:
         return cls(settings, texts["device"], texts["executor"], versions, wall_s, void, members)
 
     def find(
-        self, seed: int, subgradient: float, rule: str = "chain", *, control: bool = False, nudge: int | None = None
+        self, seed: int, at: Subgradients, rule: str = "chain", *, control: bool = False, nudge: int | None = None
     ) -> MemberResult:
-        """The result of the member with this seed, subgradient, rule and number of the nudge.
+        """The result of the member with a seed, subgradients, a rule and a number of the nudge.
 
-        The subgradient is ``Member.s``: that at 0, or that at the upper kink of a member with 0 at 0.
+        Args:
+            seed: of the member.
+            at: its subgradients, as in ``Member.at``. A number also finds the one member with this ``Member.s``.
+            rule: of the member.
+            control: whether it is the control.
+            nudge: its number as a nudge.
 
         Raises:
-            SettingsError: there is no such member.
+            SettingsError: there is no such member, or a number does not say which of several.
         """
-        wanted = (seed, subgradient, rule, control, nudge)
-        for result in self.members:
-            member = result.member
-            if (member.seed, member.s, member.rule, member.control, member.nudge) == wanted:
-                return result
-        raise SettingsError(
-            f"no member with seed {seed}, s = {subgradient:g}, rule {rule}, control {control}"
-            + f", nudge {nudge}" * (nudge is not None)
-            + " in this result"
-        )
+        wanted = f"seed {seed}, s = {at:g}, rule {rule}, control {control}" + f", nudge {nudge}" * (nudge is not None)
+        found = [
+            result
+            for result in self.members
+            for m in (result.member,)
+            if (m.seed, m.rule, m.control, m.nudge) == (seed, rule, control, nudge) and at in (m.at, m.s)
+        ]
+        exact = [result for result in found if result.member.at == at] or found
+        if not exact:
+            raise SettingsError(f"no member with {wanted} in this result")
+        if len(exact) > 1:
+            names = " and ".join(f"{result.member.at:g}" for result in exact)
+            raise SettingsError(f"{len(exact)} members with {wanted}: {names}; give both subgradients, as a Pair")
+        return exact[0]
 
     def nudges(self, seed: int) -> list[MemberResult] | None:
         """The results of a seed's nudges, in the order of their numbers.
