@@ -82,7 +82,8 @@ class Scenario(Protocol):
 
     Attributes:
         name, title, source: for reports.
-        version: raised when settings change, so that old folders are not mixed with new runs.
+        version: raised when settings change, and when an arithmetic computes other numbers under its name. So old folders
+            are not mixed with new runs.
         unit: what a step of its progress is called, in the plural.
         trains: whether it trains, so that an executor can be chosen.
         shares: scenarios whose finished parts are copied where their settings are equal.
@@ -215,7 +216,7 @@ class Experiment:
             (:data:`relucheck.reproduction.published.PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the
             injected rule. Not for scale smoke, whose digits are others.
         shares: experiments of which finished runs with equal settings are taken over.
-        version: raised when settings change.
+        version: raised when settings change, and when an arithmetic computes other numbers under its name.
         fitted: names of the arithmetics that give the published counts of hits, by the beginning of the names of the
             comparisons that train the counted network; "" begins every name. ``only`` selects them as :data:`FITTED`.
     """
