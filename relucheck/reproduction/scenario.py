@@ -263,7 +263,18 @@ class Experiment:
         return tuple(every[name] for name in selected(self.name, scale, labels, wanted))
 
     def _with_published_counts(self, scale: str) -> tuple[str, ...]:
-        """The comparisons in an arithmetic that gives the published counts of their network."""
+        """The comparisons in an arithmetic that gives the published counts of their network.
+
+        Raises:
+            ScenarioError: the scale has none, or the scenario has parts of this name, so that it could mean either.
+        """
+        arithmetics = " or ".join(dict.fromkeys(self.fitted.values()))
+        parts = f"{FITTED}-*"
+        if any(fnmatch.fnmatchcase(one.name, parts) for each in SCALES for one in self.scales[each]):
+            other = f", or {arithmetics!r} for the arithmetic that stands for the published counts" if arithmetics else ""
+            raise ScenarioError(
+                f"{self.name}: {FITTED} does not say what is meant; write {parts!r} for the parts of this name{other}"
+            )
         found = {
             each: tuple(
                 one.name
@@ -274,7 +285,7 @@ class Experiment:
             for each in SCALES
         }
         if not found[scale]:
-            which = " or ".join(dict.fromkeys(self.fitted.values())) or "an arithmetic that is not known"
+            which = arithmetics or "an arithmetic that is not known"
             others = ", ".join(each for each in SCALES if found[each]) or "no scale"
             raise ScenarioError(
                 f"{self.name}: {FITTED} (the arithmetic {which}) is no part at scale {scale}; it is at {others}"
