@@ -82,7 +82,8 @@ class Scenario(Protocol):
 
     Attributes:
         name, title, source: for reports.
-        version: raised when settings change, so that old folders are not mixed with new runs.
+        version: raised when settings change, and when an arithmetic computes other numbers under its name. So old folders
+            are not mixed with new runs.
         unit: what a step of its progress is called, in the plural.
         trains: whether it trains, so that an executor can be chosen.
         shares: scenarios whose finished parts are copied where their settings are equal.
@@ -216,7 +217,7 @@ class Experiment:
             (:data:`relucheck.reproduction.published.PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the
             injected rule. Not for scale smoke, whose digits are others.
         shares: experiments of which finished runs with equal settings are taken over.
-        version: raised when settings change.
+        version: raised when settings change, and when an arithmetic computes other numbers under its name.
         fitted: names of the arithmetics that give the published counts of hits, by the beginning of the names of the
             comparisons that train the counted network; "" begins every name. ``only`` selects them as :data:`FITTED`.
     """
@@ -270,7 +271,18 @@ class Experiment:
         return tuple(every[name] for name in selected(self.name, scale, labels, wanted))
 
     def _with_published_counts(self, scale: str) -> tuple[str, ...]:
-        """The comparisons in an arithmetic that gives the published counts of their network."""
+        """The comparisons in an arithmetic that gives the published counts of their network.
+
+        Raises:
+            ScenarioError: the scale has none, or the scenario has parts of this name, so that it could mean either.
+        """
+        arithmetics = " or ".join(dict.fromkeys(self.fitted.values()))
+        parts = f"{FITTED}-*"
+        if any(fnmatch.fnmatchcase(one.name, parts) for each in SCALES for one in self.scales[each]):
+            other = f", or {arithmetics!r} for the arithmetic that stands for the published counts" if arithmetics else ""
+            raise ScenarioError(
+                f"{self.name}: {FITTED} does not say what is meant; write {parts!r} for the parts of this name{other}"
+            )
         found = {
             each: tuple(
                 one.name
@@ -281,7 +293,7 @@ class Experiment:
             for each in SCALES
         }
         if not found[scale]:
-            which = " or ".join(dict.fromkeys(self.fitted.values())) or "an arithmetic that is not known"
+            which = arithmetics or "an arithmetic that is not known"
             others = ", ".join(each for each in SCALES if found[each]) or "no scale"
             raise ScenarioError(
                 f"{self.name}: {FITTED} (the arithmetic {which}) is no part at scale {scale}; it is at {others}"

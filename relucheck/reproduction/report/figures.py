@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import blank, save, wrapped
 from relucheck.results.tables import counted
 from relucheck.training.result import MemberResult, Result, drawn_steps
+from relucheck.training.subgradients import Subgradients, along
 
 #: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
@@ -128,7 +129,7 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
             )
         errors = experiment.published_at(scale).get(comparison.name, {})
         if errors and result.settings.epochs == PUBLISHED_EPOCHS:
-            differences = [errors[0.0] - errors[s] for s in order]
+            differences = [errors[0.0] - errors[along(s)] for s in order]
             hollow = {"color": "black", "marker": "D", "markersize": 5, "markerfacecolor": "none", "linestyle": "none"}
             panel.plot(
                 [place + 0.35 for place in range(len(order))],
@@ -152,8 +153,12 @@ def _slug(text: str) -> str:
     return "-".join("".join(sign if sign.isalnum() else " " for sign in text.lower()).split())
 
 
-def _style(subgradient: float) -> tuple[str, Any, str]:
-    return _STYLES.get(subgradient, ("#777777", "solid", "x"))
+def _style(at: Subgradients, every: Collection[Subgradients] = ()) -> tuple[str, Any, str]:
+    """The style of its s; among several subgradients with one s, a style for each."""
+    if len({along(one) for one in every}) < len(every):
+        styles = list(_STYLES.values())
+        return styles[sorted(every).index(at) % len(styles)]
+    return _STYLES.get(along(at), ("#777777", "solid", "x"))
 
 
 def grid(
@@ -199,7 +204,7 @@ def _banded(runs: _Runs, bands: Mapping[str, Band]) -> bool:
     return any(comparison.name in bands and bands[comparison.name].places for comparison, _ in runs)
 
 
-def _members(result: Result, rule: str) -> dict[float, list[MemberResult]]:
+def _members(result: Result, rule: str) -> dict[Subgradients, list[MemberResult]]:
     """Members by s under a rule; s = 0 is the same run under both."""
     groups = group(result)
     return {s: members for (s, other, control), members in groups.items() if not control and (other == rule or s == 0)}
@@ -270,16 +275,17 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges
         control = [member.at(kept) for member in group(result)[0.0, "chain", True]]
         for row, rule in enumerate(rules):
             panel = axes[row][column]
-            for s, whole in _members(result, rule).items():
+            every = _members(result, rule)
+            for s, whole in every.items():
                 if s == 0:
                     continue
                 members = [member.at(kept) for member in whole]
                 series = [(member.steps.step, member.steps.l1) for member in members]
                 smallest = min([smallest, *(y for _, values in series for y in values if y > 0)])
-                mean_and_range(panel, series, f"s = {s:g}", _style(s), marker=True)
+                mean_and_range(panel, series, f"s = {s:g}", _style(s, every), marker=True)
                 for index, member in enumerate(members):
                     name = "thin: |sum − sum|, [R22]'s “L1”" if index == 0 else None
-                    color = _style(s)[0]
+                    color = _style(s, every)[0]
                     panel.plot(member.steps.step, member.steps.sum_difference, color=color, lw=0.5, alpha=0.5, label=name)
             # drawn last and wide: it must be seen to lie on 0
             series = [(member.steps.step, member.steps.l1) for member in control]
@@ -306,11 +312,13 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Dr
         for column, (comparison, result) in enumerate(runs):
             for row, rule in enumerate(rules):
                 panel = axes[row][column]
-                for s, members in _members(result, rule).items():
+                every = _members(result, rule)
+                for s, members in every.items():
                     series = [curve(member, value) for member in members]
-                    mean_and_range(panel, series, f"s = {s:g}", _style(s), marker=True)
+                    mean_and_range(panel, series, f"s = {s:g}", _style(s, every), marker=True)
                     if kind == "error" and rule == "injected":
-                        _published_point(panel, experiment.published_at(scale).get(comparison.name, {}).get(s), result, s)
+                        errors = experiment.published_at(scale).get(comparison.name, {})
+                        _published_point(panel, errors.get(along(s)), result, along(s))
                 draw_band(panel, bands.get(comparison.name, Band()))
                 panel.set_xlabel("epoch")
                 if panel.get_lines():
@@ -379,10 +387,10 @@ def _boxes(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _
     return figure
 
 
-def _box(panel: Any, values: Mapping[float, Sequence[float]], points: bool) -> None:
+def _box(panel: Any, values: Mapping[Subgradients, Sequence[float]], points: bool) -> None:
     order = sorted(values)
     for place, s in enumerate(order):
-        color, _, sign = _style(s)
+        color, _, sign = _style(s, order)
         if not values[s]:
             if any(values.values()):  # else the panel says so
                 middle = {"ha": "center", "va": "center", "transform": panel.get_xaxis_transform()}

@@ -27,6 +27,7 @@ from relucheck.results.tables import Table
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import alone_on
+from relucheck.training.subgradients import Subgradients, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class MemberGroup:
     Attributes:
         comparison, part: names.
         label: the arithmetic, as tables show it.
-        rule, subgradient, control: of the members.
+        rule, subgradient, control: of the members; both subgradients where they are given for each kink.
         accuracies: final test accuracy in % per seed, None for a diverged run.
         summary: of the finite ones.
         l1, sum_difference: mean over seeds of the last recorded distance to s = 0; None where there is none.
@@ -54,7 +55,7 @@ class MemberGroup:
     part: str
     label: str
     rule: str
-    subgradient: float
+    subgradient: Subgradients
     control: bool
     accuracies: tuple[float | None, ...]
     summary: Summary
@@ -75,13 +76,13 @@ class MemberGroup:
         return self.subgradient == 0 and not self.control
 
     @property
-    def row(self) -> tuple[float, bool]:
+    def row(self) -> tuple[Subgradients, bool]:
         """The key of a table's row: s, and whether it is the control, which follows s = 0."""
         return self.subgradient, self.control
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), **to_json(self.subgradient)}
 
 
 def label(settings: Settings) -> str:
@@ -121,12 +122,12 @@ def hits_per_epoch(member: MemberResult) -> float | None:
     return sum(counts) / len(counts) if counts else None
 
 
-def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
-    """Members by (s, rule, control), each list in the order of the seeds."""
-    members_by_key: dict[tuple[float, str, bool], list[MemberResult]] = {}
+def group(result: Result) -> dict[tuple[Subgradients, str, bool], list[MemberResult]]:
+    """Members by (subgradients, rule, control), each list in the order of the seeds."""
+    members_by_key: dict[tuple[Subgradients, str, bool], list[MemberResult]] = {}
     for member in result.members:
         which = member.member
-        members_by_key.setdefault((which.s, which.rule, which.control), []).append(member)
+        members_by_key.setdefault((which.at, which.rule, which.control), []).append(member)
     order = {seed: index for index, seed in enumerate(result.settings.seeds)}
     return {key: sorted(members, key=lambda member: order[member.member.seed]) for key, members in members_by_key.items()}
 
@@ -152,7 +153,7 @@ def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[MemberGroup]:
 def _cell(
     comparison: Comparison,
     result: Result,
-    key: tuple[float, str, bool],
+    key: tuple[Subgradients, str, bool],
     members: Sequence[MemberResult],
     reference: Sequence[float | None],
 ) -> MemberGroup:
@@ -297,14 +298,14 @@ class Effect:
     comparison: str
     label: str
     rule: str
-    subgradient: float
+    subgradient: Subgradients
     endpoint: str
     beyond: BeyondChaos
     seeds: int | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), **to_json(self.subgradient)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from relucheck.reproduction.report.deciding.page import claim_table
 from relucheck.reproduction.report.summary import Checked, MemberGroup
 from relucheck.results.statistics import LEVEL, MARGIN, Paired
 from relucheck.results.tables import Table
+from relucheck.training.subgradients import Subgradients, along
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "identical": "green", "undecided": "dim"}
 _LINES: Final = (
@@ -64,8 +65,8 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:,.{digits}f}" if abs(value) >= 0.5 * 10**-digits else f"{value:.1e}"
 
 
-def row_name(row: tuple[float, bool]) -> str:
-    """ "0.5", or "0 (control)"."""
+def row_name(row: tuple[Subgradients, bool]) -> str:
+    """ "0.5", "(1, 0)" or "0 (control)"."""
     return f"{row[0]:g}{' (control)' if row[1] else ''}"
 
 
@@ -136,7 +137,7 @@ def published_accuracy(cell: MemberGroup, published: _Published) -> str:
 
     It is read off a figure, and labelled beside an emulated arithmetic.
     """
-    error = published.get(cell.comparison, {}).get(cell.subgradient)
+    error = published.get(cell.comparison, {}).get(along(cell.subgradient))
     label = " (GPU bfloat16)" if cell.kernel == "emulated" else ""
     return "" if error is None or cell.control else f"about {100 - error:g}{label}"
 

@@ -11,6 +11,7 @@ from relucheck.reproduction.claims import Claim, Decision, Statistic
 from relucheck.reproduction.report.deciding.cases import Trained, TrainingCase, VolumeCase, Volumes, kernels
 from relucheck.results.statistics import decide as judge
 from relucheck.training.settings import Settings
+from relucheck.training.subgradients import Subgradients
 
 #: The case of a claim whose scenario has no results.
 _NOTHING: Final = "-"
@@ -120,7 +121,9 @@ def _training_case(claim: Claim, runs: Sequence[Trained], run: Trained, rule: st
 
 def _missing(claim: Claim, run: Trained, rule: str) -> _Missing | None:
     name, result = run.comparison.name, run.result
-    there = _subgradients(result.settings, rule)
+    there, several = _subgradients(result.settings, rule), _several(result.settings)
+    if several:
+        return _Missing("members", f"s does not name one member of {name}: {several}")
     absent = [f"s = {s:g}" for s in claim.subgradients if s not in there]
     if rule and (absent or not there):
         return _Missing("members", f"no {', '.join(absent) or 's other than 0'} in {name}")
@@ -138,6 +141,14 @@ def _subgradients(settings: Settings, rule: str) -> set[float]:
     """The s but 0 that every seed of a comparison has under a rule."""
     of = [{m.s for m in settings.members if m.seed == seed and m.rule == rule} for seed in settings.seeds]
     return set.intersection(*of) - {0.0}
+
+
+def _several(settings: Settings) -> str:
+    """The subgradients of members with one s, where a comparison has several forms of them; "" if it has one form."""
+    forms: dict[float, set[Subgradients]] = {}
+    for member in settings.members:
+        forms.setdefault(member.s, set()).add(member.at)
+    return next((" and ".join(f"{at:g}" for at in sorted(found)) for found in forms.values() if len(found) > 1), "")
 
 
 # ---------------------------------------------------------------- volumes
