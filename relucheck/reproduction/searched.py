@@ -26,7 +26,7 @@ from relucheck.work import Unit
 #: How the names of searches begin; a part of ``only`` that begins so selects searches, and nothing else does.
 SEARCHES: Final = "search-"
 #: Columns of the tables of searches that a terminal leaves out.
-_WIDE: Final = ("loss", "ended")
+_WIDE: Final = ("loss", "ended", "finished")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,9 @@ def _sections(found: Sequence[tuple[Searching, SearchResult]]) -> list[Section]:
         best = best_table({one.title: result for one, result in own}, own[0][0].model or None)
         said = tuple(sentence(f"Search on {network}, {one.title}", result) for one, result in own)
         data = {one.name: result.to_json() for one, result in own}
-        shown.append(Section(f"Searches on {network}", said, (best,), (LEGEND,), _WIDE, data))
+        shown.append(
+            Section(f"Searches on {network}", said, (dataclasses.replace(best, caption=""),), (LEGEND,), _WIDE, data)
+        )
         tables = [
             dataclasses.replace(side_by_side(result, one.model, one.subgradients), title=one.title)
             if one.model

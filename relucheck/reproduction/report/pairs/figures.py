@@ -16,6 +16,7 @@ from relucheck.results.tables import counted
 _MARKS: Final = {"injected": ("#D55E00", "v", 0.15), "chain": ("#0072B2", "o", -0.15)}
 _NUDGE: Final = ("#A89A00", "_")
 _COLUMNS: Final = 2
+_LABELS: Final = 14  # of draws on an axis
 _LINEAR: Final = 1.0  # points up to which the axis of differences is linear
 
 
@@ -56,13 +57,16 @@ def pairs_figure(groups: Sequence[Group]) -> Any:
                 every.append(difference)
         if max(map(abs, every)) > 5 * _LINEAR:
             panel.set_yscale("symlog", linthresh=_LINEAR)
-        panel.set_xticks(range(len(order)), [f"{one.lr:.2g}\n{one.batch_size}" for one in order], fontsize=6)
+        every_nth = -(-len(order) // _LABELS)
+        labelled = range(0, len(order), every_nth)
+        names = [f"{order[place].lr:.2g}\n{order[place].batch_size}" for place in labelled]
+        panel.set_xticks(labelled, names, fontsize=6)
         panel.set_xlabel("learning rate and batch size of the draw", fontsize=9)
         panel.set_ylabel("points", fontsize=9)
         panel.set_title(wrapped(f"{group.part.removesuffix(', pairs')}, {group.arithmetic}", 4.6, 9), fontsize=9)
         panel.grid(axis="y", alpha=0.3)
     panel = axes.flat[0]
-    panel.plot([], [], color="0.3", marker="o", markerfacecolor="none", linestyle="none", label="hollow: the run of (0, 0)")
+    panel.plot([], [], color="0.3", marker="o", markerfacecolor="none", linestyle="none", label="hollow: no bit differs")
     legend(figure, axes)
     return figure
 
