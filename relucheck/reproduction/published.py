@@ -244,7 +244,9 @@ class PublishedCount:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedRun:
-    """A published training of the best configuration of a search (E8), one run in bfloat16 with the injected rule.
+    """A published training of the best configuration of a search (E8).
+
+    It is one run in bfloat16 with the injected rule.
 
     Attributes:
         network: "MLP" for 784-128-10, or "MobileNet" for MobileNetV3-small.

@@ -236,7 +236,10 @@ class Experiment:
 
     @property
     def evaluated(self) -> str:
-        """The images on which accuracies are measured: "test", or "validation" where training images are held out."""
+        """The images on which accuracies are measured: "test" or "validation".
+
+        They are the latter where training images are held out.
+        """
         held_out = any(one.settings.validation is not None for every in self.scales.values() for one in every)
         return "validation" if held_out else "test"
 

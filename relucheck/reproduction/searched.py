@@ -73,7 +73,9 @@ class SearchScenario(TrainingScenario):
         return () if only and not others else super().comparisons(scale, others)
 
     def chosen(self, scale: str, only: Sequence[str]) -> tuple[Searching, ...]:
-        """The searches that the names and globs in ``only`` that begin with "search-" select; () selects none.
+        """The searches that ``only`` selects by names and globs that begin with "search-".
+
+        () selects none.
 
         Raises:
             ScenarioError: for a name or glob that selects no search.
@@ -114,7 +116,7 @@ class SearchScenario(TrainingScenario):
         return (*super().own_sections(made), *_sections(self._found(made)))
 
     def own_figures(self, made: Reproduction, folder: Path) -> list[Path]:
-        """Write the figures of the trainings and of the searches into a folder, and return their paths."""
+        """Write the figures of the trainings and of the searches; return their paths."""
         written = super().own_figures(made, folder)
         for network, found in _by_network(self._found(made)).items():
             panels = {one.title: measured_points(result) for one, result in found}

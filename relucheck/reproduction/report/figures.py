@@ -336,7 +336,10 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Dr
 
 
 def curve(member: MemberResult, value: Callable[[Any], float | None]) -> tuple[list[float], list[float]]:
-    """(epochs from 1, values); an epoch whose value is None has no point, and the others keep their places."""
+    """The epochs of a run, from 1 on, and a value of each.
+
+    An epoch whose value is None has no point, and the others keep their places.
+    """
     values = [value(epoch) for epoch in member.epochs]
     known = [(index, known_value) for index, known_value in enumerate(values, start=1) if known_value is not None]
     return [float(index) for index, _ in known], [known_value for _, known_value in known]

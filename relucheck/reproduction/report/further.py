@@ -1,4 +1,4 @@
-"""E8's own section: the published differences, taken apart into configuration and subgradients.
+"""E8's section: the published differences, by configuration and by subgradients.
 
 [R22] compares two configurations of the MLP that differ in learning rate, batch size and subgradients. The differences here
 are paired by seed, which decides initialisation, images held out and order. The published difference is that of the custom
@@ -275,7 +275,7 @@ def _points(one: Contrast) -> str:
 
 
 def draw(made: Reproduction, folder: Path) -> list[Path]:
-    """Draw the validation error of the runs that the publication compares, and of those that it lacks."""
+    """Draw the validation error of the published comparison, and of the runs that it lacks."""
     results = {comparison.name: result for comparison, result in made.runs}
     panels = []
     for network in dict.fromkeys(run.network for run in FURTHER):

@@ -125,7 +125,10 @@ def _difference(cell: MemberGroup) -> str:
 
 
 def difference_text(found: Paired) -> str:
-    """The mean of paired differences ± half its interval, "0 exactly" for identical runs, "-" without a pair."""
+    """The mean of paired differences ± half its interval.
+
+    It is "0 exactly" for identical runs, and "-" without a pair.
+    """
     mean, low, high = found.difference.mean, found.difference.low, found.difference.high
     if found.identical:
         return "0 exactly"

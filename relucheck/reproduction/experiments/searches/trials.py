@@ -1,4 +1,4 @@
-"""The random searches of E7 as data: the published spaces, with tuned and with default subgradients.
+"""The random searches of E7 as data, with tuned and with default subgradients.
 
 [R22] runs four searches with ASHA (grace period 3, reduction 2) in bfloat16: MobileNetV3-small (10 trials with tuned
 subgradients and 10 with (0, 0), 6 epochs) and the MLP 784-2000-10 (12 and 12 trials, 10 epochs). A tuned search and its

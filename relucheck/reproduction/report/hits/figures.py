@@ -94,9 +94,10 @@ def hits_figure(title: str, panels: Sequence[tuple[str, Sequence[Series], Sequen
 
 
 def rates_figure(runs: Sequence[tuple[Comparison, Result]]) -> Any:
-    """Draw the rates of hits at 6 over the images seen, a panel for each comparison, beside the published ones.
+    """Draw the rates of hits at 6 over the images seen, beside the published ones.
 
-    A published count is divided by the pre-activations that this comparison has for as many images.
+    Each comparison has a panel. A published count is divided by the pre-activations that this comparison has for as many
+    images.
 
     Args:
         runs: finished comparisons; those of other activations or other roundings are left out.

@@ -90,7 +90,7 @@ def title(made: Counts) -> str:
 
 
 def conclusion(made: Counts) -> list[str]:
-    """Say for each target which arithmetics the published counts do not exclude, and how hits change over epochs."""
+    """Say which arithmetics the published counts do not exclude, and how hits change."""
     return [*_conclusion(made), *(made.slopes.sentences if made.slopes is not None else ())]
 
 

@@ -1,4 +1,4 @@
-"""Hits by kink as training goes on: rates, their slopes over the epochs, and whether the published observation holds.
+"""Hits by kink as training goes on: rates, slopes, and the published observation.
 
 [R22] observes that hits become fewer with custom subgradients as training goes on, and more with default ones. A slope is
 computed for each seed, and the t-tests are over seeds (``relucheck.results.statistics.slopes``).
@@ -106,7 +106,7 @@ class PublishedTrend:
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """The published observation in one comparison under one rule, or in two as the publication compares them.
+    """The published observation in one comparison, or in two as published, under one rule.
 
     Attributes:
         where: what is compared.
@@ -172,7 +172,10 @@ def _network(result: Result) -> str:
 
 
 def published_trends(result: Result) -> list[PublishedTrend]:
-    """The published counts of the runs with the network, learning rate and batch size of a comparison."""
+    """The published counts of the runs with the configuration of a comparison.
+
+    It consists of network, learning rate and batch size.
+    """
     settings, network = result.settings, _network(result)
     own = [
         run
@@ -197,7 +200,7 @@ def _of(count: PublishedCount, run: PublishedRun) -> bool:
 
 
 def observed(runs: _Runs) -> list[Observed]:
-    """Decide the observation: as the publication compares, and in each comparison under each rule."""
+    """Decide the observation: as published, and in each comparison under each rule."""
     valid = [run for run in runs if not run[1].void]
     at_six = [one for one in trends(valid) if one.kink == KINK]
     results = {comparison.name: result for comparison, result in valid}

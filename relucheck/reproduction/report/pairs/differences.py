@@ -1,4 +1,4 @@
-"""Pairs of tuned and default subgradients: the differences of their accuracy, beside those of nudges."""
+"""Pairs of tuned and default subgradients: differences beside those of nudges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ Runs = Sequence[tuple[Comparison, Result]]
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One draw: accuracies in % of the images held out, after the last epoch; None for a run that diverged.
+    """One draw, with accuracies in % of the images held out, after the last epoch.
+
+    An accuracy is None for a run that diverged.
 
     Attributes:
         comparison: the name.
@@ -72,7 +74,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What tuned subgradients do to the accuracy over the pairs of a group, under one rule, in points.
+    """What tuned subgradients do to the accuracy over the pairs of a group, in points.
 
     Attributes:
         part, arithmetic: of the group.

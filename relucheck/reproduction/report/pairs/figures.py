@@ -72,7 +72,7 @@ def pairs_figure(groups: Sequence[Group]) -> Any:
 
 
 def surface_figure(surfaces: Sequence[Surface]) -> Any:
-    """Draw a heat map for each surface and rule: the difference from (0, 0) in points, with its numbers."""
+    """Draw a heat map for each surface and rule, with its numbers."""
     figure = blank(9.6, 4.4 * len(surfaces) + 0.9)
     axes = figure.subplots(len(surfaces), len(RULES), squeeze=False)
     figure.suptitle("E7: validation accuracy over (alpha, beta) less that of (0, 0), in points", fontsize=11)

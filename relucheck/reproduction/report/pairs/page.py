@@ -27,7 +27,10 @@ _NAMED: Final = {"injected": "the injected rule of the published code", "chain":
 
 
 def sections(made: Reproduction) -> tuple[Section, ...]:
-    """The sections on pairs, on the surface, and on every draw; only those with a finished and valid comparison."""
+    """The sections on pairs, on the surface, and on every draw.
+
+    There are only those with a finished and valid comparison.
+    """
     pairs, grids = groups(made.runs), surfaces(made.runs)
     found = effects(pairs)
     shown = []

@@ -1,4 +1,4 @@
-"""The response surface: the accuracy over a grid of (alpha, beta), at one learning rate and batch size."""
+"""The response surface: the accuracy over a grid of (alpha, beta)."""
 
 from __future__ import annotations
 
