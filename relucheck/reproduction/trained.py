@@ -119,8 +119,8 @@ class TrainingScenario(Experiment):
             tuple(comparison.name for comparison, result in found if result is None),
             cells,
             tuple(check(self.published_figures(place.scale), results)),
-            # the digits of smoke runs can neither confirm nor refute anything; claims are decided from single comparisons
-            () if place.scale == "smoke" or not self.tables else decided({self.name: trained}, scenario=self.name),
+            # the digits of smoke runs can neither confirm nor refute anything
+            () if place.scale == "smoke" else decided({self.name: trained}, scenario=self.name),
             (),
             tuple(nudge_groups(runs, nudges)),
             tuple(effects(runs, nudges)),
