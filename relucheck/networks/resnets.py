@@ -102,25 +102,54 @@ class ResNet(nn.Module):
         return self.head(self.blocks(self.activation(self.norm(self.stem(x)))).mean((2, 3)))
 
 
+class TwoActivations(nn.Module):
+    """torchvision's ``BasicBlock`` with a module for each of its two activations, for ResNet-18.
+
+    It takes [batch, before, rows, columns] and returns [batch, after, rows / stride, columns / stride]. Parameters have the
+    names, the order and the initialisation of ``BasicBlock``, whose arguments it takes. Whoever builds it replaces ``relu``
+    and ``relu2``. It is no subclass, because torchvision may not be installed, and a class in a function has no pickle.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        assert (groups, base_width, dilation) == (1, 64, 1), "ResNet-18 has no other blocks"
+        self.conv1 = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = norm_layer(after)
+        self.relu: nn.Module = nn.ReLU()
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = norm_layer(after)
+        self.downsample = downsample
+        self.relu2: nn.Module = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu2(branch + (x if self.downsample is None else self.downsample(x)))
+
+
 def _resnet_18(network: Network, activation: ActivationFactory) -> nn.Module:
     """Build torchvision's ResNet-18, in which each block has two activation modules instead of one that is used twice."""
     require("a resnet-18", "torchvision")
-    from torchvision.models.resnet import BasicBlock
     from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-    class TwoActivations(BasicBlock):
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            super().__init__(*arguments, **keywords)
-            self.relu, self.relu2 = activation(), activation()
-
-        def forward(self, x: Tensor) -> Tensor:
-            branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-            return self.relu2(branch + (x if self.downsample is None else self.downsample(x)))
-
     norm = nn.BatchNorm2d if network.batch_norm else _no_norm
-    first = activation()  # before those of the blocks, as in the forward
-    model = TorchvisionResNet(TwoActivations, [2, 2, 2, 2], num_classes=network.classes, norm_layer=norm)
-    model.relu = first
+    block: Any = TwoActivations
+    model: Any = TorchvisionResNet(block, [2, 2, 2, 2], num_classes=network.classes, norm_layer=norm)
+    model.relu = activation()
+    for module in model.modules():
+        if isinstance(module, TwoActivations):
+            module.relu, module.relu2 = activation(), activation()
     channels = network.input_shape[0]
     if channels != 3:
         model.conv1 = nn.Conv2d(channels, RESNET_18[0], 7, stride=2, padding=3, bias=False)

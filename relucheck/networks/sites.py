@@ -105,6 +105,14 @@ def chosen(network: Network) -> tuple[Site, ...]:
     return tuple(site for site in sites(network) if site.chosen)
 
 
+def unreached(network: Network) -> tuple[Site, ...]:
+    """The activations and max poolings of a network that no chosen subgradient reaches.
+
+    They have torch's gradient at every hit and tie. They are in the order in which training counts those.
+    """
+    return tuple(site for site in sites(network) if not site.chosen)
+
+
 class _Tracer(torch.fx.Tracer):
     """Traces into every module that has children, torch's and relucheck's alike."""
 

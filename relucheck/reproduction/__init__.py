@@ -13,5 +13,7 @@ TITLES: Final[Mapping[str, str]] = {
     "E4": "Volume of the bifurcation zone",
     "E5": "Training a residual network with several subgradients at 0",
     "E6": "Training MobileNetV3-small with several subgradients at its kinks",
+    "E7": "Draws of the published search space with tuned and default subgradients, in pairs",
+    "E8": "The best configurations of the published searches, trained again with default and tuned subgradients",
     "E9": "Hits: how often pre-activations equal a kink, and which arithmetics give the published counts",
 }

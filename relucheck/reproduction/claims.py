@@ -100,7 +100,7 @@ class Statistic:
 
     Attributes:
         decide: takes a case and the options.
-        about: what it looks at: "training" or "volume".
+        about: what it looks at: "training", "pairs" (comparisons of one draw each) or "volume".
         options: each with what it allows.
         compares: whether a claim must name the arm with which each case is compared.
         nudged: whether it looks at nudges, so that a claim must have them as a control.
@@ -108,7 +108,7 @@ class Statistic:
     """
 
     decide: Callable[..., Finding]
-    about: Literal["training", "volume"]
+    about: Literal["training", "pairs", "volume"]
     options: Mapping[str, Option]
     compares: bool = False
     nudged: bool = False

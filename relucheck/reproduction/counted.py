@@ -73,5 +73,7 @@ def _shown(made: Counts, nudges: Mapping[str, Result], width: int) -> list[Any]:
         for part in dict.fromkeys(comparison.part for comparison, _ in made.runs):
             table = hits_table([run for run in made.runs if run[0].part == part])
             lines.append(dataclasses.replace(table.without("comparison", "seeds", "diverged"), title=part).rich(first=True))
+    if made.slopes is not None:
+        lines += [Text(""), *made.slopes.terminal()]
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
     return [*lines, *map(Text, [*nudge_lines(made.folder, nudges), *again])]

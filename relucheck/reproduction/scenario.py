@@ -82,7 +82,8 @@ class Scenario(Protocol):
 
     Attributes:
         name, title, source: for reports.
-        version: raised when settings change, so that old folders are not mixed with new runs.
+        version: raised when settings change, and when an arithmetic computes other numbers under its name. So old folders
+            are not mixed with new runs.
         unit: what a step of its progress is called, in the plural.
         trains: whether it trains, so that an executor can be chosen.
         shares: scenarios whose finished parts are copied where their settings are equal.
@@ -210,12 +211,13 @@ class Experiment:
         scales: comparisons per scale, in the order in which they run.
         figures: of ("distance", "loss", "error", "boxes", "hits"), for each part. Those with "hits" also tabulate hits by
             layer.
+        tables: whether each comparison has a table of its own. E7 has many small ones, which its own sections put together.
         overview: whether a figure of all differences of the accuracy from s = 0 comes first.
         published: final test error in % by comparison and s, read off the published figure
             (:data:`relucheck.reproduction.published.PUBLISHED_EPOCHS` epochs, on a GPU); the code that made it used the
             injected rule. Not for scale smoke, whose digits are others.
         shares: experiments of which finished runs with equal settings are taken over.
-        version: raised when settings change.
+        version: raised when settings change, and when an arithmetic computes other numbers under its name.
         fitted: names of the arithmetics that give the published counts of hits, by the beginning of the names of the
             comparisons that train the counted network; "" begins every name. ``only`` selects them as :data:`FITTED`.
     """
@@ -225,11 +227,21 @@ class Experiment:
     source: str
     scales: Mapping[str, tuple[Comparison, ...]]
     figures: tuple[str, ...]
+    tables: bool = True
     overview: bool = True
     published: Mapping[str, Mapping[float, float]] = dataclasses.field(default_factory=dict)
     shares: tuple[str, ...] = ()
     version: int = 2
     fitted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> str:
+        """The images on which accuracies are measured: "test" or "validation".
+
+        They are the latter where training images are held out.
+        """
+        held_out = any(one.settings.validation is not None for every in self.scales.values() for one in every)
+        return "validation" if held_out else "test"
 
     def comparisons(self, scale: str, only: Sequence[str] = ()) -> tuple[Comparison, ...]:
         """List the comparisons of a scale that ``only`` selects, see :func:`selected`.
@@ -262,7 +274,18 @@ class Experiment:
         return tuple(every[name] for name in selected(self.name, scale, labels, wanted))
 
     def _with_published_counts(self, scale: str) -> tuple[str, ...]:
-        """The comparisons in an arithmetic that gives the published counts of their network."""
+        """The comparisons in an arithmetic that gives the published counts of their network.
+
+        Raises:
+            ScenarioError: the scale has none, or the scenario has parts of this name, so that it could mean either.
+        """
+        arithmetics = " or ".join(dict.fromkeys(self.fitted.values()))
+        parts = f"{FITTED}-*"
+        if any(fnmatch.fnmatchcase(one.name, parts) for each in SCALES for one in self.scales[each]):
+            other = f", or {arithmetics!r} for the arithmetic that stands for the published counts" if arithmetics else ""
+            raise ScenarioError(
+                f"{self.name}: {FITTED} does not say what is meant; write {parts!r} for the parts of this name{other}"
+            )
         found = {
             each: tuple(
                 one.name
@@ -273,7 +296,7 @@ class Experiment:
             for each in SCALES
         }
         if not found[scale]:
-            which = " or ".join(dict.fromkeys(self.fitted.values())) or "an arithmetic that is not known"
+            which = arithmetics or "an arithmetic that is not known"
             others = ", ".join(each for each in SCALES if found[each]) or "no scale"
             raise ScenarioError(
                 f"{self.name}: {FITTED} (the arithmetic {which}) is no part at scale {scale}; it is at {others}"

@@ -20,7 +20,7 @@ from relucheck.reproduction.report.document import report, summary
 from relucheck.reproduction.report.layers import BY_LAYER
 from relucheck.reproduction.report.nudges.effects import effects, nudge_groups
 from relucheck.reproduction.report.nudges.tables import terminal
-from relucheck.reproduction.report.summary import Reproduction, analyse, check
+from relucheck.reproduction.report.summary import Reproduction, Section, analyse, check
 from relucheck.reproduction.report.tables import legend, rich_outcomes, rich_tables
 from relucheck.reproduction.scenario import NUDGES, Comparison, Experiment, Place, Reported
 from relucheck.results.store import StoreError, write_atomically
@@ -32,7 +32,15 @@ from relucheck.work import Unit
 
 @dataclasses.dataclass(frozen=True)
 class TrainingScenario(Experiment):
-    """A training experiment that runs; a :class:`relucheck.reproduction.scenario.Scenario`."""
+    """A training experiment that runs; a :class:`relucheck.reproduction.scenario.Scenario`.
+
+    Attributes:
+        sections: what its report has beyond that of others, from all that is finished.
+        draws: writes the figures of these sections into a folder, and returns their paths.
+    """
+
+    sections: Callable[[Reproduction], tuple[Section, ...]] | None = None
+    draws: Callable[[Reproduction, Path], list[Path]] | None = None
 
     @property
     def unit(self) -> str:
@@ -99,7 +107,7 @@ class TrainingScenario(Experiment):
         every = self.comparisons(place.scale)
         found = [(comparison, read(place, comparison)) for comparison in every]
         runs = tuple((comparison, result) for comparison, result in found if result is not None)
-        cells = tuple(analyse(runs))
+        cells = tuple(analyse(runs)) if self.tables else ()
         results = {comparison.name: result for comparison, result in runs}
         nudges = every_nudges(place, every)
         trained = [Trained(comparison, result, nudges.get(comparison.name)) for comparison, result in runs]
@@ -113,16 +121,26 @@ class TrainingScenario(Experiment):
             tuple(check(self.published_figures(place.scale), results)),
             # the digits of smoke runs can neither confirm nor refute anything
             () if place.scale == "smoke" else decided({self.name: trained}, scenario=self.name),
-            tuple(_figures(self, place, runs, nudges)),
+            (),
             tuple(nudge_groups(runs, nudges)),
             tuple(effects(runs, nudges)),
         )
+        figures = tuple(_figures(self, made, nudges))
+        made = dataclasses.replace(made, figures=figures, sections=self.own_sections(made))
         page = place.folder / "report.md"
         write_atomically(place.folder / "summary.json", json.dumps(summary(made), indent=1, ensure_ascii=False) + "\n")
         write_atomically(page, report(made))
         void = void_nudges(nudges)
         shown = functools.partial(_shown, made, nudges)
         return Reported(place.folder, page, made.missing, (*made.void, *void), shown, made)
+
+    def own_sections(self, made: Reproduction) -> tuple[Section, ...]:
+        """What the report has beyond that of others, from all that is finished."""
+        return self.sections(made) if self.sections is not None else ()
+
+    def own_figures(self, made: Reproduction, folder: Path) -> list[Path]:
+        """Write the figures of these sections into a folder, and return their paths."""
+        return self.draws(made, folder) if self.draws is not None else []
 
 
 def store_of(folder: Path, comparison: Comparison) -> Path:
@@ -189,27 +207,34 @@ def nudge_lines(folder: Path, nudges: Mapping[str, Result]) -> list[str]:
 
 def _shown(made: Reproduction, nudges: Mapping[str, Result], width: int) -> list[Any]:
     published = made.experiment.published_at(made.scale)
-    head = [f"{title(made)}", "", " ".join(conclusion(made)), ""]
+    head = [f"{title(made)}", "", *(conclusion(made) if made.sections else [" ".join(conclusion(made))]), ""]
     tables = rich_tables(made.experiment.name, made.cells, published, width)
     outcomes = rich_outcomes(made.published, made.decisions)
     left_out = ("p differs, p equivalent", *(() if published else ("published %",)))
     again = [f"void: delete {made.folder / 'runs' / name} to run {name} again" for name in made.void]
     lines = [*nudge_lines(made.folder, nudges), *again]
-    beyond = terminal(made.nudges, made.effects)
+    columns = legend(*left_out, images=made.experiment.evaluated)
+    beyond = terminal(made.nudges, made.effects, made.experiment.evaluated)
     hits = layers.terminal(made.runs) if BY_LAYER in made.experiment.figures else []
     by_layer = [table.rich() for table in hits]
-    return [*map(Text, head), *tables, *map(Text, legend(*left_out)), *by_layer, *beyond, *outcomes, *map(Text, lines)]
+    own = [shown for section in made.sections for shown in section.terminal()]
+    if not made.experiment.tables:
+        return [*map(Text, head), *own, *map(Text, again)]
+    return [*map(Text, head), *own, *tables, *map(Text, columns), *by_layer, *beyond, *outcomes, *map(Text, lines)]
 
 
-def _figures(
-    experiment: Experiment, place: Place, runs: Sequence[tuple[Comparison, Result]], nudges: Mapping[str, Result]
-) -> list[Path]:
+def _figures(scenario: TrainingScenario, made: Reproduction, nudges: Mapping[str, Result]) -> list[Path]:
     from relucheck.reproduction.report.depth import by_depth
     from relucheck.reproduction.report.figures import FIGURES, draw
 
     kinds = {**FIGURES, BY_LAYER: by_depth}
-    folder = place.folder / "figures"
-    return drawn(place.folder, lambda: draw(experiment, place.scale, runs, folder, nudges=nudges, figures=kinds))
+    folder = made.folder / "figures"
+
+    def every() -> list[Path]:
+        others = draw(scenario, made.scale, made.runs, folder, nudges=nudges, figures=kinds)
+        return scenario.own_figures(made, folder) + others
+
+    return drawn(made.folder, every)
 
 
 def drawn(folder: Path, draw: Callable[[], list[Path]]) -> list[Path]:

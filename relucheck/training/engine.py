@@ -339,16 +339,10 @@ def _members_to_run(
 def same_reference(one: SeedResult, other: SeedResult) -> bool:
     """Whether two results of a seed have the same reference, in every digit.
 
-    Outcome, hits, losses and accuracies are compared.
-
-    Distances and the accuracies of test mini-batches are not compared, because a thinned result holds fewer of them. The
-    distances of a reference to itself are all 0.
+    ``relucheck.training.result.MemberResult.same_run`` compares them. The distances of a reference to itself are all 0.
     """
-    first, second = (
-        next(result.at(()).without_batches() for result in part.members if result.member.is_reference)
-        for part in (one, other)
-    )
-    return first == second
+    first, second = (next(result for result in part.members if result.member.is_reference) for part in (one, other))
+    return first.same_run(second)
 
 
 def _joined(before: SeedResult | None, part: SeedResult) -> SeedResult:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from relucheck.activations.rules import RELU, Rule, at_hits
-from relucheck.numerics.bits import all_values, same_bits
+from relucheck.numerics.bits import all_values, count_value, same_bits
 from relucheck.numerics.determinism import generator
 
 _SAMPLED: Final = 2**16  # number of float32 values in a trial
@@ -40,7 +40,7 @@ def count(x: Tensor, kinks: Sequence[float], counts: Tensor) -> None:
         kernels.count(x, kinks, counts)
         return
     for kink, at in enumerate(kinks):
-        counts[kink].add_((x == at).sum())
+        counts[kink].add_(count_value(x, at) if x.device.type == "cpu" else (x == at).sum())
 
 
 def gradient(
@@ -106,15 +106,16 @@ def passes(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> boo
     """
     every = _values(dtype)
     edges, cotangents = (
-        torch.tensor(values).to(dtype) for values in ((0.0, -0.0, 6.0, 1.0, math.nan), (1.0, math.inf, math.nan))
+        torch.tensor(values).to(dtype) for values in ((0.0, -0.0, 6.0, -3.0, 3.0, 1.0, math.nan), (1.0, math.inf, math.nan))
     )
     grids = [torch.meshgrid(*pair, indexing="ij") for pair in ((edges, every), (every, cotangents))]
     x, cotangent = (torch.cat([grid[place].flatten() for grid in grids]).to(device) for place in (0, 1))
-    for kinks in ((0.0,), (0.0, 6.0)):
+    for kinks in ((0.0,), (0.0, 6.0), (-3.0, 3.0)):
         counts = torch.zeros(len(kinks), dtype=torch.int64, device=device)
         kernels.count(x, kinks, counts)
         if counts.tolist() != [int((x == at).sum()) for at in kinks]:
             return False
+    for kinks in ((0.0,), (0.0, 6.0)):
         own = torch.where(x <= 0, 0.0, cotangent)  # torch's gradient of ReLU
         for subgradient, (mode, injects) in ((0.1, (kernels.CHAIN, False)), (-1 / 3, (kernels.INJECTED, True))):
             subgradients, modes = (subgradient, 1.0)[: len(kinks)], (mode, mode)[: len(kinks)]

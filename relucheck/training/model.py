@@ -5,6 +5,8 @@ rule or by the injected rule (``relucheck.activations.rules``). On a CPU it loca
 are also counted. On an accelerator it compares every element instead (``relucheck.training.masked``). Rule and subgradient
 are read when backward runs, so several backwards can share one forward. The members of a seed share initialisation and
 dropout masks.
+
+Activations and max poolings that no chosen subgradient reaches stay torch's own. Their hits and ties are counted, too.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from relucheck.activations import rules
+from relucheck.activations.pooling import Windows, tied_maxima
 from relucheck.activations.rules import at_hits
 from relucheck.errors import RelucheckError
 from relucheck.networks.network import ACTIVATIONS
+from relucheck.networks.sites import Site, unreached
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import has_value, positions_of
 from relucheck.numerics.determinism import generator
@@ -210,6 +214,41 @@ def _correct_hits(
     return (gradient,)
 
 
+class Counted(nn.Module):
+    """Torch's activation or max pooling, with a count of its hits or ties.
+
+    No subgradient is chosen here, so every member has the same gradient at them.
+
+    Args:
+        module: torch's module.
+        kinks: positions of its kinks; empty for a max pooling, whose ties are counted.
+
+    Attributes:
+        counts: int64 [kinks], or [1] for ties, on the device; the hits or ties of each training forward are added. None
+            counts nothing.
+        elements: number of pre-activations in the last training forward; of windows for a max pooling.
+    """
+
+    def __init__(self, module: nn.Module, kinks: Sequence[float]) -> None:
+        super().__init__()
+        self.module, self.kinks = module, tuple(kinks)
+        self.kinds = len(self.kinks) or 1
+        self.counts: Tensor | None = None
+        self.elements = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        counts = self.counts if self.training and torch.is_grad_enabled() else None
+        if self.kinks and counts is not None:  # before the module, which may write over its input
+            self.elements = x.numel()
+            masked.count(x.detach(), self.kinks, counts)
+        result: Tensor = self.module(x)
+        if isinstance(self.module, nn.MaxPool2d) and counts is not None:
+            self.elements = result.numel()
+            tied = tied_maxima(x.detach(), result.detach(), Windows.of(self.module)) > 1
+            counts[0].add_(tied.sum())
+        return result
+
+
 def _hits(x: Tensor, at: float) -> tuple[Tensor, ...] | None:
     """The coordinates at which ``x`` equals ``at``, or None."""
     if x.device.type == "cpu":
@@ -226,6 +265,23 @@ def layers(model: nn.Module) -> list[Kinked]:
     return [module for module in model.modules() if isinstance(module, Kinked)]
 
 
+def counters(model: nn.Module) -> list[Counted]:
+    """The modules of a model that are only counted, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, Counted)]
+
+
+def count_at(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
+    """Count hits and ties at some sites of a model, which is changed in place and returned.
+
+    Args:
+        model: of the network that the sites belong to.
+        sites: those whose gradient is torch's.
+    """
+    for site in sites:
+        model.set_submodule(site.module, Counted(model.get_submodule(site.module), site.kinks))
+    return model
+
+
 def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Module:
     """Build the model of a comparison's seed, on the CPU, in the comparison's arithmetic.
 
@@ -240,10 +296,11 @@ def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Mod
     """
     network, layer, arithmetic = settings.network, itertools.count(1), settings.arithmetic
     rule = ACTIVATIONS[network.activation].rule
-    return network.draw(
+    model = network.draw(
         seed,
         Arithmetic(arithmetic.dtype) if arithmetic.mixed else arithmetic,  # the executor switches autocast on
         activation=lambda: Kinked(rule, switch, network.negative_slope),
         dropout=lambda probability: SharedDropout(probability, next(layer), clock),
         drawn=torch.float32,
     )
+    return count_at(model, unreached(network))

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from relucheck.errors import SettingsError
 from relucheck.training.settings import Member, Settings
+from relucheck.training.subgradients import Subgradients
 
 #: The software whose versions are recorded in a result's origin.
 VERSIONS: Final = ("relucheck", "torch", "python")
@@ -104,6 +105,24 @@ class Nudge:
 
 
 @dataclasses.dataclass
+class Unreached:
+    """Hits and ties of one epoch where no chosen subgradient reaches.
+
+    They are those of torch's activations and max poolings in a network.
+
+    All lists are in the order of ``relucheck.networks.sites.unreached``.
+
+    Attributes:
+        hits: hits[place][kink], the number of training pre-activations equal to a kink. A max pooling has one number
+            instead: of windows with a tie (``relucheck.activations.pooling.tied_maxima``).
+        elements: the number of all training pre-activations of each place; of windows for a max pooling.
+    """
+
+    hits: list[list[int]]
+    elements: list[int]
+
+
+@dataclasses.dataclass
 class MemberResult:
     """The result of one member.
 
@@ -121,6 +140,8 @@ class MemberResult:
         activations: activations[epoch][layer], the number of all training pre-activations in that epoch.
         epochs: one entry for each finished epoch.
         nudge: of a nudge, what moved; None for other members, and if nothing moved.
+        unreached: one entry for each finished epoch. It is empty for networks without such places, and where not every
+            epoch was counted: earlier versions counted none.
     """
 
     member: Member
@@ -132,6 +153,7 @@ class MemberResult:
     activations: list[list[int]] = dataclasses.field(default_factory=list)
     epochs: list[Epoch] = dataclasses.field(default_factory=list)
     nudge: Nudge | None = None
+    unreached: list[Unreached] = dataclasses.field(default_factory=list)
 
     @property
     def diverged(self) -> bool:
@@ -151,19 +173,43 @@ class MemberResult:
         """The same without the accuracies of test mini-batches."""
         return dataclasses.replace(self, epochs=[dataclasses.replace(e, test_batch_accuracies=[]) for e in self.epochs])
 
+    def add_unreached(self, counted: Unreached | None) -> None:
+        """Add what was counted in the last finished epoch, if the epochs before it were counted.
+
+        They were not if an earlier version trained them, from whose checkpoint this run goes on.
+        """
+        if counted is not None and len(self.unreached) == len(self.epochs) - 1:
+            self.unreached.append(counted)
+        else:
+            self.unreached.clear()
+
+    def same_run(self, other: MemberResult) -> bool:
+        """Whether two results are those of one run, in every digit.
+
+        Distances and the accuracies of test mini-batches are not compared, because a thinned result holds fewer of them.
+        What is counted where no subgradient reaches is compared if both results have it.
+        """
+        one, two = self.at(()).without_batches(), other.at(()).without_batches()
+        if not (one.unreached and two.unreached):
+            one, two = (dataclasses.replace(each, unreached=[]) for each in (one, two))
+        return one == two
+
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON object, which ``from_json`` reads; lists are shared, not copied.
 
-        The entry ``nudge`` is left out where it is None.
+        The entries ``nudge`` and ``unreached`` are left out where there is nothing in them.
         """
         flat = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        nudge = flat.pop("nudge")
+        nudge, unreached = flat.pop("nudge"), flat.pop("unreached")
         nested = {
             "member": self.member.to_json(),
             "steps": dict(vars(self.steps)),
             "epochs": [dict(vars(e)) for e in self.epochs],
         }
-        return {**flat, **nested} if nudge is None else {**flat, **nested, "nudge": dict(vars(nudge))}
+        optional: dict[str, Any] = {} if nudge is None else {"nudge": dict(vars(nudge))}
+        if unreached:
+            optional["unreached"] = [dict(vars(epoch)) for epoch in unreached]
+        return {**flat, **nested, **optional}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MemberResult:
@@ -174,6 +220,7 @@ class MemberResult:
         fields["epochs"] = [Epoch(**epoch) for epoch in fields["epochs"]]
         if "nudge" in fields:
             fields["nudge"] = Nudge(**fields["nudge"])
+        fields["unreached"] = [Unreached(**epoch) for epoch in fields.get("unreached", ())]
         return cls(**fields)
 
 
@@ -317,25 +364,34 @@ class Result:
         return cls(settings, texts["device"], texts["executor"], versions, wall_s, void, members)
 
     def find(
-        self, seed: int, subgradient: float, rule: str = "chain", *, control: bool = False, nudge: int | None = None
+        self, seed: int, at: Subgradients, rule: str = "chain", *, control: bool = False, nudge: int | None = None
     ) -> MemberResult:
-        """The result of the member with this seed, subgradient, rule and number of the nudge.
+        """The result of the member with a seed, subgradients, a rule and a number of the nudge.
 
-        The subgradient is ``Member.s``: that at 0, or that at the upper kink of a member with 0 at 0.
+        Args:
+            seed: of the member.
+            at: its subgradients, as in ``Member.at``. A number also finds the one member with this ``Member.s``.
+            rule: of the member.
+            control: whether it is the control.
+            nudge: its number as a nudge.
 
         Raises:
-            SettingsError: there is no such member.
+            SettingsError: there is no such member, or a number does not say which of several.
         """
-        wanted = (seed, subgradient, rule, control, nudge)
-        for result in self.members:
-            member = result.member
-            if (member.seed, member.s, member.rule, member.control, member.nudge) == wanted:
-                return result
-        raise SettingsError(
-            f"no member with seed {seed}, s = {subgradient:g}, rule {rule}, control {control}"
-            + f", nudge {nudge}" * (nudge is not None)
-            + " in this result"
-        )
+        wanted = f"seed {seed}, s = {at:g}, rule {rule}, control {control}" + f", nudge {nudge}" * (nudge is not None)
+        found = [
+            result
+            for result in self.members
+            for m in (result.member,)
+            if (m.seed, m.rule, m.control, m.nudge) == (seed, rule, control, nudge) and at in (m.at, m.s)
+        ]
+        exact = [result for result in found if result.member.at == at] or found
+        if not exact:
+            raise SettingsError(f"no member with {wanted} in this result")
+        if len(exact) > 1:
+            names = " and ".join(f"{result.member.at:g}" for result in exact)
+            raise SettingsError(f"{len(exact)} members with {wanted}: {names}; give both subgradients, as a Pair")
+        return exact[0]
 
     def nudges(self, seed: int) -> list[MemberResult] | None:
         """The results of a seed's nudges, in the order of their numbers.

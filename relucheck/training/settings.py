@@ -16,6 +16,7 @@ from relucheck import data
 from relucheck.errors import SettingsError, instance, listed, number, one_of, truth, whole
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.training.subgradients import Pair, Subgradients, along
 
 #: Version of the JSON form of ``Settings``; raise it when a field changes. Since version 2, an arithmetic is stored as its
 #: name and a network as its description.
@@ -81,10 +82,11 @@ class Member:
         nudge: number of the nudge, from 1 to ``NUDGES``; None for all other members. A nudge is a run of s = 0 in which one
             parameter moves by one ulp after the first step with a live hit: ``relucheck.training.forking.nudging``. With
             ``second=0.0``, hits at the upper kink do not count as live.
+        upper: whether only hits at the upper kink count as live for this nudge; False for all other members.
 
     Raises:
-        SettingsError: a value is out of range, a control or a nudge does not have s = 0 under the chain rule, or a member
-            is both.
+        SettingsError: a value is out of range, a control or a nudge does not have s = 0 under the chain rule, a member is
+            both, or ``upper`` is given for a member that is no nudge, or with ``second``.
     """
 
     seed: int
@@ -93,6 +95,7 @@ class Member:
     control: bool = False
     second: float | None = None
     nudge: int | None = None
+    upper: bool = dataclasses.field(default=False, repr=False)  # nearly no member has it; ``name`` says it
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0)
@@ -101,6 +104,12 @@ class Member:
         one_of("rule", self.rule, RULES)
         number("subgradient", self.subgradient)
         truth("control", self.control)
+        truth("upper", self.upper)
+        if self.upper and (self.nudge is None or self.second is not None):
+            raise SettingsError(
+                f"{self.name}: upper=True says which hits count as live for a nudge; leave it out for other members, and "
+                "leave out second where it is given"
+            )
         if self.second is not None:
             number("second", self.second)
         object.__setattr__(self, "subgradient", float(self.subgradient))
@@ -133,12 +142,21 @@ class Member:
         return self._is_zero and not self.control and self.nudge is None
 
     @property
-    def s(self) -> float:
-        """The subgradient that sets the member apart from its reference.
+    def at(self) -> Subgradients:
+        """What tells the members of one seed and rule apart.
 
-        It is the one at 0, or the one at the upper kink if that at 0 is 0.
+        It is the subgradient, or both where ``second`` is given, and 0.0 for every run of s = 0.
         """
-        return self.subgradient or self.second or 0.0
+        return 0.0 if self._is_zero else self.subgradient if self.second is None else Pair(self.subgradient, self.second)
+
+    @property
+    def s(self) -> float:
+        """The number that sets the member apart from its reference.
+
+        It is the subgradient at 0, or the one at the upper kink if that at 0 is 0. It names one member of a seed and rule
+        if their comparison has one form of subgradients: (s, s), (s, 0) or (0, s).
+        """
+        return along(self.at)
 
     @property
     def subgradients(self) -> tuple[float, float]:
@@ -148,17 +166,19 @@ class Member:
     @property
     def name(self) -> str:
         """The member in words, for messages, for example "s = 0.5, injected, seed 3"."""
-        s = f"({self.subgradient:g}, {self.second:g})" if self.second is not None else f"{self.subgradient:g}"
+        s = self.subgradient if self.second is None else Pair(self.subgradient, self.second)
         kind = "control" if self.control else self.rule if self.nudge is None else f"nudge {self.nudge}"
-        return f"s = {s}, {kind}, seed {self.seed}"
+        kind += " of hits at the upper kink" * self.upper
+        return f"s = {s:g}, {kind}, seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """The member as a JSON object of its attributes.
 
-        Members that are no nudges have no entry ``nudge``. So they look as they did before there were nudges, and the
-        digests of settings stay the same.
+        ``nudge`` is left out for members that are no nudges, and ``upper`` where it is False. So members look as they did
+        before there were such entries, and the digests of settings stay the same.
         """
-        return {name: value for name, value in vars(self).items() if name != "nudge" or value is not None}
+        left_out = {"nudge": None, "upper": False}
+        return {name: value for name, value in vars(self).items() if name not in left_out or value != left_out[name]}
 
 
 def members_of(
@@ -167,6 +187,7 @@ def members_of(
     rules: Sequence[str] = RULES,
     second: float | None = None,
     *,
+    upper: bool = False,
     nudges: int = 0,
 ) -> tuple[Member, ...]:
     """List the members of a comparison.
@@ -175,28 +196,40 @@ def members_of(
 
     Args:
         seeds: seeds of the comparison.
-        subgradients: subgradients at 0; those equal to 0 are the reference already.
+        subgradients: subgradients at 0 and at the upper kink; those equal to 0 are the reference already.
         rules: "chain", "injected" or both.
         second: subgradient at the upper kink of all members but references, controls and nudges; None means that at 0. If
             it is 0, hits at the upper kink do not count as live for the nudges either.
+        upper: whether the subgradients are those at the upper kink alone, and those at 0 are 0. Then hits at 0 do not count
+            as live for the nudges either.
         nudges: number of nudges of each seed, at most ``NUDGES``.
+
+    Raises:
+        SettingsError: both ``second`` and ``upper`` are given.
     """
+    if upper and second is not None:
+        raise SettingsError(f"second={second!r} with upper=True: both decide about the upper kink; give one of them")
     members: list[Member] = []
     for seed in seeds:
         members += [Member(seed, 0.0), Member(seed, 0.0, control=True)]
-        members += [Member(seed, s, rule, second=second) for rule in rules for s in dict.fromkeys(subgradients) if s != 0]
-        members += [Member(seed, 0.0, second=0.0 if second == 0 else None, nudge=n) for n in range(1, nudges + 1)]
+        pairs = [(0.0, s) if upper else (s, second) for s in dict.fromkeys(subgradients) if s != 0]
+        members += [Member(seed, first, rule, second=other) for rule in rules for first, other in pairs]
+        live: dict[str, Any] = {"second": 0.0 if second == 0 else None, "upper": upper}
+        members += [Member(seed, 0.0, nudge=n, **live) for n in range(1, nudges + 1)]
     return tuple(members)
 
 
 def nudged(settings: Settings) -> Settings:
     """The settings of a comparison's nudges.
 
-    They have the same seeds. The members of each seed are the reference, its control and ``NUDGES`` nudges.
+    They have the same seeds. The members of each seed are the reference, its control and ``NUDGES`` nudges. If all other
+    members have the subgradient 0 at one kink, hits at that kink do not count as live.
     """
-    others = [m.second for m in settings.members if not (m.is_reference or m.control)]
-    second = 0.0 if others and all(second == 0 for second in others) else None
-    return dataclasses.replace(settings, members=members_of(settings.seeds, (), second=second, nudges=NUDGES))
+    others = [m for m in settings.members if not (m.is_reference or m.control)]
+    second = 0.0 if others and all(m.second == 0 for m in others) else None
+    upper = bool(others) and all(m.subgradient == 0 and bool(m.second or m.upper) for m in others)
+    members = members_of(settings.seeds, (), second=second, upper=upper, nudges=NUDGES)
+    return dataclasses.replace(settings, members=members)
 
 
 _ADAM: Final = Optimiser()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import torch
@@ -16,6 +16,7 @@ from relucheck.activations import modules
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training.settings import Optimiser, Settings, members_of
+from tests.benchmarks import sweeps
 
 WIDTHS: Final = (200, 200, 200)
 BATCH: Final = 128
@@ -91,12 +92,6 @@ def with_dead(model: Any, dead: int) -> Any:
     return model
 
 
-def _train(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    optimiser.zero_grad()
-    nn.functional.cross_entropy(model(x), y).backward()
-    optimiser.step()
-
-
 def tuned(
     arithmetic: Arithmetic, dead: int, fused: bool, dataset: data.DataSet, device: str = "cpu"
 ) -> Callable[[], object]:
@@ -108,13 +103,7 @@ def tuned(
     images, labels = dataset.scaled(arithmetic.dtype, device=device), dataset.labels.to(device)
     model = with_dead(_model(arithmetic, lambda: modules.ReLU(0.5)), dead).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
-
-    def sweep() -> None:
-        for step in range(STEPS):
-            part = slice(step * BATCH, (step + 1) * BATCH)
-            _train(model, optimiser, images[part], labels[part])
-
-    return sweep
+    return sweeps.of_model(model, optimiser, sweeps.sliced(images, labels, STEPS, BATCH))
 
 
 def published(arithmetic: Arithmetic, dataset: data.DataSet, device: str = "cpu") -> Callable[[], object]:
@@ -129,8 +118,7 @@ def published(arithmetic: Arithmetic, dataset: data.DataSet, device: str = "cpu"
     model = _model(arithmetic, _WhereReLU).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
 
-    def sweep() -> None:
-        for x, y in itertools.islice(loader, STEPS):
-            _train(model, optimiser, x.to(device, arithmetic.dtype), y.to(device))
+    def batches() -> Iterable[tuple[Tensor, Tensor]]:
+        return ((x.to(device, arithmetic.dtype), y.to(device)) for x, y in itertools.islice(loader, STEPS))
 
-    return sweep
+    return sweeps.of_model(model, optimiser, batches)

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from relucheck import data
 from relucheck.networks.mobilenet import MOBILENET_V3_SMALL
 from relucheck.networks.network import Network
-from relucheck.networks.resnets import RESNET_20
+from relucheck.networks.resnets import RESNET_18, RESNET_20
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit, ForkingExecutor
+from relucheck.training.model import Clock, Counted, Switch, build, counters
 from relucheck.training.settings import Settings, members_of
+from tests.benchmarks import sweeps
 
 pytestmark = pytest.mark.benchmark
 
@@ -49,54 +52,76 @@ CASES = {
 def _plain(network: Network, arithmetic: Arithmetic, split: DataSplit) -> Callable[[], None]:
     model = network.draw(0, arithmetic, activation=network.torch_activation, drawn=torch.float32)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def sweep() -> None:
-        for start in range(0, STEPS * BATCH, BATCH):
-            optimiser.zero_grad()
-            x, y = split.images[start : start + BATCH], split.labels[start : start + BATCH]
-            F.cross_entropy(model(x), y).backward()
-            optimiser.step()
-
-    return sweep
+    return sweeps.of_model(model, optimiser, sweeps.sliced(split.images, split.labels, STEPS, BATCH))
 
 
-def _engine(settings: Settings, split: DataSplit) -> Callable[[], None]:
-    run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), apart=True)
-    number = 0
+def _engine(settings: Settings, split: DataSplit, model: Any = None) -> Callable[[], None]:
+    run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), apart=True, model=model)
+    return sweeps.of_executor(run, STEPS, BATCH)
 
-    def sweep() -> None:
-        nonlocal number
-        run.begin(0)
-        for step in range(STEPS):
-            number += 1
-            run.step(step * BATCH, (step + 1) * BATCH, number)
 
-    return sweep
+def _first_images(settings: Settings) -> DataSplit:
+    dataset = data.load("digits")
+    images = dataset.scaled(settings.arithmetic.dtype)[: STEPS * BATCH].view(-1, *settings.network.input_shape)
+    return DataSplit(images, dataset.labels[: STEPS * BATCH])
+
+
+def _timed(ways: Sequence[Callable[[], None]]) -> list[list[float]]:
+    """The seconds of each way [rounds][ways], in neighbouring sweeps."""
+    rounds = []
+    with deterministic(), _without_fill():
+        for _ in range(ROUNDS):
+            taken = []
+            for sweep in ways:
+                begun = time.perf_counter()
+                sweep()
+                taken.append(time.perf_counter() - begun)
+            rounds.append(taken)
+    return rounds
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_engine_against_plain_steps(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     network, name, bound = CASES[case]
     arithmetic = Arithmetic.parse(name)
-    dataset = data.load("digits")
-    images = dataset.scaled(arithmetic.dtype)[: STEPS * BATCH].view(-1, *network.input_shape)
-    split = DataSplit(images, dataset.labels[: STEPS * BATCH])
     settings = Settings("digits", network, members_of((0,), (1.0,)), arithmetic=arithmetic, every=4)
-    plain, engine = _plain(network, arithmetic, split), _engine(settings, split)
-    ratios, best = [], [float("inf")] * 2
-    with deterministic(), _without_fill():
-        for _ in range(ROUNDS):
-            taken = []
-            for sweep in (plain, engine):
-                begun = time.perf_counter()
-                sweep()
-                taken.append(time.perf_counter() - begun)
-            best = [min(pair) for pair in zip(best, taken, strict=True)]
-            ratios.append(taken[1] / (len(settings.members) * taken[0]))
-    ratio = statistics.median(ratios)
+    split = _first_images(settings)
+    rounds = _timed((_plain(network, arithmetic, split), _engine(settings, split)))
+    best = [min(each) for each in zip(*rounds, strict=True)]
+    ratio = statistics.median(engine / (len(settings.members) * plain) for plain, engine in rounds)
     with capsys.disabled():
         print(
             f"\n{case}: plain {1000 * best[0] / STEPS:.0f} ms a step, engine {1000 * best[1] / STEPS / 4:.0f} ms a step "
             f"and member, median ratio {ratio:.2f} (bound {bound})"
         )
     assert ratio <= bound
+
+
+#: (network, arithmetic) of networks with activations and max poolings that no subgradient reaches.
+COUNTED = {
+    "MobileNetV3-small, float32": (CASES["MobileNetV3-small, float32"][0], "float32"),
+    "MobileNetV3-small, bfloat16 rounded": (CASES["MobileNetV3-small, float32"][0], "bfloat16 emulated (rounded)"),
+    "ResNet-18, float32": (Network("resnet-18", RESNET_18, batch_norm=True), "float32"),
+}
+RECORDING = 1.05  # time of a step in which their hits and ties are counted, divided by the time of a step without
+
+
+def _uncounted(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Module:
+    model = build(settings, seed, clock, switch)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Counted):
+            model.set_submodule(name, module.module)
+    assert not counters(model)
+    return model
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_counting_hits_that_no_subgradient_reaches(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    network, name = COUNTED[case]
+    settings = Settings("digits", network, members_of((0,), ()), arithmetic=name, every=4)  # type: ignore[arg-type]
+    split = _first_images(settings)
+    rounds = _timed((_engine(settings, split, _uncounted), _engine(settings, split)))
+    ratio = statistics.median(counted / plain for plain, counted in rounds)
+    with capsys.disabled():
+        print(f"\n{case}: counting takes {100 * (ratio - 1):+.1f} % of a step (bound {100 * (RECORDING - 1):.0f} %)")
+    assert ratio <= RECORDING

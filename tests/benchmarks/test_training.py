@@ -28,6 +28,7 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.model import build
+from tests.benchmarks import sweeps
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned, with_dead
 
 pytestmark = pytest.mark.benchmark
@@ -46,16 +47,7 @@ def _engine(arithmetic: Arithmetic, dead: int, fused: bool, dataset: data.DataSe
     settings = settings_of(arithmetic, [0], fused=fused, every=every)
     split = DataSplit(dataset.scaled(arithmetic.dtype), dataset.labels)
     run = ForkingExecutor(settings, 0, split, split, torch.device("cpu"), model=lambda *rest: with_dead(build(*rest), dead))
-    number = 0
-
-    def sweep() -> None:
-        nonlocal number
-        run.begin(0)
-        for step in range(STEPS):
-            number += 1
-            run.step(step * BATCH, (step + 1) * BATCH, number)
-
-    return sweep
+    return sweeps.of_executor(run, STEPS, BATCH)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["default Adam", "fused Adam"])

@@ -20,6 +20,7 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit
 from relucheck.training.stacked import StackedExecutor
+from tests.benchmarks import sweeps
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned
 
 ARITHMETICS = ("float32", "float32 TF32", "bfloat16", "bfloat16 emulated (product)")
@@ -29,16 +30,7 @@ def _stacked(arithmetic: Arithmetic, seeds: int, dataset: data.DataSet, every: i
     settings = settings_of(arithmetic, range(seeds), fused=False, every=every)
     split = DataSplit(dataset.scaled(arithmetic.dtype, device=device), dataset.labels.to(device))
     run = StackedExecutor(settings, tuple(range(seeds)), split, split, torch.device(device))
-    number = 0
-
-    def sweep() -> None:
-        nonlocal number
-        run.begin(0)
-        for step in range(STEPS):
-            number += 1
-            run.step(step * BATCH, (step + 1) * BATCH, number)
-
-    return sweep
+    return sweeps.of_executor(run, STEPS, BATCH)
 
 
 def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> dict[str, float]:

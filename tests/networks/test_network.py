@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_activations_are_made_in_the_order_of_the_forward(kind: str) -> None:
     assert len(made) == activations
     assert [id(module) for module in called] == [id(module) for module in made], "each once, in that order"
     assert [id(module) for module in model.modules() if isinstance(module, ReLU)] == [id(module) for module in made]
+
+
+@pytest.mark.parametrize("kind", [*NETWORKS, *DEEP])
+def test_networks_can_be_pickled(kind: str) -> None:
+    """A class that is defined in a function cannot, so that a model could be neither saved nor sent to a process."""
+    network, _ = {**NETWORKS, **DEEP}[kind]
+    x = torch.randn(2, *network.input_shape)
+    for arithmetic in ("float32", "bfloat16 emulated (rounded)"):
+        model = network.draw(3, Arithmetic.parse(arithmetic)).eval()
+        copied = pickle.loads(pickle.dumps(model))
+        inputs = x.to(next(model.parameters()).dtype)
+        assert torch.equal(copied(inputs), model(inputs))
 
 
 @pytest.mark.parametrize("kind", DEEP)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from relucheck.numerics.bits import (
     all_values,
+    count_value,
     differs,
     from_ordinals,
     has_value,
@@ -75,6 +76,17 @@ def test_has_zero_and_has_value_of_every_single_value(dtype: torch.dtype) -> Non
         assert not has_value(rest, at)
         for hit in hits:
             assert has_value(torch.cat([rest, x[hit : hit + 1]]), at)
+
+
+@SIXTEEN
+def test_count_of_every_value(dtype: torch.dtype) -> None:
+    """Against float64; NaN equals nothing, and both zeros count as one value."""
+    x = all_values(dtype)
+    for at in (0.0, -0.0, 3.0, -3.0, 1 / 3, math.inf, math.nan, 1e300):
+        assert count_value(x, at) == int((x.double() == at).sum())
+    repeated = x[:, None].expand(-1, 3)
+    assert (count_value(repeated, -3.0), count_value(repeated, 0.0)) == (3, 6)
+    assert count_value(x[:0], 3.0) == count_value(x[:0], 0.0) == 0
 
 
 @every_dtype

@@ -10,14 +10,17 @@ import pytest
 
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.experiments import find_scenario
-from relucheck.reproduction.experiments.counts import CANDIDATES, E9, FEW, FINALISTS, FURTHER, SEEDS, TUNED
+from relucheck.reproduction.experiments.counts import CANDIDATES, E9, FEW, FINALISTS, FURTHER, SEEDS
 from relucheck.reproduction.experiments.mlp import SCENARIOS
-from relucheck.reproduction.scenario import SCALES, ScenarioError
+from relucheck.reproduction.experiments.searches.further import E8
+from relucheck.reproduction.published import TUNED_MLP
+from relucheck.reproduction.scenario import SCALES, Comparison, ScenarioError
 from relucheck.training.settings import Optimiser, Settings
 
 ALL = [(name, scale) for name in SCENARIOS for scale in SCALES]
 #: In E9 the network of E2 is counted in another arithmetic than the others.
 _E2_COUNTED = "layer-1-forward-split-k-3-wide-bias-joined"
+_OF_E8 = ("mlp-custom-bfloat16-rounded", "mobilenet-bfloat16-rounded")
 
 
 def _by_name(name: str, scale: str) -> dict[str, Settings]:
@@ -203,6 +206,24 @@ def test_e9s_comparisons_are_well_formed(scale: str) -> None:
         assert again == comparison.settings
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_e9_reports_the_counts_of_e8s_other_comparisons(scale: str) -> None:
+    """Equal settings under the same names, so that finished seeds of E8 are taken over."""
+    known = {comparison.name: comparison for comparison in E8.comparisons(scale)}
+    shared = [comparison for comparison in E9.comparisons(scale) if comparison.name in known]
+    assert [known[comparison.name] for comparison in shared] == shared
+    beginnings = {comparison.name.partition("-bfloat16")[0] for comparison in shared}
+    assert beginnings == {"mlp-custom", "mobilenet"}, "default- trains the MLP's other configuration"
+    assert {dtype_name(comparison.settings.arithmetic.dtype) for comparison in shared} == {"bfloat16"}
+    assert E9.shares == ("E8",)
+
+
+def _own(scale: str) -> list[Comparison]:
+    """The comparisons of E9 that E8 does not have."""
+    known = {comparison.name for comparison in E8.comparisons(scale)}
+    return [comparison for comparison in E9.comparisons(scale) if comparison.name not in known]
+
+
 @pytest.mark.parametrize("scale", ["full", "cpu"])
 def test_e9_has_the_published_networks(scale: str) -> None:
     kinds = {
@@ -212,15 +233,15 @@ def test_e9_has_the_published_networks(scale: str) -> None:
         "default": ((128,), "relu6", 0.0027, 30, 128, True, 48_000),
         "custom": ((128,), "relu6", 0.0009, 10, 32, True, 48_000),
     }
-    subgradients = {"e1": {0.0, 1.0}, "default": {0.0, TUNED[0]}, "custom": {0.0, TUNED[0]}}
-    for comparison in E9.comparisons(scale):
+    subgradients = {"e1": {0.0, 1.0}, "default": {0.0, TUNED_MLP[0]}, "custom": {0.0, TUNED_MLP[0]}}
+    for comparison in _own(scale):
         kind, s = comparison.name.partition("-")[0], comparison.settings
         found = (s.network.widths, s.network.activation, s.optimiser.lr, s.epochs, s.batch_size, s.shuffle, s.train_samples)
         assert found == kinds[kind]
         assert (s.data, s.optimiser.name, s.optimiser.fused) == ("mnist", "adam", False)
         assert dtype_name(s.arithmetic.dtype) == "bfloat16"
         assert {member.subgradient for member in s.members} == subgradients.get(kind, {0.0, 1.0, 2.0, 4.0, 8.0})
-        seconds = {TUNED[1] if member.subgradient else 0.0 for member in s.members if s.network.activation == "relu6"}
+        seconds = {TUNED_MLP[1] if member.subgradient else 0.0 for member in s.members if s.network.activation == "relu6"}
         assert {member.second or 0.0 for member in s.members} == (seconds or {0.0})
         steps = -(-(s.train_samples or 60_000) // s.batch_size)
         assert s.every == steps, "distances once an epoch, which no figure of E9 draws"
@@ -229,7 +250,7 @@ def test_e9_has_the_published_networks(scale: str) -> None:
 
 
 def test_e9s_parts_say_what_is_trained() -> None:
-    assert list(dict.fromkeys(comparison.part for comparison in E9.comparisons("full"))) == [
+    assert list(dict.fromkeys(comparison.part for comparison in _own("full"))) == [
         "784-128-10, ReLU6, lr 0.0027, mini-batches of 128",
         "784-128-10, ReLU6, lr 0.0009, mini-batches of 32",
         "784-2000-10, ReLU, 2 epochs",
@@ -240,7 +261,7 @@ def test_e9s_parts_say_what_is_trained() -> None:
 
 def test_e9_full_has_every_candidate() -> None:
     found: dict[str, list[str]] = {}
-    for comparison in E9.comparisons("full"):
+    for comparison in _own("full"):
         found.setdefault(comparison.name.partition("-")[0], []).append(comparison.settings.arithmetic.name)
     assert found == {
         "default": ["bfloat16", *FEW],
@@ -256,7 +277,7 @@ def test_e9_full_has_every_candidate() -> None:
 
 
 def test_e9_smoke_is_small() -> None:
-    for comparison in E9.comparisons("smoke"):
+    for comparison in _own("smoke"):
         settings = comparison.settings
         assert (settings.data, settings.epochs, settings.train_samples) == ("digits", 2, 500)
         assert max(settings.network.widths) <= 32
@@ -290,11 +311,11 @@ def test_unknown_scenario(name: str) -> None:
         ("E1", "full", ["bfloat16-rounded"]),
         ("E2", "cpu", ["bfloat16-published-3-epochs", "bfloat16-published-10-epochs", "bfloat16-published"]),
         ("E3", "full", ["bfloat16-published"]),
-        ("E9", "cpu", ["default-rounded", "custom-rounded", "e1-rounded", f"e2-{_E2_COUNTED}"]),
+        ("E9", "cpu", ["default-rounded", "custom-rounded", "e1-rounded", f"e2-{_E2_COUNTED}", *_OF_E8]),
         (
             "E9",
             "full",
-            ["default-rounded", "custom-rounded", "e1-rounded", f"e2-{_E2_COUNTED}", f"more-{_E2_COUNTED}"],
+            ["default-rounded", "custom-rounded", "e1-rounded", f"e2-{_E2_COUNTED}", f"more-{_E2_COUNTED}", *_OF_E8],
         ),
     ],
 )

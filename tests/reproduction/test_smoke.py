@@ -14,6 +14,7 @@ import pytest
 
 from relucheck.reproduction.experiments.counts import E9
 from relucheck.reproduction.experiments.mlp import SCENARIOS
+from relucheck.reproduction.experiments.searches.pairs import E7
 from relucheck.reproduction.report.hits.fit import members
 from relucheck.reproduction.report.hits.page import Counts
 from relucheck.reproduction.report.summary import Reproduction
@@ -39,7 +40,7 @@ def _quiet(line: str) -> None:
     pass
 
 
-@pytest.mark.parametrize("name", ["E1", "E2", "E5", "E6"])
+@pytest.mark.parametrize("name", ["E1", "E2", "E5", "E6", "E8"])
 def test_invariants(smoke: Smoke, name: str) -> None:
     invariants.everything(smoke(name))
 
@@ -59,6 +60,35 @@ def test_e3_takes_over_e2s_runs(smoke: Smoke) -> None:
     assert {comparison.name for comparison, _ in e3.runs} <= set(e2)
     for comparison, result in e3.runs:
         assert result == e2[comparison.name]
+
+
+def test_e7_is_run_and_reported(smoke: Smoke) -> None:
+    """Really trained: pairs whose nudges are members, a surface with both subgradients, and a report without gaps."""
+    made = smoke("E7")
+    assert [comparison for comparison, _ in made.runs] == list(E7.comparisons("smoke"))
+    assert (made.missing, made.void) == ((), ())
+    for comparison, result in made.runs:
+        invariants.control_is_identical(result)
+        seeds = result.settings.seeds
+        if comparison.settings.arithmetic.name == "float32":
+            assert all(result.nudges(seed) is None for seed in seeds), "digits give no hit so soon"
+        else:
+            assert all(nudge.nudge is not None for seed in seeds for nudge in result.nudges(seed) or [])
+            assert any(member.first_difference is not None for member in result.members if member.member.s)
+    assert [section.title for section in made.sections] == ["Pairs", "Response surface", "Every draw"]
+    text = (made.folder / "report.md").read_text(encoding="utf-8")
+    for section in made.sections:
+        assert "\n".join(section.markdown()) in text
+        for sentence in section.sentences:
+            assert f"- {sentence}\n" in text
+    assert [path.name for path in made.figures] == ["pairs.png", "surface.png"]
+    assert all(invariants.png_size(path) > (700, 400) for path in made.figures)
+    again = reproduce("E7", "smoke", made.folder, device="cpu", progress=False, say=_quiet, backend=Refusing())
+    assert again.made == made, "all was finished"
+    shown = render(*again.shown(80), width=80, color=False)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert "nudges: not run" not in shown, "they are members"
 
 
 def test_e9_is_run_and_reported(smoke: Callable[[str], Any]) -> None:

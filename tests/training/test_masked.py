@@ -129,6 +129,8 @@ def test_a_trial_sees_faults() -> None:
     for fault in (_rounds_toward_zero, _misses_negative_zero, _stops_nan):
         assert not masked.passes(_plain(gradient=fault), CPU, torch.bfloat16), fault.__name__
     assert not masked.passes(_plain(count=lambda x, kinks, counts: counts.fill_(int((x >= 0).sum()))), CPU, torch.bfloat16)
+    below = _plain(count=lambda x, kinks, counts: _plain().count(x.abs() if kinks[0] < 0 else x, kinks, counts))
+    assert not masked.passes(below, CPU, torch.bfloat16), "hits at -3 are not seen"
     swapped = _plain(CHAIN=2, INJECTED=1)
     assert not masked.passes(swapped, CPU, torch.bfloat16)
 

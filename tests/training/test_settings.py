@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from relucheck.errors import SettingsError
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training.result import MemberResult, Nudge
-from relucheck.training.settings import Member, Optimiser, Settings, members_of, nudged
+from relucheck.training.settings import NUDGES, Member, Optimiser, Settings, members_of, nudged
 from tests.helpers.training_case import changed
 
 SETTINGS = Settings("digits", Network("mlp", (16,)), members_of([0], [1.0]), batch_size=32, train_samples=64, epochs=2)
@@ -145,6 +146,41 @@ def test_members_that_are_no_nudges_keep_their_json_and_digest() -> None:
     assert "nudge" not in MemberResult(Member(0, 0.0)).to_json()
     # computed before there were nudges
     assert settings.digest == "b9c5f71dbf45425b6b05e2d5b512ee5e4ae6febdbbb1b473c70c460c7bc9e73a"
+
+
+def test_nudges_have_the_kinks_that_members_vary() -> None:
+    forms: dict[str, tuple[dict[str, Any], tuple[float | None, bool]]] = {
+        "(s, s)": ({}, (None, False)),
+        "(s, 0)": ({"second": 0.0}, (0.0, False)),
+        "(s, 1)": ({"second": 1.0}, (None, False)),
+        "(0, s)": ({"upper": True}, (None, True)),
+    }
+    for options, expected in forms.values():
+        settings = changed(SETTINGS, members=members_of([0, 1], [0.5, 1.0], **options))
+        wanted = nudged(settings)
+        assert {(m.second, m.upper) for m in wanted.members if m.nudge} == {expected}
+        assert nudged(wanted) == wanted
+        assert Settings.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
+        assert ("upper" in wanted.to_json()["members"][-1]) == expected[1]
+        listed = members_of([0, 1], [0.5, 1.0], nudges=NUDGES, **options)
+        assert [m for m in listed if m.nudge] == [m for m in wanted.members if m.nudge]
+    plane = (*members_of([0], [1.0], upper=True), Member(0, 1.0, second=0.0))
+    assert not any(m.upper for m in nudged(changed(SETTINGS, members=plane)).members)
+    assert [m.subgradients for m in members_of([0], [0.5], ["chain"], upper=True)] == [(0.0, 0.0)] * 2 + [(0.0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (lambda: Member(0, 1.0, upper=True), "says which hits count as live for a nudge; leave it out for other members"),
+        (lambda: Member(0, 0.0, nudge=1, second=0.0, upper=True), "leave out second where it is given"),
+        (lambda: Member(0, 0.0, nudge=1, upper=1), "upper=1: must be True or False"),  # type: ignore[arg-type]
+        (lambda: members_of([0], [1.0], second=0.0, upper=True), "second=0.0 with upper=True: .*; give one of them"),
+    ],
+)
+def test_kinks_of_nudges_that_contradict_are_refused(wrong: Callable[[], object], match: str) -> None:
+    with pytest.raises(SettingsError, match=match):
+        wrong()
 
 
 def test_nudges_survive_json() -> None:

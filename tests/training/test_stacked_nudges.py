@@ -198,8 +198,17 @@ def test_hits_at_an_upper_kink_that_is_not_varied_are_not_live(monkeypatch: pyte
     _use(monkeypatch, upper)
     settings = changed(SETTINGS, activation="relu6", epochs=1, members=members_of([3], [1.0], second=0.0, nudges=5))
     assert {nudge.outcome for nudge in _check(settings)} == {NO_LIVE_HIT}
-    nudges = _check(changed(settings, members=members_of([3], [1.0], nudges=5)))
-    assert {nudge.nudge.step for nudge in nudges if nudge.nudge} == {1}
+    for options in ({}, {"upper": True}):
+        nudges = _check(changed(settings, members=members_of([3], [1.0], nudges=5, **options)))  # type: ignore[arg-type]
+        assert {nudge.nudge.step for nudge in nudges if nudge.nudge} == {1}
+
+
+def test_hits_at_0_are_not_live_where_only_the_upper_kink_is_varied(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, _dead)
+    settings = changed(SETTINGS, activation="relu6", arithmetic="float32", epochs=1)
+    for upper, outcomes in ((False, {"finished"}), (True, {NO_LIVE_HIT})):
+        members = members_of([3], [1.0], upper=upper, nudges=5)
+        assert {nudge.outcome for nudge in _check(changed(settings, members=members))} == outcomes
 
 
 def test_nudges_without_an_effect_end(monkeypatch: pytest.MonkeyPatch) -> None:

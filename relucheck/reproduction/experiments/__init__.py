@@ -12,8 +12,10 @@ from relucheck.reproduction.scenario import Scenario, ScenarioError
 def scenarios() -> Mapping[str, Scenario]:
     """Every scenario by name."""
     from relucheck.reproduction.experiments import convolutional, counts, mlp, volumes
+    from relucheck.reproduction.experiments.searches import further, pairs
 
-    every: tuple[Scenario, ...] = (*mlp.SCENARIOS.values(), volumes.E4, *convolutional.SCENARIOS.values(), counts.E9)
+    convolved = tuple(convolutional.SCENARIOS.values())
+    every: tuple[Scenario, ...] = (*mlp.SCENARIOS.values(), volumes.E4, *convolved, pairs.E7, further.E8, counts.E9)
     return {scenario.name: scenario for scenario in every}
 
 

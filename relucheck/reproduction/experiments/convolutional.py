@@ -164,7 +164,7 @@ def _e6_forms(base: Settings) -> tuple[tuple[str, str, Settings], ...]:
         if prefix == "relu6-alpha-":
             members = members_of(base.seeds, (1.0,), second=0.0)
         elif prefix == "relu6-beta-":
-            members = tuple(_change(m, subgradient=0.0, second=m.subgradient) if m.s else m for m in base.members)
+            members = members_of(base.seeds, (1.0,), upper=True)
         network = _change(base.network, activation=activation)
         forms.append((prefix, words, _change(base, network=network, members=members)))
     return tuple(forms)

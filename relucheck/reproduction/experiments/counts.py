@@ -19,7 +19,8 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.reproduction import TITLES
 from relucheck.reproduction.counted import CountsScenario
 from relucheck.reproduction.experiments.mlp import NOTEBOOK_SUBGRADIENTS
-from relucheck.reproduction.published import ARITHMETICS
+from relucheck.reproduction.experiments.searches.further import E8
+from relucheck.reproduction.published import ARITHMETICS, TUNED_MLP
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import counted
 from relucheck.training.settings import RULES, Optimiser, Settings, members_of
@@ -96,8 +97,6 @@ _ADAM: Final = Optimiser("adam", 1e-3, fused=False)
 _NET_E1: Final = Network("mlp", (2000,))
 _NET_E2: Final = Network("mlp", (200, 200, 200))
 _NET_E9: Final = Network("mlp", (128,), activation="relu6")
-#: Subgradients at 0 and 6 of the best trial of the published search, with which E8 trains again.
-TUNED: Final = (0.37238068772818855, 0.31806467118888126)
 _SPELLED: Final = {"relu": "ReLU", "relu6": "ReLU6"}
 
 
@@ -119,7 +118,7 @@ def _e9(seeds: Sequence[int], lr: float, batch_size: int, epochs: int) -> Settin
     """
     steps = 48_000 // batch_size
     return Settings(
-        *("mnist", _NET_E9, members_of(seeds, TUNED[:1], RULES, second=TUNED[1])),
+        *("mnist", _NET_E9, members_of(seeds, TUNED_MLP[:1], RULES, second=TUNED_MLP[1])),
         optimiser=Optimiser("adam", lr, fused=False),
         epochs=epochs,
         batch_size=batch_size,
@@ -165,6 +164,18 @@ def _scale(
     )
 
 
+def _of_e8(scale: str) -> tuple[Comparison, ...]:
+    """Comparisons of E8 in 16 bits, whose counts E9 reports, too: the MLP's custom configuration, and the MobileNet.
+
+    Those of the MLP's default configuration are trained here with more seeds.
+    """
+    return tuple(
+        one
+        for one in E8.comparisons(scale)
+        if one.name.startswith(("mlp-custom-", "mobilenet-")) and one.settings.arithmetic.dtype.itemsize == 2
+    )
+
+
 def _smoke() -> tuple[Comparison, ...]:
     """Some of these comparisons on the shipped digits, with networks of a few units and three seeds."""
     small = []
@@ -183,14 +194,20 @@ E9: Final = CountsScenario(
     TITLES["E9"],
     "[R22], counts that its notebooks print",
     {
-        "full": _scale(SEEDS, CANDIDATES, ("bfloat16", *FEW), FURTHER),
+        "full": (*_scale(SEEDS, CANDIDATES, ("bfloat16", *FEW), FURTHER), *_of_e8("full")),
         # a processor without 16-bit instructions takes long for its own bfloat16, which rounds once
-        "cpu": _scale(SEEDS[:3], (_EVERYWHERE[0], ARITHMETICS["E2"]), (*_EVERYWHERE[:2], ARITHMETICS["E2"])),
-        "smoke": _smoke(),
+        "cpu": (
+            *_scale(SEEDS[:3], (_EVERYWHERE[0], ARITHMETICS["E2"]), (*_EVERYWHERE[:2], ARITHMETICS["E2"])),
+            *_of_e8("cpu"),
+        ),
+        "smoke": (*_smoke(), *_of_e8("smoke")),
     },
     (),
     overview=False,
+    shares=("E8",),
     fitted={
+        "mlp-": ARITHMETICS["E8"],
+        "mobilenet-": ARITHMETICS["E8"],
         "default-": ARITHMETICS["E9"],
         "custom-": ARITHMETICS["E9"],
         "e1-": ARITHMETICS["E1"],

@@ -186,6 +186,7 @@ def _e2() -> TrainingScenario:
         {"full": tuple(full), "cpu": cpu, "smoke": tuple(smoke)},
         ("distance", "loss", "error", "boxes"),
         published=ERRORS,
+        version=3,  # since 3, emulations in 16 bits round the batch norm of `batchnorm-*` once
         fitted={"": ARITHMETICS["E2"]},
     )
 

@@ -85,15 +85,16 @@ def rows(*names: str) -> tuple[Row, ...]:
 
 def made(part: str, rows: Sequence[Row], base: Settings, prefix: str = "", suffix: str = "") -> tuple[Comparison, ...]:
     """Build one comparison per arithmetic; Adam takes the arithmetic's eps."""
+
+    def optimiser(row: Row) -> Optimiser:
+        own = base.optimiser
+        return dataclasses.replace(own, eps=row[2].eps) if own.name == "adam" else own
+
     return tuple(
         Comparison(
-            f"{prefix}{name}{suffix}",
-            part,
-            dataclasses.replace(
-                base, arithmetic=arithmetic, optimiser=optimiser if base.optimiser.name == "adam" else base.optimiser
-            ),
+            f"{prefix}{row[0]}{suffix}", part, dataclasses.replace(base, arithmetic=row[1], optimiser=optimiser(row))
         )
-        for name, arithmetic, optimiser in rows
+        for row in rows
     )
 
 

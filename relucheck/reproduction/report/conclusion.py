@@ -45,7 +45,10 @@ def conclusion(made: Reproduction) -> tuple[str, ...]:
         sentences = [spread, *_accuracy(made, "injected"), *_accuracy(made, "chain")]
     else:
         sentences = [*_accuracy(made, "chain"), *_accuracy(made, "injected"), _published(made)]
-    return (*sentences, *_without_nudges(made))
+    if not made.experiment.tables:
+        sentences = [_control(made) + "."] if made.runs else []
+    own = [sentence for section in made.sections for sentence in section.sentences]
+    return (*own, *sentences, *(_without_nudges(made) if made.experiment.tables else ()))
 
 
 # ---------------------------------------------------------------- accuracy
@@ -53,17 +56,18 @@ def conclusion(made: Reproduction) -> tuple[str, ...]:
 
 def _accuracy(made: Reproduction, *rules: str) -> list[str]:
     """What the tests say of the accuracy: beyond nudges where there are any, and against s = 0 elsewhere."""
-    known = {effect.comparison for effect in made.effects}
+    known, images = {effect.comparison for effect in made.effects}, made.experiment.evaluated
     if not known:
-        return [_accuracies(made.cells, *rules)]
+        return [_accuracies(made.cells, *rules, images=images)]
     others = [cell for cell in made.cells if cell.comparison not in known and not cell.void]
-    return [_beyond_nudges(made, *rules), *([_accuracies(others, *rules, besides=" and without nudges")] if others else [])]
+    rest = [_accuracies(others, *rules, images=images, besides=" and without nudges")] if others else []
+    return [_beyond_nudges(made, *rules), *rest]
 
 
 def _beyond_nudges(made: Reproduction, *rules: str) -> str:
     """What the tests against nudges say of the accuracy under one rule or several."""
     under = f"Under {listed([_RULES[rule] for rule in rules])}"
-    every = [effect for effect in made.effects if effect.rule in rules]
+    images, every = made.experiment.evaluated, [effect for effect in made.effects if effect.rule in rules]
     own = [effect for effect in every if effect.endpoint == LAST]
     words = Counter(effect.beyond.paired.verdict for effect in own)
     tested = [effect for effect in own if effect.beyond.paired.adjusted_difference is not None]
@@ -72,7 +76,7 @@ def _beyond_nudges(made: Reproduction, *rules: str) -> str:
     reasons = ["one seed with a live hit, or a run without an accuracy"] * (len(live) > len(tested))
     why = "; ".join([*reasons, *["no seed with a live hit"] * (len(own) > len(live))])
     if not tested:
-        return f"{under}, an effect of s on the test accuracy beyond that of nudges was not tested in {pairs} ({why})."
+        return f"{under}, an effect of s on the {images} accuracy beyond that of nudges was not tested in {pairs} ({why})."
     untested = len(own) - len(tested)
     others = (
         f"{with_verb(words['equivalent'], 'is', 'are')} equivalent to nudges within {MARGIN:g} points and "
@@ -83,11 +87,11 @@ def _beyond_nudges(made: Reproduction, *rules: str) -> str:
     later = sum(effect.beyond.paired.verdict == "differs" for effect in half)
     over = f"; for the mean over the second half of the epochs, {later} of {len(half)} differ" if half else ""
     if not words["differs"]:
-        return f"{under}, s is not shown to change the test accuracy more than nudges do: of {pairs}, {others}{over}."
+        return f"{under}, s is not shown to change the {images} accuracy more than nudges do: of {pairs}, {others}{over}."
     differing = [effect for effect in own if effect.beyond.paired.verdict == "differs"]
     where = _where([(effect.comparison, effect.label) for effect in differing], own, made.cells)
     return (
-        f"{under}, s changes the test accuracy more than nudges do in {len(differing)} of {pairs}, by "
+        f"{under}, s changes the {images} accuracy more than nudges do in {len(differing)} of {pairs}, by "
         f"{_range([effect.beyond.paired for effect in differing])} points on average and {where}; {others}{over}."
     )
 
@@ -114,7 +118,7 @@ def _without_nudges(made: Reproduction) -> list[str]:
     ]
 
 
-def _accuracies(cells: Sequence[MemberGroup], *rules: str, besides: str = "") -> str:
+def _accuracies(cells: Sequence[MemberGroup], *rules: str, images: str, besides: str = "") -> str:
     """What the tests say of the accuracy under one rule or several; ``besides`` says which comparisons the cells are of."""
     under = f"Under {listed([_RULES[rule] for rule in rules])}"
     own = [cell for cell in cells if cell.rule in rules and not (cell.control or cell.is_reference or cell.void)]
@@ -125,15 +129,15 @@ def _accuracies(cells: Sequence[MemberGroup], *rules: str, besides: str = "") ->
     untested = sum(cell.paired is None or cell.paired.adjusted_difference is None for cell in undecided)
     pairs = f"{counted(len(own), 'comparison')} with s = 0{besides}"
     if untested == len(own):
-        return f"{under}, the test accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
+        return f"{under}, the {images} accuracy is undecided in all {pairs}: each has one seed, or a run that diverged."
     others = _others(own, words)
     others += f" ({untested} of them untested: one seed, or a run that diverged)" if untested else ""
     if not words["differs"]:
-        return f"{under}, no subgradient is shown to change the test accuracy: of {pairs}, {others}."
+        return f"{under}, no subgradient is shown to change the {images} accuracy: of {pairs}, {others}."
     differing = [cell for cell in own if cell.paired and cell.paired.verdict == "differs"]
     where = _where([(cell.comparison, cell.label) for cell in differing], own, cells)
     return (
-        f"{under}, the test accuracy differs in {len(differing)} of {pairs}, by "
+        f"{under}, the {images} accuracy differs in {len(differing)} of {pairs}, by "
         f"{_range([cell.paired for cell in differing if cell.paired])} points on average and {where}; {others}."
     )
 
@@ -196,15 +200,20 @@ def _departure(made: Reproduction) -> str:
     return f"{apart}, and s = 0 meets an exact zero in all of these; it meets one in {counted(found.met, 'run')} in all."
 
 
-def _published(made: Reproduction) -> str:
-    """The control, and how many published figures are confirmed."""
+def _control(made: Reproduction) -> str:
+    """Say that the second run of s = 0 is the first one."""
     distances = sum(len(m.steps.step) for _, r in made.runs if not r.void for m in r.members if m.member.control)
     kept = " outside the void comparisons" if made.void else ""
-    control = (
+    return (
         f"A second run of s = 0 is identical to the first at all {counted(distances, 'recorded step')}{kept}"
         if distances
         else f"No second run of s = 0 was compared with the first{kept}"
     )
+
+
+def _published(made: Reproduction) -> str:
+    """The control, and how many published figures are confirmed."""
+    control = _control(made)
     words = Counter(figure.verdict for figure in made.published)
     if all(figure.evidence.p_for is None for figure in made.published):
         return f"{control}; no published figure can be tested with these runs."

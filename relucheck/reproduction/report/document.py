@@ -47,26 +47,29 @@ def summary(reproduction: Reproduction) -> dict[str, Any]:
         "effects": [effect.as_dict() for effect in reproduction.effects],
         "published": [checked.as_dict() for checked in reproduction.published],
         "claims": [decision.as_dict() for decision in reproduction.decisions],
+        **(
+            {"sections": {one.title: one.data for one in reproduction.sections if one.data is not None}}
+            if reproduction.sections
+            else {}
+        ),
     }
 
 
 def report(reproduction: Reproduction) -> str:
     """Format the report as Markdown; figures have relative paths."""
-    published = reproduction.experiment.published_at(reproduction.scale)
     lines = [f"# {title(reproduction)}", ""]
     if reproduction.void:
         lines += [
             f"**Void, because a control differed: {', '.join(reproduction.void)}. Nothing may be concluded from it.**",
             "",
         ]
-    lines += [" ".join(conclusion(reproduction)), ""]
+    sentences = conclusion(reproduction)
+    lines += [*(f"- {sentence}" for sentence in sentences), ""] if reproduction.sections else [" ".join(sentences), ""]
     first, *others = [_linked(reproduction, path) for path in reproduction.figures] or [""]
     lines += [first, ""] if first else []
-    lines += ["## Results", "", *markdown(reproduction.cells, published)]
-    columns = legend(*(() if published else ("published %",)))
-    lines += [*(f"- {line}" for line in columns), ""]
-    lines += layers.markdown(reproduction.runs) if layers.BY_LAYER in reproduction.experiment.figures else []
-    lines += nudge_tables.markdown(reproduction.nudges, reproduction.effects)
+    for section in reproduction.sections:
+        lines += section.markdown()
+    lines += _results(reproduction) if reproduction.experiment.tables else []
     lines += _outcomes(reproduction)
     if others:
         lines += ["## More figures", ""]
@@ -76,6 +79,17 @@ def report(reproduction: Reproduction) -> str:
     lines += [*controls_table(reproduction.runs).markdown(), "", "## How it was run", "", *_facts(reproduction), ""]
     lines += [*how_table(reproduction.runs).markdown(), "", *settings_table(reproduction.runs).markdown(), ""]
     return "\n".join(lines)
+
+
+def _results(reproduction: Reproduction) -> list[str]:
+    """The tables of all comparisons, of hits by layer and of nudges."""
+    published = reproduction.experiment.published_at(reproduction.scale)
+    lines = ["## Results", "", *markdown(reproduction.cells, published)]
+    images = reproduction.experiment.evaluated
+    columns = legend(*(() if published else ("published %",)), images=images)
+    lines += [*(f"- {line}" for line in columns), ""]
+    lines += layers.markdown(reproduction.runs) if layers.BY_LAYER in reproduction.experiment.figures else []
+    return lines + nudge_tables.markdown(reproduction.nudges, reproduction.effects, images)
 
 
 def _linked(reproduction: Reproduction, path: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import blank, save, wrapped
 from relucheck.results.tables import counted
 from relucheck.training.result import MemberResult, Result, drawn_steps
+from relucheck.training.subgradients import Subgradients, along
 
 #: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
@@ -32,6 +33,8 @@ _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
     4.0: ("#56B4E9", (0, (2, 1)), "X"),
     8.0: ("#8A6D00", (0, (1, 2)), "*"),
 }
+#: The same for lines that no single s names, in order.
+FIRST_STYLES: Final = tuple(_STYLES[s] for s in (0.0, -0.5, 1.0, 0.8))
 _CONTROL: Final = "#999999"
 _COLUMNS: Final = 4  # arithmetics in one figure
 #: The size of the titles of panels in points, and the height of each line of them after the first two in inches.
@@ -40,10 +43,10 @@ _LINE: Final = 0.16
 _TITLES: Final = {
     "distance": "weight difference from s = 0 (lines: mean over seeds; bands: range)",
     "loss": "train loss (lines: mean over seeds; bands: range)",
-    "error": "test error (lines: mean over seeds; bands: range)",
+    "error": "{images} error (lines: mean over seeds; bands: range)",
     "hits": "hits of s = 0 (above, lines: from the first epoch to the last)",
-    "boxes": "test accuracy after the last epoch\n"
-    "(published pooling: test mini-batches of all epochs of one run, which are no repetitions)",
+    "boxes": "{images} accuracy after the last epoch\n"
+    "(published pooling: {images} mini-batches of all epochs of one run, which are no repetitions)",
 }
 _OF_NUDGES: Final = "\nyellow bands: where one run with a nudge lies, while each line is a mean over seeds"
 _Runs = Sequence[tuple[Comparison, Result]]
@@ -107,7 +110,8 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
     figure = blank(width, 1.1 + 2.2 * rows + _LINE * sum(tallest))
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     figure.suptitle(
-        f"{experiment.name}: test accuracy less that of s = 0 on the same seed (mean, 95 % interval)", fontsize=11
+        f"{experiment.name}: {experiment.evaluated} accuracy less that of s = 0 on the same seed (mean, 95 % interval)",
+        fontsize=11,
     )
     for panel in axes.flat[len(shown) :]:
         panel.set_axis_off()
@@ -125,7 +129,7 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
             )
         errors = experiment.published_at(scale).get(comparison.name, {})
         if errors and result.settings.epochs == PUBLISHED_EPOCHS:
-            differences = [errors[0.0] - errors[s] for s in order]
+            differences = [errors[0.0] - errors[along(s)] for s in order]
             hollow = {"color": "black", "marker": "D", "markersize": 5, "markerfacecolor": "none", "linestyle": "none"}
             panel.plot(
                 [place + 0.35 for place in range(len(order))],
@@ -149,8 +153,12 @@ def _slug(text: str) -> str:
     return "-".join("".join(sign if sign.isalnum() else " " for sign in text.lower()).split())
 
 
-def _style(subgradient: float) -> tuple[str, Any, str]:
-    return _STYLES.get(subgradient, ("#777777", "solid", "x"))
+def _style(at: Subgradients, every: Collection[Subgradients] = ()) -> tuple[str, Any, str]:
+    """The style of its s; among several subgradients with one s, a style for each."""
+    if len({along(one) for one in every}) < len(every):
+        styles = list(_STYLES.values())
+        return styles[sorted(every).index(at) % len(styles)]
+    return _STYLES.get(along(at), ("#777777", "solid", "x"))
 
 
 def grid(
@@ -167,7 +175,10 @@ def grid(
     tallest = max(title.count("\n") for title in titles)
     figure = blank(width, (2.9 + _LINE * tallest) * len(rows) + 1.3 + _LINE * banded)
     axes = figure.subplots(len(rows), len(runs), squeeze=False, **options)
-    figure.suptitle(f"{experiment.name}, {part}\n{_TITLES[kind]}{_OF_NUDGES if banded else ''}", fontsize=11)
+    figure.suptitle(
+        f"{experiment.name}, {part}\n{_TITLES[kind].format(images=experiment.evaluated)}{_OF_NUDGES if banded else ''}",
+        fontsize=11,
+    )
     for column, (_, result) in enumerate(runs):
         seeds = result.settings.seeds
         for row, text in enumerate(rows):
@@ -193,13 +204,13 @@ def _banded(runs: _Runs, bands: Mapping[str, Band]) -> bool:
     return any(comparison.name in bands and bands[comparison.name].places for comparison, _ in runs)
 
 
-def _members(result: Result, rule: str) -> dict[float, list[MemberResult]]:
+def _members(result: Result, rule: str) -> dict[Subgradients, list[MemberResult]]:
     """Members by s under a rule; s = 0 is the same run under both."""
     groups = group(result)
     return {s: members for (s, other, control), members in groups.items() if not control and (other == rule or s == 0)}
 
 
-def _band(
+def mean_and_range(
     axes: Any, series: Sequence[tuple[Sequence[float], Sequence[float]]], name: str, style: Any, marker: bool
 ) -> None:
     """Mean over seeds as a line, their range as a band, where all seeds have a value.
@@ -264,20 +275,21 @@ def _distance(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges
         control = [member.at(kept) for member in group(result)[0.0, "chain", True]]
         for row, rule in enumerate(rules):
             panel = axes[row][column]
-            for s, whole in _members(result, rule).items():
+            every = _members(result, rule)
+            for s, whole in every.items():
                 if s == 0:
                     continue
                 members = [member.at(kept) for member in whole]
                 series = [(member.steps.step, member.steps.l1) for member in members]
                 smallest = min([smallest, *(y for _, values in series for y in values if y > 0)])
-                _band(panel, series, f"s = {s:g}", _style(s), marker=True)
+                mean_and_range(panel, series, f"s = {s:g}", _style(s, every), marker=True)
                 for index, member in enumerate(members):
                     name = "thin: |sum − sum|, [R22]'s “L1”" if index == 0 else None
-                    color = _style(s)[0]
+                    color = _style(s, every)[0]
                     panel.plot(member.steps.step, member.steps.sum_difference, color=color, lw=0.5, alpha=0.5, label=name)
             # drawn last and wide: it must be seen to lie on 0
             series = [(member.steps.step, member.steps.l1) for member in control]
-            _band(panel, series, "control: s = 0 again", (_CONTROL, "solid", ""), marker=False)
+            mean_and_range(panel, series, "control: s = 0 again", (_CONTROL, "solid", ""), marker=False)
             draw_band(panel, bands.get(comparison.name, Band()))
             panel.set_xlabel("step")
             if column == 0:
@@ -300,17 +312,19 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Dr
         for column, (comparison, result) in enumerate(runs):
             for row, rule in enumerate(rules):
                 panel = axes[row][column]
-                for s, members in _members(result, rule).items():
-                    series = [_curve(member, value) for member in members]
-                    _band(panel, series, f"s = {s:g}", _style(s), marker=True)
+                every = _members(result, rule)
+                for s, members in every.items():
+                    series = [curve(member, value) for member in members]
+                    mean_and_range(panel, series, f"s = {s:g}", _style(s, every), marker=True)
                     if kind == "error" and rule == "injected":
-                        _published_point(panel, experiment.published_at(scale).get(comparison.name, {}).get(s), result, s)
+                        errors = experiment.published_at(scale).get(comparison.name, {})
+                        _published_point(panel, errors.get(along(s)), result, along(s))
                 draw_band(panel, bands.get(comparison.name, Band()))
                 panel.set_xlabel("epoch")
                 if panel.get_lines():
                     panel.xaxis.get_major_locator().set_params(integer=True)
                 if column == 0:
-                    panel.set_ylabel(unit)
+                    panel.set_ylabel(unit.format(images=experiment.evaluated))
         smallest, largest = _range(axes)
         if smallest > 0 and largest > 20 * smallest:
             for panel in axes.flat:
@@ -321,8 +335,11 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Dr
     return figure_of
 
 
-def _curve(member: MemberResult, value: Callable[[Any], float | None]) -> tuple[list[float], list[float]]:
-    """(epochs from 1, values); an epoch whose value is None has no point, and the others keep their places."""
+def curve(member: MemberResult, value: Callable[[Any], float | None]) -> tuple[list[float], list[float]]:
+    """The epochs of a run, from 1 on, and a value of each.
+
+    An epoch whose value is None has no point, and the others keep their places.
+    """
     values = [value(epoch) for epoch in member.epochs]
     known = [(index, known_value) for index, known_value in enumerate(values, start=1) if known_value is not None]
     return [float(index) for index, _ in known], [known_value for _, known_value in known]
@@ -368,15 +385,15 @@ def _boxes(experiment: Experiment, scale: str, part: str, runs: _Runs, nudges: _
             _box(axes[2 * index][column], seeds, points=True)
             _box(axes[2 * index + 1][column], pooled, points=False)
             if column == 0:
-                axes[2 * index][0].set_ylabel("test accuracy, %")
-                axes[2 * index + 1][0].set_ylabel("accuracy of one test\nmini-batch, %")
+                axes[2 * index][0].set_ylabel(f"{experiment.evaluated} accuracy, %")
+                axes[2 * index + 1][0].set_ylabel(f"accuracy of one {experiment.evaluated}\nmini-batch, %")
     return figure
 
 
-def _box(panel: Any, values: Mapping[float, Sequence[float]], points: bool) -> None:
+def _box(panel: Any, values: Mapping[Subgradients, Sequence[float]], points: bool) -> None:
     order = sorted(values)
     for place, s in enumerate(order):
-        color, _, sign = _style(s)
+        color, _, sign = _style(s, order)
         if not values[s]:
             if any(values.values()):  # else the panel says so
                 middle = {"ha": "center", "va": "center", "transform": panel.get_xaxis_transform()}
@@ -408,6 +425,6 @@ def _box(panel: Any, values: Mapping[float, Sequence[float]], points: bool) -> N
 FIGURES: Final[Mapping[str, Drawing]] = {
     "distance": _distance,
     "loss": _per_epoch("loss", "train loss (cross-entropy)", lambda epoch: epoch.train_loss),
-    "error": _per_epoch("error", "test error, %", lambda epoch: 100 * (1 - epoch.test_accuracy)),
+    "error": _per_epoch("error", "{images} error, %", lambda epoch: 100 * (1 - epoch.test_accuracy)),
     "boxes": _boxes,
 }

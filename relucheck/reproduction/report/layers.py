@@ -1,6 +1,7 @@
 """Hits by layer: where in a network they occur, and how many are published.
 
-Everything here is about the reference, s = 0, because the published counts and the explanations are.
+Everything here is about the reference, s = 0, because the published counts and the explanations are. Activations and max
+poolings that no chosen subgradient reaches are listed, too, as torch's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
-from relucheck.networks.sites import Site, chosen, sites
+from relucheck.networks.sites import Site, chosen, sites, unreached
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.published import PublishedCount, counts
 from relucheck.reproduction.scenario import Comparison
@@ -34,26 +35,51 @@ LEGEND: Final = (
     "per 1,000 images: hits an epoch, divided by the number of images in it. So epochs of different lengths can be "
     "compared, and mini-batches of different sizes.",
 )
+#: The same for rows of activations and max poolings that no chosen subgradient reaches.
+UNREACHED_LEGEND: Final = (
+    "torch's: no chosen subgradient reaches it. At its hits and ties every member has torch's gradient.",
+    "ties: windows of a max pooling in which several elements equal the maximum. They are counted in windows instead of "
+    "pre-activations. Behind a ReLU, most of them are windows of zeros.",
+)
+NOT_COUNTED: Final = "not counted"
+_NOT_COUNTED_LEGEND: Final = f"{NOT_COUNTED}: an earlier version of relucheck trained it, which did not count there."
 _Runs = Sequence[tuple[Comparison, Result]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerHits:
-    """The hits of s = 0 at one kink of an activation, or of several together.
+    """The hits of s = 0 at one kink, or the ties of a max pooling, of one layer or several.
 
     Attributes:
-        site: the activation; the first one of several.
-        kink: position of the kink.
+        site: the activation or max pooling; the first one of several.
+        kink: position of the kink; None for ties.
         hits: [seeds][epochs].
-        activations: [seeds][epochs], the numbers of pre-activations.
+        activations: [seeds][epochs], the numbers of pre-activations; of windows for ties.
         layers: the number of activations.
+        counted: whether every epoch of every seed was counted; otherwise there are no numbers.
     """
 
     site: Site
-    kink: float
+    kink: float | None
     hits: tuple[tuple[int, ...], ...]
     activations: tuple[tuple[int, ...], ...]
     layers: int = 1
+    counted: bool = True
+
+    @property
+    def activation(self) -> str:
+        """The name of the class, as torch's if no chosen subgradient reaches it."""
+        return self.site.activation if self.site.chosen else f"torch's {self.site.activation}"
+
+    @property
+    def kind(self) -> str:
+        """The kink in words, or "ties"."""
+        return "ties" if self.kink is None else f"{self.kink:g}"
+
+    @property
+    def at(self) -> str:
+        """The kink in a phrase: "at 6" or "ties"."""
+        return self.kind if self.kink is None else f"at {self.kind}"
 
     @property
     def total(self) -> int:
@@ -119,29 +145,66 @@ def layer_hits(result: Result) -> list[LayerHits]:
     references = [member for member in result.members if member.member.is_reference]
     places = chosen(result.settings.network)
     for epoch in (epoch for member in references for epoch in member.hits):
-        if len(epoch) != len(places):
-            raise StoreError(
-                f"{result.settings.network}: hits of {len(epoch)} activations, and the network has {len(places)}; delete "
-                "its results and run it again"
-            )
+        _check(result, len(epoch), len(places), "activations")
     finished = [(m.hits[: len(m.epochs)], m.activations[: len(m.epochs)]) for m in references]
-    return [
-        LayerHits(
-            site,
-            at,
-            tuple(tuple(epoch[layer][kink] for epoch in hits) for hits, _ in finished),
-            tuple(tuple(epoch[layer] for epoch in seen) for _, seen in finished),
+    return [one for place, site in enumerate(places) for one in _at_site(site, place, finished)]
+
+
+def unreached_hits(result: Result) -> list[LayerHits]:
+    """The same at each activation and max pooling that no chosen subgradient reaches.
+
+    Raises:
+        relucheck.results.store.StoreError: as for ``layer_hits``.
+    """
+    references = [member for member in result.members if member.member.is_reference]
+    places = unreached(result.settings.network)
+    for epoch in (epoch for member in references for epoch in member.unreached):
+        _check(result, len(epoch.hits), len(places), "activations and max poolings that no subgradient reaches")
+    counted = all(len(member.unreached) == len(member.epochs) for member in references)
+    finished = [([e.hits for e in m.unreached], [e.elements for e in m.unreached]) for m in references]
+    found = [one for place, site in enumerate(places) for one in _at_site(site, place, finished if counted else ())]
+    return [dataclasses.replace(one, counted=counted) for one in found]
+
+
+def _check(result: Result, counted: int, places: int, what: str) -> None:
+    if counted != places:
+        raise StoreError(
+            f"{result.settings.network}: hits of {counted} {what}, and the network has {places}; delete its results and "
+            "run it again"
         )
-        for layer, site in enumerate(places)
-        for kink, at in enumerate(site.kinks)
+
+
+def _at_site(
+    site: Site, place: int, seeds: Sequence[tuple[Sequence[Sequence[Sequence[int]]], Sequence[Sequence[int]]]]
+) -> list[LayerHits]:
+    """The hits at each kink of a site, or its ties.
+
+    Args:
+        site: which.
+        place: its index in the counts.
+        seeds: for each seed the hits [epochs][places][kinks] and the elements [epochs][places].
+    """
+    elements = tuple(tuple(epoch[place] for epoch in seen) for _, seen in seeds)
+    return [
+        LayerHits(site, at, tuple(tuple(epoch[place][kink] for epoch in hits) for hits, _ in seeds), elements)
+        for kink, at in enumerate(site.kinks or (None,))
     ]
 
 
+def every_layer(result: Result) -> list[LayerHits]:
+    """What ``layer_hits`` and ``unreached_hits`` return, in the order of the network's modules."""
+    order = {site.module: place for place, site in enumerate(sites(result.settings.network))}
+    return sorted((*layer_hits(result), *unreached_hits(result)), key=lambda one: order[one.site.module])
+
+
 def by_source(result: Result) -> list[LayerHits]:
-    """The same, added up over the activations behind the same kind of layer."""
-    groups: dict[tuple[str, float], list[LayerHits]] = {}
-    for one in layer_hits(result):
-        groups.setdefault((one.site.before, one.kink), []).append(one)
+    """The same, added up over equal activations behind the same kind of layer.
+
+    Those that a subgradient reaches come first.
+    """
+    groups: dict[tuple[str, str, str], list[LayerHits]] = {}
+    for one in (*layer_hits(result), *unreached_hits(result)):
+        groups.setdefault((one.activation, one.site.before, one.kind), []).append(one)
     return [_sum(group) for group in groups.values()]
 
 
@@ -150,7 +213,7 @@ def _sum(group: Sequence[LayerHits]) -> LayerHits:
         return tuple(tuple(map(sum, zip(*seeds, strict=True))) for seeds in zip(*every, strict=True))
 
     hits, activations = added([one.hits for one in group]), added([one.activations for one in group])
-    return LayerHits(group[0].site, group[0].kink, hits, activations, len(group))
+    return LayerHits(group[0].site, group[0].kink, hits, activations, len(group), group[0].counted)
 
 
 def images_an_epoch(result: Result) -> int:
@@ -162,27 +225,36 @@ def images_an_epoch(result: Result) -> int:
 
 
 def source_table(runs: _Runs) -> Table:
-    """Tabulate hits of s = 0 by comparison, by what computes the pre-activation, and by kink."""
-    header = ("comparison", "behind", "kink", "layers", "pre-activations", "first epoch", "last epoch", "per million")
+    """Tabulate hits of s = 0 by comparison, activation, what is before it, and kink."""
+    header = (
+        *("comparison", "activation", "behind", "kink", "layers", "pre-activations"),
+        *("first epoch", "last epoch", "per million"),
+    )
     rows, ends = [], []
     for comparison, result in runs:
         for one in by_source(result):
-            numbers = (str(one.layers), f"{one.seen:,}", one.mean(0), one.mean(-1), one.per_million)
-            rows.append((comparison.name, one.site.before, f"{one.kink:g}", *numbers))
+            seen = f"{one.seen:,}" if one.counted else NOT_COUNTED
+            numbers = (str(one.layers), seen, one.mean(0), one.mean(-1), one.per_million)
+            rows.append((comparison.name, one.activation, one.site.before, one.kind, *numbers))
         ends.append(len(rows) - 1)
     title = "Hits of s = 0 by what computes the pre-activation"
-    return Table(header, rows, title, right=header[2:], sections=ends[:-1])
+    return Table(header, rows, title, right=header[3:], sections=ends[:-1])
 
 
 def layer_table(result: Result) -> Table:
     """Tabulate hits of s = 0 by layer and kink."""
-    header = ("layer", "depth", "behind", "kink", "pre-activations an epoch", "first epoch", "last epoch", "per million")
+    header = (
+        *("layer", "depth", "activation", "behind", "kink", "pre-activations an epoch"),
+        *("first epoch", "last epoch", "per million"),
+    )
     rows = []
-    for one in layer_hits(result):
+    for one in every_layer(result):
+        if not one.counted:  # the table by source says so, once
+            continue
         seen = [seed[-1] for seed in one.activations if seed]
         numbers = (_mean(seen), one.mean(0), one.mean(-1), one.per_million)
-        rows.append((one.site.module, str(one.site.depth), one.site.before, f"{one.kink:g}", *numbers))
-    return Table(header, rows, right=("depth", *header[3:]))
+        rows.append((one.site.module, str(one.site.depth), one.activation, one.site.before, one.kind, *numbers))
+    return Table(header, rows, right=("depth", *header[4:]))
 
 
 def beside(comparison: Comparison, result: Result) -> tuple[PublishedCount, ...]:
@@ -250,15 +322,16 @@ def reach_table(runs: _Runs) -> Table:
 
 
 def quiet(runs: _Runs) -> list[str]:
-    """A sentence for each comparison whose reference has no hit."""
+    """A sentence for each comparison whose reference has no hit that a subgradient reaches."""
     found = []
     for comparison, result in runs:
         every = layer_hits(result)
         seen = sum(one.seen for one in every if one.kink == one.site.kinks[0])
         if seen and not any(one.total for one in every):
+            reached = " that a subgradient reaches" if unreached(result.settings.network) else ""
             found.append(
-                f"{comparison.name}: no hit in {seen:,} pre-activations. At most {share(0, seen):.1e} of them are hits, "
-                "with 95 % confidence."
+                f"{comparison.name}: no hit in {seen:,} pre-activations{reached}. At most {share(0, seen):.1e} of them are "
+                "hits, with 95 % confidence."
             )
     return found
 
@@ -296,18 +369,21 @@ def markdown(runs: _Runs) -> list[str]:
         lines += ["### Beside the published counts", "", *published.markdown(), ""]
     lines += [f"### By layer: {comparison.part} (`{comparison.name}`)", "", *layer_table(result).markdown(), ""]
     lines += ["### Where a subgradient reaches", "", *reach_table(valid).markdown(), ""]
-    return [*lines, *(f"- {line}" for line in LEGEND), ""]
+    others = [one for _, each in valid for one in unreached_hits(each)]
+    explained = [*LEGEND, *(UNREACHED_LEGEND if others else ())]
+    explained += [] if all(one.counted for one in others) else [_NOT_COUNTED_LEGEND]
+    return [*lines, *(f"- {line}" for line in explained), ""]
 
 
 def terminal(runs: _Runs) -> list[Table]:
     """The tables of a terminal: hits by what is before them, and the published counts."""
     valid = [run for run in runs if not run[1].void]
     whole = source_table(valid)
-    names = [row[0] for row in whole.rows]
     # each name once, and the kink in words, so that the longest name fits into 80 columns
     brief = [
-        ("" if index and names[index - 1] == name else name, f"{behind}, at {kink}", per_million)
-        for index, (name, behind, kink, *_, per_million) in enumerate(whole.rows)
+        (comparison.name if index == 0 else "", _behind(one), one.per_million if one.counted else NOT_COUNTED)
+        for comparison, result in valid
+        for index, one in enumerate(by_source(result))
     ]
     header = ("comparison", "behind", "per million")
     caption = "hits per million pre-activations; “< x”: no hit, below x with 95 % confidence"
@@ -316,3 +392,8 @@ def terminal(runs: _Runs) -> list[Table]:
         published_table(valid).without("epochs", "images an epoch", "first epoch", "last epoch"),
     ]
     return [table for table in tables if table.rows]
+
+
+def _behind(one: LayerHits) -> str:
+    """What is before an activation, the activation if it is torch's, and the kink: "batch norm, Hardswish at 3"."""
+    return f"{one.site.before}, {'' if one.site.chosen else f'{one.site.activation} '}{one.at}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from relucheck.reproduction.report.summary import Checked, MemberGroup
+from relucheck.training.subgradients import along
 
 _NONE_FOUND: Final = "not found"
 #: An arithmetic hits "rarely" with at most so many hits an epoch, beside one that hits at least so many times as often.
@@ -57,7 +58,7 @@ def _few_hits(matching: Sequence[MemberGroup], cells: Sequence[MemberGroup]) -> 
 def _dropped_chain_rule(checked: Checked, matching: Sequence[MemberGroup]) -> str:
     """Explain by the rule: accuracy is lost under the injected rule and not under the chain rule."""
     s, measured = checked.published.subgradient, checked.measured
-    chain = next((cell for cell in matching if cell.rule == "chain" and cell.subgradient == s), None)
+    chain = next((cell for cell in matching if cell.rule == "chain" and along(cell.subgradient) == s), None)
     if chain is None or chain.summary.low is None or measured.low is None or chain.summary.mean is None:
         return ""
     if 100 - chain.summary.low >= measured.low:  # the intervals meet

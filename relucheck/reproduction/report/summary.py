@@ -23,9 +23,11 @@ from relucheck.results.statistics import (
     paired,
     summarise,
 )
+from relucheck.results.tables import Table
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.training.stacked import alone_on
+from relucheck.training.subgradients import Subgradients, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class MemberGroup:
     Attributes:
         comparison, part: names.
         label: the arithmetic, as tables show it.
-        rule, subgradient, control: of the members.
+        rule, subgradient, control: of the members; both subgradients where they are given for each kink.
         accuracies: final test accuracy in % per seed, None for a diverged run.
         summary: of the finite ones.
         l1, sum_difference: mean over seeds of the last recorded distance to s = 0; None where there is none.
@@ -53,7 +55,7 @@ class MemberGroup:
     part: str
     label: str
     rule: str
-    subgradient: float
+    subgradient: Subgradients
     control: bool
     accuracies: tuple[float | None, ...]
     summary: Summary
@@ -74,13 +76,13 @@ class MemberGroup:
         return self.subgradient == 0 and not self.control
 
     @property
-    def row(self) -> tuple[float, bool]:
+    def row(self) -> tuple[Subgradients, bool]:
         """The key of a table's row: s, and whether it is the control, which follows s = 0."""
         return self.subgradient, self.control
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), **to_json(self.subgradient)}
 
 
 def label(settings: Settings) -> str:
@@ -120,12 +122,12 @@ def hits_per_epoch(member: MemberResult) -> float | None:
     return sum(counts) / len(counts) if counts else None
 
 
-def group(result: Result) -> dict[tuple[float, str, bool], list[MemberResult]]:
-    """Members by (s, rule, control), each list in the order of the seeds."""
-    members_by_key: dict[tuple[float, str, bool], list[MemberResult]] = {}
+def group(result: Result) -> dict[tuple[Subgradients, str, bool], list[MemberResult]]:
+    """Members by (subgradients, rule, control), each list in the order of the seeds."""
+    members_by_key: dict[tuple[Subgradients, str, bool], list[MemberResult]] = {}
     for member in result.members:
         which = member.member
-        members_by_key.setdefault((which.s, which.rule, which.control), []).append(member)
+        members_by_key.setdefault((which.at, which.rule, which.control), []).append(member)
     order = {seed: index for index, seed in enumerate(result.settings.seeds)}
     return {key: sorted(members, key=lambda member: order[member.member.seed]) for key, members in members_by_key.items()}
 
@@ -151,7 +153,7 @@ def analyse(results: Sequence[tuple[Comparison, Result]]) -> list[MemberGroup]:
 def _cell(
     comparison: Comparison,
     result: Result,
-    key: tuple[float, str, bool],
+    key: tuple[Subgradients, str, bool],
     members: Sequence[MemberResult],
     reference: Sequence[float | None],
 ) -> MemberGroup:
@@ -296,14 +298,54 @@ class Effect:
     comparison: str
     label: str
     rule: str
-    subgradient: float
+    subgradient: Subgradients
     endpoint: str
     beyond: BeyondChaos
     seeds: int | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), **to_json(self.subgradient)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A section of a report that one experiment has beyond what all have.
+
+    Attributes:
+        title: its heading.
+        sentences: what it concludes; the conclusion of the report begins with them.
+        tables: for the report, and for a terminal without the columns of ``wide``.
+        legend: what the columns mean, a line each.
+        wide: headings of the columns that a terminal leaves out.
+        data: the same as plain data for ``summary.json``.
+        on_terminal: whether a terminal shows it.
+    """
+
+    title: str
+    sentences: tuple[str, ...]
+    tables: tuple[Table, ...]
+    legend: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    data: Any = None
+    on_terminal: bool = True
+
+    def markdown(self) -> list[str]:
+        """The lines of the section."""
+        lines = [f"## {self.title}", ""]
+        for table in self.tables:
+            lines += [*([f"**{table.title}**", ""] if table.title else []), *table.markdown(), ""]
+        return [*lines, *(f"- {line}" for line in self.legend), *([""] if self.legend else [])]
+
+    def terminal(self) -> list[Any]:
+        """The tables as rich objects, followed by the lines that explain their columns."""
+        if not self.on_terminal:
+            return []
+        from rich.text import Text
+
+        shown = [table.without(*self.wide) for table in self.tables]
+        said = [line for line in self.legend if line.partition(":")[0] not in self.wide]
+        return [*(table.rich(first=True) for table in shown if table.rows), *map(Text, said)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,6 +360,7 @@ class Reproduction:
         figures: paths of the figures.
         nudges: what the nudges do, for each comparison that has them.
         effects: what each subgradient does beyond that. Comparisons that are void, or whose nudges are, have none.
+        sections: what the experiment's report has beyond that of others.
     """
 
     experiment: Experiment
@@ -331,6 +374,7 @@ class Reproduction:
     figures: tuple[Path, ...] = ()
     nudges: tuple[NudgeGroup, ...] = ()
     effects: tuple[Effect, ...] = ()
+    sections: tuple[Section, ...] = ()
 
     @property
     def void(self) -> tuple[str, ...]:

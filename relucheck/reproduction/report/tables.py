@@ -13,8 +13,9 @@ from typing import Any, Final
 from relucheck.reproduction.claims import Decision
 from relucheck.reproduction.report.deciding.page import claim_table
 from relucheck.reproduction.report.summary import Checked, MemberGroup
-from relucheck.results.statistics import LEVEL, MARGIN
+from relucheck.results.statistics import LEVEL, MARGIN, Paired
 from relucheck.results.tables import Table
+from relucheck.training.subgradients import Subgradients, along
 
 _STYLES: Final = {"differs": "bold yellow", "equivalent": "green", "identical": "green", "undecided": "dim"}
 _LINES: Final = (
@@ -23,7 +24,7 @@ _LINES: Final = (
 )
 #: What the columns mean, a sentence each.
 LEGEND: Final[Mapping[str, str]] = {
-    "accuracy %": "on the test set after the last epoch: mean ± standard deviation over seeds.",
+    "accuracy %": "on the {images} set after the last epoch: mean ± standard deviation over seeds.",
     "95 % interval": "Student's t interval of that mean.",
     "to s = 0": "mean difference from s = 0 on the same seed ± half its 95 % interval; 0 exactly: identical runs, bit for "
     "bit, on every seed.",
@@ -45,9 +46,14 @@ LEGEND: Final[Mapping[str, str]] = {
 _Published = Mapping[str, Mapping[float, float]]
 
 
-def legend(*left_out: str) -> list[str]:
-    """Explain each column of the tables in a line, except for some."""
-    return [f"{column}: {meaning}" for column, meaning in LEGEND.items() if column not in left_out]
+def legend(*left_out: str, images: str = "test") -> list[str]:
+    """Explain each column of the tables in a line, except for some.
+
+    Args:
+        *left_out: headings of the columns that are not there.
+        images: on which accuracies are measured, "test" or "validation".
+    """
+    return [f"{column}: {meaning.format(images=images)}" for column, meaning in LEGEND.items() if column not in left_out]
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -59,8 +65,8 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:,.{digits}f}" if abs(value) >= 0.5 * 10**-digits else f"{value:.1e}"
 
 
-def row_name(row: tuple[float, bool]) -> str:
-    """ "0.5", or "0 (control)"."""
+def row_name(row: tuple[Subgradients, bool]) -> str:
+    """ "0.5", "(1, 0)" or "0 (control)"."""
     return f"{row[0]:g}{' (control)' if row[1] else ''}"
 
 
@@ -115,11 +121,18 @@ def rounded_up(share: float) -> int:
 def _difference(cell: MemberGroup) -> str:
     if cell.paired is None or cell.paired.difference.mean is None or cell.control:
         return "-"
-    difference = cell.paired.difference
-    if cell.paired.identical:
+    return difference_text(cell.paired)
+
+
+def difference_text(found: Paired) -> str:
+    """The mean of paired differences ± half its interval.
+
+    It is "0 exactly" for identical runs, and "-" without a pair.
+    """
+    mean, low, high = found.difference.mean, found.difference.low, found.difference.high
+    if found.identical:
         return "0 exactly"
-    half = f" ± {(difference.high - difference.low) / 2:.2f}" if None not in (difference.high, difference.low) else ""  # type: ignore[operator]
-    return f"{difference.mean:+.2f}{half}"
+    return "-" if mean is None else f"{mean:+.2f}" + ("" if low is None or high is None else f" ± {(high - low) / 2:.2f}")
 
 
 def published_accuracy(cell: MemberGroup, published: _Published) -> str:
@@ -127,7 +140,7 @@ def published_accuracy(cell: MemberGroup, published: _Published) -> str:
 
     It is read off a figure, and labelled beside an emulated arithmetic.
     """
-    error = published.get(cell.comparison, {}).get(cell.subgradient)
+    error = published.get(cell.comparison, {}).get(along(cell.subgradient))
     label = " (GPU bfloat16)" if cell.kernel == "emulated" else ""
     return "" if error is None or cell.control else f"about {100 - error:g}{label}"
 

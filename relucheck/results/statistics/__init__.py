@@ -18,7 +18,8 @@ from relucheck.results.statistics.evidence import (
 )
 from relucheck.results.statistics.means import LEVEL, MARGIN, Summary, summarise
 from relucheck.results.statistics.nudges import BeyondChaos, beyond_chaos, mean_of_all, prediction
-from relucheck.results.statistics.power import second_half, seeds_for_power
+from relucheck.results.statistics.power import difference_for_power, second_half, seeds_for_power
+from relucheck.results.statistics.slopes import rate_slope
 
 __all__ = [
     "LEVEL",
@@ -31,6 +32,7 @@ __all__ = [
     "Verdict",
     "beyond_chaos",
     "decide",
+    "difference_for_power",
     "grows",
     "judge",
     "larger",
@@ -38,6 +40,7 @@ __all__ = [
     "near",
     "paired",
     "prediction",
+    "rate_slope",
     "second_half",
     "seeds_for_power",
     "spread_grows",

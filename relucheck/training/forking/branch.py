@@ -17,9 +17,9 @@ from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training.batches import DataSplit
 from relucheck.training.flat import Flat, laid_out
 from relucheck.training.forking.captured import Copies, Lane, recorded
-from relucheck.training.model import Choice, ExecutorError, layers
+from relucheck.training.model import Choice, ExecutorError, counters, layers
 from relucheck.training.optimisers import make_optimiser, same_as_apart
-from relucheck.training.result import Epoch
+from relucheck.training.result import Epoch, Unreached
 from relucheck.training.settings import Member, Settings
 
 _EVALUATED: Final = 1024  # about the number of test images per forward
@@ -80,7 +80,13 @@ class Branch:
         self.switch.masked = deferred
         for layer, counts in zip(self.layers, self._counts[0] if deferred else (), strict=deferred):
             layer.counts = counts[: len(layer.hits)]
-        #: by size of the mini-batch and choice, a recorded step and the activations of each layer in it
+        #: those that no chosen subgradient reaches; they never decide a fork, so what they count is read once an epoch
+        self.counters = counters(model)
+        most = max((counter.kinds for counter in self.counters), default=0)
+        self._tallies = torch.zeros((len(self.counters), most), dtype=torch.int64, device=self.device)
+        for counter, tally in zip(self.counters, self._tallies, strict=True):
+            counter.counts = tally[: counter.kinds]
+        #: by size of the mini-batch and choice, a recorded step and the numbers of pre-activations in it
         self._recorded: dict[tuple[int, Choice], tuple[Callable[[], None] | None, list[int]]] = {}
         self._slots: list[Tensor] = []
         self._buffers: list[Tensor] = []
@@ -93,10 +99,12 @@ class Branch:
         """Reset the counts at the beginning of an epoch."""
         self.loss.zero_()
         self._counts.zero_()
+        self._tallies.zero_()
         self.samples = 0
         self._hits = [[0] * len(layer.hits) for layer in self.layers]
         self._hit = False
-        self.activations = [0] * len(self.layers)
+        #: in the order of ``layers``, followed by ``counters``
+        self._elements = [0] * (len(self.layers) + len(self.counters))
 
     def fork(self, members: list[int]) -> Branch:
         """Copy this branch for some of its members: everything that decides the future, bit for bit.
@@ -111,7 +119,8 @@ class Branch:
         other.members, other.differs = members, self.differs
         other.loss.copy_(self.loss)
         other._counts.copy_(self._counts)
-        other.samples, other._hits, other.activations = self.samples, copy.deepcopy(self._hits), list(self.activations)
+        other._tallies.copy_(self._tallies)
+        other.samples, other._hits, other._elements = self.samples, copy.deepcopy(self._hits), list(self._elements)
         return other
 
     def state(self) -> dict[str, Any]:
@@ -144,8 +153,11 @@ class Branch:
             The mean loss, scaled if a gradient scaler is in use.
         """
         loss = self._compute(x, y)
-        self._count(len(y), [layer.elements for layer in self.layers])
+        self._count(len(y), self._last_elements())
         return loss
+
+    def _last_elements(self) -> list[int]:
+        return [*(layer.elements for layer in self.layers), *(counter.elements for counter in self.counters)]
 
     def _compute(self, x: Tensor, y: Tensor) -> Tensor:
         """The part of ``forward`` that runs on the device."""
@@ -161,7 +173,7 @@ class Branch:
 
     def _count(self, samples: int, elements: list[int]) -> None:
         self.samples += samples
-        self.activations = [before + more for before, more in zip(self.activations, elements, strict=True)]
+        self._elements = [before + more for before, more in zip(self._elements, elements, strict=True)]
         if self.deferred:
             return
         self._hit = False
@@ -180,6 +192,21 @@ class Branch:
         if not self.deferred:
             return copy.deepcopy(self._hits)
         return [row[: len(layer.hits)] for row, layer in zip(self._counts[1].tolist(), self.layers, strict=True)]
+
+    @property
+    def activations(self) -> list[int]:
+        """The number of pre-activations in this epoch, by layer."""
+        return self._elements[: len(self.layers)]
+
+    def unreached(self) -> Unreached | None:
+        """What was counted in this epoch where no chosen subgradient reaches. Waits for the device.
+
+        None for a model without a ``Counted``.
+        """
+        if not self.counters:
+            return None
+        hits = [row[: one.kinds] for row, one in zip(self._tallies.tolist(), self.counters, strict=True)]
+        return Unreached(hits, self._elements[len(self.layers) :])
 
     def gradients(self, loss: Tensor, chosen: Choice, *, keep: bool) -> list[Tensor]:
         """The gradients of all parameters with one rule and subgradient.
@@ -227,7 +254,7 @@ class Branch:
             changed = [*self._counted(), *(tensor for tensor in written if tensor is not None)]
             self._lane = self._lane or Lane(self.device)
             replay = recorded(lambda: self._work(x, y, chosen), changed, self._lane)
-            self._recorded[key] = replay, [layer.elements for layer in self.layers]
+            self._recorded[key] = replay, self._last_elements()
         replay, elements = self._recorded[key]
         if replay is None or self._lane is None:
             return False
@@ -235,7 +262,7 @@ class Branch:
             if undoable:
                 self._before = self._before or Copies(self._counted())
                 self._before.take()
-                self._counted_before = self.samples, self.activations
+                self._counted_before = self.samples, self._elements
             replay()
         self._count(len(y), elements)
         return True
@@ -250,7 +277,7 @@ class Branch:
         assert self._before is not None
         self.join()
         self._before.restore()
-        self.samples, self.activations = self._counted_before
+        self.samples, self._elements = self._counted_before
 
     def _work(self, x: Tensor, y: Tensor, chosen: Choice) -> None:
         gradients = self.gradients(self._compute(x, y), chosen, keep=False)
@@ -261,7 +288,7 @@ class Branch:
 
     def _counted(self) -> list[Tensor]:
         """What a forward changes."""
-        return [self.loss, self._counts, *self.model.buffers()]
+        return [self.loss, self._counts, self._tallies, *self.model.buffers()]
 
     def update(self, gradients: Sequence[Tensor] | None) -> None:
         """Take one optimiser step.

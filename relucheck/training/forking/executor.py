@@ -307,7 +307,8 @@ class ForkingExecutor:
                 result = self.results[index]
                 result.epochs.append(dataclasses.replace(row, test_batch_accuracies=list(row.test_batch_accuracies)))
                 result.hits.append(branch.hits())
-                result.activations.append(list(branch.activations))
+                result.activations.append(branch.activations)
+                result.add_unreached(branch.unreached())
         if self._epoch + 1 == self.settings.epochs:
             end_waiting(self.results)
 

@@ -40,9 +40,11 @@ MOST_ATTEMPTS: Final = 100
 def probe(nudge: Member) -> Choice:
     """The setting of backward that shows whether a hit is live: s = 1, chain rule.
 
-    The subgradient at the upper kink is 0 for a nudge with ``second=0.0``, so that hits there are not live.
+    The subgradient at the upper kink is 0 for a nudge with ``second=0.0``, so that hits there are not live. That at 0 is 0
+    for a nudge with ``upper=True``.
     """
-    return Member(nudge.seed, 1.0, second=nudge.second).subgradients, "chain"
+    second = 1.0 if nudge.second is None else nudge.second
+    return ((0.0, 1.0) if nudge.upper else (1.0, second)), "chain"
 
 
 def places(nudge: Member, gradients: Sequence[Tensor], most: int = MOST_ATTEMPTS) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ from relucheck.networks.mobilenet import MOBILENET_V3_SMALL
 from relucheck.networks.resnets import RESNET_20
 from relucheck.reproduction.experiments.convolutional import SCENARIOS
 from relucheck.reproduction.published import SUBGRADIENTS
-from relucheck.reproduction.scenario import SCALES
+from relucheck.reproduction.scenario import SCALES, ScenarioError
 from relucheck.training.settings import Optimiser, Settings
 
 E5, E6 = SCENARIOS["E5"], SCENARIOS["E6"]
@@ -118,4 +118,16 @@ def test_a_cpu_runs_104_steps(name: str) -> None:
 
 def test_the_published_arithmetic_is_selected() -> None:
     assert next(c.name for c in E5.comparisons("cpu", ["published"])) == "bfloat16-rounded"
-    assert {c.settings.arithmetic.name for c in E6.comparisons("full", ["published"])} == {"bfloat16 emulated (rounded)"}
+    arithmetic = "bfloat16 emulated (rounded)"
+    assert {c.settings.arithmetic.name for c in E6.comparisons("full", [arithmetic])} == {arithmetic}
+
+
+@pytest.mark.parametrize("scale", ["full", "cpu", "smoke"])
+def test_published_is_refused_where_parts_have_this_name(scale: str) -> None:
+    """A reader of the list of E6's parts means those, and the reader of another experiment means the arithmetic."""
+    with pytest.raises(
+        ScenarioError, match=r"E6: .*write 'published-\*' for the parts .* or 'bfloat16 emulated \(rounded\)'"
+    ):
+        E6.comparisons(scale, ["published"])
+    if scale != "smoke":
+        assert {c.name.partition("-")[0] for c in E6.comparisons(scale, ["published-*"])} == {"published"}

@@ -7,7 +7,7 @@ from typing import Any
 from relucheck.reproduction.experiments.convolutional import SCENARIOS
 from relucheck.reproduction.report import layers
 from relucheck.reproduction.report.depth import by_depth
-from tests.reproduction.report.test_layers import PUBLISHED, Run, at_6, at_sums, run
+from tests.reproduction.report.test_layers import PUBLISHED, Run, at_6, at_sums, by_kind, run, with_unreached
 
 
 def panels(scenario: str, runs: list[Run]) -> tuple[Any, list[Any]]:
@@ -94,3 +94,27 @@ def test_the_legend_is_no_wider_than_the_figure() -> None:
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
+
+
+def test_torchs_activations_are_drawn_where_they_were_counted() -> None:
+    """Each kink of each activation has its marker and its place beside the others; below are those that s reaches."""
+    made = with_unreached(run("E6", "relu6-alpha-bfloat16-rounded", at_6), by_kind)
+    figure, (above, below) = panels("E6", [made])
+    every = [one for one in layers.unreached_hits(made[1]) if one.site.activation == "Hardswish"]
+    shares = {(one.site.depth, one.kind): sum(seed[-1] for seed in one.hits) / 3e6 for one in every}
+    for place, kind, marker in ((2, "-3", "<"), (3, "3", ">")):
+        wanted = [(depth + 0.15 * place, value) for (depth, kink), value in shares.items() if kink == kind]
+        assert points(above, marker) == wanted
+    assert len(points(above, "^")) == len(points(above, "P")) == 9, "Hardsigmoid"
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"Hardswish behind batch norm, at -3", "Hardsigmoid behind convolution, at 3"} <= set(names)
+    assert {line.get_marker() for line in below.get_lines()} == {"o", "s", "x"} - {"o"}
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    (figure, (above, _)) = panels("E6", [run("E6", "relu6-alpha-bfloat16-rounded", at_6)])
+    assert points(above, "<") == [], "not counted"
+    assert not any("Hardswish" in text.get_text() for text in figure.legends[0].get_texts())
+    (figure, (above, _)) = panels("E5", [with_unreached(run("E5", "resnet-18-bfloat16-rounded", at_sums), by_kind)])
+    assert points(above, "<") == [(1 + 0.15, 0.4)]
+    assert "MaxPool2d behind activation, ties" in [text.get_text() for text in figure.legends[0].get_texts()]

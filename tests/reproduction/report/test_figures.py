@@ -132,7 +132,7 @@ def _median(panel: Any, place: int) -> float:
 def _drawn(series: list[tuple[list[float], list[float]]]) -> list[tuple[list[float], list[float], str]]:
     """x, y and linestyle of what ``_band`` plots, without what is not drawn."""
     axes = blank(6, 4).subplots()
-    report_figures._band(axes, series, "s = 1", ("#000000", "solid", "o"), marker=False)
+    report_figures.mean_and_range(axes, series, "s = 1", ("#000000", "solid", "o"), marker=False)
     found = []
     for line in axes.get_lines():
         points = [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if y == y]
@@ -159,7 +159,7 @@ def test_a_value_stands_at_its_epoch() -> None:
     member = result.members[0]
     member.epochs = member.epochs[:4]
     member.epochs[1].train_loss = None
-    x, y = report_figures._curve(member, lambda epoch: epoch.train_loss)
+    x, y = report_figures.curve(member, lambda epoch: epoch.train_loss)
     assert (x, y) == ([1.0, 3.0, 4.0], [member.epochs[i].train_loss for i in (0, 2, 3)])
     whole = ([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0])
     mean = _drawn([(x, y), whole])[0]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from relucheck.networks.sites import RESIDUAL_SUM, Site, chosen
+from relucheck.networks.sites import RESIDUAL_SUM, Site, chosen, unreached
 from relucheck.reproduction.experiments.convolutional import SCENARIOS
 from relucheck.reproduction.published import counts
 from relucheck.reproduction.report import layers
@@ -17,7 +17,7 @@ from relucheck.reproduction.scenario import Comparison
 from relucheck.results.proportions import interval
 from relucheck.results.store import StoreError
 from relucheck.results.tables import render
-from relucheck.training.result import Result
+from relucheck.training.result import Result, Unreached
 from tests.helpers import made_up
 
 Run = tuple[Comparison, Result]
@@ -41,6 +41,23 @@ def run(scenario: str, name: str, hits: Callable[[Site, float, int], int]) -> Ru
                         base = hits(site, at, number)
                         epoch[place][kink] = base + extra * bool(base)
     return found, result
+
+
+def with_unreached(made: Run, hits: Callable[[Site, str, int], int]) -> Run:
+    """The same with ``hits(site, kind, epoch)`` where no subgradient reaches, in the reference of every seed."""
+    found, result = made
+    places = unreached(found.settings.network)
+    for member in result.members:
+        if member.member.is_reference:
+            member.unreached = [
+                Unreached([[hits(site, kind, epoch) for kind in site.kinds] for site in places], [10**6] * len(places))
+                for epoch in range(len(member.epochs))
+            ]
+    return found, result
+
+
+def by_kind(site: Site, kind: str, epoch: int) -> int:
+    return {"at -3": 20, "at 3": 30 + epoch, "ties": 400_000, "at 0": 3}[kind]
 
 
 def at_sums(site: Site, kink: float, epoch: int) -> int:
@@ -132,7 +149,10 @@ def test_the_table_by_layer_is_that_of_the_published_counts() -> None:
     assert layers.shown_by_layer([(runs[0][0], dataclasses.replace(runs[0][1], void="so"))]) is None
     table = layers.layer_table(runs[2][1])
     assert len(table.rows) == 28
-    assert list(table.rows[1]) == ["model.features.1.block.0.2", "2", "batch norm", "6", "1,000,000", "15", "15", "15"]
+    assert list(table.rows[1]) == [
+        *("model.features.1.block.0.2", "2", "ReLU6", "batch norm", "6"),
+        *("1,000,000", "15", "15", "15"),
+    ]
     assert table.rows[2][-1] == "< 0.12"
 
 
@@ -152,7 +172,8 @@ def test_the_section_of_a_report() -> None:
     )
     assert f"- {PUBLISHED}: no hit" not in text
     assert "### By layer: MNIST, Adam, ReLU, 20 layers, 3x3 convolutions on all skips, s in all layers" in text
-    assert text.count("| blocks.8.activation2 | 19 | residual sum | 0 |") == 1
+    assert text.count("| blocks.8.activation2 | 19 | ReLU | residual sum | 0 |") == 1
+    assert not any(word in text for word in ("torch's", "ties", layers.NOT_COUNTED))
     void = [(found, dataclasses.replace(result, void="a control differed")) for found, result in runs]
     assert layers.markdown(void) == []
     assert "float32" not in "\n".join(layers.markdown([runs[0], void[1]])).partition("### Beside")[0]
@@ -161,10 +182,10 @@ def test_the_section_of_a_report() -> None:
 def test_mlps_and_runs_that_diverged_are_tabulated_too() -> None:
     """Old results have one layer for each width; a seed without an epoch has no counts."""
     runs = made_up.runs_of_e2()
-    assert tuple(layers.source_table(runs).rows[0][1:6]) == ("linear layer", "0", "3", "450,000", "21")
+    assert tuple(layers.source_table(runs).rows[0][1:6]) == ("ReLU", "linear layer", "0", "3", "450,000")
     assert len(layers.layer_table(runs[0][1]).rows) == 3
     lost = made_up.result(runs[0][1].settings, diverged=lambda member: True)
-    assert [row[3:] for row in layers.source_table([(runs[0][0], lost)]).rows] == [("3", "0", "-", "-", "-")]
+    assert [row[4:] for row in layers.source_table([(runs[0][0], lost)]).rows] == [("3", "0", "-", "-", "-")]
     assert layers.quiet([(runs[0][0], lost)]) == []
 
 
@@ -188,3 +209,72 @@ def test_counts_of_another_number_of_layers_are_refused() -> None:
             del epoch[3]
     with pytest.raises(StoreError, match="hits of 18 activations, and the network has 19; delete its results and run"):
         layers.layer_hits(result)
+
+
+def test_torchs_activations_and_poolings_are_tabulated() -> None:
+    """By class, by what is before them, and by kink; a layer table has them in the order of the modules."""
+    mobile = with_unreached(run("E6", "relu6-alpha-bfloat16-rounded", at_6), by_kind)
+    name = mobile[0].name
+    rows = [tuple(row[1:]) for row in layers.source_table([mobile]).rows]
+    assert [row[:4] for row in rows] == [
+        *(("ReLU6", before, kink, count) for before, count in (("batch norm", "5"), ("convolution", "9")) for kink in "06"),
+        *(("torch's Hardswish", "batch norm", kink, "18") for kink in ("-3", "3")),
+        *(("torch's Hardsigmoid", "convolution", kink, "9") for kink in ("-3", "3")),
+        *(("torch's Hardswish", "linear layer", kink, "1") for kink in ("-3", "3")),
+    ]
+    assert rows[5] == ("torch's Hardswish", "batch norm", "3", "18", f"{18 * 24 * 10**6:,}", "540", "666", "33.5")
+    table = layers.layer_table(mobile[1])
+    assert len(table.rows) == 2 * (14 + 19 + 9)
+    assert [row[0] for row in table.rows[:2]] == ["model.features.0.2"] * 2
+    assert tuple(table.rows[0][1:5]) == ("1", "torch's Hardswish", "batch norm", "-3")
+    pooled = with_unreached(run("E5", "resnet-18-bfloat16-rounded", at_sums), by_kind)
+    (ties,) = layers.unreached_hits(pooled[1])
+    assert (ties.kind, ties.at, ties.activation, ties.per_million) == ("ties", "ties", "torch's MaxPool2d", "400,000")
+    text = "\n".join(layers.markdown([pooled]))
+    assert "| maxpool | 1 | torch's MaxPool2d | activation | ties | 1,000,000 | 400,000 | 400,000 | 400,000 |" in text
+    assert "- ties: windows of a max pooling" in text
+    assert layers.NOT_COUNTED not in text
+    shown = render(*(each.rich() for each in layers.terminal([mobile, pooled])), width=80, color=False)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert f"│ {name} " in shown
+    assert "batch norm, Hardswish at 3" in shown
+    assert "activation, MaxPool2d ties" in shown
+
+
+def test_torchs_relu_stands_beside_the_one_that_s_reaches() -> None:
+    """They are not added up: a subgradient reaches one of them."""
+    made = with_unreached(run("E5", "stem-only-bfloat16-rounded", lambda *_: 0), by_kind)
+    rows = [tuple(row[1:5]) for row in layers.source_table([made]).rows]
+    assert rows == [
+        ("ReLU", "batch norm", "0", "1"),
+        ("torch's ReLU", "batch norm", "0", "9"),
+        ("torch's ReLU", "residual sum", "0", "9"),
+    ]
+    (sentence,) = layers.quiet([made])
+    assert "no hit in 8,000,000 pre-activations that a subgradient reaches." in sentence
+
+
+def test_what_an_earlier_version_did_not_count_is_said_not_to_be_counted() -> None:
+    made = run("E6", "relu6-alpha-bfloat16-rounded", at_6)
+    rows = [tuple(row[1:]) for row in layers.source_table([made]).rows]
+    assert rows[4] == ("torch's Hardswish", "batch norm", "-3", "18", "not counted", "-", "-", "-")
+    assert len(layers.layer_table(made[1]).rows) == 28
+    assert "- not counted: an earlier version of relucheck trained it" in "\n".join(layers.markdown([made]))
+    assert "not counted" in render(*(each.rich() for each in layers.terminal([made])), width=80, color=False)
+    # one seed of an earlier version is enough: a mean over the others would stand beside one over all
+    _, result = with_unreached(made, by_kind)
+    next(member for member in result.members if member.member.is_reference).unreached = []
+    assert not any(one.counted for one in layers.unreached_hits(result))
+    # a seed without an epoch has nothing to count
+    next(member for member in result.members if member.member.is_reference).epochs = []
+    assert all(one.counted for one in layers.unreached_hits(result))
+
+
+def test_counts_of_another_number_of_poolings_are_refused() -> None:
+    """Seeded fault."""
+    _, result = with_unreached(run("E6", "relu6-alpha-bfloat16-rounded", at_6), by_kind)
+    for member in result.members:
+        for epoch in member.unreached:
+            del epoch.hits[3]
+    with pytest.raises(StoreError, match="hits of 27 activations and max poolings that no subgradient reaches, and the"):
+        layers.unreached_hits(result)

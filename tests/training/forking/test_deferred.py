@@ -90,7 +90,11 @@ def test_nudges_are_the_same(case: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert any(result.nudge is not None for result in run.results.values())
 
 
-NETWORKS = {**networks.NETWORKS, "basic": Network("residual", (3, 3), batch_norm=True, dropout=0.2)}
+NETWORKS = {
+    **networks.NETWORKS,
+    "basic": Network("residual", (3, 3), batch_norm=True, dropout=0.2),
+    "inverted": Network("inverted-residual", (2, 3), "relu6", batch_norm=True, dropout=0.2),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

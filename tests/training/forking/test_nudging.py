@@ -336,6 +336,61 @@ def test_a_nudge_that_changes_no_gradient_ends_after_so_many_draws(monkeypatch: 
     assert len(result.find(5, 0.0).epochs) == 2
 
 
+def _at_0_then_at_6(settings: Settings, seed: int, clock: Clock, switch: Switch) -> Any:
+    """A model of ReLU6 in which a unit is exactly 0 from step 1 on, and another one exactly 6 from step 3 on."""
+    model: Any = training_model.build(settings, seed, clock, switch)
+
+    def hits(module: torch.nn.Module, inputs: Any, result: torch.Tensor) -> torch.Tensor:
+        wanted = result.detach().clone()
+        wanted[::3, 1] = 0.0
+        if clock.step >= 3:
+            wanted[::3, 2] = 6.0
+        return result - result.detach() + wanted if module.training else result
+
+    model.layers[1].register_forward_hook(hits)
+    return model
+
+
+#: Members at both kinks, at 0 alone, at 6 alone; and the first step with a hit that is live for their nudges.
+FORMS = {
+    "(s, s)": ({}, 1),
+    "(s, 0)": ({"second": 0.0}, 1),
+    "(0, s)": ({"upper": True}, 3),
+}
+
+
+def _check_form(form: str, **options: Any) -> None:
+    """Nudges begin at the step at which the members of their comparison depart from s = 0."""
+    kinks, first = FORMS[form]
+    settings = changed(
+        SETTINGS,
+        activation="relu6",
+        arithmetic="float32",
+        train_samples=72,
+        epochs=1,
+        members=members_of([5], [1.0], ["chain"], **kinks),
+    )
+    beside, alone = (_run(each, model=_at_0_then_at_6, **options) for each in (settings, nudged(settings)))
+    (member,) = (one for one in beside.results.values() if one.member.s)
+    assert sum(kink[0] for epoch in member.hits for kink in epoch) > 0
+    steps = [result.nudge and result.nudge.step for result in alone.results.values() if result.member.nudge]
+    assert steps == [first] * NUDGES
+    assert member.first_difference == first
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_only_hits_at_a_kink_that_members_vary_are_live(form: str, deferred: bool) -> None:
+    _check_form(form, deferred=deferred)
+
+
+def test_a_probe_at_both_kinks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeded fault: nudges of (0, s) begin at a hit at 0."""
+    monkeypatch.setattr(forking, "probe", lambda nudge: ((1.0, 1.0), "chain"))
+    with pytest.raises(AssertionError):
+        _check_form("(0, s)")
+
+
 @pytest.mark.usefixtures("dead_units")
 def test_hits_at_an_upper_kink_that_is_not_varied_are_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(settings: Settings, *rest: Any) -> Any:

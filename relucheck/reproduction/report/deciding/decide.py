@@ -9,8 +9,10 @@ from typing import Final, NamedTuple
 
 from relucheck.reproduction.claims import Claim, Decision, Statistic
 from relucheck.reproduction.report.deciding.cases import Trained, TrainingCase, VolumeCase, Volumes, kernels
+from relucheck.reproduction.report.deciding.pairs import PairsCase
 from relucheck.results.statistics import decide as judge
 from relucheck.training.settings import Settings
+from relucheck.training.subgradients import Subgradients
 
 #: The case of a claim whose scenario has no results.
 _NOTHING: Final = "-"
@@ -24,8 +26,9 @@ def decide(
 ) -> tuple[Decision, ...]:
     """Decide claims in every case.
 
-    A case is a comparison under a rule, or the volumes in an arithmetic. Its verdict is "not run" if an arm, a member, a
-    control or a result is missing. The tests of the cases of a claim are corrected together, by Holm's method.
+    A case is a comparison under a rule, all pairs of an arm under a rule, or the volumes in an arithmetic. Its verdict is
+    "not run" if an arm, a member, a control or a result is missing. The tests of the cases of a claim are corrected
+    together, by Holm's method.
 
     Args:
         claims: what to decide.
@@ -45,7 +48,8 @@ def decide(
         elif about == "volume":
             decisions += _decided(claim, statistics[claim.statistic], _volume_cases(claim, volumes[claim.scenario]))
         else:
-            decisions += _decided(claim, statistics[claim.statistic], _training_cases(claim, trained[claim.scenario]))
+            of = _pairs_cases if about == "pairs" else _training_cases
+            decisions += _decided(claim, statistics[claim.statistic], of(claim, trained[claim.scenario]))
     return tuple(decisions)
 
 
@@ -57,7 +61,7 @@ class _Missing(NamedTuple):
 
 
 #: The name of a case, its rule, and what its statistic looks at, or what is missing.
-_Case = tuple[str, str, TrainingCase | VolumeCase | _Missing]
+_Case = tuple[str, str, TrainingCase | PairsCase | VolumeCase | _Missing]
 
 
 def _decided(claim: Claim, statistic: Statistic, cases: Sequence[_Case]) -> list[Decision]:
@@ -120,7 +124,9 @@ def _training_case(claim: Claim, runs: Sequence[Trained], run: Trained, rule: st
 
 def _missing(claim: Claim, run: Trained, rule: str) -> _Missing | None:
     name, result = run.comparison.name, run.result
-    there = _subgradients(result.settings, rule)
+    there, several = _subgradients(result.settings, rule), _several(result.settings)
+    if several:
+        return _Missing("members", f"s does not name one member of {name}: {several}")
     absent = [f"s = {s:g}" for s in claim.subgradients if s not in there]
     if rule and (absent or not there):
         return _Missing("members", f"no {', '.join(absent) or 's other than 0'} in {name}")
@@ -138,6 +144,32 @@ def _subgradients(settings: Settings, rule: str) -> set[float]:
     """The s but 0 that every seed of a comparison has under a rule."""
     of = [{m.s for m in settings.members if m.seed == seed and m.rule == rule} for seed in settings.seeds]
     return set.intersection(*of) - {0.0}
+
+
+def _several(settings: Settings) -> str:
+    """The subgradients of members with one s, where a comparison has several forms of them; "" if it has one form."""
+    forms: dict[float, set[Subgradients]] = {}
+    for member in settings.members:
+        forms.setdefault(member.s, set()).add(member.at)
+    return next((" and ".join(f"{at:g}" for at in sorted(found)) for found in forms.values() if len(found) > 1), "")
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def _pairs_cases(claim: Claim, runs: Sequence[Trained]) -> list[_Case]:
+    """A case for each arm, of which every comparison that is not void is a pair, and each rule."""
+    cases: list[_Case] = []
+    for arm in claim.arms:
+        found = _fitting(runs, arm, claim.epochs)
+        valid = tuple(run for run in found if not run.result.void)
+        if not found:
+            cases.append((arm, "", _Missing("arm", f"no comparison `{arm}`")))
+        elif not valid:
+            cases += [(arm, rule, _Missing("0-0", f"every comparison `{arm}` is void")) for rule in claim.rules]
+        else:
+            cases += [(arm, rule, PairsCase(valid, rule)) for rule in claim.rules]
+    return cases
 
 
 # ---------------------------------------------------------------- volumes

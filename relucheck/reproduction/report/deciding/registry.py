@@ -9,7 +9,14 @@ from relucheck.reproduction.claims import Finding, Option, Statistic
 
 #: The functions that look at nudges, so that their claims need them as a control.
 _NUDGED: Final = frozenset(
-    ("differs_beyond_nudges", "effect_compares", "grows_with_s", "loss_follows_error", "reference_is_best")
+    (
+        "differs_beyond_nudges",
+        "effect_compares",
+        "grows_with_s",
+        "loss_follows_error",
+        "reference_is_best",
+        "tuned_differs_beyond_nudges",
+    )
 )
 #: The functions that are about every s, so that their claims need a rule.
 _ABOUT_S: Final = _NUDGED | {
@@ -24,7 +31,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Finding])
 
 
 def statistic(
-    about: Literal["training", "volume"], *, compares: bool = False, **options: Option
+    about: Literal["training", "pairs", "volume"], *, compares: bool = False, **options: Option
 ) -> Callable[[_Function], _Function]:
     """Register a function under its name.
 

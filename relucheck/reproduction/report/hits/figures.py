@@ -7,9 +7,12 @@ from typing import Any, Final
 
 from relucheck.reproduction.report.figures import legend
 from relucheck.reproduction.report.hits.fit import Fit, Series
+from relucheck.reproduction.report.hits.slopes import DEFAULT, KINK, Trend, published_trends, trends
+from relucheck.reproduction.scenario import Comparison
 from relucheck.results.figures import blank
 from relucheck.results.statistics import prediction
 from relucheck.results.tables import counted
+from relucheck.training.result import Result
 
 #: Colour and marker of the series of one panel (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final = (
@@ -88,6 +91,85 @@ def hits_figure(title: str, panels: Sequence[tuple[str, Sequence[Series], Sequen
         _scale(row[0])
     legend(figure, axes)
     return figure
+
+
+def rates_figure(runs: Sequence[tuple[Comparison, Result]]) -> Any:
+    """Draw the rates of hits at 6 over the images seen, beside the published ones.
+
+    Each comparison has a panel. A published count is divided by the pre-activations that this comparison has for as many
+    images.
+
+    Args:
+        runs: finished comparisons; those of other activations or other roundings are left out.
+
+    Returns:
+        The figure; None without a comparison to draw.
+    """
+    every = [one for one in trends(runs) if one.kink == KINK]
+    names = list(dict.fromkeys(one.comparison for one in every))
+    if not names:
+        return None
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = blank(max(7.5, 4.2 * columns), 3.2 * rows + 1.3)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(f"Hits at {KINK:g} as training goes on (lines: mean over seeds; bands: range)", fontsize=11)
+    for panel in axes.flat[len(names) :]:
+        panel.set_axis_off()
+    for panel, name in zip(axes.flat, names, strict=False):
+        (found,) = [run for run in runs if run[0].name == name]
+        own = [one for one in every if one.comparison == name]
+        for one in own:
+            _rates(panel, one)
+        _published_rates(panel, found[1])
+        if any(y > 0 for line in panel.get_lines() for y in line.get_ydata()):
+            panel.set_yscale("log")
+            panel.set_xscale("log")
+        else:
+            panel.text(0.5, 0.5, "no hit", ha="center", va="center", transform=panel.transAxes)
+            panel.set_xticks([])
+            panel.set_yticks([])
+        panel.grid(alpha=0.3)
+        seeds = counted(len(found[1].settings.seeds), "seed")
+        panel.set_title(f"{found[0].part}\n{found[1].settings.arithmetic.name}, {seeds}", fontsize=8)
+        panel.set_xlabel("images seen")
+        panel.set_ylabel("hits per million pre-activations", fontsize=9)
+    legend(figure, axes)
+    return figure
+
+
+_OF_MEMBERS: Final = {DEFAULT: _STYLES[0], "injected": _STYLES[1], "chain": _STYLES[3]}
+
+
+def _rates(panel: Any, one: Trend) -> None:
+    """The mean rate of a kind of member and the range over its seeds; a rate of 0 has no place on a logarithmic axis."""
+    color, sign = _OF_MEMBERS[one.member]
+    whole = [seed for seed in one.rates if seed]
+    columns = [[1e6 * rate for rate in column] for column in zip(*whole, strict=True)]
+    if not columns:
+        return
+    seen = [one.images * epoch for epoch in range(1, len(columns) + 1)]
+    means = [sum(column) / len(column) for column in columns]
+    shown = [mean if mean else float("nan") for mean in means]
+    points = {"marker": sign, "markersize": 3, "markevery": max(1, len(seen) // 10)}
+    panel.plot(seen, shown, color=color, linewidth=1.3, label=one.named, **points)
+    low = [min(column) or float("nan") for column in columns]
+    panel.fill_between(seen, low, list(map(max, columns)), color=color, alpha=0.15, linewidth=0)
+
+
+def _published_rates(panel: Any, result: Result) -> None:
+    """The published counts of a comparison's configuration as hollow markers."""
+    settings = result.settings
+    seen = next((sum(one.activations[0]) for one in result.members if one.activations), 0)
+    images = settings.trained(settings.train_samples or 60_000)
+    for one in published_trends(result):
+        color, sign = _OF_MEMBERS[DEFAULT if one.run.member == DEFAULT else "injected"]
+        places = [one.images * epoch for epoch in one.epochs]
+        rates = [1e6 * hits / (seen / images * one.images) for hits in one.hits]
+        panel.plot(
+            places, rates, color=color, marker=sign, markersize=7, markerfacecolor="none", linestyle="none",
+            label="hollow: published [R22]",
+        )  # fmt: skip
 
 
 def _kink(series: Series) -> str:

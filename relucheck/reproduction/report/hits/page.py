@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from relucheck.reproduction.report.conclusion import titled
 from relucheck.reproduction.report.document import controls_table, how_table, settings_table
-from relucheck.reproduction.report.hits.figures import fit_figure, hits_figure
+from relucheck.reproduction.report.hits.figures import fit_figure, hits_figure, rates_figure
 from relucheck.reproduction.report.hits.fit import FEWEST, TARGETS, Fit, Series, Target, fits, members
+from relucheck.reproduction.report.hits.slopes import section
+from relucheck.reproduction.report.summary import Section
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import save
 from relucheck.results.statistics import LEVEL
@@ -21,7 +23,7 @@ from relucheck.training.result import Result
 
 _Runs = Sequence[tuple[Comparison, Result]]
 #: Version of ``summary.json``.
-VERSION: Final = 1
+VERSION: Final = 2
 #: Number of arithmetics that a sentence lists.
 _NAMED: Final = 3
 #: What the columns of a fit mean, by their headings; "hits" stands for those of all series.
@@ -55,6 +57,7 @@ class Counts:
         missing: names of the others.
         targets: the published counts with which some comparison was compared, with the fits; empty at scale smoke, which
             has other data.
+        slopes: the section on how often a kink is hit as training goes on; None without a comparison of ReLU6.
     """
 
     experiment: Experiment
@@ -63,6 +66,7 @@ class Counts:
     runs: tuple[tuple[Comparison, Result], ...]
     missing: tuple[str, ...]
     targets: tuple[tuple[Target, tuple[Fit, ...]], ...]
+    slopes: Section | None = None
 
     @property
     def void(self) -> tuple[str, ...]:
@@ -73,7 +77,8 @@ class Counts:
 def counts_of(experiment: Experiment, scale: str, folder: Path, runs: _Runs, missing: Sequence[str]) -> Counts:
     """Compare all finished comparisons with the published counts."""
     every = () if scale == "smoke" else tuple((target, tuple(fits(target, runs))) for target in TARGETS)
-    return Counts(experiment, scale, folder, tuple(runs), tuple(missing), tuple(pair for pair in every if pair[1]))
+    known = tuple(pair for pair in every if pair[1])
+    return Counts(experiment, scale, folder, tuple(runs), tuple(missing), known, section(runs, scale))
 
 
 def title(made: Counts) -> str:
@@ -85,7 +90,11 @@ def title(made: Counts) -> str:
 
 
 def conclusion(made: Counts) -> list[str]:
-    """Say for each target which arithmetics the published counts do not exclude."""
+    """Say which arithmetics the published counts do not exclude, and how hits change."""
+    return [*_conclusion(made), *(made.slopes.sentences if made.slopes is not None else ())]
+
+
+def _conclusion(made: Counts) -> list[str]:
     if made.scale == "smoke":
         return ["Nothing is compared with published counts, because this scale has other data."]
     if not made.targets:
@@ -252,6 +261,10 @@ def write_figures(made: Counts) -> list[Path]:
         path = folder / "relu6-hits.png"
         save(hits_figure("ReLU6: hits by kink", panels), path)
         written.append(path)
+    drawing = rates_figure(made.runs)
+    if drawing is not None:
+        written.append(folder / "hit-rates.png")
+        save(drawing, written[-1])
     return written
 
 
@@ -270,6 +283,7 @@ def page(made: Counts, figures: Sequence[Path]) -> str:
     lines += [*(f"- {line}" for line in conclusion(made)), ""]
     for path in figures:
         lines += [f"![{path.stem}](figures/{path.name})", ""]
+    lines += made.slopes.markdown() if made.slopes is not None else []
     for target, every in made.targets:
         lines += [f"## {target.name}", "", *fit_table(every).markdown(), ""]
     lines += [*(f"- {line}" for line in legend(())), ""] if made.targets else []
@@ -292,4 +306,5 @@ def summary(made: Counts) -> dict[str, Any]:
         "missing": list(made.missing),
         "void": list(made.void),
         "targets": [{"target": target.name, "fits": [fit.as_dict() for fit in every]} for target, every in made.targets],
+        "slopes": made.slopes.data if made.slopes is not None else None,
     }

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from relucheck.reproduction.report.nudges.effects import HALF, LAST
 from relucheck.reproduction.report.summary import Effect, NudgeGroup, Spread
-from relucheck.reproduction.report.tables import number
+from relucheck.reproduction.report.tables import difference_text, number
 from relucheck.results.statistics import LEVEL, MARGIN
 from relucheck.results.tables import Table, counted, with_verb
 
@@ -18,13 +18,13 @@ NUDGE_LEGEND: Final[Mapping[str, str]] = {
     "drawn again": "draws that were taken back, because they changed no gradient of the next step.",
     "L1 distance": "of the nudges' parameters from those of s = 0, at the last recorded step: mean over seeds (smallest to "
     "largest nudge).",
-    "accuracy, points": "the nudges' test accuracy less that of s = 0 on the same seed, after the last epoch: mean over "
-    "seeds (smallest to largest nudge).",
+    "accuracy, points": "the nudges' {images} accuracy less that of s = 0 on the same seed, after the last epoch: mean "
+    "over seeds (smallest to largest nudge).",
 }
 #: What the columns of the effects mean, a sentence each.
 EFFECT_LEGEND: Final[Mapping[str, str]] = {
-    "endpoint": f"{LAST}: test accuracy after it; {HALF}: mean test accuracy over the second half of the epochs, which "
-    "often spreads less over seeds. A run of at most 2 epochs has one endpoint.",
+    "endpoint": f"{LAST}: {{images}} accuracy after it; {HALF}: mean {{images}} accuracy over the second half of the "
+    "epochs, which often spreads less over seeds. A run of at most 2 epochs has one endpoint.",
     "n": "seeds with a live hit in which every nudge and the run of s ended; seeds without a live hit are not tested.",
     "effect": "the difference of s to s = 0 less the mean difference of the nudges of the same seed, in points: mean over "
     "seeds ± half its 95 % interval.",
@@ -95,7 +95,7 @@ def _quiet(one: NudgeGroup) -> str:
     )
 
 
-def effect_tables(effects: Sequence[Effect]) -> list[Table]:
+def effect_tables(effects: Sequence[Effect], images: str = "test") -> list[Table]:
     """Tabulate the effects, a table for each comparison with a live hit in any seed."""
     tables = []
     live = [effect for effect in effects if effect.beyond.paired.n + effect.beyond.paired.lost]
@@ -104,25 +104,23 @@ def effect_tables(effects: Sequence[Effect]) -> list[Table]:
         header = ["s", "rule", "endpoint", "n", "effect", "p", "verdict", "seeds needed"]
         body = [_row(effect) for effect in own]
         last = [i for i in range(1, len(own)) if own[i].rule != own[i - 1].rule]
-        title = f"{name}: test accuracy, effect of s beyond that of a nudge"
+        title = f"{name}: {images} accuracy, effect of s beyond that of a nudge"
         tables.append(Table(header, body, title, right=("s", "n", "seeds needed"), sections=[i - 1 for i in last]))
     return tables
 
 
 def _row(effect: Effect) -> list[str]:
     paired = effect.beyond.paired
-    mean, low, high = paired.difference.mean, paired.difference.low, paired.difference.high
-    half = "" if low is None or high is None else f" ± {(high - low) / 2:.2f}"
     lost = f" ({paired.lost} lost)" if paired.lost else ""
     p = "-" if paired.adjusted_difference is None else f"{paired.adjusted_difference:.2g}"
     return [
         *(f"{effect.subgradient:g}", effect.rule, effect.endpoint, f"{paired.n}{lost}"),
-        *("-" if mean is None else f"{mean:+.2f}{half}", p, paired.verdict),
+        *(difference_text(paired), p, paired.verdict),
         "-" if effect.seeds is None else f"{effect.seeds:,}",
     ]
 
 
-def markdown(groups: Sequence[NudgeGroup], effects: Sequence[Effect]) -> list[str]:
+def markdown(groups: Sequence[NudgeGroup], effects: Sequence[Effect], images: str = "test") -> list[str]:
     """The section of a report on nudges; no lines without nudges."""
     if not groups:
         return []
@@ -135,28 +133,32 @@ def markdown(groups: Sequence[NudgeGroup], effects: Sequence[Effect]) -> list[st
         *nudge_table(groups).markdown(),
         "",
         *(f"- {note}" for note in nudge_notes(groups)),
-        *(f"- {column}: {meaning}" for column, meaning in NUDGE_LEGEND.items()),
+        *(f"- {column}: {meaning.format(images=images)}" for column, meaning in NUDGE_LEGEND.items()),
         "",
     ]
-    tables = effect_tables(effects)
+    tables = effect_tables(effects, images)
     for table in tables:
         lines += [f"**{table.title}**", "", *table.markdown(), ""]
     if tables:
-        lines += [*(f"- {column}: {meaning}" for column, meaning in EFFECT_LEGEND.items()), ""]
+        lines += [*(f"- {column}: {meaning.format(images=images)}" for column, meaning in EFFECT_LEGEND.items()), ""]
     return lines
 
 
-def terminal(groups: Sequence[NudgeGroup], effects: Sequence[Effect]) -> list[Any]:
+def terminal(groups: Sequence[NudgeGroup], effects: Sequence[Effect], images: str = "test") -> list[Any]:
     """The same for a terminal, as rich objects, with fewer columns."""
     from rich.text import Text
 
     if not groups:
         return []
-    left_out, tables = ("nudges", "p"), effect_tables(effects)
+    left_out, tables = ("nudges", "p"), effect_tables(effects, images)
     explained = {**NUDGE_LEGEND, **(EFFECT_LEGEND if tables else {})}
     return [
         nudge_table(groups).without(*left_out).rich(),
         *map(Text, nudge_notes(groups)),
         *(table.without(*left_out).rich() for table in tables),
-        *(Text(f"{column}: {meaning}") for column, meaning in explained.items() if column not in left_out),
+        *(
+            Text(f"{column}: {meaning.format(images=images)}")
+            for column, meaning in explained.items()
+            if column not in left_out
+        ),
     ]

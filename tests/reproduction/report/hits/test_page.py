@@ -121,7 +121,7 @@ def _counts(factors: Mapping[str, float], scale: str = "full") -> Counts:
     ids=["only one", "only one, excluded", "none", "one of two", "two of three", "many"],
 )
 def test_the_conclusion_says_what_the_counts_exclude(factors: dict[str, float], expected: str) -> None:
-    (sentence,) = conclusion(_counts(factors))
+    sentence, *_ = conclusion(_counts(factors))
     pattern = re.escape(expected).replace(r"\{\}", r"[^“”]+")
     found = re.match(pattern, sentence)
     assert found, sentence
@@ -133,11 +133,11 @@ def test_the_conclusion_says_what_the_counts_exclude(factors: dict[str, float], 
 
 
 def test_the_conclusion_names_the_accuracy_of_what_is_left() -> None:
-    (sentence,) = conclusion(_counts({"e2-rounded": 1.0, "e2-product": 9.0}))
+    sentence, *_ = conclusion(_counts({"e2-rounded": 1.0, "e2-product": 9.0}))
     (_, (fit, _)), *_ = _counts({"e2-rounded": 1.0, "e2-product": 9.0}).targets
     assert fit.accuracy is not None
     assert f"does so by {fit.accuracy[1]:+.1f} SD ({fit.accuracy[0]})." in sentence
-    (sentence,) = conclusion(_counts({"e2-rounded": 9.0, "e2-product": 9.0}))
+    sentence, *_ = conclusion(_counts({"e2-rounded": 9.0, "e2-product": 9.0}))
     assert "accuracy" not in sentence
 
 
@@ -145,10 +145,10 @@ def test_the_conclusion_names_the_series_that_deviates_most() -> None:
     made = _counts({"e2-rounded": 1.0, "e2-product": 9.0})
     (target, (fit, other)), *_ = made.targets
     found = dataclasses.replace(fit, worst=("s = 4", 3.21, 0.048))
-    (sentence,) = conclusion(dataclasses.replace(made, targets=((target, (found, other)),)))
+    sentence, *_ = conclusion(dataclasses.replace(made, targets=((target, (found, other)),)))
     assert "Of the series of counts, s = 4 deviates most from its seeds, by 3.2 SD (alone, p = 0.05)." in sentence
     found = dataclasses.replace(fit, worst=("s = 4", -0.5, 0.9))
-    (sentence,) = conclusion(dataclasses.replace(made, targets=((target, (found, other)),)))
+    sentence, *_ = conclusion(dataclasses.replace(made, targets=((target, (found, other)),)))
     assert "series of counts" not in sentence
 
 
@@ -263,6 +263,7 @@ def test_the_page_has_everything(reported: Reported) -> None:
     assert [Path(figure).name for figure in figures] == [
         *(f"{prefix}-fit.png" for prefix in ("e2", "more", "e1", "default", "custom")),
         "relu6-hits.png",
+        "hit-rates.png",
     ]
     for figure in figures:
         assert invariants.png_size(reported.folder / figure) > (400, 300)
@@ -342,7 +343,7 @@ def test_the_report_is_the_same_after_the_tool_has_thinned_its_results(tmp_path:
     place = _place(tmp_path / "E9")
     _reported(place.folder, {"e1-bfloat16": 0.5, "custom-rounded": 1.0})
     whole = written()
-    assert len(whole) == 6
+    assert len(whole) == 7
     assert tool("thin_results").thin(place.folder) == 20
     E9.report(place)
     assert written() == whole

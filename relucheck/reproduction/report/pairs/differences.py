@@ -1,0 +1,172 @@
+"""Pairs of tuned and default subgradients: differences beside those of nudges."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from relucheck.reproduction.report.summary import final_accuracy
+from relucheck.reproduction.scenario import Comparison
+from relucheck.results.statistics import BeyondChaos, Paired, beyond_chaos, difference_for_power, judge, paired
+from relucheck.training.result import MemberResult, Result
+
+#: The power with which a difference counts as one that pairs can show.
+POWER: Final = 0.8
+RULES: Final = ("injected", "chain")
+Runs = Sequence[tuple[Comparison, Result]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One draw, with accuracies in % of the images held out, after the last epoch.
+
+    An accuracy is None for a run that diverged.
+
+    Attributes:
+        comparison: the name.
+        number: of the draw, from 1 on.
+        seed, batch_size, lr, alpha, beta: what was drawn.
+        default: of (0, 0).
+        tuned: of (alpha, beta), by rule.
+        nudges: of the nudges; None without a live hit.
+        departed: by rule, whether the run with (alpha, beta) departs from (0, 0) in any bit.
+    """
+
+    comparison: str
+    number: int
+    seed: int
+    batch_size: int
+    lr: float
+    alpha: float
+    beta: float
+    default: float | None
+    tuned: dict[str, float | None]
+    nudges: tuple[float | None, ...] | None
+    departed: dict[str, bool]
+
+    def difference(self, rule: str) -> float | None:
+        """Tuned less default, in points."""
+        return less(self.tuned[rule], self.default)
+
+    @property
+    def nudged(self) -> list[float]:
+        """The differences of the nudges from (0, 0), in points, of those that have an accuracy."""
+        found = [less(one, self.default) for one in self.nudges or ()]
+        return [one for one in found if one is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The pairs of one network in one arithmetic.
+
+    Attributes:
+        part: names the network and the length.
+        arithmetic: in which they compute.
+        pairs: in the order of the draws.
+    """
+
+    part: str
+    arithmetic: str
+    pairs: tuple[Pair, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What tuned subgradients do to the accuracy over the pairs of a group, in points.
+
+    Attributes:
+        part, arithmetic: of the group.
+        rule: "chain" or "injected".
+        found: tuned less default: mean, interval and verdict, corrected over all groups and rules.
+        beyond: the same less the mean difference of the nudges of each pair, corrected in the same way.
+        departed: number of pairs in which tuned subgradients change a run at all.
+        nudges: mean, least and greatest difference of a nudge from (0, 0); None without a nudge.
+        shown: the true mean difference that so many pairs show with a power of :data:`POWER`, if pairs spread as these do
+            (uncorrected, level 0.05); None with fewer than 2 pairs and for identical runs.
+    """
+
+    part: str
+    arithmetic: str
+    rule: str
+    found: Paired
+    beyond: BeyondChaos
+    departed: int
+    nudges: tuple[float, float, float] | None
+    shown: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
+
+
+def less(value: float | None, reference: float | None) -> float | None:
+    """The difference of two accuracies, or None if one is missing."""
+    return None if value is None or reference is None else value - reference
+
+
+def groups(runs: Runs) -> list[Group]:
+    """The valid pairs by network and arithmetic."""
+    every: dict[tuple[str, str], list[Pair]] = {}
+    for comparison, result in runs:
+        if "-pair-" in comparison.name and not result.void:
+            every.setdefault((comparison.part, result.settings.arithmetic.name), []).append(_pair(comparison, result))
+    return [Group(*key, tuple(pairs)) for key, pairs in every.items()]
+
+
+def _pair(comparison: Comparison, result: Result) -> Pair:
+    (seed,) = result.settings.seeds
+    tuned = {one.member.rule: one for one in result.members if one.member.s}
+    alpha, beta = next(iter(tuned.values())).member.subgradients
+    reference = next(one for one in result.members if one.member.is_reference)
+    nudges = result.nudges(seed)
+    return Pair(
+        comparison=comparison.name,
+        number=int(comparison.name.partition("-pair-")[2].partition("-")[0]),
+        seed=seed,
+        batch_size=result.settings.batch_size,
+        lr=result.settings.optimiser.lr,
+        alpha=alpha,
+        beta=beta,
+        default=final_accuracy(reference),
+        tuned={rule: final_accuracy(tuned[rule]) for rule in RULES},
+        nudges=None if nudges is None else tuple(map(_of_nudge, nudges)),
+        departed={rule: tuned[rule].first_difference is not None for rule in RULES},
+    )
+
+
+def _of_nudge(one: MemberResult) -> float | None:
+    return None if one.nudge is None or one.nudge.parameter is None else final_accuracy(one)
+
+
+def effects(found: Sequence[Group]) -> list[Effect]:
+    """Test tuned against default in each group under each rule, and against nudges.
+
+    Both tests are Student's paired t-test over the pairs, each corrected by Holm over all groups and rules.
+    """
+    made = [_effect(group, rule) for group in found for rule in RULES]
+    judged = judge({place: one.found for place, one in enumerate(made)})
+    beyond = judge({place: one.beyond.paired for place, one in enumerate(made)})
+    return [
+        dataclasses.replace(one, found=judged[place], beyond=dataclasses.replace(one.beyond, paired=beyond[place]))
+        for place, one in enumerate(made)
+    ]
+
+
+def _effect(group: Group, rule: str) -> Effect:
+    tuned, default = [one.tuned[rule] for one in group.pairs], [one.default for one in group.pairs]
+    departed = sum(one.departed[rule] for one in group.pairs)
+    found = paired(tuned, default, same_run=not departed)
+    nudges = [difference for one in group.pairs for difference in one.nudged]
+    sd = found.difference.sd
+    return Effect(
+        part=group.part,
+        arithmetic=group.arithmetic,
+        rule=rule,
+        found=found,
+        beyond=beyond_chaos(tuned, [one.nudges for one in group.pairs]),
+        departed=departed,
+        nudges=(math.fsum(nudges) / len(nudges), min(nudges), max(nudges)) if nudges else None,
+        shown=None if not sd or found.identical else difference_for_power(sd, found.n, POWER),
+    )
