@@ -205,6 +205,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from relucheck.gate import drift
     from relucheck.gate import report as gate_report
     from relucheck.gate.verdicts import IMPORT
     from relucheck.results import files
@@ -233,7 +234,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for body, name in ((old, against), (baseline, config.baseline)):
         if body is not None:
             try:
-                changes = gate_report.differences(body, results, name)
+                changes = drift.differences(body, results, name)
             except gate_report.ReportError as error:
                 incomparable = error
                 continue

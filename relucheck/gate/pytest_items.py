@@ -18,6 +18,7 @@ import pytest
 
 from relucheck.errors import DeviceError
 from relucheck.gate import config as gate_config
+from relucheck.gate import drift
 from relucheck.gate import report as gate_report
 from relucheck.gate.config import ConfigError, GateConfig
 from relucheck.numerics.environment import software
@@ -180,7 +181,7 @@ def baseline_drift(config: pytest.Config) -> list[str]:
         return []
     try:
         old = gate_report.read_json(Path(config.rootpath) / settings.baseline)
-        return gate_report.differences(old, results(config), settings.baseline)
+        return drift.differences(old, results(config), settings.baseline)
     except gate_report.ReportError as error:
         return [str(error)]
 
