@@ -326,7 +326,7 @@ class Settings:
                     )
 
     def trained(self, samples: int) -> int:
-        """How many of ``samples`` images of the training split are trained on; the others are held out.
+        """How many of ``samples`` training images are trained on; the others are held out.
 
         Raises:
             SettingsError: none would be trained on, or none held out.
