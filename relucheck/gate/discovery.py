@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_mean
-from relucheck.gate.frameworks import TORCH_TARGETS
+from relucheck.gate.frameworks.torch_activations import TORCH_TARGETS
 from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
 
 #: Names of a first parameter that mark a function without annotations as an activation.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from relucheck.errors import RelucheckError, error_text
@@ -261,8 +262,8 @@ def _single_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Ignore a target's warnings, which ``-W error`` would turn into failures."""
-    with warnings.catch_warnings():
+    """Ignore a target's warnings, and NumPy's about numbers, which ``-W error`` would turn into failures."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
 
