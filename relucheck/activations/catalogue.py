@@ -1,4 +1,4 @@
-"""torch's piecewise linear activations whose subgradients the published experiments vary, with their kinks."""
+"""torch's activations whose subgradients the published experiments vary, with their kinks."""
 
 from __future__ import annotations
 

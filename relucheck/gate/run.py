@@ -23,7 +23,7 @@ from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover
-from relucheck.gate.frameworks.port import Disconnected
+from relucheck.gate.frameworks.exchange import Disconnected
 from relucheck.gate.isolation.guard import CodeRaised, Runaway, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of

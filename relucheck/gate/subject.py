@@ -19,7 +19,7 @@ from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, find_kinks
 from relucheck.activations.kinks import Activation
 from relucheck.errors import RelucheckError, error_text
 from relucheck.gate.frameworks import framework_named
-from relucheck.gate.frameworks.port import Function, Layout
+from relucheck.gate.frameworks.exchange import Function, Layout
 from relucheck.numerics.floats import Floats, differs
 
 #: Seed for the parameters of modules, so that they are the same in every dtype, worker and reproducing script.
@@ -231,7 +231,7 @@ class Subject:
         return self.placed(self.original, dtype, device)
 
     def function_of(self, target: Any, dtype: str, device: str = "cpu") -> Function:
-        """Wrap a callable that is in a dtype and on a device already as a function from shape (n,) to shape (n,)."""
+        """Wrap a callable, already in a dtype and on a device, as a function (n,) to (n,)."""
         return Function(target, dtype, device, self.layout)
 
     def function(self, dtype: str, device: str = "cpu") -> Function:

@@ -1,4 +1,4 @@
-"""The four supported float formats by name: their limits, rounding, order and comparison. Imports no torch.
+"""The four float formats by name: limits, rounding, order, comparison. Imports no torch.
 
 Every value of float16, bfloat16, float32 and float64 is a float64. So float64 arrays of NumPy hold the values of each
 format exactly, with the sign of zero, and the functions here take and return such arrays.
@@ -65,7 +65,7 @@ class FloatFormat:
         return np.where(np.abs(result) > self.largest, np.copysign(np.inf, result), result)
 
     def ordinals(self, x: Floats) -> NDArray[np.int64]:
-        """Map values of this format to integers in the same order: neighbours differ by 1, both zeros are 0.
+        """Map values to integers in the same order: neighbours differ by 1, both zeros are 0.
 
         NaN has no place in the order, and its ordinal means nothing.
         """

@@ -13,7 +13,8 @@ import torch
 from relucheck.activations.kinks import Activation
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks import FRAMEWORKS, UnknownFrameworkError, framework_named
-from relucheck.gate.frameworks.port import CAPABILITIES, Disconnected, Framework, Function, missing
+from relucheck.gate.frameworks.exchange import Disconnected, Function
+from relucheck.gate.frameworks.port import CAPABILITIES, Framework, missing
 from relucheck.gate.laws import LAWS
 from relucheck.gate.laws.law import law
 from relucheck.gate.run import Gate

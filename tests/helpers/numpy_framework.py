@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from relucheck.activations.kinks import Activation, identity
-from relucheck.gate.frameworks.port import Call, Disconnected, Framework, Result
+from relucheck.gate.frameworks.exchange import Call, Disconnected, Result
+from relucheck.gate.frameworks.port import Framework
 
 #: What to put into ``relucheck.gate.frameworks.FRAMEWORKS`` under ``NAME``.
 PLACE = f"{__name__}:NumPyFramework"

@@ -19,7 +19,8 @@ from relucheck.errors import error_text
 from relucheck.gate.cases.probing import wider
 from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal
 from relucheck.gate.config import GateConfig
-from relucheck.gate.frameworks.port import Framework, Function, Unsupported
+from relucheck.gate.frameworks.exchange import Function, Unsupported
+from relucheck.gate.frameworks.port import Framework
 from relucheck.gate.subject import Subject
 from relucheck.numerics.floats import FORMATS, Floats, Mask
 
@@ -96,7 +97,7 @@ class Case:
 
     @functools.cached_property
     def exact(self) -> Callable[[Floats], Floats]:
-        """The function of real numbers that the activation approximates, from shape (n,) to shape (n,)."""
+        """The function of real numbers that the activation approximates, (n,) to (n,)."""
         return self.subject.exact_and_kinks(self.dtype)[0]
 
     @functools.cached_property

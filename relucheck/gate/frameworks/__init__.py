@@ -1,6 +1,6 @@
 """The frameworks whose activations the gate can check, by name. Imports none of them.
 
-``port`` says what the laws need of a framework; ``docs/gate.md`` says how to add one.
+``port`` says what the gate needs of a framework, and CONTRIBUTING.md how to add one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the gate needs of a framework, such as torch: to call, copy and differentiate activations.
+"""What the gate needs of a framework, such as torch, to check its activations.
 
 Laws know no framework. They speak float64 arrays of NumPy, which hold every value of float16, bfloat16, float32 and float64
 exactly, with the sign of zero. A ``Framework`` converts them to its own arrays in a dtype and back.
@@ -11,11 +11,10 @@ capabilities. Those of other capabilities are never called.
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from relucheck.errors import RelucheckError, error_text
+from relucheck.gate.frameworks.exchange import Call, Function, Overwritten, Relaid, Result
 from relucheck.gate.frameworks.script import Script
 from relucheck.numerics.floats import FORMATS, Floats
 
@@ -37,159 +36,6 @@ CAPABILITIES: Final[Mapping[str, str]] = {
     "shapes": "dtype, device and shape of a result",
     "vmap": "a transformation that maps a function over an axis",
 }
-
-
-class Disconnected(RelucheckError):
-    """An output that has no graph of operations to the input."""
-
-
-class Unsupported(RelucheckError):
-    """A mode, a dtype or a shape for which the framework or the activation has no implementation.
-
-    Attributes:
-        mode: what is not supported, in the framework's words.
-        raised: the exception that says so.
-    """
-
-    def __init__(self, mode: str, raised: BaseException) -> None:
-        super().__init__(f"{mode} is not supported: {error_text(raised)}")
-        self.mode, self.raised = mode, raised
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The layout to which a vector is spread before the call, and the part of the result that is checked.
-
-    Attributes:
-        shape: shape of the call's argument; -1 stands for the length of the vector. ``(-1,)`` is the vector itself, and
-            ``(1, 3, -1)`` suits a module with a parameter for each of 3 channels.
-        channel: index of the channel that is checked, where there are several.
-    """
-
-    shape: tuple[int, ...] = (-1,)
-    channel: int = 0
-
-    @property
-    def plain(self) -> bool:
-        """Whether the call gets the vector itself."""
-        return self.shape == (-1,)
-
-    @property
-    def unexpanded(self) -> tuple[int, ...]:
-        """Shape of the vector before it is expanded along the other axes."""
-        return tuple(n if n == -1 else 1 for n in self.shape)
-
-    def expanded(self, length: int) -> tuple[int, ...]:
-        """Shape of the call's argument for a vector of a length."""
-        return tuple(length if n == -1 else n for n in self.shape)
-
-    @property
-    def index(self) -> tuple[int | slice, ...]:
-        """Index of the checked vector in the result of the call."""
-        return tuple(slice(None) if n == -1 else min(self.channel, n - 1) for n in self.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Function:
-    """An activation as a function from shape (n,) to shape (n,), in one dtype on one device.
-
-    Attributes:
-        target: the framework's callable, with its parameters in the dtype and on the device.
-        dtype: name of the dtype.
-        device: the device.
-        layout: how a vector reaches the callable and how its result is read.
-    """
-
-    target: Any
-    dtype: str
-    device: str = "cpu"
-    layout: Layout = Layout()
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """An array of the framework, described.
-
-    Attributes:
-        numbers: its numbers, of its shape.
-        dtype: its dtype, in the framework's words.
-        device: its device, in the framework's words.
-    """
-
-    numbers: Floats
-    dtype: str
-    device: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return self.numbers.shape
-
-    @property
-    def kind(self) -> str:
-        """Dtype, device and shape as text."""
-        return f"{self.dtype}, {self.device}, {self.shape}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of an activation that may not be an activation at all.
-
-    Attributes:
-        returned: name of the result's type.
-        numbers: the numbers of the result; None if the framework cannot differentiate such a result.
-        dtype: name of the result's dtype; empty if the result is not an array.
-        overwrote: whether the call wrote to its argument.
-    """
-
-    returned: str
-    numbers: Floats | None
-    dtype: str
-    overwrote: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Relaid:
-    """A call on an array of an unusual memory layout, beside the same call on a contiguous copy.
-
-    Attributes:
-        x: the input, of the layout's shape.
-        cotangent: the upstream gradient, of the layout's shape.
-        value: the value for the layout.
-        gradient: the gradient for the layout.
-        plain_value: the value for the contiguous copy.
-        plain_gradient: the gradient for the contiguous copy.
-        strides: strides of the input.
-        strides_of_value: strides of the value.
-        dense: whether each element of the input has one place in memory without gaps, so that the value should have the
-            same strides.
-    """
-
-    x: Floats
-    cotangent: Floats
-    value: Floats
-    gradient: Floats
-    plain_value: Floats
-    plain_gradient: Floats
-    strides: tuple[int, ...]
-    strides_of_value: tuple[int, ...]
-    dense: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Overwritten:
-    """What a call does to its arguments, in the layout of the call.
-
-    Attributes:
-        x: the argument before the call.
-        x_after: the argument after the forward.
-        backward: runs the backward, and returns the cotangent before and after it; None if the value has another dtype than
-            the input, so that the backward runs on a copy.
-    """
-
-    x: Floats
-    x_after: Floats
-    backward: Callable[[], tuple[Floats, Floats] | None]
 
 
 class Framework(abc.ABC):
@@ -219,7 +65,7 @@ class Framework(abc.ABC):
 
     @abc.abstractmethod
     def constructed(self, make: Callable[[], Any], seed: int) -> Any:
-        """Call ``make`` with the framework's random generator seeded, and restore the generator afterwards."""
+        """Call ``make`` with the random generator seeded, and restore the generator afterwards."""
 
     @abc.abstractmethod
     def copied(self, target: Any, again: Callable[[], Any]) -> Any:
@@ -232,11 +78,14 @@ class Framework(abc.ABC):
 
     @abc.abstractmethod
     def moved(self, target: Any, dtype: str, device: str) -> Any:
-        """Move a module to a dtype and a device, in place or not, and return it; return any other callable as it is."""
+        """Move a module to a dtype and a device, in place or not, and return it.
+
+        Any other callable is returned as it is.
+        """
 
     @abc.abstractmethod
     def called(self, target: Any, x: Floats, dtype: str) -> Call:
-        """Call an activation on an array of any shape, without differentiating, and describe what it did."""
+        """Call an activation on an array of any shape, and describe what it did."""
 
     def spelled(self, dtype: str) -> str:
         """Spell a dtype as users of the framework do."""
@@ -263,7 +112,7 @@ class Framework(abc.ABC):
         return []
 
     def known_activations(self) -> dict[str, Activation]:
-        """Return the framework's own activations by full name, which others may spell in another way."""
+        """Return the framework's activations by full name, which others may spell differently."""
         return {}
 
     # -- value and reverse mode -------------------------------------------------------------------------------------
@@ -308,7 +157,7 @@ class Framework(abc.ABC):
         raise NotImplementedError
 
     def mapped_value(self, f: Function, x: Floats) -> Floats:
-        """``vmap``: compute the values, mapping the function over the elements of a vector (n,).
+        """``vmap``: compute the values, mapped over the elements of a vector (n,).
 
         Raises:
             Unsupported: if the activation does not support the mode.
@@ -316,7 +165,7 @@ class Framework(abc.ABC):
         raise NotImplementedError
 
     def mapped_gradient(self, f: Function, x: Floats) -> Floats:
-        """``vmap``: compute the gradients for cotangent 1, mapping the gradient over the elements of a vector (n,).
+        """``vmap``: compute the gradients for cotangent 1, mapped over the elements of a vector.
 
         Raises:
             Unsupported: if the activation does not support the mode.
@@ -324,7 +173,7 @@ class Framework(abc.ABC):
         raise NotImplementedError
 
     def second(self, f: Function, x: Floats) -> tuple[Floats, Floats | None]:
-        """``second_order``: compute the gradient for cotangent 1 at a vector, and its derivative, (n,) each.
+        """``second_order``: compute the gradient for cotangent 1, and its derivative, (n,) each.
 
         The derivative is None if no graph of operations leads from the gradient to the vector.
 
@@ -371,7 +220,7 @@ class Framework(abc.ABC):
         raise NotImplementedError
 
     def relaid(self, f: Function, name: str, x: Floats, cotangent: Callable[[int], Floats], *, copying: bool) -> Relaid:
-        """``memory_layouts``: call a function on an input of a memory layout, and on a contiguous copy.
+        """``memory_layouts``: call a function for a memory layout, and on a contiguous copy.
 
         Args:
             f: the function.
@@ -390,7 +239,7 @@ class Framework(abc.ABC):
         raise NotImplementedError
 
     def in_place_variant(self, subject: Subject) -> Callable[[], Any] | None:
-        """``in_place``: return a constructor of an activation's in-place variant; None if there is none."""
+        """``in_place``: return a constructor of the in-place variant; None if there is none."""
         return None
 
     def announces_in_place(self, target: Any) -> bool:
@@ -398,7 +247,7 @@ class Framework(abc.ABC):
         return False
 
     def after_saving(self, f: Function, x: Floats, *, copying: bool = False) -> Floats:
-        """``in_place``: compute the gradient of f(tanh(x)), whose tanh saves its result for backward.
+        """``in_place``: compute the gradient of f(tanh(x)), whose tanh saves its result.
 
         The function overwrites that result, unless it gets a copy (``copying``).
 
@@ -416,11 +265,11 @@ class Framework(abc.ABC):
         raise NotImplementedError
 
     def with_parameter(self, target: Any, name: str, values: Floats) -> Any:
-        """``parameters``: set a parameter, and return the module that has it, which may be the same object."""
+        """``parameters``: set a parameter, and return the module, which may be the same object."""
         raise NotImplementedError
 
     def parameter_gradients(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
-        """``parameters``: compute the gradients of the learnable parameters by name; None where none arrives."""
+        """``parameters``: compute the gradients by name; None for one that none reaches."""
         raise NotImplementedError
 
     def with_distinct_channels(self, target: Any, channels: int) -> Any:
@@ -432,7 +281,7 @@ class Framework(abc.ABC):
         raise NotImplementedError
 
     def with_changed_state(self, target: Any) -> Any:
-        """``copies``: add 0.125 to each array of floats that a module's state holds, and return the module."""
+        """``copies``: add 0.125 to each float array of a module's state; return the module."""
         raise NotImplementedError
 
     def copies(self, target: Any, again: Callable[[], Any], dtype: str, device: str) -> Iterator[tuple[str, Any]]:
@@ -450,7 +299,7 @@ class Framework(abc.ABC):
         raise NotImplementedError
 
     def state_changes(self, f: Function, x: Floats) -> list[str]:
-        """``global_state``: call a function and its pullback; return one line for each state that changed.
+        """``global_state``: call a function and its pullback; return a line for each change.
 
         The state is restored, and exceptions of the call are ignored.
         """
@@ -458,7 +307,7 @@ class Framework(abc.ABC):
 
 
 def missing(framework: Framework, needs: Sequence[str], dtype: str) -> str:
-    """Return why a framework cannot serve a law in a dtype; empty if it has the dtype and what the law needs."""
+    """Return why a framework cannot serve a law in a dtype; empty if it can."""
     if dtype not in framework.dtypes:
         return f"the framework {framework.name!r} does not have the dtype {dtype}"
     lacking = [need for need in needs if need not in framework.capabilities]

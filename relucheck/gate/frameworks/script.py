@@ -41,7 +41,7 @@ class Script:
         self.format = FORMATS[dtype]
 
     def text(self, *lines: str, x: Sequence[float] | None = None, copying: bool = True) -> str:
-        """Return a script: the definition of ``act``, that of ``x`` where numbers are given, and further lines.
+        """Return a script that defines ``act``, and ``x`` where numbers are given, and goes on.
 
         An activation that writes to its input gets a copy of the input, unless ``copying`` is False.
         """
@@ -158,7 +158,7 @@ class Script:
         return ""
 
     def second(self, x: float, condition: str) -> str:
-        """``second_order``: compute ``got``, the derivative of the gradient, and assert a condition about it."""
+        """``second_order``: compute the derivative ``got`` of the gradient; assert a condition."""
         return ""
 
     def compiled(self, x: float) -> str:
@@ -166,7 +166,7 @@ class Script:
         return ""
 
     def autocast(self, x: float, lower: str) -> str:
-        """``autocast``: compare the gradient in the mode, which lowers the precision to a dtype, with the plain one."""
+        """``autocast``: compare the gradient in the mode with the plain one."""
         return ""
 
     def shape(self, shape: tuple[int, ...]) -> str:
@@ -178,7 +178,7 @@ class Script:
         return ""
 
     def layout(self, name: str) -> str:
-        """``memory_layouts``: compare the gradient for a memory layout with that for a contiguous copy."""
+        """``memory_layouts``: compare the gradient for a layout with that for a contiguous copy."""
         return ""
 
     def overwritten_input(self, x: float) -> str:
@@ -194,7 +194,7 @@ class Script:
         return ""
 
     def after_saving(self, x: float) -> str:
-        """``in_place``: compare the gradients after an operation that saves its result, or expect an error."""
+        """``in_place``: compare gradients after an operation that saves its result."""
         return ""
 
     def parameter(self, name: str, x: Sequence[float]) -> str:
@@ -206,5 +206,5 @@ class Script:
         return ""
 
     def state(self) -> str:
-        """``global_state``: assert that forward and backward do not change the framework's global state."""
+        """``global_state``: assert that forward and backward do not change the global state."""
         return ""

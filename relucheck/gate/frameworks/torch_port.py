@@ -14,19 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.kinks import Activation
-from relucheck.gate.frameworks.port import (
-    CAPABILITIES,
-    Call,
-    Disconnected,
-    Framework,
-    Function,
-    Layout,
-    Overwritten,
-    Relaid,
-    Result,
-    Unsupported,
-)
+from relucheck.gate.frameworks.exchange import Call, Disconnected, Function, Overwritten, Relaid, Result, Unsupported
+from relucheck.gate.frameworks.port import CAPABILITIES, Framework
 from relucheck.gate.frameworks.torch_activations import functions
+from relucheck.gate.frameworks.torch_arrays import described, leaf_of, like, numbers, on_tensors, spread, tensor
 from relucheck.gate.frameworks.torch_scripts import LAYOUTS, TorchScript
 from relucheck.gate.isolation.guard import preserved_state
 from relucheck.numerics.dtypes import as_dtype, dtype_name
@@ -34,51 +25,6 @@ from relucheck.numerics.floats import Floats
 
 if TYPE_CHECKING:
     from relucheck.gate.subject import Subject
-
-
-def tensor(x: Floats, dtype: str, device: str = "cpu") -> Tensor:
-    """Copy an array to a tensor in a dtype and on a device."""
-    copied = torch.from_numpy(np.ascontiguousarray(x)).to(device=device, dtype=as_dtype(dtype), copy=True).reshape(x.shape)
-    if dtype == "bfloat16":
-        # vectorised and scalar conversions give NaN different bits, which would make equal inputs unequal
-        copied.masked_fill_(copied.isnan(), torch.nan)
-    return copied
-
-
-def numbers(x: Tensor) -> Floats:
-    """Copy a tensor to a float64 array."""
-    result: Floats = x.detach().to(device="cpu", dtype=torch.float64, copy=True).numpy()
-    return result
-
-
-def _described(x: Tensor) -> Result:
-    return Result(numbers(x), str(x.dtype), str(x.device))
-
-
-def _spread(layout: Layout, x: Tensor) -> Tensor:
-    """Copy a vector (n,) into a layout.
-
-    Under autograd the copy is not a leaf, so an activation may overwrite it.
-    """
-    if layout.plain:
-        return x.clone()
-    return x.reshape(layout.unexpanded).expand(layout.expanded(x.numel())).clone()
-
-
-def _on_tensors(f: Function) -> Callable[[Tensor], Tensor]:
-    """Return a differentiable function from shape (n,) to shape (n,).
-
-    Each call passes a copy of the input to the activation. The caller's input is therefore never overwritten, and in-place
-    activations can be called on leaves of an autograd graph.
-    """
-    target, layout = f.target, f.layout
-    if layout.plain:
-        return lambda x: target(x.clone())
-    return lambda x: target(_spread(layout, x))[layout.index]
-
-
-def _leaf(f: Function, x: Floats) -> Tensor:
-    return tensor(x, f.dtype, f.device).requires_grad_()
 
 
 class TorchFramework(Framework):
@@ -149,17 +95,17 @@ class TorchFramework(Framework):
 
     def value(self, f: Function, x: Floats) -> Floats:
         with torch.no_grad():
-            return numbers(_on_tensors(f)(tensor(x, f.dtype, f.device)))
+            return numbers(on_tensors(f)(tensor(x, f.dtype, f.device)))
 
     def pullback(self, f: Function, x: Floats) -> tuple[Floats, Callable[[Floats], Floats]]:
-        leaf = _leaf(f, x)
+        leaf = leaf_of(f, x)
         with torch.enable_grad():
-            y = _on_tensors(f)(leaf)
+            y = on_tensors(f)(leaf)
         if not y.requires_grad:
             raise Disconnected("the output carries no graph")
 
         def back(cotangent: Floats) -> Floats:
-            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(y, leaf, _like(y, cotangent), allow_unused=True)
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(y, leaf, like(y, cotangent), allow_unused=True)
             (gradient,) = gradients
             if gradient is None:
                 raise Disconnected("the graph of the output does not reach the input")
@@ -178,16 +124,16 @@ class TorchFramework(Framework):
     def forward(self, f: Function, x: Floats, tangent: Floats) -> Floats:
         primal, direction = tensor(x, f.dtype, f.device), tensor(tangent, f.dtype, f.device)
         try:
-            return numbers(torch.func.jvp(_on_tensors(f), (primal,), (direction,))[1])
+            return numbers(torch.func.jvp(on_tensors(f), (primal,), (direction,))[1])
         except (RuntimeError, TypeError, AttributeError) as error:
             raise Unsupported("forward-mode AD", error) from None
 
     def mapped_value(self, f: Function, x: Floats) -> Floats:
-        call = _on_tensors(f)
+        call = on_tensors(f)
         return self._mapped(lambda t: call(t.reshape(1)).reshape(()), f, x)
 
     def mapped_gradient(self, f: Function, x: Floats) -> Floats:
-        call = _on_tensors(f)
+        call = on_tensors(f)
         return self._mapped(torch.func.grad(lambda t: call(t.reshape(1)).sum()), f, x)
 
     def _mapped(self, call: Callable[[Tensor], Tensor], f: Function, x: Floats) -> Floats:
@@ -197,8 +143,8 @@ class TorchFramework(Framework):
             raise Unsupported(self.modes["vmap"], error) from None
 
     def second(self, f: Function, x: Floats) -> tuple[Floats, Floats | None]:
-        leaf = _leaf(f, x)
-        y = _on_tensors(f)(leaf)
+        leaf = leaf_of(f, x)
+        y = on_tensors(f)(leaf)
         second: Tensor | None = None
         try:
             (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y).requires_grad_(), create_graph=True)
@@ -217,12 +163,12 @@ class TorchFramework(Framework):
         torch._dynamo.reset()
 
         def gradient() -> Floats:
-            leaf = _leaf(f, x)
+            leaf = leaf_of(f, x)
             y = compiled(leaf)
             return numbers(torch.autograd.grad(y, leaf, torch.ones_like(y))[0])
 
         try:
-            compiled = torch.compile(_on_tensors(f), dynamic=False, fullgraph=False)
+            compiled = torch.compile(on_tensors(f), dynamic=False, fullgraph=False)
             # torch 2.4's inductor links with -ffast-math: loading its kernels makes the process flush subnormal numbers to
             # 0, which would fail the laws that are checked later. So the first call compiles, and the second one counts.
             with preserved_state():
@@ -245,13 +191,13 @@ class TorchFramework(Framework):
     # -- arrays: shapes, memory layouts, writes -------------------------------------------------------------------------
 
     def shaped(self, f: Function, x: Floats) -> tuple[Result, Result, Result]:
-        leaf = _leaf(f, x)
+        leaf = leaf_of(f, x)
         try:
-            y = f.target(leaf.clone()) if f.layout.plain else _on_tensors(f)(leaf)
+            y = f.target(leaf.clone()) if f.layout.plain else on_tensors(f)(leaf)
             (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
         except (RuntimeError, IndexError, ValueError) as error:
             raise Unsupported(f"an input of shape {x.shape}", error) from None
-        return _described(leaf), _described(y), _described(gradient)
+        return described(leaf), described(y), described(gradient)
 
     def state_shapes(self, target: Any) -> list[tuple[int, ...]]:
         state = target.state_dict().values() if isinstance(target, nn.Module) else ()
@@ -280,8 +226,8 @@ class TorchFramework(Framework):
         )
 
     def overwritten(self, f: Function, x: Floats, cotangent: Callable[[int], Floats]) -> Overwritten:
-        leaf = _leaf(f, x)
-        argument = _spread(f.layout, leaf)
+        leaf = leaf_of(f, x)
+        argument = spread(f.layout, leaf)
         before = numbers(argument)
         y = f.target(argument)
 
@@ -316,7 +262,7 @@ class TorchFramework(Framework):
         return (lambda: functools.partial(original, inplace=True)) if takes else None
 
     def announces_in_place(self, target: Any) -> bool:
-        """Whether a module's attribute ``inplace`` is True, or a function says that it overwrites its argument.
+        """Whether a module has ``inplace`` True, or a function says that it overwrites.
 
         A function says so by the default True of its argument ``inplace``, or by a name that ends in an underscore, which
         is PyTorch's convention (https://docs.pytorch.org/docs/stable/tensors.html).
@@ -333,8 +279,8 @@ class TorchFramework(Framework):
         return argument is not None and argument.default is True
 
     def after_saving(self, f: Function, x: Floats, *, copying: bool = False) -> Floats:
-        leaf = _leaf(f, x)
-        call = _on_tensors(f) if copying else f.target
+        leaf = leaf_of(f, x)
+        call = on_tensors(f) if copying else f.target
         try:
             return numbers(torch.autograd.grad(call(torch.tanh(leaf)).sum(), leaf)[0])
         except RuntimeError as error:
@@ -347,7 +293,7 @@ class TorchFramework(Framework):
         return [name for name, parameter in named if parameter.requires_grad]
 
     def parameter(self, target: Any, name: str) -> Result:
-        return _described(target.get_parameter(name))
+        return described(target.get_parameter(name))
 
     def with_parameter(self, target: Any, name: str, values: Floats) -> Any:
         with torch.no_grad():
@@ -356,14 +302,13 @@ class TorchFramework(Framework):
 
     def parameter_gradients(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
         names = self.learnable(f.target)
-        y = _on_tensors(f)(tensor(x, f.dtype, f.device))
+        y = on_tensors(f)(tensor(x, f.dtype, f.device))
         if not y.requires_grad:
             return dict.fromkeys(names)
         parameters = [f.target.get_parameter(name) for name in names]
-        gradients = torch.autograd.grad(y, parameters, _like(y, cotangent), allow_unused=True)
+        gradients = torch.autograd.grad(y, parameters, like(y, cotangent), allow_unused=True)
         return {
-            name: None if gradient is None else _described(gradient)
-            for name, gradient in zip(names, gradients, strict=True)
+            name: None if gradient is None else described(gradient) for name, gradient in zip(names, gradients, strict=True)
         }
 
     def with_distinct_channels(self, target: Any, channels: int) -> Any:
@@ -400,23 +345,18 @@ class TorchFramework(Framework):
             yield name, copied
 
     def state_changes(self, f: Function, x: Floats) -> list[str]:
-        leaf = _leaf(f, x)
+        leaf = leaf_of(f, x)
         with preserved_state() as changes:
             # not under torch.enable_grad, which would restore the grad mode
             try:
-                y = _on_tensors(f)(leaf)
+                y = on_tensors(f)(leaf)
                 torch.autograd.grad(y, leaf, torch.ones_like(y), allow_unused=True)
             except (TypeError, ValueError, RuntimeError):
                 pass
         return changes
 
 
-def _like(y: Tensor, cotangent: Floats) -> Tensor:
-    """Copy a cotangent to the dtype and device of a value."""
-    return torch.from_numpy(np.ascontiguousarray(cotangent)).to(y, copy=True)
-
-
 def _relaid(name: str, base: Tensor) -> Tensor:
-    """Build an input of a memory layout from 96 numbers, as the expressions of ``LAYOUTS`` do in a script."""
+    """Build an input of a memory layout from 96 numbers, as a script does."""
     built: Tensor = eval(LAYOUTS[name], {"base": base, "torch": torch})
     return built

@@ -7,7 +7,7 @@ import numpy as np
 from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first
-from relucheck.gate.frameworks.port import Disconnected
+from relucheck.gate.frameworks.exchange import Disconnected
 from relucheck.gate.laws.law import law
 from relucheck.numerics.floats import differs
 

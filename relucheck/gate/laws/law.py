@@ -51,7 +51,7 @@ class Law:
     kink_rows: KinkRows | None = None
 
     def lacks(self, case: Case) -> str:
-        """Return why the framework of a case cannot serve the law in the case's dtype; empty if it can."""
+        """Return why the framework of a case cannot serve the law; empty if it can."""
         return missing(case.framework, self.needs, case.dtype)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first, wider
-from relucheck.gate.frameworks.port import Unsupported
+from relucheck.gate.frameworks.exchange import Unsupported
 from relucheck.gate.laws.law import law
 from relucheck.numerics.floats import FORMATS, Floats, Mask
 

@@ -10,7 +10,7 @@ import numpy as np
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first, wider
 from relucheck.gate.cases.violation import NotApplicable
-from relucheck.gate.frameworks.port import Relaid, Result, Unsupported
+from relucheck.gate.frameworks.exchange import Relaid, Result, Unsupported
 from relucheck.gate.laws.law import law
 from relucheck.gate.subject import SEED
 from relucheck.numerics.floats import Floats, Mask, differs
