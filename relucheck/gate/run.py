@@ -23,13 +23,13 @@ from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover
+from relucheck.gate.frameworks import FRAMEWORKS, framework_named
 from relucheck.gate.frameworks.exchange import Disconnected
 from relucheck.gate.isolation.guard import CodeRaised, Runaway, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of
 from relucheck.gate.subject import NotAnActivation, Subject, TargetError
 from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged
-from relucheck.numerics.devices import available
 
 
 @dataclasses.dataclass
@@ -83,15 +83,15 @@ class Gate:
     def __init__(self, config: GateConfig, activations: Iterable[Any] = ()) -> None:
         self.config = config
         check_laws(config.laws)
-        for device in config.devices:  # before any item limits the memory
-            available(device)
         self.findings: list[Finding] = [
             discover(target, constructors=config.constructors, root=config.root, seconds=config.time_limit)
             for target in dict.fromkeys(config.targets)
         ]
+        given = [as_activation(activation) for activation in activations]
+        self._start_devices([*given, *(each for finding in self.findings for each in finding.activations)])
         self.entries: dict[str, Entry] = {}
         self._cases: dict[tuple[str, str, str], Case] = {}
-        for activation in map(as_activation, activations):
+        for activation in given:
             self._add(activation, "")
         for finding in self.findings:
             for activation in finding.activations:
@@ -103,6 +103,13 @@ class Gate:
         if any(law.needs_peers for law in self.laws()):
             subjects = {name: entry.subject for name, entry in self.entries.items() if entry.subject is not None}
             self.peers = equal_spellings_of(subjects, config.scan, self._guarded)
+
+    def _start_devices(self, activations: Iterable[Activation]) -> None:
+        """Start the devices of the run in each framework of the activations, before any item limits the memory."""
+        for name in dict.fromkeys(activation.framework for activation in activations):
+            if name in FRAMEWORKS:  # an unknown one is the problem of the activations that name it
+                for device in self.config.devices:
+                    framework_named(name).start(device)
 
     def _unique(self, name: str, target: str) -> str:
         if name not in self.entries:

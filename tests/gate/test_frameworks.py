@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from relucheck.activations.kinks import Activation
+from relucheck.errors import DeviceError
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks import FRAMEWORKS, UnknownFrameworkError, framework_named
 from relucheck.gate.frameworks.exchange import Disconnected, Function
@@ -119,6 +120,13 @@ def test_spellings_come_from_the_framework():
     assert "differs from numpy.relu's at the kink" in found.message
 
 
+def test_each_framework_starts_the_devices_of_the_run():
+    with pytest.raises(DeviceError, match="'cuda:99' is not available to numpy"):
+        Gate(GateConfig(devices=("cpu", "cuda:99")), [HEALTHY["relu"]])
+    with pytest.raises(DeviceError, match="'cuda:99' is not available here"):
+        Gate(GateConfig(devices=("cpu", "cuda:99")), [torch.nn.ReLU])
+
+
 def test_frameworks_share_a_run():
     gate = Gate(GateConfig(dtypes=("float32",), laws=("subgradient", "vmap")), [HEALTHY["relu"], torch.nn.ReLU])
     assert {(verdict.activation, verdict.law): verdict.outcome for verdict in map(gate.run, gate.items())} == {
@@ -218,3 +226,18 @@ def test_every_capability_s_method_is_torch_s():
     ]
     assert len(raising) > 15
     assert all(name in vars(torch_class) for name in raising)
+
+
+def test_a_target_may_hold_activations_of_several_frameworks(tmp_path):
+    (tmp_path / "mixed.py").write_text(
+        "import torch\n"
+        "from tests.helpers.numpy_framework import by_hand, relu, relu_backward\n"
+        "array = by_hand('array', relu, relu_backward)\n"
+        "def tensor(x: torch.Tensor): return x.relu()\n"
+    )
+    gate = Gate(GateConfig(targets=("mixed.py",), root=tmp_path, dtypes=("float32",), laws=("chain_rule",)))
+    assert {entry.activation.name: entry.activation.framework for entry in gate.entries.values()} == {
+        "array": "numpy",
+        "tensor": "torch",
+    }
+    assert {found.outcome for found in map(gate.run, gate.items())} == {"passed"}

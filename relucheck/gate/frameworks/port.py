@@ -14,6 +14,7 @@ import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from relucheck.errors import DeviceError
 from relucheck.gate.frameworks.exchange import Call, Function, Overwritten, Relaid, Result
 from relucheck.gate.frameworks.script import Script
 from relucheck.numerics.floats import FORMATS, Floats
@@ -86,6 +87,15 @@ class Framework(abc.ABC):
     @abc.abstractmethod
     def called(self, target: Any, x: Floats, dtype: str) -> Call:
         """Call an activation on an array of any shape, and describe what it did."""
+
+    def start(self, device: str) -> None:
+        """Start a device. The gate calls this before it limits the memory.
+
+        Raises:
+            DeviceError: the device is not available.
+        """
+        if device != "cpu":
+            raise DeviceError(f"device {device!r} is not available to {self.name}; use device 'cpu'")
 
     def spelled(self, dtype: str) -> str:
         """Spell a dtype as users of the framework do."""

@@ -20,6 +20,7 @@ from relucheck.gate.frameworks.torch_activations import functions
 from relucheck.gate.frameworks.torch_arrays import described, leaf_of, like, numbers, on_tensors, spread, tensor
 from relucheck.gate.frameworks.torch_scripts import LAYOUTS, TorchScript
 from relucheck.gate.isolation.guard import preserved_state
+from relucheck.numerics.devices import available
 from relucheck.numerics.dtypes import as_dtype, dtype_name
 from relucheck.numerics.floats import Floats
 
@@ -69,6 +70,9 @@ class TorchFramework(Framework):
             return Call(type(result).__name__, None, "", overwrote)
         differentiable = result.is_floating_point()
         return Call("Tensor", numbers(result) if differentiable else None, dtype_name(result.dtype), overwrote)
+
+    def start(self, device: str) -> None:
+        available(device)
 
     def is_module(self, target: Any) -> bool:
         return isinstance(target, nn.Module)
