@@ -9,6 +9,7 @@ This module does not know pytest. ``relucheck.gate.pytest_items`` and ``reluchec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,7 +24,7 @@ from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover
-from relucheck.gate.frameworks import FRAMEWORKS, framework_named
+from relucheck.gate.frameworks import FrameworkError, framework_named
 from relucheck.gate.frameworks.exchange import Disconnected
 from relucheck.gate.isolation.guard import CodeRaised, Runaway, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
@@ -107,7 +108,7 @@ class Gate:
     def _start_devices(self, activations: Iterable[Activation]) -> None:
         """Start the devices of the run in each framework of the activations, before any item limits the memory."""
         for name in dict.fromkeys(activation.framework for activation in activations):
-            if name in FRAMEWORKS:  # an unknown one is the problem of the activations that name it
+            with contextlib.suppress(FrameworkError):  # one that is missing is the problem of its activations
                 for device in self.config.devices:
                     framework_named(name).start(device)
 

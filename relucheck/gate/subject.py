@@ -74,7 +74,7 @@ class Subject:
     Raises:
         NotAnActivation: for a callable to which the laws do not apply.
         TargetError: for an activation that cannot be run.
-        UnknownFrameworkError: for an activation that names an unknown framework.
+        FrameworkError: for an activation whose framework does not exist or is not installed.
     """
 
     def __init__(self, activation: Activation, scan: tuple[float, float] = SCAN_RANGE) -> None:

@@ -105,6 +105,18 @@ class Framework(abc.ABC):
         """Whether a callable is an object of the framework's kind of modules, and no plain function."""
         return False
 
+    def is_module_class(self, value: Any) -> bool:
+        """Whether an object is a class of such modules that a library defines."""
+        return False
+
+    def is_array_type(self, annotation: Any) -> bool:
+        """Whether the annotation of a parameter says that it takes one of the framework's arrays."""
+        return False
+
+    def namespaces(self) -> Mapping[str, Callable[[], list[Activation]]]:
+        """Return the targets that are parts of the framework, each with a function that lists its activations."""
+        return {}
+
     def signed(self, target: Any) -> Any:
         """Return the callable whose signature states the arguments of an activation."""
         return target

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from relucheck.activations.kinks import Activation
 from relucheck.gate.frameworks.exchange import Call, Disconnected, Function, Overwritten, Relaid, Result, Unsupported
 from relucheck.gate.frameworks.port import CAPABILITIES, Framework
-from relucheck.gate.frameworks.torch_activations import functions
+from relucheck.gate.frameworks.torch_activations import NAMESPACES, functions
 from relucheck.gate.frameworks.torch_arrays import described, leaf_of, like, numbers, on_tensors, spread, tensor
 from relucheck.gate.frameworks.torch_scripts import LAYOUTS, TorchScript
 from relucheck.gate.isolation.guard import preserved_state
@@ -76,6 +76,15 @@ class TorchFramework(Framework):
 
     def is_module(self, target: Any) -> bool:
         return isinstance(target, nn.Module)
+
+    def is_module_class(self, value: Any) -> bool:
+        return inspect.isclass(value) and issubclass(value, nn.Module) and value is not nn.Module
+
+    def is_array_type(self, annotation: Any) -> bool:
+        return annotation is Tensor or "Tensor" in str(annotation)
+
+    def namespaces(self) -> Mapping[str, Callable[[], list[Activation]]]:
+        return NAMESPACES
 
     def signed(self, target: Any) -> Any:
         return target.forward if isinstance(target, nn.Module) else target
