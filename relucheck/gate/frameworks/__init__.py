@@ -44,7 +44,7 @@ def framework_named(name: str) -> Framework:
 
 
 def loaded_frameworks() -> list[Framework]:
-    """Return the frameworks whose packages this process has imported; no other's modules can exist in it."""
+    """Return the frameworks whose packages are imported; modules of no other can exist here."""
     return [framework_named(name) for name in FRAMEWORKS if sys.modules.get(name) is not None]
 
 

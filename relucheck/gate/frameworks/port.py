@@ -114,7 +114,10 @@ class Framework(abc.ABC):
         return False
 
     def namespaces(self) -> Mapping[str, Callable[[], list[Activation]]]:
-        """Return the targets that are parts of the framework, each with a function that lists its activations."""
+        """Return the targets that are parts of the framework, each with a list of its activations.
+
+        The list is a function without arguments, which is called when the target is checked.
+        """
         return {}
 
     def signed(self, target: Any) -> Any:

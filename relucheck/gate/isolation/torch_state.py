@@ -1,4 +1,4 @@
-"""torch's global state, and its threads. ``guard`` leaves them out where torch is not installed."""
+"""torch's global state and threads; ``guard`` leaves them out where torch is missing."""
 
 from __future__ import annotations
 
