@@ -16,11 +16,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from relucheck.errors import SettingsError
-from relucheck.numerics.bits import from_ordinals, ordinals
+from relucheck.numerics.floats import FORMATS, Floats
 
 #: Default range of the scan.
 SCAN_RANGE: Final = (-32.0, 32.0)
@@ -35,7 +35,8 @@ _ONE_SIDED: Final = (-8.7, 29.25, -127 / 3, 33.0, -13.5, 137 / 60)
 #: Weights of the one-sided derivative at 0 from values at 0..4.
 _FORWARD: Final = (-25 / 12, 4.0, -3.0, 4 / 3, -1 / 4)
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[[Floats], Floats]
+_FLOAT64: Final = FORMATS["float64"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,49 +80,55 @@ class FoundKink:
         return min(max(0.0, low), high)
 
 
-def resolution(y: Tensor) -> float:
+def resolution(y: Floats) -> float:
     """Return the machine epsilon of the precision that values were computed in.
 
     It is that of float64 or of float32.
 
-    A module that always computes in float32 returns float64 tensors of float32 numbers. Their differences have a larger
+    A module that always computes in float32 returns float64 arrays of float32 numbers. Their differences have a larger
     rounding error than those of values computed in float64.
 
     Args:
-        y: values of a function, float64, any shape.
+        y: values of a function, any shape.
     """
-    finite = y[y.isfinite()]
+    finite = y[np.isfinite(y)]
+    # the first few numbers decide almost always, and cost less than all
+    narrow = _is_float32(finite[:16]) and _is_float32(finite)
     # values with few distinct numbers (a step function, a clamp) may be float32 numbers by chance
-    if finite.unique().numel() > 0.2 * finite.numel() and bool(
-        (finite.to(torch.float32).to(torch.float64) == finite).all()
-    ):
-        return float(torch.finfo(torch.float32).eps)
-    return float(torch.finfo(torch.float64).eps)
+    if narrow and np.unique(finite).size > 0.2 * finite.size:
+        return FORMATS["float32"].eps
+    return _FLOAT64.eps
 
 
-def _grid(low: float, high: float) -> Tensor:
+def _is_float32(x: Floats) -> bool:
+    with np.errstate(over="ignore"):
+        return bool((x.astype(np.float32) == x).all())
+
+
+def _grid(low: float, high: float) -> Floats:
     inner_low, inner_high = max(low, -4.0), min(high, 4.0)
-    parts = [torch.arange(low, min(inner_low, high), _COARSE, dtype=torch.float64)]
+    parts = [np.arange(low, min(inner_low, high), _COARSE)]
     if inner_low < inner_high:
-        parts.append(torch.arange(inner_low, inner_high, _FINE, dtype=torch.float64))
+        parts.append(np.arange(inner_low, inner_high, _FINE))
     if inner_high < high:
-        parts.append(torch.arange(max(inner_high, low), high, _COARSE, dtype=torch.float64))
-    parts.append(torch.tensor([high], dtype=torch.float64))
+        parts.append(np.arange(max(inner_high, low), high, _COARSE))
+    parts.append(np.array([high]))
     # kinks lie at short decimal or binary fractions; this offset keeps them off the nodes, where two cells would share one
-    return torch.cat(parts) + _FINE * 0.381966
+    return np.concatenate(parts) + _FINE * 0.381966
 
 
-def _change(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _change(y: Floats, h: Floats) -> tuple[Floats, Floats]:
     """Compute the change of slope over every three cells, and the scale of its rounding error.
 
     ``y`` has the shape (..., n + 1), the widths ``h`` end in n, both results in n - 2.
     """
-    slope = y.diff(dim=-1) / h
-    size = y.abs().unfold(-1, 4, 1).amax(-1)
-    return (slope[..., 2:] - slope[..., :-2]).abs(), size / h[..., : size.shape[-1]]
+    slope = np.diff(y) / h
+    size = np.abs(y)
+    size = np.maximum(np.maximum(size[..., :-3], size[..., 1:-2]), np.maximum(size[..., 2:-1], size[..., 3:]))
+    return np.abs(slope[..., 2:] - slope[..., :-2]), size / h[..., : size.shape[-1]]
 
 
-def _brackets(f: Function, low: float, high: float) -> tuple[Tensor, Tensor, float]:
+def _brackets(f: Function, low: float, high: float) -> tuple[Floats, Floats, float]:
     """Find disjoint brackets [a, b], about 6e-6 wide, each with a jump of value or slope.
 
     Returns the ends a and b of all brackets, and the machine epsilon of the values.
@@ -129,32 +136,27 @@ def _brackets(f: Function, low: float, high: float) -> tuple[Tensor, Tensor, flo
     x = _grid(low, high)
     y = f(x)
     unit = resolution(y)
-    change, noise = _change(y, x.diff())
+    change, noise = _change(y, np.diff(x))
     # cells with non-finite values drop out, because NaN compares false
     keep = change > SMALLEST_JUMP + 64 * unit * noise
     a, b, parent = x[:-3][keep], x[3:][keep], change[keep]
     rounds = _ROUNDS if unit < 1e-10 else 2
-    steps = torch.linspace(0, 1, 3 * _ZOOM + 1, dtype=torch.float64)
+    steps = np.linspace(0, 1, 3 * _ZOOM + 1)
     for _ in range(rounds):
-        if a.numel() == 0:
+        if a.size == 0:
             break
         nodes = a[:, None] + (b - a)[:, None] * steps
         values = f(nodes.reshape(-1)).reshape(nodes.shape)
-        change, noise = _change(values, nodes.diff(dim=-1))
+        change, noise = _change(values, np.diff(nodes))
         kept = (change >= 0.6 * parent[:, None]) & (change > SMALLEST_JUMP + 64 * unit * noise)
-        row, column = kept.nonzero(as_tuple=True)
+        row, column = kept.nonzero()
         a, b, parent = nodes[row, column], nodes[row, column + 3], change[row, column]
-    order = a.argsort()
+    order = a.argsort(kind="stable")
     a, b = a[order], b[order]
-    if a.numel() > 1:
+    if a.size > 1:
         # overlapping brackets contain the same kink
-        start = torch.cat([torch.tensor([True]), a[1:] > torch.cummax(b, 0).values[:-1]])
-        group = start.cumsum(0) - 1
-        count = int(group[-1]) + 1
-        a, b = (
-            torch.full((count,), math.inf, dtype=torch.float64).scatter_reduce(0, group, a, "amin"),
-            torch.full((count,), -math.inf, dtype=torch.float64).scatter_reduce(0, group, b, "amax"),
-        )
+        starts = np.flatnonzero(np.concatenate([[True], a[1:] > np.maximum.accumulate(b)[:-1]]))
+        a, b = np.minimum.reduceat(a, starts), np.maximum.reduceat(b, starts)
     return a, b, unit
 
 
@@ -164,7 +166,7 @@ def simplest(low: float, high: float) -> float:
     For example, 0.7 in place of 0.7000000000000001.
     """
     # rounding inside the function (x + 3 for x just below 3) shifts the kink that its values show by a few ulps
-    margin = 4 * float(torch.finfo(torch.float64).eps) * max(1.0, abs(low))
+    margin = 4 * _FLOAT64.eps * max(1.0, abs(low))
     for digits, slack in [*((digits, margin) for digits in range(1, 9)), *((digits, 0.0) for digits in range(9, 18))]:
         if low - slack <= 0.0 <= high + slack:
             return 0.0
@@ -174,22 +176,22 @@ def simplest(low: float, high: float) -> float:
     return low
 
 
-def _last_where(predicate: Callable[[Tensor], Tensor], low: float, high: float) -> tuple[float, float]:
+def _last_where(predicate: Callable[[Floats], NDArray[np.bool_]], low: float, high: float) -> tuple[float, float]:
     """Find neighbouring floats p < q where a predicate turns from true to false.
 
     The predicate must change once in [low, high].
     """
-    p, q = (int(ordinals(torch.tensor(value, dtype=torch.float64))) for value in (low, high))
+    p, q = (_ordinal(value) for value in (low, high))
     while q - p > 1:
         step = max(1, (q - p) // 32)
-        order = torch.tensor([*range(p + step, q, step)][:64], dtype=torch.int64)
-        true = predicate(from_ordinals(order, torch.float64))
-        first_false = int((~true).to(torch.int8).argmax()) if not bool(true.all()) else len(order)
+        order = np.array([*range(p + step, q, step)][:64], dtype=np.int64)
+        true = predicate(_FLOAT64.from_ordinals(order))
+        first_false = int((~true).argmax()) if not true.all() else len(order)
         p, q = (
             (int(order[first_false - 1]) if first_false else p),
             (int(order[first_false]) if first_false < len(order) else q),
         )
-    left, right = from_ordinals(torch.tensor([p, q]), torch.float64).tolist()
+    left, right = _FLOAT64.from_ordinals(np.array([p, q])).tolist()
     return left, right
 
 
@@ -197,7 +199,7 @@ def one_sided(f: Function, at: float, side: int, h: float, unit: float) -> tuple
     """Estimate a one-sided derivative of a function at a point.
 
     Args:
-        f: elementwise function, float64 of shape (n,) in and out.
+        f: elementwise function, shape (n,) in and out.
         at: the point.
         side: -1 for the derivative from the left, +1 for that from the right.
         h: step of the difference formula; the formula reaches as far as ``6 * h``.
@@ -206,14 +208,13 @@ def one_sided(f: Function, at: float, side: int, h: float, unit: float) -> tuple
     Returns:
         The derivative, its estimated error, and the one-sided limit of the value.
     """
-    points = torch.arange(1, 7, dtype=torch.float64)
-    steps = torch.stack([points * h, points * h / 2])
+    points = np.arange(1.0, 7.0)
+    steps = np.stack([points * h, points * h / 2])
     y = f((at + side * steps).reshape(-1)).reshape(2, 6)
-    weights = torch.tensor(_ONE_SIDED, dtype=torch.float64)
-    estimates = (y * weights).sum(1) / torch.tensor([h, h / 2], dtype=torch.float64)
-    noise = 100 * unit * float(y.abs().max()) / h
-    error = float((estimates[0] - estimates[1]).abs()) + noise
-    limit = float((y[1] * torch.tensor([6.0, -15.0, 20.0, -15.0, 6.0, -1.0], dtype=torch.float64)).sum())
+    estimates = (y * np.array(_ONE_SIDED)).sum(1) / np.array([h, h / 2])
+    noise = 100 * unit * float(np.abs(y).max()) / h
+    error = float(np.abs(estimates[0] - estimates[1])) + noise
+    limit = float((y[1] * np.array([6.0, -15.0, 20.0, -15.0, 6.0, -1.0])).sum())
     return side * float(estimates[1]), error, limit
 
 
@@ -237,33 +238,34 @@ def _locate(f: Function, gradient: Function | None, a: float, b: float, left: fl
     The result is exact to neighbouring floats if values or gradients allow it.
     """
     if abs(jump) > SMALLEST_JUMP:
-        ends = f(torch.tensor([a, b], dtype=torch.float64))
+        ends = f(np.array([a, b]))
         middle = float(ends.mean())
         upwards = bool(ends[1] > ends[0])
         low, high = _last_where(lambda x: (f(x) < middle) == upwards, a, b)
         return simplest(low, high)
     if gradient is not None:
         tolerance = 0.25 * abs(right - left)
-        ends = gradient(torch.tensor([a, b], dtype=torch.float64))
+        ends = gradient(np.array([a, b]))
         if abs(float(ends[0]) - left) <= tolerance and abs(float(ends[1]) - right) <= tolerance:
-            last_left, _ = _last_where(lambda x: (gradient(x) - left).abs() <= tolerance, a, b)
-            _, first_right = _last_where(lambda x: ~((gradient(x) - right).abs() <= tolerance), a, b)
+            last_left, _ = _last_where(lambda x: np.abs(gradient(x) - left) <= tolerance, a, b)
+            _, first_right = _last_where(lambda x: ~(np.abs(gradient(x) - right) <= tolerance), a, b)
             # a gradient that takes a third value over many floats does not mark one point
             if last_left < first_right and int(_ordinal(first_right) - _ordinal(last_left)) <= 4:
                 return simplest(last_left, first_right)
     if left == right or not math.isfinite(right - left):
         return simplest(a, b)
     # the gradient does not show the kink: intersect the two branches, extended as straight lines
-    ya, yb = f(torch.tensor([a, b], dtype=torch.float64)).tolist()
+    ya, yb = f(np.array([a, b])).tolist()
     meet = (ya - yb + right * b - left * a) / (right - left)
     width = 1e-13 * max(1.0, abs(a)) / min(1.0, abs(right - left)) + (b - a) ** 2
     return simplest(max(a, meet - width), min(b, meet + width))
 
 
 def _ordinal(value: float) -> int:
-    return int(ordinals(torch.tensor(value, dtype=torch.float64)))
+    return int(_FLOAT64.ordinals(np.array([value]))[0])
 
 
+@np.errstate(all="ignore")
 def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float, float] = SCAN_RANGE) -> list[FoundKink]:
     """Find the points in a range at which a function or its derivative jumps by more than 1e-5.
 
@@ -312,7 +314,8 @@ def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float,
     return result
 
 
-def derivatives(f: Function, x: Tensor, kinks: Sequence[FoundKink]) -> tuple[Tensor, Tensor, Tensor]:
+@np.errstate(all="ignore")
+def derivatives(f: Function, x: Floats, kinks: Sequence[FoundKink]) -> tuple[Floats, Floats, Floats]:
     """Estimate the left and right derivative of a function at given points.
 
     Difference formulas never reach across a known kink: a point beside a kink gets both derivatives from its side of the
@@ -326,46 +329,46 @@ def derivatives(f: Function, x: Tensor, kinks: Sequence[FoundKink]) -> tuple[Ten
     Returns:
         Left derivative, right derivative and estimated error, each float64 of shape (n,); NaN where unknown.
     """
-    places = torch.tensor(sorted(kink.at for kink in kinks), dtype=torch.float64)
-    inf = torch.full_like(x, math.inf)
-    if places.numel():
-        index = torch.searchsorted(places, x)
-        padded = torch.cat([torch.tensor([-math.inf]), places, torch.tensor([math.inf])]).to(torch.float64)
+    places = np.array(sorted(kink.at for kink in kinks))
+    if places.size:
+        padded = np.concatenate([[-math.inf], places, [math.inf]])
         # distance to the nearest kink strictly left and strictly right of the point
-        below, above = x - padded[index], padded[torch.searchsorted(places, x, right=True) + 1] - x
+        below = x - padded[np.searchsorted(places, x)]
+        above = padded[np.searchsorted(places, x, side="right") + 1] - x
     else:
-        below, above = inf, inf
-    at_kink = torch.isin(x, places) if places.numel() else torch.zeros_like(x, dtype=torch.bool)
-    wanted = 1e-3 * x.abs().clamp(min=1.0)
-    room = torch.where(at_kink, torch.minimum(below, above), torch.maximum(below, above))
-    h = torch.minimum(wanted, room / 5)
-    offsets = torch.arange(0, 5, dtype=torch.float64)
-    weights = torch.tensor(_FORWARD, dtype=torch.float64)
+        below = above = np.full_like(x, math.inf)
+    at_kink = np.isin(x, places)
+    wanted = 1e-3 * np.maximum(np.abs(x), 1.0)
+    room = np.where(at_kink, np.minimum(below, above), np.maximum(below, above))
+    h = np.minimum(wanted, room / 5)
+    offsets = np.arange(0.0, 5.0)
     # a third, small step for large |x| reveals an oscillation that the relative step skips: the estimates then disagree
-    small = torch.minimum(h / 3, (2e-14 * x.abs()).clamp(min=1e-3))
+    small = np.minimum(h / 3, np.maximum(2e-14 * np.abs(x), 1e-3))
     results, errors = [], []
     for side, distance in ((-1, below), (1, above)):
-        nodes = torch.stack([x[:, None] + side * offsets * step[:, None] for step in (h, h / 2, small)])
+        nodes = np.stack([x[:, None] + side * offsets * step[:, None] for step in (h, h / 2, small)])
         y = f(nodes.reshape(-1)).reshape(nodes.shape)
         # h and x + h round, so take the step from the nodes
-        steps = (nodes[:, :, 4] - nodes[:, :, 0]).abs() / 4
-        estimate = (y * weights).sum(-1) / steps * side
+        steps = np.abs(nodes[:, :, 4] - nodes[:, :, 0]) / 4
+        estimate = (y * np.array(_FORWARD)).sum(-1) / steps * side
         unit = resolution(y[0].reshape(-1))
-        error = (estimate[0] - estimate[1]).abs() + 20 * unit * y.abs().amax((0, 2)) / h
+        largest = np.abs(y).max((0, 2))
+        error = np.abs(estimate[0] - estimate[1]) + 20 * unit * largest / h
         # of the small step's disagreement, only what exceeds its rounding error counts
-        noise = 20 * unit * y.abs().amax((0, 2)) / steps[2]
-        error += ((estimate[1] - estimate[2]).abs() - noise).clamp(min=0.0)
+        noise = 20 * unit * largest / steps[2]
+        error += np.maximum(np.abs(estimate[1] - estimate[2]) - noise, 0.0)
         usable = (distance >= 4 * h) & (h > 0)
-        results.append(torch.where(usable, estimate[1], torch.nan))
-        errors.append(torch.where(usable, error, torch.nan))
+        results.append(np.where(usable, estimate[1], math.nan))
+        errors.append(np.where(usable, error, math.nan))
     left, right = results
-    error = torch.maximum(torch.nan_to_num(errors[0], nan=0.0), torch.nan_to_num(errors[1], nan=0.0))
-    left, right = torch.where(left.isnan(), right, left), torch.where(right.isnan(), left, right)
+    # not nan_to_num, which would make infinite errors finite
+    error = np.maximum(*(np.where(np.isnan(side), 0.0, side) for side in errors))
+    left, right = np.where(np.isnan(left), right, left), np.where(np.isnan(right), left, right)
     for kink in kinks:
         here = x == kink.at
         if kink.singular:
-            here = (x - kink.at).abs() <= 0.05 * max(1.0, abs(kink.at))
-        left = torch.where(here, torch.nan if kink.singular else kink.left, left)
-        right = torch.where(here, torch.nan if kink.singular else kink.right, right)
-        error = torch.where(here, kink.error, error)
+            here = np.abs(x - kink.at) <= 0.05 * max(1.0, abs(kink.at))
+        left = np.where(here, math.nan if kink.singular else kink.left, left)
+        right = np.where(here, math.nan if kink.singular else kink.right, right)
+        error = np.where(here, kink.error, error)
     return left, right, error

@@ -1,4 +1,4 @@
-"""Declarations of activations and kinks, and those of torch's piecewise linear activations."""
+"""Declarations of activations and kinks. Imports no framework."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
-
-from torch import Tensor, nn
+from typing import Any, Literal
 
 from relucheck.errors import ActivationError, NotCallableError
 
-_Forward = Callable[[Tensor], Tensor]
+#: A function of one array, in the framework of the activation.
+_Forward = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +70,7 @@ class Activation:
         same_as: name of an activation of the same run whose gradients this one must equal.
         compile: whether to check the activation under ``torch.compile`` as well, which takes seconds.
         source: an import line and an expression that constructs the activation, for scripts that reproduce a failure.
+        framework: name of the framework that computes the activation, one of ``relucheck.gate.frameworks.FRAMEWORKS``.
 
     Examples:
         ``Activation("HS", HardSwish, reference=torch.nn.Hardswish(), continuous=True)``
@@ -90,6 +90,7 @@ class Activation:
     same_as: str | None = None
     compile: bool = False
     source: tuple[str, str] | None = None
+    framework: str = "torch"
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -115,14 +116,3 @@ def identity(value: Any) -> Any:
     ``functools.partial(identity, value)`` is the ``make`` of an activation that exists already.
     """
     return value
-
-
-#: torch's piecewise linear activations whose subgradients the published experiments vary, with torch 2.x's subgradients.
-CATALOGUE: Final[dict[str, Activation]] = {
-    activation.name: activation
-    for activation in (
-        Activation("ReLU", nn.ReLU, (Kink(0.0, 0.0, 1.0, 0.0),)),
-        Activation("ReLU6", nn.ReLU6, (Kink(0.0, 0.0, 1.0, 0.0), Kink(6.0, 1.0, 0.0, 0.0))),
-        Activation("LeakyReLU", nn.LeakyReLU, (Kink(0.0, 0.01, 1.0, 0.01),)),
-    )
-}

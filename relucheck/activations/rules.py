@@ -29,7 +29,7 @@ class Rule:
     """Forward and backward of one piecewise linear activation, by torch's kernels.
 
     Attributes:
-        name: the activation's name, as in ``relucheck.activations.kinks.CATALOGUE``.
+        name: the activation's name, as in ``relucheck.activations.catalogue.CATALOGUE``.
         kinks: positions of the kinks, in increasing order.
         names: attribute names of the subgradients at the kinks, in the same order.
         forward: out-of-place forward, called with ``(x, slope)``.

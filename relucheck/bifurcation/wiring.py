@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from relucheck.activations.kinks import CATALOGUE
+from relucheck.activations.catalogue import CATALOGUE
 from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient
 from relucheck.activations.rules import SubgradientError, as_subgradient
 from relucheck.bifurcation.interception import Interception, as_arguments, refuse_empty, tensors_in

@@ -19,11 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from torch import Tensor, nn
-
 from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_mean
-from relucheck.gate.frameworks import TORCH_TARGETS
+from relucheck.gate.frameworks import DEFAULT, FRAMEWORKS, framework_named, loaded_frameworks
 from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
 
 #: Names of a first parameter that mark a function without annotations as an activation.
@@ -90,20 +88,38 @@ def as_activation(value: Any) -> Activation:
     """
     if isinstance(value, Activation):
         return value
-    if isinstance(value, nn.Module):
-        return Activation(type(value).__name__, functools.partial(identity, value))
-    if inspect.isclass(value) and issubclass(value, nn.Module):
+    framework = _framework_of(value)
+    if _is_module(value):
+        return Activation(type(value).__name__, functools.partial(identity, value), framework=framework)
+    if _is_module_class(value):
         reachable = "<" not in value.__qualname__
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}()") if reachable else None
-        return Activation(value.__name__, value, source=source)
+        return Activation(value.__name__, value, source=source, framework=framework)
     if callable(value):
         name = getattr(value, "__name__", type(value).__name__)
         reachable = "<" not in getattr(value, "__qualname__", "<")
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}") if reachable else None
-        return Activation(name, functools.partial(identity, value), source=source)
+        return Activation(name, functools.partial(identity, value), source=source, framework=framework)
     raise NotCallableError(
         f"{value!r} is no activation; pass an Activation, an nn.Module class or instance, or a function of one tensor"
     )
+
+
+def _is_module(value: Any) -> bool:
+    return any(framework.is_module(value) for framework in loaded_frameworks())
+
+
+def _is_module_class(value: Any) -> bool:
+    return any(framework.is_module_class(value) for framework in loaded_frameworks())
+
+
+def _framework_of(value: Any) -> str:
+    """Return the name of the framework whose module, module class or function of an array an object is."""
+    annotation = _annotation(value) if inspect.isroutine(value) else None
+    for framework in loaded_frameworks():
+        if framework.is_module(value) or framework.is_module_class(value) or framework.is_array_type(annotation):
+            return framework.name
+    return DEFAULT
 
 
 def discover(
@@ -125,8 +141,7 @@ def discover(
     notes: list[str] = []
     try:
         with silenced() as printed, preserved_state() as changes, contained(seconds):
-            container, attribute = _load(target, root)
-            activations, skipped = _collect(target, container, attribute, constructors or {})
+            activations, skipped = _activations_in(target, root, constructors or {})
     except TargetImportError as error:
         return Finding(target, error=str(error))
     except Exception as error:
@@ -141,6 +156,24 @@ def discover(
     return Finding(target, tuple(activations), tuple(skipped), tuple(notes))
 
 
+def _activations_in(
+    target: str, root: Path, constructors: Mapping[str, Any]
+) -> tuple[list[Activation], list[tuple[str, str]]]:
+    """Return the activations of a target, and the candidates that need arguments, each with the reason."""
+    known = _namespace(target)
+    if known is not None:
+        return known, []
+    container, attribute = _load(target, root)
+    return _collect(target, container, attribute, constructors)
+
+
+def _namespace(target: str) -> list[Activation] | None:
+    """Return the activations of a target that is a part of a framework; None for any other target."""
+    package = target.partition(".")[0]
+    namespaces = framework_named(package).namespaces() if package in FRAMEWORKS else {}
+    return namespaces[target]() if target in namespaces else None
+
+
 def _load(target: str, root: Path) -> tuple[Any, str]:
     """Import the module that a target names; return it and the attribute after the colon."""
     place, _, attribute = target.partition(":") if not target.endswith(".py") else (target, "", "")
@@ -150,8 +183,6 @@ def _load(target: str, root: Path) -> tuple[Any, str]:
         )
     if place.endswith(".py"):
         return _load_file(place, root), attribute
-    if place in TORCH_TARGETS and not attribute:
-        return TORCH_TARGETS[place], ""
     for folder in (str(root / "src"), str(root)):
         if os.path.isdir(folder) and folder not in sys.path:
             sys.path.insert(0, folder)
@@ -191,8 +222,6 @@ def _collect(
     target: str, container: Any, attribute: str, constructors: Mapping[str, Any]
 ) -> tuple[list[Activation], list[tuple[str, str]]]:
     if not attribute:
-        if container in TORCH_TARGETS.values():
-            return container(), []
         names = getattr(container, "__all__", None)
         listed = names is not None
         candidates = [
@@ -246,23 +275,35 @@ def _is_candidate(name: str, value: Any, module: Any, listed: bool) -> bool:
     package = module.__name__.split(".")[0]
     defined_here = listed or home == module.__name__ or home.split(".")[0] == package
     if inspect.isclass(value):
-        return defined_here and issubclass(value, nn.Module) and value is not nn.Module
-    if isinstance(value, nn.Module):
+        return defined_here and _is_module_class(value)
+    if _is_module(value):
         return True
-    return defined_here and inspect.isroutine(value) and _takes_a_tensor(value)
+    return defined_here and inspect.isroutine(value) and _takes_an_array(value)
 
 
-def _takes_a_tensor(function: Any) -> bool:
+def _input(function: Any) -> inspect.Parameter | None:
+    """Return the first parameter of a function, to which a caller can pass an array by position."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return parameters[0] if parameters and parameters[0].kind in positional else None
+
+
+def _annotation(function: Any) -> Any:
+    """Return the annotation of a function's input; None without one."""
+    parameter = _input(function)
+    return None if parameter is None or parameter.annotation is parameter.empty else parameter.annotation
+
+
+def _takes_an_array(function: Any) -> bool:
+    parameter = _input(function)
+    if parameter is None:
         return False
-    if not parameters or parameters[0].kind not in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
-        return False
-    annotation = parameters[0].annotation
-    if annotation is not parameters[0].empty:
-        return annotation is Tensor or "Tensor" in str(annotation)
-    return parameters[0].name in _INPUT_NAMES
+    if parameter.annotation is not parameter.empty:
+        return any(framework.is_array_type(parameter.annotation) for framework in loaded_frameworks())
+    return parameter.name in _INPUT_NAMES
 
 
 class _NeedsArguments(Exception):
@@ -283,26 +324,27 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
         return value if value.source else dataclasses.replace(value, source=_source_of_declared(value, module, attribute))
     name = name.replace("/", "_")
     line, expression = _source(value, name, module, attribute)
-    if isinstance(value, nn.Module):
-        return Activation(name, functools.partial(identity, value), source=(line, expression))
+    declared = functools.partial(Activation, framework=_framework_of(value))
+    if _is_module(value):
+        return declared(name, functools.partial(identity, value), source=(line, expression))
     is_class = inspect.isclass(value)
     make = _CONSTRUCTORS.get(
         f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}"
     ) or _CONSTRUCTORS.get(name)
     if make is not None:
-        return Activation(name, functools.partial(make, value), source=None)
+        return declared(name, functools.partial(make, value), source=None)
     arguments = constructors.get(name)
     if arguments is not None:
         positional = list(arguments) if isinstance(arguments, list) else []
         named = dict(arguments) if isinstance(arguments, Mapping) else {}
         text = ", ".join([*map(repr, positional), *(f"{key}={item!r}" for key, item in named.items())])
         if is_class:
-            return Activation(name, functools.partial(value, *positional, **named), source=(line, f"{expression}({text})"))
+            return declared(name, functools.partial(value, *positional, **named), source=(line, f"{expression}({text})"))
         fixed = functools.partial(_call_with, value, positional, named)
         source = (line, f"lambda x: {expression}(x, {text})")
         # a partial hides the argument inplace from the gate, which looks for it in the function's signature
         inplace: Literal[True] | None = True if named.get("inplace") is True else None
-        return Activation(name, functools.partial(identity, fixed), inplace=inplace, source=source)
+        return declared(name, functools.partial(identity, fixed), inplace=inplace, source=source)
     needed = _required(value, 0 if is_class else 1)
     if needed:
         raise _NeedsArguments(
@@ -310,11 +352,11 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
             f"{{ {needed[0]} = ... }}, or call relucheck.register_constructor"
         )
     if is_class:
-        return Activation(name, value, source=(line, f"{expression}()"))
-    return Activation(name, functools.partial(identity, value), source=(line, expression))
+        return declared(name, value, source=(line, f"{expression}()"))
+    return declared(name, functools.partial(identity, value), source=(line, expression))
 
 
-def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x: Tensor) -> Any:
+def _call_with(function: Any, positional: list[Any], named: Mapping[str, Any], x: Any) -> Any:
     return function(x, *positional, **named)
 
 

@@ -9,6 +9,7 @@ This module does not know pytest. ``relucheck.gate.pytest_items`` and ``reluchec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,13 +24,13 @@ from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover
+from relucheck.gate.frameworks import FrameworkError, framework_named
+from relucheck.gate.frameworks.exchange import Disconnected
 from relucheck.gate.isolation.guard import CodeRaised, Runaway, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of
-from relucheck.gate.subject import Disconnected, NotAnActivation, Subject, TargetError
+from relucheck.gate.subject import NotAnActivation, Subject, TargetError
 from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged
-from relucheck.numerics.devices import available
-from relucheck.numerics.dtypes import as_dtype, dtype_name
 
 
 @dataclasses.dataclass
@@ -83,15 +84,15 @@ class Gate:
     def __init__(self, config: GateConfig, activations: Iterable[Any] = ()) -> None:
         self.config = config
         check_laws(config.laws)
-        for device in config.devices:  # before any item limits the memory
-            available(device)
         self.findings: list[Finding] = [
             discover(target, constructors=config.constructors, root=config.root, seconds=config.time_limit)
             for target in dict.fromkeys(config.targets)
         ]
+        given = [as_activation(activation) for activation in activations]
+        self._start_devices([*given, *(each for finding in self.findings for each in finding.activations)])
         self.entries: dict[str, Entry] = {}
         self._cases: dict[tuple[str, str, str], Case] = {}
-        for activation in map(as_activation, activations):
+        for activation in given:
             self._add(activation, "")
         for finding in self.findings:
             for activation in finding.activations:
@@ -103,6 +104,13 @@ class Gate:
         if any(law.needs_peers for law in self.laws()):
             subjects = {name: entry.subject for name, entry in self.entries.items() if entry.subject is not None}
             self.peers = equal_spellings_of(subjects, config.scan, self._guarded)
+
+    def _start_devices(self, activations: Iterable[Activation]) -> None:
+        """Start the devices of the run in each framework of the activations, before any item limits the memory."""
+        for name in dict.fromkeys(activation.framework for activation in activations):
+            with contextlib.suppress(FrameworkError):  # one that is missing is the problem of its activations
+                for device in self.config.devices:
+                    framework_named(name).start(device)
 
     def _unique(self, name: str, target: str) -> str:
         if name not in self.entries:
@@ -201,7 +209,7 @@ class Gate:
                 with self._guarded():
                     for device, dtype in itertools.product(self.config.devices, self.config.dtypes):
                         case = self._new_case(name, entry.subject, dtype, device)
-                        items += [Item(name, law.name, dtype, device) for law in self.laws() if law.concerns(case)]
+                        items += [Item(name, law.name, dtype, device) for law in self.laws() if law.applies(case)]
                 return items
             except Exception as error:
                 entry.subject, entry.problem = None, _problem(error)
@@ -237,7 +245,7 @@ class Gate:
 
     def _new_case(self, name: str, subject: Subject, dtype: str, device: str) -> Case:
         peers, changes = self.peers.get(name), self.entries[name].changes
-        return Case(subject, as_dtype(dtype), device, self.config, peers=peers, changes=changes)
+        return Case(subject, dtype, device, self.config, peers=peers, changes=changes)
 
     def run(self, item: Item) -> Verdict:
         """Check one item and return the verdict.
@@ -274,6 +282,8 @@ class Gate:
             with self._guarded():
                 case = self.case(item)
                 case.law = law.name
+                if reason := law.lacks(case):
+                    raise NotApplicable(reason)
                 if law.needs_gradient:
                     self._ready(case)
                 if law.kink_rows is not None:
@@ -297,13 +307,18 @@ class Gate:
 
         The law that explains failures reports the error once for all laws.
         """
-        see = item_id(case.name, EXPLAINS_FAILURE.name, dtype_name(case.dtype), case.device)
+        see = item_id(case.name, EXPLAINS_FAILURE.name, case.dtype, case.device)
         if self.entries[case.name].problem:
             raise NotApplicable(f"{self.entries[case.name].problem}; no further law was checked")
         try:
             _ = case.g
-        except (Disconnected, RuntimeError, TypeError, ValueError) as error:
-            raise NotApplicable(f"does not run in {dtype_name(case.dtype)}: see {see} ({type(error).__name__})") from None
+        except (Disconnected, TypeError, ValueError) as error:
+            raised: Exception = error
+        except case.framework.errors as error:
+            raised = error
+        else:
+            return
+        raise NotApplicable(f"does not run in {case.dtype}: see {see} ({type(raised).__name__})")
 
 
 def _raised(error: Exception) -> BaseException:

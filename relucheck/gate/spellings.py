@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
+import numpy as np
 
-from relucheck.gate.frameworks import functions
 from relucheck.gate.subject import Subject
+from relucheck.numerics.floats import Floats
 
 
 def equal_spellings_of(
@@ -17,28 +17,29 @@ def equal_spellings_of(
 ) -> dict[str, dict[str, Subject]]:
     """Find, for each activation, others that are numerically the same function.
 
-    The candidates are the activations of the run and those of torch.
+    The candidates are the activations of the run and those of their frameworks.
 
     Two activations count as the same function if their float64 values agree to 1e-9 relative on a fixed grid. An activation
     whose gradient is declared a surrogate has only the one that it declares (``same_as``).
 
     Args:
         subjects: the activations of the run, by name.
-        scan: range of inputs in which to search for kinks of torch's activations.
+        scan: range of inputs in which to search for kinks of the frameworks' activations.
         guard: returns a context manager in which an activation is called.
 
     Returns:
         By name, the equal spellings by name; activations without any are missing.
     """
-    x = torch.cat([torch.linspace(-8, 8, 513, dtype=torch.float64), torch.tensor([-100.0, -20.0, 20.0, 100.0]).double()])
+    x = np.concatenate([np.linspace(-8, 8, 513), [-100.0, -20.0, 20.0, 100.0]])
     known = dict(subjects)
-    for activation in functions():
-        known[f"torch.nn.functional.{activation.name}"] = Subject(activation, scan)
-    values: dict[str, torch.Tensor] = {}
+    for framework in {subject.framework.name: subject.framework for subject in subjects.values()}.values():
+        for name, activation in framework.known_activations().items():
+            known[name] = Subject(activation, scan)
+    values: dict[str, Floats] = {}
     for name, subject in known.items():
         try:
             with guard():
-                values[name] = subject.exact(torch.float64)(x)
+                values[name] = subject.exact("float64")(x)
         except Exception:
             continue
     groups: dict[str, dict[str, Subject]] = {}
@@ -52,6 +53,11 @@ def equal_spellings_of(
             if other == name or (other in subjects and subjects[other].activation.surrogate):
                 continue
             mine = values[name]
-            if mine.shape == theirs.shape and bool(((mine - theirs).abs() <= 1e-9 * (1 + mine.abs())).all()):
+            if mine.shape == theirs.shape and _same(mine, theirs):
                 groups.setdefault(name, {})[other] = known[other]
     return groups
+
+
+def _same(a: Floats, b: Floats) -> bool:
+    with np.errstate(invalid="ignore"):  # two infinities have no difference
+        return bool((np.abs(a - b) <= 1e-9 * (1 + np.abs(a))).all())

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from relucheck.activations.catalogue import CATALOGUE
 from relucheck.activations.kink_search import FoundKink
-from relucheck.activations.kinks import CATALOGUE, Activation, Kink
+from relucheck.activations.kinks import Activation, Kink
 from relucheck.numerics.bits import neighbour
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 

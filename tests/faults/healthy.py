@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relucheck import Activation, LeakyReLU, ReLU, ReLU6
 from relucheck.gate.config import ExpectedFailure
-from relucheck.gate.frameworks import modules
+from relucheck.gate.frameworks.torch_activations import modules
 
 
 def hardswish_by_relu6(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from relucheck.__main__ import main
 from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
 from relucheck.gate import run
 from relucheck.gate.config import GateConfig
+from relucheck.gate.frameworks.torch_port import TorchFramework
 from relucheck.gate.isolation import guard
 
 from .test_pytest_face import ROOT, gate, project
@@ -48,7 +49,7 @@ def test_a_missing_device_is_one_error(project, capsys):
 def test_a_device_starts_before_memory_is_limited(monkeypatch):
     """CUDA cannot start under a limit on the address space, of which it reserves hundreds of GiB."""
     events = []
-    monkeypatch.setattr(run, "available", lambda device: events.append(device))
+    monkeypatch.setattr(TorchFramework, "start", lambda self, device: events.append(device))
     monkeypatch.setattr(guard.resource, "setrlimit", lambda *arguments: events.append("limit"))
     run.Gate(GateConfig(devices=("cpu",)), [torch.relu])
     assert events[:2] == ["cpu", "limit"]

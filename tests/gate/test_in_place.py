@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -191,9 +192,9 @@ def test_what_stands_before_healthy_activations_does_not_reach_them():
 
 def test_kinks_do_not_depend_on_what_is_written():
     subject = Subject(Activation("abs", functools.partial(same, abs_without_saying)))
-    (kink,) = subject.exact_and_kinks(torch.float64)[1]
+    (kink,) = subject.exact_and_kinks("float64")[1]
     assert (kink.at, kink.left, kink.right) == (0.0, -1.0, 1.0)
-    points = torch.linspace(-2, 2, 9, dtype=torch.float64)
-    before = points.clone()
-    subject.exact(torch.float64)(points)
-    assert torch.equal(points, before)
+    points = np.linspace(-2, 2, 9)
+    before = points.copy()
+    subject.exact("float64")(points)
+    assert (points == before).all()

@@ -6,10 +6,10 @@ The gate reports it whether or not a law is broken.
 from __future__ import annotations
 
 import math
-
-import torch
+from collections.abc import Callable
 
 from relucheck.gate.cases.case import Case
+from relucheck.numerics.floats import Floats
 
 
 def kink_rows(case: Case) -> list[dict[str, object]]:
@@ -22,17 +22,15 @@ def kink_rows(case: Case) -> list[dict[str, object]]:
         and ``vmap`` to the gradient for cotangent 1, or to None where the activation does not support the mode.
     """
     rows: list[dict[str, object]] = []
+    framework = case.framework
     for kink in case.kinks:
-        x = case.tensor([kink.at])
-        modes: dict[str, float | None] = {"reverse": float(case.reverse(x)[0])}
-        try:
-            modes["forward"] = float(torch.func.jvp(case.f, (x,), (torch.ones_like(x),))[1][0])
-        except Exception:
-            modes["forward"] = None
-        try:
-            modes["vmap"] = float(torch.func.vmap(torch.func.grad(lambda t: case.f(t.reshape(1)).sum()))(x)[0])
-        except Exception:
-            modes["vmap"] = None
+        x = case.rounded([kink.at])
+        one = case.rounded([1.0])
+        modes: dict[str, float | None] = {
+            "reverse": float(case.reverse(x)[0]),
+            "forward": _element(framework.forward, case.f, x, one) if "forward_mode" in framework.capabilities else None,
+            "vmap": _element(framework.mapped_gradient, case.f, x) if "vmap" in framework.capabilities else None,
+        }
         rows.append(
             {
                 "at": kink.at,
@@ -40,10 +38,18 @@ def kink_rows(case: Case) -> list[dict[str, object]]:
                 "right": kink.right if math.isfinite(kink.right) else None,
                 "jump": kink.jump,
                 "singular": kink.singular,
-                "rounded": None if case.represents(kink) else case.rounded(kink.at),
+                "rounded": None if case.represents(kink) else float(x[0]),
                 "subgradient": {
                     name: (value if value is None or math.isfinite(value) else str(value)) for name, value in modes.items()
                 },
             }
         )
     return rows
+
+
+def _element(compute: Callable[..., Floats], *arguments: object) -> float | None:
+    """Compute an array and return its only element; None if the activation does not support the mode."""
+    try:
+        return float(compute(*arguments)[0])
+    except Exception:
+        return None

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from relucheck.numerics.floats import Floats, Mask
 
 #: Cotangents with few significant bits, so that sums and products of them are exact in every dtype.
-_DYADIC: Final = (1.0, -1.5, 0.75, 2.0, -0.5, 1.25)
+_DYADIC: Final = np.array((1.0, -1.5, 0.75, 2.0, -0.5, 1.25))
 
 
-def dyadic(like: Tensor) -> Tensor:
-    """Return cotangents that differ between neighbours and have few significant bits.
-
-    They have the shape, dtype and device of ``like``.
-    """
-    pattern = torch.tensor(_DYADIC, dtype=like.dtype, device=like.device)
-    return pattern.repeat(like.numel() // len(_DYADIC) + 1)[: like.numel()].reshape(like.shape)
+def dyadic(length: int) -> Floats:
+    """Return cotangents that differ between neighbours and have few significant bits."""
+    return np.resize(_DYADIC, length)
 
 
-def first(mask: Tensor) -> int:
-    """Return the index of the first true entry.
+def first(mask: Mask) -> int:
+    """Return the index of the first true entry of a mask, which has one.
 
     Among probe points this is a kink if one is true, because kinks come first.
     """
-    return int(mask.nonzero()[0])
+    return int(mask.argmax())
+
+
+def wider(x: Floats, most: float) -> Floats:
+    """Return ``|x|``, at most ``most``, by which tolerances grow, because rounding errors do."""
+    return np.minimum(np.abs(x), most)

@@ -6,12 +6,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import torch
-
 from relucheck.errors import FAILED, RelucheckError
 from relucheck.gate.verdicts import item_id
-from relucheck.numerics.bits import ulp_distance
-from relucheck.numerics.dtypes import dtype_name
 
 #: An *error* contradicts mathematics or a declared convention. A *notice* reports an unsupported mode, an allowed
 #: subgradient that differs from torch's, or a value on which no law decides.
@@ -64,7 +60,7 @@ class LawViolation(RelucheckError, AssertionError):
     Attributes:
         activation: name of the activation.
         law: name of the law.
-        dtype: dtype under test.
+        dtype: name of the dtype under test.
         device: device under test.
         level: ``"error"`` or ``"notice"``.
         what: one sentence that says what is wrong.
@@ -77,7 +73,7 @@ class LawViolation(RelucheckError, AssertionError):
         self,
         activation: str,
         law: str,
-        dtype: torch.dtype,
+        dtype: str,
         what: str,
         *,
         device: str = "cpu",
@@ -92,7 +88,7 @@ class LawViolation(RelucheckError, AssertionError):
     @property
     def id(self) -> str:
         """The id ``Activation/law/dtype``, which expected failures and pytest's ``-k`` match."""
-        return item_id(self.activation, self.law, dtype_name(self.dtype), self.device)
+        return item_id(self.activation, self.law, self.dtype, self.device)
 
     def text(self) -> str:
         """Return the whole message, on several lines."""
@@ -117,17 +113,6 @@ def hexadecimal(value: float) -> str:
     return float(value).hex() if math.isfinite(value) else str(value)
 
 
-def ulps_between(a: float, b: float, dtype: torch.dtype) -> int | None:
-    """Return the distance between two numbers in ulps of a dtype.
-
-    None if one of them is not finite in the dtype.
-    """
-    if not (math.isfinite(a) and math.isfinite(b)):
-        return None
-    pair = torch.tensor([a, b], dtype=torch.float64).to(dtype)
-    return int(ulp_distance(pair[0], pair[1])) if bool(pair.isfinite().all()) else None
-
-
-def literal(value: float) -> str:
-    """Return a Python expression for a float, NaN and infinities included."""
-    return repr(value) if math.isfinite(value) else f'float("{value}")'
+def interval(low: float, high: float) -> str:
+    """Format an interval of allowed values; one number if both ends are equal."""
+    return f"{low!r}" if low == high else f"[{low!r}, {high!r}]"

@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
-import torch
+import numpy as np
 
 from relucheck.errors import RelucheckError, error_text
 from relucheck.gate.isolation import forks, interrupts
 
+try:
+    from relucheck.gate.isolation import torch_state
+except ImportError:  # torch is not installed: activations of other frameworks run without it
+    torch_state = None  # type: ignore[assignment]
 try:
     import resource
 except ImportError:  # not a POSIX system: no memory limit there
@@ -60,7 +64,7 @@ _IMPORT_LOOK: Final = 0.02
 #: Folders of installed packages and of Python's standard library.
 _INSTALLED: Final = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    | {os.path.dirname(os.path.dirname(torch.__file__)) + os.sep}
+    | ({torch_state.FOLDER + os.sep} if torch_state else set())
 )
 
 
@@ -151,34 +155,9 @@ def memory_limit(extra: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _flushes_denormals() -> bool:
-    return bool((_SUBNORMAL * 1.0).item() == 0)
-
-
-def _default_device() -> torch.device:
-    """The default device; torch 2.4's own function raises once ``torch.set_default_device(None)`` was called."""
-    try:
-        return torch.get_default_device()
-    except AttributeError:
-        return torch.device("cpu")
-
-
-_SUBNORMAL: Final = torch.full((1,), 1e-310, dtype=torch.float64)
-
-
 #: Global switches that a target must not change, each with the functions that read and set it.
 _SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
-    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "default device": (
-        _default_device,
-        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
-    ),
-    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "flush-denormal mode": (_flushes_denormals, torch.set_flush_denormal),
-    "anomaly mode": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    "float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    **(torch_state.SWITCHES if torch_state else {}),
     "working directory": (os.getcwd, os.chdir),
 }
 
@@ -187,12 +166,14 @@ class _Generators:
     """The states of the default random generators of torch, Python and, if it is loaded, NumPy."""
 
     def __init__(self) -> None:
-        self.torch, self.python = torch.get_rng_state(), random.getstate()
+        self.torch = torch_state.generator() if torch_state else None
+        self.python = random.getstate()
         numpy = sys.modules.get("numpy")
         self.numpy = numpy.random.get_state() if numpy is not None else None
 
     def changed(self) -> list[str]:
-        names = [] if torch.equal(self.torch, torch.get_rng_state()) else ["torch's random number generator"]
+        unchanged = self.torch is None or torch_state.same_generator(self.torch)
+        names = [] if unchanged else ["torch's random number generator"]
         if self.python != random.getstate():
             names.append("Python's random number generator")
         if self.numpy is not None:
@@ -202,7 +183,8 @@ class _Generators:
         return names
 
     def restore(self) -> None:
-        torch.set_rng_state(self.torch)
+        if self.torch is not None:
+            torch_state.set_generator(self.torch)
         random.setstate(self.python)
         if self.numpy is not None:
             sys.modules["numpy"].random.set_state(self.numpy)
@@ -243,26 +225,9 @@ def silenced() -> Iterator[io.StringIO]:
 
 
 @contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
-    """Limit torch to one thread.
-
-    For vectors of a few hundred elements, more threads only wait for each other.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Ignore a target's warnings, which ``-W error`` would turn into failures."""
-    with warnings.catch_warnings():
+    """Ignore a target's warnings, and NumPy's about numbers, which ``-W error`` would turn into failures."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
 
@@ -309,7 +274,7 @@ def guarded(seconds: float, memory: int) -> Iterator[list[str]]:
         CodeRaised: as ``contained``.
     """
     with (
-        _single_thread(),
+        torch_state.single_thread() if torch_state else contextlib.nullcontext(),
         preserved_state() as changes,
         silenced(),
         _no_warnings(),

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from relucheck.gate.cases.case import TAIL_LENGTH, Case
 from relucheck.gate.cases.probing import dyadic, first
-from relucheck.gate.cases.violation import literal
+from relucheck.gate.frameworks.script import literal
 from relucheck.gate.laws.law import law
-from relucheck.numerics.bits import differs
+from relucheck.numerics.floats import Floats, Mask, differs
 
 
-def _judge_product(case: Case, x: Tensor, v: Tensor, got: Tensor, expected: Tensor, slack: Tensor, what: str) -> None:
+def _judge_product(case: Case, x: Floats, v: Floats, got: Floats, expected: Floats, slack: Floats, what: str) -> None:
     """Raise a violation where a gradient and the expected product differ by over ``slack``."""
-    wide_got, wide = got.to(torch.float64), expected.to(torch.float64)
     # products near the largest number overflow, and in float16 intermediate results do so earlier
-    in_range = wide.abs() < torch.finfo(case.dtype).max / 4
-    if case.dtype == torch.float16:
-        in_range &= wide_got.isfinite() | (v.abs() <= 1)
-    bad = ((wide_got - wide).abs() > slack) & in_range
+    in_range = np.abs(expected) < case.format.largest / 4
+    if case.dtype == "float16":
+        in_range &= np.isfinite(got) | (np.abs(v) <= 1)
+    bad = (np.abs(got - expected) > slack) & in_range
     # where the expected gradient is not finite, the law finite_gradient decides
-    bad |= in_range & ~wide_got.isfinite()
-    bad &= wide.isfinite()
-    if bool(bad.any()):
+    bad |= in_range & ~np.isfinite(got)
+    bad &= np.isfinite(expected)
+    if bad.any():
         index = first(bad)
         at, cotangent = float(x[index]), float(v[index])
         raise case.fail(
@@ -33,35 +31,33 @@ def _judge_product(case: Case, x: Tensor, v: Tensor, got: Tensor, expected: Tens
             x=at,
             cotangent=cotangent,
             got=float(got[index]),
-            allowed=f"{float(wide[index]):.9g} (the cotangent times the gradient for cotangent 1)",
+            allowed=f"{float(expected[index]):.9g} (the cotangent times the gradient for cotangent 1)",
             script=_product_script(case, at, cotangent),
         )
 
 
 def _product_script(case: Case, x: float, cotangent: float) -> str:
-    return "\n".join(
-        [
-            *case.script.header(),
-            case.script.make_x([x]),
-            "one, = torch.autograd.grad(act(x).sum(), x)",
-            f"got, = torch.autograd.grad(act(x), x, torch.full_like(x, {literal(cotangent)}))",
-            f"expected = {literal(cotangent)} * one.double()",
-            'print("got", got, "expected", expected)',
-            f"assert torch.allclose(got.double(), expected, rtol={4 * case.eps:.3g}, atol={case.tiny:.3g})",
-        ]
+    script = case.script
+    return script.text(
+        script.set_gradient("one"),
+        script.set_gradient("got", script.full(literal(cotangent))),
+        f"expected = {literal(cotangent)} * {script.wide('one')}",
+        'print("got", got, "expected", expected)',
+        f"assert {script.close(script.wide('got'), 'expected', f'{4 * case.eps:.3g}', f'{case.tiny:.3g}')}",
+        x=[x],
     )
 
 
-def _ordinary(case: Case) -> tuple[Tensor, Tensor]:
+def _ordinary(case: Case) -> tuple[Floats, Floats]:
     """Return probe points of ordinary size, and the inaccuracy of the gradient there.
 
     These are the kinks, their neighbours and the points up to 4 in size.
 
     At larger points polynomials lose digits by cancellation, and 16-bit dtypes overflow.
     """
-    chosen = case.x.abs() <= 4
-    chosen[: case.near_kinks.numel()] = True
-    return case.x[chosen], 8 * case.inaccuracy.to(case.x.device)[chosen]
+    chosen = np.abs(case.x) <= 4
+    chosen[: case.near_kinks.size] = True
+    return case.x[chosen], 8 * case.inaccuracy[chosen]
 
 
 @law(per_channel=True)
@@ -72,11 +68,11 @@ def cotangent_scaling(case: Case) -> None:
     The law scales by powers of two, which do not round, so equality holds to a few machine epsilons for every function.
     """
     x, noise = _ordinary(case)
-    v = torch.ones_like(x)
-    base = case.reverse(x, v).to(torch.float64)
+    v = np.ones_like(x)
+    base = case.reverse(x, v)
     for factor in (2.0, -1.0, 0.5, -4.0):
         expected = factor * base
-        slack = 4 * case.eps * expected.abs() + case.tiny + abs(factor) * noise
+        slack = 4 * case.eps * np.abs(expected) + case.tiny + abs(factor) * noise
         _judge_product(
             case,
             x,
@@ -96,26 +92,24 @@ def cotangent_additivity(case: Case) -> None:
     positive factors, but is not additive.
     """
     x, noise = _ordinary(case)
-    u, w = dyadic(x), dyadic(x).roll(1).neg() * 0.25
-    gu, gw = case.reverse(x, u).to(torch.float64), case.reverse(x, w).to(torch.float64)
+    u = dyadic(x.size)
+    w = -0.25 * np.roll(u, 1)
+    gu, gw = case.reverse(x, u), case.reverse(x, w)
     got = case.reverse(x, u + w)
     expected = gu + gw
     # a derivative such as 1 - tanh^2 has an error relative to 1, not to itself, and the product with each cotangent rounds
-    slack = 8 * case.eps * (gu.abs() + gw.abs() + u.abs() + w.abs()).to(torch.float64) + case.tiny
-    slack = slack + noise
-    bad = ((got.to(torch.float64) - expected).abs() > slack) & expected.isfinite()
-    if bool(bad.any()):
+    slack = 8 * case.eps * (np.abs(gu) + np.abs(gw) + np.abs(u) + np.abs(w)) + case.tiny + noise
+    bad = (np.abs(got - expected) > slack) & np.isfinite(expected)
+    if bad.any():
         index = first(bad)
         at, a, b = float(x[index]), float(u[index]), float(w[index])
-        script = "\n".join(
-            [
-                *case.script.header(),
-                case.script.make_x([at]),
-                "g = lambda v: torch.autograd.grad(act(x), x, torch.full_like(x, v))[0].double()",
-                f"got, expected = g({a!r} + {b!r}), g({a!r}) + g({b!r})",
-                'print("got", got, "expected", expected)',
-                f"assert torch.allclose(got, expected, rtol=0, atol={float(slack[index]):.3g})",
-            ]
+        script = case.script
+        lines = script.text(
+            f"g = lambda v: {script.wide(script.gradient(script.full('v')))}",
+            f"got, expected = g({a!r} + {b!r}), g({a!r}) + g({b!r})",
+            'print("got", got, "expected", expected)',
+            f"assert {script.close('got', 'expected', '0', f'{float(slack[index]):.3g}')}",
+            x=[at],
         )
         raise case.fail(
             "the gradient is not additive in the cotangent",
@@ -123,7 +117,7 @@ def cotangent_additivity(case: Case) -> None:
             cotangent=f"{a!r} + {b!r}",
             got=float(got[index]),
             allowed=f"{float(expected[index]):.9g}",
-            script=script,
+            script=lines,
         )
 
 
@@ -136,18 +130,18 @@ def chain_rule(case: Case) -> None:
     1e-3, which is typical of a mean loss.
     """
     x, noise = _ordinary(case)
-    base = case.reverse(x).to(torch.float64)
-    reach = {torch.float16: 8, torch.float64: 400}.get(case.dtype, 60)
+    base = case.reverse(x)
+    reach = {"float16": 8, "float64": 400}.get(case.dtype, 60)
     for v in (math.ldexp(1.0, -reach), -math.ldexp(1.0, -reach // 2), math.ldexp(1.0, reach), 0.0):
         expected = v * base
-        slack = 4 * case.eps * expected.abs() + min(case.tiny, abs(v) * 1e-3 if v else case.tiny)
+        slack = 4 * case.eps * np.abs(expected) + min(case.tiny, abs(v) * 1e-3 if v else case.tiny)
         # a subnormal gradient for cotangent 1 has few digits, and products with it have fewer
         slack = slack + 8 * abs(v) * case.tiny * case.eps + case.tiny * case.eps * 4 + abs(v) * noise
         _judge_product(
             case,
             x,
-            torch.full_like(x, v),
-            case.reverse(x, torch.full_like(x, v)),
+            np.full_like(x, v),
+            case.reverse(x, np.full_like(x, v)),
             expected,
             slack,
             "the gradient is not the cotangent times the derivative",
@@ -160,30 +154,27 @@ def locality(case: Case) -> None:
 
     Source: the Jacobian of an elementwise function is diagonal.
     """
-    x = case.x[case.x.abs() <= 64]
-    v = dyadic(x)
+    x = case.x[np.abs(case.x) <= 64]
+    v = dyadic(x.size)
     base = case.reverse(x, v)
     for spoiled, value in (("input", math.inf), ("input", -2.0), ("cotangent", 1024.0), ("cotangent", math.nan)):
-        for index in (0, x.numel() // 2, x.numel() - 1):
-            moved, cotangent = x.clone(), v.clone()
+        for index in (0, x.size // 2, x.size - 1):
+            moved, cotangent = x.copy(), v.copy()
             (moved if spoiled == "input" else cotangent)[index] = value
             different = differs(case.reverse(moved, cotangent), base)
             different[index] = False
-            if bool(different.any()):
+            if different.any():
                 other = first(different)
                 at = float(x[other])
-                line = f"x.data[..., 0] = {literal(value)}" if spoiled == "input" else f"v[..., 0] = {literal(value)}"
-                script = "\n".join(
-                    [
-                        *case.script.header(),
-                        case.script.make_x([-0.25 if value > 0 else 0.25, at]),
-                        "v = torch.full_like(x, 1.5)",
-                        "alone, = torch.autograd.grad(act(x), x, v)",
-                        line,
-                        "got, = torch.autograd.grad(act(x), x, v)",
-                        'print("got", got, "alone", alone)',
-                        "assert torch.equal(got[..., 1:], alone[..., 1:])",
-                    ]
+                script = case.script
+                lines = script.text(
+                    f"v = {script.full('1.5')}",
+                    script.set_gradient("alone", "v"),
+                    script.set_first("x" if spoiled == "input" else "v", value),
+                    script.set_gradient("got", "v"),
+                    'print("got", got, "alone", alone)',
+                    f"assert {script.equal('got[..., 1:]', 'alone[..., 1:]')}",
+                    x=[-0.25 if value > 0 else 0.25, at],
                 )
                 raise case.fail(
                     f"the gradient of one element depends on another element's {spoiled}",
@@ -191,7 +182,7 @@ def locality(case: Case) -> None:
                     cotangent=float(v[other]),
                     got=f"{float(case.reverse(moved, cotangent)[other])!r} with the other {spoiled} at {value}",
                     allowed=repr(float(base[other])),
-                    script=script,
+                    script=lines,
                 )
 
 
@@ -204,21 +195,19 @@ def position(case: Case) -> None:
     hardtanh. The law allows a difference of a few machine epsilons. At NaN and infinities mathematics defines no gradient,
     so a difference there is a notice.
     """
-    info = torch.finfo(case.dtype)
-    special = [0.0, -0.0, 1.0, -1.0, info.tiny / 2, -info.tiny / 2, math.nan, math.inf, -math.inf, 2.5, -2.5]
-    values = torch.cat([case.near_kinks, case.tensor(special)])
-    values = torch.cat([values[values.isfinite()], values[~values.isfinite()]])  # errors before notices
-    alone = []
-    for number in range(values.numel()):
-        x = values[number].repeat(TAIL_LENGTH)
-        got = case.reverse(x)
-        alone.append(got[0])
-        _judge_position(case, float(values[number]), got, got[0].expand_as(got))
-    mixed = values.repeat(TAIL_LENGTH // values.numel() + 2)[: max(TAIL_LENGTH, values.numel())]
-    expected = torch.stack(alone).repeat(TAIL_LENGTH // values.numel() + 2)[: mixed.numel()]
+    special = [0.0, -0.0, 1.0, -1.0, case.tiny / 2, -case.tiny / 2, math.nan, math.inf, -math.inf, 2.5, -2.5]
+    values = np.concatenate([case.near_kinks, case.rounded(special)])
+    values = np.concatenate([values[np.isfinite(values)], values[~np.isfinite(values)]])  # errors before notices
+    alone = np.empty_like(values)
+    for number, value in enumerate(values):
+        got = case.reverse(np.full(TAIL_LENGTH, value))
+        alone[number] = got[0]
+        _judge_position(case, float(value), got)
+    length = max(TAIL_LENGTH, values.size)
+    mixed, expected = np.resize(values, length), np.resize(alone, length)
     got = case.reverse(mixed)
-    same = _same(case, got, expected) | ~mixed.isfinite()
-    if not bool(same.all()):
+    same = _same(case, got, expected) | ~np.isfinite(mixed)
+    if not same.all():
         index = first(~same)
         raise case.fail(
             "the gradient of an element depends on the values of its neighbours",
@@ -228,25 +217,23 @@ def position(case: Case) -> None:
         )
 
 
-def _same(case: Case, a: Tensor, b: Tensor) -> Tensor:
-    close = (a.to(torch.float64) - b.to(torch.float64)).abs() <= 8 * case.eps * (0.125 + b.to(torch.float64).abs())
-    return close | ~differs(a, b)
+def _same(case: Case, a: Floats, b: Floats) -> Mask:
+    return (np.abs(a - b) <= 8 * case.eps * (0.125 + np.abs(b))) | ~differs(a, b)
 
 
-def _judge_position(case: Case, value: float, got: Tensor, expected: Tensor) -> None:
+def _judge_position(case: Case, value: float, got: Floats) -> None:
+    """Raise a violation where the gradient for equal inputs differs from the first one."""
+    expected = np.full_like(got, got[0])
     same = _same(case, got, expected)
-    if bool(same.all()):
+    if same.all():
         return
     index = first(~same)
-    script = "\n".join(
-        [
-            *case.script.header(),
-            case.script.make_x([0.0]).replace("[0.0]", f"[{literal(value)}] * {TAIL_LENGTH}"),
-            "act(x).sum().backward()",
-            f"g = x.grad{case.script.pick}",
-            f'print("first", g[0].item(), "position {index}", g[{index}].item())',
-            f"assert str(g[0].item()) == str(g[{index}].item())",
-        ]
+    script = case.script
+    lines = script.text(
+        script.input([value], TAIL_LENGTH),
+        *script.set_gradients("g"),
+        f'print("first", g[0].item(), "position {index}", g[{index}].item())',
+        f"assert str(g[0].item()) == str(g[{index}].item())",
     )
     raise case.fail(
         f"equal inputs ({value!r}) have different gradients: position {index} of {TAIL_LENGTH} differs from position 0",
@@ -255,5 +242,5 @@ def _judge_position(case: Case, value: float, got: Tensor, expected: Tensor) -> 
         got=f"{float(got[index])!r} at position {index}",
         allowed=f"{float(expected[index])!r}, as at position 0",
         level="error" if math.isfinite(value) else "notice",
-        script=script,
+        script=lines,
     )

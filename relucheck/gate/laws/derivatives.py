@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Kink
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.kink_table import kink_rows
 from relucheck.gate.cases.probing import first
-from relucheck.gate.cases.script import interval, within
-from relucheck.gate.cases.violation import LawViolation, NotApplicable, literal
+from relucheck.gate.cases.violation import LawViolation, NotApplicable, interval
+from relucheck.gate.frameworks.script import literal, within
 from relucheck.gate.laws.law import law
+from relucheck.numerics.floats import Mask
 
 
 def declared_at(case: Case, kink: FoundKink) -> Kink | None:
@@ -63,9 +63,9 @@ def subgradient(case: Case) -> None:
     corners = [kink for kink in case.corners if case.represents(kink)]
     if not corners:
         raise NotApplicable("the dtype represents no kink in the scanned range")
-    x = case.tensor([kink.at for kink in corners])
+    x = case.rounded([kink.at for kink in corners])
     for v in (1.0, -2.0, 0.0625):
-        got = (case.reverse(x, torch.full_like(x, v)).to(torch.float64) / v).tolist()
+        got = (case.reverse(x, np.full_like(x, v)) / v).tolist()
         for kink, value in zip(corners, got, strict=True):
             low, high, why = allowed_at(case, kink)
             tolerance = case.tolerance(kink)
@@ -76,7 +76,7 @@ def subgradient(case: Case) -> None:
                     cotangent=v,
                     got=f"{value!r} times the cotangent",
                     allowed=interval(low, high),
-                    script=case.script.gradient(
+                    script=case.script.one_gradient(
                         kink.at,
                         v,
                         within(f"got / {literal(v)}", low, high, tolerance),
@@ -85,15 +85,15 @@ def subgradient(case: Case) -> None:
                 )
 
 
-def _outside(case: Case, mask: Tensor, at_most: float = math.inf) -> int | None:
+def _outside(case: Case, mask: Mask, at_most: float = math.inf) -> int | None:
     """Return the first masked probe point whose gradient lies outside its bounds, or None."""
     low, high, tolerance = case.allowed
-    tolerance = tolerance.clamp(max=at_most)
-    g = case.g.to(torch.float64).cpu()
-    bad = mask & g.isfinite() & case.y.isfinite().cpu() & ~low.isnan() & ((g < low - tolerance) | (g > high + tolerance))
+    tolerance = np.minimum(tolerance, at_most)
+    g = case.g
+    bad = mask & np.isfinite(g) & np.isfinite(case.y) & ~np.isnan(low) & ((g < low - tolerance) | (g > high + tolerance))
     # an infinite tolerance means that the derivative is unknown
-    bad &= tolerance.isfinite()
-    return first(bad) if bool(bad.any()) else None
+    bad &= np.isfinite(tolerance)
+    return first(bad) if bad.any() else None
 
 
 def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> LawViolation:
@@ -106,7 +106,7 @@ def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> La
         cotangent=1.0,
         got=float(case.g[index]),
         allowed=f"{interval(low, high)} within {tolerance:.3g}",
-        script=case.script.gradient(x, 1.0, within("got", low, high, tolerance), f"derivative: {interval(low, high)}"),
+        script=case.script.one_gradient(x, 1.0, within("got", low, high, tolerance), f"derivative: {interval(low, high)}"),
     )
 
 
@@ -119,7 +119,7 @@ def derivative(case: Case) -> None:
     """
     case.skip_surrogate()
     # beyond 1e6 a difference of values cannot distinguish an oscillation from rounding, so nothing is known there
-    index = _outside(case, ~case.on_kink & (case.x.to(torch.float64).abs().cpu() <= 1e6))
+    index = _outside(case, ~case.on_kink & (np.abs(case.x) <= 1e6))
     if index is not None:
         raise _fail_at(case, index, "the gradient is not the derivative")
 
@@ -135,13 +135,11 @@ def hit_on_input(case: Case) -> None:
     case.skip_surrogate()
     if not case.corners:
         raise NotApplicable("no kink in the scanned range")
-    x = case.x
-    mask = torch.zeros(x.shape, dtype=torch.bool)
+    mask = np.zeros(case.x.shape, dtype=bool)
     for kink in case.corners:
-        at = float(case.value(case.tensor([kink.at])))
-        mask |= (case.y == at).cpu()
+        mask |= case.y == case.value(case.rounded([kink.at]))
     mask &= ~case.on_kink
-    if not bool(mask.any()):
+    if not mask.any():
         raise NotApplicable("no probe point has the same value as a kink")
     # points with the value of a kink mostly lie on flat or linear pieces, which round less than smooth bends
     tight = max(2 * case.tolerance(kink) for kink in case.corners)
@@ -167,31 +165,27 @@ def rounded_kinks(case: Case) -> None:
         raise _fail_at(case, index, "the gradient at or beside a kink that the dtype rounds fits neither side")
 
 
-def _among(case: Case, corners: list[FoundKink]) -> Tensor:
-    numbers = torch.tensor([number for number, kink in enumerate(case.kinks) if kink in corners])
+def _among(case: Case, corners: list[FoundKink]) -> Mask:
     index, distance = case.nearest
-    near = (
-        distance
-        <= 4 * case.eps * torch.tensor([max(1e-3, abs(kink.at)) for kink in case.kinks], dtype=torch.float64)[index]
-    )
-    return torch.isin(index, numbers) & near
+    chosen = np.array([kink in corners for kink in case.kinks])
+    size = np.array([max(1e-3, abs(kink.at)) for kink in case.kinks])
+    return chosen[index] & (distance <= 4 * case.eps * size[index])
 
 
 @law(per_channel=True)
 def dtype_agreement(case: Case) -> None:
     """The subgradient equals that in float64 at every kink that the dtype represents."""
-    if case.dtype == torch.float64:
+    if case.dtype == "float64":
         raise NotApplicable("the law compares the other dtypes with float64")
     corners = [kink for kink in case.corners if case.represents(kink)]
     if not corners:
         raise NotApplicable("the dtype represents no kink in the scanned range")
     at = [kink.at for kink in corners]
-    wide = torch.tensor(at, dtype=torch.float64, device=case.device)
     try:
-        expected = case.reverse(wide, f=case.subject.widened(case.dtype, case.device)).tolist()
-    except RuntimeError as error:
+        expected = case.reverse(np.array(at), f=case.subject.widened(case.dtype, case.device)).tolist()
+    except case.framework.errors as error:
         raise NotApplicable(f"the law compares with float64, in which the activation does not run: {error}") from None
-    got = case.reverse(case.tensor(at)).tolist()
+    got = case.reverse(case.rounded(at)).tolist()
     for kink, value, right in zip(corners, got, expected, strict=True):
         if _beyond(value, right, right, case.tolerance(kink)):
             raise case.fail(
@@ -200,7 +194,7 @@ def dtype_agreement(case: Case) -> None:
                 cotangent=1.0,
                 got=value,
                 allowed=f"{right!r}, as in float64",
-                script=case.script.gradient(
+                script=case.script.one_gradient(
                     kink.at, 1.0, within("got", right, right, case.tolerance(kink)), f"float64 gives {right!r}"
                 ),
             )
@@ -218,14 +212,11 @@ def continuity(case: Case) -> None:
         return
     kink = jumps[0]
     claimed = case.activation.continuous
-    script = "\n".join(
-        [
-            *case.script.header(),
-            case.script.make_x([kink.at - 1e-2, kink.at + 1e-2]),
-            f"low, high = act(x){case.script.pick}.tolist()",
-            'print("values", low, high)',
-            f"assert abs(high - low) < {abs(kink.jump) / 2 + 0.02 * max(abs(kink.left), abs(kink.right)):.6g}",
-        ]
+    script = case.script.text(
+        f"low, high = {case.script.value}.tolist()",
+        'print("values", low, high)',
+        f"assert abs(high - low) < {abs(kink.jump) / 2 + 0.02 * max(abs(kink.left), abs(kink.right)):.6g}",
+        x=[kink.at - 1e-2, kink.at + 1e-2],
     )
     raise case.fail(
         f"the value jumps by {kink.jump:g} at {kink.at:g}"
@@ -245,7 +236,7 @@ def declared_kinks(case: Case) -> None:
     Positions and one-sided derivatives must agree, and no kink in the scanned range may be undeclared.
     """
     low, high = case.config.scan
-    slack = 1e-5 if not case.subject.has_state() else max(1e-5, 2 * case.eps)
+    slack = 1e-5 if not case.subject.has_state else max(1e-5, 2 * case.eps)
     for kink in case.activation.kinks:
         if not low <= kink.at <= high:
             continue
@@ -273,12 +264,9 @@ def declared_kinks(case: Case) -> None:
 
 
 def _slopes_script(case: Case, kink: Kink) -> str:
-    return "\n".join(
-        [
-            *case.script.header(),
-            case.script.make_x([kink.at - 0.25, kink.at - 0.125, kink.at + 0.125, kink.at + 0.25]),
-            f"a, b, c, d = act(x){case.script.pick}.tolist()",
-            'print("slopes", (b - a) / 0.125, (d - c) / 0.125)',
-            f"assert abs((b - a) / 0.125 - {kink.left!r}) < 0.05 and abs((d - c) / 0.125 - {kink.right!r}) < 0.05",
-        ]
+    return case.script.text(
+        f"a, b, c, d = {case.script.value}.tolist()",
+        'print("slopes", (b - a) / 0.125, (d - c) / 0.125)',
+        f"assert abs((b - a) / 0.125 - {kink.left!r}) < 0.05 and abs((d - c) / 0.125 - {kink.right!r}) < 0.05",
+        x=[kink.at - 0.25, kink.at - 0.125, kink.at + 0.125, kink.at + 0.25],
     )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from relucheck.gate.cases.case import Case
-from relucheck.gate.cases.probing import first
-from relucheck.gate.cases.script import within
-from relucheck.gate.cases.violation import NotApplicable, literal
+from relucheck.gate.cases.probing import first, wider
+from relucheck.gate.cases.violation import NotApplicable
+from relucheck.gate.frameworks.script import literal, within
 from relucheck.gate.laws.law import law
+from relucheck.numerics.floats import Floats
 
 
-def _compare(case: Case, theirs: Tensor, label: str, *, at_kinks: str = "error", source: str = "") -> None:
+def _compare(case: Case, theirs: Floats, label: str, *, at_kinks: str = "error", source: str = "") -> None:
     """Raise a violation where the gradient differs from another implementation's.
 
     Args:
@@ -24,26 +24,24 @@ def _compare(case: Case, theirs: Tensor, label: str, *, at_kinks: str = "error",
         at_kinks: level of a difference inside the Clarke interval, ``"error"`` or ``"notice"``.
         source: text after the comment in the script.
     """
-    x = case.x
-    theirs = theirs.to(torch.float64).cpu()
-    ours = case.g.to(torch.float64).cpu()
+    ours = case.g
     low, high, tolerance = case.allowed
-    scale = torch.minimum(2 * tolerance, 0.25 * (1 + theirs.abs()))
-    strict = torch.full_like(scale, math.inf)
+    scale = np.minimum(2 * tolerance, 0.25 * (1 + np.abs(theirs)))
+    strict = np.full_like(scale, math.inf)
     for number, kink in enumerate(case.kinks):
-        strict = torch.where((case.nearest[0] == number) & case.on_kink, 2 * case.tolerance(kink), strict)
-    scale = torch.minimum(scale, strict)
-    different = ((ours - theirs).abs() > scale) & theirs.isfinite() & ours.isfinite()
+        strict = np.where((case.nearest[0] == number) & case.on_kink, 2 * case.tolerance(kink), strict)
+    scale = np.minimum(scale, strict)
+    different = (np.abs(ours - theirs) > scale) & np.isfinite(theirs) & np.isfinite(ours)
     if at_kinks == "error":
-        different |= theirs.isfinite() & ~ours.isfinite()
+        different |= np.isfinite(theirs) & ~np.isfinite(ours)
     else:
         # nobody declared that the two are equal, so away from kinks blame only the one that is not the derivative
         different &= case.on_kink | ~((ours >= low - tolerance) & (ours <= high + tolerance))
     kinks = different & case.on_kink
-    index = first(kinks) if bool(kinks.any()) else first(different) if bool(different.any()) else None
+    index = first(kinks) if kinks.any() else first(different) if different.any() else None
     if index is None:
         return
-    value = float(x[index])
+    value = float(case.x[index])
     on_kink = bool(case.on_kink[index])
     inside = not (
         float(ours[index]) < float(low[index] - tolerance[index])
@@ -57,7 +55,7 @@ def _compare(case: Case, theirs: Tensor, label: str, *, at_kinks: str = "error",
         got=float(ours[index]),
         allowed=f"{right!r}, as {label}",
         level="notice" if on_kink and inside and at_kinks == "notice" else "error",
-        script=case.script.gradient(
+        script=case.script.one_gradient(
             value, 1.0, within("got", right, right, float(scale[index])), f"{label} gives {right!r}{source}"
         ),
     )
@@ -70,32 +68,30 @@ def _wants_reference(case: Case) -> bool:
 @law(applies=_wants_reference)
 def reference(case: Case) -> None:
     """Values and gradients equal those of the declared reference, at kinks and elsewhere."""
-    other = case.activation.reference
-    if other is None:
+    declared = case.activation.reference
+    if declared is None:
         what = "no reference is declared, and the convention is 'reference'"
         raise case.fail(what, allowed="Activation(..., reference=...)")
-    other = case.subject.flat(case.subject.placed(other, case.dtype, case.device))
-    name = type(case.activation.reference).__name__
+    other = case.subject.function_of(case.subject.placed(declared, case.dtype, case.device), case.dtype, case.device)
+    name = type(declared).__name__
     label = "the reference" if name == "function" else f"the reference {name}"
-    with torch.no_grad():
-        theirs = other(case.x.clone()).to(torch.float64)
-    ours = case.y.to(torch.float64)
-    wide = 16 * case.eps * (1 + theirs.abs()) * (1 + case.x.to(torch.float64).abs().clamp(max=8.0) / 4)
-    bad = ((ours - theirs).abs() > wide) & theirs.isfinite()
-    if bool(bad.any()):
+    theirs = case.framework.value(other, case.x)
+    slack = 16 * case.eps * (1 + np.abs(theirs)) * (1 + wider(case.x, 8.0) / 4)
+    bad = (np.abs(case.y - theirs) > slack) & np.isfinite(theirs)
+    if bad.any():
         index = first(bad)
         value, right = float(case.x[index]), float(theirs[index])
-        script = "\n".join(
-            [
-                *case.script.header(),
-                case.script.make_x([value]),
-                f"got = act(x){case.script.pick}.item()",
-                f'print("value", got)  # {label} gives {right!r}',
-                f"assert abs(got - {literal(right)}) <= {float(wide[index]):.3g}",
-            ]
-        )
         raise case.fail(
-            f"the value differs from {label}'s", x=value, got=float(ours[index]), allowed=repr(right), script=script
+            f"the value differs from {label}'s",
+            x=value,
+            got=float(case.y[index]),
+            allowed=repr(right),
+            script=case.script.text(
+                f"got = {case.script.value}.item()",
+                f'print("value", got)  # {label} gives {right!r}',
+                f"assert abs(got - {literal(right)}) <= {float(slack[index]):.3g}",
+                x=[value],
+            ),
         )
     _compare(case, case.reverse(case.x, f=other), label)
 
@@ -109,15 +105,15 @@ def equal_spellings(case: Case) -> None:
     error if it contradicts ``same_as``, otherwise a notice. Source: pytorch issues 184572 and 184574, clamp against relu6.
     """
     if not case.peers:
-        raise NotApplicable("no other activation of the run or of torch is the same function")
+        raise NotApplicable(f"no other activation of the run or of {case.framework.name} is the same function")
     for name, peer in sorted(case.peers.items()):
         declared = name == case.activation.same_as
         try:
             other = peer.function(case.dtype, case.device)
-            other(case.x[:4].clone())
+            peer.framework.value(other, case.x[:4])
         except Exception as error:
             if declared:
-                raise case.unsupported(f"{name} in {case.dtype}", error) from None
+                raise case.unsupported(error, f"{name} in {case.framework.spelled(case.dtype)}") from None
             continue
-        y, pullback = peer.pullback(other, case.x)
-        _compare(case, pullback(torch.ones_like(y)), name, at_kinks="error" if declared else "notice")
+        y, pullback = peer.framework.pullback(other, case.x)
+        _compare(case, pullback(np.ones_like(y)), name, at_kinks="error" if declared else "notice")

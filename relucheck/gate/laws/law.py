@@ -7,7 +7,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
+
 from relucheck.gate.cases.case import Case
+from relucheck.gate.frameworks.port import CAPABILITIES, missing
 
 Check = Callable[[Case], None]
 KinkRows = Callable[[Case], list[dict[str, Any]]]
@@ -27,8 +30,8 @@ class Law:
             does not apply.
         summary: what holds, the first paragraph of the function's docstring.
         applies: whether a case gets an item for this law.
-        frameworks: names of the frameworks to which the law is specific; None if it uses only the methods of ``Subject``
-            and therefore works for every framework.
+        needs: the capabilities that the law needs of a framework, names from ``CAPABILITIES``. It is skipped for a
+            framework that lacks one.
         needs_gradient: whether the law is skipped if forward or backward raises.
         explains_failure: whether this law reports why an activation does not run; only one law does.
         needs_peers: whether it compares with other activations that are numerically the same function.
@@ -40,16 +43,16 @@ class Law:
     check: Check
     summary: str
     applies: Callable[[Case], bool] = _everywhere
-    frameworks: tuple[str, ...] | None = None
+    needs: tuple[str, ...] = ()
     needs_gradient: bool = True
     explains_failure: bool = False
     needs_peers: bool = False
     per_channel: bool = False
     kink_rows: KinkRows | None = None
 
-    def concerns(self, case: Case) -> bool:
-        """Whether a case gets an item for this law, in view of its framework and ``applies``."""
-        return (self.frameworks is None or case.subject.framework in self.frameworks) and self.applies(case)
+    def lacks(self, case: Case) -> str:
+        """Return why the framework of a case cannot serve the law; empty if it can."""
+        return missing(case.framework, self.needs, case.dtype)
 
 
 #: Every law by name, in the order of definition.
@@ -59,7 +62,7 @@ REGISTRY: Final[dict[str, Law]] = {}
 def law(
     *,
     applies: Callable[[Case], bool] = _everywhere,
-    frameworks: tuple[str, ...] | None = None,
+    needs: tuple[str, ...] = (),
     needs_gradient: bool = True,
     explains_failure: bool = False,
     needs_peers: bool = False,
@@ -71,8 +74,13 @@ def law(
     The first paragraph of the function's docstring is the law's summary. The arguments are the fields of ``Law``.
 
     Raises:
-        ValueError: in the decorator, for a name that is registered already.
+        ValueError: for a need that is no capability, and in the decorator for a name that is registered already.
     """
+    for need in needs:
+        if need not in CAPABILITIES:
+            raise ValueError(
+                f"a law needs {need!r}, which is no capability; the capabilities are {', '.join(CAPABILITIES)}"
+            )
 
     def register(check: Check) -> Check:
         name = check.__name__
@@ -80,10 +88,11 @@ def law(
             raise ValueError(f"law {name!r}: defined twice; rename one of the two functions")
         REGISTRY[name] = Law(
             name,
-            check,
+            # numbers out of range are what laws look for, so they are no reason for NumPy to warn
+            np.errstate(all="ignore")(check),
             inspect.cleandoc(check.__doc__ or "").split("\n\n")[0].replace("\n", " "),
             applies,
-            frameworks,
+            needs,
             needs_gradient,
             explains_failure,
             needs_peers,

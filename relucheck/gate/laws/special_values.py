@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
+import numpy as np
 
 from relucheck.activations.kink_search import derivatives
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import first
-from relucheck.gate.cases.violation import literal
+from relucheck.gate.frameworks.script import literal
 from relucheck.gate.laws.law import law
 
 
@@ -21,23 +21,20 @@ def nan_propagates(case: Case) -> None:
     clamp that is written with ``>`` turns NaN into a bound, which hides that a network has diverged. The law does not check
     the gradient at a NaN input, where torch's ReLU passes the cotangent on.
     """
-    y = case.value(case.tensor([math.nan, 1.0, math.nan]))
-    if not bool(y[0].isnan()):
-        script = "\n".join(
-            [
-                *case.script.header(),
-                case.script.make_x([math.nan]),
-                f"y = act(x){case.script.pick}",
-                "print(y)",
-                'assert y.isnan().all(), "NaN became a number"',
-            ]
+    y = case.value(case.rounded([math.nan, 1.0, math.nan]))
+    if not math.isnan(y[0]):
+        script = case.script.text(
+            f"y = {case.script.value}",
+            "print(y)",
+            f'assert {case.script.is_nan("y")}.all(), "NaN became a number"',
+            x=[math.nan],
         )
         raise case.fail("forward turns NaN into a number", x=math.nan, got=float(y[0]), allowed="nan", script=script)
-    x = case.tensor([-2.3, -1.1, -0.4, 0.3, 0.9, 1.7, 2.6])
+    x = case.rounded([-2.3, -1.1, -0.4, 0.3, 0.9, 1.7, 2.6])
     plain = case.reverse(x)
-    got = case.reverse(x, torch.full_like(x, math.nan))
-    bad = ~got.isnan() & (plain.abs() > 1e-3)
-    if bool(bad.any()):
+    got = case.reverse(x, np.full_like(x, math.nan))
+    bad = ~np.isnan(got) & (np.abs(plain) > 1e-3)
+    if bad.any():
         index = first(bad)
         value = float(x[index])
         raise case.fail(
@@ -46,7 +43,7 @@ def nan_propagates(case: Case) -> None:
             cotangent="nan",
             got=float(got[index]),
             allowed="nan",
-            script=case.script.gradient(value, math.nan, "got != got", "allowed: nan"),
+            script=case.script.one_gradient(value, math.nan, "got != got", "allowed: nan"),
         )
 
 
@@ -61,45 +58,39 @@ def finite_gradient(case: Case) -> None:
     """
     x = case.finite_values
     y, g = case.value(x), case.reverse(x)
-    bad = ~g.isfinite()
-    if not bool(bad.any()):
+    bad = ~np.isfinite(g)
+    if not bad.any():
         return
-    wide = x[bad].to(torch.float64).cpu()
-    values, gradients = y[bad], g[bad]
-    true = case.exact(wide)
-    left, right, _ = derivatives(case.exact, wide, case.kinks)
-    size = torch.maximum(left.abs(), right.abs())
-    limit = torch.finfo(case.dtype).max
+    at, values, gradients = x[bad], y[bad], g[bad]
+    true = case.exact(at)
+    left, right, _ = derivatives(case.exact, at, case.kinks)
+    size = np.maximum(np.abs(left), np.abs(right))
+    limit = case.format.largest
     # a value that overflows although the dtype represents the exact value is as wrong as its gradient
-    overflows = ~values.isfinite().cpu() & (true.abs() < limit / 4)
-    judged = values.isfinite().cpu() | overflows
+    overflows = ~np.isfinite(values) & (np.abs(true) < limit / 4)
+    judged = np.isfinite(values) | overflows
     # an infinite gradient is right where the derivative is infinite (square root at 0, a pole) or exceeds the dtype's range
-    unbounded = gradients.isinf().cpu() & (size.isnan() | (size > limit / 4) | (size > 1e3 * (1 + wide.abs())))
+    unbounded = np.isinf(gradients) & (np.isnan(size) | (size > limit / 4) | (size > 1e3 * (1 + np.abs(at))))
     error = judged & ~unbounded
-    if bool(error.any()):
+    if error.any():
         # report the smallest |x|, which is the likeliest to occur in a network
-        order = torch.where(error, wide.abs(), torch.full_like(wide, math.inf))
-        index = int(order.argmin())
-        value = float(wide[index])
-        what = (
-            "the value overflows and the gradient is"
-            if bool(overflows[index])
-            else "the value is finite and the gradient is"
-        )
-        kind = "nan" if bool(gradients[index].isnan()) else "infinite"
+        index = int(np.where(error, np.abs(at), math.inf).argmin())
+        value = float(at[index])
+        what = "the value overflows and the gradient is" if overflows[index] else "the value is finite and the gradient is"
+        kind = "nan" if math.isnan(gradients[index]) else "infinite"
         raise case.fail(
-            f"{what} {kind} ({int(error.sum())} of {x.numel()} inputs tried)",
+            f"{what} {kind} ({int(error.sum())} of {x.size} inputs tried)",
             x=value,
             cotangent=1.0,
             got=f"gradient {float(gradients[index])!r}, value {float(values[index])!r}",
             allowed="a finite gradient",
-            script=case.script.gradient(value, 1.0, "abs(got) < float('inf')", "a finite gradient is needed"),
+            script=case.script.one_gradient(value, 1.0, "abs(got) < float('inf')", "a finite gradient is needed"),
         )
-    index = int(wide.abs().argmin())
+    index = int(np.abs(at).argmin())
     raise case.fail(
-        f"the gradient is not finite at {int(bad.sum())} of {x.numel()} inputs, where the value or the derivative is "
+        f"the gradient is not finite at {int(bad.sum())} of {x.size} inputs, where the value or the derivative is "
         "unbounded",
-        x=float(wide[index]),
+        x=float(at[index]),
         got=f"gradient {float(gradients[index])!r}, value {float(values[index])!r}",
         level="notice",
     )
@@ -111,7 +102,7 @@ def infinities(case: Case) -> None:
 
     torch's GELU, SiLU and Mish return NaN there (0 times infinity), so it is not treated as a defect.
     """
-    x = case.tensor([-math.inf, math.inf])
+    x = case.rounded([-math.inf, math.inf])
     y, g = case.value(x).tolist(), case.reverse(x).tolist()
     if any(math.isnan(value) for value in (*y, *g)):
         raise case.fail(
@@ -126,30 +117,19 @@ def signed_zero(case: Case) -> None:
     Source: IEEE 754-2019, 5.11 (zeros compare equal). A gradient computed with ``signbit``, ``copysign``, ``atan2`` or 1/x
     may differ between them. -0 is common: multiplying a negative number by 0 gives it.
     """
-    x = case.tensor([0.0, -0.0])
-    y, g = case.value(x).to(torch.float64), case.reverse(x).to(torch.float64)
+    x = case.rounded([0.0, -0.0])
+    y, g = case.value(x), case.reverse(x)
     for what, pair in (("value", y), ("gradient", g)):
         plus, minus = pair.tolist()
         same = plus == minus or (math.isnan(plus) and math.isnan(minus))
         if not same and not abs(plus - minus) <= 4 * case.eps * (1 + abs(plus)):
-            script = "\n".join(
-                [
-                    *case.script.header(),
-                    case.script.make_x([0.0, -0.0]),
-                    f"y = act(x){case.script.pick}",
-                    "y.sum().backward()",
-                    f"plus, minus = {'y' if what == 'value' else f'x.grad{case.script.pick}'}.tolist()",
-                    f'print("{what}s", plus, minus)',
-                    "assert plus == minus",
-                ]
-            )
             raise case.fail(
                 f"the {what} differs between +0 and -0",
                 x=-0.0,
                 cotangent=1.0,
                 got=minus,
                 allowed=f"{plus!r}, as at +0",
-                script=script,
+                script=case.script.zeros(what),
             )
 
 
@@ -163,10 +143,10 @@ def subnormals(case: Case) -> None:
     """
     for sign in (1.0, -1.0):
         normal, subnormal = sign * 4 * case.tiny, sign * case.tiny / 4
-        x = case.tensor([normal, subnormal])
-        g = case.reverse(x).to(torch.float64).tolist()
-        left, right, _ = derivatives(case.exact, x.to(torch.float64).cpu(), case.kinks)
-        steady = bool((left[0] - left[1]).abs() + (right[0] - right[1]).abs() <= 1e-3 * (1 + left[0].abs()))
+        x = case.rounded([normal, subnormal])
+        g = case.reverse(x).tolist()
+        left, right, _ = derivatives(case.exact, x, case.kinks)
+        steady = abs(left[0] - left[1]) + abs(right[0] - right[1]) <= 1e-3 * (1 + abs(left[0]))
         if steady and all(map(math.isfinite, g)) and abs(g[1] - g[0]) > 0.25 * (abs(g[0]) + abs(g[1])) + 1e-3:
             low = g[0] - 0.25 * abs(g[1] - g[0])
             high = g[0] + 0.25 * abs(g[1] - g[0])
@@ -176,22 +156,16 @@ def subnormals(case: Case) -> None:
                 cotangent=1.0,
                 got=g[1],
                 allowed=f"{g[0]!r}, as at {normal!r}",
-                script=case.script.gradient(
+                script=case.script.one_gradient(
                     subnormal, 1.0, f"{low:.9g} <= got <= {high:.9g}", f"at {normal!r} it is {g[0]!r}"
                 ),
             )
-        y = case.value(x).to(torch.float64).tolist()
-        zero = float(case.value(case.tensor([0.0])))
+        y = case.value(x).tolist()
+        zero = float(case.value(case.rounded([0.0]))[0])
         ratio = abs(y[0] - zero) / (4 * case.tiny)
         if zero == 0 and y[1] == 0 and ratio > 0.01 and abs(y[0] / normal - g[0]) < 0.1 * abs(g[0]):
-            script = "\n".join(
-                [
-                    *case.script.header(),
-                    case.script.make_x([subnormal]),
-                    f"y = act(x){case.script.pick}.item()",
-                    "print(y)",
-                    'assert y != 0, "flushed to zero"',
-                ]
+            script = case.script.text(
+                f"y = {case.script.value}.item()", "print(y)", 'assert y != 0, "flushed to zero"', x=[subnormal]
             )
             raise case.fail(
                 "forward flushes a subnormal input to zero",
@@ -200,18 +174,19 @@ def subnormals(case: Case) -> None:
                 allowed=f"about {y[0] / normal * subnormal!r}",
                 script=script,
             )
-    x = case.x[(case.g.abs() >= 0.5) & (case.g.abs() <= 2) & (case.x.abs() <= 4) & ~case.on_kink.to(case.device)][:16]
+    slope = np.abs(case.g)
+    x = case.x[(slope >= 0.5) & (slope <= 2) & (np.abs(case.x) <= 4) & ~case.on_kink][:16]
     small = case.tiny / 4
-    if x.numel():
-        got = case.reverse(x, torch.full_like(x, small))
+    if x.size:
+        got = case.reverse(x, np.full_like(x, small))
         bad = got == 0
-        if bool(bad.any()):
+        if bad.any():
             value = float(x[first(bad)])
             raise case.fail(
                 "backward flushes a subnormal cotangent to zero",
                 x=value,
                 cotangent=small,
                 got=0.0,
-                allowed=f"about {float(case.reverse(case.tensor([value]))[0]) * small!r}",
-                script=case.script.gradient(value, small, "got != 0", f"cotangent {literal(small)}"),
+                allowed=f"about {float(case.reverse(case.rounded([value]))[0]) * small!r}",
+                script=case.script.one_gradient(value, small, "got != 0", f"cotangent {literal(small)}"),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ def functions() -> list[Activation]:
 
 
 #: The activations of the targets that are namespaces of torch.
-TORCH_TARGETS: Final = {
+NAMESPACES: Final[Mapping[str, Callable[[], list[Activation]]]] = {
     "torch.nn": modules,
     "torch.nn.modules.activation": modules,
     "torch.nn.functional": functions,

@@ -1,0 +1,163 @@
+"""What passes between the gate and a framework: functions, calls, results and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from relucheck.errors import RelucheckError, error_text
+from relucheck.numerics.floats import Floats
+
+
+class Disconnected(RelucheckError):
+    """An output that has no graph of operations to the input."""
+
+
+class Unsupported(RelucheckError):
+    """A mode, a dtype or a shape that the framework or the activation does not support.
+
+    Attributes:
+        mode: what is not supported, in the framework's words.
+        raised: the exception that says so.
+    """
+
+    def __init__(self, mode: str, raised: BaseException) -> None:
+        super().__init__(f"{mode} is not supported: {error_text(raised)}")
+        self.mode, self.raised = mode, raised
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a vector is spread before the call, and which part of the result is checked.
+
+    Attributes:
+        shape: shape of the call's argument; -1 stands for the length of the vector. ``(-1,)`` is the vector itself, and
+            ``(1, 3, -1)`` suits a module with a parameter for each of 3 channels.
+        channel: index of the channel that is checked, where there are several.
+    """
+
+    shape: tuple[int, ...] = (-1,)
+    channel: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the call gets the vector itself."""
+        return self.shape == (-1,)
+
+    @property
+    def unexpanded(self) -> tuple[int, ...]:
+        """Shape of the vector before it is expanded along the other axes."""
+        return tuple(n if n == -1 else 1 for n in self.shape)
+
+    def expanded(self, length: int) -> tuple[int, ...]:
+        """Shape of the call's argument for a vector of a length."""
+        return tuple(length if n == -1 else n for n in self.shape)
+
+    @property
+    def index(self) -> tuple[int | slice, ...]:
+        """Index of the checked vector in the result of the call."""
+        return tuple(slice(None) if n == -1 else min(self.channel, n - 1) for n in self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """An activation as a function from shape (n,) to shape (n,), in one dtype on one device.
+
+    Attributes:
+        target: the framework's callable, with its parameters in the dtype and on the device.
+        dtype: name of the dtype.
+        device: the device.
+        layout: how a vector reaches the callable and how its result is read.
+    """
+
+    target: Any
+    dtype: str
+    device: str = "cpu"
+    layout: Layout = Layout()
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """An array of the framework, described.
+
+    Attributes:
+        numbers: its numbers, of its shape.
+        dtype: its dtype, in the framework's words.
+        device: its device, in the framework's words.
+    """
+
+    numbers: Floats
+    dtype: str
+    device: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.numbers.shape
+
+    @property
+    def kind(self) -> str:
+        """Dtype, device and shape as text."""
+        return f"{self.dtype}, {self.device}, {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of an activation that may not be an activation at all.
+
+    Attributes:
+        returned: name of the result's type.
+        numbers: the numbers of the result; None if the framework cannot differentiate such a result.
+        dtype: name of the result's dtype; empty if the result is not an array.
+        overwrote: whether the call wrote to its argument.
+    """
+
+    returned: str
+    numbers: Floats | None
+    dtype: str
+    overwrote: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Relaid:
+    """A call on an array of an unusual memory layout, beside the same call on a contiguous copy.
+
+    Attributes:
+        x: the input, of the layout's shape.
+        cotangent: the upstream gradient, of the layout's shape.
+        value: the value for the layout.
+        gradient: the gradient for the layout.
+        plain_value: the value for the contiguous copy.
+        plain_gradient: the gradient for the contiguous copy.
+        strides: strides of the input.
+        strides_of_value: strides of the value.
+        dense: whether each element of the input has one place in memory without gaps, so that the value should have the
+            same strides.
+    """
+
+    x: Floats
+    cotangent: Floats
+    value: Floats
+    gradient: Floats
+    plain_value: Floats
+    plain_gradient: Floats
+    strides: tuple[int, ...]
+    strides_of_value: tuple[int, ...]
+    dense: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Overwritten:
+    """What a call does to its arguments, in the layout of the call.
+
+    Attributes:
+        x: the argument before the call.
+        x_after: the argument after the forward.
+        backward: runs the backward, and returns the cotangent before and after it; None if the value has another dtype than
+            the input, so that the backward runs on a copy.
+    """
+
+    x: Floats
+    x_after: Floats
+    backward: Callable[[], tuple[Floats, Floats] | None]

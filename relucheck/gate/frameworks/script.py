@@ -1,0 +1,210 @@
+"""The lines of reproducing scripts that depend on the framework.
+
+Most laws put their scripts together from the methods that return a line or an expression. A script about a capability is
+written by the framework as a whole, because its code looks different in each. It is empty where a framework writes none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from relucheck.numerics.floats import FORMATS
+
+if TYPE_CHECKING:
+    from relucheck.gate.subject import Subject
+
+
+def literal(value: float) -> str:
+    """Return a Python expression for a float, NaN and infinities included."""
+    return repr(value) if math.isfinite(value) else f'float("{value}")'
+
+
+def within(expression: str, low: float, high: float, tolerance: float) -> str:
+    """Return the condition that an expression lies in an interval, up to a tolerance."""
+    return f"{low - tolerance:.9g} <= {expression} <= {high + tolerance:.9g}"
+
+
+class Script:
+    """Writes reproducing scripts for one activation in one dtype on one device.
+
+    A script defines the activation as ``act`` and the input as ``x``. A framework that writes no scripts uses this class as
+    it is. Then violations show the input, the values and no script.
+    """
+
+    #: Whether the framework writes scripts; the methods that return lines are needed only then.
+    writes = False
+
+    def __init__(self, subject: Subject, dtype: str, device: str) -> None:
+        self.subject, self.dtype, self.device = subject, dtype, device
+        self.format = FORMATS[dtype]
+
+    def text(self, *lines: str, x: Sequence[float] | None = None, copying: bool = True) -> str:
+        """Return a script that defines ``act``, and ``x`` where numbers are given, and goes on.
+
+        An activation that writes to its input gets a copy of the input, unless ``copying`` is False.
+        """
+        if not self.writes:
+            return ""
+        start = self.header(copying=copying) + ([] if x is None else [self.input(x)])
+        return "\n".join([*start, *lines])
+
+    # -- lines and expressions, needed for scripts ----------------------------------------------------------------------
+
+    def header(self, *, copying: bool = True) -> list[str]:
+        """Return the lines that define ``act``."""
+        return []
+
+    def input(self, numbers: Sequence[float], times: int = 1) -> str:
+        """Return the line that defines ``x``, in the layout that the activation needs.
+
+        Args:
+            numbers: the elements.
+            times: how often the elements are repeated.
+        """
+        return ""
+
+    @property
+    def pick(self) -> str:
+        """The index that selects the checked channel, as Python code; empty for plain vectors."""
+        layout = self.subject.layout
+        if layout.plain:
+            return ""
+        return "[" + ", ".join(":" if isinstance(n, slice) else str(n) for n in layout.index) + "]"
+
+    @property
+    def value(self) -> str:
+        """Expression for the checked values."""
+        return f"act(x){self.pick}"
+
+    def gradient(self, cotangent: str = "") -> str:
+        """Expression for the gradient at ``x``; the cotangent is an expression, ones if it is empty."""
+        return ""
+
+    def set_gradient(self, name: str, cotangent: str = "") -> str:
+        """Line that gives a name to ``gradient``."""
+        return ""
+
+    def set_gradients(self, name: str) -> list[str]:
+        """Lines that give a name to the gradients of the checked elements for cotangent 1."""
+        return []
+
+    def full(self, value: str) -> str:
+        """Expression for an array like ``x`` of one value, which is an expression."""
+        return ""
+
+    def wide(self, expression: str) -> str:
+        """Expression for an array in float64."""
+        return ""
+
+    def is_nan(self, expression: str) -> str:
+        """Expression for a mask of the elements that are NaN."""
+        return ""
+
+    def equal(self, a: str, b: str) -> str:
+        """Condition that two arrays are equal."""
+        return ""
+
+    def close(self, a: str, b: str, rtol: str, atol: str) -> str:
+        """Condition that two arrays are equal up to tolerances."""
+        return ""
+
+    def set_first(self, name: str, value: float) -> str:
+        """Line that sets the first element of an array, ``x`` or a cotangent."""
+        return ""
+
+    # -- whole scripts --------------------------------------------------------------------------------------------------
+
+    def one_gradient(self, x: float, cotangent: float, condition: str, comment: str) -> str:
+        """Compute one gradient, and assert a condition about it.
+
+        Args:
+            x: the input element.
+            cotangent: the upstream gradient.
+            condition: Python expression in ``got`` that is true if the law holds.
+            comment: comment on the line that prints the gradient.
+        """
+        return ""
+
+    def disconnected(self) -> str:
+        """Assert that the value carries a graph of operations."""
+        return ""
+
+    def overwritten_value(self) -> str:
+        """Assert that backward runs, which needs a value that the forward has overwritten."""
+        return ""
+
+    def late_gradient(self, x: float) -> str:
+        """Assert that a second forward does not change the gradient of the first."""
+        return ""
+
+    def zeros(self, what: str) -> str:
+        """Assert that ``"value"`` or ``"gradient"`` are the same at +0 and -0."""
+        return ""
+
+    # -- whole scripts about capabilities -------------------------------------------------------------------------------
+
+    def forward(self, x: float, tangent: float) -> str:
+        """``forward_mode``: compare the derivative along a tangent with reverse mode."""
+        return ""
+
+    def mapped_value(self, x: float) -> str:
+        """``vmap``: compare a mapped value with that of a plain call."""
+        return ""
+
+    def mapped_gradient(self, x: float) -> str:
+        """``vmap``: compare a mapped gradient with reverse mode."""
+        return ""
+
+    def second(self, x: float, condition: str) -> str:
+        """``second_order``: compute the derivative ``got`` of the gradient; assert a condition."""
+        return ""
+
+    def compiled(self, x: float) -> str:
+        """``compile``: compare the gradient of the compiled activation with that of the plain one."""
+        return ""
+
+    def autocast(self, x: float, lower: str) -> str:
+        """``autocast``: compare the gradient in the mode with the plain one."""
+        return ""
+
+    def shape(self, shape: tuple[int, ...]) -> str:
+        """``shapes``: assert that a value has the dtype and shape of its input."""
+        return ""
+
+    def numbers_in_shape(self, shape: tuple[int, ...], numbers: Sequence[float], slack: float) -> str:
+        """``shapes``: compare the gradient for a shape with that for the same numbers in a vector."""
+        return ""
+
+    def layout(self, name: str) -> str:
+        """``memory_layouts``: compare the gradient for a layout with that for a contiguous copy."""
+        return ""
+
+    def overwritten_input(self, x: float) -> str:
+        """``in_place``: assert that the forward does not overwrite its input."""
+        return ""
+
+    def overwritten_cotangent(self, x: float) -> str:
+        """``in_place``: assert that backward does not overwrite the cotangent."""
+        return ""
+
+    def in_place(self, x: float) -> str:
+        """``in_place``: compare the in-place variant with the activation."""
+        return ""
+
+    def after_saving(self, x: float) -> str:
+        """``in_place``: compare gradients after an operation that saves its result."""
+        return ""
+
+    def parameter(self, name: str, x: Sequence[float]) -> str:
+        """``parameters``: compare the gradient of a parameter with a difference of values."""
+        return ""
+
+    def copy(self, x: float, way: str) -> str:
+        """``copies``: compare the gradient of a copied module with that of the module."""
+        return ""
+
+    def state(self) -> str:
+        """``global_state``: assert that forward and backward do not change the global state."""
+        return ""

@@ -1,0 +1,375 @@
+"""torch behind the port: calls, copies and differentiates modules and functions of torch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from relucheck.activations.kinks import Activation
+from relucheck.gate.frameworks.exchange import Call, Disconnected, Function, Overwritten, Relaid, Result, Unsupported
+from relucheck.gate.frameworks.port import CAPABILITIES, Framework
+from relucheck.gate.frameworks.torch_activations import NAMESPACES, functions
+from relucheck.gate.frameworks.torch_arrays import described, leaf_of, like, numbers, on_tensors, spread, tensor
+from relucheck.gate.frameworks.torch_scripts import LAYOUTS, TorchScript
+from relucheck.gate.isolation.guard import preserved_state
+from relucheck.numerics.devices import available
+from relucheck.numerics.dtypes import as_dtype, dtype_name
+from relucheck.numerics.floats import Floats
+
+if TYPE_CHECKING:
+    from relucheck.gate.subject import Subject
+
+
+class TorchFramework(Framework):
+    """torch, with all capabilities. Activations are modules, or functions of a tensor."""
+
+    name = "torch"
+    capabilities = frozenset(CAPABILITIES)
+    noun = "tensor"
+    script = TorchScript
+    modes: ClassVar[Mapping[str, str]] = {"vmap": "torch.func.grad under vmap", "compile": "torch.compile"}
+    layouts = tuple(LAYOUTS)
+
+    # -- activations: construct, recognise, copy --------------------------------------------------------------------
+
+    def constructed(self, make: Callable[[], Any], seed: int) -> Any:
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        try:
+            return make()
+        finally:
+            torch.set_rng_state(state)
+
+    def copied(self, target: Any, again: Callable[[], Any]) -> Any:
+        if not isinstance(target, nn.Module):
+            return target
+        try:
+            return copy.deepcopy(target)
+        except Exception:
+            return again()
+
+    def moved(self, target: Any, dtype: str, device: str) -> Any:
+        return target.to(device=device, dtype=as_dtype(dtype)) if isinstance(target, nn.Module) else target
+
+    def called(self, target: Any, x: Floats, dtype: str) -> Call:
+        given = tensor(x, dtype)
+        argument = given.clone()
+        with torch.no_grad():
+            result = target(argument)
+        # a write through .data does not change the version counter, so compare the values too
+        overwrote = argument._version > 0 or not torch.equal(argument, given)
+        if not isinstance(result, Tensor):
+            return Call(type(result).__name__, None, "", overwrote)
+        differentiable = result.is_floating_point()
+        return Call("Tensor", numbers(result) if differentiable else None, dtype_name(result.dtype), overwrote)
+
+    def start(self, device: str) -> None:
+        available(device)
+
+    def is_module(self, target: Any) -> bool:
+        return isinstance(target, nn.Module)
+
+    def is_module_class(self, value: Any) -> bool:
+        return inspect.isclass(value) and issubclass(value, nn.Module) and value is not nn.Module
+
+    def is_array_type(self, annotation: Any) -> bool:
+        return annotation is Tensor or "Tensor" in str(annotation)
+
+    def namespaces(self) -> Mapping[str, Callable[[], list[Activation]]]:
+        return NAMESPACES
+
+    def signed(self, target: Any) -> Any:
+        return target.forward if isinstance(target, nn.Module) else target
+
+    def evaluating(self, target: Any) -> bool:
+        if not isinstance(target, nn.Module):
+            return False
+        target.eval()
+        return True
+
+    def has_state(self, target: Any) -> bool:
+        return isinstance(target, nn.Module) and bool(target.state_dict())
+
+    def parameter_sizes(self, target: Any) -> list[int]:
+        return [parameter.numel() for parameter in target.parameters()] if isinstance(target, nn.Module) else []
+
+    def known_activations(self) -> dict[str, Activation]:
+        return {f"torch.nn.functional.{activation.name}": activation for activation in functions()}
+
+    # -- value and reverse mode -------------------------------------------------------------------------------------
+
+    def value(self, f: Function, x: Floats) -> Floats:
+        with torch.no_grad():
+            return numbers(on_tensors(f)(tensor(x, f.dtype, f.device)))
+
+    def pullback(self, f: Function, x: Floats) -> tuple[Floats, Callable[[Floats], Floats]]:
+        leaf = leaf_of(f, x)
+        with torch.enable_grad():
+            y = on_tensors(f)(leaf)
+        if not y.requires_grad:
+            raise Disconnected("the output carries no graph")
+
+        def back(cotangent: Floats) -> Floats:
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(y, leaf, like(y, cotangent), allow_unused=True)
+            (gradient,) = gradients
+            if gradient is None:
+                raise Disconnected("the graph of the output does not reach the input")
+            return numbers(gradient)
+
+        return numbers(y), back
+
+    def diagnosis(self, error: Exception) -> str:
+        if "modified by an inplace operation" in str(error):
+            return "overwritten"
+        refused = "not implemented for" in str(error) or "not supported" in str(error).lower()
+        return "dtype" if refused else ""
+
+    # -- other modes --------------------------------------------------------------------------------------------------
+
+    def forward(self, f: Function, x: Floats, tangent: Floats) -> Floats:
+        primal, direction = tensor(x, f.dtype, f.device), tensor(tangent, f.dtype, f.device)
+        try:
+            return numbers(torch.func.jvp(on_tensors(f), (primal,), (direction,))[1])
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise Unsupported("forward-mode AD", error) from None
+
+    def mapped_value(self, f: Function, x: Floats) -> Floats:
+        call = on_tensors(f)
+        return self._mapped(lambda t: call(t.reshape(1)).reshape(()), f, x)
+
+    def mapped_gradient(self, f: Function, x: Floats) -> Floats:
+        call = on_tensors(f)
+        return self._mapped(torch.func.grad(lambda t: call(t.reshape(1)).sum()), f, x)
+
+    def _mapped(self, call: Callable[[Tensor], Tensor], f: Function, x: Floats) -> Floats:
+        try:
+            return numbers(torch.func.vmap(call)(tensor(x, f.dtype, f.device)))
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise Unsupported(self.modes["vmap"], error) from None
+
+    def second(self, f: Function, x: Floats) -> tuple[Floats, Floats | None]:
+        leaf = leaf_of(f, x)
+        y = on_tensors(f)(leaf)
+        second: Tensor | None = None
+        try:
+            (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y).requires_grad_(), create_graph=True)
+            if gradient.requires_grad:
+                total = gradient.sum()
+                seconds: tuple[Tensor | None, ...] = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)
+                (second,) = seconds
+                if second is None:
+                    # backward() also visits nodes that grad() prunes, so once_differentiable raises here as for a user
+                    total.backward()
+        except RuntimeError as error:
+            raise Unsupported("double backward", error) from None
+        return numbers(gradient), None if second is None else numbers(second)
+
+    def compiled(self, f: Function, x: Floats) -> Floats:
+        torch._dynamo.reset()
+
+        def gradient() -> Floats:
+            leaf = leaf_of(f, x)
+            y = compiled(leaf)
+            return numbers(torch.autograd.grad(y, leaf, torch.ones_like(y))[0])
+
+        try:
+            compiled = torch.compile(on_tensors(f), dynamic=False, fullgraph=False)
+            # torch 2.4's inductor links with -ffast-math: loading its kernels makes the process flush subnormal numbers to
+            # 0, which would fail the laws that are checked later. So the first call compiles, and the second one counts.
+            with preserved_state():
+                gradient()
+            return gradient()
+        except Exception as error:
+            raise Unsupported(self.modes["compile"], error) from None
+
+    def lower_precision(self, device: str) -> str:
+        return "float16" if torch.device(device).type == "cuda" else "bfloat16"
+
+    def autocast(self, f: Function, x: Floats) -> Floats:
+        try:
+            with torch.autocast(torch.device(f.device).type, dtype=as_dtype(self.lower_precision(f.device))):
+                y, back = self.pullback(f, x)
+                return back(np.ones_like(y))
+        except RuntimeError as error:
+            raise Unsupported("autocast", error) from None
+
+    # -- arrays: shapes, memory layouts, writes -------------------------------------------------------------------------
+
+    def shaped(self, f: Function, x: Floats) -> tuple[Result, Result, Result]:
+        leaf = leaf_of(f, x)
+        try:
+            y = f.target(leaf.clone()) if f.layout.plain else on_tensors(f)(leaf)
+            (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise Unsupported(f"an input of shape {x.shape}", error) from None
+        return described(leaf), described(y), described(gradient)
+
+    def state_shapes(self, target: Any) -> list[tuple[int, ...]]:
+        state = target.state_dict().values() if isinstance(target, nn.Module) else ()
+        return [tuple(value.shape) for value in state if isinstance(value, Tensor)]
+
+    def relaid(self, f: Function, name: str, x: Floats, cotangent: Callable[[int], Floats], *, copying: bool) -> Relaid:
+        view = _relaid(name, tensor(x, f.dtype, f.device))
+        v = tensor(cotangent(view.numel()).reshape(view.shape), f.dtype, f.device)
+        results = []
+        for given in (view, view.contiguous()):
+            leaf = given.detach().requires_grad_()
+            # a copy loses steps and expanded dimensions, so only an activation that writes to its input gets a copy
+            y = f.target(leaf.clone() if copying else leaf)
+            results.append((y.detach(), torch.autograd.grad(y, leaf, v.to(y.dtype))[0]))
+        (value, gradient), (plain_value, plain_gradient) = results
+        return Relaid(
+            numbers(view),
+            numbers(v),
+            numbers(value),
+            numbers(gradient),
+            numbers(plain_value),
+            numbers(plain_gradient),
+            view.stride(),
+            value.stride(),
+            name in ("transposed", "channels_last"),
+        )
+
+    def overwritten(self, f: Function, x: Floats, cotangent: Callable[[int], Floats]) -> Overwritten:
+        leaf = leaf_of(f, x)
+        argument = spread(f.layout, leaf)
+        before = numbers(argument)
+        y = f.target(argument)
+
+        def backward() -> tuple[Floats, Floats] | None:
+            upstream = cotangent(argument.numel()).reshape(before.shape)
+            v = tensor(upstream, f.dtype, f.device)
+            torch.autograd.grad(y, leaf, v.to(y.dtype), allow_unused=True)
+            return (upstream, numbers(v)) if y.dtype == v.dtype else None
+
+        return Overwritten(before, numbers(argument), backward)
+
+    def in_place_variant(self, subject: Subject) -> Callable[[], Any] | None:
+        original = subject.original
+        if callable(subject.activation.inplace):
+            return subject.activation.inplace
+        if subject.announces_inplace:
+            return lambda: subject.copied(original)
+        if isinstance(original, nn.Module):
+            if not isinstance(getattr(original, "inplace", None), bool):
+                return None
+
+            def make() -> nn.Module:
+                module = subject.copied(original)
+                module.inplace = True
+                return module
+
+            return make
+        try:
+            takes = "inplace" in inspect.signature(original).parameters
+        except (TypeError, ValueError):
+            return None
+        return (lambda: functools.partial(original, inplace=True)) if takes else None
+
+    def announces_in_place(self, target: Any) -> bool:
+        """Whether a module has ``inplace`` True, or a function says that it overwrites.
+
+        A function says so by the default True of its argument ``inplace``, or by a name that ends in an underscore, which
+        is PyTorch's convention (https://docs.pytorch.org/docs/stable/tensors.html).
+        """
+        if isinstance(target, nn.Module):
+            return getattr(target, "inplace", False) is True
+        name = getattr(target, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            return True
+        try:
+            argument = inspect.signature(target).parameters.get("inplace")
+        except (TypeError, ValueError):
+            return False
+        return argument is not None and argument.default is True
+
+    def after_saving(self, f: Function, x: Floats, *, copying: bool = False) -> Floats:
+        leaf = leaf_of(f, x)
+        call = on_tensors(f) if copying else f.target
+        try:
+            return numbers(torch.autograd.grad(call(torch.tanh(leaf)).sum(), leaf)[0])
+        except RuntimeError as error:
+            raise Unsupported("overwriting a saved value", error) from None
+
+    # -- modules: parameters, copies, global state ----------------------------------------------------------------------
+
+    def learnable(self, target: Any) -> list[str]:
+        named = target.named_parameters() if isinstance(target, nn.Module) else ()
+        return [name for name, parameter in named if parameter.requires_grad]
+
+    def parameter(self, target: Any, name: str) -> Result:
+        return described(target.get_parameter(name))
+
+    def with_parameter(self, target: Any, name: str, values: Floats) -> Any:
+        with torch.no_grad():
+            target.get_parameter(name).copy_(torch.from_numpy(values))
+        return target
+
+    def parameter_gradients(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
+        names = self.learnable(f.target)
+        y = on_tensors(f)(tensor(x, f.dtype, f.device))
+        if not y.requires_grad:
+            return dict.fromkeys(names)
+        parameters = [f.target.get_parameter(name) for name in names]
+        gradients = torch.autograd.grad(y, parameters, like(y, cotangent), allow_unused=True)
+        return {
+            name: None if gradient is None else described(gradient) for name, gradient in zip(names, gradients, strict=True)
+        }
+
+    def with_distinct_channels(self, target: Any, channels: int) -> Any:
+        with torch.no_grad():
+            for parameter in target.parameters():
+                if parameter.numel() == channels:
+                    parameter.add_(torch.linspace(0, 0.25, channels).to(parameter).reshape(parameter.shape))
+        return target
+
+    def with_changed_state(self, target: Any) -> Any:
+        with torch.no_grad():
+            # non-persistent buffers stay as they are, because a state_dict does not contain them
+            for value in target.state_dict().values():
+                if value.is_floating_point():
+                    value.add_(0.125)
+        return target
+
+    def copies(self, target: Any, again: Callable[[], Any], dtype: str, device: str) -> Iterator[tuple[str, Any]]:
+        def reloaded() -> nn.Module:
+            fresh: nn.Module = self.moved(again(), dtype, device)
+            fresh.load_state_dict(target.state_dict())
+            return fresh
+
+        ways: dict[str, Callable[[], Any]] = {
+            "deepcopy": lambda: copy.deepcopy(target),
+            "pickle": lambda: pickle.loads(pickle.dumps(target)),
+            "state_dict": reloaded,
+        }
+        for name, way in ways.items():
+            try:
+                copied = way()
+            except Exception as error:
+                raise Unsupported(name, error) from None
+            yield name, copied
+
+    def state_changes(self, f: Function, x: Floats) -> list[str]:
+        leaf = leaf_of(f, x)
+        with preserved_state() as changes:
+            # not under torch.enable_grad, which would restore the grad mode
+            try:
+                y = on_tensors(f)(leaf)
+                torch.autograd.grad(y, leaf, torch.ones_like(y), allow_unused=True)
+            except (TypeError, ValueError, RuntimeError):
+                pass
+        return changes
+
+
+def _relaid(name: str, base: Tensor) -> Tensor:
+    """Build an input of a memory layout from 96 numbers, as a script does."""
+    built: Tensor = eval(LAYOUTS[name], {"base": base, "torch": torch})
+    return built

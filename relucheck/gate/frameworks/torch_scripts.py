@@ -1,0 +1,322 @@
+"""Reproducing scripts in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from relucheck.gate.frameworks.script import Script, literal
+from relucheck.numerics.floats import FORMATS
+
+#: An expression for each memory layout of an input, from the 96 numbers of ``base``.
+LAYOUTS: Final = {
+    "transposed": "base.reshape(8, 12).t()",
+    "stepped": "base[::2]",
+    "expanded": "base[:8].reshape(8, 1).expand(8, 9)",
+    "channels_last": "base.reshape(2, 4, 4, 3).contiguous(memory_format=torch.channels_last)",
+}
+
+
+class TorchScript(Script):
+    """Writes reproducing scripts in torch."""
+
+    writes = True
+
+    # -- lines and expressions ------------------------------------------------------------------------------------------
+
+    def header(self, *, copying: bool = True) -> list[str]:
+        subject = self.subject
+        source = subject.activation.source
+        line, expression = source or ("", f"{subject.name}  # construct the activation here")
+        act = f"act = {expression}"
+        lines = [*dict.fromkeys(["import torch", *filter(None, [line])])]
+        if subject.is_module:
+            if subject.has_state:
+                lines.append("torch.manual_seed(0)")
+            act = f"{act}.to({self.place})" if source else act
+            if subject.evaluating:
+                act += ".eval()"
+        lines.append(act)
+        if subject.layout.channel:
+            count = subject.channels
+            lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # one value per channel")
+            lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
+        return lines + (self._copying() if copying else [])
+
+    def _copying(self) -> list[str]:
+        """Return lines that make ``act`` work on a copy of its input.
+
+        There are none if it does not write to its input.
+        """
+        if not self.subject.writes:
+            return []
+        if self.subject.is_module:
+            return ["act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone())"]
+        return ["overwriting = act", "act = lambda x, **more: overwriting(x.clone(), **more)"]
+
+    @property
+    def place(self) -> str:
+        """Dtype and device as arguments of ``to`` and ``torch.tensor``; the CPU is left out."""
+        if self.device == "cpu":
+            return f"dtype=torch.{self.dtype}"
+        return f'dtype=torch.{self.dtype}, device="{self.device}"'
+
+    def input(self, numbers: Sequence[float], times: int = 1) -> str:
+        elements = ", ".join(literal(value) for value in numbers)
+        repeated = f" * {times}" if times > 1 else ""
+        line = f"x = torch.tensor([{elements}]{repeated}, {self.place})"
+        layout = self.subject.layout
+        if not layout.plain:
+            line += f".reshape{layout.unexpanded}.expand{layout.shape}.clone()"
+        return line + ".requires_grad_()"
+
+    def gradient(self, cotangent: str = "") -> str:
+        return f"torch.autograd.grad({f'act(x), x, {cotangent}' if cotangent else 'act(x).sum(), x'})[0]"
+
+    def set_gradient(self, name: str, cotangent: str = "") -> str:
+        return f"{name}, = {self.gradient(cotangent).removesuffix('[0]')}"
+
+    def set_gradients(self, name: str) -> list[str]:
+        return ["act(x).sum().backward()", f"{name} = x.grad{self.pick}"]
+
+    def full(self, value: str) -> str:
+        return f"torch.full_like(x, {value})"
+
+    def wide(self, expression: str) -> str:
+        return f"{expression}.double()"
+
+    def is_nan(self, expression: str) -> str:
+        return f"{expression}.isnan()"
+
+    def equal(self, a: str, b: str) -> str:
+        return f"torch.equal({a}, {b})"
+
+    def close(self, a: str, b: str, rtol: str, atol: str) -> str:
+        return f"torch.allclose({a}, {b}, rtol={rtol}, atol={atol})"
+
+    def set_first(self, name: str, value: float) -> str:
+        return f"{name}{'.data' if name == 'x' else ''}[..., 0] = {literal(value)}"
+
+    # -- whole scripts --------------------------------------------------------------------------------------------------
+
+    def one_gradient(self, x: float, cotangent: float, condition: str, comment: str) -> str:
+        return self.text(
+            f"act(x).backward({self.full(literal(cotangent))})",
+            f"got = x.grad{self.pick}.item()",
+            f'print("gradient", got)  # {comment}',
+            f"assert {condition}, got",
+            x=[x],
+        )
+
+    def disconnected(self) -> str:
+        return self.text('assert act(x).requires_grad, "the output carries no graph"', x=[0.5])
+
+    def overwritten_value(self) -> str:
+        return self.text(
+            "try:",
+            "    act(x).sum().backward()",
+            "except RuntimeError as error:",
+            '    raise AssertionError("backward needs a value that was overwritten") from error',
+            x=[0.5],
+        )
+
+    def late_gradient(self, x: float) -> str:
+        return self.text(
+            self.set_gradient("alone"),
+            "y = act(x)",
+            "act(-x.detach())",
+            "late, = torch.autograd.grad(y.sum(), x)",
+            "assert torch.equal(late, alone), (late, alone)",
+            x=[x],
+        )
+
+    def zeros(self, what: str) -> str:
+        return self.text(
+            f"y = {self.value}",
+            "y.sum().backward()",
+            f"plus, minus = {'y' if what == 'value' else f'x.grad{self.pick}'}.tolist()",
+            f'print("{what}s", plus, minus)',
+            "assert plus == minus",
+            x=[0.0, -0.0],
+        )
+
+    # -- whole scripts about capabilities -------------------------------------------------------------------------------
+
+    def _beside_reverse(self, x: float, line: str, elements: str = "") -> str:
+        """Return a script that compares the gradient ``other``, which a line computes, with reverse mode."""
+        eps = self.format.eps
+        return self.text(
+            self.set_gradient("reverse"),
+            "x = x.detach()",
+            line,
+            'print("reverse", reverse, "other", other)',
+            f"other, reverse = other.double().flatten(), reverse.double().flatten(){elements}",
+            f"assert torch.allclose(other, reverse, rtol={32 * eps:.3g}, atol={16 * eps:.3g})",
+            x=[x],
+        )
+
+    def forward(self, x: float, tangent: float) -> str:
+        line = f"_, other = torch.func.jvp(act, (x,), ({self.full(f'{tangent}')},)); other = other / {tangent}"
+        return self._beside_reverse(x, line)
+
+    def mapped_value(self, x: float) -> str:
+        pick, eps = self.pick, self.format.eps
+        return self.text(
+            f"plain = act(x){pick}",
+            f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){pick})(x{pick}[:, None])",
+            'print("under vmap", mapped, "plain", plain)',
+            "mapped, plain = mapped.flatten(), plain.flatten()",
+            f"assert torch.allclose(mapped, plain, rtol={32 * eps:.3g}, atol={16 * eps:.3g})",
+            x=[x],
+        )
+
+    def mapped_gradient(self, x: float) -> str:
+        one = "act(t)" if self.subject.layout.plain else "act(t.expand(x.shape))" + self.pick
+        line = f"other = torch.func.vmap(torch.func.grad(lambda t: {one}.sum()))(x.flatten()[:, None])[:1]"
+        return self._beside_reverse(x, line, "[:1]")
+
+    def second(self, x: float, condition: str) -> str:
+        return self.text(
+            "v = torch.ones_like(x).requires_grad_()",
+            "g, = torch.autograd.grad(act(x), x, v, create_graph=True)",
+            f"second, = torch.autograd.grad(g{self.pick}.sum(), x, allow_unused=True)",
+            f"got = 0.0 if second is None else second{self.pick}.item()",
+            'print("second derivative", got)',
+            f"assert {condition}, got",
+            x=[x],
+        )
+
+    def compiled(self, x: float) -> str:
+        return self._beside_reverse(x, "x.requires_grad_(); other, = torch.autograd.grad(torch.compile(act)(x).sum(), x)")
+
+    def autocast(self, x: float, lower: str) -> str:
+        device, eps = self.device.partition(":")[0], FORMATS[lower].eps
+        return self.text(
+            f'with torch.autocast("{device}", dtype=torch.{lower}):',
+            "    got, = torch.autograd.grad(act(x).sum(), x)",
+            "plain, = torch.autograd.grad(act(x).sum(), x)",
+            'print("autocast", got, "without", plain)',
+            f"assert torch.allclose(got, plain, rtol={32 * eps:.3g}, atol={32 * eps:.3g})",
+            x=[x],
+        )
+
+    def shape(self, shape: tuple[int, ...]) -> str:
+        layout = self.subject.layout
+        return self.text(
+            f"x = torch.full({shape}, 0.5, {self.place})"
+            + ("" if layout.plain else f".reshape((1, 1, -1)).expand{layout.shape}"),
+            "y = act(x)",
+            "print(y.dtype, y.shape)",
+            "assert (y.dtype, y.shape) == (x.dtype, x.shape)",
+        )
+
+    def numbers_in_shape(self, shape: tuple[int, ...], numbers: Sequence[float], slack: float) -> str:
+        return self.text(
+            f"x = torch.tensor([{', '.join(map(repr, numbers))}], {self.place})",
+            f"z = x.reshape({shape}).requires_grad_()",
+            "plain, = torch.autograd.grad(act(x.requires_grad_()).sum(), x)",
+            "got, = torch.autograd.grad(act(z).sum(), z)",
+            f"assert (got.flatten() - plain).abs().max() <= {slack:.3g}, (got, plain)",
+        )
+
+    def layout(self, name: str) -> str:
+        eps = self.format.eps
+        return self.text(
+            f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({self.place})",
+            f"x = {LAYOUTS[name]}.detach().requires_grad_()",
+            "v = torch.arange(1.0, x.numel() + 1).to(x).reshape(x.shape)",
+            self.set_gradient("g", "v"),
+            "z = x.detach().contiguous().requires_grad_()",
+            "plain, = torch.autograd.grad(act(z), z, v)",
+            f"assert torch.allclose(g, plain, rtol={16 * eps:.3g}, atol={16 * eps:.3g})",
+        )
+
+    def overwritten_input(self, x: float) -> str:
+        return self.text(
+            "z = x * 1", "before = z.tolist()", "act(z)", "assert z.tolist() == before, z", x=[x], copying=False
+        )
+
+    def overwritten_cotangent(self, x: float) -> str:
+        return self.text("y = act(x)", "v = torch.full_like(y, 2.0)", "y.backward(v)", "assert (v == 2).all(), v", x=[x])
+
+    def _variant(self) -> list[str]:
+        """Return lines that define the activation as ``act`` and its in-place variant as ``act_``."""
+        subject = self.subject
+        if callable(subject.activation.inplace):
+            line = "act_ = act  # construct the in-place variant here"
+        elif subject.is_module:
+            line = "import copy; act_ = copy.deepcopy(act)" + ("" if subject.announces_inplace else "; act_.inplace = True")
+        else:
+            line = "act_ = act" if subject.announces_inplace else "act_ = lambda t: act(t, inplace=True)"
+        return [*self.header(copying=False), line, *self._copying()]
+
+    def in_place(self, x: float) -> str:
+        return "\n".join(
+            [
+                *self._variant(),
+                self.input([x]),
+                "plain, = torch.autograd.grad(act(x).sum(), x)",
+                "got, = torch.autograd.grad(act_(x * 1).sum(), x)",
+                'print("in-place", got, "out of place", plain)',
+                "assert torch.allclose(got, plain) and torch.allclose(act_(x.detach() * 1), act(x.detach()))",
+            ]
+        )
+
+    def after_saving(self, x: float) -> str:
+        eps = self.format.eps
+        return "\n".join(
+            [
+                *self._variant(),
+                self.input([x]),
+                "expected, = torch.autograd.grad(act(torch.tanh(x)).sum(), x)",
+                "try:",
+                "    got, = torch.autograd.grad(act_(torch.tanh(x)).sum(), x)",
+                "except RuntimeError:",
+                "    got = expected  # an error is right",
+                'print("got", got, "expected", expected)',
+                f"assert torch.allclose(got, expected, rtol={16 * eps:.3g}, atol={4 * eps:.3g})",
+            ]
+        )
+
+    def parameter(self, name: str, x: Sequence[float]) -> str:
+        step, slack = ("1e-4", "1e-3") if self.dtype == "float64" else ("0.0625", "0.1")
+        layout = self.subject.layout
+        spread = [] if layout.plain else [f"x = x.reshape{layout.unexpanded}.expand{layout.shape}.clone()"]
+        return self.text(
+            f"x = torch.tensor({list(x)}, {self.place})",
+            *spread,
+            f'p = dict(act.named_parameters())["{name}"]',
+            "loss = lambda c=1.0: (c * torch.linspace(-1, 2, x.numel()).reshape(x.shape).to(x) * act(x)).double().sum()",
+            "g, twice = (torch.autograd.grad(loss(c), p, allow_unused=True)[0] for c in (1.0, 2.0))",
+            f"h = {step}; p.data += h; up = loss(); p.data -= 2 * h; difference = ((up - loss()) / (2 * h)).item()",
+            "assert g is not None and torch.allclose(twice, 2 * g, rtol=0.02, atol=1e-3), (g, twice)",
+            f"assert abs(g.double().sum() - difference) <= {slack} * (1 + abs(g.double().sum())), (g, difference)",
+        )
+
+    def copy(self, x: float, way: str) -> str:
+        construct = (self.subject.activation.source or ("", "act"))[1]
+        line = {
+            "deepcopy": "import copy; other = copy.deepcopy(act)",
+            "pickle": "import pickle; other = pickle.loads(pickle.dumps(act))",
+            "state_dict": f"other = {construct}.to(x.dtype); other.load_state_dict(act.state_dict())",
+        }[way]
+        return self.text(
+            "with torch.no_grad():",
+            "    [p.add_(0.125) for p in act.state_dict().values() if p.is_floating_point()]",
+            self.input([x]),
+            line,
+            "g = lambda f: torch.autograd.grad(f(x * 1).sum(), x)[0]",
+            "assert torch.equal(g(other), g(act)), (g(other), g(act))",
+            copying=False,  # the hook that copies the input cannot be pickled
+        )
+
+    def state(self) -> str:
+        return self.text(
+            "def state():",
+            "    modes = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()",
+            "    return *modes, torch.initial_seed(), torch.get_rng_state().sum().item()",
+            self.input([-1.0, 0.5]),
+            "before = state()",
+            "act(x).sum().backward()",
+            "assert state() == before, (before, state())",
+        )
