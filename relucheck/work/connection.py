@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -26,9 +27,11 @@ ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
 LOCAL: Final = "local"
 #: The address of a Ray that runs on this machine already.
 AUTO: Final = "auto"
-#: Seconds that a machine has to accept a connection, and seconds that the cluster on it has to answer.
+#: Seconds that a machine has to accept a connection.
 _ACCEPT_SECONDS: Final = 2.0
-_ANSWER_SECONDS: Final = 5.0
+#: Seconds that the cluster has to answer, with the import of Ray; and without it, where that took most of the time.
+_ANSWER_SECONDS: Final = 8.0
+_LEAST_SECONDS: Final = 3.0
 #: Bytes of Ray's shared memory on this machine. Units exchange small messages only.
 _OBJECT_STORE: Final = 100 * 2**20
 
@@ -100,7 +103,8 @@ def _check_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _ACCEPT_SECONDS).close()
     except OSError as error:
         raise WorkError(f"{nobody} ({error_text(error)})") from error
-    # a process of its own can be ended; its first line says that Ray is imported, which may take longer than an answer
+    # a process of its own can be ended; its first line says that Ray is imported, which takes seconds on a busy machine
+    last = time.monotonic() + _ANSWER_SECONDS
     script = "import sys, ray; print(flush=True); ray.init(sys.argv[1], log_to_driver=False)"
     with subprocess.Popen(
         [sys.executable, "-c", script, address], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -108,7 +112,7 @@ def _check_answer(address: str) -> None:
         assert asking.stdout is not None
         asking.stdout.readline()
         try:
-            _, said = asking.communicate(timeout=_ANSWER_SECONDS)
+            _, said = asking.communicate(timeout=max(_LEAST_SECONDS, last - time.monotonic()))
             answered = True
         except subprocess.TimeoutExpired:
             asking.kill()
@@ -120,7 +124,7 @@ def _check_answer(address: str) -> None:
             "~/.ray/auth_token from the machine that started the cluster"
         )
     if not answered:
-        raise WorkError(f"{nobody} (something listens there, and says nothing for {_ANSWER_SECONDS:g} s)")
+        raise WorkError(f"{nobody} (something listens there, and does not answer)")
     if asking.returncode:
         raise WorkError(_refused(address, _last_line(said.decode(errors="replace"))))
 
