@@ -22,9 +22,15 @@ _START_SECONDS = 90.0
 
 @contextlib.contextmanager
 def connected(shared: Path) -> Iterator[None]:
-    """Connect this process to the cluster of a folder, which is started if there is none."""
+    """Connect this process to the cluster of a folder, which is started if there is none.
+
+    A connection that exists already is used, and stays.
+    """
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     users = shared / "users"
     users.mkdir(parents=True, exist_ok=True)
     mine = users / str(os.getpid())

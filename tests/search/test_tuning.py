@@ -51,7 +51,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster of two nodes with one CPU each, which the workers of pytest-xdist share."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    with two_raylets.connected(shared / "ray-search"):
+    with two_raylets.connected(shared / "ray"):
         yield ray.get_runtime_context().gcs_address
 
 
