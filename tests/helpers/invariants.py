@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relucheck.networks.sites import chosen
 from relucheck.reproduction.report.summary import Reproduction
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Result
 
 
 def control_is_identical(result: Result) -> None:
@@ -33,7 +33,9 @@ def shapes_fit(result: Result) -> None:
         steps = member.steps
         assert len(steps.step) == len(steps.l1) == len(steps.l2) == len(steps.sum_difference)
         assert steps.step == sorted(set(steps.step))
-        assert len(member.epochs) == settings.epochs or member.diverged
+        # a nudge that never moved was not trained
+        untrained = member.member.nudge is not None and member.outcome in (NO_LIVE_HIT, NO_EFFECT)
+        assert len(member.epochs) == (0 if untrained else settings.epochs) or member.diverged
         for epoch, hits, activations in zip(member.epochs, member.hits, member.activations, strict=False):
             assert len(hits) == len(activations) == len(chosen(settings.network))
             assert all(len(kinks) == len(settings.network.kinks) for kinks in hits)

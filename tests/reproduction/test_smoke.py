@@ -69,6 +69,7 @@ def test_e7_is_run_and_reported(smoke: Smoke) -> None:
     assert (made.missing, made.void) == ((), ())
     for comparison, result in made.runs:
         invariants.control_is_identical(result)
+        invariants.shapes_fit(result)
         seeds = result.settings.seeds
         if comparison.settings.arithmetic.name == "float32":
             assert all(result.nudges(seed) is None for seed in seeds), "digits give no hit so soon"
