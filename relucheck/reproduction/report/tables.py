@@ -25,7 +25,7 @@ _LINES: Final = (
 #: What the columns mean, a sentence each.
 LEGEND: Final[Mapping[str, str]] = {
     "accuracy %": "on the {images} set after the last epoch: mean ± standard deviation over seeds.",
-    "95 % interval": "Student's t interval of that mean.",
+    "95 % interval": "Student's t interval of that mean, cut off at 0 and 100.",
     "to s = 0": "mean difference from s = 0 on the same seed ± half its 95 % interval; 0 exactly: identical runs, bit for "
     "bit, on every seed.",
     "L1 distance": "of all parameters from those of s = 0, at the last recorded step.",
@@ -92,7 +92,9 @@ def lines(cell: MemberGroup) -> list[str]:
         lost = f" ({cell.diverged} lost)" if cell.diverged else ""
         spread = f" ± {summary.sd:.2f}" if summary.sd is not None else ""
         accuracy = f"{number(summary.mean)}{spread}{lost}"
-    interval = f"{summary.low:.2f} – {summary.high:.2f}" if summary.low is not None else "-"
+    interval = "-"
+    if summary.low is not None and summary.high is not None:  # accuracies lie between 0 and 100 %, so their mean does
+        interval = f"{max(summary.low, 0.0):.2f} – {min(summary.high, 100.0):.2f}"
     first = "never" if cell.first is None else f"{cell.first:,} ({cell.differing}/{seeds})"
     if cell.is_reference:
         first = "-"

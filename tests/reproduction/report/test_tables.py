@@ -52,6 +52,13 @@ def test_a_cell_says_what_the_members_did() -> None:
     assert cell.hits == 3 * 7
 
 
+def test_an_interval_of_accuracies_ends_at_100() -> None:
+    """By hand: accuracies 98, 99.9, 99.9 %, whose t interval reaches 101.99; 0.1 % and twice 5 %, whose begins below 0."""
+    for values, ends in (((0.98, 0.999, 0.999), "96.54 – 100.00"), ((0.001, 0.05, 0.05), "0.00 – 10.39")):
+        cell = _cell(runs_of_e2(accuracy=lambda member, of=values: of[member.seed]), "float32", 0.5, "injected")
+        assert ends in tables.lines(cell)
+
+
 def test_the_table_has_a_row_per_s_and_a_column_per_arithmetic_and_rule(snapshot: SnapshotAssertion) -> None:
     assert _text(runs_of_e2()) == snapshot
 
