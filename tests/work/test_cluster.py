@@ -327,7 +327,7 @@ def test_a_node_of_another_version_is_refused_by_name(name: str, tmp_path: Path,
 
 def test_a_node_that_joins_during_the_run_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = nodes._versions()
-    monkeypatch.setattr(Ray, "_check_nodes", lambda *_: ())
+    monkeypatch.setattr(Ray, "check_nodes", lambda *_: ())
     monkeypatch.setattr(nodes, "_versions", lambda: {**here, "torch": "0.0.7"})
     with pytest.raises(WorkError, match=rf"^node {socket.gethostname()} \(\S+\) has torch .*, and the driver has 0\.0\.7"):
         Ray(folder=tmp_path).run(notes(tmp_path, 1))
