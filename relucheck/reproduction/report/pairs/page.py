@@ -95,8 +95,8 @@ def _surface_sentences(found: Sequence[Surface]) -> list[str]:
                 else ""
             )
             said.append(
-                f"{head}, under {_NAMED[rule]}: the validation accuracy differs from that of (0, 0) by {difference_text(mean)} points "
-                f"on average ({mean.verdict}; {counted(one.seeds, 'seed')}){outside}."
+                f"{head}, under {_NAMED[rule]}: the validation accuracy differs from that of (0, 0) by "
+                f"{difference_text(mean)} points on average ({mean.verdict}; {counted(one.seeds, 'seed')}){outside}."
             )
     return said
 

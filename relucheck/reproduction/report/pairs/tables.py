@@ -31,8 +31,8 @@ SURFACE_LEGEND: Final = (
     "mean over the grid: of the differences from (0, 0) at all other points, tested over seeds and corrected over both "
     "rules.",
     "least, greatest: of the differences of the points, each a mean over seeds.",
-    "outside of nudges: points whose difference is less or greater than that of every nudge, a mean over the same seeds; in "
-    "brackets, about how many would be if subgradients did only what nudges do.",
+    "outside of nudges: points whose difference is less or greater than that of every nudge, a mean over the same seeds; "
+    "in brackets, about how many would be if subgradients did only what nudges do.",
 )
 DRAW_LEGEND: Final = (
     "injected, chain: tuned less (0, 0), in points; 0 exactly: the same run, bit for bit.",
