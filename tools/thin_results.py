@@ -18,7 +18,7 @@ from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.folder import MARK
 from relucheck.reproduction.trained import TrainingScenario, store_of
 from relucheck.training import engine
-from relucheck.training.result import thinned, thinning
+from relucheck.training.thinning import thinned, thinning
 
 
 def thin(folder: Path) -> int:

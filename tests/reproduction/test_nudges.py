@@ -19,8 +19,9 @@ from relucheck.reproduction.scenario import Comparison, Place, Reported, Scenari
 from relucheck.reproduction.trained import read, read_nudges, store_of
 from relucheck.results.tables import render
 from relucheck.training import engine
-from relucheck.training.result import NO_LIVE_HIT, thinned, thinning
+from relucheck.training.result import NO_LIVE_HIT
 from relucheck.training.settings import NUDGES, nudged
+from relucheck.training.thinning import thinned, thinning
 from relucheck.work import Listener, Unit
 from tests.docs.documents import tool
 from tests.helpers import made_up

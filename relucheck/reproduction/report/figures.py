@@ -19,8 +19,9 @@ from relucheck.reproduction.report.summary import analyse, final_accuracy, group
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import blank, save, wrapped
 from relucheck.results.tables import counted
-from relucheck.training.result import MemberResult, Result, drawn_steps
+from relucheck.training.result import MemberResult, Result
 from relucheck.training.subgradients import Subgradients, along
+from relucheck.training.thinning import drawn_steps
 
 #: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {
@@ -105,7 +106,7 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
     shown = [(comparison, result) for comparison, result in runs if comparison.name in known]
     columns = min(_COLUMNS, max(1, len(shown)))
     rows, width = max(1, -(-len(shown) // columns)), max(7.2, 3.0 * columns)
-    titles = [wrapped(label(result.settings), width / columns - 0.4, _POINTS) for _, result in shown]
+    titles = [wrapped(text, width / columns - 0.4, _POINTS) for text in _titles(shown)]
     tallest = [max([0, *(t.count("\n") for t in titles[row * columns :][:columns])]) for row in range(rows)]
     figure = blank(width, 1.1 + 2.2 * rows + _LINE * sum(tallest))
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
@@ -137,8 +138,7 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
                 label="published [R22] (GPU), read off",
                 **hollow,
             )
-        seeds = counted(len(result.settings.seeds), "seed")
-        panel.set_title(f"{titles[index]}\n{counted(result.settings.epochs, 'epoch')}, {seeds}", fontsize=_POINTS)
+        panel.set_title(f"{titles[index]}\n{_lengths(result)}", fontsize=_POINTS)
         panel.set_xticks(range(len(order)), [f"{s:g}" for s in order])
         panel.set_xlim(-0.6, len(order) - 0.4)
         panel.grid(axis="y", alpha=0.3)
@@ -147,6 +147,19 @@ def _differences(experiment: Experiment, scale: str, runs: _Runs) -> Any:
             panel.set_ylabel("points")
     legend(figure, axes)
     return figure
+
+
+def _titles(runs: _Runs) -> list[str]:
+    """The arithmetic of each comparison, after the comparison's name where another one would have the same title."""
+    every = [(label(result.settings), _lengths(result)) for _, result in runs]
+    return [
+        f"{comparison.name}: {title[0]}" if every.count(title) > 1 else title[0]
+        for (comparison, _), title in zip(runs, every, strict=True)
+    ]
+
+
+def _lengths(result: Result) -> str:
+    return f"{counted(result.settings.epochs, 'epoch')}, {counted(len(result.settings.seeds), 'seed')}"
 
 
 def _slug(text: str) -> str:

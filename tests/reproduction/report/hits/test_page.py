@@ -31,8 +31,9 @@ from relucheck.reproduction.scenario import Comparison, Place, Reported
 from relucheck.reproduction.trained import store_of
 from relucheck.results.tables import render
 from relucheck.training import engine
-from relucheck.training.result import Result, thinning
+from relucheck.training.result import Result
 from relucheck.training.settings import Member
+from relucheck.training.thinning import thinning
 from tests.docs.documents import tool
 from tests.helpers import counted, invariants, made_up
 

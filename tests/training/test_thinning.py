@@ -18,8 +18,9 @@ from relucheck.reproduction.report.document import report
 from relucheck.reproduction.report.summary import Reproduction, analyse
 from relucheck.training import engine
 from relucheck.training.engine import train
-from relucheck.training.result import PARTS, Distances, MemberResult, Result, SeedResult, drawn_steps, thinned, thinning
+from relucheck.training.result import Distances, MemberResult, Result, SeedResult
 from relucheck.training.settings import Member, Settings, members_of
+from relucheck.training.thinning import PARTS, drawn_steps, thinned, thinning
 from tests.helpers import made_up
 
 #: The kinds of figures that need what a thinned result can leave out.
