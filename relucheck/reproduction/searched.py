@@ -73,7 +73,7 @@ class SearchScenario(TrainingScenario):
         return () if only and not others else super().comparisons(scale, others)
 
     def nudges(self, scale: str, only: Sequence[str]) -> tuple[Comparison, ...]:
-        """None: the nudges are members of the comparisons, so there are no runs of nudges beside them.
+        """None: the nudges are members of the comparisons here.
 
         Raises:
             ScenarioError: for a name or glob that ends in "-nudges".

@@ -298,7 +298,10 @@ def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Mod
 
 
 def uncounted(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Module:
-    """The same model without counts where no subgradient reaches, so that its modules have the network's names."""
+    """The model of ``build`` without counts where no subgradient reaches.
+
+    So its modules have the names of the network's.
+    """
     network, layer, arithmetic = settings.network, itertools.count(1), settings.arithmetic
     rule = ACTIVATIONS[network.activation].rule
     return network.draw(

@@ -40,7 +40,7 @@ class Surface:
         return sum(not min(self.nudges) <= one <= max(self.nudges) for one in known) if self.nudges else 0
 
     def by_chance(self, rule: str) -> float:
-        """The number of points that is expected outside of the nudges if subgradients do only what nudges do.
+        """The expected number of points outside of the nudges, if subgradients do what nudges do.
 
         A point and the nudges are then runs of one kind, and each of them is equally often the least or the greatest.
         """
