@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from relucheck import data
-from relucheck.errors import one_of
+from relucheck.errors import one_of, whole
 from relucheck.extras import require
 from relucheck.numerics.devices import best_device
 from relucheck.reproduction.backends import check_backend, everywhere, local, on_ray
@@ -72,8 +72,8 @@ def reproduce(
         ScenarioError: unknown scenario, scale or part.
         relucheck.extras.MissingExtraError: without scipy or matplotlib, without torchvision if data must be downloaded, and
             without Ray if it is to run the units.
-        ReproductionError: for a folder that holds anything else, or that cannot be read, and for options that contradict
-            each other.
+        ReproductionError: for a folder that holds anything else, or that cannot be read, and for options that are out of
+            range or contradict each other.
         relucheck.errors.DeviceError: for a device that is not there or has too little memory.
         relucheck.work.WorkError: for units that cannot be finished, and for a cluster that does not answer, has no room or
             has nodes with other versions.
@@ -91,6 +91,8 @@ def reproduce(
     kind = usual_executor(device) if executor is None else executor
     one_of("executor", kind, EXECUTORS, error=ReproductionError)
     check_backend(on, device, address, gpus_per_unit)
+    if processes is not None:
+        whole("processes", processes, error=ReproductionError)
     for data_set, split in scenario.data_sets(scale, only):  # before hours of work that lacks data at its end
         data.load(data_set, split, root)
     folder = default_folder(scenario.name, scale, device, kind) if folder is None else Path(folder)

@@ -17,7 +17,7 @@ from relucheck.reproduction.report.searching.figures import parallel_figure, sca
 from relucheck.reproduction.report.searching.points import measured_points, published_points
 from relucheck.reproduction.report.searching.tables import LEGEND, best_table, sentence, side_by_side, trial_table
 from relucheck.reproduction.report.summary import Reproduction, Section
-from relucheck.reproduction.scenario import Comparison, Place, ScenarioError, check_scale
+from relucheck.reproduction.scenario import NUDGES, Comparison, Place, ScenarioError, check_scale
 from relucheck.reproduction.trained import TrainingScenario
 from relucheck.results.figures import save
 from relucheck.search import Search, SearchResult, read, unit
@@ -71,6 +71,20 @@ class SearchScenario(TrainingScenario):
         check_scale(scale)
         others = [wanted for wanted in only if not wanted.startswith(SEARCHES)]
         return () if only and not others else super().comparisons(scale, others)
+
+    def nudges(self, scale: str, only: Sequence[str]) -> tuple[Comparison, ...]:
+        """None: the nudges are members of the comparisons here.
+
+        Raises:
+            ScenarioError: for a name or glob that ends in "-nudges".
+        """
+        check_scale(scale)
+        if wanted := [name for name in only if name.endswith(NUDGES)]:
+            raise ScenarioError(
+                f"{self.name} has no part {wanted[0]!r}: its comparisons have their nudges as members, and no others are "
+                f"run; name {wanted[0].removesuffix(NUDGES)!r}"
+            )
+        return ()
 
     def chosen(self, scale: str, only: Sequence[str]) -> tuple[Searching, ...]:
         """The searches that ``only`` selects by names and globs that begin with "search-".

@@ -164,7 +164,7 @@ def _known(folder: Path) -> Search | None:
         return Search.from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({error}); move it away, or name another folder") from error
 
 

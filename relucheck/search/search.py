@@ -140,6 +140,8 @@ class Search:
             SettingsError: the schema version is another, or a field is unknown, missing or invalid.
             ModelError: for a network that is none.
         """
+        if not isinstance(content, Mapping):
+            raise SettingsError(f"search: {content!r} is no JSON object; pass what Search.to_json wrote")
         if content.get("schema") != SCHEMA:
             raise SettingsError(
                 f"search of schema {content.get('schema')!r}: this version of relucheck reads schema {SCHEMA}; run it again"

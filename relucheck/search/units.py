@@ -19,7 +19,7 @@ from relucheck.search.records import Records, read
 from relucheck.search.result import SearchResult
 from relucheck.search.search import Search
 from relucheck.search.trial import Train, train_trial
-from relucheck.training.model import Clock, Switch, build
+from relucheck.training.model import Clock, Switch, uncounted
 from relucheck.work import Report, Unit
 
 #: Images of the mini-batch that goes through a network to find its activations; batch norm needs two.
@@ -59,7 +59,7 @@ def run(
 
     Raises:
         relucheck.extras.MissingExtraError: without Ray.
-        SettingsError: a number or the address is invalid.
+        SettingsError: a number, the device or the address is invalid.
         relucheck.bifurcation.wiring.WiringError: the subgradients do not reach every activation of the network.
         relucheck.work.WorkError: no cluster answers, one of its machines cannot run trials, or the processes of a trial
             keep dying.
@@ -97,11 +97,13 @@ def unit(
         name: of the unit, for messages.
 
     Raises:
-        SettingsError: a number is invalid.
+        SettingsError: a number or the device is invalid.
         relucheck.results.store.StoreError: the folder holds another search.
     """
     whole("cpus", cpus)
-    on_gpu = not device.startswith("cpu")
+    if device not in ("cpu", "cuda"):
+        raise SettingsError(f"device={device!r}: must be cpu or cuda; Ray chooses the GPU of each trial")
+    on_gpu = device == "cuda"
     if gpus is None:
         gpus = _SHARE if on_gpu else 0.0
     number("gpus", gpus, least=0)
@@ -169,6 +171,6 @@ def check(search: Search) -> None:
 
     def built(value: float) -> torch.nn.Module:
         # under the chain rule, because an injected subgradient is never its product with the upstream gradient
-        return build(settings, 0, Clock(0), Switch(((value, value), "chain")))
+        return uncounted(settings, 0, Clock(0), Switch(((value, value), "chain")))
 
     check_wiring(built, images)

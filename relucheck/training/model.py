@@ -294,13 +294,20 @@ def build(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Mod
         clock: source of the dropout masks.
         switch: what backward does at hits.
     """
+    return count_at(uncounted(settings, seed, clock, switch), unreached(settings.network))
+
+
+def uncounted(settings: Settings, seed: int, clock: Clock, switch: Switch) -> nn.Module:
+    """The model of ``build`` without counts where no subgradient reaches.
+
+    So its modules have the names of the network's.
+    """
     network, layer, arithmetic = settings.network, itertools.count(1), settings.arithmetic
     rule = ACTIVATIONS[network.activation].rule
-    model = network.draw(
+    return network.draw(
         seed,
         Arithmetic(arithmetic.dtype) if arithmetic.mixed else arithmetic,  # the executor switches autocast on
         activation=lambda: Kinked(rule, switch, network.negative_slope),
         dropout=lambda probability: SharedDropout(probability, next(layer), clock),
         drawn=torch.float32,
     )
-    return count_at(model, unreached(network))

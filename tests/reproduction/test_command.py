@@ -143,10 +143,11 @@ def test_a_void_comparison_fails(
         (["E22"], "unknown scenario 'E22'; did you mean 'E2'?"),
         (["E2", "--scale", "smok"], "unknown scale 'smok'; did you mean 'smoke'?"),
         (["E2", "--scale", "smoke", "--only", "flot32"], "no part or arithmetic 'flot32'; did you mean 'float32'?"),
+        (["E2", "--scale", "smoke", "--processes", "0"], "processes=0: must be a whole number of at least 1"),
     ],
-    ids=["scenario", "scale", "comparison"],
+    ids=["scenario", "scale", "comparison", "processes"],
 )
-def test_unknown_names(
+def test_unknown_names_and_bad_numbers(
     arguments: list[str], message: str, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"

@@ -76,6 +76,13 @@ def test_an_unknown_search_is_refused() -> None:
         E7.parts("cpu", ["search-mpl"])
 
 
+@pytest.mark.parametrize("wanted", ["mlp-pair-01-float32-nudges", "*-nudges", "search-*-nudges"])
+def test_nudges_are_members_and_no_parts(wanted: str) -> None:
+    """They would run for hours and be reported nowhere."""
+    with pytest.raises(ScenarioError, match=r"E7 has no part '.*-nudges': its comparisons have their nudges as members"):
+        E7.parts("cpu", [wanted])
+
+
 def test_a_search_is_one_unit_that_runs_alone(tmp_path: Path) -> None:
     (found,) = E7.units(Place("smoke", tmp_path, None, "cpu", "forking"), ["search-mlp-default-float32"])
     assert (found.name, found.alone, found.done) == ("search-mlp-default-float32", True, 0)

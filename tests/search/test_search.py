@@ -107,6 +107,8 @@ def test_a_bad_json_form_is_refused() -> None:
     content = SEARCH.to_json()
     with pytest.raises(SettingsError, match="search of schema 0: this version of relucheck reads schema 1"):
         Search.from_json({**content, "schema": 0})
+    with pytest.raises(SettingsError, match=r"search: 3 is no JSON object; pass what Search.to_json wrote"):
+        Search.from_json(3)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"search: .*unexpected keyword argument 'gamma'"):
         Search.from_json({**content, "gamma": 1})
     with pytest.raises(SettingsError, match="search: 'network'"):

@@ -100,9 +100,10 @@ def test_a_search_that_has_ended_does_nothing(tmp_path: Path) -> None:
             "gpus=0.0 with device='cuda': Ray hides GPUs from trials that ask for none; use 0.25",
         ),
         ({"at_once": 0}, "at_once=0: must be a whole number of at least 1"),
+        ({"device": "cuda:1"}, "device='cuda:1': must be cpu or cuda; Ray chooses the GPU of each trial"),
     ],
 )
-def test_bad_numbers_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_bad_numbers_and_devices_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         unit(SEARCH, tmp_path, **options)
 

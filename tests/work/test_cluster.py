@@ -471,7 +471,7 @@ def test_the_command_runs_a_scenario_on_ray(tmp_path: Path, capsys: pytest.Captu
             "--gpus-per-unit=0.0: must be a finite number",
         ),
         (["--on", "ray", "--device", "cuda"], MISSING, "no node has room for a unit, which needs 1 CPU and 1 GPU: "),
-        (["--on", "ray", "--processes", "0"], USAGE, "at_once=0: must be a whole number of at least 1"),
+        (["--on", "ray", "--processes", "0"], USAGE, "processes=0: must be a whole number of at least 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

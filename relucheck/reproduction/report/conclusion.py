@@ -214,6 +214,8 @@ def _control(made: Reproduction) -> str:
 def _published(made: Reproduction) -> str:
     """The control, and how many published figures are confirmed."""
     control = _control(made)
+    if made.sections and not made.published:  # the sections have compared what is published
+        return f"{control}."
     words = Counter(figure.verdict for figure in made.published)
     if all(figure.evidence.p_for is None for figure in made.published):
         return f"{control}; no published figure can be tested with these runs."

@@ -19,7 +19,7 @@ from relucheck.reproduction.report.nudges.effects import LAST
 from relucheck.reproduction.report.summary import Reproduction, Section, final_accuracy
 from relucheck.reproduction.report.tables import difference_text, number
 from relucheck.results.figures import blank, save
-from relucheck.results.statistics import Paired, Summary, judge, paired, prediction, summarise
+from relucheck.results.statistics import MARGIN, Paired, Summary, judge, paired, prediction, summarise
 from relucheck.results.tables import Table, counted, listed
 from relucheck.training.result import MemberResult, Result
 
@@ -33,8 +33,9 @@ _NAMED: Final = {"injected": "the injected rule of the published code", "chain":
 _LEGEND: Final = (
     "difference: of the validation accuracy after the last epoch, on the same seed, in points: mean ± half its 95 % "
     "interval (Student's t over seeds).",
-    "verdict: differs, equivalent within 0.2 points, identical or undecided, as in the other tables. Differences between "
-    "configurations are corrected by Holm over this table. Those within a configuration are the same tests as below.",
+    f"verdict: differs, equivalent within {MARGIN:g} points, identical or undecided, as in the other tables. Differences "
+    "between configurations are corrected by Holm over this table. Those within a configuration are the same tests as "
+    "below.",
     "beyond nudges: the same less the mean difference of the nudges of the same seed, with its verdict; - without nudges.",
     "published: the difference of the two published runs, one seed each.",
     "one more run: the interval that holds one more run with 95 % probability, if runs of all seeds vary as these do; in "
@@ -257,7 +258,7 @@ def _said(name: str, own: Mapping[tuple[str, str], Contrast]) -> list[str]:
     return [
         f"{name}: compared as published, the custom run differs from the default one by {_points(both)}.",
         f"With (0, 0) in both, their configurations (learning rate and batch size) differ by {_points(configuration)}.",
-        f"With all else equal, tuned subgradients change the validation accuracy by {rules}.",
+        f"With all else equal, in the custom configuration, tuned subgradients change the validation accuracy by {rules}.",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from relucheck.reproduction.experiments.searches.further import E8
+from relucheck.reproduction.report.conclusion import conclusion
 from relucheck.reproduction.report.further import contrasts, draw, repeated, sections
 from relucheck.reproduction.report.nudges.effects import effects
 from relucheck.reproduction.report.summary import Reproduction, analyse
@@ -137,6 +139,16 @@ def test_the_section_says_both_comparisons() -> None:
     shown = render(*section.terminal(), width=80, color=False)
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
+
+
+def test_the_conclusion_does_not_say_that_nothing_published_can_be_tested() -> None:
+    """The section has just compared the published runs."""
+    made = _made(_as_published)
+    made = dataclasses.replace(made, sections=sections(made))
+    said = conclusion(made)
+    assert any("published: -3.46" in one for one in said)
+    assert not any("no published figure" in one for one in said)
+    assert any(one.endswith("recorded steps.") for one in said), "the control stays"
 
 
 def test_the_figure_has_a_panel_for_each_network_and_arithmetic(tmp_path: Path) -> None:

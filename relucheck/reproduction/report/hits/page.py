@@ -288,6 +288,8 @@ def page(made: Counts, figures: Sequence[Path]) -> str:
         lines += [f"## {target.name}", "", *fit_table(every).markdown(), ""]
     lines += [*(f"- {line}" for line in legend(())), ""] if made.targets else []
     lines += ["## Hits of every run", "", *hits_table(made.runs).markdown(), ""]
+    if held_out := [comparison.name for comparison, result in made.runs if result.settings.validation is not None]:
+        lines += [f"- accuracy, %: on the training images held out in {listed(held_out)}, else on the test images.", ""]
     lines += ["## Controls", "", "For every seed, s = 0 is run a second time from the start.", ""]
     lines += [*controls_table(made.runs).markdown(), "", "## How it was run", ""]
     lines += [f"- Published: {made.experiment.source}; the runs of the published code use the injected rule."]

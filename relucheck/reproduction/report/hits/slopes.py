@@ -311,14 +311,17 @@ def _change(slope: float | None) -> str:
 
 def _changes(one: Trend) -> str:
     """The mean change with its interval, for example "+6.4 % (6.1 to 6.7)"."""
-    summary, none = one.summary, sum(slope is None for slope in one.slopes)
+    summary, diverged = one.summary, sum(not seed for seed in one.rates)
     if summary.mean is None:
-        return "no hit" if all(one.rates) else "diverged"
-    lost = f", {counted(none, 'seed')} without a hit" if none else ""
-    if summary.low is None or summary.high is None:
-        return f"{_change(summary.mean)}{f' ({lost[2:]})' if lost else ''}"
-    ends = " to ".join(f"{100 * math.expm1(end):+.1f}" for end in (summary.low, summary.high))
-    return f"{_change(summary.mean)} ({ends}{lost})"
+        return "diverged" if diverged else "no hit"
+    none = sum(slope is None for slope in one.slopes) - diverged
+    said = (
+        [f"{100 * math.expm1(summary.low):+.1f} to {100 * math.expm1(summary.high):+.1f}"]
+        if summary.low is not None and summary.high is not None
+        else []
+    )
+    said += [f"{counted(none, 'seed')} without a hit"] * bool(none) + [f"{diverged} diverged"] * bool(diverged)
+    return f"{_change(summary.mean)} ({', '.join(said)})" if said else _change(summary.mean)
 
 
 def _observed_table(cases: Sequence[Observed]) -> Table:

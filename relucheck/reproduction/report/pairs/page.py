@@ -65,7 +65,8 @@ def _pair_sentences(found: Sequence[Effect]) -> list[str]:
             f", and by {difference_text(beyond)} more than a change of one bit does ({beyond.verdict})" if beyond.n else ""
         )
         power = (
-            f"; so many pairs show a true difference of {one.shown:.2f} points with a probability of {100 * POWER:g} %"
+            f"; without correction, so many pairs show a true difference of {one.shown:.2f} points with a probability of "
+            f"{100 * POWER:g} %"
             if one.shown is not None
             else ""
         )
@@ -86,14 +87,16 @@ def _surface_sentences(found: Sequence[Surface]) -> list[str]:
             if mean.identical:
                 said.append(f"{head}, under {_NAMED[rule]}: no subgradient changes a bit of any run.")
                 continue
+            known = sum(difference is not None for difference in grid.values())
             outside = (
-                f"; {one.outside(rule)} of {len(grid)} points lie outside of what nudges do in the same seeds"
-                if one.nudges
+                f"; {one.outside(rule)} of {known} points lie outside of what nudges do in the same seeds, and about "
+                f"{one.by_chance(rule):.0f} would if subgradients did only what nudges do"
+                if one.nudges and known
                 else ""
             )
             said.append(
-                f"{head}, under {_NAMED[rule]}: the accuracy differs from that of (0, 0) by {difference_text(mean)} points "
-                f"on average ({mean.verdict}; {counted(one.seeds, 'seed')}){outside}."
+                f"{head}, under {_NAMED[rule]}: the validation accuracy differs from that of (0, 0) by "
+                f"{difference_text(mean)} points on average ({mean.verdict}; {counted(one.seeds, 'seed')}){outside}."
             )
     return said
 

@@ -39,6 +39,14 @@ class Surface:
         known = [one for one in self.differences[rule].values() if one is not None]
         return sum(not min(self.nudges) <= one <= max(self.nudges) for one in known) if self.nudges else 0
 
+    def by_chance(self, rule: str) -> float:
+        """The expected number of points outside of the nudges, if subgradients do what nudges do.
+
+        A point and the nudges are then runs of one kind, and each of them is equally often the least or the greatest.
+        """
+        known = sum(one is not None for one in self.differences[rule].values())
+        return known * 2 / (len(self.nudges) + 1) if self.nudges else 0.0
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         points = [

@@ -31,7 +31,8 @@ SURFACE_LEGEND: Final = (
     "mean over the grid: of the differences from (0, 0) at all other points, tested over seeds and corrected over both "
     "rules.",
     "least, greatest: of the differences of the points, each a mean over seeds.",
-    "outside of nudges: points whose difference is less or greater than that of every nudge, a mean over the same seeds.",
+    "outside of nudges: points whose difference is less or greater than that of every nudge, a mean over the same seeds; "
+    "in brackets, about how many would be if subgradients did only what nudges do.",
 )
 DRAW_LEGEND: Final = (
     "injected, chain: tuned less (0, 0), in points; 0 exactly: the same run, bit for bit.",
@@ -129,7 +130,8 @@ def surface_table(found: Sequence[Surface]) -> Table:
             known = [difference for difference in grid.values() if difference is not None]
             ends = [f"{end(known):+.2f}" if known else "-" for end in (min, max)]
             nudges = f"{min(one.nudges):+.2f} to {max(one.nudges):+.2f}" if one.nudges else "no live hit"
-            outside = f"{one.outside(rule)} of {len(known)}" if one.nudges else "-"
+            chance = f"{one.by_chance(rule):.0f} by chance"
+            outside = f"{one.outside(rule)} of {len(known)} ({chance})" if one.nudges else "-"
             name = f"{one.part.removesuffix(', response surface')}, {one.arithmetic}"
             mean = one.means[rule]
             rows.append((name, str(one.seeds), rule, difference_text(mean), mean.verdict, *ends, outside, nudges))

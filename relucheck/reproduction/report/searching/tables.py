@@ -118,6 +118,8 @@ def sentence(name: str, result: SearchResult) -> str:
     counts = {outcome: sum(point.outcome == outcome for point in points) for outcome in words}
     parts = [with_verb(count, *words[outcome]) for outcome, count in counts.items() if count]
     ended = f"{name}: of {counted(len(points), 'trial')}, {listed(parts)}"
+    if left := result.search.trials - len(points):
+        ended += f" ({with_verb(left, 'more has', 'more have')} not ended yet)"
     best = result.best
     if best is None or best.last is None:
         return f"{ended}."

@@ -13,7 +13,7 @@ from relucheck.reproduction.report.hits.slopes import observed, published_trends
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.figures import save
 from relucheck.results.tables import render
-from relucheck.training.result import Result
+from relucheck.training.result import MemberResult, Result
 from relucheck.training.settings import Member
 from tests.helpers import counted, made_up
 from tests.helpers.invariants import png_size
@@ -137,3 +137,18 @@ def test_the_section_is_shown_in_80_columns(scale: str) -> None:
     text = "\n".join(made.markdown())
     assert "| (0, 0), at 0 | 10 | 0 | 0 | no hit |  |" in text
     assert len(rates_figure(runs).axes) == 3
+
+
+def test_a_diverged_seed_is_not_called_one_without_a_hit() -> None:
+    comparison, result = _run(NAMES[0], 0.1, -0.2, 0.1, seeds=4)
+    quiet, lost = (one for one in result.members if one.member.seed in comparison.settings.seeds[:2] and _tuned(one))
+    quiet.hits = [[[0, 0] for _ in layers] for layers in quiet.hits]
+    lost.outcome, lost.epochs = "diverged: non-finite at step 3", []
+    made = section([(comparison, result)], "full")
+    assert made is not None
+    (row,) = [row for row in made.tables[0].rows if row[0] == "tuned, chain, at 6"]
+    assert row[4].endswith(", 1 seed without a hit, 1 diverged)")
+
+
+def _tuned(one: MemberResult) -> bool:
+    return bool(one.member.s) and one.member.rule == "chain"

@@ -98,6 +98,15 @@ def test_the_surface_is_the_difference_from_its_corner() -> None:
     assert len(found.differences["chain"]) == 15
 
 
+def test_points_outside_of_the_nudges_are_counted_beside_those_of_chance() -> None:
+    """Of five nudges and a point of one kind, the point is the least or the greatest in 2 of 6 cases."""
+    (found,) = surfaces(reproduction(_grid, SURFACE).runs)
+    assert found.by_chance("injected") == found.by_chance("chain") == 15 * 2 / 6
+    injected, chain = sections(reproduction(_grid, SURFACE))[0].sentences
+    assert "; 12 of 15 points lie outside of what nudges do in the same seeds, and about 5 would if" in injected
+    assert "; 0 of 15 points lie outside" in chain
+
+
 def test_a_grid_without_a_hit_is_one_run() -> None:
     (found,) = surfaces(reproduction(_grid, SURFACE, quiet=True).runs)
     assert found.nudges == ()
@@ -112,6 +121,8 @@ def test_a_diverged_point_has_no_number() -> None:
     lost.outcome, lost.epochs = "diverged: non-finite at step 3", []
     (found,) = surfaces(made.runs)
     assert found.differences[lost.member.rule][1.0, 1.0] is None
+    assert found.by_chance(lost.member.rule) == 14 * 2 / 6
+    assert any("of 14 points lie outside" in one for one in sections(made)[0].sentences)
     assert found.means[lost.member.rule].verdict == "undecided"
 
 

@@ -108,7 +108,11 @@ def test_a_search_in_words() -> None:
     assert tables.sentence("tuned", result()) == (
         "tuned: of 4 trials, 2 trained to the end, 1 was stopped by ASHA and 1 diverged; the best is trial 1 with 98.12 %."
     )
-    assert tables.sentence("x", SearchResult(SEARCH, result().trials[2:3])) == "x: of 1 trial, 1 diverged."
+    begun = SearchResult(SEARCH, result().trials[2:3])
+    assert tables.sentence("x", begun) == "x: of 1 trial, 1 diverged (3 more have not ended yet)."
+    assert tables.sentence("x", SearchResult(SEARCH, result().trials[:3])).endswith(
+        "and 1 diverged (1 more has not ended yet); the best is trial 1 with 98.12 %."
+    )
 
 
 def test_figures_show_every_trial(tmp_path: Path) -> None:
