@@ -98,7 +98,7 @@ def reproduce(
     folder = default_folder(scenario.name, scale, device, kind) if folder is None else Path(folder)
     if on == "ray":
         folder, root = everywhere(folder, root)
-    place = Place(scale, folder, root, device, kind)
+    place = Place(scale, folder, root, device, kind, processes, gpus_per_unit, address if on == "ray" else "local")
     reserve(place, scenario)
     _adopt(place, scenario, only, say)
     units = scenario.units(place, only)

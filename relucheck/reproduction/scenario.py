@@ -47,6 +47,9 @@ class Place:
         root: data root, or None.
         device: a name of torch.
         executor: of training members, "forking" or "stacked".
+        at_once: how many trials of a search run at once; None means as many as there is room for.
+        gpus: GPUs of each trial of a search on CUDA; None means the search's own share of one.
+        address: of the Ray that runs searches; "local" starts one on this machine, None means $RAY_ADDRESS, else "local".
     """
 
     scale: str
@@ -54,6 +57,9 @@ class Place:
     root: data.Root
     device: str
     executor: str
+    at_once: int | None = None
+    gpus: float | None = None
+    address: str | None = "local"
 
 
 @dataclasses.dataclass(frozen=True)

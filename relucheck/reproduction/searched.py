@@ -120,7 +120,16 @@ class SearchScenario(TrainingScenario):
     def units(self, place: Place, only: Sequence[str] = ()) -> tuple[Unit, ...]:
         """A unit for each seed of each comparison, and one for each search."""
         searches = tuple(
-            unit(one.search, _folder(place.folder, one), root=place.root, device=place.device, name=one.name)
+            unit(
+                one.search,
+                _folder(place.folder, one),
+                root=place.root,
+                device=place.device,
+                address=place.address,
+                gpus=place.gpus,
+                at_once=place.at_once,
+                name=one.name,
+            )
             for one in self.chosen(place.scale, only)
         )
         return (*super().units(place, only), *(one for one in searches if one.done < one.steps))

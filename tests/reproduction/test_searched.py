@@ -89,6 +89,18 @@ def test_a_search_is_one_unit_that_runs_alone(tmp_path: Path) -> None:
     assert found.steps > 0
 
 
+def test_options_of_units_are_those_of_a_searchs_trials(tmp_path: Path) -> None:
+    """A search that nobody sent to a cluster starts a Ray of its own, whatever $RAY_ADDRESS says."""
+    wanted = ["search-mlp-default-float32"]
+    for place, options in (
+        (Place("smoke", tmp_path, None, "cpu", "forking"), ("local", 1, 0.0, None)),
+        (Place("smoke", tmp_path, None, "cpu", "forking", 3, None, None), (None, 1, 0.0, 3)),
+        (Place("smoke", tmp_path, None, "cuda", "forking", 2, 0.5, "head:6379"), ("head:6379", 1, 0.5, 2)),
+    ):
+        (found,) = E7.units(place, wanted)
+        assert found.arguments[-4:] == options
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduction:
     """A folder in which all searches of scale cpu have ended, and nothing else."""
