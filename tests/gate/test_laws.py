@@ -25,7 +25,8 @@ OTHER_MEANINGS = {
     "config.py": set(CONVENTIONS),  # a convention is called "reference"
     "discovery.py": {"inplace"},  # torch's argument
     "frameworks/port.py": set(CAPABILITIES),  # a capability and the law that needs it share a name
-    "report.py": {"subgradient"},  # a column of the kink table
+    "drift.py": {"subgradient"},  # a column of the kink table
+    "report.py": {"subgradient"},
 }
 
 
