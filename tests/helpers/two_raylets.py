@@ -59,6 +59,7 @@ def _address(shared: Path) -> str:
 def _serve(shared: Path) -> None:
     folder = tempfile.mkdtemp(prefix="rr-", dir="/tmp")
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1"}
+    os.environ |= {"RAY_worker_niceness": "0"}  # Ray's 15 would let other tests take the time of its workers
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}

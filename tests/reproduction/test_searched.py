@@ -135,9 +135,10 @@ def test_without_results_there_is_no_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-def test_searches_really_run(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_searches_really_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would let other tests take the time of its workers
     folder = tmp_path / "E7"
     reported = reproduce("E7", "smoke", folder, device="cpu", only=["search-*"], progress=False, say=lambda line: None)
     best, trials = reported.made.sections

@@ -243,6 +243,7 @@ def test_a_diverged_trial_has_the_worst_metric() -> None:
     assert measured(changed(SEARCH, metric="loss"), None, 3) == {"epochs": 3, "loss": 1e300}
 
 
+@pytest.mark.long
 def test_the_example_of_the_documents_runs(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / "docs" / "search.md"
     if not page.exists():

@@ -246,6 +246,7 @@ class Dying(Messages):
         os._exit(1)
 
 
+@pytest.mark.long
 def test_a_lost_connection_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "Messages", Dying)
     with pytest.raises(
@@ -277,6 +278,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_ray_of_this_machine_starts_for_a_run_and_ends_with_control_c(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(_SCRIPT)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
