@@ -55,7 +55,9 @@ CASES: dict[str, dict[str, Any]] = {
     "convnet": {"kind": "convnet", "widths": (8, 4), "dropout": 0.2},
     "mlp": {"kind": "mlp", "widths": (64, 32), "batch_norm": False, "dropout": 0.2},
     "mlp float32": {"kind": "mlp", "widths": (64, 32), "batch_norm": False, "arithmetic": "float32"},
+    # ties of max pooling, and hits of Hardswish and Hardsigmoid, are counted on the device, too
     "lenet": {"kind": "lenet", "widths": (4, 6, 16, 12), "batch_norm": False},
+    "inverted-residual": {"kind": "inverted-residual", "widths": (4, 6), "activation": "relu6"},
 }
 
 
@@ -111,7 +113,9 @@ def test_recorded_steps_have_the_bits_of_eager_ones(case: str, monkeypatch: pyte
     _check_same(recorded, _run(settings, deferred=False))  # coordinates of hits, and comparisons after each step
 
 
-@pytest.mark.parametrize("case", ["bfloat16", "rounded", "dropout", "sgd", "adam fused", "mlp"])
+@pytest.mark.parametrize(
+    "case", ["bfloat16", "rounded", "dropout", "sgd", "adam fused", "mlp", "lenet", "inverted-residual"]
+)
 def test_no_step_waits_for_the_device(case: str) -> None:
     """Where each branch has one choice; torch raises where something waits."""
     settings = changed(SETTINGS, **{**CASES[case], "members": members_of([3], [1.0], ["injected"])})
