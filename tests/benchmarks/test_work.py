@@ -78,13 +78,16 @@ def test_two_processes_against_two_plain_ones(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.ray
-def test_a_cell_on_ray_against_one_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_on_ray_against_one_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One unit after the other, on workers that have imported torch: what is left is the cost of tasks and messages."""
     pytest.importorskip("ray")
     from relucheck.work.cluster import Ray
     from relucheck.work.connection import connected
 
     cell = dataclasses.replace(SMALL, network=mlp(784, 64, 2), arithmetic="bfloat16 emulated (product)", draws=400)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default 15, which costs time wherever anything else runs
     seconds = []
     with connected("local", cpus=1):
         backends: dict[str, Backend] = {"local": Local(1), "ray": Ray(folder=tmp_path)}
