@@ -37,7 +37,7 @@ class Asha(ASHAScheduler):
         known: the epochs that each trial has reported before, in order, by the number of the trial.
         decided: is called after each decision and before it takes effect, with the number of the trial, its report and
             whether ASHA stops the trial before its last epoch. It returns whether the trial ends.
-        left: is called with the number of a trial that has ended or is removed.
+        left: is called with the number of a trial that has ended.
     """
 
     def __init__(

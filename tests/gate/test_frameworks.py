@@ -15,7 +15,7 @@ from relucheck.errors import DeviceError
 from relucheck.gate.config import GateConfig
 from relucheck.gate.discovery import as_activation, discover
 from relucheck.gate.frameworks import FRAMEWORKS, FrameworkError, framework_named
-from relucheck.gate.frameworks.exchange import Disconnected, Function
+from relucheck.gate.frameworks.exchange import Disconnected, Function, Unwritten
 from relucheck.gate.frameworks.port import CAPABILITIES, Framework, missing
 from relucheck.gate.laws import LAWS
 from relucheck.gate.laws.law import law
@@ -212,12 +212,12 @@ def test_torch_says_what_carries_no_graph():
 
 
 def test_every_capability_s_method_is_torch_s():
-    """A method that torch does not override would raise NotImplementedError in a law."""
+    """A method that torch does not override would raise Unwritten in a law."""
     torch_class = type(framework_named("torch"))
     raising = [
         name
         for name, method in vars(Framework).items()
-        if callable(method) and "NotImplementedError" in getattr(getattr(method, "__code__", None), "co_names", ())
+        if callable(method) and "_unwritten" in getattr(getattr(method, "__code__", None), "co_names", ())
     ]
     assert len(raising) > 15
     assert all(name in vars(torch_class) for name in raising)
@@ -272,3 +272,9 @@ def test_discovery_recognises_a_framework_s_modules_and_functions(monkeypatch, t
     }
     assert as_activation(HEALTHY["relu"].make()).framework == "numpy"
     assert discover("numpy.activations").activations == tuple(HEALTHY.values())
+
+
+def test_a_capability_without_its_method_is_refused_by_name():
+    f = numpy_framework.NumPyFramework()
+    with pytest.raises(Unwritten, match=r"framework 'numpy' has no method 'second'; write it, or leave the capability out"):
+        f.second(None, np.zeros(1))

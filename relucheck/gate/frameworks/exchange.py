@@ -14,6 +14,10 @@ class Disconnected(RelucheckError):
     """An output that has no graph of operations to the input."""
 
 
+class Unwritten(RelucheckError):
+    """A method of a capability that a framework lists and does not have."""
+
+
 class Unsupported(RelucheckError):
     """A mode, a dtype or a shape that the framework or the activation does not support.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from relucheck.errors import DeviceError
-from relucheck.gate.frameworks.exchange import Call, Function, Overwritten, Relaid, Result
+from relucheck.gate.frameworks.exchange import Call, Function, Overwritten, Relaid, Result, Unwritten
 from relucheck.gate.frameworks.script import Script
 from relucheck.numerics.floats import FORMATS, Floats
 
@@ -171,6 +171,11 @@ class Framework(abc.ABC):
         """
         return ""
 
+    def _unwritten(self, method: str) -> Unwritten:
+        return Unwritten(
+            f"framework {self.name!r} has no method {method!r}; write it, or leave the capability out that needs it"
+        )
+
     # -- capabilities -------------------------------------------------------------------------------------------------
 
     def forward(self, f: Function, x: Floats, tangent: Floats) -> Floats:
@@ -179,7 +184,7 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the activation does not support the mode.
         """
-        raise NotImplementedError
+        raise self._unwritten("forward")
 
     def mapped_value(self, f: Function, x: Floats) -> Floats:
         """``vmap``: compute the values, mapped over the elements of a vector (n,).
@@ -187,7 +192,7 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the activation does not support the mode.
         """
-        raise NotImplementedError
+        raise self._unwritten("mapped_value")
 
     def mapped_gradient(self, f: Function, x: Floats) -> Floats:
         """``vmap``: compute the gradients for cotangent 1, mapped over the elements of a vector.
@@ -195,7 +200,7 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the activation does not support the mode.
         """
-        raise NotImplementedError
+        raise self._unwritten("mapped_gradient")
 
     def second(self, f: Function, x: Floats) -> tuple[Floats, Floats | None]:
         """``second_order``: compute the gradient for cotangent 1, and its derivative, (n,) each.
@@ -205,7 +210,7 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the activation refuses to differentiate its gradient.
         """
-        raise NotImplementedError
+        raise self._unwritten("second")
 
     def compiled(self, f: Function, x: Floats) -> Floats:
         """``compile``: compute the gradient of the compiled function for cotangent 1, (n,).
@@ -213,11 +218,11 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the function cannot be compiled.
         """
-        raise NotImplementedError
+        raise self._unwritten("compiled")
 
     def lower_precision(self, device: str) -> str:
         """``autocast``: name the dtype to which the mode lowers the precision on a device."""
-        raise NotImplementedError
+        raise self._unwritten("lower_precision")
 
     def autocast(self, f: Function, x: Floats) -> Floats:
         """``autocast``: compute the gradient for cotangent 1 in the mode that lowers the precision.
@@ -225,7 +230,7 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the activation does not run in the mode.
         """
-        raise NotImplementedError
+        raise self._unwritten("autocast")
 
     def shaped(self, f: Function, x: Floats) -> tuple[Result, Result, Result]:
         """``shapes``: call a function on an array of any shape.
@@ -238,11 +243,11 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the activation refuses the shape.
         """
-        raise NotImplementedError
+        raise self._unwritten("shaped")
 
     def state_shapes(self, target: Any) -> list[tuple[int, ...]]:
         """``shapes``: return the shapes of the arrays that a module holds."""
-        raise NotImplementedError
+        raise self._unwritten("state_shapes")
 
     def relaid(self, f: Function, name: str, x: Floats, cotangent: Callable[[int], Floats], *, copying: bool) -> Relaid:
         """``memory_layouts``: call a function for a memory layout, and on a contiguous copy.
@@ -254,14 +259,14 @@ class Framework(abc.ABC):
             cotangent: returns cotangents for a number of elements.
             copying: whether the call gets a copy, because it overwrites its argument.
         """
-        raise NotImplementedError
+        raise self._unwritten("relaid")
 
     def overwritten(self, f: Function, x: Floats, cotangent: Callable[[int], Floats]) -> Overwritten:
         """``in_place``: call a function and its pullback on arrays that are read again afterwards.
 
         The cotangent is a function from a number of elements to as many numbers.
         """
-        raise NotImplementedError
+        raise self._unwritten("overwritten")
 
     def in_place_variant(self, subject: Subject) -> Callable[[], Any] | None:
         """``in_place``: return a constructor of the in-place variant; None if there is none."""
@@ -279,7 +284,7 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the framework notices that the saved result was overwritten.
         """
-        raise NotImplementedError
+        raise self._unwritten("after_saving")
 
     def learnable(self, target: Any) -> list[str]:
         """``parameters``: return the names of the learnable parameters."""
@@ -287,15 +292,15 @@ class Framework(abc.ABC):
 
     def parameter(self, target: Any, name: str) -> Result:
         """``parameters``: describe a parameter."""
-        raise NotImplementedError
+        raise self._unwritten("parameter")
 
     def with_parameter(self, target: Any, name: str, values: Floats) -> Any:
         """``parameters``: set a parameter, and return the module, which may be the same object."""
-        raise NotImplementedError
+        raise self._unwritten("with_parameter")
 
     def parameter_gradients(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
         """``parameters``: compute the gradients by name; None for one that none reaches."""
-        raise NotImplementedError
+        raise self._unwritten("parameter_gradients")
 
     def with_distinct_channels(self, target: Any, channels: int) -> Any:
         """Change parameters with one element a channel so that they differ, and return the module.
@@ -303,11 +308,11 @@ class Framework(abc.ABC):
         The elements get the addends 0 to 0.25 at equal distances. A framework whose ``parameter_sizes`` are empty does not
         need it.
         """
-        raise NotImplementedError
+        raise self._unwritten("with_distinct_channels")
 
     def with_changed_state(self, target: Any) -> Any:
         """``copies``: add 0.125 to each float array of a module's state; return the module."""
-        raise NotImplementedError
+        raise self._unwritten("with_changed_state")
 
     def copies(self, target: Any, again: Callable[[], Any], dtype: str, device: str) -> Iterator[tuple[str, Any]]:
         """``copies``: yield the name of each way to copy a module, and the copy.
@@ -321,14 +326,14 @@ class Framework(abc.ABC):
         Raises:
             Unsupported: if the module cannot be copied in a way.
         """
-        raise NotImplementedError
+        raise self._unwritten("copies")
 
     def state_changes(self, f: Function, x: Floats) -> list[str]:
         """``global_state``: call a function and its pullback; return a line for each change.
 
         The state is restored, and exceptions of the call are ignored.
         """
-        raise NotImplementedError
+        raise self._unwritten("state_changes")
 
 
 def missing(framework: Framework, needs: Sequence[str], dtype: str) -> str:
