@@ -15,7 +15,7 @@ from relucheck.reproduction.report.deciding.cases import Share, Trained, Volumes
 from relucheck.reproduction.report.deciding.catalogue import decided
 from relucheck.reproduction.report.volume.summary import NAME
 from relucheck.reproduction.scenario import SCALES, Place
-from relucheck.reproduction.trained import TrainingScenario, read, read_nudges
+from relucheck.reproduction.trained import TrainingScenario, for_claims, read, read_nudges
 from relucheck.results.store import SCHEMA, StoreError
 
 #: Data this small confirm and refute nothing.
@@ -167,7 +167,7 @@ def _trained(scenario: TrainingScenario, place: Place) -> list[Trained]:
     for comparison in scenario.comparisons(place.scale):
         result = read(place, comparison)
         if result is not None:
-            runs.append(Trained(comparison, result, read_nudges(place, comparison)))
+            runs.append(Trained(comparison, result, for_claims(comparison, read_nudges(place, comparison))))
     return runs
 
 

@@ -105,18 +105,23 @@ class TrainingScenario(Experiment):
                 and for a result that cannot be read.
         """
         every = self.comparisons(place.scale)
-        found = [(comparison, read(place, comparison)) for comparison in every]
-        runs = tuple((comparison, result) for comparison, result in found if result is not None)
+        found = {comparison.name: so_far(place, comparison) for comparison in every}
+        runs = tuple(run for run in found.values() if run is not None)
+        whole = {comparison.name for comparison, result in runs if comparison in every}
         cells = tuple(analyse(runs)) if self.tables else ()
         results = {comparison.name: result for comparison, result in runs}
         nudges = every_nudges(place, every)
-        trained = [Trained(comparison, result, nudges.get(comparison.name)) for comparison, result in runs]
+        trained = [
+            Trained(comparison, result, for_claims(comparison, nudges.get(comparison.name)))
+            for comparison, result in runs
+            if comparison.name in whole
+        ]
         made = Reproduction(
             self,
             place.scale,
             place.folder,
             runs,
-            tuple(comparison.name for comparison, result in found if result is None),
+            tuple(_missing(comparison, found[comparison.name]) for comparison in every if comparison.name not in whole),
             cells,
             tuple(check(self.published_figures(place.scale), results)),
             # the digits of smoke runs can neither confirm nor refute anything
@@ -124,6 +129,7 @@ class TrainingScenario(Experiment):
             (),
             tuple(nudge_groups(runs, nudges)),
             tuple(effects(runs, nudges)),
+            partial=len(runs) - len(whole),
         )
         figures = tuple(_figures(self, made, nudges))
         made = dataclasses.replace(made, figures=figures, sections=self.own_sections(made))
@@ -160,8 +166,40 @@ def read(place: Place, comparison: Comparison) -> Result | None:
     return engine.collect(comparison.settings, store_of(place.folder, comparison), executor)
 
 
+def so_far(place: Place, comparison: Comparison) -> tuple[Comparison, Result] | None:
+    """What a folder has of a comparison, or None if no seed is finished.
+
+    Where seeds are missing, the comparison is restricted to the finished ones, and its part says how many of them there
+    are.
+
+    Raises:
+        relucheck.results.store.StoreError: as for ``read``.
+    """
+    settings, folder = comparison.settings, store_of(place.folder, comparison)
+    seeds = engine.finished(settings, folder, engine.executor_of(settings, place.executor))
+    if not seeds:
+        return None
+    if len(seeds) < len(settings.seeds) and not any(part.void for part in seeds.values()):
+        settings = settings.of_seeds(tuple(seeds))
+        part = f"{comparison.part} ({len(seeds)} of {counted(len(comparison.settings.seeds), 'seed')})"
+        comparison = dataclasses.replace(comparison, part=part, settings=settings)
+    return comparison, Result.of(settings, seeds)
+
+
+def _missing(comparison: Comparison, found: tuple[Comparison, Result] | None) -> str:
+    """The name of an unfinished comparison, with the seeds that it has."""
+    if found is None:
+        return comparison.name
+    return f"{comparison.name} ({len(found[0].settings.seeds)} of {counted(len(comparison.settings.seeds), 'seed')})"
+
+
+def for_claims(comparison: Comparison, nudges: Result | None) -> Result | None:
+    """The nudges of a comparison if all its seeds have them; claims wait for them."""
+    return nudges if nudges is not None and set(comparison.settings.seeds) <= set(nudges.settings.seeds) else None
+
+
 def read_nudges(place: Place, comparison: Comparison) -> Result | None:
-    """The finished nudges of a comparison in a folder, or None.
+    """The finished nudges of a comparison in a folder, of some or all of its seeds, or None.
 
     The nudges run beside a reference of their own. For each finished seed of the comparison it must equal the comparison's
     reference in every number, else the result is void.
@@ -170,13 +208,14 @@ def read_nudges(place: Place, comparison: Comparison) -> Result | None:
         relucheck.results.store.StoreError: as for ``read``.
     """
     part = comparison.nudges
-    result = read(place, part)
-    if result is None or result.void:
-        return result
+    found = so_far(place, part)
+    if found is None or found[1].void:
+        return found and found[1]
+    result = found[1]
     executor, folder = engine.executor_of(part.settings, place.executor), store_of(place.folder, part)
     nudges = engine.finished(part.settings, folder, executor)
     for seed, known in engine.finished(comparison.settings, store_of(place.folder, comparison), executor).items():
-        if not engine.same_reference(known, nudges[seed]):
+        if seed in nudges and not engine.same_reference(known, nudges[seed]):
             places = [", ".join(f"{key} {value}" for key, value in one.origin.items()) for one in (known, nudges[seed])]
             why = f"the reference of seed {seed} is not that of {comparison.name} ({places[0]}; nudges: {places[1]})"
             return dataclasses.replace(result, void=why)

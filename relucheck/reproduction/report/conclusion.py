@@ -26,7 +26,7 @@ _RULES: Final = {"chain": "the chain rule", "injected": "the injected rule of th
 
 def title(made: Reproduction) -> str:
     """The title of a report, which names a reduced scale and what was not run."""
-    return titled(made.experiment, made.scale, len(made.runs), len(made.missing))
+    return titled(made.experiment, made.scale, len(made.runs) - made.partial, len(made.missing))
 
 
 def titled(experiment: Experiment, scale: str, run: int, missing: int) -> str:

@@ -46,6 +46,8 @@ def by_depth(
     for panel in axes[0][1:]:
         panel.sharey(axes[0][0])
     for column, (comparison, result) in enumerate(runs):
+        if not any(member.epochs for member in result.members):
+            continue  # the grid says so in both panels
         _layers(axes[0][column], result)
         _epochs(axes[1][column], comparison, result)
     axes[0][0].set_ylabel("hits per pre-activation")

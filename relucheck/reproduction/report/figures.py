@@ -93,6 +93,9 @@ def draw(
             for old in folder.glob("*.png"):
                 if name.fullmatch(old.name) and old not in written:
                     old.unlink(missing_ok=True)
+    for old in folder.glob("*-of-*-seed*.png"):  # of a part that has more seeds by now
+        if re.search(r"-\d+-of-\d+-seeds?-", old.name) and old not in written:
+            old.unlink(missing_ok=True)
     return written
 
 

@@ -115,7 +115,7 @@ def contrasts(made: Reproduction) -> list[Contrast]:
             first, second = pair
             same = default.comparisons == custom.comparisons
             if first is not None and second is not None and not same:
-                seeds = tuple(dict.fromkeys((*first.settings.seeds, *second.settings.seeds)))
+                seeds = [seed for seed in first.settings.seeds if seed in second.settings.seeds]
                 reference = _accuracies(first, "", seeds)
                 for what, rule in ((_PUBLISHED, "injected"), (_CONFIGURATION, "")):
                     between = paired(_accuracies(second, rule, seeds), reference)

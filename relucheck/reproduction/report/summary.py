@@ -354,13 +354,14 @@ class Reproduction:
 
     Attributes:
         experiment, scale, folder: what was run, and where.
-        runs: every finished comparison of the folder, in the scenario's order.
-        missing: names of the comparisons that are not finished (``only`` left them out).
+        runs: every comparison of which the folder has a finished seed, restricted to such seeds, in the scenario's order.
+        missing: the comparisons that are not finished, with the seeds that they have (``only`` left them out).
         cells, published, decisions: the contents of the tables: measurements, published figures, verdicts on claims.
         figures: paths of the figures.
         nudges: what the nudges do, for each comparison that has them.
         effects: what each subgradient does beyond that. Comparisons that are void, or whose nudges are, have none.
         sections: what the experiment's report has beyond that of others.
+        partial: number of runs that lack seeds; their names are in ``missing``, too.
     """
 
     experiment: Experiment
@@ -375,6 +376,7 @@ class Reproduction:
     nudges: tuple[NudgeGroup, ...] = ()
     effects: tuple[Effect, ...] = ()
     sections: tuple[Section, ...] = ()
+    partial: int = 0
 
     @property
     def void(self) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ def endpoints(epochs: int) -> Mapping[str, Callable[[MemberResult], float | None
 def nudge_groups(runs: _Runs, nudges: Mapping[str, Result]) -> list[NudgeGroup]:
     """Say what nudges do, for each comparison that is not void and has them.
 
+    Seeds without nudges are left out, here and in ``effects``: their nudges have not run yet.
+
     Args:
         runs: comparisons with their results.
         nudges: the results of their nudges, by the name of the comparison.
@@ -51,7 +53,7 @@ def nudge_groups(runs: _Runs, nudges: Mapping[str, Result]) -> list[NudgeGroup]:
 def _group(name: str, result: Result, nudges: Result) -> NudgeGroup:
     if nudges.void:
         return NudgeGroup(name, 0, 0, 0, 0, 0, 0, 0, 0, None, {}, nudges.void)
-    by_seed = {seed: nudges.nudges(seed) for seed in result.settings.seeds}
+    by_seed = {seed: nudges.nudges(seed) for seed in result.settings.seeds if seed in nudges.settings.seeds}
     quiet = [seed for seed, members in by_seed.items() if members is None]
     every = [member for members in by_seed.values() for member in members or ()]
     moved = [member.nudge for member in every if member.nudge is not None]
@@ -117,16 +119,17 @@ def effects(runs: _Runs, nudges: Mapping[str, Result]) -> list[Effect]:
 
 
 def _effects(name: str, result: Result, nudges: Result) -> list[Effect]:
-    by_seed = [nudges.nudges(seed) for seed in result.settings.seeds]
+    seeds = [seed for seed in result.settings.seeds if seed in nudges.settings.seeds]
+    by_seed = [nudges.nudges(seed) for seed in seeds]
     found = []
     for (subgradient, rule, _), members in group(result).items():
         if not subgradient:
             continue
         for endpoint, value in endpoints(result.settings.epochs).items():
             beside = [None if of_seed is None else [value(nudge) for nudge in of_seed] for of_seed in by_seed]
-            beyond = beyond_chaos([value(member) for member in members], beside)
-            seeds = _seeds_for_power(beyond.paired)
-            found.append(Effect(name, label(result.settings), rule, subgradient, endpoint, beyond, seeds))
+            beyond = beyond_chaos([value(member) for member in members if member.member.seed in seeds], beside)
+            needed = _seeds_for_power(beyond.paired)
+            found.append(Effect(name, label(result.settings), rule, subgradient, endpoint, beyond, needed))
     return found
 
 
