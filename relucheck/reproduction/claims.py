@@ -125,7 +125,8 @@ class Decision:
         rule: "chain" or "injected"; "" for a claim without a rule.
         verdict: one of :data:`VERDICTS`.
         measured: the numbers behind it in words; for "not run" what is missing in detail.
-        missing: for "not run" which part is missing: "results", "arm", "members", "0-0" or "nudges"; else "".
+        missing: for "not run" which part is missing: "results", "arm", "members", "pairs", "0-0" or "nudges";
+            else "".
     """
 
     claim: Claim

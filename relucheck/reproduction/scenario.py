@@ -192,12 +192,14 @@ class Comparison:
         part: names its table.
         settings: what is trained.
         nudges_of: the name of the comparison whose nudges this is; None for a comparison.
+        pairs: how many comparisons of one draw each its part has in its arithmetic, if it is one of them; else 0.
     """
 
     name: str
     part: str
     settings: Settings
     nudges_of: str | None = None
+    pairs: int = 0
 
     @property
     def nudges(self) -> Comparison:

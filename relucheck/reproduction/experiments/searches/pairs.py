@@ -74,7 +74,7 @@ def _of_draw(base: Settings, one: Draw) -> Settings:
 def _pairs(name: str, base: Settings, count: int, arithmetics: Sequence[Row]) -> tuple[Comparison, ...]:
     """The pairs of a network: each draw in each arithmetic."""
     return tuple(
-        comparison
+        _change(comparison, pairs=count)
         for one in Space().draws(count, SEED)
         for comparison in made(
             f"{_named(base)}, pairs", arithmetics, _of_draw(base, one), f"{name}-pair-{one.number + 1:02}-"

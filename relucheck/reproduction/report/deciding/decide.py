@@ -27,7 +27,7 @@ def decide(
     """Decide claims in every case.
 
     A case is a comparison under a rule, all pairs of an arm under a rule, or the volumes in an arithmetic. Its verdict is
-    "not run" if an arm, a member, a control or a result is missing. The tests of the cases of a claim are corrected
+    "not run" if an arm, a member, a control, a pair or a result is missing. The tests of the cases of a claim are corrected
     together, by Holm's method.
 
     Args:
@@ -158,18 +158,35 @@ def _several(settings: Settings) -> str:
 
 
 def _pairs_cases(claim: Claim, runs: Sequence[Trained]) -> list[_Case]:
-    """A case for each arm, of which every comparison that is not void is a pair, and each rule."""
+    """A case for each arm and each rule.
+
+    Its pairs are the comparisons of one part, all that are planned and none that is void. So whoever decides cannot stop
+    when the pairs that have finished say what they like to hear.
+    """
     cases: list[_Case] = []
     for arm in claim.arms:
-        found = _fitting(runs, arm, claim.epochs)
-        valid = tuple(run for run in found if not run.result.void)
+        found = _most_complete(_fitting(runs, arm, claim.epochs))
         if not found:
             cases.append((arm, "", _Missing("arm", f"no comparison `{arm}`")))
+            continue
+        valid = tuple(run for run in found if not run.result.void)
+        planned = found[0].comparison.pairs
+        missing = None
+        if len(found) < planned:
+            missing = _Missing("pairs", f"{len(found)} of {planned} pairs have finished")
         elif not valid:
-            cases += [(arm, rule, _Missing("0-0", f"every comparison `{arm}` is void")) for rule in claim.rules]
-        else:
-            cases += [(arm, rule, PairsCase(valid, rule)) for rule in claim.rules]
+            missing = _Missing("0-0", f"every comparison `{arm}` is void")
+        void = len(found) - len(valid)
+        cases += [(arm, rule, missing or PairsCase(valid, rule, void)) for rule in claim.rules]
     return cases
+
+
+def _most_complete(runs: Sequence[Trained]) -> list[Trained]:
+    """The runs of the part that lacks the fewest of its pairs; folders of two scales have a part of each."""
+    parts: dict[str, list[Trained]] = {}
+    for run in runs:
+        parts.setdefault(run.comparison.part, []).append(run)
+    return min(parts.values(), key=lambda found: found[0].comparison.pairs - len(found), default=[])
 
 
 # ---------------------------------------------------------------- volumes

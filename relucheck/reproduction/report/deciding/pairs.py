@@ -13,6 +13,7 @@ from relucheck.reproduction.report.deciding.evidence import said
 from relucheck.reproduction.report.deciding.registry import statistic
 from relucheck.reproduction.report.summary import final_accuracy
 from relucheck.results.statistics import grows, mean_of_all
+from relucheck.results.tables import with_verb
 from relucheck.training.result import MemberResult
 
 
@@ -23,10 +24,12 @@ class PairsCase:
     Attributes:
         runs: the comparisons; none is void.
         rule: "chain" or "injected".
+        void: how many more comparisons are void.
     """
 
     runs: tuple[Trained, ...]
     rule: str
+    void: int = 0
 
     @property
     def live(self) -> tuple[Trained, ...]:
@@ -57,6 +60,7 @@ def tuned_differs_beyond_nudges(case: PairsCase, direction: str, margin: float) 
     levels = [[case.nudged(run) for run in case.live], [case.tuned(run) for run in case.live]]
     found = grows(levels if direction == "larger" else levels[::-1], margin)
     quiet = len(case.runs) - len(case.live)
-    rest = f"; {quiet} more pairs have no live hit" if quiet else ""
+    rest = f"; {with_verb(quiet, 'more pair has', 'more pairs have')} no live hit" if quiet else ""
+    rest += f"; {with_verb(case.void, 'more pair is', 'more pairs are')} void" if case.void else ""
     measured = said({"": found}).replace("seed", "pair")  # a pair is what repeats here
     return Finding(found, f"accuracy, {direction} than that of the nudges by: {measured}{rest}")

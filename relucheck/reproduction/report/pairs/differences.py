@@ -10,6 +10,7 @@ from typing import Any, Final
 from relucheck.reproduction.report.summary import final_accuracy
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.statistics import BeyondChaos, Paired, beyond_chaos, difference_for_power, judge, paired
+from relucheck.search.space import Draw
 from relucheck.training.result import MemberResult, Result
 
 #: The power with which a difference counts as one that pairs can show.
@@ -25,22 +26,14 @@ class Pair:
     An accuracy is None for a run that diverged.
 
     Attributes:
-        comparison: the name.
-        number: of the draw, from 1 on.
-        seed, batch_size, lr, alpha, beta: what was drawn.
+        draw: what was drawn.
         default: of (0, 0).
         tuned: of (alpha, beta), by rule.
         nudges: of the nudges; None without a live hit.
         departed: by rule, whether the run with (alpha, beta) departs from (0, 0) in any bit.
     """
 
-    comparison: str
-    number: int
-    seed: int
-    batch_size: int
-    lr: float
-    alpha: float
-    beta: float
+    draw: Draw
     default: float | None
     tuned: dict[str, float | None]
     nudges: tuple[float | None, ...] | None
@@ -64,12 +57,16 @@ class Group:
     Attributes:
         part: names the network and the length.
         arithmetic: in which they compute.
-        pairs: in the order of the draws.
+        pairs: in the order of the draws, without void ones.
+        planned: how many pairs there are once all have finished.
+        void: how many are void.
     """
 
     part: str
     arithmetic: str
     pairs: tuple[Pair, ...]
+    planned: int
+    void: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Effect:
     """What tuned subgradients do to the accuracy over the pairs of a group, in points.
 
     Attributes:
-        part, arithmetic: of the group.
+        part, arithmetic, planned, void: of the group.
         rule: "chain" or "injected".
         found: tuned less default: mean, interval and verdict, corrected over all groups and rules.
         beyond: the same less the mean difference of the nudges of each pair, corrected in the same way.
@@ -95,6 +92,13 @@ class Effect:
     departed: int
     nudges: tuple[float, float, float] | None
     shown: float | None
+    planned: int
+    void: int
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are that are not void."""
+        return self.found.n + self.found.lost
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -107,28 +111,29 @@ def less(value: float | None, reference: float | None) -> float | None:
 
 
 def groups(runs: Runs) -> list[Group]:
-    """The valid pairs by network and arithmetic."""
-    every: dict[tuple[str, str], list[Pair]] = {}
+    """The pairs by network and arithmetic; a group has one at least that is not void."""
+    every: dict[tuple[str, str], list[tuple[Comparison, Result]]] = {}
     for comparison, result in runs:
-        if "-pair-" in comparison.name and not result.void:
-            every.setdefault((comparison.part, result.settings.arithmetic.name), []).append(_pair(comparison, result))
-    return [Group(*key, tuple(pairs)) for key, pairs in every.items()]
+        if comparison.pairs:
+            every.setdefault((comparison.part, result.settings.arithmetic.name), []).append((comparison, result))
+    found = []
+    for key, members in every.items():
+        pairs = tuple(_pair(comparison, result) for comparison, result in members if not result.void)
+        if pairs:
+            found.append(Group(*key, pairs, members[0][0].pairs, len(members) - len(pairs)))
+    return found
 
 
 def _pair(comparison: Comparison, result: Result) -> Pair:
     (seed,) = result.settings.seeds
     tuned = {one.member.rule: one for one in result.members if one.member.s}
     alpha, beta = next(iter(tuned.values())).member.subgradients
+    number = int(comparison.name.partition("-pair-")[2].partition("-")[0])
+    drawn = Draw(number - 1, seed, result.settings.batch_size, result.settings.optimiser.lr, alpha, beta)
     reference = next(one for one in result.members if one.member.is_reference)
     nudges = result.nudges(seed)
     return Pair(
-        comparison=comparison.name,
-        number=int(comparison.name.partition("-pair-")[2].partition("-")[0]),
-        seed=seed,
-        batch_size=result.settings.batch_size,
-        lr=result.settings.optimiser.lr,
-        alpha=alpha,
-        beta=beta,
+        draw=drawn,
         default=final_accuracy(reference),
         tuned={rule: final_accuracy(tuned[rule]) for rule in RULES},
         nudges=None if nudges is None else tuple(map(_of_nudge, nudges)),
@@ -169,4 +174,6 @@ def _effect(group: Group, rule: str) -> Effect:
         departed=departed,
         nudges=(math.fsum(nudges) / len(nudges), min(nudges), max(nudges)) if nudges else None,
         shown=None if not sd or found.identical else difference_for_power(sd, found.n, POWER),
+        planned=group.planned,
+        void=group.void,
     )

@@ -30,7 +30,7 @@ def pairs_figure(groups: Sequence[Group]) -> Any:
     for panel in axes.flat[len(groups) :]:
         panel.set_axis_off()
     for panel, group in zip(axes.flat, groups, strict=False):
-        order = sorted(group.pairs, key=lambda one: one.lr)
+        order = sorted(group.pairs, key=lambda one: one.draw.lr)
         panel.axhline(0, color="0.6", linewidth=0.8)
         every = [0.0]
         for place, one in enumerate(order):
@@ -59,7 +59,7 @@ def pairs_figure(groups: Sequence[Group]) -> Any:
             panel.set_yscale("symlog", linthresh=_LINEAR)
         every_nth = -(-len(order) // _LABELS)
         labelled = range(0, len(order), every_nth)
-        names = [f"{order[place].lr:.2g}\n{order[place].batch_size}" for place in labelled]
+        names = [f"{order[place].draw.lr:.2g}\n{order[place].draw.batch_size}" for place in labelled]
         panel.set_xticks(labelled, names, fontsize=6)
         panel.set_xlabel("learning rate and batch size of the draw", fontsize=9)
         panel.set_ylabel("points", fontsize=9)

@@ -52,7 +52,7 @@ def _pair_sentences(found: Sequence[Effect]) -> list[str]:
     """A sentence or two for each network, arithmetic and rule."""
     said = []
     for one in found:
-        pairs = counted(one.found.n, "pair")
+        pairs = _of_pairs(one)
         head = f"{one.part.removesuffix(', pairs')}, {one.arithmetic}, under {_NAMED[one.rule]}"
         if one.found.identical and not one.found.lost:
             said.append(f"{head}: tuned subgradients change no bit of any run ({pairs}).")
@@ -78,6 +78,13 @@ def _pair_sentences(found: Sequence[Effect]) -> list[str]:
     return said
 
 
+def _of_pairs(one: Effect) -> str:
+    """The number of pairs behind an effect, and what became of the others."""
+    left = one.planned - one.pairs - one.void
+    void = f", {one.void} more void" if one.void else ""
+    return counted(one.found.n, "pair") + void + (f", {left} more not run yet" if left else "")
+
+
 def _surface_sentences(found: Sequence[Surface]) -> list[str]:
     said = []
     for one in found:
@@ -87,11 +94,12 @@ def _surface_sentences(found: Sequence[Surface]) -> list[str]:
             if mean.identical:
                 said.append(f"{head}, under {_NAMED[rule]}: no subgradient changes a bit of any run.")
                 continue
-            known = sum(difference is not None for difference in grid.values())
+            runs = len(one.runs(rule))
             outside = (
-                f"; {one.outside(rule)} of {known} points lie outside of what nudges do in the same seeds, and about "
+                f"; {one.outside(rule)} of the {counted(runs, 'run')} that differ between its {len(grid)} points "
+                f"{'lies' if one.outside(rule) == 1 else 'lie'} outside of what nudges do in the same seeds, and about "
                 f"{one.by_chance(rule):.0f} would if subgradients did only what nudges do"
-                if one.nudges and known
+                if one.nudges and runs
                 else ""
             )
             said.append(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relucheck.reproduction.report.pairs.differences import RULES, Runs, less
 from relucheck.reproduction.report.summary import final_accuracy
 from relucheck.results.statistics import Paired, judge, mean_of_all, paired
-from relucheck.training.result import Result
+from relucheck.training.result import MemberResult, Result
+
+#: A point of the grid: (alpha, beta).
+Point = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,10 @@ class Surface:
         seeds: how many.
         differences: by rule and (alpha, beta), the mean over seeds of the difference from (0, 0); None where a run
             diverged.
-        nudges: the same of each nudge, in the order of their numbers; empty without a live hit in some seed.
+        same: by rule, the points that are one run in every seed, in groups. The points that are (0, 0) itself bit for bit
+            are in none.
+        nudges: the difference of each nudge from (0, 0), a mean over seeds, in the order of their numbers; empty without a
+            live hit in some seed.
         means: by rule, the mean over the grid of each seed less that of (0, 0), tested over seeds and corrected over rules.
     """
 
@@ -30,22 +36,26 @@ class Surface:
     part: str
     arithmetic: str
     seeds: int
-    differences: dict[str, dict[tuple[float, float], float | None]]
+    differences: dict[str, dict[Point, float | None]]
+    same: dict[str, tuple[tuple[Point, ...], ...]]
     nudges: tuple[float, ...]
     means: dict[str, Paired]
 
+    def runs(self, rule: str) -> list[float]:
+        """The differences of the runs that are not one another and not (0, 0), without those that diverged."""
+        found = [self.differences[rule][points[0]] for points in self.same[rule]]
+        return [one for one in found if one is not None]
+
     def outside(self, rule: str) -> int:
-        """The number of points whose difference is less or greater than that of every nudge."""
-        known = [one for one in self.differences[rule].values() if one is not None]
-        return sum(not min(self.nudges) <= one <= max(self.nudges) for one in known) if self.nudges else 0
+        """The number of these runs whose difference is less or greater than that of every nudge."""
+        return sum(not min(self.nudges) <= one <= max(self.nudges) for one in self.runs(rule)) if self.nudges else 0
 
     def by_chance(self, rule: str) -> float:
-        """The expected number of points outside of the nudges, if subgradients do what nudges do.
+        """The expected number of these runs outside of the nudges, if subgradients do what nudges do.
 
-        A point and the nudges are then runs of one kind, and each of them is equally often the least or the greatest.
+        A run and the nudges are then of one kind, and each of them is equally often the least or the greatest.
         """
-        known = sum(one is not None for one in self.differences[rule].values())
-        return known * 2 / (len(self.nudges) + 1) if self.nudges else 0.0
+        return len(self.runs(rule)) * 2 / (len(self.nudges) + 1) if self.nudges else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -55,7 +65,8 @@ class Surface:
             for (alpha, beta), difference in grid.items()
         ]
         means = {rule: dataclasses.asdict(found) for rule, found in self.means.items()}
-        return {**vars(self), "differences": points, "means": means}
+        same = {rule: [[list(point) for point in points] for points in found] for rule, found in self.same.items()}
+        return {**vars(self), "differences": points, "same": same, "means": means}
 
 
 def surfaces(runs: Runs) -> list[Surface]:
@@ -66,27 +77,48 @@ def surfaces(runs: Runs) -> list[Surface]:
 def _surface(name: str, part: str, result: Result) -> Surface:
     seeds = result.settings.seeds
     zero = {one.member.seed: final_accuracy(one) for one in result.members if one.member.is_reference}
-    grid: dict[str, dict[tuple[float, float], list[float | None]]] = {rule: {} for rule in RULES}
-    same = dict.fromkeys(RULES, True)
+    grid: dict[str, dict[Point, list[MemberResult]]] = {rule: {} for rule in RULES}
     for one in result.members:
-        which = one.member
-        if which.s:
-            difference = less(final_accuracy(one), zero[which.seed])
-            grid[which.rule].setdefault(which.subgradients, []).append(difference)
-            same[which.rule] &= one.first_difference is None
+        if one.member.s:
+            grid[one.member.rule].setdefault(one.member.subgradients, []).append(one)
+    differences = {
+        rule: {at: [less(final_accuracy(one), zero[one.member.seed]) for one in found] for at, found in points.items()}
+        for rule, points in grid.items()
+    }
+    same = {rule: _same(points) for rule, points in grid.items()}
     means = {}
     for rule in RULES:
-        of_seeds = [mean_of_all(column) for column in zip(*grid[rule].values(), strict=True)]
-        means[rule] = paired(of_seeds, [0.0] * len(of_seeds), same_run=same[rule])
+        of_seeds = [mean_of_all(column) for column in zip(*differences[rule].values(), strict=True)]
+        means[rule] = paired(of_seeds, [0.0] * len(of_seeds), same_run=not same[rule])
     return Surface(
         comparison=name,
         part=part,
         arithmetic=result.settings.arithmetic.name,
         seeds=len(seeds),
-        differences={rule: {at: mean_of_all(values) for at, values in grid[rule].items()} for rule in RULES},
+        differences={rule: {at: mean_of_all(values) for at, values in differences[rule].items()} for rule in RULES},
+        same=same,
         nudges=_nudges(result, zero),
         means=judge(means),
     )
+
+
+def _same(points: Mapping[Point, Sequence[MemberResult]]) -> tuple[tuple[Point, ...], ...]:
+    """The points that depart from (0, 0) in a bit, those together that are one run in every seed."""
+    groups: list[list[Point]] = []
+    for at, runs in points.items():
+        if all(one.first_difference is None for one in runs):
+            continue
+        known = next((group for group in groups if all(map(_one_run, points[group[0]], runs))), None)
+        if known is None:
+            groups.append([at])
+        else:
+            known.append(at)
+    return tuple(map(tuple, groups))
+
+
+def _one_run(one: MemberResult, two: MemberResult) -> bool:
+    """Whether two members did the same in every digit, whatever their subgradients."""
+    return one.same_run(dataclasses.replace(two, member=one.member))
 
 
 def _nudges(result: Result, zero: dict[int, float | None]) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from relucheck.reproduction.report.pairs.surface import Surface
 from relucheck.reproduction.report.tables import difference_text, number
 from relucheck.results.statistics import LEVEL, MARGIN
 from relucheck.results.tables import Table
+from relucheck.search.space import Draw
 
 #: Columns that a terminal leaves out.
 WIDE: Final = ("live", "p", "departed", "nudges", "beyond nudges")
@@ -31,8 +32,9 @@ SURFACE_LEGEND: Final = (
     "mean over the grid: of the differences from (0, 0) at all other points, tested over seeds and corrected over both "
     "rules.",
     "least, greatest: of the differences of the points, each a mean over seeds.",
-    "outside of nudges: points whose difference is less or greater than that of every nudge, a mean over the same seeds; "
-    "in brackets, about how many would be if subgradients did only what nudges do.",
+    "outside of nudges: runs whose difference is less or greater than that of every nudge, a mean over the same seeds; in "
+    "brackets, about how many would be if subgradients did only what nudges do. Points count together where all numbers of "
+    "their runs are equal (without a hit at 6, beta has no effect), and not at all where no bit differs from (0, 0).",
 )
 DRAW_LEGEND: Final = (
     "injected, chain: tuned less (0, 0), in points; 0 exactly: the same run, bit for bit.",
@@ -58,13 +60,13 @@ def effect_table(found: Sequence[Effect]) -> Table:
     for one in found:
         beyond = one.beyond.paired
         nudges = "-" if one.nudges is None else f"{one.nudges[0]:+.2f} ({one.nudges[1]:+.2f} to {one.nudges[2]:+.2f})"
-        pairs = one.found.n + one.found.lost
-        name = f"{one.part.removesuffix(', pairs')}, {one.arithmetic}: {pairs}"
+        planned = f" of {one.planned}" if one.pairs < one.planned else ""
+        name = f"{one.part.removesuffix(', pairs')}, {one.arithmetic}: {one.pairs}{planned}"
         lost = f" ({one.found.lost} lost)" if one.found.lost else ""
         p = "-" if one.found.adjusted_difference is None else f"{one.found.adjusted_difference:.2g}"
         rows.append(
             (
-                *("" if name == before else name, one.rule, f"{one.departed} of {pairs}"),
+                *("" if name == before else name, one.rule, f"{one.departed} of {one.pairs}"),
                 *(f"{difference_text(one.found)}{lost}", p, one.found.verdict, str(beyond.n + beyond.lost), nudges),
                 *(
                     f"{difference_text(beyond)} ({beyond.verdict})" if beyond.n + beyond.lost else "-",
@@ -84,20 +86,18 @@ def pair_tables(found: Sequence[Group]) -> list[Table]:
     for group in found:
         rows = [
             (
-                *(
-                    str(one.number),
-                    str(one.batch_size),
-                    f"{one.lr:.3g}",
-                    f"{one.alpha:.3f}",
-                    f"{one.beta:.3f}",
-                    str(one.seed),
-                ),
+                *_drawn(one.draw),
                 *(number(one.default), _difference(one, "injected"), _difference(one, "chain"), _nudges(one)),
             )
             for one in group.pairs
         ]
         tables.append(Table(header, rows, f"{group.part}, {group.arithmetic}", right=header))
     return tables
+
+
+def _drawn(one: Draw) -> tuple[str, ...]:
+    sizes = f"{one.lr:.3g}", f"{one.alpha:.3f}", f"{one.beta:.3f}"
+    return str(one.number + 1), str(one.batch_size), *sizes, str(one.seed)
 
 
 def _difference(one: Pair, rule: str) -> str:
@@ -128,10 +128,11 @@ def surface_table(found: Sequence[Surface]) -> Table:
     for one in found:
         for rule, grid in one.differences.items():
             known = [difference for difference in grid.values() if difference is not None]
+            runs = len(one.runs(rule))
             ends = [f"{end(known):+.2f}" if known else "-" for end in (min, max)]
             nudges = f"{min(one.nudges):+.2f} to {max(one.nudges):+.2f}" if one.nudges else "no live hit"
             chance = f"{one.by_chance(rule):.0f} by chance"
-            outside = f"{one.outside(rule)} of {len(known)} ({chance})" if one.nudges else "-"
+            outside = f"{one.outside(rule)} of {runs} ({chance})" if one.nudges and runs else "-"
             name = f"{one.part.removesuffix(', response surface')}, {one.arithmetic}"
             mean = one.means[rule]
             rows.append((name, str(one.seeds), rule, difference_text(mean), mean.verdict, *ends, outside, nudges))

@@ -47,7 +47,35 @@ def test_noise_and_pairs_without_a_hit_are_undecided(accuracy: Accuracy, quiet: 
 
 def test_void_pairs_do_not_count() -> None:
     assert _decided(worse_if_injected, void=1)["E7-mlp", MLP, "injected"] == "confirmed"
+    runs = reproduction(worse_if_injected, MLP).runs
+    runs[0][1].void = "the control differs"
+    (measured,) = [
+        one.measured
+        for one in decided({"E7": [Trained(*run) for run in runs]}, scenario="E7")
+        if (one.case, one.rule) == (MLP, "injected")
+    ]
+    assert measured.endswith("(11 pairs); 1 more pair is void")
     assert _decided(worse_if_injected, void=12)["E7-mlp", MLP, "injected"] == "not run: 0-0"
+
+
+def test_pairs_that_have_not_run_yet_decide_nothing() -> None:
+    """The seeded fault: the 11 pairs that have finished would confirm the claim."""
+    runs = [Trained(*one) for one in reproduction(worse_if_injected, MLP).runs]
+    (found,) = [
+        one
+        for one in decided({"E7": runs[1:]}, scenario="E7")
+        if (one.claim.id, one.case, one.rule) == ("E7-mlp", MLP, "injected")
+    ]
+    assert (found.said, found.measured) == ("not run: pairs", "11 of 12 pairs have finished")
+
+
+def test_the_scale_whose_pairs_are_all_there_decides() -> None:
+    reduced = [Trained(*one) for one in reproduction(worse_if_injected, MLP).runs]
+    full = [Trained(*one) for one in reproduction(worse_if_injected, MLP, "full").runs][12:]
+    for runs in ([*reduced, *full], [*full, *reduced]):
+        found = {(one.case, one.rule): one for one in decided({"E7": runs}, scenario="E7") if one.claim.id == "E7-mlp"}
+        assert found[MLP, "injected"].measured.endswith("(12 pairs)")
+        assert found[MLP, "injected"].said == "confirmed"
 
 
 def test_the_measure_speaks_of_pairs() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from relucheck.reproduction.experiments.searches.pairs import SEED
 from relucheck.reproduction.report.pairs.differences import Effect, effects, groups
 from relucheck.reproduction.report.pairs.page import draw, sections
 from relucheck.reproduction.report.pairs.surface import surfaces
 from relucheck.results.statistics import seeds_for_power
 from relucheck.results.tables import render
+from relucheck.search.space import Space
 from relucheck.training.settings import Member
 from tests.helpers.invariants import png_size
 from tests.reproduction.report.pairs.made_up_pairs import Accuracy, noise, reproduction, worse_if_injected
@@ -78,7 +80,17 @@ def test_void_pairs_are_left_out() -> None:
     made = reproduction(worse_if_injected, PAIRS)
     made.runs[0][1].void = "the control differs"
     (group,) = groups(made.runs)
-    assert [one.number for one in group.pairs] == list(range(2, 13))
+    assert [one.draw.number for one in group.pairs] == list(range(1, 12))
+    assert (group.planned, group.void) == (12, 1)
+    made = dataclasses.replace(made, runs=made.runs[:5])
+    section = sections(made)[0]
+    assert all("; 4 pairs, 1 more void, 7 more not run yet)" in one for one in section.sentences)
+    assert section.tables[0].rows[0][0].endswith(": 4 of 12")
+
+
+def test_the_draws_are_those_of_the_space() -> None:
+    (group,) = groups(reproduction(worse_if_injected, PAIRS).runs)
+    assert [one.draw for one in group.pairs] == list(Space().draws(12, SEED))
 
 
 def _grid(member: Member) -> float:
@@ -103,8 +115,30 @@ def test_points_outside_of_the_nudges_are_counted_beside_those_of_chance() -> No
     (found,) = surfaces(reproduction(_grid, SURFACE).runs)
     assert found.by_chance("injected") == found.by_chance("chain") == 15 * 2 / 6
     injected, chain = sections(reproduction(_grid, SURFACE))[0].sentences
-    assert "; 12 of 15 points lie outside of what nudges do in the same seeds, and about 5 would if" in injected
-    assert "; 0 of 15 points lie outside" in chain
+    assert "; 12 of the 15 runs that differ between its 15 points lie outside of what nudges do in the same" in injected
+    assert "and about 5 would if" in injected
+    assert "; 0 of the 15 runs that differ" in chain
+
+
+def test_points_of_one_run_count_once() -> None:
+    """Without a hit at 6 beta has no effect, so that the 15 points are 3 runs, and 3 of them are (0, 0) itself."""
+
+    def without_beta(member: Member) -> float:
+        alpha = member.subgradient
+        return _grid(Member(member.seed, alpha, member.rule if alpha else "chain", nudge=member.nudge))
+
+    made = reproduction(without_beta, SURFACE)
+    for one in made.runs[0][1].members:
+        if one.member.s and one.member.subgradients[0] == 0:
+            one.first_difference = None
+    (found,) = surfaces(made.runs)
+    for rule in ("injected", "chain"):
+        assert len(found.differences[rule]) == 15
+        assert [len(points) for points in found.same[rule]] == [4, 4, 4]
+        assert found.by_chance(rule) == 3 * 2 / 6
+    assert found.outside("injected") == 3
+    injected, _ = sections(made)[0].sentences
+    assert "; 3 of the 3 runs that differ between its 15 points lie outside of what nudges do" in injected
 
 
 def test_a_grid_without_a_hit_is_one_run() -> None:
@@ -122,7 +156,7 @@ def test_a_diverged_point_has_no_number() -> None:
     (found,) = surfaces(made.runs)
     assert found.differences[lost.member.rule][1.0, 1.0] is None
     assert found.by_chance(lost.member.rule) == 14 * 2 / 6
-    assert any("of 14 points lie outside" in one for one in sections(made)[0].sentences)
+    assert any("of the 14 runs that differ between its 15 points lie" in one for one in sections(made)[0].sentences)
     assert found.means[lost.member.rule].verdict == "undecided"
 
 
