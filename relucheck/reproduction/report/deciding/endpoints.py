@@ -68,6 +68,12 @@ def _hits(member: MemberResult, reference: MemberResult) -> float | None:
     return None if member.diverged else hits_per_epoch(member)
 
 
+def _hits_per_million(member: MemberResult, reference: MemberResult) -> float | None:
+    """Hits of all kinks and layers per million pre-activations, so that epochs of different lengths can be compared."""
+    seen = sum(map(sum, member.activations))
+    return None if member.diverged or not seen else 1e6 * sum(sum(map(sum, layers)) for layers in member.hits) / seen
+
+
 def _hits_trend(member: MemberResult, reference: MemberResult) -> float | None:
     """The slope of log(1 + hits of all kinks and layers) over the epochs."""
     counts = [sum(map(sum, layers)) for layers in member.hits[: len(member.epochs)]]
@@ -90,5 +96,6 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
     "fluctuation": Endpoint(_fluctuation),
     "rise of the error": Endpoint(_rise),
     "hits an epoch": Endpoint(_hits),
+    "hits per million": Endpoint(_hits_per_million),
     "trend of hits": Endpoint(_hits_trend),
 }
