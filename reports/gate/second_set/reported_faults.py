@@ -160,7 +160,7 @@ class BonlimeSwish(nn.Module):
 
 
 class UltralyticsSwish(nn.Module):
-    """ultralytics/yolov3 #441: the input is overwritten and is needed in backward."""
+    """ultralytics/yolov3 #441: the input of the caller is overwritten, which nothing announces."""
 
     def forward(self, x):
         return x.mul_(torch.sigmoid(x))
@@ -246,13 +246,14 @@ def _strides(shape):
 class _SiluMemory(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
+        ctx.save_for_backward(x)
         memory = torch.as_strided(x, x.shape, _strides(x.shape))
-        ctx.save_for_backward(memory)
         return memory * torch.sigmoid(memory)
 
     @staticmethod
     def backward(ctx, g):
         (x,) = ctx.saved_tensors
+        x = torch.as_strided(x, x.shape, _strides(x.shape))
         s = torch.sigmoid(x)
         return g * (s * (1 + x * (1 - s)))
 

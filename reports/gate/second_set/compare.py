@@ -1,0 +1,122 @@
+"""Compare the gate and gradcheck with the answers of this folder.
+
+python compare.py gradcheck          writes gradcheck.json: torch's gradcheck and gradgradcheck, at ordinary points and at kinks
+python compare.py table GATE.json    prints the summary and the table of second_set.md from a report of relucheck check
+"""
+
+import collections
+import importlib.util
+import json
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+ANSWERS = tomllib.loads((FOLDER / "answers.toml").read_text())
+REASONS = ANSWERS.pop("reasons")
+#: Where functions have kinks or jumps; 0 for those without an entry.
+KINKS = {
+    "APLModule": [0.0, 1.0],
+    "ClippedGELU": [10.0],
+    "NemoClamp": [-1.0, 1.0],
+    "SReLU": [-1.0, 1.0],
+    "TsaiSmeLU": [-2.0, 2.0],
+    "apl": [0.0, 1.0],
+    "hard_elish": [-1.0, 0.0, 1.0],
+    "sqnl": [-2.0, 0.0, 2.0],
+}
+#: Those that need [batch, channels, time] with three channels.
+CHANNELS = {"BigVGANSnakeBeta", "NemoSnake"}
+
+
+def activations():
+    """Yield name and a callable in float64 for every activation."""
+    for stem in ANSWERS:
+        spec = importlib.util.spec_from_file_location(stem, FOLDER / f"{stem}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for name in ANSWERS[stem]:
+            value = getattr(module, name)
+            value = value.make() if hasattr(value, "make") else value() if isinstance(value, type) else value
+            yield name, value.double() if isinstance(value, torch.nn.Module) else value
+
+
+def checked(check, function, points):
+    """Return "passes", or the first line of what check raises."""
+    inputs = (points.clone().requires_grad_(), *(function.parameters() if isinstance(function, torch.nn.Module) else ()))
+    try:
+        # the clone makes the input of an in-place activation no leaf
+        check(lambda x, *_: function(x.clone()), inputs)
+    except Exception as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return "passes"
+
+
+def gradcheck():
+    results = {}
+    for name, function in activations():
+        shape = (2, 3, 4) if name in CHANNELS else (24,)
+        ordinary = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+        kinks = torch.tensor(KINKS.get(name, [0.0]), dtype=torch.float64)
+        kinks = kinks.repeat(24)[:24].reshape(shape) if name in CHANNELS else kinks
+        results[name] = {
+            f"{check.__name__}, {where}": checked(check, function, points)
+            for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck)
+            for where, points in (("ordinary", ordinary), ("kinks", kinks))
+        }
+    (FOLDER / "gradcheck.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+
+
+def judged(answer, failed, ran):
+    """Return the judgement of one activation from the laws that failed on it."""
+    verdict = answer["verdict"]
+    right = {law for kind in answer.get("kinds", ()) for law in REASONS[kind]} | set(answer.get("accept", ()))
+    if not ran:
+        return "not examined" if verdict != "skip" else "right: skipped"
+    if verdict == "healthy":
+        return "right: no failure" if failed <= right else "false alarm"
+    if verdict == "skip":
+        return "right: one failure" if failed <= {"locality"} else "false alarm"
+    if failed & right:
+        return "right reason"
+    if failed:
+        return "wrong reason"
+    return "missed" if verdict == "faulty" else "edge, passed"
+
+
+def table(report):
+    report = json.loads(Path(report).read_text())
+    grad = json.loads((FOLDER / "gradcheck.json").read_text())
+    failed = collections.defaultdict(dict)
+    for result in report["results"]:
+        if result["outcome"] == "failed":
+            failed[result["activation"]].setdefault(result["law"], []).append(result["dtype"])
+    skipped = {entry[0] if isinstance(entry, list) else entry["activation"] for entry in report.get("not_run", [])}
+    counts = collections.Counter()
+    lines = []
+    for stem, answers in ANSWERS.items():
+        for name, answer in answers.items():
+            laws = failed.get(name, {})
+            judgement = judged(answer, set(laws), name not in skipped)
+            counts[answer["verdict"], judgement] += 1
+            marks = "".join("." if value == "passes" else "F" for _, value in sorted(grad[name].items()))
+            found = ", ".join(f"`{law}`" for law in sorted(laws)) or "none"
+            lines.append(
+                f"| {stem} | {name} | {answer['verdict']} | {', '.join(answer.get('kinds', ()))} | {found} | {judgement} | {marks} |"
+            )
+    for (verdict, judgement), count in sorted(counts.items()):
+        print(verdict, judgement, count)
+    print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    if sys.argv[1:] == ["gradcheck"]:
+        gradcheck()
+    elif len(sys.argv) == 3 and sys.argv[1] == "table":
+        table(sys.argv[2])
+    else:
+        sys.exit(__doc__)
