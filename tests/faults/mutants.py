@@ -134,6 +134,8 @@ MUTANTS = [
     Mutant("WritesThroughData", "inplace"),
     Mutant("overwrites_input", "input_unchanged"),
     Mutant("overwrites_cotangent", "input_unchanged"),
+    Mutant("gradient_in_input", "input_unchanged"),
+    Mutant("gradient_in_output", "input_unchanged", "bfloat16"),
     Mutant("alternating_subgradient", "determinism"),
     Mutant("MaskOnSelf", "independent_calls"),
     Mutant("sets_default_dtype", "global_state"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from relucheck.errors import RelucheckError, error_text
@@ -158,10 +158,11 @@ class Overwritten:
     Attributes:
         x: the argument before the call.
         x_after: the argument after the forward.
-        backward: runs the backward, and returns the cotangent before and after it; None if the value has another dtype than
-            the input, so that the backward runs on a copy.
+        backward: runs the backward, and returns the arrays ``"cotangent"``, ``"input"`` and ``"output"`` by name, each before
+            and after it. The cotangent is missing if the value has another dtype than the input, so that the backward runs
+            on a copy.
     """
 
     x: Floats
     x_after: Floats
-    backward: Callable[[], tuple[Floats, Floats] | None]
+    backward: Callable[[], Mapping[str, tuple[Floats, Floats]]]

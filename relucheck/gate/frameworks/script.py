@@ -185,8 +185,8 @@ class Script:
         """``in_place``: assert that the forward does not overwrite its input."""
         return ""
 
-    def overwritten_cotangent(self, x: float) -> str:
-        """``in_place``: assert that backward does not overwrite the cotangent."""
+    def overwritten_by_backward(self, x: float, what: str) -> str:
+        """``in_place``: assert that backward overwrites no ``"cotangent"``, ``"input"`` or ``"output"``."""
         return ""
 
     def in_place(self, x: float) -> str:

@@ -244,11 +244,13 @@ class TorchFramework(Framework):
         before = numbers(argument)
         y = f.target(argument)
 
-        def backward() -> tuple[Floats, Floats] | None:
+        def backward() -> dict[str, tuple[Floats, Floats]]:
             upstream = cotangent(argument.numel()).reshape(before.shape)
             v = tensor(upstream, f.dtype, f.device)
+            held = {"input": argument, "output": y} | ({"cotangent": v} if y.dtype == v.dtype else {})
+            earlier = {name: numbers(each) for name, each in held.items()}
             torch.autograd.grad(y, leaf, v.to(y.dtype), allow_unused=True)
-            return (upstream, numbers(v)) if y.dtype == v.dtype else None
+            return {name: (earlier[name], numbers(each)) for name, each in held.items()}
 
         return Overwritten(before, numbers(argument), backward)
 

@@ -236,8 +236,16 @@ class TorchScript(Script):
             "z = x * 1", "before = z.tolist()", "act(z)", "assert z.tolist() == before, z", x=[x], copying=False
         )
 
-    def overwritten_cotangent(self, x: float) -> str:
-        return self.text("y = act(x)", "v = torch.full_like(y, 2.0)", "y.backward(v)", "assert (v == 2).all(), v", x=[x])
+    def overwritten_by_backward(self, x: float, what: str) -> str:
+        watched = {"cotangent": "v", "input": "x", "output": "y"}[what]
+        return self.text(
+            "y = act(x)",
+            "v = torch.full_like(y, 2.0)",
+            f"before = {watched}.tolist()",
+            "y.backward(v)",
+            f"assert {watched}.tolist() == before, {watched}",
+            x=[x],
+        )
 
     def _variant(self) -> list[str]:
         """Return lines that define the activation as ``act`` and its in-place variant as ``act_``."""

@@ -8,9 +8,10 @@ import numpy as np
 
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import first, wider
-from relucheck.gate.cases.violation import NotApplicable
+from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.frameworks.script import literal, within
 from relucheck.gate.laws.law import law
+from relucheck.gate.subject import Subject
 from relucheck.numerics.floats import Floats
 
 
@@ -37,16 +38,14 @@ def _compare(case: Case, theirs: Floats, label: str, *, at_kinks: str = "error",
     else:
         # nobody declared that the two are equal, so away from kinks blame only the one that is not the derivative
         different &= case.on_kink | ~((ours >= low - tolerance) & (ours <= high + tolerance))
-    kinks = different & case.on_kink
-    index = first(kinks) if kinks.any() else first(different) if different.any() else None
+    inside = (ours >= low - tolerance) & (ours <= high + tolerance)
+    noticed = different & case.on_kink & inside if at_kinks == "notice" else np.zeros_like(different)
+    errors = different & ~noticed
+    index = next((first(mask) for mask in (errors & case.on_kink, errors, noticed) if mask.any()), None)
     if index is None:
         return
     value = float(case.x[index])
     on_kink = bool(case.on_kink[index])
-    inside = not (
-        float(ours[index]) < float(low[index] - tolerance[index])
-        or float(ours[index]) > float(high[index] + tolerance[index])
-    )
     right = float(theirs[index])
     raise case.fail(
         f"the gradient differs from {label}'s " + ("at the kink" if on_kink else "away from the kinks"),
@@ -54,7 +53,7 @@ def _compare(case: Case, theirs: Floats, label: str, *, at_kinks: str = "error",
         cotangent=1.0,
         got=float(ours[index]),
         allowed=f"{right!r}, as {label}",
-        level="notice" if on_kink and inside and at_kinks == "notice" else "error",
+        level="notice" if noticed[index] else "error",
         script=case.script.one_gradient(
             value, 1.0, within("got", right, right, float(scale[index])), f"{label} gives {right!r}{source}"
         ),
@@ -106,14 +105,27 @@ def equal_spellings(case: Case) -> None:
     """
     if not case.peers:
         raise NotApplicable(f"no other activation of the run or of {case.framework.name} is the same function")
-    for name, peer in sorted(case.peers.items()):
-        declared = name == case.activation.same_as
+    # the declared one first, and an error about any before a notice about another
+    violations: list[LawViolation] = []
+    for name, peer in sorted(case.peers.items(), key=lambda entry: (entry[0] != case.activation.same_as, entry[0])):
         try:
-            other = peer.function(case.dtype, case.device)
-            peer.framework.value(other, case.x[:4])
-        except Exception as error:
-            if declared:
-                raise case.unsupported(error, f"{name} in {case.framework.spelled(case.dtype)}") from None
-            continue
-        y, pullback = peer.framework.pullback(other, case.x)
-        _compare(case, pullback(np.ones_like(y)), name, at_kinks="error" if declared else "notice")
+            _compare_with(case, name, peer)
+        except LawViolation as violation:
+            violations.append(violation)
+    for level in ("error", "notice"):
+        for violation in violations:
+            if violation.level == level:
+                raise violation
+
+
+def _compare_with(case: Case, name: str, peer: Subject) -> None:
+    declared = name == case.activation.same_as
+    try:
+        other = peer.function(case.dtype, case.device)
+        peer.framework.value(other, case.x[:4])
+    except Exception as error:
+        if declared:
+            raise case.unsupported(error, f"{name} in {case.framework.spelled(case.dtype)}") from None
+        return
+    y, pullback = peer.framework.pullback(other, case.x)
+    _compare(case, pullback(np.ones_like(y)), name, at_kinks="error" if declared else "notice")
