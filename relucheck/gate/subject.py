@@ -157,9 +157,9 @@ class Subject:
         vector = np.array(_PROBE).reshape(self.layout.unexpanded)
         x = np.broadcast_to(vector, self.layout.expanded(len(_PROBE))).copy()
         first = self._try(x)
-        if not (first == self._try(x)).all():
+        if differs(first, self._try(x)).any():
             self.evaluating = self.framework.evaluating(self.original)
-            if not (self._try(x) == self._try(x)).all():
+            if differs(self._try(x), self._try(x)).any():
                 raise NotAnActivation("random: two calls on the same input give different values, in eval mode too")
             self.notes.append("random in training mode, so it is checked in eval mode")
             first = self._try(x)

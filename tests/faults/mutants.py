@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import Activation, Kink
-from tests.faults import wrong_behaviour, wrong_gradients, wrong_modules
+from tests.faults import wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
 from tests.faults.wrong_behaviour import HardtanhRoundedWhenCompiled, compiled_differs, hardtanh_rounded_when_compiled
 from tests.faults.wrong_gradients import (
     attorch_hardswish,
@@ -26,7 +26,7 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
 
 
 #: The modules that hold the faults.
-SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules)
+SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order)
 DECLARED = [
     Activation(
         "attorch_hardswish_declared",
@@ -94,9 +94,19 @@ MUTANTS = [
     Mutant("softplus_where_trap", "finite_gradient"),
     Mutant("softplus_where_trap", "finite_gradient", "bfloat16"),
     Mutant("square_root_trap", "finite_gradient"),
-    Mutant("mish_overflows", "finite_gradient", "float16"),
+    Mutant("mish_overflows", "finite_value", "float16"),
     Mutant("nan_at_zero", "finite_gradient", "float64"),
     Mutant("infinite_at_one", "finite_gradient"),
+    Mutant("shrinks_by_quotient", "finite_value"),
+    Mutant("shrinks_by_quotient", "finite_value", "bfloat16"),
+    Mutant("entropy_by_logarithm", "finite_value", "float16"),
+    Mutant("sinc_by_quotient", "finite_value", "float64"),
+    Mutant("sigmoid_by_quotient", "finite_value"),
+    Mutant("sigmoid_by_quotient", "finite_value", "float64"),
+    Mutant("softplus_by_logarithm", "finite_value", "float64"),
+    Mutant("softplus_by_logarithm", "finite_value", "bfloat16"),
+    Mutant("softplus_linear_too_late", "finite_value", "float64"),
+    Mutant("softplus_slope_lost_in_a_gap", "derivative"),
     Mutant("nan_swallowed", "nan_propagates"),
     Mutant("nan_cotangent_swallowed", "nan_propagates"),
     Mutant("sign_bit_decides", "signed_zero"),
@@ -113,6 +123,12 @@ MUTANTS = [
     Mutant("second_derivative_lost", "double_backward", "float64"),
     Mutant("second_derivative_nan", "double_backward"),
     Mutant("second_derivative_wrong", "double_backward", "float64"),
+    Mutant("FusedLeakyGainLost", "double_backward_cotangent"),
+    Mutant("FusedLeakyCutOff", "double_backward_cotangent", "bfloat16"),
+    Mutant("FusedLeakyPassedOn", "double_backward_cotangent", "float64"),
+    Mutant("FusedLeakyInMemoryOrder", "strides"),
+    Mutant("leaky_without_graph", "double_backward_cotangent"),
+    Mutant("FusedSwishDetached", "double_backward_parameters"),
     Mutant("compiled_differently", "compile_agreement", slow=True),
     Mutant("compiled_hardtanh", "compile_agreement", "bfloat16", slow=True),
     Mutant("compiled_hardtanh_module", "compile_agreement", "bfloat16", slow=True),

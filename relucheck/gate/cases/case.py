@@ -30,6 +30,26 @@ TAIL_LENGTH: Final = 83
 ISOLATED: Final = (0.0, -0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
 
 
+def _thresholds() -> Floats:
+    """Return inputs at and around which exponentials and squares leave the range of a dtype, of both signs.
+
+    exp(x) overflows from log(largest) on and underflows below log(tiny), exp(2 x) overflows at half of that, and x * x does
+    both at the square roots. A function that is computed in another dtype inside has the thresholds of that dtype, so there
+    are those of each.
+    """
+    kinds = [kind for name, kind in FORMATS.items() if name != "bfloat16"]  # its range is that of float32
+    largest, tiny = (np.array(sizes) for sizes in zip(*((kind.largest, kind.tiny) for kind in kinds), strict=True))
+    sizes = np.concatenate([largest, tiny])
+    around = [np.abs(np.log(sizes)) + shift for shift in (-0.5, 0.0, 0.5)]
+    around += [np.sqrt(sizes) * factor for factor in (1 - 1 / 16, 1.0, 1 + 1 / 16)]
+    points = np.concatenate([*around, np.log(largest) / 2 + 0.5])
+    return np.concatenate([points, -points])
+
+
+#: Inputs between which an overflow inside a function would pass unseen.
+THRESHOLDS: Final = _thresholds()
+
+
 class Case:
     """One activation in one dtype on one device, which a law checks.
 
@@ -153,8 +173,14 @@ class Case:
         powers = [math.ldexp(m, e) for e in range(low, high, step) for m in (1.0, 1.25, 1.7) if math.ldexp(m, e) <= largest]
         grid = np.array([0.0, largest, *powers])
         dense = np.linspace(-128, 128, 2049)
-        values = np.concatenate([self.rounded(np.concatenate([grid, -grid, dense])), self.near_kinks])
+        values = np.concatenate([self.rounded(np.concatenate([grid, -grid, dense])), self.near_kinks, self.thresholds])
         return np.unique(values + 0.0)  # both zeros are +0 then
+
+    @functools.cached_property
+    def thresholds(self) -> Floats:
+        """Inputs at and around which exponentials and squares leave the range of some dtype, of both signs, (n,)."""
+        near = self.rounded(THRESHOLDS)
+        return near[np.isfinite(near) & (near != 0)]
 
     @functools.cached_property
     def near_kinks(self) -> Floats:
@@ -169,7 +195,7 @@ class Case:
     def x(self) -> Floats:
         """The probe points, finite, (n,).
 
-        Kinks and their neighbours come first, then special points, a grid and powers of two.
+        Kinks and their neighbours come first, then special points, a grid, powers of two, and the thresholds.
         """
         ordinary = np.linspace(-12, 12, 97) + 0.0137
         # the powers of two below are sparse in wide dtypes, and a function may saturate at 100
@@ -180,7 +206,7 @@ class Case:
         one = self.format.neighbour(np.array([1.0, 1.0, -1.0, -1.0]), 1)
         more = [1.0, -1.0, self.tiny / 4, -self.tiny / 4, *ISOLATED, *(-value for value in ISOLATED)]
         points = self.rounded(np.concatenate([more, ordinary, beyond, -beyond, powers, -powers]))
-        return np.concatenate([self.near_kinks, one, points])
+        return np.concatenate([self.near_kinks, one, points, self.thresholds])
 
     @functools.cached_property
     def y(self) -> Floats:

@@ -58,6 +58,13 @@ class Layout:
         """Shape of the call's argument for a vector of a length."""
         return tuple(length if n == -1 else n for n in self.shape)
 
+    def batched(self, samples: int, length: int) -> tuple[int, ...]:
+        """Shape of a call's argument with several samples: along the first axis, before the vector's if it is plain."""
+        if self.plain:
+            return samples, length
+        first, *others = self.expanded(length)
+        return (samples if first == 1 or self.shape[0] == -1 else first, *others)
+
     @property
     def index(self) -> tuple[int | slice, ...]:
         """Index of the checked vector in the result of the call."""
@@ -130,10 +137,8 @@ class Relaid:
     Attributes:
         x: the input, of the layout's shape.
         cotangent: the upstream gradient, of the layout's shape.
-        value: the value for the layout.
-        gradient: the gradient for the layout.
-        plain_value: the value for the contiguous copy.
-        plain_gradient: the gradient for the contiguous copy.
+        results: by name, what was computed for the layout and for the contiguous copy: the ``"value"``, the ``"gradient"``,
+            derivatives of the gradient, and gradients of parameters. All but those of parameters have the shape of ``x``.
         strides: strides of the input.
         strides_of_value: strides of the value.
         dense: whether each element of the input has one place in memory without gaps, so that the value should have the
@@ -142,10 +147,7 @@ class Relaid:
 
     x: Floats
     cotangent: Floats
-    value: Floats
-    gradient: Floats
-    plain_value: Floats
-    plain_gradient: Floats
+    results: Mapping[str, tuple[Floats, Floats]]
     strides: tuple[int, ...]
     strides_of_value: tuple[int, ...]
     dense: bool
@@ -158,9 +160,9 @@ class Overwritten:
     Attributes:
         x: the argument before the call.
         x_after: the argument after the forward.
-        backward: runs the backward, and returns the arrays ``"cotangent"``, ``"input"`` and ``"output"`` by name, each before
-            and after it. The cotangent is missing if the value has another dtype than the input, so that the backward runs
-            on a copy.
+        backward: runs the backward, and returns the ``"cotangent"``, ``"input"`` and ``"output"`` by name, each before and
+            after it. The cotangent is missing if the value has another dtype than the input, so that the backward runs on a
+            copy.
     """
 
     x: Floats

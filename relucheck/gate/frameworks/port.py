@@ -50,7 +50,6 @@ class Framework(abc.ABC):
         errors: the exceptions by which it refuses an operation.
         script: the class that writes its reproducing scripts.
         modes: what it calls ``vmap`` and ``compile`` in messages, if it has these capabilities.
-        layouts: names of the memory layouts that ``relaid`` knows.
     """
 
     name: ClassVar[str]
@@ -60,7 +59,6 @@ class Framework(abc.ABC):
     errors: ClassVar[tuple[type[Exception], ...]] = (RuntimeError,)
     script: ClassVar[type[Script]] = Script
     modes: ClassVar[Mapping[str, str]] = {}
-    layouts: ClassVar[Sequence[str]] = ()
 
     # -- activations: construct, recognise, copy --------------------------------------------------------------------
 
@@ -202,15 +200,39 @@ class Framework(abc.ABC):
         """
         raise self._unwritten("mapped_gradient")
 
-    def second(self, f: Function, x: Floats) -> tuple[Floats, Floats | None]:
-        """``second_order``: compute the gradient for cotangent 1, and its derivative, (n,) each.
+    def second(
+        self,
+        f: Function,
+        x: Floats,
+        by: str = "input",
+        cotangent: Floats | None = None,
+        weights: Floats | None = None,
+    ) -> tuple[Floats, Floats | None]:
+        """``second_order``: compute the gradient, and the derivative of its weighted sum, (n,) each.
 
-        The derivative is None if no graph of operations leads from the gradient to the vector.
+        The derivative is None if no graph of operations leads from the gradient to what it is taken by.
+
+        Args:
+            f: the function.
+            x: the vector, (n,).
+            by: what to differentiate by, ``"input"`` or ``"cotangent"``.
+            cotangent: the upstream gradient, (n,); ones if None.
+            weights: weights of the gradient's elements in the sum, (n,); ones if None.
 
         Raises:
             Unsupported: if the activation refuses to differentiate its gradient.
         """
         raise self._unwritten("second")
+
+    def second_by_parameters(self, f: Function, x: Floats, cotangent: Floats, weights: Floats) -> dict[str, Result | None]:
+        """``second_order``: compute the derivatives of the gradient's weighted sum by the learnable parameters.
+
+        The arguments are those of ``second``. None stands for a parameter to which no graph of operations leads.
+
+        Raises:
+            Unsupported: if the activation refuses to differentiate its gradient.
+        """
+        raise self._unwritten("second_by_parameters")
 
     def compiled(self, f: Function, x: Floats) -> Floats:
         """``compile``: compute the gradient of the compiled function for cotangent 1, (n,).
@@ -249,6 +271,10 @@ class Framework(abc.ABC):
         """``shapes``: return the shapes of the arrays that a module holds."""
         raise self._unwritten("state_shapes")
 
+    def layouts(self, f: Function) -> Sequence[str]:
+        """``memory_layouts``: return the names of the memory layouts in which a function can be called."""
+        raise self._unwritten("layouts")
+
     def relaid(self, f: Function, name: str, x: Floats, cotangent: Callable[[int], Floats], *, copying: bool) -> Relaid:
         """``memory_layouts``: call a function for a memory layout, and on a contiguous copy.
 
@@ -258,6 +284,9 @@ class Framework(abc.ABC):
             x: 96 numbers, from which the input is built.
             cotangent: returns cotangents for a number of elements.
             copying: whether the call gets a copy, because it overwrites its argument.
+
+        Raises:
+            Unsupported: if the activation refuses the shape of the input.
         """
         raise self._unwritten("relaid")
 
@@ -301,6 +330,17 @@ class Framework(abc.ABC):
     def parameter_gradients(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
         """``parameters``: compute the gradients by name; None for one that none reaches."""
         raise self._unwritten("parameter_gradients")
+
+    def batch_gradients(self, f: Function, x: Floats, cotangent: Floats) -> tuple[Result, Result, dict[str, Result | None]]:
+        """``parameters``: call the callable itself on an array as it is, of any shape.
+
+        Returns:
+            The value, the gradient of the input, and the gradients of parameters as ``parameter_gradients``.
+
+        Raises:
+            Unsupported: if the activation refuses the shape.
+        """
+        raise self._unwritten("batch_gradients")
 
     def with_distinct_channels(self, target: Any, channels: int) -> Any:
         """Change parameters with one element a channel so that they differ, and return the module.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from relucheck.numerics.floats import FORMATS
+from relucheck.numerics.floats import FORMATS, Floats
 
 if TYPE_CHECKING:
     from relucheck.gate.subject import Subject
@@ -157,8 +157,11 @@ class Script:
         """``vmap``: compare a mapped gradient with reverse mode."""
         return ""
 
-    def second(self, x: float, condition: str) -> str:
-        """``second_order``: compute the derivative ``got`` of the gradient; assert a condition."""
+    def second(self, x: float, condition: str, by: str = "input") -> str:
+        """``second_order``: compute the derivative ``got`` of the gradient; assert a condition.
+
+        It is taken by the ``"input"`` or by the ``"cotangent"``.
+        """
         return ""
 
     def compiled(self, x: float) -> str:
@@ -177,8 +180,8 @@ class Script:
         """``shapes``: compare the gradient for a shape with that for the same numbers in a vector."""
         return ""
 
-    def layout(self, name: str) -> str:
-        """``memory_layouts``: compare the gradient for a layout with that for a contiguous copy."""
+    def layout(self, name: str, what: str = "gradient") -> str:
+        """``memory_layouts``: compare a result, named as by ``relaid``, for a layout and for a contiguous copy."""
         return ""
 
     def overwritten_input(self, x: float) -> str:
@@ -199,6 +202,12 @@ class Script:
 
     def parameter(self, name: str, x: Sequence[float]) -> str:
         """``parameters``: compare the gradient of a parameter with a difference of values."""
+        return ""
+
+    def second_by_parameter(
+        self, name: str, x: Floats, cotangent: Floats, weights: Floats, expected: Floats, slack: float
+    ) -> str:
+        """``second_order``: compare the derivative of a gradient's weighted sum by a parameter with its value."""
         return ""
 
     def copy(self, x: float, way: str) -> str:

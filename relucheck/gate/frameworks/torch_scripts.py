@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
+from relucheck.gate.frameworks.exchange import Layout
 from relucheck.gate.frameworks.script import Script, literal
-from relucheck.numerics.floats import FORMATS
+from relucheck.numerics.floats import FORMATS, Floats
 
-#: An expression for each memory layout of an input, from the 96 numbers of ``base``.
-LAYOUTS: Final = {
+#: An expression for each memory layout of an input without a fixed shape, from the 96 numbers of ``base``.
+_PLAIN: Final = {
     "transposed": "base.reshape(8, 12).t()",
     "stepped": "base[::2]",
     "expanded": "base[:8].reshape(8, 1).expand(8, 9)",
     "channels_last": "base.reshape(2, 4, 4, 3).contiguous(memory_format=torch.channels_last)",
 }
+
+
+def arrangements(layout: Layout) -> dict[str, str]:
+    """Return an expression for each memory layout of an input that suits an activation.
+
+    The expressions are Python code with the 96 numbers ``base``.
+    """
+    if layout.plain:
+        return _PLAIN
+    ones = math.prod(layout.batched(2, 1))
+    shape = layout.batched(2, 96 // ones)
+    vector = layout.shape.index(-1)
+    numbers = f"base[:{math.prod(shape)}]"
+    axes = tuple(reversed(range(len(shape))))
+    step = ", ".join("::2" if axis == vector else ":" for axis in range(len(shape)))
+    result = {
+        "transposed": f"{numbers}.reshape{shape[::-1]}.permute{axes}",
+        "stepped": f"{numbers}.reshape{shape}[{step}]",
+        "expanded": f"base[:{shape[vector]}].reshape{layout.unexpanded}.expand{shape}",
+    }
+    if len(shape) == 3 and vector == 2 and shape[2] % 4 == 0:
+        shape = (*shape[:2], 4, shape[2] // 4)
+    if len(shape) == 4:
+        result["channels_last"] = f"{numbers}.reshape{shape}.contiguous(memory_format=torch.channels_last)"
+    return result
 
 
 class TorchScript(Script):
@@ -175,13 +202,14 @@ class TorchScript(Script):
         line = f"other = torch.func.vmap(torch.func.grad(lambda t: {one}.sum()))(x.flatten()[:, None])[:1]"
         return self._beside_reverse(x, line, "[:1]")
 
-    def second(self, x: float, condition: str) -> str:
+    def second(self, x: float, condition: str, by: str = "input") -> str:
+        wanted = {"input": "x", "cotangent": "v"}[by]
         return self.text(
             "v = torch.ones_like(x).requires_grad_()",
             "g, = torch.autograd.grad(act(x), x, v, create_graph=True)",
-            f"second, = torch.autograd.grad(g{self.pick}.sum(), x, allow_unused=True)",
-            f"got = 0.0 if second is None else second{self.pick}.item()",
-            'print("second derivative", got)',
+            f"more = torch.autograd.grad(g{self.pick}.sum(), {wanted}, allow_unused=True) if g.requires_grad else [None]",
+            f"got = 0.0 if more[0] is None else more[0]{self.pick}.item()",
+            f'print("derivative of the gradient by the {by}", got)',
             f"assert {condition}, got",
             x=[x],
         )
@@ -219,16 +247,27 @@ class TorchScript(Script):
             f"assert (got.flatten() - plain).abs().max() <= {slack:.3g}, (got, plain)",
         )
 
-    def layout(self, name: str) -> str:
-        eps = self.format.eps
+    def layout(self, name: str, what: str = "gradient") -> str:
+        eps, place = self.format.eps, self.place
+        computed = "torch.autograd.grad(act(x), x, v)"
+        if what.startswith("gradient of parameter"):
+            computed = f"torch.autograd.grad(act(x), act.get_parameter({what.split()[-1]}), v)"
+        lines = [f"run = lambda x, v: {computed}[0]"]
+        if what.startswith("derivative"):
+            lines = [
+                "def run(x, v):",
+                "    g, = torch.autograd.grad(act(x), x, v.requires_grad_(), create_graph=True)",
+                f"    return torch.autograd.grad((g * torch.linspace(1, 2, g.numel()).to(g).reshape(g.shape)).sum(), "
+                f"{'v' if what.endswith('cotangent') else 'x' if what.endswith('input') else 'list(act.parameters())'})[0]",
+            ]
         return self.text(
-            f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({self.place})",
-            f"x = {LAYOUTS[name]}.detach().requires_grad_()",
+            f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({place})",
+            f"x = {arrangements(self.subject.layout)[name]}.detach().requires_grad_()",
             "v = torch.arange(1.0, x.numel() + 1).to(x).reshape(x.shape)",
-            self.set_gradient("g", "v"),
-            "z = x.detach().contiguous().requires_grad_()",
-            "plain, = torch.autograd.grad(act(z), z, v)",
-            f"assert torch.allclose(g, plain, rtol={16 * eps:.3g}, atol={16 * eps:.3g})",
+            f"w = {'torch.empty_like(x).copy_(v).detach()' if name == 'channels_last' else 'v'}",
+            *lines,
+            "got, plain = run(x, w), run(x.detach().contiguous().requires_grad_(), v)",
+            f"assert torch.allclose(got, plain, rtol={16 * eps:.3g}, atol={16 * eps:.3g})",
         )
 
     def overwritten_input(self, x: float) -> str:
@@ -299,6 +338,19 @@ class TorchScript(Script):
             f"h = {step}; p.data += h; up = loss(); p.data -= 2 * h; difference = ((up - loss()) / (2 * h)).item()",
             "assert g is not None and torch.allclose(twice, 2 * g, rtol=0.02, atol=1e-3), (g, twice)",
             f"assert abs(g.double().sum() - difference) <= {slack} * (1 + abs(g.double().sum())), (g, difference)",
+        )
+
+    def second_by_parameter(
+        self, name: str, x: Floats, cotangent: Floats, weights: Floats, expected: Floats, slack: float
+    ) -> str:
+        return self.text(
+            f"v, w = (torch.tensor(n, {self.place}) for n in ({cotangent.tolist()}, {weights.tolist()}))",
+            f"g, = torch.autograd.grad(act(x){self.pick}, x, v.requires_grad_(), create_graph=True)",
+            f"got, = torch.autograd.grad(g{self.pick} @ w, act.get_parameter({name!r}), allow_unused=True)",
+            f"expected = torch.tensor({expected.tolist()}, {self.place})",
+            "got = torch.zeros_like(expected) if got is None else got",
+            f"assert (got - expected).abs().max() <= {slack:.6g}, (got, expected)",
+            x=x.tolist(),
         )
 
     def copy(self, x: float, way: str) -> str:

@@ -65,7 +65,8 @@ def global_state(case: Case) -> None:
 def input_unchanged(case: Case) -> None:
     """Forward overwrites its input only if announced; backward overwrites neither it, the output nor the cotangent.
 
-    An activation that announces to work in place may write to its input and output in backward, too. Source: https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
+    An activation that announces to work in place may write to its input and output in backward, too. Source:
+    https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
     """
     call = case.framework.overwritten(case.f, case.x, dyadic)
     different = differs(call.x_after, call.x, signed_zero=True).ravel()

@@ -146,6 +146,42 @@ def double_backward(case: Case) -> None:
         )
 
 
+@law(needs=("second_order",))
+def double_backward_cotangent(case: Case) -> None:
+    """The gradient's derivative by the cotangent is right, or double backward raises an error.
+
+    The gradient is J^T v. Its derivative by v, along u, is J u, at kinks and elsewhere. A gradient penalty needs it
+    (https://arxiv.org/abs/1704.00028), because a layer's cotangent depends on the weights of the layers behind it. A
+    backward that is itself a custom function, with its own backward, may lose it silently, or compute something else.
+    """
+    x = case.x[np.abs(case.x) <= 1e4]
+    u, v = dyadic(x.size), -0.5 * dyadic(x.size)[::-1]
+    try:
+        _, second = case.framework.second(case.f, x, "cotangent", v, u)
+    except Unsupported as error:
+        raise case.unsupported(error) from None
+    g, inaccuracy = case.g[np.abs(case.x) <= 1e4], case.inaccuracy[np.abs(case.x) <= 1e4]
+    got = np.zeros_like(x) if second is None else second
+    expected = g * u
+    slack = 32 * case.eps * (0.125 + np.abs(expected)) * (1 + wider(x, 16.0) / 4) + 8 * inaccuracy * np.abs(u)
+    # an intermediate product at large |x| may overflow in one order only
+    same = (np.abs(got - expected) <= slack) | ~np.isfinite(expected) | (~np.isfinite(got) & (np.abs(x) > 64))
+    if not same.all():
+        index = first(~same)
+        value, right = float(x[index]), float(g[index])
+        lost = second is None or not got.any()
+        raise case.fail(
+            f"the derivative of the gradient by the cotangent is {'lost silently' if lost else 'wrong'}",
+            x=value,
+            cotangent=float(v[index]),
+            got=float(got[index]) / float(u[index]),
+            allowed=f"{right!r}, the gradient for cotangent 1, or an error from double backward",
+            script=case.script.second(
+                value, f"abs(got - {right!r}) <= {float(slack[index] / abs(u[index])):.6g}", "cotangent"
+            ),
+        )
+
+
 def _near_singular(case: Case, x: Floats) -> Mask:
     result = np.zeros(x.shape, dtype=bool)
     for kink in case.kinks:

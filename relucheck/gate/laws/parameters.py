@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
+from relucheck.gate.frameworks.exchange import Function, Unsupported
 from relucheck.gate.laws.law import REGISTRY, law
 from relucheck.numerics.floats import Floats
 
@@ -31,7 +33,7 @@ def parameters(case: Case) -> None:
     once = case.framework.parameter_gradients(f, inputs, v)
     doubled = case.framework.parameter_gradients(f, inputs, 2 * v)
     for name, found in once.items():
-        expected, error, scale = _difference(case, name, inputs, v)
+        expected, error, scale = _difference(case, name, lambda f: v * case.framework.value(f, inputs))
         if found is None:
             if (np.abs(expected) > 1e-6 + 10 * error).any():
                 raise _parameter_failure(case, name, "no gradient reaches parameter", "None", expected)
@@ -51,10 +53,15 @@ def parameters(case: Case) -> None:
             raise _parameter_failure(case, name, "the gradient is wrong for parameter", _listed(got), expected)
 
 
-def _difference(case: Case, name: str, x: Floats, weights: Floats) -> tuple[Floats, Floats, float]:
-    """Compute the central difference of sum(weights * f) in one parameter, in float64.
+def _difference(case: Case, name: str, terms_of: Callable[[Function], Floats]) -> tuple[Floats, Floats, float]:
+    """Compute the central difference in one parameter of a sum of terms, in float64.
 
-    Also returns its error, and the scale of its terms.
+    Also returns its error, and the scale of the terms.
+
+    Args:
+        case: the case under test.
+        name: the parameter.
+        terms_of: computes the terms of a float64 function.
     """
     framework, subject = case.framework, case.subject
     module = framework.moved(subject.fresh(case.dtype), "float64", "cpu")
@@ -64,9 +71,9 @@ def _difference(case: Case, name: str, x: Floats, weights: Floats) -> tuple[Floa
         moved = before.copy()
         moved.flat[index] += step
         changed = framework.with_parameter(module, name, moved)
-        return weights * framework.value(subject.function_of(changed, "float64"), x)
+        return terms_of(subject.function_of(changed, "float64"))
 
-    here = weights * framework.value(subject.function_of(module, "float64"), x)
+    here = terms_of(subject.function_of(module, "float64"))
     result, error, scale = np.zeros((2, before.size)), np.zeros(before.size), 0.0
     for index in range(before.size):
         for row, h in enumerate((1e-4, 5e-5)):
@@ -94,6 +101,35 @@ def _parameter_failure(case: Case, name: str, what: str, got: str, expected: Flo
         allowed=_listed(expected),
         script=case.script.parameter(name, _INPUTS),
     )
+
+
+@law(needs=("parameters", "second_order"), applies=lambda case: case.subject.learnable and case.format.width > 16)
+def double_backward_parameters(case: Case) -> None:
+    """The gradient's derivatives by parameters are right, or double backward raises an error.
+
+    A gradient penalty adds such derivatives to the gradients of parameters (https://arxiv.org/abs/1704.00028). They must
+    equal the central differences of the float64 module's gradient with respect to the parameter, at inputs away from kinks.
+    The law checks float32 and float64.
+    """
+    x, v = case.rounded(_INPUTS), dyadic(len(_INPUTS))
+    u = v[::-1].copy()
+    try:
+        found = case.framework.second_by_parameters(case.f, x, v, u)
+    except Unsupported as error:
+        raise case.unsupported(error) from None
+    for name, second in found.items():
+        expected, error, scale = _difference(case, name, lambda f: u * case.reverse(x, v, f))
+        got = np.zeros_like(expected) if second is None else second.numbers
+        slack = 1e-5 + 10 * error + 64 * case.eps * scale
+        if not ((np.abs(got - expected) <= slack) | ~np.isfinite(expected)).all():
+            lost = "lost silently" if not got.any() else "wrong"
+            raise case.fail(
+                f"the derivative of the gradient is {lost} by parameter {name!r}",
+                cotangent="different per element",
+                got=_listed(got),
+                allowed=f"{_listed(expected)}, or an error from double backward",
+                script=case.script.second_by_parameter(name, x, v, u, expected, float(slack.max())),
+            )
 
 
 @law(applies=lambda case: case.subject.channels > 1)
