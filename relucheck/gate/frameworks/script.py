@@ -200,8 +200,19 @@ class Script:
         """``in_place``: compare gradients after an operation that saves its result."""
         return ""
 
-    def parameter(self, name: str, x: Sequence[float]) -> str:
-        """``parameters``: compare the gradient of a parameter with a difference of values."""
+    def parameter(self, name: str, x: Sequence[float], value: float | None = None, of: str = "parameter") -> str:
+        """``parameters``: compare a gradient with a difference of values.
+
+        Args:
+            name: the parameter.
+            x: the inputs.
+            value: what the parameter is set to; None to leave it.
+            of: what the gradient is of, ``"parameter"`` or ``"input"``.
+        """
+        return ""
+
+    def batch(self, shape: tuple[int, ...]) -> str:
+        """``parameters``: compare the gradients for a batch with those for its samples."""
         return ""
 
     def second_by_parameter(

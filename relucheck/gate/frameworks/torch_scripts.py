@@ -325,19 +325,33 @@ class TorchScript(Script):
             ]
         )
 
-    def parameter(self, name: str, x: Sequence[float]) -> str:
+    def parameter(self, name: str, x: Sequence[float], value: float | None = None, of: str = "parameter") -> str:
         step, slack = ("1e-4", "1e-3") if self.dtype == "float64" else ("0.0625", "0.1")
         layout = self.subject.layout
         spread = [] if layout.plain else [f"x = x.reshape{layout.unexpanded}.expand{layout.shape}.clone()"]
+        p = f'act.get_parameter("{name}")'
         return self.text(
             f"x = torch.tensor({list(x)}, {self.place})",
             *spread,
-            f'p = dict(act.named_parameters())["{name}"]',
+            f"p = {p}" if of == "parameter" else f"{p}.data.fill_({value}); p = x.requires_grad_()",
+            *([f"p.data.fill_({value})"] if of == "parameter" and value is not None else []),
             "loss = lambda c=1.0: (c * torch.linspace(-1, 2, x.numel()).reshape(x.shape).to(x) * act(x)).double().sum()",
             "g, twice = (torch.autograd.grad(loss(c), p, allow_unused=True)[0] for c in (1.0, 2.0))",
             f"h = {step}; p.data += h; up = loss(); p.data -= 2 * h; difference = ((up - loss()) / (2 * h)).item()",
             "assert g is not None and torch.allclose(twice, 2 * g, rtol=0.02, atol=1e-3), (g, twice)",
             f"assert abs(g.double().sum() - difference) <= {slack} * (1 + abs(g.double().sum())), (g, difference)",
+        )
+
+    def batch(self, shape: tuple[int, ...]) -> str:
+        eps = 8 * self.format.eps
+        return self.text(
+            f"x = 3 * torch.sin(1.7 * torch.arange({math.prod(shape)}.0)).reshape({shape}).to({self.place})",
+            "run = lambda x: torch.autograd.grad(act(x).sum(), [x, *act.parameters()])",
+            "whole = run(x.requires_grad_())",
+            "each = list(zip(*(run(sample.detach().requires_grad_()) for sample in x.split(1))))",
+            "parts = [torch.cat(each[0]), *(sum(gradients) for gradients in each[1:])]",
+            'print("batch", whole, "samples", parts)',
+            f"assert all(torch.allclose(a, b, rtol={eps:.3g}, atol={eps:.3g}) for a, b in zip(whole, parts))",
         )
 
     def second_by_parameter(

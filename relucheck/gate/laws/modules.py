@@ -75,6 +75,52 @@ def _judge_numbers(case: Case, x: Floats, gradient: Floats) -> None:
         )
 
 
+@law(needs=("parameters",), applies=lambda case: case.subject.learnable or not case.subject.layout.plain)
+def batches(case: Case) -> None:
+    """Values and gradients for a batch are those of its samples; parameters get the sum of their gradients.
+
+    The law concerns modules with parameters, whose backward sums over the samples. A sum over the first sample alone is
+    wrong by less than any law sees that calls the module on one sample.
+    """
+    shape = case.subject.layout.batched(3, 8)
+    size = math.prod(shape)
+    x = case.rounded(3 * np.sin(1.7 * np.arange(size))).reshape(shape)
+    v = dyadic(size).reshape(shape)
+    try:
+        value, gradient, parameters = case.framework.batch_gradients(case.f, x, v)
+        samples = [case.framework.batch_gradients(case.f, x[i : i + 1], v[i : i + 1]) for i in range(len(x))]
+    except Unsupported as error:
+        raise NotApplicable(f"the module takes no batch of shape {shape}: {error}") from None
+    for what, whole, parts in (
+        ("value", value.numbers, np.concatenate([sample[0].numbers for sample in samples])),
+        ("gradient", gradient.numbers, np.concatenate([sample[1].numbers for sample in samples])),
+    ):
+        bad = np.abs(whole - parts) > 16 * case.eps * (1 + np.abs(parts)) * (1 + np.abs(x) / 4)
+        if bad.any():
+            place = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise case.fail(
+                f"the {what} for a batch of shape {shape} differs from that for a sample alone at index {place}",
+                x=float(x[place]),
+                cotangent=float(v[place]),
+                got=float(whole[place]),
+                allowed=repr(float(parts[place])),
+                script=case.script.batch(shape),
+            )
+    for name, found in parameters.items():
+        alone = [each[2][name] for each in samples]
+        terms = [np.zeros(()) if each is None else each.numbers for each in alone]
+        expected, scale = sum(terms), sum(map(np.abs, terms)) + np.abs(v * x).sum()
+        got = 0.0 if found is None else found.numbers
+        if (np.abs(got - expected) > 16 * case.eps * scale).any():
+            raise case.fail(
+                f"the gradient of parameter {name!r} for a batch of shape {shape} is not the sum over its samples",
+                cotangent="different per element",
+                got=str(np.asarray(got).tolist()),
+                allowed=str(np.asarray(expected).tolist()),
+                script=case.script.batch(shape),
+            )
+
+
 @law(needs=("memory_layouts",))
 def strides(case: Case) -> None:
     """Non-contiguous inputs have the values, gradients and second derivatives of contiguous inputs.

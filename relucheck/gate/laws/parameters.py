@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from relucheck.activations.kink_search import derivatives
 from relucheck.gate.cases.case import Case
-from relucheck.gate.cases.probing import dyadic
+from relucheck.gate.cases.probing import dyadic, first
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.frameworks.exchange import Function, Unsupported
 from relucheck.gate.laws.law import REGISTRY, law
@@ -33,7 +35,7 @@ def parameters(case: Case) -> None:
     once = case.framework.parameter_gradients(f, inputs, v)
     doubled = case.framework.parameter_gradients(f, inputs, 2 * v)
     for name, found in once.items():
-        expected, error, scale = _difference(case, name, lambda f: v * case.framework.value(f, inputs))
+        expected, error, scale = _difference(case, _wide(case), name, lambda f: v * case.framework.value(f, inputs))
         if found is None:
             if (np.abs(expected) > 1e-6 + 10 * error).any():
                 raise _parameter_failure(case, name, "no gradient reaches parameter", "None", expected)
@@ -53,18 +55,23 @@ def parameters(case: Case) -> None:
             raise _parameter_failure(case, name, "the gradient is wrong for parameter", _listed(got), expected)
 
 
-def _difference(case: Case, name: str, terms_of: Callable[[Function], Floats]) -> tuple[Floats, Floats, float]:
+def _wide(case: Case) -> Any:
+    """Return a copy of the module in float64, whose parameters a law may change."""
+    return case.framework.moved(case.subject.fresh(case.dtype), "float64", "cpu")
+
+
+def _difference(case: Case, module: Any, name: str, terms_of: Callable[[Function], Floats]) -> tuple[Floats, Floats, float]:
     """Compute the central difference in one parameter of a sum of terms, in float64.
 
     Also returns its error, and the scale of the terms.
 
     Args:
         case: the case under test.
+        module: the module in float64, which is left as it is.
         name: the parameter.
         terms_of: computes the terms of a float64 function.
     """
     framework, subject = case.framework, case.subject
-    module = framework.moved(subject.fresh(case.dtype), "float64", "cpu")
     before = framework.parameter(module, name).numbers
 
     def terms(index: int, step: float) -> Floats:
@@ -103,6 +110,79 @@ def _parameter_failure(case: Case, name: str, what: str, got: str, expected: Flo
     )
 
 
+@law(needs=("parameters",), applies=lambda case: case.subject.learnable and case.format.width > 16)
+def parameter_values(case: Case) -> None:
+    """Gradients are right for negative, zero and large parameters, too.
+
+    Training moves parameters. A backward that finds the sign of the input in that of the output, as leaky ReLU's may for
+    positive slopes, is wrong once a slope is negative or zero. The law sets one parameter after the other to such a value,
+    and compares the gradients of the input and of the parameter with central differences in float64. It leaves out values
+    at which the module raises or is not finite, and checks float32 and float64.
+    """
+    for name in case.framework.learnable(case.subject.original):
+        first_element = abs(float(case.framework.parameter(case.subject.original, name).numbers.flat[0]))
+        values = {"negative": -(first_element or 0.5), "zero": 0.0}
+        if case.dtype == "float64":  # results of large parameters may leave the range of a narrower dtype
+            values["large"] = 4 * first_element + 1
+        for size, value in values.items():
+            # where a reciprocal is kept from 0 by a small constant, the gradient is wrong around 0, too
+            found = _wrong_at(case, name, value)
+            if found and (value or not all(_wrong_at(case, name, near) for near in (1e-30, -1e-30))):
+                what, x, got, expected = found
+                raise case.fail(
+                    f"for a {size} parameter {name!r} the gradient of the {what} is wrong",
+                    x=x,
+                    cotangent="different per element" if x is None else 1.0,
+                    got=got,
+                    allowed=expected,
+                    script=case.script.parameter(name, _INPUTS if x is None else [x], value, of=what),
+                )
+
+
+def _set(case: Case, module: Any, name: str, value: float) -> Any:
+    shape = case.framework.parameter(module, name).shape
+    return case.framework.with_parameter(module, name, np.full(shape, value))
+
+
+def _wrong_at(case: Case, name: str, value: float) -> tuple[str, float | None, str, str] | None:
+    """Compare the gradients of the input and of one parameter, which has a value, with differences.
+
+    Returns:
+        What has a wrong gradient, the input element or None, the gradient and the right one; None if nothing is wrong, or
+        the module refuses the value.
+    """
+    try:
+        return _compared_at(case, name, value)
+    except (*case.framework.errors, ValueError, ArithmeticError, AssertionError):
+        return None
+
+
+def _compared_at(case: Case, name: str, value: float) -> tuple[str, float | None, str, str] | None:
+    framework, subject = case.framework, case.subject
+    x, v = case.rounded(_INPUTS), dyadic(len(_INPUTS))
+    wide = _set(case, _wide(case), name, value)
+    exact = functools.partial(framework.value, subject.function_of(wide, "float64"))
+    low, high, error = derivatives(exact, x, ())
+    if not np.isfinite(exact(x)).all() or (framework.parameter(wide, name).numbers != value).any():
+        return None  # out of its domain, or the module moves the parameter itself
+    module = _set(case, subject.fresh(case.dtype, case.device), name, value)
+    f = subject.function_of(module, case.dtype, case.device)
+    g = case.reverse(x, f=f)
+    slack = 1e-6 + 10 * error + 64 * case.eps * (1 + np.abs(low)) * (1 + np.abs(x))
+    known = np.isfinite(low) & (np.abs(high - low) <= slack)
+    bad = known & ~(np.abs(g - low) <= slack)
+    if bad.any():
+        index = first(bad)
+        return "input", float(x[index]), repr(float(g[index])), repr(float(low[index]))
+    expected, error, scale = _difference(case, wide, name, lambda f: v * framework.value(f, x))
+    known = np.isfinite(expected) & (error <= 1e-3 * (1 + np.abs(expected)))
+    found = framework.parameter_gradients(f, x, v)[name]
+    got = np.zeros_like(expected) if found is None else found.numbers
+    if (known & ~(np.abs(got - expected) <= 1e-6 + 10 * error + 16 * case.eps * scale)).any():
+        return "parameter", None, _listed(got), _listed(expected)
+    return None
+
+
 @law(needs=("parameters", "second_order"), applies=lambda case: case.subject.learnable and case.format.width > 16)
 def double_backward_parameters(case: Case) -> None:
     """The gradient's derivatives by parameters are right, or double backward raises an error.
@@ -118,7 +198,7 @@ def double_backward_parameters(case: Case) -> None:
     except Unsupported as error:
         raise case.unsupported(error) from None
     for name, second in found.items():
-        expected, error, scale = _difference(case, name, lambda f: u * case.reverse(x, v, f))
+        expected, error, scale = _difference(case, _wide(case), name, lambda f: u * case.reverse(x, v, f))
         got = np.zeros_like(expected) if second is None else second.numbers
         slack = 1e-5 + 10 * error + 64 * case.eps * scale
         if not ((np.abs(got - expected) <= slack) | ~np.isfinite(expected)).all():
