@@ -43,6 +43,7 @@ class Entry:
         skip: why it is skipped; empty otherwise.
         problem: why it cannot be run; empty otherwise.
         changes: the global state that its construction and a first call changed.
+        slow: names of the laws under which it ran past the time limit.
     """
 
     activation: Activation
@@ -50,6 +51,7 @@ class Entry:
     skip: str = ""
     problem: str = ""
     changes: tuple[str, ...] = ()
+    slow: set[str] = dataclasses.field(default_factory=set)
 
 
 def check_laws(names: Iterable[str]) -> None:
@@ -295,12 +297,22 @@ class Gate:
             outcome: Outcome = "failed" if violation.level == "error" else "notice"
             return verdict(outcome, violation.text(), violation.counterexample.as_dict(), kinks=rows)
         except Runaway as error:
-            # the code would run past its limit or fork again under every other law, so skip those at once
-            self.entries[item.activation].problem = str(error)
+            self._ran_away(item, error)
             return verdict("failed", f"{item.id}: {error}")
         except Exception as error:
             return verdict("failed", f"{item.id}: {_short(error)}{_where(error)}", kinks=rows)
         return verdict("passed", kinks=rows)
+
+    def _ran_away(self, item: Item, error: Runaway) -> None:
+        """Skip the other laws of an activation at once, if its code would run past the limit or fork again under them.
+
+        A single law may take too long where a plain call does not: compilation, for one. The dtypes are judged apart, and a
+        second law that takes too long is the last one.
+        """
+        entry, case = self.entries[item.activation], self._cases.get((item.activation, item.dtype, item.device))
+        entry.slow.add(item.law)
+        if error.forked or len(entry.slow) > 1 or case is None or not case.has_gradients:
+            entry.problem = str(error)
 
     def _ready(self, case: Case) -> None:
         """Skip a law if forward or backward raises.

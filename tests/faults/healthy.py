@@ -386,6 +386,11 @@ KNOWN = (
         message="the derivative of the gradient by the cotangent is wrong[^/]*on the kink at 0",
     ),
     ExpectedFailure(
+        "Threshold/decomposition/bfloat16",
+        "torch: decomposed threshold compares bfloat16 inputs with the rounded bound",
+        message="the gradient by decomposed operations differs[^/]*0.10009765625",
+    ),
+    ExpectedFailure(
         "GELU-tanh/finite_gradient/*",
         "torch: gelu(approximate='tanh') has a NaN gradient at finite inputs beyond the cube root of the largest number",
         message="the value is finite and the gradient is nan",

@@ -266,3 +266,41 @@ def forks_an_endless_child() -> None:
     if os.fork() == 0:
         while True:
             pass
+
+
+class _Endless(torch.autograd.Function):
+    """ReLU, with modes that never return."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        return torch.where(ctx.saved_tensors[0] > 0, v, 0 * v)
+
+    @staticmethod
+    def jvp(ctx: Any, u: Tensor) -> Tensor:
+        while True:
+            pass
+
+
+class _EndlessTwice(_Endless):
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor) -> Any:
+        while True:
+            pass
+
+
+def endless_in_forward_mode(x: Tensor) -> Tensor:
+    return _Endless.apply(x)
+
+
+def endless_in_two_modes(x: Tensor) -> Tensor:
+    return _EndlessTwice.apply(x)

@@ -48,6 +48,15 @@ class SlopeWrongSign(Slope):
         return _SlopeRule.apply(x, self.slope, "sign")
 
 
+class SlopeConverted(Slope):
+    """Converts the slope to the input's dtype where they differ, as under autocast, and loses its gradient there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        same = self.slope.dtype == x.dtype
+        slope = self.slope if same else torch.tensor(self.slope.tolist(), dtype=x.dtype)
+        return torch.where(x > 0, x, slope * x)
+
+
 class _FirstChannelRule(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:

@@ -109,6 +109,23 @@ def test_control_c_and_relucheck_s_own_errors_stay_what_they_are(stop):
     assert caught.value is stop
 
 
+def test_one_law_that_runs_past_the_limit_leaves_the_other_laws_and_dtypes():
+    laws = ("runs", "forward_mode", "vmap", "dtype_and_shape")
+    found = outcomes(hostile.endless_in_forward_mode, laws=laws, dtypes=("float32", "bfloat16"), time_limit=0.5)
+    slow = {key: result for key, result in found.items() if "/forward_mode/" in key}
+    assert {result.outcome for result in slow.values()} == {"failed"}
+    assert all("exceeded its time limit" in result.message for result in slow.values())
+    assert len(slow) == 2
+    assert {result.outcome for key, result in found.items() if key not in slow} <= {"passed", "notice"}
+
+
+def test_a_second_law_that_runs_past_the_limit_ends_the_activation():
+    laws = ("forward_mode", "vmap", "dtype_and_shape")
+    found = outcomes(hostile.endless_in_two_modes, laws=laws, dtypes=("float32", "bfloat16"), time_limit=0.5)
+    assert [result.outcome for result in found.values()] == ["failed", "failed", *["skipped"] * 4]
+    assert "no further law was checked" in found["endless_in_two_modes/forward_mode/bfloat16"].message
+
+
 def test_a_time_limit_is_an_ordinary_error_outside():
     with pytest.raises(Runaway, match=r"exceeded its time limit of 0\.2 s"), contained(0.2):
         hostile.swallows_everything(torch.ones(1))

@@ -218,6 +218,11 @@ class Case:
         """Gradients at the probe points for cotangent 1, (n,)."""
         return self.reverse(self.x)
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the gradients at the probe points have been computed, so that a plain call returns."""
+        return "g" in self.__dict__
+
     # -- the right gradients there --------------------------------------------------------------------------------------
 
     @functools.cached_property

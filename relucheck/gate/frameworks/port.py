@@ -28,6 +28,7 @@ CAPABILITIES: Final[Mapping[str, str]] = {
     "autocast": "a mode that lowers the precision of some operations",
     "compile": "a compiler of functions",
     "copies": "modules that can be copied, pickled and restored from their state",
+    "decompositions": "simpler operations that a compiler puts in the place of an operation",
     "forward_mode": "forward-mode differentiation",
     "global_state": "modes and random generators that a call can change",
     "in_place": "arrays that a call can overwrite",
@@ -242,6 +243,14 @@ class Framework(abc.ABC):
         """
         raise self._unwritten("compiled")
 
+    def decomposed(self, f: Function, x: Floats) -> tuple[Floats, Floats]:
+        """``decompositions``: compute the value, and the gradient for cotangent 1, by simpler operations, (n,) each.
+
+        Raises:
+            Unsupported: if the function cannot be decomposed.
+        """
+        raise self._unwritten("decomposed")
+
     def lower_precision(self, device: str) -> str:
         """``autocast``: name the dtype to which the mode lowers the precision on a device."""
         raise self._unwritten("lower_precision")
@@ -253,6 +262,14 @@ class Framework(abc.ABC):
             Unsupported: if the activation does not run in the mode.
         """
         raise self._unwritten("autocast")
+
+    def autocast_parameters(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
+        """``autocast``: compute ``parameter_gradients`` in the mode that lowers the precision.
+
+        Raises:
+            Unsupported: if the activation does not run in the mode.
+        """
+        raise self._unwritten("autocast_parameters")
 
     def shaped(self, f: Function, x: Floats) -> tuple[Result, Result, Result]:
         """``shapes``: call a function on an array of any shape.

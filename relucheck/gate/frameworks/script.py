@@ -168,8 +168,19 @@ class Script:
         """``compile``: compare the gradient of the compiled activation with that of the plain one."""
         return ""
 
+    def decomposed(self, x: float) -> str:
+        """``decompositions``: compare value and gradient by simpler operations with those of a plain call."""
+        return ""
+
     def autocast(self, x: float, lower: str) -> str:
         """``autocast``: compare the gradient in the mode with the plain one."""
+        return ""
+
+    def autocast_mixed(self, x: float, lower: str, name: str = "") -> str:
+        """``autocast``: compare a gradient for an input of lower precision with that for a float32 input.
+
+        It is the gradient of the input, or of the parameter of a name.
+        """
         return ""
 
     def shape(self, shape: tuple[int, ...]) -> str:

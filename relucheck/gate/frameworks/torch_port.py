@@ -18,6 +18,7 @@ from relucheck.gate.frameworks.exchange import Call, Disconnected, Function, Ove
 from relucheck.gate.frameworks.port import CAPABILITIES, Framework
 from relucheck.gate.frameworks.torch_activations import NAMESPACES, functions
 from relucheck.gate.frameworks.torch_arrays import described, leaf_of, like, numbers, on_tensors, spread, tensor
+from relucheck.gate.frameworks.torch_decompositions import Decomposing
 from relucheck.gate.frameworks.torch_layouts import relaid
 from relucheck.gate.frameworks.torch_scripts import TorchScript, arrangements
 from relucheck.gate.isolation.guard import preserved_state
@@ -211,6 +212,14 @@ class TorchFramework(Framework):
         except Exception as error:
             raise Unsupported(self.modes["compile"], error) from None
 
+    def decomposed(self, f: Function, x: Floats) -> tuple[Floats, Floats]:
+        try:
+            with Decomposing():
+                y, back = self.pullback(f, x)
+                return y, back(np.ones_like(y))
+        except Exception as error:
+            raise Unsupported("decomposition into core operations", error) from None
+
     def lower_precision(self, device: str) -> str:
         return "float16" if torch.device(device).type == "cuda" else "bfloat16"
 
@@ -219,6 +228,13 @@ class TorchFramework(Framework):
             with torch.autocast(torch.device(f.device).type, dtype=as_dtype(self.lower_precision(f.device))):
                 y, back = self.pullback(f, x)
                 return back(np.ones_like(y))
+        except RuntimeError as error:
+            raise Unsupported("autocast", error) from None
+
+    def autocast_parameters(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
+        try:
+            with torch.autocast(torch.device(f.device).type, dtype=as_dtype(self.lower_precision(f.device))):
+                return self.parameter_gradients(f, x, cotangent)
         except RuntimeError as error:
             raise Unsupported("autocast", error) from None
 

@@ -217,6 +217,19 @@ class TorchScript(Script):
     def compiled(self, x: float) -> str:
         return self._beside_reverse(x, "x.requires_grad_(); other, = torch.autograd.grad(torch.compile(act)(x).sum(), x)")
 
+    def decomposed(self, x: float) -> str:
+        return self.text(
+            "from torch._decomp import core_aten_decompositions as table",
+            "from torch.fx.experimental.proxy_tensor import make_fx",
+            "def run(x):",
+            "    leaf = x.detach().requires_grad_()",
+            "    return act(leaf).detach(), torch.autograd.grad(act(leaf).sum(), leaf)[0]",
+            "plain, decomposed = run(x), make_fx(run, decomposition_table=table())(x)(x)",
+            'print("value, gradient", plain, "decomposed", decomposed)',
+            "assert all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(plain, decomposed))",
+            x=[x],
+        )
+
     def autocast(self, x: float, lower: str) -> str:
         device, eps = self.device.partition(":")[0], FORMATS[lower].eps
         return self.text(
@@ -225,6 +238,20 @@ class TorchScript(Script):
             "plain, = torch.autograd.grad(act(x).sum(), x)",
             'print("autocast", got, "without", plain)',
             f"assert torch.allclose(got, plain, rtol={32 * eps:.3g}, atol={32 * eps:.3g})",
+            x=[x],
+        )
+
+    def autocast_mixed(self, x: float, lower: str, name: str = "") -> str:
+        device, eps = self.device.partition(":")[0], 32 * FORMATS[lower].eps
+        wanted = f"act.get_parameter({name!r})" if name else "x"
+        return self.text(
+            f"run = lambda x: torch.autograd.grad(act(x).sum(), {wanted}, allow_unused=True)[0]",
+            "plain = run(x)",
+            f"x = x.detach().to(torch.{lower}).requires_grad_()",
+            f'with torch.autocast("{device}", dtype=torch.{lower}):',
+            "    got = run(x)",
+            f'print("for a {lower} input", got, "for a float32 input", plain)',
+            f"assert got is not None and torch.allclose(got.float(), plain, rtol={eps:.3g}, atol={eps:.3g})",
             x=[x],
         )
 

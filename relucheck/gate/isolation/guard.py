@@ -42,7 +42,15 @@ class TimeLimitExceeded(BaseException):
 
 
 class Runaway(RelucheckError):
-    """Code that exceeded its time limit or forked this process, and so must not be called again."""
+    """Code that exceeded its time limit or forked this process.
+
+    Attributes:
+        forked: whether it forked this process.
+    """
+
+    def __init__(self, message: str, *, forked: bool = False) -> None:
+        super().__init__(message)
+        self.forked = forked
 
 
 class CodeRaised(RelucheckError):
@@ -251,7 +259,7 @@ def contained(seconds: float) -> Iterator[None]:
         with interrupts.kept(), forks.ended(seconds), time_limit(seconds):
             yield
     except (TimeLimitExceeded, forks.StrayChild) as error:
-        raise Runaway(str(error)) from error
+        raise Runaway(str(error), forked=isinstance(error, forks.StrayChild)) from error
     except (KeyboardInterrupt, RelucheckError):
         raise
     except BaseException as error:

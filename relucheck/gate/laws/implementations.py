@@ -113,9 +113,9 @@ def equal_spellings(case: Case) -> None:
         except LawViolation as violation:
             violations.append(violation)
     for level in ("error", "notice"):
-        for violation in violations:
-            if violation.level == level:
-                raise violation
+        for found in violations:
+            if found.level == level:
+                raise found
 
 
 def _compare_with(case: Case, name: str, peer: Subject) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first, wider
+from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.frameworks.exchange import Unsupported
 from relucheck.gate.laws.law import law
 from relucheck.numerics.floats import FORMATS, Floats, Mask
@@ -40,6 +41,7 @@ def forward_mode(case: Case) -> None:
     same |= np.abs(expected) > case.format.largest / 4
     # at large |x| an intermediate product (x * x in float16) may overflow in one mode only, which is not a wrong derivative
     same |= ~np.isfinite(got) & (np.abs(x) > 64)
+    same |= ~np.isfinite(case.y)
     if not same.all():
         index = first(~same)
         value, tangent = float(x[index]), float(u[index])
@@ -107,7 +109,7 @@ def double_backward(case: Case) -> None:
     got = np.zeros_like(x) if second is None else second
     bad = ~np.isfinite(got) & np.isfinite(gradient) & ~_near_singular(case, x)
     if bad.any():
-        near = bad & (np.abs(x) <= 10)
+        near = bad & (np.abs(x) <= 10) & _square_represented(case, x)
         index = first(near if near.any() else bad)
         value = float(x[index])
         raise case.fail(
@@ -154,13 +156,13 @@ def double_backward_cotangent(case: Case) -> None:
     (https://arxiv.org/abs/1704.00028), because a layer's cotangent depends on the weights of the layers behind it. A
     backward that is itself a custom function, with its own backward, may lose it silently, or compute something else.
     """
-    x = case.x[np.abs(case.x) <= 1e4]
+    chosen = (np.abs(case.x) <= 1e4) & np.isfinite(case.y) & _square_represented(case, case.x)
+    x, g, inaccuracy = case.x[chosen], case.g[chosen], case.inaccuracy[chosen]
     u, v = dyadic(x.size), -0.5 * dyadic(x.size)[::-1]
     try:
         _, second = case.framework.second(case.f, x, "cotangent", v, u)
     except Unsupported as error:
         raise case.unsupported(error) from None
-    g, inaccuracy = case.g[np.abs(case.x) <= 1e4], case.inaccuracy[np.abs(case.x) <= 1e4]
     got = np.zeros_like(x) if second is None else second
     expected = g * u
     slack = 32 * case.eps * (0.125 + np.abs(expected)) * (1 + wider(x, 16.0) / 4) + 8 * inaccuracy * np.abs(u)
@@ -182,12 +184,52 @@ def double_backward_cotangent(case: Case) -> None:
         )
 
 
+def _square_represented(case: Case, x: Floats) -> Mask:
+    """Return a mask of the inputs, 0 included, whose squares do not underflow, as quotients in second derivatives need."""
+    return (x == 0) | (x * x >= case.tiny * case.eps)
+
+
 def _near_singular(case: Case, x: Floats) -> Mask:
     result = np.zeros(x.shape, dtype=bool)
     for kink in case.kinks:
         if kink.singular:
             result |= np.abs(x - kink.at) < 0.05 * max(1.0, abs(kink.at))
     return result
+
+
+@law(needs=("decompositions",))
+def decomposition(case: Case) -> None:
+    """At and beside a kink that the dtype rounds, decomposed operations agree with the activation.
+
+    A compiler puts simpler operations in the place of an activation (torch's core_aten_decompositions). They may round the
+    bound that they compare with, where the activation does not. Then inputs at the rounded bound fall on the other side.
+    Source: pytorch issue 185472. ``compile_agreement`` compares everywhere, but takes seconds.
+    """
+    rounded = [number for number, kink in enumerate(case.kinks) if not case.represents(kink)]
+    if not rounded:
+        raise NotApplicable("the dtype represents every kink")
+    chosen = np.isin(case.nearest[0][: case.near_kinks.size], rounded)
+    x = case.near_kinks[chosen]
+    try:
+        found = case.framework.decomposed(case.f, x)
+    except Unsupported as error:
+        raise case.unsupported(error) from None
+    for what, ours, plain in zip(("gradient", "value"), reversed(found), (case.reverse(x), case.value(x)), strict=True):
+        # a rounded bound changes the result by the difference between the two sides
+        least = min(abs(case.kinks[number].right - case.kinks[number].left) for number in rounded)
+        slack = 32 * case.eps * (1 + np.abs(plain)) if what == "value" else 0.25 * least + 8 * case.eps
+        bad = (np.abs(ours - plain) > slack) | (np.isfinite(ours) != np.isfinite(plain))
+        if bad.any():
+            index = first(bad)
+            value = float(x[index])
+            raise case.fail(
+                f"the {what} by decomposed operations differs, as a compiler computes it",
+                x=value,
+                cotangent=1.0,
+                got=float(ours[index]),
+                allowed=f"{float(plain[index])!r}, as without decomposition",
+                script=case.script.decomposed(value),
+            )
 
 
 @law(needs=("compile",), applies=lambda case: case.activation.compile)

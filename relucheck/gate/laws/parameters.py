@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,9 +13,9 @@ from relucheck.activations.kink_search import derivatives
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
-from relucheck.gate.frameworks.exchange import Function, Unsupported
+from relucheck.gate.frameworks.exchange import Disconnected, Function, Unsupported
 from relucheck.gate.laws.law import REGISTRY, law
-from relucheck.numerics.floats import Floats
+from relucheck.numerics.floats import FORMATS, Floats
 
 #: Number of channels that the law checks, taken from the end, so that confusing the first with the last is detected.
 _MOST_CHANNELS: Final = 3
@@ -153,7 +154,9 @@ def _wrong_at(case: Case, name: str, value: float) -> tuple[str, float | None, s
     """
     try:
         return _compared_at(case, name, value)
-    except (*case.framework.errors, ValueError, ArithmeticError, AssertionError):
+    except (ValueError, ArithmeticError, AssertionError):
+        return None
+    except case.framework.errors:
         return None
 
 
@@ -183,6 +186,54 @@ def _compared_at(case: Case, name: str, value: float) -> tuple[str, float | None
     return None
 
 
+@law(needs=("autocast",), applies=lambda case: case.subject.has_state and case.dtype == "float32")
+def autocast_mixed(case: Case) -> None:
+    """Under autocast, inputs of lower precision with float32 parameters have right gradients.
+
+    A linear layer under autocast delivers bfloat16 or float16, and the parameters behind it stay float32. Gradients of the
+    input and of learnable parameters must equal those in float32 up to the lower precision. A module that refuses the
+    combination is a notice. Source: https://docs.pytorch.org/docs/stable/amp.html
+    """
+    lower = case.framework.lower_precision(case.device)
+    x, v = FORMATS[lower].rounded(np.array(_INPUTS)), dyadic(len(_INPUTS))
+    mixed = dataclasses.replace(case.f, dtype=lower)
+    try:
+        got = case.framework.autocast(mixed, x)
+        found = case.framework.autocast_parameters(mixed, x, v) if case.subject.learnable else {}
+    except (Disconnected, Unsupported) as error:
+        if isinstance(error, Unsupported):
+            raise case.unsupported(error, f"a {lower} input with float32 parameters under autocast") from None
+        raise case.fail(
+            f"no gradient reaches a {lower} input under autocast: {error}", script=case.script.autocast_mixed(x[0], lower)
+        ) from None
+    eps = 32 * FORMATS[lower].eps
+    plain = case.reverse(x)
+    bad = ~(np.abs(got - plain) <= eps * (1 + np.abs(plain)) * (1 + np.abs(x) / 4)) & np.isfinite(plain)
+    if bad.any():
+        index = first(bad)
+        value = float(x[index])
+        raise case.fail(
+            f"under autocast the gradient of a {lower} input with float32 parameters is wrong",
+            x=value,
+            cotangent=1.0,
+            got=float(got[index]),
+            allowed=repr(float(plain[index])),
+            script=case.script.autocast_mixed(value, lower),
+        )
+    for name, expected in (case.framework.parameter_gradients(case.f, x, v) if found else {}).items():
+        ours, right = (0.0 if each is None else each.numbers for each in (found[name], expected))
+        lost = found[name] is None and np.any(right)
+        if lost or not (np.abs(ours - right) <= eps / 8 * (1 + np.abs(v * x).sum())).all():
+            raise case.fail(
+                f"under autocast and for a {lower} input, the gradient of the float32 parameter {name!r} is "
+                + ("lost silently" if lost else "wrong"),
+                cotangent="different per element",
+                got=str(np.asarray(ours).tolist()),
+                allowed=str(np.asarray(right).tolist()),
+                script=case.script.autocast_mixed(-1.5, lower, name),
+            )
+
+
 @law(needs=("parameters", "second_order"), applies=lambda case: case.subject.learnable and case.format.width > 16)
 def double_backward_parameters(case: Case) -> None:
     """The gradient's derivatives by parameters are right, or double backward raises an error.
@@ -195,8 +246,8 @@ def double_backward_parameters(case: Case) -> None:
     u = v[::-1].copy()
     try:
         found = case.framework.second_by_parameters(case.f, x, v, u)
-    except Unsupported as error:
-        raise case.unsupported(error) from None
+    except Unsupported as refused:
+        raise case.unsupported(refused) from None
     for name, second in found.items():
         expected, error, scale = _difference(case, _wide(case), name, lambda f: u * case.reverse(x, v, f))
         got = np.zeros_like(expected) if second is None else second.numbers
