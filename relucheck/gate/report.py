@@ -209,11 +209,10 @@ def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False)
     spaced = width >= 26 + 2 * len(laws)
     gap = " " if spaced else ""
     numbers = [f"{number:>2}" for number in range(1, len(laws) + 1)]
-    header = Text("\n".join(gap.join(number[row] for number in numbers) for row in (0, 1)))
+    rows = [gap.join(number[row] for number in numbers) for row in (0, 1)]
+    header = Text("\n".join(rows))
     table = RichTable(title="activation x law, worst over dtypes", title_justify="left", box=None, pad_edge=False)
-    table.add_column(
-        "activation", no_wrap=True, max_width=max(8, width - 10 - len(gap.join(numbers)) // (1 if spaced else 2))
-    )
+    table.add_column("activation", no_wrap=True, max_width=max(8, width - 10 - len(rows[0])))
     table.add_column("passed", justify="right", no_wrap=True)
     table.add_column(header, no_wrap=True)
     for name in activations:
