@@ -144,7 +144,7 @@ class TorchScript(Script):
 
     def _beside_reverse(self, x: float, line: str, elements: str = "") -> str:
         """Return a script that compares the gradient ``other``, which a line computes, with reverse mode."""
-        eps = self.format.eps
+        eps = self.eps
         return self.text(
             self.set_gradient("reverse"),
             "x = x.detach()",
@@ -160,7 +160,7 @@ class TorchScript(Script):
         return self._beside_reverse(x, line)
 
     def mapped_value(self, x: float) -> str:
-        pick, eps = self.pick, self.format.eps
+        pick, eps = self.pick, self.eps
         return self.text(
             f"plain = act(x){pick}",
             f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){pick})(x{pick}[:, None])",
@@ -220,7 +220,7 @@ class TorchScript(Script):
         )
 
     def layout(self, name: str) -> str:
-        eps = self.format.eps
+        eps = self.eps
         return self.text(
             f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({self.place})",
             f"x = {LAYOUTS[name]}.detach().requires_grad_()",
@@ -263,7 +263,7 @@ class TorchScript(Script):
         )
 
     def after_saving(self, x: float) -> str:
-        eps = self.format.eps
+        eps = self.eps
         return "\n".join(
             [
                 *self._variant(),

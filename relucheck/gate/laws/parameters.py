@@ -60,6 +60,8 @@ def _difference(case: Case, name: str, x: Floats, weights: Floats) -> tuple[Floa
     module = framework.moved(subject.fresh(case.dtype), "float64", "cpu")
     before = framework.parameter(module, name).numbers
 
+    step = max(1e-4, case.resolution.exact_eps ** (1 / 3))
+
     def terms(index: int, step: float) -> Floats:
         moved = before.copy()
         moved.flat[index] += step
@@ -69,7 +71,7 @@ def _difference(case: Case, name: str, x: Floats, weights: Floats) -> tuple[Floa
     here = weights * framework.value(subject.function_of(module, "float64"), x)
     result, error, scale = np.zeros((2, before.size)), np.zeros(before.size), 0.0
     for index in range(before.size):
-        for row, h in enumerate((1e-4, 5e-5)):
+        for row, h in enumerate((step, step / 2)):
             above, below = terms(index, h), terms(index, -h)
             result[row, index] = (above - below).sum() / (2 * h)
             # the function may have a kink in the parameter (a clamped slope at its bound): then any value between the two
@@ -78,7 +80,7 @@ def _difference(case: Case, name: str, x: Floats, weights: Floats) -> tuple[Floa
             error[index] = max(error[index], bend / 10 if bend > 1e-3 * (1 + abs(result[row, index])) else 0.0)
             scale = max(scale, float(np.abs((above - below) / (2 * h)).sum()), float(np.abs(above).max()))
         framework.with_parameter(module, name, before)
-    error = np.maximum(error, np.abs(result[0] - result[1]))
+    error = np.maximum(error, np.abs(result[0] - result[1])) + 8 * case.resolution.exact_eps * scale / step
     return result[1].reshape(before.shape), error.reshape(before.shape), scale
 
 
