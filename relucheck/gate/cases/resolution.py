@@ -26,7 +26,7 @@ _NEIGHBOURS: Final = (-1.91, -1.23, -0.53, 0.53, 1.23, 1.91)
 #: The same at large inputs, where all that is known of a gradient is how far it moves.
 _DISTANT: Final = (-19, -12, -9, -5, -3, -1, 0, 1, 2, 4, 7, 13, 17)
 #: Inputs with full significands, whose results would not fit in a narrower format by chance.
-_GENERIC: Final = np.linspace(-6.0, 6.0, 64) * 0.9973 + 0.0137
+_GENERIC: Final = np.linspace(-6.0, 6.0, 200) * 0.9973 + 0.0137
 
 
 class Resolution:

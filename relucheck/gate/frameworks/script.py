@@ -113,7 +113,11 @@ class Script:
         return ""
 
     def set_first(self, name: str, value: float) -> str:
-        """Line that sets the first element of an array, ``x`` or a cotangent."""
+        """Line that sets the first element of the vector in an array, ``x`` or a cotangent."""
+        return ""
+
+    def rest(self, name: str) -> str:
+        """Expression for an array without the first element of the vector."""
         return ""
 
     # -- whole scripts --------------------------------------------------------------------------------------------------
@@ -193,6 +197,10 @@ class Script:
 
     def in_place(self, x: float) -> str:
         """``in_place``: compare the in-place variant with the activation."""
+        return ""
+
+    def in_place_runs(self) -> str:
+        """``in_place``: assert that the backward of the in-place variant runs."""
         return ""
 
     def after_saving(self, x: float) -> str:
