@@ -240,14 +240,6 @@ class ImagePReLU(FeaturePReLU):
         return torch.where(x > 0, x, self.weight.view(1, channels, 1, 1) * x)
 
 
-class MatrixPReLU(FeaturePReLU):
-    """Takes (n, C) only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        _, _ = x.shape
-        return super().forward(x)
-
-
 class SequencePReLU(FeaturePReLU):
     """Takes (n, L, C) only."""
 
@@ -375,7 +367,6 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     DynamicTanh: ("float32",),
     FeaturePReLU: ("bfloat16",),
     ImagePReLU: ("float32",),
-    MatrixPReLU: ("float32",),
     SequencePReLU: ("float32",),
     BiasedLeaky: ("float32",),
     Scaled: ("float32",),
