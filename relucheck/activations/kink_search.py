@@ -93,11 +93,12 @@ def resolution(y: Floats) -> float:
     """
     finite = y[np.isfinite(y)]
     # the first few numbers decide almost always, and cost less than all
-    narrow = _is_float32(finite[:16]) and _is_float32(finite)
-    # values with few distinct numbers (a step function, a clamp) may be float32 numbers by chance
-    if narrow and np.unique(finite).size > 0.2 * finite.size:
-        return FORMATS["float32"].eps
-    return _FLOAT64.eps
+    if not (_is_float32(finite[:16]) and _is_float32(finite)):
+        return _FLOAT64.eps
+    # constants and numbers of few digits (a step function, a clamp) are float32 numbers by chance
+    fraction, _ = np.frexp(finite)
+    many_digits = np.unique(finite[np.ldexp(fraction, 12) % 1 != 0])
+    return FORMATS["float32"].eps if many_digits.size >= 4 else _FLOAT64.eps
 
 
 def _step(unit: float) -> float:
@@ -358,7 +359,9 @@ def derivatives(f: Function, x: Floats, kinks: Sequence[FoundKink]) -> tuple[Flo
     h = np.minimum(wanted, room / 5)
     offsets = np.arange(0.0, 5.0)
     # small steps for large |x| reveal an oscillation that the relative step skips: the estimates then disagree
-    smalls = [np.minimum(h / 3, np.maximum(ulps * unit * np.abs(x), 1e-3)) for ulps in (90, 6)]
+    smalls = [
+        np.minimum(h / 3, np.maximum(ulps * unit * size, floor)) for ulps, floor in ((90, 1e-3), (6, 1e-3), (1e4, 0.0))
+    ]
     results, errors = [], []
     for side, distance in ((-1, below), (1, above)):
         nodes = np.stack([x[:, None] + side * offsets * step[:, None] for step in (h, h / 2, *smalls)])
@@ -371,6 +374,9 @@ def derivatives(f: Function, x: Floats, kinks: Sequence[FoundKink]) -> tuple[Flo
         # of the small steps' disagreement, only what exceeds its rounding error counts
         noise = 20 * unit * largest / steps[2:]
         error += np.maximum(np.abs(estimate[1] - estimate[2:]) - noise, 0.0).max(0)
+        # estimates that differ by a quarter, not just by rounding, say nothing: the function turns within the steps
+        unknown = np.abs(estimate[0] - estimate[1]) > 0.25 * np.abs(estimate[:2]).max(0) + 20 * unit * largest / h + 1e-3
+        error = np.where(unknown, math.inf, error)
         usable = (distance >= 4 * h) & (h > 0)
         results.append(np.where(usable, estimate[1], math.nan))
         errors.append(np.where(usable, error, math.nan))

@@ -134,8 +134,9 @@ class Subject:
         channels = []
         for c in sorted({size for size in self.framework.parameter_sizes(self.original) if size > 1}):
             side = 2 if c != 2 else 3  # no other axis has the length of the channels
-            # (n, C, L), (n, C), (n, C, H, W) and (n, L, C)
-            channels += [Layout((2, c, -1), 1), Layout((-1, c), 1), Layout((2, c, side, -1), 1), Layout((side, -1, c), 2)]
+            # (n, C, L), (n, C), (n, C, H, W), (n, L, C) and (n, H, W, C)
+            channels += [Layout((2, c, -1), 1), Layout((-1, c), 1), Layout((2, c, side, -1), 1)]
+            channels += [Layout((side, -1, c), 2), Layout((side, side, -1, c), 3)]
         return [Layout(), *channels, Layout((1, -1)), Layout((1, 4, -1, 1)), Layout((1, 1, -1, 1))]
 
     def _classify(self) -> None:

@@ -50,6 +50,10 @@ def gelu_in_float32(x: Tensor) -> Tensor:
     return F.gelu(x.float()).to(x.dtype)
 
 
+def hardtanh_in_float32(x: Tensor) -> Tensor:
+    return F.hardtanh(x.float(), -0.7, 1.3).to(x.dtype)
+
+
 def relu6_in_float32(x: Tensor) -> Tensor:
     return F.relu6(x.float()).to(x.dtype)
 
@@ -195,6 +199,70 @@ class SnakeWithoutSine(Snake):
         return x + (super().forward(x) - x).detach()
 
 
+class Siren(nn.Module):
+    """The slope of the sine is learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.omega = nn.Parameter(torch.tensor(30.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.omega * x)
+
+
+class _SineOneTenthLess(torch.autograd.Function):
+    """The gradient of the slope is one tenth too small."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, omega: Tensor) -> Tensor:
+        ctx.save_for_backward(x, omega)
+        return torch.sin(omega * x)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor]:
+        x, omega = ctx.saved_tensors
+        slope = v * torch.cos(omega * x)
+        return omega * slope, 0.9 * (x * slope).sum()
+
+
+class SirenOneTenthLess(Siren):
+    def forward(self, x: Tensor) -> Tensor:
+        return _SineOneTenthLess.apply(x, self.omega)  # type: ignore[no-any-return]
+
+
+# -- periodic, with kinks beyond the scanned range, and poles ------------------------------------------------------------
+def triangle_wave(x: Tensor) -> Tensor:
+    return (x - 2 * torch.floor(x / 2) - 1).abs()
+
+
+def triangle_wrong_in_one_period(x: Tensor) -> Tensor:
+    def backward(x: Tensor, v: Tensor) -> Tensor:
+        side = torch.sign(x - 2 * torch.floor(x / 2) - 1)
+        return v * torch.where((x > 4) & (x < 6), -side, side)
+
+    return differentiated(triangle_wave, backward)(x)
+
+
+def rectified_cosine(x: Tensor) -> Tensor:
+    return F.relu(torch.cos(3 * x))
+
+
+def cotangent(x: Tensor) -> Tensor:
+    return torch.cos(x) / torch.sin(x)
+
+
+def inverse_square(x: Tensor) -> Tensor:
+    return 1 / (x * x)
+
+
+def inverse_square_halved(x: Tensor) -> Tensor:
+    return differentiated(inverse_square, lambda x, v: -v / x**3)(x)
+
+
+def chirp(x: Tensor) -> Tensor:
+    return torch.sin(x.clamp(-1e4, 1e4) ** 2)
+
+
 # -- what autocast and a dtype did not cause ----------------------------------------------------------------------------
 def relu_two_at_kink(x: Tensor) -> Tensor:
     return differentiated(torch.relu, lambda x, v: torch.where(x > 0, v, 0 * v).masked_fill(x == 0, 2.0))(x)
@@ -245,6 +313,14 @@ class SequencePReLU(FeaturePReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         _, _, _ = x.shape
+        return super().forward(x)
+
+
+class ImageLastPReLU(FeaturePReLU):
+    """Takes (n, H, W, C) only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, _, _, _ = x.shape
         return super().forward(x)
 
 
@@ -357,6 +433,7 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     sine_in_float32: ("float32", "float64"),
     snake_in_float32: ("float64", "float16"),
     gelu_in_float32: ("float64",),
+    hardtanh_in_float32: ("float64",),
     relu6_in_float32: ("float64",),
     leaky_in_float32: ("float64",),
     ScaledTanhInFloat32: ("float64",),
@@ -364,6 +441,11 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     maximum_of_scaled: ("float32", "bfloat16", "float16"),
     tangent: ("float16",),
     cosine_of_turns: ("bfloat16", "float16"),
+    triangle_wave: ("float64", "float16"),
+    rectified_cosine: ("float32",),
+    cotangent: ("float16",),
+    inverse_square: ("float32",),
+    chirp: ("float64",),
     DynamicTanh: ("float32",),
     FeaturePReLU: ("bfloat16",),
     ImagePReLU: ("float32",),
@@ -389,6 +471,9 @@ FAULTY: dict[Any, tuple[str, str]] = {
     cosine_flat_from_three: ("derivative", "float16"),
     SnakeWithoutSine: ("derivative", "bfloat16"),
     relu_nan_in_bfloat16: ("dtype_agreement", "bfloat16"),
+    SirenOneTenthLess: ("parameters", "float32"),
+    triangle_wrong_in_one_period: ("derivative", "float16"),
+    inverse_square_halved: ("derivative", "float32"),
     Steep: ("derivative", "float32"),
     FirstFeatureForAll: ("channels", "float32"),
     FirstSampleOnly: ("derivative", "float32"),

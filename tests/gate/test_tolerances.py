@@ -95,6 +95,7 @@ def test_a_function_of_positions_is_skipped():
         (kinds.DynamicTanh, (-1, 4)),
         (kinds.SequencePReLU, (2, -1, 4)),
         (kinds.ImagePReLU, (2, 4, 2, -1)),
+        (kinds.ImageLastPReLU, (2, 2, -1, 4)),
         (kinds.Snake, (2, 4, -1)),
         (functools.partial(kinds.FeaturePReLU, 2), (-1, 2)),
         (functools.partial(nn.PReLU, 3), (2, 3, -1)),
@@ -114,6 +115,26 @@ def test_one_that_cannot_be_differentiated_in_place_is_an_error_that_says_so():
         assert f"/{law}/float32: " in message
         assert "cannot be differentiated" in message
         assert "overwrites a value that its own backward needs" in message
+
+
+def test_rounding_inside_moves_gradients_of_parameters():
+    for dtype in ("float32", "float16"):
+        found = verdicts(kinds.Siren, dtypes=(dtype,), laws=("parameters",))
+        assert found["Siren", "parameters"].outcome == "passed", found
+
+
+def test_a_sequence_announces_what_its_first_module_does():
+    class Unannounced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.first(x)
+
+    for first, outcome in ((nn.ReLU(inplace=True), "passed"), (Unannounced(), "failed")):
+        found = verdicts(nn.Sequential(nn.Sequential(first), nn.Tanh()), laws=("input_unchanged",))
+        assert {verdict.outcome for verdict in found.values()} == {outcome}
 
 
 def resolution(f, dtype="float64"):

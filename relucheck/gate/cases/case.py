@@ -238,9 +238,15 @@ class Case:
             near = (index == number) & (distance <= 8 * self.eps * max(1.0, abs(kink.at)))
             if not near.any():
                 continue
-            other = self._limit(kink) + (x - kink.at) * np.where(x > kink.at, kink.left, kink.right)
-            distinguished = np.abs(y - expected) < 0.25 * np.abs(y - other)
-            rise = np.abs(expected - self._limit(kink))
+            limit, away = self._limit(kink), x - kink.at
+            other = limit + away * np.where(away > 0, kink.left, kink.right)
+            deviation = np.abs(y - expected)
+            rounded_once = deviation <= 4 * working.eps * np.abs(y)
+            if not kink.singular and not kink.jump:
+                # the exact value may be rounded as well, but not the straight line from the kink
+                deviation = np.maximum(deviation, np.abs(y - limit - away * np.where(away > 0, kink.right, kink.left)))
+            distinguished = (deviation < 0.25 * np.abs(y - other)) & rounded_once
+            rise = np.abs(expected - limit)
             lost = (rise < 4 * working.tiny * working.eps) & (np.abs(y - expected) > 0.25 * rise)
             result |= near & (distance > 0) & (~distinguished | lost)
             # the values that round to the kink where it computes stand for the kink
@@ -252,16 +258,28 @@ class Case:
         return float(self.exact(np.array([kink.at]))[0])
 
     @functools.cached_property
+    def estimates(self) -> tuple[Floats, Floats, Floats]:
+        """Left and right derivative of the exact function at the probe points, and their error, (n,) each."""
+        return derivatives(self.exact, self.x, self.kinks)
+
+    @functools.cached_property
+    def uncertainty(self) -> Floats:
+        """How little is known of the derivative at each probe point, (n,).
+
+        It is 10 times the error of the finite differences, plus how far the derivative moves between neighbouring inputs.
+        """
+        return 10 * self.estimates[2] + self.resolution.of_gradient(self.x)
+
+    @functools.cached_property
     def allowed(self) -> tuple[Floats, Floats, Floats]:
         """Lowest and highest allowed gradient, and tolerance, at each probe point.
 
         All three have shape (n,), for cotangent 1. At a kink the bounds are the ends of its Clarke interval. Elsewhere
         they are the two one-sided derivatives of the exact function, which agree unless the search missed a kink, or NaN
         where they are unknown. The tolerance is 8 machine epsilons of a 16-bit dtype and 64 of a wider one, more for larger
-        ``|x|``, where correct implementations lose digits, plus 10 times the error of the finite differences, plus how far
-        the derivative moves between neighbouring inputs.
+        ``|x|``, where correct implementations lose digits, plus ``uncertainty``.
         """
-        left, right, error = derivatives(self.exact, self.x, self.kinks)
+        left, right, _ = self.estimates
         low, high = np.minimum(left, right), np.maximum(left, right)
         index, _ = self.nearest
         for number, kink in enumerate(self.kinks):
@@ -270,8 +288,8 @@ class Case:
             high = np.where(here, np.maximum(high, kink.hull[1]), high)
         size = np.maximum(np.abs(low), np.abs(high))
         units = 8 if self.eps > 1e-4 else 64
-        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size) + 10 * error
-        return low, high, tolerance + self.resolution.of_gradient(self.x)
+        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size)
+        return low, high, tolerance + self.uncertainty
 
     @functools.cached_property
     def inaccuracy(self) -> Floats:

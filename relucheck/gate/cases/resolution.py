@@ -80,10 +80,14 @@ class Resolution:
         """
         return min(1e6, 5e-5 / self.exact_eps)
 
-    def _beside(self, x: Floats, eps: float | None) -> Floats:
+    def neighbours(self, x: Floats, eps: float | None = None) -> Floats:
         """Return the points (n,) and their neighbours, (1 + neighbours, n).
 
         A neighbour is on the same side of every kink as its point; otherwise the point takes its place.
+
+        Args:
+            x: the points, (n,).
+            eps: machine epsilon of the rounding inside; that of ``format`` if None.
         """
         distances = np.array([0.0, *_NEIGHBOURS])[:, None]
         near = x * (1 + distances * (self.format.eps if eps is None else eps))
@@ -94,20 +98,18 @@ class Resolution:
     def of_value(self, x: Floats, eps: float | None = None) -> Floats:
         """Return how far the exact value moves between neighbours of each point, (n,).
 
-        Args:
-            x: the points, (n,).
-            eps: machine epsilon of the rounding inside; that of ``format`` if None.
+        The arguments are those of ``neighbours``.
         """
-        near = self._beside(x, eps)
+        near = self.neighbours(x, eps)
         values = self._exact(near.ravel()).reshape(near.shape)
         return np.fmax.reduce(np.abs(values - values[0]), axis=0, initial=0.0)
 
     def of_gradient(self, x: Floats, eps: float | None = None) -> Floats:
         """Return how far the exact derivative moves between neighbours of each point, (n,).
 
-        The arguments are those of ``of_value``. A derivative that is not known does not move.
+        The arguments are those of ``neighbours``. A derivative that is not known does not move.
         """
-        near = self._beside(x, eps)
+        near = self.neighbours(x, eps)
         left, right, error = (side.reshape(near.shape) for side in derivatives(self._exact, near.ravel(), self._kinks()))
         moved = np.fmax(np.abs(left - left[0]), np.abs(right - right[0])) + error
         return np.fmax.reduce(moved, axis=0, initial=0.0)

@@ -49,7 +49,7 @@ def _shapes(layout: Layout) -> list[tuple[int, ...]]:
     if layout.axis is None:
         return []
     free = [axis for axis in range(len(layout.shape)) if axis != layout.axis]
-    sizes = [(3, 5, 4), (1, 1, 1), (0, 2, 2)]
+    sizes = [(3, 5, 4, 2), (1, 1, 1, 1), (0, 2, 2, 2)]
     return [
         tuple(layout.channels if axis == layout.axis else size[free.index(axis)] for axis in range(len(layout.shape)))
         for size in sizes
