@@ -26,9 +26,10 @@ def arrangements(layout: Layout) -> dict[str, str]:
     """
     if layout.plain:
         return _PLAIN
-    ones = math.prod(layout.batched(2, 1))
-    shape = layout.batched(2, 96 // ones)
     vector = layout.shape.index(-1)
+    others = [2 if axis == 0 and n == 1 else n for axis, n in enumerate(layout.shape)]
+    others[vector] = 1
+    shape = tuple(96 // math.prod(others) if axis == vector else n for axis, n in enumerate(others))
     numbers = f"base[:{math.prod(shape)}]"
     axes = tuple(reversed(range(len(shape))))
     step = ", ".join("::2" if axis == vector else ":" for axis in range(len(shape)))
@@ -42,6 +43,15 @@ def arrangements(layout: Layout) -> dict[str, str]:
     if len(shape) == 4:
         result["channels_last"] = f"{numbers}.reshape{shape}.contiguous(memory_format=torch.channels_last)"
     return result
+
+
+def _backward_runs(value: str) -> list[str]:
+    return [
+        "try:",
+        f"    {value}.sum().backward()",
+        "except RuntimeError as error:",
+        '    raise AssertionError("backward needs a value that was overwritten") from error',
+    ]
 
 
 class TorchScript(Script):
@@ -122,7 +132,10 @@ class TorchScript(Script):
         return f"torch.allclose({a}, {b}, rtol={rtol}, atol={atol})"
 
     def set_first(self, name: str, value: float) -> str:
-        return f"{name}{'.data' if name == 'x' else ''}[..., 0] = {literal(value)}"
+        return f"{name}{'.data' if name == 'x' else ''}[{':, ' * self.subject.layout.along}0] = {literal(value)}"
+
+    def rest(self, name: str) -> str:
+        return f"{name}[{':, ' * self.subject.layout.along}1:]"
 
     # -- whole scripts --------------------------------------------------------------------------------------------------
 
@@ -139,13 +152,7 @@ class TorchScript(Script):
         return self.text('assert act(x).requires_grad, "the output carries no graph"', x=[0.5])
 
     def overwritten_value(self) -> str:
-        return self.text(
-            "try:",
-            "    act(x).sum().backward()",
-            "except RuntimeError as error:",
-            '    raise AssertionError("backward needs a value that was overwritten") from error',
-            x=[0.5],
-        )
+        return self.text(*_backward_runs("act(x)"), x=[0.5])
 
     def late_gradient(self, x: float) -> str:
         return self.text(
@@ -171,7 +178,7 @@ class TorchScript(Script):
 
     def _beside_reverse(self, x: float, line: str, elements: str = "") -> str:
         """Return a script that compares the gradient ``other``, which a line computes, with reverse mode."""
-        eps = self.format.eps
+        eps = self.eps
         return self.text(
             self.set_gradient("reverse"),
             "x = x.detach()",
@@ -187,10 +194,10 @@ class TorchScript(Script):
         return self._beside_reverse(x, line)
 
     def mapped_value(self, x: float) -> str:
-        pick, eps = self.pick, self.format.eps
+        pick, eps = self.pick, self.eps
         return self.text(
             f"plain = act(x){pick}",
-            f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){pick})(x{pick}[:, None])",
+            f"mapped = torch.func.vmap(lambda t: act(t.expand(x.shape)){pick})(x{pick}[:, None])",
             'print("under vmap", mapped, "plain", plain)',
             "mapped, plain = mapped.flatten(), plain.flatten()",
             f"assert torch.allclose(mapped, plain, rtol={32 * eps:.3g}, atol={16 * eps:.3g})",
@@ -259,23 +266,25 @@ class TorchScript(Script):
         layout = self.subject.layout
         return self.text(
             f"x = torch.full({shape}, 0.5, {self.place})"
-            + ("" if layout.plain else f".reshape((1, 1, -1)).expand{layout.shape}"),
+            + ("" if layout.plain or len(shape) > 1 else f".reshape{layout.unexpanded}.expand{layout.shape}"),
             "y = act(x)",
             "print(y.dtype, y.shape)",
             "assert (y.dtype, y.shape) == (x.dtype, x.shape)",
         )
 
     def numbers_in_shape(self, shape: tuple[int, ...], numbers: Sequence[float], slack: float) -> str:
+        layout = self.subject.layout
+        channel = "" if layout.axis is None else f".select({layout.axis}, {layout.channel})"
         return self.text(
-            f"x = torch.tensor([{', '.join(map(repr, numbers))}], {self.place})",
-            f"z = x.reshape({shape}).requires_grad_()",
-            "plain, = torch.autograd.grad(act(x.requires_grad_()).sum(), x)",
+            f"z = torch.tensor([{', '.join(map(repr, numbers))}], {self.place}).reshape({shape}).requires_grad_()",
+            f"x = z.detach(){channel}.reshape{layout.unexpanded}.expand{layout.shape}.clone().requires_grad_()",
+            "plain, = torch.autograd.grad(act(x).sum(), x)",
             "got, = torch.autograd.grad(act(z).sum(), z)",
-            f"assert (got.flatten() - plain).abs().max() <= {slack:.3g}, (got, plain)",
+            f"assert (got{channel}.flatten() - plain{self.pick}).abs().max() <= {slack:.3g}, (got, plain)",
         )
 
     def layout(self, name: str, what: str = "gradient") -> str:
-        eps, place = self.format.eps, self.place
+        eps, place = self.eps, self.place
         computed = "torch.autograd.grad(act(x), x, v)"
         if what.startswith("gradient of parameter"):
             computed = f"torch.autograd.grad(act(x), act.get_parameter({what.split()[-1]}), v)"
@@ -336,8 +345,11 @@ class TorchScript(Script):
             ]
         )
 
+    def in_place_runs(self) -> str:
+        return "\n".join([*self._variant(), self.input([0.5]), *_backward_runs("act_(x * 1)")])
+
     def after_saving(self, x: float) -> str:
-        eps = self.format.eps
+        eps = self.eps
         return "\n".join(
             [
                 *self._variant(),
@@ -370,7 +382,7 @@ class TorchScript(Script):
         )
 
     def batch(self, shape: tuple[int, ...]) -> str:
-        eps = 8 * self.format.eps
+        eps = 8 * self.eps
         return self.text(
             f"x = 3 * torch.sin(1.7 * torch.arange({math.prod(shape)}.0)).reshape({shape}).to({self.place})",
             "run = lambda x: torch.autograd.grad(act(x).sum(), [x, *act.parameters()])",

@@ -36,7 +36,7 @@ def parameters(case: Case) -> None:
     once = case.framework.parameter_gradients(f, inputs, v)
     doubled = case.framework.parameter_gradients(f, inputs, 2 * v)
     for name, found in once.items():
-        expected, error, scale = _difference(case, _wide(case), name, lambda f: v * case.framework.value(f, inputs))
+        expected, error, scale = _value_difference(case, _wide(case), name, inputs, v)
         if found is None:
             if (np.abs(expected) > 1e-6 + 10 * error).any():
                 raise _parameter_failure(case, name, "no gradient reaches parameter", "None", expected)
@@ -61,31 +61,41 @@ def _wide(case: Case) -> Any:
     return case.framework.moved(case.subject.fresh(case.dtype), "float64", "cpu")
 
 
-def _difference(case: Case, module: Any, name: str, terms_of: Callable[[Function], Floats]) -> tuple[Floats, Floats, float]:
+def _difference(
+    case: Case, module: Any, name: str, x: Floats, terms_of: Callable[[Function, Floats], Floats]
+) -> tuple[Floats, Floats, float]:
     """Compute the central difference in one parameter of a sum of terms, in float64.
 
-    Also returns its error, and the scale of the terms.
+    Also returns its error, which includes how far it moves between neighbouring inputs, and the scale of its terms.
 
     Args:
         case: the case under test.
         module: the module in float64, which is left as it is.
         name: the parameter.
-        terms_of: computes the terms of a float64 function.
+        x: the inputs, (n,).
+        terms_of: computes the terms of a float64 function for several rows of inputs, (k, n) each.
     """
     framework, subject = case.framework, case.subject
     before = framework.parameter(module, name).numbers
+
+    step = max(1e-4, case.resolution.exact_eps ** (1 / 3))
 
     def terms(index: int, step: float) -> Floats:
         moved = before.copy()
         moved.flat[index] += step
         changed = framework.with_parameter(module, name, moved)
-        return terms_of(subject.function_of(changed, "float64"))
+        return terms_of(subject.function_of(changed, "float64"), near)
 
-    here = terms_of(subject.function_of(module, "float64"))
+    near = case.resolution.neighbours(x)
+    here = terms(0, 0.0)[0]
     result, error, scale = np.zeros((2, before.size)), np.zeros(before.size), 0.0
+    moved = np.zeros(before.size)
     for index in range(before.size):
-        for row, h in enumerate((1e-4, 5e-5)):
+        for row, h in enumerate((step, step / 2)):
             above, below = terms(index, h), terms(index, -h)
+            slopes = (above - below) / (2 * h)
+            moved[index] = np.abs(slopes - slopes[0]).max(0).sum()
+            above, below = above[0], below[0]
             result[row, index] = (above - below).sum() / (2 * h)
             # the function may have a kink in the parameter (a clamped slope at its bound): then any value between the two
             # one-sided differences is right
@@ -93,8 +103,18 @@ def _difference(case: Case, module: Any, name: str, terms_of: Callable[[Function
             error[index] = max(error[index], bend / 10 if bend > 1e-3 * (1 + abs(result[row, index])) else 0.0)
             scale = max(scale, float(np.abs((above - below) / (2 * h)).sum()), float(np.abs(above).max()))
         framework.with_parameter(module, name, before)
-    error = np.maximum(error, np.abs(result[0] - result[1]))
+    error = np.maximum(error, np.abs(result[0] - result[1])) + 8 * case.resolution.exact_eps * scale / step
+    error += moved / 10  # callers allow 10 times the error
     return result[1].reshape(before.shape), error.reshape(before.shape), scale
+
+
+def _value_difference(case: Case, module: Any, name: str, x: Floats, weights: Floats) -> tuple[Floats, Floats, float]:
+    """Compute ``_difference`` of sum(weights * f)."""
+
+    def terms(f: Function, near: Floats) -> Floats:
+        return weights * case.framework.value(f, near.ravel()).reshape(near.shape)
+
+    return _difference(case, module, name, x, terms)
 
 
 def _listed(numbers: Floats) -> str:
@@ -177,7 +197,7 @@ def _compared_at(case: Case, name: str, value: float) -> tuple[str, float | None
     if bad.any():
         index = first(bad)
         return "input", float(x[index]), repr(float(g[index])), repr(float(low[index]))
-    expected, error, scale = _difference(case, wide, name, lambda f: v * framework.value(f, x))
+    expected, error, scale = _value_difference(case, wide, name, x, v)
     known = np.isfinite(expected) & (error <= 1e-3 * (1 + np.abs(expected)))
     found = framework.parameter_gradients(f, x, v)[name]
     got = np.zeros_like(expected) if found is None else found.numbers
@@ -248,8 +268,12 @@ def double_backward_parameters(case: Case) -> None:
         found = case.framework.second_by_parameters(case.f, x, v, u)
     except Unsupported as refused:
         raise case.unsupported(refused) from None
+
+    def terms(f: Function, near: Floats) -> Floats:
+        return u * case.reverse(near.ravel(), np.tile(v, len(near)), f).reshape(near.shape)
+
     for name, second in found.items():
-        expected, error, scale = _difference(case, _wide(case), name, lambda f: u * case.reverse(x, v, f))
+        expected, error, scale = _difference(case, _wide(case), name, x, terms)
         got = np.zeros_like(expected) if second is None else second.numbers
         slack = 1e-5 + 10 * error + 64 * case.eps * scale
         if not ((np.abs(got - expected) <= slack) | ~np.isfinite(expected)).all():

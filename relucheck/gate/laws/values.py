@@ -37,13 +37,13 @@ def finite_value(case: Case) -> None:
     must begin at the same input in float32. Domains (the logarithm), poles, and results beyond the dtype's range are right.
     """
     x = np.unique(np.concatenate([case.finite_values, case.x]) + 0.0)
-    x = x[np.abs(x) <= min(_LARGEST_INPUT, case.format.largest / _ROOM)]
+    x = x[np.abs(x) <= min(_LARGEST_INPUT, case.largest / _ROOM)]
     y = case.value(x)
     bad = ~np.isfinite(y)
     if not bad.any():
         return
     true = case.exact(x)
-    lost = bad & (np.abs(true) <= case.format.largest / _ROOM) & _far_from_gaps(case, x)
+    lost = bad & (np.abs(true) <= case.largest / _ROOM) & _far_from_gaps(case, x)
     if lost.any():
         index = _smallest(x, lost)
         reason = f"the function is finite there, {float(true[index]):g} at {float(x[index]):g}"
