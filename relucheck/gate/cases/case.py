@@ -17,10 +17,12 @@ from relucheck.activations.kink_search import FoundKink, derivatives
 from relucheck.activations.kinks import Activation
 from relucheck.errors import error_text
 from relucheck.gate.cases.probing import wider
+from relucheck.gate.cases.resolution import Resolution
 from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks.exchange import Function, Unsupported
 from relucheck.gate.frameworks.port import Framework
+from relucheck.gate.frameworks.script import Script
 from relucheck.gate.subject import Subject
 from relucheck.numerics.floats import FORMATS, Floats, Mask
 
@@ -39,12 +41,11 @@ class Case:
     Attributes:
         subject: the activation.
         dtype: name of the dtype under test.
-        format: the limits and the rounding of the dtype.
+        format: the limits and the rounding of the dtype, which probe points have.
         device: the device under test.
         config: the settings of the run.
         peers: other activations that are numerically the same function, by name.
         changes: the global state that the activation's construction and a first call changed.
-        script: writes the scripts that reproduce violations.
         law: name of the law that is being checked; violations carry it.
     """
 
@@ -62,7 +63,6 @@ class Case:
         self.format = FORMATS[dtype]
         self.config = config or GateConfig()
         self.peers, self.changes = dict(peers or {}), tuple(changes)
-        self.script = self.framework.script(subject, dtype, device)
         self.law = ""
 
     @property
@@ -80,15 +80,30 @@ class Case:
         """Name of the activation."""
         return self.subject.name
 
+    @functools.cached_property
+    def script(self) -> Script:
+        """Writes the scripts that reproduce violations."""
+        return self.framework.script(self.subject, self.dtype, self.device, self.eps)
+
+    @functools.cached_property
+    def resolution(self) -> Resolution:
+        """How finely the activation resolves values and gradients in this dtype."""
+        return Resolution(self.format, self.value, self.reverse, lambda x: self.exact(x), lambda: self.kinks)
+
     @property
     def eps(self) -> float:
-        """The machine epsilon of the dtype."""
-        return self.format.eps
+        """The machine epsilon of the precision in which the activation computes."""
+        return self.resolution.format.eps
 
     @property
     def tiny(self) -> float:
-        """The smallest positive normal number of the dtype."""
-        return self.format.tiny
+        """The smallest positive normal number of the precision in which the activation computes."""
+        return self.resolution.format.tiny
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number of the precision in which the activation computes."""
+        return self.resolution.format.largest
 
     @functools.cached_property
     def f(self) -> Function:
@@ -211,26 +226,49 @@ class Case:
 
         The forward decides which inputs equal the kink. Where the dtype does not represent the kink, or where arithmetic
         precedes the comparison (``x + 3`` in 16 bits), that may be several representable values. A point within 8 machine
-        epsilons of the kink counts as decided only if its value differs clearly from that of the other branch.
+        epsilons of the kink counts as decided only if its value differs clearly from that of the other branch. Where the
+        exact value lies below the subnormal numbers and was lost, the same may have happened inside.
         """
         index, distance = self.nearest
         x, y = self.x, self.y
         result = np.zeros(x.shape, dtype=bool)
         expected = self.exact(x)
+        working = self.resolution.format
         for number, kink in enumerate(self.kinks):
             near = (index == number) & (distance <= 8 * self.eps * max(1.0, abs(kink.at)))
             if not near.any():
                 continue
-            other = self._limit(kink) + (x - kink.at) * np.where(x > kink.at, kink.left, kink.right)
-            distinguished = np.abs(y - expected) < 0.25 * np.abs(y - other)
-            result |= near & (distance > 0) & ~distinguished
-            # the value nearest to a kink that the dtype cannot represent stands for the kink in this dtype
-            result |= near & (x == self.rounded(kink.at)) & (distance > 0)
+            limit, away = self._limit(kink), x - kink.at
+            other = limit + away * np.where(away > 0, kink.left, kink.right)
+            deviation = np.abs(y - expected)
+            rounded_once = deviation <= 4 * working.eps * np.abs(y)
+            if not kink.singular and not kink.jump:
+                # the exact value may be rounded as well, but not the straight line from the kink
+                deviation = np.maximum(deviation, np.abs(y - limit - away * np.where(away > 0, kink.right, kink.left)))
+            distinguished = (deviation < 0.25 * np.abs(y - other)) & rounded_once
+            rise = np.abs(expected - limit)
+            lost = (rise < 4 * working.tiny * working.eps) & (np.abs(y - expected) > 0.25 * rise)
+            result |= near & (distance > 0) & (~distinguished | lost)
+            # the values that round to the kink where it computes stand for the kink
+            result |= near & (working.rounded(x) == working.rounded(kink.at)) & (distance > 0)
         return result
 
     def _limit(self, kink: FoundKink) -> float:
         """Compute the exact value at a kink."""
         return float(self.exact(np.array([kink.at]))[0])
+
+    @functools.cached_property
+    def estimates(self) -> tuple[Floats, Floats, Floats]:
+        """Left and right derivative of the exact function at the probe points, and their error, (n,) each."""
+        return derivatives(self.exact, self.x, self.kinks)
+
+    @functools.cached_property
+    def uncertainty(self) -> Floats:
+        """How little is known of the derivative at each probe point, (n,).
+
+        It is 10 times the error of the finite differences, plus how far the derivative moves between neighbouring inputs.
+        """
+        return 10 * self.estimates[2] + self.resolution.of_gradient(self.x)
 
     @functools.cached_property
     def allowed(self) -> tuple[Floats, Floats, Floats]:
@@ -239,9 +277,9 @@ class Case:
         All three have shape (n,), for cotangent 1. At a kink the bounds are the ends of its Clarke interval. Elsewhere
         they are the two one-sided derivatives of the exact function, which agree unless the search missed a kink, or NaN
         where they are unknown. The tolerance is 8 machine epsilons of a 16-bit dtype and 64 of a wider one, more for larger
-        ``|x|``, where correct implementations lose digits, plus 10 times the error of the finite differences.
+        ``|x|``, where correct implementations lose digits, plus ``uncertainty``.
         """
-        left, right, error = derivatives(self.exact, self.x, self.kinks)
+        left, right, _ = self.estimates
         low, high = np.minimum(left, right), np.maximum(left, right)
         index, _ = self.nearest
         for number, kink in enumerate(self.kinks):
@@ -250,8 +288,8 @@ class Case:
             high = np.where(here, np.maximum(high, kink.hull[1]), high)
         size = np.maximum(np.abs(low), np.abs(high))
         units = 8 if self.eps > 1e-4 else 64
-        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size) + 10 * error
-        return low, high, tolerance
+        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size)
+        return low, high, tolerance + self.uncertainty
 
     @functools.cached_property
     def inaccuracy(self) -> Floats:

@@ -37,17 +37,29 @@ class Layout:
 
     Attributes:
         shape: shape of the call's argument; -1 stands for the length of the vector. ``(-1,)`` is the vector itself, and
-            ``(1, 3, -1)`` suits a module with a parameter for each of 3 channels.
-        channel: index of the channel that is checked, where there are several.
+            ``(2, 3, -1)`` suits a module with a parameter for each of 3 channels, with a batch of 2.
+        axis: the axis of the channels; None if there are none.
+        channel: index of the channel that is checked. Of every other axis, the last index is.
     """
 
     shape: tuple[int, ...] = (-1,)
+    axis: int | None = None
     channel: int = 0
 
     @property
     def plain(self) -> bool:
         """Whether the call gets the vector itself."""
         return self.shape == (-1,)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels; 1 without an axis of channels."""
+        return 1 if self.axis is None else self.shape[self.axis]
+
+    @property
+    def along(self) -> int:
+        """The axis of the vector."""
+        return self.shape.index(-1)
 
     @property
     def unexpanded(self) -> tuple[int, ...]:
@@ -61,7 +73,8 @@ class Layout:
     @property
     def index(self) -> tuple[int | slice, ...]:
         """Index of the checked vector in the result of the call."""
-        return tuple(slice(None) if n == -1 else min(self.channel, n - 1) for n in self.shape)
+        last = (slice(None) if n == -1 else n - 1 for n in self.shape)
+        return tuple(self.channel if axis == self.axis else index for axis, index in enumerate(last))
 
 
 @dataclasses.dataclass(frozen=True)

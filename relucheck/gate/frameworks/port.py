@@ -133,7 +133,7 @@ class Framework(abc.ABC):
         return False
 
     def parameter_sizes(self, target: Any) -> list[int]:
-        """Return the number of elements of each parameter."""
+        """Return the number of elements of each parameter and of each array that a module holds."""
         return []
 
     def known_activations(self) -> dict[str, Activation]:
@@ -235,7 +235,7 @@ class Framework(abc.ABC):
     def shaped(self, f: Function, x: Floats) -> tuple[Result, Result, Result]:
         """``shapes``: call a function on an array of any shape.
 
-        A function with another layout than the vector's gets the vector and spreads it.
+        A function with another layout than the vector's gets a vector and spreads it, and any other array as it is.
 
         Returns:
             The input, the value, and the gradient for cotangent 1.

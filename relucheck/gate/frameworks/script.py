@@ -29,6 +29,8 @@ def within(expression: str, low: float, high: float, tolerance: float) -> str:
 class Script:
     """Writes reproducing scripts for one activation in one dtype on one device.
 
+    Tolerances in scripts follow ``eps``, the machine epsilon of the precision in which the activation computes.
+
     A script defines the activation as ``act`` and the input as ``x``. A framework that writes no scripts uses this class as
     it is. Then violations show the input, the values and no script.
     """
@@ -36,9 +38,9 @@ class Script:
     #: Whether the framework writes scripts; the methods that return lines are needed only then.
     writes = False
 
-    def __init__(self, subject: Subject, dtype: str, device: str) -> None:
+    def __init__(self, subject: Subject, dtype: str, device: str, eps: float | None = None) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
-        self.format = FORMATS[dtype]
+        self.eps = FORMATS[dtype].eps if eps is None else eps
 
     def text(self, *lines: str, x: Sequence[float] | None = None, copying: bool = True) -> str:
         """Return a script that defines ``act``, and ``x`` where numbers are given, and goes on.
@@ -111,7 +113,11 @@ class Script:
         return ""
 
     def set_first(self, name: str, value: float) -> str:
-        """Line that sets the first element of an array, ``x`` or a cotangent."""
+        """Line that sets the first element of the vector in an array, ``x`` or a cotangent."""
+        return ""
+
+    def rest(self, name: str) -> str:
+        """Expression for an array without the first element of the vector."""
         return ""
 
     # -- whole scripts --------------------------------------------------------------------------------------------------
@@ -191,6 +197,10 @@ class Script:
 
     def in_place(self, x: float) -> str:
         """``in_place``: compare the in-place variant with the activation."""
+        return ""
+
+    def in_place_runs(self) -> str:
+        """``in_place``: assert that the backward of the in-place variant runs."""
         return ""
 
     def after_saving(self, x: float) -> str:

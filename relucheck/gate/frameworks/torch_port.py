@@ -99,7 +99,8 @@ class TorchFramework(Framework):
         return isinstance(target, nn.Module) and bool(target.state_dict())
 
     def parameter_sizes(self, target: Any) -> list[int]:
-        return [parameter.numel() for parameter in target.parameters()] if isinstance(target, nn.Module) else []
+        held = (*target.parameters(), *target.buffers()) if isinstance(target, nn.Module) else ()
+        return [array.numel() for array in held]
 
     def known_activations(self) -> dict[str, Activation]:
         return {f"torch.nn.functional.{activation.name}": activation for activation in functions()}
@@ -206,7 +207,7 @@ class TorchFramework(Framework):
     def shaped(self, f: Function, x: Floats) -> tuple[Result, Result, Result]:
         leaf = leaf_of(f, x)
         try:
-            y = f.target(leaf.clone()) if f.layout.plain else on_tensors(f)(leaf)
+            y = f.target(leaf.clone()) if f.layout.plain or x.ndim > 1 else on_tensors(f)(leaf)
             (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
         except (RuntimeError, IndexError, ValueError) as error:
             raise Unsupported(f"an input of shape {x.shape}", error) from None
@@ -275,11 +276,13 @@ class TorchFramework(Framework):
         return (lambda: functools.partial(original, inplace=True)) if takes else None
 
     def announces_in_place(self, target: Any) -> bool:
-        """Whether a module has ``inplace`` True, or a function says that it overwrites.
+        """Whether a module, or the first of a sequence, has ``inplace`` True, or a function says that it overwrites.
 
         A function says so by the default True of its argument ``inplace``, or by a name that ends in an underscore, which
         is PyTorch's convention (https://docs.pytorch.org/docs/stable/tensors.html).
         """
+        if isinstance(target, nn.Sequential) and len(target):
+            return self.announces_in_place(target[0])
         if isinstance(target, nn.Module):
             return getattr(target, "inplace", False) is True
         name = getattr(target, "__name__", "")
@@ -293,9 +296,10 @@ class TorchFramework(Framework):
 
     def after_saving(self, f: Function, x: Floats, *, copying: bool = False) -> Floats:
         leaf = leaf_of(f, x)
-        call = on_tensors(f) if copying else f.target
+        saved = torch.tanh(spread(f.layout, leaf))
         try:
-            return numbers(torch.autograd.grad(call(torch.tanh(leaf)).sum(), leaf)[0])
+            y = f.target(saved.clone() if copying else saved)
+            return numbers(torch.autograd.grad(y[() if f.layout.plain else f.layout.index].sum(), leaf)[0])
         except RuntimeError as error:
             raise Unsupported("overwriting a saved value", error) from None
 

@@ -17,6 +17,15 @@ LAYOUTS: Final = {
 }
 
 
+def _backward_runs(value: str) -> list[str]:
+    return [
+        "try:",
+        f"    {value}.sum().backward()",
+        "except RuntimeError as error:",
+        '    raise AssertionError("backward needs a value that was overwritten") from error',
+    ]
+
+
 class TorchScript(Script):
     """Writes reproducing scripts in torch."""
 
@@ -95,7 +104,10 @@ class TorchScript(Script):
         return f"torch.allclose({a}, {b}, rtol={rtol}, atol={atol})"
 
     def set_first(self, name: str, value: float) -> str:
-        return f"{name}{'.data' if name == 'x' else ''}[..., 0] = {literal(value)}"
+        return f"{name}{'.data' if name == 'x' else ''}[{':, ' * self.subject.layout.along}0] = {literal(value)}"
+
+    def rest(self, name: str) -> str:
+        return f"{name}[{':, ' * self.subject.layout.along}1:]"
 
     # -- whole scripts --------------------------------------------------------------------------------------------------
 
@@ -112,13 +124,7 @@ class TorchScript(Script):
         return self.text('assert act(x).requires_grad, "the output carries no graph"', x=[0.5])
 
     def overwritten_value(self) -> str:
-        return self.text(
-            "try:",
-            "    act(x).sum().backward()",
-            "except RuntimeError as error:",
-            '    raise AssertionError("backward needs a value that was overwritten") from error',
-            x=[0.5],
-        )
+        return self.text(*_backward_runs("act(x)"), x=[0.5])
 
     def late_gradient(self, x: float) -> str:
         return self.text(
@@ -144,7 +150,7 @@ class TorchScript(Script):
 
     def _beside_reverse(self, x: float, line: str, elements: str = "") -> str:
         """Return a script that compares the gradient ``other``, which a line computes, with reverse mode."""
-        eps = self.format.eps
+        eps = self.eps
         return self.text(
             self.set_gradient("reverse"),
             "x = x.detach()",
@@ -160,10 +166,10 @@ class TorchScript(Script):
         return self._beside_reverse(x, line)
 
     def mapped_value(self, x: float) -> str:
-        pick, eps = self.pick, self.format.eps
+        pick, eps = self.pick, self.eps
         return self.text(
             f"plain = act(x){pick}",
-            f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){pick})(x{pick}[:, None])",
+            f"mapped = torch.func.vmap(lambda t: act(t.expand(x.shape)){pick})(x{pick}[:, None])",
             'print("under vmap", mapped, "plain", plain)',
             "mapped, plain = mapped.flatten(), plain.flatten()",
             f"assert torch.allclose(mapped, plain, rtol={32 * eps:.3g}, atol={16 * eps:.3g})",
@@ -204,23 +210,25 @@ class TorchScript(Script):
         layout = self.subject.layout
         return self.text(
             f"x = torch.full({shape}, 0.5, {self.place})"
-            + ("" if layout.plain else f".reshape((1, 1, -1)).expand{layout.shape}"),
+            + ("" if layout.plain or len(shape) > 1 else f".reshape{layout.unexpanded}.expand{layout.shape}"),
             "y = act(x)",
             "print(y.dtype, y.shape)",
             "assert (y.dtype, y.shape) == (x.dtype, x.shape)",
         )
 
     def numbers_in_shape(self, shape: tuple[int, ...], numbers: Sequence[float], slack: float) -> str:
+        layout = self.subject.layout
+        channel = "" if layout.axis is None else f".select({layout.axis}, {layout.channel})"
         return self.text(
-            f"x = torch.tensor([{', '.join(map(repr, numbers))}], {self.place})",
-            f"z = x.reshape({shape}).requires_grad_()",
-            "plain, = torch.autograd.grad(act(x.requires_grad_()).sum(), x)",
+            f"z = torch.tensor([{', '.join(map(repr, numbers))}], {self.place}).reshape({shape}).requires_grad_()",
+            f"x = z.detach(){channel}.reshape{layout.unexpanded}.expand{layout.shape}.clone().requires_grad_()",
+            "plain, = torch.autograd.grad(act(x).sum(), x)",
             "got, = torch.autograd.grad(act(z).sum(), z)",
-            f"assert (got.flatten() - plain).abs().max() <= {slack:.3g}, (got, plain)",
+            f"assert (got{channel}.flatten() - plain{self.pick}).abs().max() <= {slack:.3g}, (got, plain)",
         )
 
     def layout(self, name: str) -> str:
-        eps = self.format.eps
+        eps = self.eps
         return self.text(
             f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({self.place})",
             f"x = {LAYOUTS[name]}.detach().requires_grad_()",
@@ -262,8 +270,11 @@ class TorchScript(Script):
             ]
         )
 
+    def in_place_runs(self) -> str:
+        return "\n".join([*self._variant(), self.input([0.5]), *_backward_runs("act_(x * 1)")])
+
     def after_saving(self, x: float) -> str:
-        eps = self.format.eps
+        eps = self.eps
         return "\n".join(
             [
                 *self._variant(),

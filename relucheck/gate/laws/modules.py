@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 
+from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first, wider
-from relucheck.gate.cases.violation import NotApplicable
-from relucheck.gate.frameworks.exchange import Relaid, Result, Unsupported
+from relucheck.gate.frameworks.exchange import Layout, Relaid, Result, Unsupported
 from relucheck.gate.laws.law import law
 from relucheck.gate.subject import SEED
 from relucheck.numerics.floats import Floats, Mask, differs
@@ -23,13 +22,10 @@ def dtype_and_shape(case: Case) -> None:
     The gradients of the elements must not depend on the shape, either. A changed dtype is the commonest defect of
     hand-written activations: a float32 constant tensor promotes a bfloat16 input.
     """
-    shapes: list[tuple[int, ...]] = [(7,)]
-    if case.subject.layout.plain:
-        shapes += [(3, 5), (2, 3, 4), (1, 1, 2, 3), (), (0,), (2, 0)]
-    numbers = case.rounded([0.5, -1.5, 2.0, -0.25, 3.5, 0.0, -4.0] * 4)
-    for shape in shapes:
+    numbers = case.rounded([0.5, -1.5, 2.0, -0.25, 3.5, 0.0, -4.0])
+    for shape in [(7,), *_shapes(case.subject.layout)]:
         try:
-            x, y, gradient = case.framework.shaped(case.f, numbers[: math.prod(shape)].reshape(shape))
+            x, y, gradient = case.framework.shaped(case.f, np.resize(numbers, shape))
         except Unsupported as error:
             if shape == (7,):
                 raise error.raised from None
@@ -46,6 +42,20 @@ def dtype_and_shape(case: Case) -> None:
         _judge_numbers(case, x.numbers, gradient.numbers)
 
 
+def _shapes(layout: Layout) -> list[tuple[int, ...]]:
+    """Return shapes of a batch of any rank, or with an axis of channels those that leave only its length."""
+    if layout.plain:
+        return [(3, 5), (2, 3, 4), (1, 1, 2, 3), (), (0,), (2, 0)]
+    if layout.axis is None:
+        return []
+    free = [axis for axis in range(len(layout.shape)) if axis != layout.axis]
+    sizes = [(3, 5, 4, 2), (1, 1, 1, 1), (0, 2, 2, 2)]
+    return [
+        tuple(layout.channels if axis == layout.axis else size[free.index(axis)] for axis in range(len(layout.shape)))
+        for size in sizes
+    ]
+
+
 def _broadcasts_scalars(case: Case, x: Result, result: Result) -> bool:
     """Whether a 0-dimensional input became a vector by broadcasting with a parameter."""
     return (
@@ -57,7 +67,11 @@ def _broadcasts_scalars(case: Case, x: Result, result: Result) -> bool:
 
 def _judge_numbers(case: Case, x: Floats, gradient: Floats) -> None:
     """Raise a violation where the gradient differs from that of the same elements in a vector."""
-    flat, ours = x.ravel(), gradient.ravel()
+    layout = case.subject.layout
+    if layout.axis is None or x.ndim == 1:
+        flat, ours = x.ravel(), gradient.ravel()
+    else:
+        flat, ours = (np.take(array, layout.channel, layout.axis).ravel() for array in (x, gradient))
     if not flat.size:
         return
     plain = case.reverse(flat)
@@ -71,7 +85,7 @@ def _judge_numbers(case: Case, x: Floats, gradient: Floats) -> None:
             cotangent=1.0,
             got=float(ours[index]),
             allowed=repr(float(plain[index])),
-            script=case.script.numbers_in_shape(x.shape, flat.tolist(), float(slack.max())),
+            script=case.script.numbers_in_shape(x.shape, x.ravel().tolist(), float(slack.max())),
         )
 
 
@@ -126,13 +140,18 @@ def inplace(case: Case) -> None:
     make = case.framework.in_place_variant(case.subject)
     assert make is not None
     moved = case.framework.moved(make(), case.dtype, case.device)
-    if not case.subject.layout.plain:
-        raise NotApplicable("the law checks in-place variants only of activations without parameters per channel")
     variant = case.subject.function_of(moved, case.dtype, case.device)
     try:
         got = case.reverse(case.x, f=variant)
         value = case.framework.value(variant, case.x)
     except case.framework.errors as error:
+        if case.framework.diagnosis(error) == "overwritten":
+            raise case.fail(
+                "the in-place variant cannot be differentiated: it overwrites a value that its own backward needs",
+                got=error_text(error),
+                allowed="a gradient",
+                script=case.script.in_place_runs(),
+            ) from None
         raise case.unsupported(error, "the in-place variant") from None
     for what, ours, plain in (("value", value, case.y), ("gradient", got, case.g)):
         # variants that save their result compute the derivative from it, with an error relative to 1

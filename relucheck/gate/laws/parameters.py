@@ -54,23 +54,30 @@ def parameters(case: Case) -> None:
 def _difference(case: Case, name: str, x: Floats, weights: Floats) -> tuple[Floats, Floats, float]:
     """Compute the central difference of sum(weights * f) in one parameter, in float64.
 
-    Also returns its error, and the scale of its terms.
+    Also returns its error, which includes how far it moves between neighbouring inputs, and the scale of its terms.
     """
     framework, subject = case.framework, case.subject
     module = framework.moved(subject.fresh(case.dtype), "float64", "cpu")
     before = framework.parameter(module, name).numbers
 
+    step = max(1e-4, case.resolution.exact_eps ** (1 / 3))
+
     def terms(index: int, step: float) -> Floats:
         moved = before.copy()
         moved.flat[index] += step
         changed = framework.with_parameter(module, name, moved)
-        return weights * framework.value(subject.function_of(changed, "float64"), x)
+        return weights * framework.value(subject.function_of(changed, "float64"), near.ravel()).reshape(near.shape)
 
-    here = weights * framework.value(subject.function_of(module, "float64"), x)
+    near = case.resolution.neighbours(x)
+    here = terms(0, 0.0)[0]
     result, error, scale = np.zeros((2, before.size)), np.zeros(before.size), 0.0
+    moved = np.zeros(before.size)
     for index in range(before.size):
-        for row, h in enumerate((1e-4, 5e-5)):
+        for row, h in enumerate((step, step / 2)):
             above, below = terms(index, h), terms(index, -h)
+            slopes = (above - below) / (2 * h)
+            moved[index] = np.abs(slopes - slopes[0]).max(0).sum()
+            above, below = above[0], below[0]
             result[row, index] = (above - below).sum() / (2 * h)
             # the function may have a kink in the parameter (a clamped slope at its bound): then any value between the two
             # one-sided differences is right
@@ -78,7 +85,8 @@ def _difference(case: Case, name: str, x: Floats, weights: Floats) -> tuple[Floa
             error[index] = max(error[index], bend / 10 if bend > 1e-3 * (1 + abs(result[row, index])) else 0.0)
             scale = max(scale, float(np.abs((above - below) / (2 * h)).sum()), float(np.abs(above).max()))
         framework.with_parameter(module, name, before)
-    error = np.maximum(error, np.abs(result[0] - result[1]))
+    error = np.maximum(error, np.abs(result[0] - result[1])) + 8 * case.resolution.exact_eps * scale / step
+    error += moved / 10  # callers allow 10 times the error
     return result[1].reshape(before.shape), error.reshape(before.shape), scale
 
 
