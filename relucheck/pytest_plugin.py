@@ -82,6 +82,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="check every activation under torch.compile as well (slow)",
     )
     group.addoption(
+        "--relucheck-isolate",
+        action="store_true",
+        dest="relucheck_isolate",
+        help="import and run the targets in another process, which is replaced when native code ends or blocks it",
+    )
+    group.addoption(
         "--relucheck-baseline",
         dest="relucheck_baseline",
         metavar="FILE",

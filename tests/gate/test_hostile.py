@@ -13,6 +13,7 @@ from relucheck import check_activation, register_constructor
 from relucheck.activations.kinks import Activation
 from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.config import GateConfig
+from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.discovery import discover
 from relucheck.gate.isolation.guard import (
     CodeRaised,
@@ -23,6 +24,7 @@ from relucheck.gate.isolation.guard import (
     preserved_state,
     time_limit,
 )
+from relucheck.gate.report import as_json, as_markdown, render_matrix
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
 from tests.faults import hostile, wrong_gradients
@@ -127,6 +129,22 @@ def test_prints_nothing(capsys):
     assert "NOISE" not in capsys.readouterr().out
 
 
+def test_no_text_of_a_target_reaches_a_terminal_or_a_file_as_it_is(tmp_path):
+    """Names and messages with control characters, lone surrogates and the ends of Markdown's cells and fences."""
+    (tmp_path / "loud.py").write_text(
+        "import torch\ndef raises(x):\n    raise ValueError('a \\x1b[31m \\0 \\ud800 ``` b')\n"
+        "ACTS = {'a\\nb\\x1b[1m': torch.relu, 'c|d': raises}\n"
+    )
+    config = GateConfig(targets=("loud.py:ACTS",), root=tmp_path, laws=("runs",), dtypes=("float32",))
+    gate = Gate(config)
+    results = [gate.run(item).as_dict() for item in gate.items()]
+    for text in (as_json(results, ("loud\x1b.py",)), as_markdown(results, ("loud\x1b.py",)), render_matrix(results)):
+        assert text.encode()
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert r"| a\nb\x1b[1m | pass |" in as_markdown(results, ())
+    assert "````\nc|d/runs/float32: raised" in as_markdown(results, ()), "the fence is longer than any in the message"
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory limit reads /proc")
 def test_unbounded_allocation_stops_at_the_limit():
     start = time.perf_counter()
@@ -224,9 +242,7 @@ def test_constructors_from_the_configuration_and_from_code(tmp_path):
     try:
         assert discover("scaled.py", root=tmp_path).activations[0].make().slope == 0.2
     finally:
-        from relucheck.gate import discovery
-
-        discovery._CONSTRUCTORS.pop("Scaled")
+        REGISTERED.pop("Scaled")
     with pytest.raises(TypeError, match="make must be callable"):
         register_constructor("Scaled", 3)
 

@@ -46,6 +46,7 @@ class Case:
         changes: the global state that the activation's construction and a first call changed.
         script: writes the scripts that reproduce violations.
         law: name of the law that is being checked; violations carry it.
+        calling: is called with the name of a peer before the peer is.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Case:
         *,
         peers: Mapping[str, Subject] | None = None,
         changes: Sequence[str] = (),
+        calling: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
         self.format = FORMATS[dtype]
@@ -64,6 +66,7 @@ class Case:
         self.peers, self.changes = dict(peers or {}), tuple(changes)
         self.script = self.framework.script(subject, dtype, device)
         self.law = ""
+        self.calling = calling
 
     @property
     def framework(self) -> Framework:

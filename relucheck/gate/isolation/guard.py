@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from relucheck.errors import RelucheckError, error_text
-from relucheck.gate.isolation import forks, interrupts
+from relucheck.gate.isolation import forks, interrupts, watchdog
 
 try:
     from relucheck.gate.isolation import torch_state
@@ -93,7 +93,8 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
     Only an import that takes ``import_grace`` seconds longer than the limit is interrupted.
 
     The limit uses an interval timer and SIGALRM. It works in the main thread on POSIX systems; elsewhere there is no limit.
-    It cannot stop a call that never returns from native code; ``pytest-timeout --timeout-method=thread`` can.
+    It cannot stop a call that never returns from native code. There the watchdog ends the process, if it is one of the
+    gate's own (``relucheck.gate.isolation.watchdog``).
 
     Args:
         seconds: the time limit; no limit if it is not positive.
@@ -110,10 +111,13 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
         nonlocal waiting
         importing = _imports(frame)
         if importing and time.monotonic() < latest:
+            if not waiting:
+                watchdog.start(latest - time.monotonic())
             waiting = True
             signal.setitimer(signal.ITIMER_REAL, _IMPORT_LOOK, 0.5)
         elif waiting and not importing:
             waiting = False
+            watchdog.start(seconds)
             signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
         else:
             raise TimeLimitExceeded(f"exceeded its time limit of {seconds:g} s")
@@ -121,9 +125,11 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
     before = signal.signal(signal.SIGALRM, ring)
     # (delay, interval) of a timer that other code has set, such as pytest-timeout; it continues after the block
     outer = signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    watchdog.start(seconds)
     try:
         yield
     finally:
+        watchdog.stop()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if outer[0] > 0:
