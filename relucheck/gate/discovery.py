@@ -214,11 +214,13 @@ def _collect(
         chosen = list(_unpack(attribute.split(".")[-1], value))
     activations: list[Activation] = []
     skipped: list[tuple[str, str]] = []
-    seen: dict[int, str] = {}
+    seen: set[tuple[str, int]] = set()
     for name, value in chosen:
-        if id(value) in seen:
-            continue  # an alias of an activation that is already in the list
-        seen[id(value)] = name
+        # in a module, a second name of an activation is an alias; a table that the user names has its names for a reason
+        key = (name if attribute else "", id(value))
+        if key in seen:
+            continue
+        seen.add(key)
         try:
             activations.append(_activation_of(name, value, container, attribute, constructors))
         except _NeedsArguments as error:

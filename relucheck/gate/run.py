@@ -307,8 +307,9 @@ class Gate:
             ]
             return verdict("notice", f"{item.id}: {'; '.join(notes)}") if notes else verdict("passed")
         rows: tuple[dict[str, Any], ...] | None = None
+        changes: Sequence[str] = ()
         try:
-            with self._guarded():
+            with self._guarded() as changes:
                 case = self.case(item)
                 case.law = law.name
                 if reason := law.lacks(case):
@@ -328,7 +329,8 @@ class Gate:
             self.entries[item.activation].problem = str(error)
             return verdict("failed", f"{item.id}: {error}")
         except Exception as error:
-            return verdict("failed", f"{item.id}: {_short(error)}{_where(error)}", kinks=rows)
+            also = "".join(f"\n  after it changed global state: {change}" for change in changes)
+            return verdict("failed", f"{item.id}: {_short(error)}{also}{_where(error)}", kinks=rows)
         return verdict("passed", kinks=rows)
 
     def _ready(self, case: Case) -> None:

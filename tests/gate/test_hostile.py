@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import sys
 import time
 
@@ -49,6 +51,7 @@ def outcomes(*functions, **settings):
         (hostile.returns_integers, "skipped", "returns int64"),
         (hostile.exits, "failed", "SystemExit"),
         (hostile.stops, "failed", "raised Stop: no more"),
+        (hostile.closes, "failed", "raised GeneratorExit"),
         (hostile.raises_unprintable, "failed", "Unprintable"),
         (hostile.random_everywhere, "skipped", "random"),
         (hostile.mixes, "skipped", "not elementwise"),
@@ -121,6 +124,31 @@ def test_an_exception_while_items_are_listed_is_one_item():
     assert list(found) == ["InplaceRaises/runs/float32", "good/runs/float32", "good/chain_rule/float32"]
     assert [result.outcome for result in found.values()] == ["failed", "passed", "passed"]
     assert "raised RuntimeError: ask somebody else" in found["InplaceRaises/runs/float32"].message
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (hostile.loses_the_folder, "working directory: .* became a folder that no longer exists"),
+        (hostile.clears_modules, "sys.modules: removed or replaced .* more"),
+        (hostile.replaces_modules, "sys.modules: became another dictionary"),
+        (hostile.sets_threads, "number of threads: 1 became 2"),
+        (hostile.patches_autograd, "torch.autograd.grad: was replaced"),
+        (hostile.leaves_a_thread, "thread 'left behind' still runs"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_breaks_the_interpreter_is_named_and_restored(function, says):
+    state = os.getcwd(), sys.modules, sys.modules["torch"], torch.autograd.grad, torch.Tensor.backward
+    hostile.END.clear()
+    try:
+        found = outcomes(function, hostile.good, laws=("runs", "global_state"))
+    finally:
+        hostile.END.set()
+    assert state == (os.getcwd(), sys.modules, sys.modules["torch"], torch.autograd.grad, torch.Tensor.backward)
+    said = [result.message for result in found.values() if result.outcome == "failed"]
+    assert any(re.search(says, text) for text in said), said
+    assert not any(text.startswith("good/") for text in said)
 
 
 def test_prints_nothing(capsys):
@@ -249,9 +277,11 @@ def test_constructors_from_the_configuration_and_from_code(tmp_path):
 
 def test_lists_and_tables_of_activations(tmp_path):
     (tmp_path / "table.py").write_text(
-        "import torch\nACTS = {'a': torch.nn.ReLU, 'b': torch.tanh}\nLIST = [torch.nn.SiLU]\n"
+        "import torch\nACTS = {'a': torch.nn.ReLU, 'b': torch.tanh, 'c': torch.tanh}\nLIST = [torch.nn.SiLU]\n"
+        "def act(x):\n    return torch.relu(x)\nalias = act\n"
     )
-    assert [a.name for a in discover("table.py:ACTS", root=tmp_path).activations] == ["a", "b"]
+    assert [a.name for a in discover("table.py:ACTS", root=tmp_path).activations] == ["a", "b", "c"]
+    assert [a.name for a in discover("table.py", root=tmp_path).activations] == ["act"]
     assert [a.name for a in discover("table.py:LIST", root=tmp_path).activations] == ["SiLU"]
 
 

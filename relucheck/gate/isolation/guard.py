@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from relucheck.errors import RelucheckError, error_text
-from relucheck.gate.isolation import forks, interrupts, watchdog
+from relucheck.gate.isolation import forks, interpreter, interrupts, watchdog
 
 try:
     from relucheck.gate.isolation import torch_state
@@ -164,7 +164,7 @@ def memory_limit(extra: int) -> Iterator[None]:
 #: Global switches that a target must not change, each with the functions that read and set it.
 _SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
     **(torch_state.SWITCHES if torch_state else {}),
-    "working directory": (os.getcwd, os.chdir),
+    "working directory": (interpreter.folder, interpreter.set_folder),
 }
 
 
@@ -201,8 +201,8 @@ def preserved_state() -> Iterator[list[str]]:
     """Restore global state after the block, and list what the block had changed.
 
     It covers default dtype, default device, grad mode, flush-denormal mode, anomaly mode, deterministic algorithms, float32
-    matmul precision, number of threads, the working directory, and the default random generators of torch, Python and
-    NumPy.
+    matmul precision, number of threads, the functions by which torch differentiates, the working directory, loaded modules,
+    and the default random generators of torch, Python and NumPy. Threads that still run are listed, but stay.
 
     Yields:
         A list. After the block it contains one line for each state that the block had changed.
@@ -210,9 +210,15 @@ def preserved_state() -> Iterator[list[str]]:
     changes: list[str] = []
     before = {name: read() for name, (read, _) in _SWITCHES.items()}
     generators = _Generators()
+    modules, threads = interpreter.Modules(), interpreter.Threads()
+    functions = torch_state.Functions() if torch_state else None
     try:
         yield changes
     finally:
+        changes += modules.restore()  # first, because the rest needs them
+        if functions is not None:
+            changes += functions.restore()
+        changes += threads.left()
         for name, (read, put) in _SWITCHES.items():
             after = read()
             if after != before[name]:
