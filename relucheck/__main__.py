@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relucheck import __version__
-from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError, SettingsError
+from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, USAGE, RelucheckError, SettingsError
 
 if TYPE_CHECKING:
     from relucheck.gate.config import GateConfig
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "4 a file cannot be written or read, or belongs to something else; 70 a bug in relucheck; 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"relucheck {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in (
         ("check", "check the activations in TARGET against laws that every correct gradient obeys"),
         ("kinks", "print the kinks of the activations in TARGET and their subgradients"),
@@ -429,7 +429,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with broken_pipes.tolerated():
-            arguments = _parser().parse_args(argv)
+            parser = _parser()
+            arguments = parser.parse_args(argv)
+            if arguments.command is None:
+                parser.print_help(sys.stderr)
+                return USAGE
             try:
                 with interrupts.kept():
                     return _main(arguments)

@@ -10,7 +10,7 @@ pytest-xdist need no shared state.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -129,12 +129,23 @@ def is_wanted(config: pytest.Config) -> bool:
     return bool(configuration(config).targets)
 
 
-def collect(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Insert the gate's items before the collected tests."""
+def collect(session: pytest.Session, config: pytest.Config, items: list[pytest.Item], chosen: Sequence[str] = ()) -> None:
+    """Insert the gate's items before the collected tests; only those with the chosen ids, if there are any.
+
+    Raises:
+        pytest.UsageError: for an id that no item has.
+    """
     if not is_wanted(config):
         return
     collector: GateCollector = GateCollector.from_parent(session, name="relucheck", nodeid="relucheck")
-    items[:0] = list(session.genitems(collector))
+    own = [item for item in session.genitems(collector) if isinstance(item, GateItem)]
+    ids = [item.nodeid for item in own]
+    broken = [item for item in own if item.item.problem]  # a target that does not import has no other items
+    for name in chosen:
+        if name not in ids and not broken:
+            hint = gate_config.suggestion(name, ids)
+            raise pytest.UsageError(f"relucheck: {name}: no item of this run has this id{hint}")
+    items[:0] = [item for item in own if not chosen or item.nodeid in chosen or item in broken]
 
 
 def run_protocol(item: pytest.Item) -> bool | None:
@@ -257,13 +268,20 @@ def summarise(terminal: pytest.TerminalReporter) -> None:
 
 
 class GateHooks:
-    """pytest hooks, registered only in a run that has targets."""
+    """pytest hooks, registered only in a run that has targets.
+
+    Args:
+        chosen: ids of the items to run, as the command line names them; all items if empty.
+    """
+
+    def __init__(self, chosen: Sequence[str] = ()) -> None:
+        self._chosen = chosen
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(
         self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        collect(session, config, items)
+        collect(session, config, items, self._chosen)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:

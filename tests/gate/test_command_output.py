@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import relucheck
 from relucheck import __main__ as main_module
 from relucheck.__main__ import main
 from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
@@ -39,6 +41,15 @@ def unread(*arguments, cwd, also_errors=False):
     )
     os.close(writing)
     return done.returncode, (done.stderr or b"").decode()
+
+
+def test_without_a_command_it_lists_the_commands(capsys):
+    assert main([]) == USAGE
+    said = capsys.readouterr().err
+    assert all(re.search(rf"\n +{command}\s", said) for command in ("check", "kinks", "reproduce", "claims", "kernels"))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"relucheck {relucheck.__version__}\n"
 
 
 def test_a_missing_device_is_one_error(project, capsys):
