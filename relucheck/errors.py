@@ -174,6 +174,11 @@ def error_text(error: BaseException, most: int = 200) -> str:
     return printable(f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__)
 
 
+def missing_field(error: KeyError | TypeError) -> str:
+    """Say what is wrong with the fields of a stored object, from the error of reading them."""
+    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
 def did_you_mean(value: Any, known: Iterable[str], *, most: int = 1) -> str:
     """Return ``"did you mean 'relu'? "`` for a misspelt name; empty if no name is near.
 
