@@ -17,7 +17,7 @@ from typing import Any, Final, TextIO
 
 from relucheck.errors import SettingsError
 from relucheck.results.store import FINISHED as SUFFIX
-from relucheck.results.store import Store, StoreError, read_finished, write_atomically
+from relucheck.results.store import Store, StoreError, check_settings, read_finished, write_atomically
 from relucheck.search.result import SearchResult, TrialEpoch, TrialResult
 from relucheck.search.search import Search
 from relucheck.search.space import Draw
@@ -217,7 +217,9 @@ def _ended(search: Search, folder: Path) -> tuple[TrialResult, ...]:
         if stored is None:
             continue
         try:
-            trials.append(TrialResult.from_json(stored.result))
+            trial = TrialResult.from_json(stored.result)
+            check_settings(path, trial.draw.to_json(), draw.to_json())
+            trials.append(trial)
         except SettingsError as error:
             raise StoreError(f"{path} is damaged: {error}; move it away to run the trial again") from error
     return tuple(trials)

@@ -109,6 +109,19 @@ def test_selection_and_the_users_own_tests(project):
     assert "9 passed, 1 deselected" in done.stdout  # two laws, four dtypes, the import
 
 
+def test_ids_of_items_are_accepted_back(project):
+    options = ("--relucheck", "mylib", "--relucheck-laws", "runs,chain_rule", "-v")
+    pasted = ("relucheck::Good/chain_rule/float32", "relucheck::Good/runs/bfloat16")
+    done = gate(*options, *pasted, cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+    assert all(f"{name} PASSED" in done.stdout for name in pasted)
+    done = gate(*options, "relucheck::Good/chain_rul/float32", cwd=project)
+    assert done.returncode == 4
+    assert "no item of this run has this id (did you mean 'relucheck::Good/chain_rule/float32'" in done.stderr
+    assert gate("relucheck::Good/runs/float32", cwd=project).returncode == 4
+
+
 @pytest.mark.slow
 def test_settings_in_pyproject_and_strict_expected_failures(project):
     (project / "pyproject.toml").write_text(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relucheck.errors import UNWRITABLE, SettingsError
-from relucheck.results.store import StoreError
+from relucheck.results.store import StoreError, read_finished
 from relucheck.search import SearchResult, Space, TrialEpoch, TrialResult, read
 from relucheck.search.records import Records, only_driver
 from relucheck.search.trial import TrialReport, folder_of
@@ -140,7 +140,18 @@ def test_damaged_trials_are_refused(tmp_path: Path) -> None:
     draw = SEARCH.draws[0]
     identity = {"search": SEARCH.to_json(), "draw": draw.to_json()}
     records._store.finish(draw.name, identity, ORIGIN, {"epochs": []})
-    with pytest.raises(StoreError, match=r"trial-000.json.gz is damaged: result of a trial: 'draw'"):
+    with pytest.raises(StoreError, match=r"trial-000.json.gz is damaged: result of a trial: the field 'draw' is missing"):
+        read(tmp_path)
+
+
+def test_a_trial_with_another_draw_than_its_identity_is_refused(tmp_path: Path) -> None:
+    records = filled(tmp_path)
+    draw, other = SEARCH.draws[:2]
+    identity = {"search": SEARCH.to_json(), "draw": draw.to_json()}
+    stored = read_finished(tmp_path / f"{other.name}.json.gz", identity | {"draw": other.to_json()})
+    assert stored is not None
+    records._store.finish(draw.name, identity, ORIGIN, stored.result)
+    with pytest.raises(StoreError, match=r"trial-000.json.gz is damaged: .* in its result and .* in its identity"):
         read(tmp_path)
 
 

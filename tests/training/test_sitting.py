@@ -386,7 +386,12 @@ def test_a_damaged_seed_is_named(tmp_path: Path) -> None:
     content = json.loads(gzip.decompress(path.read_bytes()))
     del content["result"]["void"]
     path.write_bytes(packed(content))
-    with pytest.raises(StoreError, match=r"seed-3\.json\.gz is damaged: .*'void'"):
+    with pytest.raises(StoreError, match=r"seed-3\.json\.gz is damaged: .*the field 'void' is missing"):
+        train(SETTINGS, folder=tmp_path, progress=False)
+    content["result"]["void"] = None
+    content["result"]["members"][0]["member"]["seed"] = 4
+    path.write_bytes(packed(content))
+    with pytest.raises(StoreError, match=r"damaged: seed is 4 in its result and 3 in its identity"):
         train(SETTINGS, folder=tmp_path, progress=False)
 
 

@@ -111,6 +111,7 @@ def equal_spellings(case: Case) -> None:
         raise NotApplicable(f"no other activation of the run or of {case.framework.name} is the same function")
     for name, peer in sorted(case.peers.items()):
         declared = name == case.activation.same_as
+        case.calling(name)
         try:
             other = peer.function(case.dtype, case.device)
             peer.framework.value(other, case.x[:4])
