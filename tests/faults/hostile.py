@@ -8,7 +8,11 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
+import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +105,45 @@ def stops_in_backward(x: Tensor) -> Tensor:
             raise Stop("no more")
 
     return Stopping.apply(x)
+
+
+def closes(x: Tensor) -> Tensor:
+    raise GeneratorExit
+
+
+def loses_the_folder(x: Tensor) -> Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+    return torch.relu(x)
+
+
+def clears_modules(x: Tensor) -> Tensor:
+    sys.modules.clear()
+    return x.clamp(min=0)
+
+
+def replaces_modules(x: Tensor) -> Tensor:
+    sys.modules = {**sys.modules, "torch": types.ModuleType("torch")}
+    return x.clamp(min=0)
+
+
+def sets_threads(x: Tensor) -> Tensor:
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    return torch.relu(x)
+
+
+def patches_autograd(x: Tensor) -> Tensor:
+    torch.autograd.grad = torch.Tensor.backward = lambda *arguments, **options: None
+    return torch.relu(x)
+
+
+#: Ends the threads of leaves_a_thread.
+END = threading.Event()
+
+
+def leaves_a_thread(x: Tensor) -> Tensor:
+    threading.Thread(target=END.wait, name="left behind").start()
+    return torch.relu(x)
 
 
 class Unprintable(Exception):

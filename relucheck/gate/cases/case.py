@@ -67,6 +67,7 @@ class Case:
         peers: other activations that are numerically the same function, by name.
         changes: the global state that the activation's construction and a first call changed.
         law: name of the law that is being checked; violations carry it.
+        calling: is called with the name of a peer before the peer is.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class Case:
         *,
         peers: Mapping[str, Subject] | None = None,
         changes: Sequence[str] = (),
+        calling: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
         self.format = FORMATS[dtype]
         self.config = config or GateConfig()
         self.peers, self.changes = dict(peers or {}), tuple(changes)
         self.law = ""
+        self.calling = calling
 
     @property
     def framework(self) -> Framework:

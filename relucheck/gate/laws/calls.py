@@ -49,7 +49,8 @@ def global_state(case: Case) -> None:
     """Forward and backward do not change global state, such as grad mode and random generators.
 
     Checked are the default dtype and device, grad mode, flush-denormal mode, anomaly mode, determinism, matmul precision,
-    number of threads, the working directory, and the default random generators of torch, Python and NumPy.
+    number of threads, the working directory, the loaded modules, threads that keep running, the functions by which torch
+    differentiates, and the default random generators of torch, Python and NumPy.
     """
     # not case.x, whose computation calls the activation; the law that explains failures reports those of the call
     changes = case.framework.state_changes(case.f, case.rounded([-2.0, -0.5, 0.0, 0.5, 2.0]))

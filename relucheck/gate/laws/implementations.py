@@ -111,6 +111,7 @@ def equal_spellings(case: Case) -> None:
     # the declared one first, and an error about any before a notice about another
     violations: list[LawViolation] = []
     for name, peer in sorted(case.peers.items(), key=lambda entry: (entry[0] != case.activation.same_as, entry[0])):
+        case.calling(name)
         try:
             _compare_with(case, name, peer)
         except LawViolation as violation:
