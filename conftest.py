@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,10 +40,22 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // workers)))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each worker of pytest-xdist half of the tests, and one that has ended half of what another has left.
+
+    So the tests of a module stay together, and what they share is made once. Tests that are dealt out one by one, as is the
+    default of pytest-xdist, make it in each worker.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Moves the tests on Ray to the front, and skips those that read MNIST or FashionMNIST where no data root is named.
 
-    A worker of pytest-xdist gets a stretch of the first tests. So the tests on Ray share one worker, and its processes.
+    The first worker of pytest-xdist gets the first tests. So the tests on Ray share one worker, and its processes.
     """
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     if os.environ.get(ROOT_VARIABLE):  # the plugin sets it from --relucheck-data

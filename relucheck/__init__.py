@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from relucheck.bifurcation.subgradient import set_subgradient
     from relucheck.bifurcation.wiring import check_wiring
     from relucheck.gate.api import check_activation, parametrize_with_laws
-    from relucheck.gate.discovery import register_constructor
+    from relucheck.gate.constructors import register_constructor
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _HOME: Final = {
     "compare": "bifurcation.compare",
     "explain": "bifurcation.explain",
     "parametrize_with_laws": "gate.api",
-    "register_constructor": "gate.discovery",
+    "register_constructor": "gate.constructors",
     "set_subgradient": "bifurcation.subgradient",
 }
 

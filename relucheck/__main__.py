@@ -29,10 +29,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relucheck import __version__
-from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, RelucheckError, SettingsError
+from relucheck.errors import BROKEN, FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, USAGE, RelucheckError, SettingsError
+
+if TYPE_CHECKING:
+    from relucheck.gate.config import GateConfig
+    from relucheck.gate.verdicts import Verdict
 
 
 def _scenarios() -> str:
@@ -51,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "4 a file cannot be written or read, or belongs to something else; 70 a bug in relucheck; 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"relucheck {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in (
         ("check", "check the activations in TARGET against laws that every correct gradient obeys"),
         ("kinks", "print the kinks of the activations in TARGET and their subgradients"),
@@ -70,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--devices", metavar="NAMES", help="devices to check on, separated by commas; default: cpu")
         command.add_argument("--time-limit", type=float, metavar="SECONDS", help="time limit of one check; default: 60")
+        command.add_argument(
+            "--processes",
+            type=int,
+            metavar="N",
+            help="check in N processes at once; default: one for each core, on other devices than the CPU one",
+        )
+        command.add_argument(
+            "--no-isolate",
+            action="store_true",
+            help="run the targets in the process of this command, which native code can then end or block",
+        )
     check, kinks = (commands.choices[name] for name in ("check", "kinks"))
     check.add_argument("--laws", metavar="NAMES", help="laws to check, separated by commas; default: all laws")
     check.add_argument(
@@ -212,21 +227,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     for name in getattr(arguments, "report", []):
-        gate_report.check_name(Path(name), "--report")
+        gate_report.check_file(Path(name), "--report")
     table: str | None = getattr(arguments, "json", None)
     if table is not None:
-        gate_report.check_name(Path(table), "--json", (".json",))
+        gate_report.check_file(Path(table), "--json", (".json",))
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        files.check_writable(Path(summary))
     against: str = getattr(arguments, "against", None) or ""
     old = gate_report.read_json(Path(against)) if against else None
     baseline = gate_report.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
 
-    from relucheck.gate.run import Gate, kink_laws
-
     if arguments.command == "kinks":
+        from relucheck.gate.run import kink_laws
+
         # the command prints kinks and judges nothing, so neither expected failures nor a convention may play a part
         config = dataclasses.replace(config, laws=kink_laws(), expected=(), convention="clarke")
-    gate = Gate(config)
-    results = [gate.run(item).as_dict() for item in gate.items()]
+    results = [verdict.as_dict() for verdict in _verdicts(arguments, config)]
     imports = [result for result in results if result["law"] == IMPORT and result["outcome"] == "failed"]
     compared: list[str] = []
     changes: list[str] = []
@@ -245,7 +262,6 @@ def _run(arguments: argparse.Namespace) -> int:
         files.write_atomically(Path(table), gate_report.as_json(results, config.targets))
     for name in getattr(arguments, "report", []):
         gate_report.write_report(Path(name), results, config.targets, changes)
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary and arguments.command == "check":
         with open(summary, "a", encoding="utf-8") as file:
             file.write(gate_report.as_markdown(results, config.targets, changes))
@@ -258,6 +274,19 @@ def _run(arguments: argparse.Namespace) -> int:
         raise incomparable
     failed = arguments.command == "check" and any(result["outcome"] == "failed" for result in results)
     return FAILED if failed or changes else OK
+
+
+def _verdicts(arguments: argparse.Namespace, config: GateConfig) -> list[Verdict]:
+    """Check all items, in processes of their own or, without isolation, in this one."""
+    if config.isolate is False or arguments.no_isolate:
+        from relucheck.gate.run import Gate
+
+        gate = Gate(config)
+        return [gate.run(item) for item in gate.items()]
+    from relucheck.gate.workers import Workers
+
+    with Workers(config, arguments.processes) as workers:
+        return workers.verdicts(workers.items())
 
 
 def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports: list[dict[str, Any]]) -> None:
@@ -348,7 +377,7 @@ def _claims(arguments: argparse.Namespace) -> int:
     from relucheck.results.tables import render
 
     if arguments.report is not None:
-        gate_report.check_name(Path(arguments.report), "--report", (".md",))
+        gate_report.check_file(Path(arguments.report), "--report", (".md",))
     if arguments.results:
         found = read_folders(map(Path, arguments.results))
     else:
@@ -398,31 +427,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     from relucheck.gate.isolation import interrupts
     from relucheck.results import broken_pipes
 
-    with broken_pipes.tolerated():
-        arguments = _parser().parse_args(argv)
-        try:
-            with interrupts.kept():
-                return _main(arguments)
-        except KeyboardInterrupt as problem:
-            more = (
-                "; run the same command again to continue from the last checkpoint"
-                if arguments.command == "reproduce"
-                else ""
-            )
-            print(f"relucheck: {str(problem) or f'interrupted{more}'}", file=sys.stderr)
-            return INTERRUPTED
+    try:
+        with broken_pipes.tolerated():
+            parser = _parser()
+            arguments = parser.parse_args(argv)
+            if arguments.command is None:
+                parser.print_help(sys.stderr)
+                return USAGE
+            try:
+                with interrupts.kept():
+                    return _main(arguments)
+            except KeyboardInterrupt as problem:
+                more = (
+                    "; run the same command again to continue from the last checkpoint"
+                    if arguments.command == "reproduce"
+                    else ""
+                )
+                print(f"relucheck: {str(problem) or f'interrupted{more}'}", file=sys.stderr)
+                return INTERRUPTED
+    except OSError as error:
+        return _unwritable(error)
+
+
+def _unwritable(error: OSError) -> int:
+    print(f"relucheck: a file cannot be read or written: {error}; finished results are kept", file=sys.stderr)
+    return UNWRITABLE
 
 
 def _main(arguments: argparse.Namespace) -> int:
     try:
         commands = {"reproduce": _reproduce, "claims": _claims, "kernels": _kernels}
-        return commands.get(arguments.command, _run)(arguments)
+        code = commands.get(arguments.command, _run)(arguments)
+        sys.stdout.flush()  # here, where an error has its exit code
+        return code
     except RelucheckError as error:
         print(f"relucheck: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"relucheck: a file cannot be read or written: {error}; finished results are kept", file=sys.stderr)
-        return UNWRITABLE
+        return _unwritable(error)
     except Exception:
         traceback.print_exc()
         print("relucheck: a bug in relucheck, please report it; finished results are kept", file=sys.stderr)

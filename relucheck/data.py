@@ -23,7 +23,7 @@ import socket
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
@@ -174,6 +174,15 @@ def load_once(name: str, split: str, root: Root = None, *, download: bool = True
 @functools.lru_cache(maxsize=4)
 def _read_once(name: str, split: str, root: str | None, variable: str | None, download: bool) -> DataSet:
     return load(name, split, root, download=download)
+
+
+def checksums(data_sets: Sequence[tuple[str, str]], root: Root = None) -> dict[tuple[str, str], str]:
+    """The checksum of each data set and split, without a download; equal ones are the same data on two machines.
+
+    Raises:
+        relucheck.errors.RelucheckError: as ``load`` does.
+    """
+    return {(name, split): load_once(name, split, root, download=False).checksum for name, split in data_sets}
 
 
 def load_digits(split: str = "train") -> DataSet:

@@ -146,15 +146,37 @@ def listed(name: str, value: Any, example: str, *, error: type[RelucheckError] =
     return tuple(value)
 
 
+def printable(text: str, *, lines: bool = False) -> str:
+    """Escape the characters of a text that a terminal or a table would act on, as ``repr`` does.
+
+    These are control characters such as Escape and NUL, lone surrogates, which no file can hold, and marks that change the
+    direction of writing.
+
+    Args:
+        text: text that comes from somebody else's code.
+        lines: whether line ends stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or (lines and sign == "\n") else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
 def error_text(error: BaseException, most: int = 200) -> str:
-    """Format an error on one line: its type, and at most ``most`` characters of its message."""
+    """Format an error on one printable line: its type, and at most ``most`` characters of its message."""
     try:
         text = " ".join(str(error).split())
     except KeyboardInterrupt:
         raise
     except BaseException:  # the error comes from a target, and its __str__ may raise as well
         text = ""
-    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+    return printable(f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__)
+
+
+def missing_field(error: KeyError | TypeError) -> str:
+    """Say what is wrong with the fields of a stored object, from the error of reading them."""
+    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def did_you_mean(value: Any, known: Iterable[str], *, most: int = 1) -> str:

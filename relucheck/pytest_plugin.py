@@ -16,6 +16,8 @@ from relucheck.results.tally import Tally
 
 _RUN: Final = pytest.StashKey[Tally]()
 _TEST: Final = pytest.StashKey[Tally]()
+#: What the ids of the gate's items begin with; pytest would look for a file of that name.
+_GATE: Final = "relucheck::"
 
 _MARKERS: Final = (
     "relucheck: checks of the gate, one per activation, law and dtype",
@@ -82,6 +84,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="check every activation under torch.compile as well (slow)",
     )
     group.addoption(
+        "--relucheck-isolate",
+        action="store_true",
+        dest="relucheck_isolate",
+        help="import and run the targets in another process, which is replaced when native code ends or blocks it",
+    )
+    group.addoption(
         "--relucheck-baseline",
         dest="relucheck_baseline",
         metavar="FILE",
@@ -140,11 +148,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RUN] = Tally()
     if not hasattr(config, "workerinput"):  # workers of xdist report to the controller, which adds the tallies up
         config.pluginmanager.register(_Collector(config.stash[_RUN]), "relucheck-collector")
+    chosen = [argument for argument in config.args if argument.startswith(_GATE)]
+    config.args = [argument for argument in config.args if argument not in chosen]
     if _uses_gate(config):
         from relucheck.gate import pytest_items
 
         pytest_items.configuration(config)  # an invalid setting stops the run here, before collection
-        config.pluginmanager.register(pytest_items.GateHooks(), "relucheck-gate")
+        config.pluginmanager.register(pytest_items.GateHooks(chosen), "relucheck-gate")
+    elif chosen:
+        raise pytest.UsageError(f"relucheck: {chosen[0]}: no target was given; pass --relucheck MODULE as well")
 
 
 @pytest.fixture

@@ -14,8 +14,19 @@ import relucheck
 from relucheck import errors
 from relucheck.activations.kink_search import find_kinks
 from relucheck.activations.kinks import Activation, Kink
-from relucheck.errors import ModelError, RelucheckError, SettingsError, did_you_mean, number, one_of, truth, whole
-from relucheck.gate.discovery import as_activation, register_constructor
+from relucheck.errors import (
+    ModelError,
+    RelucheckError,
+    SettingsError,
+    did_you_mean,
+    number,
+    one_of,
+    printable,
+    truth,
+    whole,
+)
+from relucheck.gate.constructors import register_constructor
+from relucheck.gate.discovery import as_activation
 
 #: What code of a target must not be able to catch as an Exception, and how pytest hears that an item failed.
 OUTSIDE = {"TimeLimitExceeded", "Interrupted", "GateVerdict"}
@@ -112,3 +123,10 @@ def test_suggestions() -> None:
     assert did_you_mean("RELU", ["relu", "gelu"]) == "did you mean 'relu'? "
     assert did_you_mean("relux", ["relu", "relu6"], most=2) == "did you mean 'relu' or 'relu6'? "
     assert did_you_mean("softmax", ["relu"]) == did_you_mean(None, ["None"]) == ""
+
+
+def test_text_that_a_terminal_would_act_on_is_escaped() -> None:
+    assert printable("slope é 中") == "slope é 中"
+    assert printable("\x1b[2J\0\n\ud800\u202e") == r"\x1b[2J\x00\n\ud800\u202e"
+    assert printable("one\ntwo\r", lines=True) == "one\ntwo\\r"
+    assert errors.error_text(ValueError("a \x1b[31m\0 b\n c")) == r"ValueError: a \x1b[31m\x00 b c"

@@ -16,24 +16,14 @@ import relucheck
 from relucheck.errors import MISSING, RelucheckError
 from relucheck.extras import EXTRAS, MissingExtraError, require
 from relucheck.reproduction.run import reproduce
+from tests.helpers import core_check
 
 ROOT = Path(relucheck.__file__).parents[1]
-
-#: Makes an interpreter look as if some packages were not installed.
-WITHOUT = """
-    import sys
-    from importlib.machinery import PathFinder
-
-    def find_spec(finder, name, path=None, target=None, real=PathFinder.find_spec):
-        return None if name.partition(".")[0] in {missing!r} else real(name, path, target)
-
-    PathFinder.find_spec = classmethod(find_spec)
-"""
 
 
 def run_without(missing: set[str], program: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Runs a program in an interpreter where some packages cannot be imported."""
-    code = textwrap.dedent(WITHOUT).format(missing=missing) + textwrap.dedent(program)
+    code = core_check.WITHOUT.format(missing=missing) + textwrap.dedent(program)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
 
 
@@ -136,18 +126,23 @@ def test_reproducing_needs_no_torchvision_where_nothing_is_downloaded(
     assert done.report.exists()
 
 
+@pytest.mark.long  # tools/check_package.py, which is a part of CI, runs it in every change with the wheel
 def test_the_core_runs_without_any_optional_package(tmp_path: Path) -> None:
     """In one process, and in the commands and the run of pytest that it starts."""
-    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(WITHOUT).format(missing=set(EXTRAS)))
     found = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "helpers" / "core_check.py")],
+        [sys.executable, core_check.__file__],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.count("\nok  ") == len(found.stdout.splitlines()) - 1 >= 9
+
+
+def test_the_check_of_the_core_hides_every_optional_package() -> None:
+    assert set(core_check.OPTIONAL) == set(EXTRAS)
 
 
 @pytest.mark.parametrize("missing", EXTRAS)

@@ -2,7 +2,7 @@
 
 The wheel is built from the sdist and installed into a new virtual environment, which borrows every other package from the
 environment that runs this script. There tests/helpers/core_check.py runs the gate, the plugin and the command, from an
-empty folder. Exit codes: 0 all is well; 1 something is not.
+empty folder and without any optional package. Exit codes: 0 all is well; 1 something is not.
 """
 
 from __future__ import annotations

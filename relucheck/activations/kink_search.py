@@ -93,11 +93,17 @@ def resolution(y: Floats) -> float:
     """
     finite = y[np.isfinite(y)]
     # the first few numbers decide almost always, and cost less than all
-    narrow = _is_float32(finite[:16]) and _is_float32(finite)
-    # values with few distinct numbers (a step function, a clamp) may be float32 numbers by chance
-    if narrow and np.unique(finite).size > 0.2 * finite.size:
-        return FORMATS["float32"].eps
-    return _FLOAT64.eps
+    if not (_is_float32(finite[:16]) and _is_float32(finite)):
+        return _FLOAT64.eps
+    # constants and numbers of few digits (a step function, a clamp) are float32 numbers by chance
+    fraction, _ = np.frexp(finite)
+    many_digits = np.unique(finite[np.ldexp(fraction, 12) % 1 != 0])
+    return FORMATS["float32"].eps if many_digits.size >= 4 else _FLOAT64.eps
+
+
+def _step(unit: float) -> float:
+    """Return the relative step of difference formulas for values of a precision, given by its machine epsilon."""
+    return 1e-3 if unit < 1e-10 else 2e-2
 
 
 def _is_float32(x: Floats) -> bool:
@@ -160,13 +166,18 @@ def _brackets(f: Function, low: float, high: float) -> tuple[Floats, Floats, flo
     return a, b, unit
 
 
-def simplest(low: float, high: float) -> float:
+def simplest(low: float, high: float, unit: float = _FLOAT64.eps) -> float:
     """Return the float in [low, high] with the shortest decimal form.
 
     For example, 0.7 in place of 0.7000000000000001.
+
+    Args:
+        low: the lower end.
+        high: the upper end.
+        unit: machine epsilon of the values that gave the two ends.
     """
     # rounding inside the function (x + 3 for x just below 3) shifts the kink that its values show by a few ulps
-    margin = 4 * _FLOAT64.eps * max(1.0, abs(low))
+    margin = 4 * unit * max(1.0, abs(low))
     for digits, slack in [*((digits, margin) for digits in range(1, 9)), *((digits, 0.0) for digits in range(9, 18))]:
         if low - slack <= 0.0 <= high + slack:
             return 0.0
@@ -232,17 +243,19 @@ def _rounded(value: float, error: float) -> float:
     return value
 
 
-def _locate(f: Function, gradient: Function | None, a: float, b: float, left: float, right: float, jump: float) -> float:
+def _locate(
+    f: Function, gradient: Function | None, a: float, b: float, left: float, right: float, jump: float, unit: float
+) -> float:
     """Locate the kink inside the bracket [a, b].
 
-    The result is exact to neighbouring floats if values or gradients allow it.
+    The result is exact to neighbouring floats of the precision of the values if values or gradients allow it.
     """
     if abs(jump) > SMALLEST_JUMP:
         ends = f(np.array([a, b]))
         middle = float(ends.mean())
         upwards = bool(ends[1] > ends[0])
         low, high = _last_where(lambda x: (f(x) < middle) == upwards, a, b)
-        return simplest(low, high)
+        return simplest(low, high, unit)
     if gradient is not None:
         tolerance = 0.25 * abs(right - left)
         ends = gradient(np.array([a, b]))
@@ -251,14 +264,14 @@ def _locate(f: Function, gradient: Function | None, a: float, b: float, left: fl
             _, first_right = _last_where(lambda x: ~(np.abs(gradient(x) - right) <= tolerance), a, b)
             # a gradient that takes a third value over many floats does not mark one point
             if last_left < first_right and int(_ordinal(first_right) - _ordinal(last_left)) <= 4:
-                return simplest(last_left, first_right)
+                return simplest(last_left, first_right, unit)
     if left == right or not math.isfinite(right - left):
-        return simplest(a, b)
+        return simplest(a, b, unit)
     # the gradient does not show the kink: intersect the two branches, extended as straight lines
     ya, yb = f(np.array([a, b])).tolist()
     meet = (ya - yb + right * b - left * a) / (right - left)
     width = 1e-13 * max(1.0, abs(a)) / min(1.0, abs(right - left)) + (b - a) ** 2
-    return simplest(max(a, meet - width), min(b, meet + width))
+    return simplest(max(a, meet - width), min(b, meet + width), unit)
 
 
 def _ordinal(value: float) -> int:
@@ -291,7 +304,7 @@ def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float,
         middle = middles[index]
         # the difference formulas must not reach past the next kink
         gap = min([abs(middle - other) for other in middles if other != middle], default=math.inf)
-        h = min((1e-3 if unit < 1e-10 else 2e-2) * max(1.0, abs(middle)), gap / 16)
+        h = min(_step(unit) * max(1.0, abs(middle)), gap / 16)
         if h < 2 * (upper - lower):
             continue
         left, _, value_left = one_sided(f, lower, -1, h, unit)
@@ -299,13 +312,13 @@ def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float,
         jump = value_right - value_left
         # a continuous function also changes across the bracket, by slope times width
         jump = jump if abs(jump) > SMALLEST_JUMP + 2 * (upper - lower) * max(abs(left), abs(right)) else 0.0
-        at = _locate(f, gradient, lower, upper, left, right, jump)
+        at = _locate(f, gradient, lower, upper, left, right, jump, unit)
         left, left_error, value_left = one_sided(f, at, -1, h, unit)
         right, right_error, value_right = one_sided(f, at, 1, h, unit)
         error = max(left_error, right_error)
         singular = not math.isfinite(error) or error > max(1e-3, 1e6 * unit) * (1 + max(abs(left), abs(right)))
         if singular:
-            at = simplest(lower, upper)
+            at = simplest(lower, upper, unit)
         jump = value_right - value_left if jump else 0.0
         left, right = _rounded(left, 10 * left_error), _rounded(right, 10 * right_error)
         if not singular and jump == 0.0 and abs(right - left) <= SMALLEST_JUMP:
@@ -338,25 +351,32 @@ def derivatives(f: Function, x: Floats, kinks: Sequence[FoundKink]) -> tuple[Flo
     else:
         below = above = np.full_like(x, math.inf)
     at_kink = np.isin(x, places)
-    wanted = 1e-3 * np.maximum(np.abs(x), 1.0)
+    size = np.maximum(np.abs(x), 1.0)
+    # points of a narrow format have values of few digits in any precision, so look between them
+    unit = resolution(f(x + size * 1e-3 / 3))
+    wanted = _step(unit) * size
     room = np.where(at_kink, np.minimum(below, above), np.maximum(below, above))
     h = np.minimum(wanted, room / 5)
     offsets = np.arange(0.0, 5.0)
-    # a third, small step for large |x| reveals an oscillation that the relative step skips: the estimates then disagree
-    small = np.minimum(h / 3, np.maximum(2e-14 * np.abs(x), 1e-3))
+    # small steps for large |x| reveal an oscillation that the relative step skips: the estimates then disagree
+    smalls = [
+        np.minimum(h / 3, np.maximum(ulps * unit * size, floor)) for ulps, floor in ((90, 1e-3), (6, 1e-3), (1e4, 0.0))
+    ]
     results, errors = [], []
     for side, distance in ((-1, below), (1, above)):
-        nodes = np.stack([x[:, None] + side * offsets * step[:, None] for step in (h, h / 2, small)])
+        nodes = np.stack([x[:, None] + side * offsets * step[:, None] for step in (h, h / 2, *smalls)])
         y = f(nodes.reshape(-1)).reshape(nodes.shape)
         # h and x + h round, so take the step from the nodes
         steps = np.abs(nodes[:, :, 4] - nodes[:, :, 0]) / 4
         estimate = (y * np.array(_FORWARD)).sum(-1) / steps * side
-        unit = resolution(y[0].reshape(-1))
         largest = np.abs(y).max((0, 2))
         error = np.abs(estimate[0] - estimate[1]) + 20 * unit * largest / h
-        # of the small step's disagreement, only what exceeds its rounding error counts
-        noise = 20 * unit * largest / steps[2]
-        error += np.maximum(np.abs(estimate[1] - estimate[2]) - noise, 0.0)
+        # of the small steps' disagreement, only what exceeds its rounding error counts
+        noise = 20 * unit * largest / steps[2:]
+        error += np.maximum(np.abs(estimate[1] - estimate[2:]) - noise, 0.0).max(0)
+        # estimates that differ by a quarter, not just by rounding, say nothing: the function turns within the steps
+        unknown = np.abs(estimate[0] - estimate[1]) > 0.25 * np.abs(estimate[:2]).max(0) + 20 * unit * largest / h + 1e-3
+        error = np.where(unknown, math.inf, error)
         usable = (distance >= 4 * h) & (h > 0)
         results.append(np.where(usable, estimate[1], math.nan))
         errors.append(np.where(usable, error, math.nan))

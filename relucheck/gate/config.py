@@ -15,6 +15,9 @@ from relucheck.errors import RelucheckError, did_you_mean, instance, listed, num
 DTYPE_NAMES: Final = ("float32", "float64", "bfloat16", "float16")
 CONVENTIONS: Final = ("clarke", "minimum-norm", "declared", "reference")
 FAIL_ON: Final = ("error", "notice")
+#: The largest time limit in seconds and memory limit in MiB, far below those that overflow the system's counters.
+_LONGEST: Final = 1e6
+_LARGEST: Final = 2.0**30
 
 
 class ConfigError(RelucheckError, ValueError):
@@ -69,6 +72,8 @@ class GateConfig:
         expected: expected failures.
         surrogates: names of activations whose gradient deliberately differs from the derivative.
         baseline: kink table, written by ``relucheck kinks --json``, that the kinks of this run must equal.
+        isolate: whether activations run in processes of their own, which are replaced when they die. None leaves it to the
+            caller: ``relucheck check`` isolates, and pytest does not.
         root: folder from which targets are imported.
 
     Raises:
@@ -89,6 +94,7 @@ class GateConfig:
     expected: tuple[ExpectedFailure, ...] = ()
     surrogates: tuple[str, ...] = ()
     baseline: str = ""
+    isolate: bool | None = None
     root: Path = dataclasses.field(default_factory=Path.cwd)
 
     def __post_init__(self) -> None:
@@ -96,8 +102,8 @@ class GateConfig:
             one_of(_named("dtypes"), dtype, DTYPE_NAMES, error=ConfigError)
         one_of(_named("convention"), self.convention, CONVENTIONS, error=ConfigError)
         one_of(_named("fail-on"), self.fail_on, FAIL_ON, error=ConfigError)
-        number(_named("time-limit"), self.time_limit, above=0, error=ConfigError)
-        number(_named("memory-limit"), self.memory_limit, above=0, error=ConfigError)
+        number(_named("time-limit"), self.time_limit, above=0, most=_LONGEST, error=ConfigError)
+        number(_named("memory-limit"), self.memory_limit, above=0, most=_LARGEST, error=ConfigError)
         for bound in self.scan:
             number(_named("scan"), bound, error=ConfigError)
         low, high = self.scan
@@ -193,6 +199,7 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str, Any], Any]]]] = {
     "expected-failures": ("expected", _expected),
     "surrogates": ("surrogates", _strings),
     "baseline": ("baseline", _string),
+    "isolate": ("isolate", _flag),
 }
 #: Keys of ``[tool.relucheck]`` that belong to other parts of relucheck.
 OTHER_KEYS: Final = frozenset({"bifurcation"})
@@ -265,6 +272,7 @@ OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "baseline": str,
     "time_limit": float,
     "compile": bool,
+    "isolate": bool,
 }
 
 

@@ -15,19 +15,18 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_mean
+from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.frameworks import DEFAULT, FRAMEWORKS, framework_named, loaded_frameworks
 from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
 
 #: Names of a first parameter that mark a function without annotations as an activation.
 _INPUT_NAMES: Final = frozenset({"x", "input", "inputs", "z", "t", "tensor", "hidden_states", "a", "pre_activation", "u"})
-#: Registered constructors of classes that need arguments, by ``module:Name`` or ``Name``.
-_CONSTRUCTORS: Final[dict[str, Callable[..., Any]]] = {}
 
 
 class TargetImportError(RelucheckError):
@@ -53,29 +52,6 @@ class Finding:
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
-
-
-def register_constructor(name: str | type, make: Callable[..., Any]) -> None:
-    """Register how to construct an activation class that needs arguments.
-
-    For a function with further arguments, ``make`` returns a function of one tensor.
-
-    Args:
-        name: the class or function, its name, or ``"module:Name"``.
-        make: called with the class or function; returns a callable of one tensor.
-
-    Raises:
-        NotCallableError: for a ``make`` that is not callable.
-
-    Examples:
-        ``relucheck.register_constructor("ScaledReLU", lambda cls: cls(slope=0.1))``
-    """
-    if not callable(make):
-        raise NotCallableError(
-            f"register_constructor({name!r}, make={make!r}): make must be callable with the class; pass a function"
-        )
-    key = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
-    _CONSTRUCTORS[key] = make
 
 
 def as_activation(value: Any) -> Activation:
@@ -238,11 +214,13 @@ def _collect(
         chosen = list(_unpack(attribute.split(".")[-1], value))
     activations: list[Activation] = []
     skipped: list[tuple[str, str]] = []
-    seen: dict[int, str] = {}
+    seen: set[tuple[str, int]] = set()
     for name, value in chosen:
-        if id(value) in seen:
-            continue  # an alias of an activation that is already in the list
-        seen[id(value)] = name
+        # in a module, a second name of an activation is an alias; a table that the user names has its names for a reason
+        key = (name if attribute else "", id(value))
+        if key in seen:
+            continue
+        seen.add(key)
         try:
             activations.append(_activation_of(name, value, container, attribute, constructors))
         except _NeedsArguments as error:
@@ -328,9 +306,9 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
     if _is_module(value):
         return declared(name, functools.partial(identity, value), source=(line, expression))
     is_class = inspect.isclass(value)
-    make = _CONSTRUCTORS.get(
-        f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}"
-    ) or _CONSTRUCTORS.get(name)
+    make = REGISTERED.get(f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', name)}") or REGISTERED.get(
+        name
+    )
     if make is not None:
         return declared(name, functools.partial(make, value), source=None)
     arguments = constructors.get(name)

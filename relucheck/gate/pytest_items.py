@@ -10,13 +10,13 @@ pytest-xdist need no shared state.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from relucheck.errors import DeviceError
+from relucheck.errors import RelucheckError
 from relucheck.gate import config as gate_config
 from relucheck.gate import drift
 from relucheck.gate import report as gate_report
@@ -26,9 +26,11 @@ from relucheck.numerics.environment import software
 if TYPE_CHECKING:
     from relucheck.gate.run import Gate
     from relucheck.gate.verdicts import Item
+    from relucheck.gate.workers import Workers
 
 _RESULTS: Final = pytest.StashKey[list[dict[str, Any]]]()
 _CONFIG: Final = pytest.StashKey[GateConfig]()
+_UNWRITTEN: Final = pytest.StashKey[list[str]]()
 
 
 def configuration(config: pytest.Config) -> GateConfig:
@@ -42,22 +44,28 @@ def configuration(config: pytest.Config) -> GateConfig:
     try:
         options = {name: config.getoption(f"relucheck_{name}") for name in gate_config.OPTIONS}
         settings = gate_config.merged(config.rootpath, options, config.invocation_params.dir)
-        if settings.laws:
+        if settings.laws and not settings.isolate:  # workers check them, without torch in this process
             from relucheck.gate.run import check_laws
 
             check_laws(settings.laws)
         for name in config.getoption("relucheck_report"):
-            gate_report.check_name(Path(name), "--relucheck-report")
+            gate_report.check_file(_report_path(config, name), "--relucheck-report")
+        if settings.baseline:
+            gate_report.read_json(Path(config.rootpath) / settings.baseline)
     except (ConfigError, gate_report.ReportError) as error:
         raise pytest.UsageError(f"relucheck: {error}") from None
     config.stash[_CONFIG] = settings
     return settings
 
 
+def _report_path(config: pytest.Config, name: str) -> Path:
+    return Path(config.invocation_params.dir) / name
+
+
 class GateItem(pytest.Item):
     """One activation under one law in one dtype."""
 
-    def __init__(self, *, gate: Gate, item: Item, **kwargs: Any) -> None:
+    def __init__(self, *, gate: Gate | Workers, item: Item, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gate, self.item = gate, item
         self.add_marker("relucheck")
@@ -87,19 +95,33 @@ class GateCollector(pytest.Collector):
     """The parent of all items of the gate in pytest's tree."""
 
     def collect(self) -> Iterator[GateItem]:
-        import torch
-
-        from relucheck.gate.run import Gate
-
-        if os.environ.get("PYTEST_XDIST_WORKER"):
-            # workers already use all cores, so threads inside them would compete
-            torch.set_num_threads(1)
         try:
-            gate = Gate(configuration(self.config))
-        except DeviceError as error:
+            gate = _gate(self.config)
+        except ConfigError as error:
+            raise pytest.UsageError(f"relucheck: {error}") from None
+        except RelucheckError as error:
             raise self.CollectError(f"relucheck: {error}") from error  # which pytest shows without a traceback
         for item in gate.items():
             yield GateItem.from_parent(self, name=item.id, gate=gate, item=item)
+
+
+def _gate(config: pytest.Config) -> Gate | Workers:
+    """Return the gate of this process, or one in another process where the run is isolated."""
+    settings = configuration(config)
+    if settings.isolate:
+        from relucheck.gate.workers import Workers
+
+        workers = Workers(settings)
+        config.add_cleanup(workers.close)
+        return workers
+    import torch
+
+    from relucheck.gate.run import Gate
+
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        # workers already use all cores, so threads inside them would compete
+        torch.set_num_threads(1)
+    return Gate(settings)
 
 
 def is_wanted(config: pytest.Config) -> bool:
@@ -107,12 +129,23 @@ def is_wanted(config: pytest.Config) -> bool:
     return bool(configuration(config).targets)
 
 
-def collect(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Insert the gate's items before the collected tests."""
+def collect(session: pytest.Session, config: pytest.Config, items: list[pytest.Item], chosen: Sequence[str] = ()) -> None:
+    """Insert the gate's items before the collected tests; only those with the chosen ids, if there are any.
+
+    Raises:
+        pytest.UsageError: for an id that no item has.
+    """
     if not is_wanted(config):
         return
     collector: GateCollector = GateCollector.from_parent(session, name="relucheck", nodeid="relucheck")
-    items[:0] = list(session.genitems(collector))
+    own = [item for item in session.genitems(collector) if isinstance(item, GateItem)]
+    ids = [item.nodeid for item in own]
+    broken = [item for item in own if item.item.problem]  # a target that does not import has no other items
+    for name in chosen:
+        if name not in ids and not broken:
+            hint = gate_config.suggestion(name, ids)
+            raise pytest.UsageError(f"relucheck: {name}: no item of this run has this id{hint}")
+    items[:0] = [item for item in own if not chosen or item.nodeid in chosen or item in broken]
 
 
 def run_protocol(item: pytest.Item) -> bool | None:
@@ -193,13 +226,20 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
         return
     verdicts, targets = results(config), configuration(config).targets
     changes = baseline_drift(config)
+    unwritten = config.stash.setdefault(_UNWRITTEN, [])
     for name in config.getoption("relucheck_report"):
-        gate_report.write_report(Path(config.invocation_params.dir) / name, verdicts, targets, changes)
+        try:
+            gate_report.write_report(_report_path(config, name), verdicts, targets, changes)
+        except OSError as error:
+            unwritten.append(f"report {name} cannot be written: {error}")
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(gate_report.as_markdown(verdicts, targets, changes))
-    if changes and exitstatus == pytest.ExitCode.OK:
+        try:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(gate_report.as_markdown(verdicts, targets, changes))
+        except OSError as error:
+            unwritten.append(f"the summary in $GITHUB_STEP_SUMMARY cannot be written: {error}")
+    if (changes or unwritten) and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -220,18 +260,28 @@ def summarise(terminal: pytest.TerminalReporter) -> None:
     changes = baseline_drift(config)
     for line in changes:
         terminal.write_line(f"differs from the baseline {settings.baseline}: {line}", red=True)
+    for line in config.stash.get(_UNWRITTEN, []):
+        terminal.write_line(line, red=True)
     for name in config.getoption("relucheck_report"):
-        terminal.write_line(f"report: {name}")
+        if _report_path(config, name).is_file():
+            terminal.write_line(f"report: {name}")
 
 
 class GateHooks:
-    """pytest hooks, registered only in a run that has targets."""
+    """pytest hooks, registered only in a run that has targets.
+
+    Args:
+        chosen: ids of the items to run, as the command line names them; all items if empty.
+    """
+
+    def __init__(self, chosen: Sequence[str] = ()) -> None:
+        self._chosen = chosen
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(
         self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        collect(session, config, items)
+        collect(session, config, items, self._chosen)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from relucheck.errors import RelucheckError
+from relucheck.errors import UNWRITABLE, RelucheckError, printable
 from relucheck.numerics.environment import software
-from relucheck.results.files import write_atomically
+from relucheck.results.files import check_writable, write_atomically
 from relucheck.results.tables import Table
 
 #: Name and version of the JSON layout; a reader refuses every other version.
@@ -36,6 +37,12 @@ Row = Mapping[str, Any]
 
 class ReportError(RelucheckError, ValueError):
     """A report that cannot be read, written or compared with a run."""
+
+
+class UnwritableReport(ReportError):
+    """A report that cannot be written."""
+
+    exit_code = UNWRITABLE
 
 
 def counts(results: Iterable[Row]) -> dict[str, int]:
@@ -94,7 +101,7 @@ def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "versions": software().to_json(),
-        "targets": list(targets),
+        "targets": list(map(printable, targets)),
         "counts": counts(results),
         **more,
         "results": [{key: value for key, value in result.items() if key not in ("kinks", "seconds")} for result in results],
@@ -209,11 +216,10 @@ def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False)
     spaced = width >= 26 + 2 * len(laws)
     gap = " " if spaced else ""
     numbers = [f"{number:>2}" for number in range(1, len(laws) + 1)]
-    header = Text("\n".join(gap.join(number[row] for number in numbers) for row in (0, 1)))
+    rows = [gap.join(number[row] for number in numbers) for row in (0, 1)]
+    header = Text("\n".join(rows))
     table = RichTable(title="activation x law, worst over dtypes", title_justify="left", box=None, pad_edge=False)
-    table.add_column(
-        "activation", no_wrap=True, max_width=max(8, width - 10 - len(gap.join(numbers)) // (1 if spaced else 2))
-    )
+    table.add_column("activation", no_wrap=True, max_width=max(8, width - 10 - len(rows[0])))
     table.add_column("passed", justify="right", no_wrap=True)
     table.add_column(header, no_wrap=True)
     for name in activations:
@@ -255,7 +261,7 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
         changes: differences from the baseline, one line each.
     """
     lines = [
-        f"# relucheck: {', '.join(targets) or 'activations'}",
+        f"# relucheck: {printable(', '.join(targets)) or 'activations'}",
         "",
         f"{', '.join(f'{number} {outcome}' for outcome, number in counts(results).items() if number)}. {software()}.",
         "",
@@ -264,7 +270,9 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
     if failed:
         lines += ["## Failures", ""]
         for result in failed:
-            lines += ["```", result["message"], "```", ""]
+            # longer than any fence in the message, which may quote a target
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", result["message"])), default=0))
+            lines += [fence, result["message"], fence, ""]
     if changes:
         lines += ["## Kinks that differ from the baseline", "", *(f"- {line}" for line in changes), ""]
     activations, laws, cells = matrix(results)
@@ -292,8 +300,8 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
     return "\n".join(lines)
 
 
-def check_name(path: Path, option: str = "", suffixes: Sequence[str] = (".json", ".md")) -> None:
-    """Refuse a report file whose suffix does not fit.
+def check_file(path: Path, option: str = "", suffixes: Sequence[str] = (".json", ".md")) -> None:
+    """Refuse a report file whose suffix does not fit, and one that cannot be written.
 
     Args:
         path: file of the report.
@@ -302,10 +310,15 @@ def check_name(path: Path, option: str = "", suffixes: Sequence[str] = (".json",
 
     Raises:
         ReportError: for any other suffix.
+        UnwritableReport: for a file that cannot be written.
     """
+    name = f"{option} {path}".strip()
     if path.suffix not in suffixes:
-        name = f"{option} {path}".strip()
         raise ReportError(f"{name}: the name of the file must end in {' or '.join(suffixes)}; choose such a name")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise UnwritableReport(f"{name}: the file cannot be written: {error}; choose another path") from None
 
 
 def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:
@@ -318,9 +331,8 @@ def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], cha
         changes: differences from the baseline, one line each.
 
     Raises:
-        ReportError: for any other suffix.
+        OSError: if the file cannot be written.
     """
-    check_name(path)
     if path.suffix == ".json":
         write_atomically(path, as_json(results, targets, **({"drift": list(changes)} if changes else {})))
     else:

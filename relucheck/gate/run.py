@@ -15,11 +15,12 @@ import functools
 import itertools
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from relucheck.activations.kinks import Activation, identity
-from relucheck.errors import error_text
+from relucheck.errors import error_text, printable
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
@@ -30,7 +31,11 @@ from relucheck.gate.isolation.guard import CodeRaised, Runaway, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of
 from relucheck.gate.subject import NotAnActivation, Subject, TargetError
-from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged
+from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged, no_further
+
+#: What runs a target's code outside its own items: ``("import", target)``, or ``("call", activation)`` to learn about an
+#: activation and to compare it with another.
+Step = tuple[str, str]
 
 
 @dataclasses.dataclass
@@ -43,6 +48,7 @@ class Entry:
         skip: why it is skipped; empty otherwise.
         problem: why it cannot be run; empty otherwise.
         changes: the global state that its construction and a first call changed.
+        slow: names of the laws under which it ran past the time limit.
     """
 
     activation: Activation
@@ -50,6 +56,7 @@ class Entry:
     skip: str = ""
     problem: str = ""
     changes: tuple[str, ...] = ()
+    slow: set[str] = dataclasses.field(default_factory=set)
 
 
 def check_laws(names: Iterable[str]) -> None:
@@ -74,6 +81,8 @@ class Gate:
     Args:
         config: the settings of the run, targets included.
         activations: further activations, each an ``Activation``, an ``nn.Module`` class or instance, or a function.
+        at: called before each step in which a target's code runs.
+        died: steps that ended an earlier process, each with the reason. They are not repeated.
 
     Raises:
         ConfigError: for an unknown law.
@@ -81,13 +90,17 @@ class Gate:
         NotCallableError: for an object that is not an activation.
     """
 
-    def __init__(self, config: GateConfig, activations: Iterable[Any] = ()) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: GateConfig,
+        activations: Iterable[Any] = (),
+        *,
+        at: Callable[[Step], None] = lambda step: None,
+        died: Mapping[Step, str] = MappingProxyType({}),
+    ) -> None:
+        self.config, self._at, self._died = config, at, died
         check_laws(config.laws)
-        self.findings: list[Finding] = [
-            discover(target, constructors=config.constructors, root=config.root, seconds=config.time_limit)
-            for target in dict.fromkeys(config.targets)
-        ]
+        self.findings: list[Finding] = [self._discovered(target) for target in dict.fromkeys(config.targets)]
         given = [as_activation(activation) for activation in activations]
         self._start_devices([*given, *(each for finding in self.findings for each in finding.activations)])
         self.entries: dict[str, Entry] = {}
@@ -103,7 +116,15 @@ class Gate:
         self.peers: dict[str, dict[str, Subject]] = {}
         if any(law.needs_peers for law in self.laws()):
             subjects = {name: entry.subject for name, entry in self.entries.items() if entry.subject is not None}
-            self.peers = equal_spellings_of(subjects, config.scan, self._guarded)
+            self.peers = equal_spellings_of(subjects, config.scan, self._calling)
+
+    def _discovered(self, target: str) -> Finding:
+        step = ("import", target)
+        if step in self._died:
+            return Finding(target, error=f"target {target!r} cannot be imported: it {self._died[step]}")
+        self._at(step)
+        config = self.config
+        return discover(target, constructors=config.constructors, root=config.root, seconds=config.time_limit)
 
     def _start_devices(self, activations: Iterable[Activation]) -> None:
         """Start the devices of the run in each framework of the activations, before any item limits the memory."""
@@ -113,9 +134,11 @@ class Gate:
                     framework_named(name).start(device)
 
     def _unique(self, name: str, target: str) -> str:
+        """Return a printable name that no other activation of the run has."""
+        name = printable(name)
         if name not in self.entries:
             return name
-        qualified = f"{target}:{name}".replace("/", ".") if target else name
+        qualified = f"{_label(target)}:{name}" if target else name
         number = 2
         while qualified in self.entries:
             qualified, number = f"{name}#{number}", number + 1
@@ -131,9 +154,12 @@ class Gate:
         activation = dataclasses.replace(activation, **changes)
         entry = Entry(activation)
         self.entries[name] = entry
+        if ("call", name) in self._died:
+            entry.problem = no_further(self._died["call", name])
+            return
         changed: Sequence[str] = ()  # where the guard cannot even begin
         try:
-            with self._guarded() as changed:
+            with self._calling(name) as changed:
                 subject = Subject(activation, self.config.scan)
             entry.subject = subject  # after the block, because the guard may raise at its end
         except NotAnActivation as error:
@@ -145,6 +171,14 @@ class Gate:
         if changed:
             # a change of a random generator is no fault of a random activation, which only this call reveals
             entry.changes = tuple(change for change in changed if "generator" not in change)
+
+    def _calling(self, name: str) -> Any:
+        """Return a context manager for calls of an activation before any item runs."""
+        self._calls(name)
+        return self._guarded()
+
+    def _calls(self, name: str) -> None:
+        self._at(("call", name))
 
     def _guarded(self) -> Any:
         return guarded(self.config.time_limit, int(self.config.memory_limit * 2**20))
@@ -159,7 +193,7 @@ class Gate:
         """Return all items of the run, in a fixed order and with unique ids."""
         items: list[Item] = []
         for finding in self.findings:
-            items.append(Item(finding.target.replace("/", "."), IMPORT, problem=finding.error))
+            items.append(Item(_label(finding.target), IMPORT, problem=finding.error))
         if not self.config.targets and not self.entries:
             items.append(
                 Item(
@@ -189,7 +223,7 @@ class Gate:
         known |= {name.rpartition(":")[2] for name in known}
         return [
             Item(
-                name.replace("/", "."),
+                _label(name),
                 CONFIGURATION,
                 notice=f"{setting} names {name!r}, which no activation of this run has{suggestion(name, sorted(known))}",
             )
@@ -206,7 +240,7 @@ class Gate:
         if entry.subject is not None:
             items: list[Item] = []
             try:
-                with self._guarded():
+                with self._calling(name):
                     for device, dtype in itertools.product(self.config.devices, self.config.dtypes):
                         case = self._new_case(name, entry.subject, dtype, device)
                         items += [Item(name, law.name, dtype, device) for law in self.laws() if law.applies(case)]
@@ -245,7 +279,7 @@ class Gate:
 
     def _new_case(self, name: str, subject: Subject, dtype: str, device: str) -> Case:
         peers, changes = self.peers.get(name), self.entries[name].changes
-        return Case(subject, dtype, device, self.config, peers=peers, changes=changes)
+        return Case(subject, dtype, device, self.config, peers=peers, changes=changes, calling=self._calls)
 
     def run(self, item: Item) -> Verdict:
         """Check one item and return the verdict.
@@ -255,7 +289,7 @@ class Gate:
         start = time.perf_counter()
         result = self._judge(item)
         result = dataclasses.replace(result, seconds=round(time.perf_counter() - start, 6))
-        result = judged(result, self.config.expected)
+        result = judged(result.as_printable(), self.config.expected)
         if result.outcome == "notice" and self.config.fail_on == "notice":
             result = dataclasses.replace(result, outcome="failed")
         return result
@@ -271,15 +305,13 @@ class Gate:
         law = LAWS.get(item.law)
         if law is None:
             notes = [
-                note
-                for finding in self.findings
-                if finding.target.replace("/", ".") == item.activation
-                for note in finding.notes
+                note for finding in self.findings if _label(finding.target) == item.activation for note in finding.notes
             ]
             return verdict("notice", f"{item.id}: {'; '.join(notes)}") if notes else verdict("passed")
         rows: tuple[dict[str, Any], ...] | None = None
+        changes: Sequence[str] = ()
         try:
-            with self._guarded():
+            with self._guarded() as changes:
                 case = self.case(item)
                 case.law = law.name
                 if reason := law.lacks(case):
@@ -295,12 +327,23 @@ class Gate:
             outcome: Outcome = "failed" if violation.level == "error" else "notice"
             return verdict(outcome, violation.text(), violation.counterexample.as_dict(), kinks=rows)
         except Runaway as error:
-            # the code would run past its limit or fork again under every other law, so skip those at once
-            self.entries[item.activation].problem = str(error)
+            self._ran_away(item, error)
             return verdict("failed", f"{item.id}: {error}")
         except Exception as error:
-            return verdict("failed", f"{item.id}: {_short(error)}{_where(error)}", kinks=rows)
+            also = "".join(f"\n  after it changed global state: {change}" for change in changes)
+            return verdict("failed", f"{item.id}: {_short(error)}{also}{_where(error)}", kinks=rows)
         return verdict("passed", kinks=rows)
+
+    def _ran_away(self, item: Item, error: Runaway) -> None:
+        """Skip the other laws of an activation at once, if its code would run past the limit or fork again under them.
+
+        A single law may take too long where a plain call does not: compilation, for one. The dtypes are judged apart, and a
+        second law that takes too long is the last one.
+        """
+        entry, case = self.entries[item.activation], self._cases.get((item.activation, item.dtype, item.device))
+        entry.slow.add(item.law)
+        if error.forked or len(entry.slow) > 1 or case is None or not case.has_gradients:
+            entry.problem = str(error)
 
     def _ready(self, case: Case) -> None:
         """Skip a law if forward or backward raises.
@@ -309,7 +352,7 @@ class Gate:
         """
         see = item_id(case.name, EXPLAINS_FAILURE.name, case.dtype, case.device)
         if self.entries[case.name].problem:
-            raise NotApplicable(f"{self.entries[case.name].problem}; no further law was checked")
+            raise NotApplicable(no_further(self.entries[case.name].problem))
         try:
             _ = case.g
         except (Disconnected, TypeError, ValueError) as error:
@@ -321,12 +364,17 @@ class Gate:
         raise NotApplicable(f"does not run in {case.dtype}: see {see} ({type(raised).__name__})")
 
 
+def _label(target: str) -> str:
+    """Return a target, or another name that a user wrote, as an item's id contains it."""
+    return printable(target.replace("/", "."))
+
+
 def _raised(error: Exception) -> BaseException:
     return error.raised if isinstance(error, CodeRaised) else error
 
 
 def _problem(error: Exception) -> str:
-    return f"{error}; no further law was checked" if isinstance(error, Runaway) else _short(error)
+    return no_further(str(error)) if isinstance(error, Runaway) else _short(error)
 
 
 def _short(error: Exception) -> str:

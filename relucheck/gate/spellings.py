@@ -13,7 +13,7 @@ from relucheck.numerics.floats import Floats
 
 
 def equal_spellings_of(
-    subjects: Mapping[str, Subject], scan: tuple[float, float], guard: Callable[[], AbstractContextManager[Any]]
+    subjects: Mapping[str, Subject], scan: tuple[float, float], guard: Callable[[str], AbstractContextManager[Any]]
 ) -> dict[str, dict[str, Subject]]:
     """Find, for each activation, others that are numerically the same function.
 
@@ -25,7 +25,7 @@ def equal_spellings_of(
     Args:
         subjects: the activations of the run, by name.
         scan: range of inputs in which to search for kinks of the frameworks' activations.
-        guard: returns a context manager in which an activation is called.
+        guard: returns a context manager in which the activation of a name is called.
 
     Returns:
         By name, the equal spellings by name; activations without any are missing.
@@ -38,7 +38,7 @@ def equal_spellings_of(
     values: dict[str, Floats] = {}
     for name, subject in known.items():
         try:
-            with guard():
+            with guard(name):
                 values[name] = subject.exact("float64")(x)
         except Exception:
             continue

@@ -8,6 +8,7 @@ an error that says why. It reaches the activation through the framework's port (
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -34,8 +35,11 @@ class NotAnActivation(RelucheckError):
     """
 
 
-class _ChangesShape(NotAnActivation):
-    """A callable that changes the shape of its input, for one layout of the input at least."""
+class _OtherLayout(NotAnActivation):
+    """A callable that is no elementwise function in a layout, but may be one in a layout with channels.
+
+    It changes the shape of its input, or its values depend on positions.
+    """
 
 
 class TargetError(RelucheckError):
@@ -125,11 +129,15 @@ class Subject:
 
     # -- classification: is it an elementwise function, and in which layout -------------------------------------------
 
-    def _shapes(self) -> list[tuple[int, ...]]:
-        return [(-1,), *self._channel_shapes(), (1, -1), (1, 4, -1, 1), (1, 1, -1, 1)]
-
-    def _channel_shapes(self) -> list[tuple[int, ...]]:
-        return [(1, c, -1) for c in sorted({size for size in self.framework.parameter_sizes(self.original) if size > 1})]
+    def _layouts(self) -> list[Layout]:
+        """Return the layouts to try: a vector, those with parameters per channel, and those for images."""
+        channels = []
+        for c in sorted({size for size in self.framework.parameter_sizes(self.original) if size > 1}):
+            side = 2 if c != 2 else 3  # no other axis has the length of the channels
+            # (n, C, L), (n, C), (n, C, H, W), (n, L, C) and (n, H, W, C)
+            channels += [Layout((2, c, -1), 1), Layout((-1, c), 1), Layout((2, c, side, -1), 1)]
+            channels += [Layout((side, -1, c), 2), Layout((side, side, -1, c), 3)]
+        return [Layout(), *channels, Layout((1, -1)), Layout((1, 4, -1, 1)), Layout((1, 1, -1, 1))]
 
     def _classify(self) -> None:
         needed = _required(self.framework.signed(self.original))
@@ -138,14 +146,13 @@ class Subject:
                 f"needs arguments after its input ({', '.join(needed)}); register a constructor that fixes them"
             )
         failures: list[Exception] = []
-        channels = self._channel_shapes()
-        for shape in self._shapes():
-            if any(isinstance(failure, _ChangesShape) for failure in failures) and shape not in channels:
-                continue  # only a layout with channels can avoid the change of shape
-            self.layout = Layout(shape)
+        for layout in self._layouts():
+            if layout.axis is None and any(isinstance(failure, _OtherLayout) for failure in failures):
+                continue
+            self.layout = layout
             try:
                 self._classify_layout()
-            except (TargetError, _ChangesShape) as error:
+            except (TargetError, _OtherLayout) as error:
                 # parameters per channel would broadcast a plain vector to another shape, so try the next layout
                 failures.append(error)
             else:
@@ -154,12 +161,11 @@ class Subject:
         raise failures[0]
 
     def _classify_layout(self) -> None:
-        vector = np.array(_PROBE).reshape(self.layout.unexpanded)
-        x = np.broadcast_to(vector, self.layout.expanded(len(_PROBE))).copy()
+        x = self._spread(_PROBE)
         first = self._try(x)
-        if not (first == self._try(x)).all():
+        if differs(first, self._try(x)).any():
             self.evaluating = self.framework.evaluating(self.original)
-            if not (self._try(x) == self._try(x)).all():
+            if differs(self._try(x), self._try(x)).any():
                 raise NotAnActivation("random: two calls on the same input give different values, in eval mode too")
             self.notes.append("random in training mode, so it is checked in eval mode")
             first = self._try(x)
@@ -173,6 +179,16 @@ class Subject:
                 raise NotAnActivation(
                     "not elementwise: an output depends on more than one input element, as in softmax or normalisation"
                 )
+        # the same numbers at other positions of a longer vector; vectorised code may round them differently
+        backwards = np.flip(first, self.layout.along)
+        expected = np.concatenate([backwards, first], self.layout.along)
+        got = self._try(self._spread((*_PROBE[::-1], *_PROBE)))
+        if not np.isclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True).all():
+            raise _OtherLayout("not elementwise: equal inputs at different positions have different values")
+
+    def _spread(self, numbers: tuple[float, ...]) -> Floats:
+        vector = np.array(numbers).reshape(self.layout.unexpanded)
+        return np.broadcast_to(vector, self.layout.expanded(len(numbers))).copy()
 
     def _try(self, x: Floats) -> Floats:
         """Call the activation on a copy of ``x``; raise an error if it is no activation."""
@@ -189,7 +205,7 @@ class Subject:
         if call.numbers is None:
             raise NotAnActivation(f"returns {call.dtype}, which has no gradient")
         if call.numbers.shape != x.shape:
-            raise _ChangesShape(f"changes the shape of its input from {x.shape} to {call.numbers.shape}")
+            raise _OtherLayout(f"changes the shape of its input from {x.shape} to {call.numbers.shape}")
         return call.numbers
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -197,13 +213,13 @@ class Subject:
     @property
     def channels(self) -> int:
         """Number of channels with separate parameters; 1 without such parameters."""
-        return self.layout.shape[1] if self.layout.shape in self._channel_shapes() else 1
+        return self.layout.channels
 
     def of_channel(self, channel: int) -> Subject:
         """Return a copy for another channel, with parameters that differ between channels."""
         other = copy.copy(self)
         # drop what was computed for this channel
-        other.layout, other._kinks, other._callables = Layout(self.layout.shape, channel), {}, {}
+        other.layout, other._kinks, other._callables = dataclasses.replace(self.layout, channel=channel), {}, {}
         other.__dict__.pop("_shared_exact", None)
         other.original = self.framework.with_distinct_channels(self.copied(self.original), self.channels)
         return other

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
+from relucheck.errors import printable
 from relucheck.gate.config import ExpectedFailure
 
 Outcome = Literal["passed", "failed", "notice", "expected", "skipped"]
@@ -87,9 +88,22 @@ class Verdict:
         """The id of the item, ``Activation/law/dtype``."""
         return item_id(self.activation, self.law, self.dtype, self.device)
 
+    def as_printable(self) -> Verdict:
+        """The verdict with texts that terminals and files can show, whatever a target has put into them."""
+        example = self.counterexample
+        if example is not None:
+            example = {key: printable(v, lines=True) if isinstance(v, str) else v for key, v in example.items()}
+        return dataclasses.replace(self, message=printable(self.message, lines=True), counterexample=example)
+
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary that JSON and pytest-xdist can hold."""
         return dataclasses.asdict(self) | {"kinks": None if self.kinks is None else list(self.kinks)}
+
+
+def no_further(reason: str) -> str:
+    """Add to a reason, on its first line, that no further law was checked because of it."""
+    first, *rest = reason.split("\n")
+    return "\n".join([f"{first}; no further law was checked", *rest])
 
 
 def judged(verdict: Verdict, expected: Sequence[ExpectedFailure]) -> Verdict:

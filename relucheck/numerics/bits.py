@@ -176,18 +176,6 @@ def away_from_zero(x: Tensor) -> Tensor:
     return torch.where(x < 0, neighbour(x, -1), neighbour(x))
 
 
-def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
-    """The number of representable values from ``a`` to ``b``, int64, for one dtype.
-
-    The result means nothing for NaN. Two float64 values of opposite sign can be further apart than int64 can count. Their
-    distance is int64's largest value.
-    """
-    first, second = ordinals(a), ordinals(b)
-    distance = (first - second).abs()
-    overflow = ((first < 0) != (second < 0)) & (first.abs() > torch.iinfo(torch.int64).max - second.abs())
-    return torch.where(overflow, torch.iinfo(torch.int64).max, distance)
-
-
 def all_values(dtype: torch.dtype) -> Tensor:
     """All values of a 16-bit dtype, NaN included, by bit pattern: shape (65536,).
 

@@ -85,14 +85,10 @@ def on_ray(
         threads=threads,
         at_once=processes,
         folder=place.folder,
-        same={"data": functools.partial(_checksums, scenario.data_sets(place.scale, only), place.root)},
+        same={"data": functools.partial(data.checksums, scenario.data_sets(place.scale, only), place.root)},
     )
 
 
 def everywhere(folder: Path, root: data.Root) -> tuple[Path, Path]:
     """The results folder and the data root as absolute paths, for other machines."""
     return folder.absolute(), data.data_root(root).absolute()
-
-
-def _checksums(data_sets: Sequence[tuple[str, str]], root: data.Root) -> dict[tuple[str, str], str]:
-    return {(name, split): data.load_once(name, split, root, download=False).checksum for name, split in data_sets}

@@ -21,6 +21,7 @@ from relucheck.reproduction.folder import ReproductionError, default_folder, des
 from relucheck.reproduction.scenario import Place, Reported, Scenario, check_scale
 from relucheck.results.progress import Progress
 from relucheck.results.store import StoreError
+from relucheck.results.tables import counted
 from relucheck.training.engine import EXECUTORS, usual_executor
 from relucheck.work import Backend, Event
 
@@ -104,8 +105,8 @@ def reproduce(
     units = scenario.units(place, only)
     count = len(scenario.parts(scale, only))
     say(
-        f"{scenario.name} ({scenario.title}) at scale {scale} on {device}{f' ({kind})' * scenario.trains}: {count} parts, "
-        f"{len(units)} units of work to do, in {folder}"
+        f"{scenario.name} ({scenario.title}) at scale {scale} on {device}{f' ({kind})' * scenario.trains}: "
+        f"{counted(count, 'part')}, {len(units)} units of work to do, in {folder}"
     )
     if backend is None:
         if on == "ray":

@@ -134,6 +134,11 @@ class SearchScenario(TrainingScenario):
         )
         return (*super().units(place, only), *(one for one in searches if one.done < one.steps))
 
+    def unfinished(self, place: Place) -> tuple[str, ...]:
+        """The names of the searches of which a trial has not ended."""
+        every = [(one, read(_folder(place.folder, one), one.search)) for one in self.searches.get(place.scale, ())]
+        return tuple(one.name for one, result in every if result is None or not result.complete)
+
     def own_sections(self, made: Reproduction) -> tuple[Section, ...]:
         """The sections of the trainings, followed by those of the searches that have results."""
         return (*super().own_sections(made), *_sections(self._found(made)))

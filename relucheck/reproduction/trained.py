@@ -138,7 +138,12 @@ class TrainingScenario(Experiment):
         write_atomically(page, report(made))
         void = void_nudges(nudges)
         shown = functools.partial(_shown, made, nudges)
-        return Reported(place.folder, page, made.missing, (*made.void, *void), shown, made)
+        missing = (*made.missing, *self.unfinished(place))
+        return Reported(place.folder, page, missing, (*made.void, *void), shown, made)
+
+    def unfinished(self, place: Place) -> tuple[str, ...]:
+        """The names of the parts that are no comparison and have not finished."""
+        return ()
 
     def own_sections(self, made: Reproduction) -> tuple[Section, ...]:
         """What the report has beyond that of others, from all that is finished."""
@@ -258,7 +263,7 @@ def _shown(made: Reproduction, nudges: Mapping[str, Result], width: int) -> list
     by_layer = [table.rich() for table in hits]
     own = [shown for section in made.sections for shown in section.terminal()]
     if not made.experiment.tables:
-        return [*map(Text, head), *own, *map(Text, again)]
+        return [*map(Text, head), *own, *outcomes, *map(Text, again)]
     return [*map(Text, head), *own, *tables, *map(Text, columns), *by_layer, *beyond, *outcomes, *map(Text, lines)]
 
 

@@ -1,11 +1,12 @@
-"""Let a command finish when nobody reads its output (``relucheck check LIB | head``).
+"""Let a command finish when nobody reads its output (``relucheck check LIB | head``), or nobody can (``>&-``).
 
-Without this, Python would raise BrokenPipeError, and the exit code would no longer say what the command decided.
+Without this, Python would raise an error, and the exit code would no longer say what the command decided.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -24,15 +25,21 @@ class _PipeTolerant:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            _discard(self._stream)
+        except OSError as error:
+            self._failed(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            _discard(self._stream)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """Discard what is written from an error on; pass an error on that is no broken pipe."""
+        _discard(self._stream)
+        if not isinstance(error, BrokenPipeError):
+            raise error
 
 
 def _discard(stream: TextIO) -> None:
@@ -45,15 +52,36 @@ def _discard(stream: TextIO) -> None:
     stream.flush()
 
 
+def _open_closed() -> None:
+    """Open the null device in place of standard streams that are closed; other files would take their numbers."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until Python exits
+
+
 @contextlib.contextmanager
 def tolerated() -> Iterator[None]:
-    """Ignore broken pipes at standard output and error, in the block and when Python exits."""
+    """Ignore broken pipes at standard output and error, in the block and when Python exits.
+
+    Where one of them is closed, what is written to it is discarded. Characters that its encoding lacks are escaped.
+    """
+    _open_closed()
     out, err = sys.stdout, sys.stderr
+    for stream in (out, err):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     wrapped = [cast(TextIO, _PipeTolerant(stream)) for stream in (out, err)]
     sys.stdout, sys.stderr = wrapped
     try:
         yield
     finally:
-        for stream in wrapped:
-            stream.flush()
-        sys.stdout, sys.stderr = out, err
+        try:
+            for stream in wrapped:
+                stream.flush()
+        finally:
+            sys.stdout, sys.stderr = out, err

@@ -144,7 +144,7 @@ class Store:
             return ()
         header, *lines = whole.splitlines()
         _check(path, _parse(path, header), identity, origin)
-        return tuple(_parse(path, line) for line in lines)
+        return tuple(_parse(path, line, number) for number, line in enumerate(lines, start=2))
 
     def peek(self, name: str, key: str) -> Iterator[Any]:
         """Yield the values that the chunks of an unfinished unit have for a key, without any check.
@@ -232,6 +232,25 @@ def read_finished(path: Path, identity: Mapping[str, Any]) -> Finished | None:
     return Finished(result, origin)
 
 
+def check_settings(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a finished unit whose result repeats other settings than its identity, because one of the two was edited.
+
+    Args:
+        path: file of the unit, for the message.
+        stored: the settings in the result.
+        expected: those in the identity.
+
+    Raises:
+        StoreError: names the first setting that differs, with both values.
+    """
+    different = _first_difference(dict(stored), dict(expected))
+    if different is not None:
+        what, theirs, ours = different
+        raise StoreError(
+            f"{path} is damaged: {what} is {_short(theirs)} in its result and {_short(ours)} in its identity; {_MOVE}"
+        )
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file atomically, with an error that says what to do.
 
@@ -286,11 +305,13 @@ def _read(path: Path) -> str | None:
         raise StoreError(f"{path} cannot be read ({error}); {_MOVE}") from error
 
 
-def _parse(path: Path, text: str) -> Json:
+def _parse(path: Path, text: str, line: int | None = None) -> Json:
+    """Read a JSON object; ``line`` is the number of its line in the file, where the file has several."""
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise StoreError(f"{path} is damaged ({error}); {_MOVE}") from error
+        where = f"line {line}: " if line else ""
+        raise StoreError(f"{path} is damaged ({where}{error}); {_MOVE}") from error
     if not isinstance(content, dict):
         raise StoreError(f"{path} is no results file of relucheck; {_MOVE}")
     return content

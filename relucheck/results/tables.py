@@ -90,6 +90,11 @@ class Table:
         return table
 
 
+def columns(table: RichTable) -> int:
+    """The number of terminal columns that a table takes where nothing is wrapped."""
+    return Console(width=10_000).measure(table).maximum
+
+
 def render(*renderables: RenderableType, width: int, color: bool) -> str:
     """Render rich objects as text.
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from relucheck.errors import SettingsError
 from relucheck.results.store import FINISHED as SUFFIX
-from relucheck.results.store import Store, StoreError, read_finished, write_atomically
+from relucheck.results.store import Store, StoreError, check_settings, read_finished, write_atomically
 from relucheck.search.result import SearchResult, TrialEpoch, TrialResult
 from relucheck.search.search import Search
 from relucheck.search.space import Draw
@@ -23,8 +25,47 @@ from relucheck.search.trial import TrialReport, folder_of
 
 #: The file with the settings of the search.
 _SEARCH: Final = "search.json"
+#: The file that the driver of a search holds, and that says which process that is.
+_LOCK: Final = "driver.lock"
 #: The engine's checkpoints, which a trial that has ended does not need.
 _STATES: Final = "*.state"
+
+
+@contextlib.contextmanager
+def only_driver(folder: Path) -> Iterator[None]:
+    """Hold the folder of a search in a block, so that no other driver runs in it.
+
+    The folder is created if necessary. A driver that dies lets go of it. Where the system has no locks of files, nothing is
+    held.
+
+    Raises:
+        relucheck.results.store.StoreError: another driver holds it, or it cannot be written.
+    """
+    Store(folder)
+    with open(folder / _LOCK, "a+", encoding="utf-8") as file:
+        if not _held(file):
+            file.seek(0)
+            raise StoreError(
+                f"{folder} is in use by another run of its search ({file.read() or 'just started'}); wait until that run "
+                "has ended, or name another folder"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _held(file: TextIO) -> bool:
+    """Hold a file until it is closed; False if another process does."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Records:
@@ -176,7 +217,9 @@ def _ended(search: Search, folder: Path) -> tuple[TrialResult, ...]:
         if stored is None:
             continue
         try:
-            trials.append(TrialResult.from_json(stored.result))
+            trial = TrialResult.from_json(stored.result)
+            check_settings(path, trial.draw.to_json(), draw.to_json())
+            trials.append(trial)
         except SettingsError as error:
             raise StoreError(f"{path} is damaged: {error}; move it away to run the trial again") from error
     return tuple(trials)

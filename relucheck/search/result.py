@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from relucheck.errors import SettingsError
+from relucheck.errors import SettingsError, missing_field
 from relucheck.search.search import Search
 from relucheck.search.space import Draw
 from relucheck.training.result import FINISHED
@@ -94,7 +94,9 @@ class TrialResult:
             epochs = tuple(TrialEpoch.from_json(epoch) for epoch in content["epochs"])
             return cls(**{**content, "draw": Draw(**content["draw"]), "epochs": epochs})
         except (KeyError, TypeError) as error:
-            raise SettingsError(f"result of a trial: {error}; pass what TrialResult.to_json wrote") from error
+            raise SettingsError(
+                f"result of a trial: {missing_field(error)}; pass what TrialResult.to_json wrote"
+            ) from error
 
 
 def score(metric: str, epoch: TrialEpoch | None) -> float:

@@ -109,15 +109,11 @@ def search_on_ray(
         Interrupted: on control-C.
     """
     backend = Ray(address, cpus=resources.cpus, gpus=resources.gpus)
-    same = {"data": functools.partial(_checksum, records.search.data, root)}
+    same = {"data": functools.partial(data.checksums, [(records.search.data, "train")], root)}
     with connected(address, cpus=None if resources.at_once is None else resources.at_once * resources.cpus):
         with expectations(records.folder, same) as expected:
             backend.check_nodes(expected, lambda note: report(0, note))
         _tune(records, root, device, resources, train, report)
-
-
-def _checksum(name: str, root: data.Root) -> str:
-    return data.load_once(name, "train", root, download=False).checksum
 
 
 def _tune(records: Records, root: data.Root, device: str, resources: Resources, train: Train, report: Report) -> None:

@@ -15,7 +15,7 @@ from relucheck.errors import SettingsError, number, whole
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import generator
 from relucheck.results.progress import Progress
-from relucheck.search.records import Records, read
+from relucheck.search.records import Records, only_driver, read
 from relucheck.search.result import SearchResult
 from relucheck.search.search import Search
 from relucheck.search.trial import Train, train_trial
@@ -65,7 +65,8 @@ def run(
             keep dying.
         relucheck.search.tuning.SearchError: a trial reports nothing.
         relucheck.errors.ControlError: the control of a trial differed, so that nothing may be concluded.
-        relucheck.results.store.StoreError: the folder cannot be written, or holds another search.
+        relucheck.results.store.StoreError: the folder cannot be written, holds another search, or is in use by another run
+            of this one.
         relucheck.errors.DeviceError: the device is not there, or has too little memory.
         Exception: what a trial raised.
     """
@@ -143,16 +144,18 @@ def work(
         report: takes steps and notes.
         train: trains a trial.
     """
-    records = Records(search, folder.absolute())  # other processes and machines need the whole path
-    if not records.missing:
-        return
-    from relucheck.search.tuning import Resources, search_on_ray
+    folder = folder.absolute()  # other processes and machines need the whole path
+    with only_driver(folder):
+        records = Records(search, folder)
+        if not records.missing:
+            return
+        from relucheck.search.tuning import Resources, search_on_ray
 
-    check(search)
-    if search.data != "digits":  # before Ray starts, and so that other processes need no environment variable
-        data.load_once(search.data, "train", root)
-        root = data.data_root(root).absolute()
-    search_on_ray(records, root, device, address, Resources(cpus, gpus, at_once), train, report)
+        check(search)
+        if search.data != "digits":  # before Ray starts, and so that other processes need no environment variable
+            data.load_once(search.data, "train", root)
+            root = data.data_root(root).absolute()
+        search_on_ray(records, root, device, address, Resources(cpus, gpus, at_once), train, report)
 
 
 def check(search: Search) -> None:

@@ -28,7 +28,7 @@ from relucheck.errors import DeviceError, SettingsError, one_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import available, environment
 from relucheck.results.progress import Progress
-from relucheck.results.store import FINISHED, Store, StoreError, read_finished
+from relucheck.results.store import FINISHED, Store, StoreError, check_settings, read_finished
 from relucheck.training.result import VERSIONS, Result, SeedResult
 from relucheck.training.settings import Member, Settings
 from relucheck.training.sitting import EXECUTORS, AfterEpoch, Interrupted, Sitting, group_name
@@ -220,8 +220,13 @@ def _identity(settings: Settings, seed: int, executor: str) -> dict[str, Any]:
 def _stored(settings: Settings, seed: int, folder: Path, executor: str) -> SeedResult | None:
     path = folder / f"seed-{seed}{FINISHED}"
     stored = read_finished(path, _identity(settings, seed, executor))
+    if stored is None:
+        return None
     try:
-        return None if stored is None else SeedResult.from_json(stored.result, stored.origin)
+        part = SeedResult.from_json(stored.result, stored.origin)
+        for one in part.members:
+            check_settings(path, {"seed": one.member.seed}, {"seed": seed})
+        return part
     except SettingsError as error:
         raise StoreError(f"{path} is damaged: {error}; move it away to run the seed again") from error
 

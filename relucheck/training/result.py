@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from relucheck.errors import SettingsError
+from relucheck.errors import SettingsError, missing_field
 from relucheck.training.settings import Member, Settings
 from relucheck.training.subgradients import Subgradients
 
@@ -246,7 +246,7 @@ class SeedResult:
             members = [MemberResult.from_json(member) for member in content["members"]]
             return cls(members, content["void"], content["wall_s"], dict(origin), content["thinned"])
         except (KeyError, TypeError) as error:
-            raise SettingsError(f"result of a seed: {error}; pass what SeedResult.to_json wrote") from error
+            raise SettingsError(f"result of a seed: {missing_field(error)}; pass what SeedResult.to_json wrote") from error
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from relucheck import data
 from relucheck.bifurcation.compare import Outcome
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.devices import environment
-from relucheck.results.store import Json, Store, StoreError
+from relucheck.results.store import Json, Store, StoreError, check_settings
 from relucheck.volume import engine as volume_engine
 from relucheck.volume.cell import REPLACED, Cell, Draw, Estimate, VolumeError, columns, draws_of
 
@@ -136,7 +136,13 @@ def finished(cell: Cell, checksum: str, store: Store) -> Estimate | None:
     if stored is None:
         return None
     try:
-        return Estimate.from_json(stored.result, cell.varied)
+        estimate = Estimate.from_json(stored.result, cell.varied)
+        check_settings(
+            store.finished_path(cell.name),
+            {"cell": estimate.cell.deciding, "data": estimate.checksum},
+            {"cell": cell.deciding, "data": checksum},
+        )
+        return estimate
     except VolumeError as error:
         raise StoreError(
             f"{store.finished_path(cell.name)}: {error}; move it away, or name another folder (it is left as it is)"

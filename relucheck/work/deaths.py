@@ -49,8 +49,9 @@ class Deaths:
             WorkError: names them, and what ended the last one.
         """
         if given_up := [name for name, count in self._counts.items() if count >= DEATHS]:
+            whose = "its process" if len(given_up) == 1 else "the process of each"
             raise WorkError(
-                f"{', '.join(given_up)}: the process of each died {DEATHS} times (the last one: "
+                f"{', '.join(given_up)}: {whose} died {DEATHS} times (the last one: "
                 f"{self._causes[given_up[-1]]}); finished units are kept: run the same command again, with fewer processes "
                 "if memory is short"
             )

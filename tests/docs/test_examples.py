@@ -8,8 +8,6 @@ import importlib.util
 import io
 import os
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from relucheck.gate import config as gate_config
 from relucheck.gate.run import check_laws
 from relucheck.networks import Network
 from tests.docs.documents import GATE, PAGES, README, REASONS, ROOT, Block, blocks, commands, name_of, plugin_options
+from tests.helpers import forked
 
 LANGUAGES = {"python", "console", "text", "toml", "yaml"}
 
@@ -109,14 +108,8 @@ def test_the_gate_prints_what_documents_show(page: Path, block: Block, tmp_path:
             path.parent.mkdir(exist_ok=True)
             path.write_text(shown.text, encoding="utf-8")
     (command,) = (command for command in block.commands if command.startswith("relucheck check "))
-    run = subprocess.run(
-        [sys.executable, "-m", *shlex.split(command)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    run = forked.python("-m", *shlex.split(command), cwd=tmp_path, environment=environment, timeout=300)
     assert not run.stderr
     assert_prints(page, block, run.stdout)
 

@@ -8,7 +8,11 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
+import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +105,45 @@ def stops_in_backward(x: Tensor) -> Tensor:
             raise Stop("no more")
 
     return Stopping.apply(x)
+
+
+def closes(x: Tensor) -> Tensor:
+    raise GeneratorExit
+
+
+def loses_the_folder(x: Tensor) -> Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+    return torch.relu(x)
+
+
+def clears_modules(x: Tensor) -> Tensor:
+    sys.modules.clear()
+    return x.clamp(min=0)
+
+
+def replaces_modules(x: Tensor) -> Tensor:
+    sys.modules = {**sys.modules, "torch": types.ModuleType("torch")}
+    return x.clamp(min=0)
+
+
+def sets_threads(x: Tensor) -> Tensor:
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    return torch.relu(x)
+
+
+def patches_autograd(x: Tensor) -> Tensor:
+    torch.autograd.grad = torch.Tensor.backward = lambda *arguments, **options: None
+    return torch.relu(x)
+
+
+#: Ends the threads of leaves_a_thread.
+END = threading.Event()
+
+
+def leaves_a_thread(x: Tensor) -> Tensor:
+    threading.Thread(target=END.wait, name="left behind").start()
+    return torch.relu(x)
 
 
 class Unprintable(Exception):
@@ -266,3 +309,41 @@ def forks_an_endless_child() -> None:
     if os.fork() == 0:
         while True:
             pass
+
+
+class _Endless(torch.autograd.Function):
+    """ReLU, with modes that never return."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        return torch.where(ctx.saved_tensors[0] > 0, v, 0 * v)
+
+    @staticmethod
+    def jvp(ctx: Any, u: Tensor) -> Tensor:
+        while True:
+            pass
+
+
+class _EndlessTwice(_Endless):
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor) -> Any:
+        while True:
+            pass
+
+
+def endless_in_forward_mode(x: Tensor) -> Tensor:
+    return _Endless.apply(x)
+
+
+def endless_in_two_modes(x: Tensor) -> Tensor:
+    return _EndlessTwice.apply(x)

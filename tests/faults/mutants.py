@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import Activation, Kink
-from tests.faults import wrong_behaviour, wrong_gradients, wrong_modules
+from tests.faults import wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
 from tests.faults.wrong_behaviour import HardtanhRoundedWhenCompiled, compiled_differs, hardtanh_rounded_when_compiled
 from tests.faults.wrong_gradients import (
     attorch_hardswish,
@@ -26,7 +26,7 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
 
 
 #: The modules that hold the faults.
-SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules)
+SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order)
 DECLARED = [
     Activation(
         "attorch_hardswish_declared",
@@ -94,9 +94,19 @@ MUTANTS = [
     Mutant("softplus_where_trap", "finite_gradient"),
     Mutant("softplus_where_trap", "finite_gradient", "bfloat16"),
     Mutant("square_root_trap", "finite_gradient"),
-    Mutant("mish_overflows", "finite_gradient", "float16"),
+    Mutant("mish_overflows", "finite_value", "float16"),
     Mutant("nan_at_zero", "finite_gradient", "float64"),
     Mutant("infinite_at_one", "finite_gradient"),
+    Mutant("shrinks_by_quotient", "finite_value"),
+    Mutant("shrinks_by_quotient", "finite_value", "bfloat16"),
+    Mutant("entropy_by_logarithm", "finite_value", "float16"),
+    Mutant("sinc_by_quotient", "finite_value", "float64"),
+    Mutant("sigmoid_by_quotient", "finite_value"),
+    Mutant("sigmoid_by_quotient", "finite_value", "float64"),
+    Mutant("softplus_by_logarithm", "finite_value", "float64"),
+    Mutant("softplus_by_logarithm", "finite_value", "bfloat16"),
+    Mutant("softplus_linear_too_late", "finite_value", "float64"),
+    Mutant("softplus_slope_lost_in_a_gap", "derivative"),
     Mutant("nan_swallowed", "nan_propagates"),
     Mutant("nan_cotangent_swallowed", "nan_propagates"),
     Mutant("sign_bit_decides", "signed_zero"),
@@ -113,6 +123,13 @@ MUTANTS = [
     Mutant("second_derivative_lost", "double_backward", "float64"),
     Mutant("second_derivative_nan", "double_backward"),
     Mutant("second_derivative_wrong", "double_backward", "float64"),
+    Mutant("FusedLeakyGainLost", "double_backward_cotangent"),
+    Mutant("FusedLeakyCutOff", "double_backward_cotangent", "bfloat16"),
+    Mutant("FusedLeakyPassedOn", "double_backward_cotangent", "float64"),
+    Mutant("FusedLeakyInMemoryOrder", "strides"),
+    Mutant("leaky_without_graph", "double_backward_cotangent"),
+    Mutant("FusedSwishDetached", "double_backward_parameters"),
+    Mutant("threshold_at_a_tenth", "decomposition", "bfloat16"),
     Mutant("compiled_differently", "compile_agreement", slow=True),
     Mutant("compiled_hardtanh", "compile_agreement", "bfloat16", slow=True),
     Mutant("compiled_hardtanh_module", "compile_agreement", "bfloat16", slow=True),
@@ -134,6 +151,8 @@ MUTANTS = [
     Mutant("WritesThroughData", "inplace"),
     Mutant("overwrites_input", "input_unchanged"),
     Mutant("overwrites_cotangent", "input_unchanged"),
+    Mutant("gradient_in_input", "input_unchanged"),
+    Mutant("gradient_in_output", "input_unchanged", "bfloat16"),
     Mutant("alternating_subgradient", "determinism"),
     Mutant("MaskOnSelf", "independent_calls"),
     Mutant("sets_default_dtype", "global_state"),
@@ -145,6 +164,13 @@ MUTANTS = [
     Mutant("SlopeInjected", "parameters"),
     Mutant("SlopeWrongSign", "parameters", "float64"),
     Mutant("SlopeAveraged", "parameters"),
+    Mutant("ChannelSlopesOfFirstSample", "batches"),
+    Mutant("ChannelSlopesInFirstSample", "batches", "bfloat16"),
+    Mutant("ChannelSlopesInMemoryOrder", "strides"),
+    Mutant("ChannelSlopesByOutput", "parameter_values"),
+    Mutant("SlopeByOutput", "parameter_values"),
+    Mutant("SlopeByOutput", "parameter_values", "float64"),
+    Mutant("SlopeConverted", "autocast_mixed"),
     Mutant("CopiesForget", "copies"),
     Mutant("StateDictForgets", "copies"),
     Mutant("jump_claimed_continuous", "continuity"),

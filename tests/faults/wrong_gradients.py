@@ -5,6 +5,7 @@ Functions here are what a target's author might write; nothing in the gate knows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -141,6 +142,39 @@ def mish_overflows(x: Tensor) -> Tensor:
     return x * ((1 + e) ** 2 - 1) / ((1 + e) ** 2 + 1)
 
 
+def shrinks_by_quotient(x: Tensor) -> Tensor:
+    return x / x.abs() * torch.relu(x.abs() - 0.5)
+
+
+def entropy_by_logarithm(x: Tensor) -> Tensor:
+    return -x * torch.log(x.abs())
+
+
+def sinc_by_quotient(x: Tensor) -> Tensor:
+    return torch.sin(x) / x
+
+
+def sigmoid_by_quotient(x: Tensor) -> Tensor:
+    e = torch.exp(x)
+    return e / (1 + e)
+
+
+def softplus_by_logarithm(x: Tensor) -> Tensor:
+    return torch.log(1 + torch.exp(x)) - math.log(2.0)
+
+
+def softplus_linear_too_late(x: Tensor) -> Tensor:
+    # infinite between 709.8 and 720 in float64
+    return torch.where(x > 720, x, torch.log1p(torch.exp(x)))
+
+
+def _late(x: Tensor, v: Tensor) -> Tensor:
+    # 0 where exp overflows before 95
+    e = torch.exp(x)
+    return v * torch.where(x > 95, torch.ones_like(x), (e / (1 + e)).nan_to_num(0.0))
+
+
+softplus_slope_lost_in_a_gap = rule(F.softplus, _late)
 nan_at_zero = rule(lambda x: x.clamp(min=0) ** 2, lambda x, v: v * 2 * x.clamp(min=0) * (x / x))
 infinite_at_one = rule(
     torch.tanh, lambda x, v: v * (1 - torch.tanh(x) ** 2) * torch.where(x == 1, 1 / (x - 1), torch.ones_like(x))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import relucheck
+from relucheck import __main__ as main_module
 from relucheck.__main__ import main
 from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
 from relucheck.gate import run
@@ -38,6 +41,15 @@ def unread(*arguments, cwd, also_errors=False):
     )
     os.close(writing)
     return done.returncode, (done.stderr or b"").decode()
+
+
+def test_without_a_command_it_lists_the_commands(capsys):
+    assert main([]) == USAGE
+    said = capsys.readouterr().err
+    assert all(re.search(rf"\n +{command}\s", said) for command in ("check", "kinks", "reproduce", "claims", "kernels"))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"relucheck {relucheck.__version__}\n"
 
 
 def test_a_missing_device_is_one_error(project, capsys):
@@ -78,17 +90,39 @@ def test_a_target_that_exits_leaves_the_verdicts_and_the_report(project):
     assert json.loads((project / "r.json").read_text())["counts"]["failed"] > 0
 
 
-@pytest.mark.slow
-def test_exit_codes_of_files_that_cannot_be_used(project):
-    """As the table of exit codes in docs/gate.md says, of both faces."""
+def test_exit_codes_of_files_that_cannot_be_used(project, monkeypatch, capsys):
+    """As the table of exit codes in docs/gate.md says, of both faces, and before anything is checked."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(main_module, "_verdicts", lambda *arguments: pytest.fail("something was checked"))
     (project / "blocked").write_text("a file, not a folder")
-    laws = ("--dtypes", "float32", "--laws", "runs")
-    code, said = unread("check", "mylib:Good", *laws, "--report", "blocked/r.json", cwd=project)
-    assert (code, "a file cannot be read or written" in said) == (UNWRITABLE, True)
-    assert unread("kinks", "mylib:Good", "--against", "none.json", cwd=project)[0] == USAGE
-    options = ("--relucheck", "mylib:Good", "--relucheck-dtypes", "float32", "--relucheck-laws", "runs")
-    for option, name in (("--relucheck-report", "blocked/r.json"), ("--relucheck-baseline", "none.json")):
-        assert gate(*options, option, name, cwd=project).returncode == 1
+    for option, name, code, says in (
+        ("--report", "blocked/r.json", UNWRITABLE, "--report blocked/r.json: the file cannot be written"),
+        ("--report", "r.txt", USAGE, "the name of the file must end in .json or .md"),
+        ("--time-limit", "inf", USAGE, "time-limit=inf: must be a finite number above 0"),
+    ):
+        assert main(["check", "mylib:Good", option, name]) == code
+        assert says in capsys.readouterr().err
+    assert main(["kinks", "mylib:Good", "--against", "none.json"]) == USAGE
+    assert main(["kinks", "mylib:Good", "--json", "blocked/k.json"]) == UNWRITABLE
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "blocked/summary.md")
+    assert main(["check", "mylib:Good"]) == UNWRITABLE
+    (project / "test_own.py").write_text("def test_own():\n    pass\n")
+    for option, name, says in (
+        ("--relucheck-report", "blocked/r.json", "ERROR: relucheck: --relucheck-report"),
+        ("--relucheck-baseline", "none.json", "none.json: no such file"),
+    ):
+        done = gate("--relucheck", "mylib:Good", option, name, cwd=project)
+        assert (done.returncode, says in done.stderr) == (4, True), done.stderr
+        assert "passed" not in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes streams as a POSIX shell does")
+def test_closed_streams_keep_the_exit_code(tmp_path):
+    for closing in (">&-", ">&- 2>&- <&-"):
+        command = f'exec "{sys.executable}" -m relucheck --help {closing}'
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (OK, b"")
 
 
 @pytest.mark.slow

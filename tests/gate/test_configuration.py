@@ -30,6 +30,7 @@ COMMITTED = Path(__file__).parents[2] / "reports" / "gate"
         ({"compile": 1}, "[tool.relucheck] compile=1: must be true or false"),
         ({"time-limit": "1"}, "[tool.relucheck] time-limit='1': must be a finite number"),
         ({"time-limit": -1}, "[tool.relucheck] time-limit=-1.0: must be a finite number above 0"),
+        ({"time-limit": 1e300}, "[tool.relucheck] time-limit=1e+300: must be a finite number above 0 and at most 1e+06"),
         ({"memory-limit": float("inf")}, "[tool.relucheck] memory-limit=inf: must be a finite number"),
         ({"scan": [3, 1]}, "must be smaller"),
         ({"scan": [3]}, "[tool.relucheck] scan=[3]: must be two numbers, for example [-32, 32]"),

@@ -158,7 +158,8 @@ print(sum(verdict.outcome == "passed" for verdict in verdicts) > 30)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
     assert found.returncode == 0, found.stderr
     # a function of x is taken for torch's
-    assert found.stdout == "['relu/runs/float32', 'wrong/derivative/float32', 'wrong/hit_on_input/float32']\nTrue\n"
+    laws = ("derivative", "equal_spellings", "hit_on_input")
+    assert found.stdout == f"{['relu/runs/float32', *(f'wrong/{law}/float32' for law in laws)]}\nTrue\n"
 
 
 # -- the port -----------------------------------------------------------------------------------------------------------

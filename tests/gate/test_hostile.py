@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import sys
 import time
 
@@ -13,6 +15,7 @@ from relucheck import check_activation, register_constructor
 from relucheck.activations.kinks import Activation
 from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.config import GateConfig
+from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.discovery import discover
 from relucheck.gate.isolation.guard import (
     CodeRaised,
@@ -23,6 +26,7 @@ from relucheck.gate.isolation.guard import (
     preserved_state,
     time_limit,
 )
+from relucheck.gate.report import as_json, as_markdown, render_matrix
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
 from tests.faults import hostile, wrong_gradients
@@ -47,6 +51,7 @@ def outcomes(*functions, **settings):
         (hostile.returns_integers, "skipped", "returns int64"),
         (hostile.exits, "failed", "SystemExit"),
         (hostile.stops, "failed", "raised Stop: no more"),
+        (hostile.closes, "failed", "raised GeneratorExit"),
         (hostile.raises_unprintable, "failed", "Unprintable"),
         (hostile.random_everywhere, "skipped", "random"),
         (hostile.mixes, "skipped", "not elementwise"),
@@ -109,6 +114,23 @@ def test_control_c_and_relucheck_s_own_errors_stay_what_they_are(stop):
     assert caught.value is stop
 
 
+def test_one_law_that_runs_past_the_limit_leaves_the_other_laws_and_dtypes():
+    laws = ("runs", "forward_mode", "vmap", "dtype_and_shape")
+    found = outcomes(hostile.endless_in_forward_mode, laws=laws, dtypes=("float32", "bfloat16"), time_limit=0.5)
+    slow = {key: result for key, result in found.items() if "/forward_mode/" in key}
+    assert {result.outcome for result in slow.values()} == {"failed"}
+    assert all("exceeded its time limit" in result.message for result in slow.values())
+    assert len(slow) == 2
+    assert {result.outcome for key, result in found.items() if key not in slow} <= {"passed", "notice"}
+
+
+def test_a_second_law_that_runs_past_the_limit_ends_the_activation():
+    laws = ("forward_mode", "vmap", "dtype_and_shape")
+    found = outcomes(hostile.endless_in_two_modes, laws=laws, dtypes=("float32", "bfloat16"), time_limit=0.5)
+    assert [result.outcome for result in found.values()] == ["failed", "failed", *["skipped"] * 4]
+    assert "no further law was checked" in found["endless_in_two_modes/forward_mode/bfloat16"].message
+
+
 def test_a_time_limit_is_an_ordinary_error_outside():
     with pytest.raises(Runaway, match=r"exceeded its time limit of 0\.2 s"), contained(0.2):
         hostile.swallows_everything(torch.ones(1))
@@ -121,10 +143,51 @@ def test_an_exception_while_items_are_listed_is_one_item():
     assert "raised RuntimeError: ask somebody else" in found["InplaceRaises/runs/float32"].message
 
 
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (hostile.loses_the_folder, "working directory: .* became a folder that no longer exists"),
+        (hostile.clears_modules, "sys.modules: removed or replaced .* more"),
+        (hostile.replaces_modules, "sys.modules: became another dictionary"),
+        (hostile.sets_threads, "number of threads: 1 became 2"),
+        (hostile.patches_autograd, "torch.autograd.grad: was replaced"),
+        (hostile.leaves_a_thread, "thread 'left behind' still runs"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_breaks_the_interpreter_is_named_and_restored(function, says):
+    state = os.getcwd(), sys.modules, sys.modules["torch"], torch.autograd.grad, torch.Tensor.backward
+    hostile.END.clear()
+    try:
+        found = outcomes(function, hostile.good, laws=("runs", "global_state"))
+    finally:
+        hostile.END.set()
+    assert state == (os.getcwd(), sys.modules, sys.modules["torch"], torch.autograd.grad, torch.Tensor.backward)
+    said = [result.message for result in found.values() if result.outcome == "failed"]
+    assert any(re.search(says, text) for text in said), said
+    assert not any(text.startswith("good/") for text in said)
+
+
 def test_prints_nothing(capsys):
     found = outcomes(hostile.prints)
     assert all(result.outcome == "passed" for result in found.values())
     assert "NOISE" not in capsys.readouterr().out
+
+
+def test_no_text_of_a_target_reaches_a_terminal_or_a_file_as_it_is(tmp_path):
+    """Names and messages with control characters, lone surrogates and the ends of Markdown's cells and fences."""
+    (tmp_path / "loud.py").write_text(
+        "import torch\ndef raises(x):\n    raise ValueError('a \\x1b[31m \\0 \\ud800 ``` b')\n"
+        "ACTS = {'a\\nb\\x1b[1m': torch.relu, 'c|d': raises}\n"
+    )
+    config = GateConfig(targets=("loud.py:ACTS",), root=tmp_path, laws=("runs",), dtypes=("float32",))
+    gate = Gate(config)
+    results = [gate.run(item).as_dict() for item in gate.items()]
+    for text in (as_json(results, ("loud\x1b.py",)), as_markdown(results, ("loud\x1b.py",)), render_matrix(results)):
+        assert text.encode()
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert r"| a\nb\x1b[1m | pass |" in as_markdown(results, ())
+    assert "````\nc|d/runs/float32: raised" in as_markdown(results, ()), "the fence is longer than any in the message"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory limit reads /proc")
@@ -224,18 +287,18 @@ def test_constructors_from_the_configuration_and_from_code(tmp_path):
     try:
         assert discover("scaled.py", root=tmp_path).activations[0].make().slope == 0.2
     finally:
-        from relucheck.gate import discovery
-
-        discovery._CONSTRUCTORS.pop("Scaled")
+        REGISTERED.pop("Scaled")
     with pytest.raises(TypeError, match="make must be callable"):
         register_constructor("Scaled", 3)
 
 
 def test_lists_and_tables_of_activations(tmp_path):
     (tmp_path / "table.py").write_text(
-        "import torch\nACTS = {'a': torch.nn.ReLU, 'b': torch.tanh}\nLIST = [torch.nn.SiLU]\n"
+        "import torch\nACTS = {'a': torch.nn.ReLU, 'b': torch.tanh, 'c': torch.tanh}\nLIST = [torch.nn.SiLU]\n"
+        "def act(x):\n    return torch.relu(x)\nalias = act\n"
     )
-    assert [a.name for a in discover("table.py:ACTS", root=tmp_path).activations] == ["a", "b"]
+    assert [a.name for a in discover("table.py:ACTS", root=tmp_path).activations] == ["a", "b", "c"]
+    assert [a.name for a in discover("table.py", root=tmp_path).activations] == ["act"]
     assert [a.name for a in discover("table.py:LIST", root=tmp_path).activations] == ["SiLU"]
 
 

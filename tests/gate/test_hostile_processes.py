@@ -19,7 +19,7 @@ from relucheck.gate.isolation.guard import Runaway, TimeLimitExceeded, guarded, 
 from tests.faults import hostile
 
 from .test_hostile import outcomes
-from .test_pytest_face import gate, run
+from .test_pytest_face import gate, run, run_anew
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and processes of POSIX systems")
 
@@ -76,7 +76,7 @@ def test_a_ring_while_torch_imports_lazily(tmp_path):
         "import sympy\nassert sympy.Symbol('x') + 1 - 1 == sympy.Symbol('x')\n"
         "print(torch.compile(torch.relu, backend='eager')(torch.ones(1)).item())\n"
     )
-    done = run("lazily.py", cwd=tmp_path)
+    done = run_anew("lazily.py", cwd=tmp_path)
     assert done.stdout.split() == ["1.0"], done.stdout + done.stderr
 
 
@@ -213,7 +213,7 @@ def test_buffers_are_not_flushed_twice(tmp_path):
         "gate = Gate(GateConfig(targets=('forking.py',), dtypes=('float32',), laws=('runs',)))\n"
         "print(*[gate.run(item).outcome for item in gate.items()])\n"
     )
-    done = run("script.py", cwd=tmp_path)
+    done = run_anew("script.py", cwd=tmp_path)
     assert done.stdout == "once passed failed\n", done.stdout + done.stderr
     done = run("-m", "relucheck", "check", "forking.py", "--dtypes", "float32", cwd=tmp_path)
     assert done.returncode == FAILED

@@ -12,6 +12,7 @@ import pytest
 
 import relucheck
 from relucheck.__main__ import main
+from tests.helpers import forked
 
 ROOT = Path(relucheck.__file__).parents[1]
 TARGET = """
@@ -38,14 +39,21 @@ class Good(nn.Module):
 """
 
 
-def run(*arguments, cwd, **environment):
-    """A Python process that finds relucheck and the target."""
+def variables(**more):
     # an outer run under xdist must not make the inner one think that it is a worker
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GITHUB_"))}
-    env |= {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "PYTHONDONTWRITEBYTECODE": "1"} | environment
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=180, check=False
-    )
+    return env | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "PYTHONDONTWRITEBYTECODE": "1"} | more
+
+
+def run_anew(*arguments, cwd):
+    """A new Python, which has imported nothing, that finds relucheck and the target."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=variables(), capture_output=True, text=True, timeout=180, check=False)
+
+
+def run(*arguments, cwd, **environment):
+    """A process, forked where torch is imported, that finds relucheck and the target."""
+    return forked.python(*arguments, cwd=cwd, environment=variables(**environment))
 
 
 def gate(*arguments, cwd, **environment):
@@ -87,7 +95,7 @@ def test_items_reports_summary_and_exit_code(project):
         assert "## Failures" in text
     assert 'name="injected/chain_rule/float32"' in (project / "junit.xml").read_text()
     # the script in the report runs in a process of its own
-    script = run("-c", failed["counterexample"]["script"], cwd=project)
+    script = run_anew("-c", failed["counterexample"]["script"], cwd=project)
     assert script.returncode == 1
     assert "AssertionError" in script.stderr
 
@@ -99,6 +107,19 @@ def test_selection_and_the_users_own_tests(project):
     assert "5 passed" in done.stdout
     done = gate("--relucheck", "mylib:Good", "-m", "relucheck", "--relucheck-laws", "runs,chain_rule", "-q", cwd=project)
     assert "9 passed, 1 deselected" in done.stdout  # two laws, four dtypes, the import
+
+
+def test_ids_of_items_are_accepted_back(project):
+    options = ("--relucheck", "mylib", "--relucheck-laws", "runs,chain_rule", "-v")
+    pasted = ("relucheck::Good/chain_rule/float32", "relucheck::Good/runs/bfloat16")
+    done = gate(*options, *pasted, cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+    assert all(f"{name} PASSED" in done.stdout for name in pasted)
+    done = gate(*options, "relucheck::Good/chain_rul/float32", cwd=project)
+    assert done.returncode == 4
+    assert "no item of this run has this id (did you mean 'relucheck::Good/chain_rule/float32'" in done.stderr
+    assert gate("relucheck::Good/runs/float32", cwd=project).returncode == 4
 
 
 @pytest.mark.slow
@@ -140,7 +161,7 @@ def test_plain_runs_import_nothing(project):
         "import sys\ndef test_own():\n"
         "    assert not {'torch', 'rich', 'relucheck.gate.pytest_items', 'numpy'} & set(sys.modules)\n"
     )
-    done = gate("-q", "-p", "no:hypothesispytest", "test_own.py", cwd=project)
+    done = run_anew("-m", "pytest", "-p", "no:randomly", "-q", "-p", "no:hypothesispytest", "test_own.py", cwd=project)
     assert done.returncode == 0, done.stdout
 
 

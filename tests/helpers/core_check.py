@@ -1,12 +1,14 @@
 """Checks an installed relucheck: everything that must run with the core dependencies alone.
 
-Run it as a script, by the Python of the environment to check and from any folder. It prints a line for each check, and
-exits with 1 where one fails. It imports nothing from this repository, so that it checks what is installed.
+Run it as a script, by the Python of the environment to check and from any folder. It starts itself again where the optional
+packages cannot be imported, prints a line for each check, and exits with 1 where one fails. It imports nothing from this
+repository, so that it checks what is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,7 +19,19 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-OPTIONAL = ("hypothesis", "matplotlib", "scipy", "torchvision")
+OPTIONAL = ("hypothesis", "matplotlib", "ray", "scipy", "torchvision")
+#: Makes an interpreter look as if some packages were not installed.
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+def find_spec(finder, name, path=None, target=None, real=PathFinder.find_spec):
+    return None if name.partition(".")[0] in {missing!r} else real(name, path, target)
+
+PathFinder.find_spec = classmethod(find_spec)
+"""
+#: Is set where they are hidden.
+HIDDEN = "CORE_CHECK_HIDES_OPTIONAL_PACKAGES"
 
 #: A library of activations, one of them with the published fault: at 0 its gradient ignores the upstream gradient.
 LIBRARY = """
@@ -164,7 +178,8 @@ def networks() -> None:
 
 
 def optional_packages() -> None:
-    """What ran before in this process imported none of them, whether they are installed or not."""
+    """What ran before in this process imported none of them, and nothing could."""
+    assert not any(map(importlib.util.find_spec, OPTIONAL)), OPTIONAL
     assert not set(OPTIONAL) & set(sys.modules), sorted(set(OPTIONAL) & set(sys.modules))
 
 
@@ -182,9 +197,20 @@ CHECKS: tuple[Callable[[], None], ...] = (
 )
 
 
+def hiding() -> int:
+    """Runs this script where the optional packages are hidden, also from the processes that it starts; its exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "sitecustomize.py").write_text(WITHOUT.format(missing=set(OPTIONAL)))
+        path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, HIDDEN: "1", "PYTHONPATH": path}
+        return subprocess.run([sys.executable, __file__], env=environment, check=False).returncode
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
+    if HIDDEN not in os.environ:
+        return hiding()
     import torch
 
     import relucheck

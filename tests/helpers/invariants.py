@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from relucheck.networks.sites import chosen
 from relucheck.reproduction.report.summary import Reproduction
+from relucheck.reproduction.scenario import Comparison
 from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Result
+from relucheck.training.settings import Settings
+
+
+def comparisons_are_well_formed(comparisons: Sequence[Comparison]) -> None:
+    """Names and settings differ, names are those of files, and settings are the same after a way through JSON."""
+    names = [comparison.name for comparison in comparisons]
+    assert len(set(names)) == len(names)
+    assert len({(comparison.settings.digest, comparison.settings.seeds) for comparison in comparisons}) == len(names)
+    for comparison in comparisons:
+        assert re.fullmatch(r"[a-z0-9-]+", comparison.name), "it is a file name"
+        assert Settings.from_json(json.loads(json.dumps(comparison.settings.to_json()))) == comparison.settings
 
 
 def control_is_identical(result: Result) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -33,6 +31,7 @@ from relucheck.networks.examples import (
 from relucheck.networks.network import ACTIVATIONS, Network
 from relucheck.numerics.bits import same_bits
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
+from tests.helpers import forked
 from tests.helpers.promises import check_promise
 
 NAMES_OF_ACTIVATIONS = tuple(ACTIVATIONS)
@@ -258,9 +257,7 @@ def test_the_script_runs_and_prints_the_comparison(shown: str) -> None:
     script = example.script((0.0, 0.5))
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment, timeout=120
-    )
+    ran = forked.python("-c", script, environment=environment)
     assert ran.returncode == 0, ran.stderr
     for part in (shown, "backprop_0.0 and backprop_0.5 in bfloat16: bifurcate", "(ReLU6) at ", "entries differ"):
         assert part in ran.stdout

@@ -22,10 +22,10 @@ from relucheck.numerics.bits import (
     ordinals,
     positions_of,
     same_bits,
-    ulp_distance,
 )
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, bits_dtype, dtype_name
+from tests.helpers.ulps import ulp_distance
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 SIXTEEN = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_name)

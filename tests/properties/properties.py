@@ -17,7 +17,8 @@ from relucheck.bifurcation.compare import Comparison, judge
 from relucheck.networks.aims import AIMS, RESIDUAL
 from relucheck.networks.examples import Example, torch_activation
 from relucheck.networks.strategies import examples
-from relucheck.numerics.bits import differs, same_bits, ulp_distance
+from relucheck.numerics.bits import differs, same_bits
+from tests.helpers.ulps import ulp_distance
 from tests.oracles import composite as oracle
 from tests.properties.subjects import Subject
 

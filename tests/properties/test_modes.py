@@ -45,7 +45,7 @@ def test_11_compiled_agrees(data: st.DataObject, dtype: str, relucheck_tally: Ta
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.usefixtures("subnormal_numbers")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 @settings(max_examples=max(1, settings().max_examples // 25), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data())
 def test_11_compiled_by_inductor_agrees(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:

@@ -17,7 +17,7 @@ from relucheck.bifurcation.compare import compare
 from relucheck.networks import Network
 from relucheck.results.tally import Tally
 
-DRAWS = 60 * max(1, settings().max_examples // 25)  # the thorough profile tries 20 times as many
+DRAWS = 40 * max(1, settings().max_examples // 25)  # the thorough profile tries 20 times as many
 BATCH = 250
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIGNIFICANCE = 0.01

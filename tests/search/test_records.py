@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from relucheck.errors import UNWRITABLE, SettingsError
-from relucheck.results.store import StoreError
+from relucheck.results.store import StoreError, read_finished
 from relucheck.search import SearchResult, Space, TrialEpoch, TrialResult, read
-from relucheck.search.records import Records
+from relucheck.search.records import Records, only_driver
 from relucheck.search.trial import TrialReport, folder_of
+from relucheck.search.units import work
 from tests.search.cases import SEARCH, changed, epoch, finished_files
 
 ORIGIN = {"device": "cpu", "processor": "P"}
@@ -139,7 +140,18 @@ def test_damaged_trials_are_refused(tmp_path: Path) -> None:
     draw = SEARCH.draws[0]
     identity = {"search": SEARCH.to_json(), "draw": draw.to_json()}
     records._store.finish(draw.name, identity, ORIGIN, {"epochs": []})
-    with pytest.raises(StoreError, match=r"trial-000.json.gz is damaged: result of a trial: 'draw'"):
+    with pytest.raises(StoreError, match=r"trial-000.json.gz is damaged: result of a trial: the field 'draw' is missing"):
+        read(tmp_path)
+
+
+def test_a_trial_with_another_draw_than_its_identity_is_refused(tmp_path: Path) -> None:
+    records = filled(tmp_path)
+    draw, other = SEARCH.draws[:2]
+    identity = {"search": SEARCH.to_json(), "draw": draw.to_json()}
+    stored = read_finished(tmp_path / f"{other.name}.json.gz", identity | {"draw": other.to_json()})
+    assert stored is not None
+    records._store.finish(draw.name, identity, ORIGIN, stored.result)
+    with pytest.raises(StoreError, match=r"trial-000.json.gz is damaged: .* in its result and .* in its identity"):
         read(tmp_path)
 
 
@@ -169,3 +181,18 @@ def test_a_result_has_a_json_form(tmp_path: Path) -> None:
         SearchResult.from_json({"search": SEARCH.to_json()})
     with pytest.raises(SettingsError, match=r"result of a trial: .*'more'"):
         TrialResult.from_json({**content["trials"][0], "more": 1})
+
+
+def test_two_drivers_in_one_folder_are_refused(tmp_path: Path) -> None:
+    """The second one says which process is the first, and changes nothing; the folder is free when that has ended."""
+    folder = tmp_path / "search"
+    for _ in range(2):
+        with only_driver(folder):
+            before = {path.name: path.read_bytes() for path in folder.iterdir()}
+            with pytest.raises(
+                StoreError,
+                match=rf"is in use by another run of its search \(process {os.getpid()} on .*\); wait",
+            ) as caught:
+                work(SEARCH, folder, None, "cpu", None, 1, 0.0, None, lambda steps, note: None)
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert caught.value.exit_code == UNWRITABLE

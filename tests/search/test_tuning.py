@@ -18,11 +18,12 @@ import pytest
 
 from relucheck.errors import MISSING, ControlError, DeviceError
 from relucheck.results.store import Store
-from relucheck.search import Search, TrialResult, read, unit
+from relucheck.search import Search, SearchResult, TrialResult, read, unit
 from relucheck.search.records import Records
 from relucheck.search.trial import Train, TrialReport, folder_of
 from relucheck.search.units import work
 from relucheck.work import WorkError
+from relucheck.work.perform import Raised
 from tests.docs.documents import ROOT, blocks
 from tests.helpers import two_raylets
 from tests.search.cases import (
@@ -79,7 +80,7 @@ def equals_a_trial_without_ray(search: Search, trial: TrialResult, folder: Path,
         assert numbers(stored(search, trial.draw, folder)) == numbers(stored(search, trial.draw, elsewhere))
 
 
-def test_a_search_in_which_trials_are_killed_diverge_report_nothing_and_fail(tmp_path: Path, address: str) -> None:
+def test_a_search_in_which_trials_are_killed_diverge_and_report_nothing(tmp_path: Path, address: str) -> None:
     from relucheck.search.tuning import SearchError
 
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
@@ -109,11 +110,27 @@ def test_a_search_in_which_trials_are_killed_diverge_report_nothing_and_fail(tmp
     assert not list(here.glob("trials/*/*.state"))
     assert not (here / "ray").exists()
 
-    # the same again runs the missing trial only
+
+@pytest.mark.long
+def test_what_a_trial_raises_ends_the_search(tmp_path: Path, address: str) -> None:
     with pytest.raises(DeviceError, match="no memory left on cpu") as failed:
-        searched(WILD, here, failing, Reports())
-    assert failed.value.__notes__[0].startswith("in the unit of work 'trial-005', in another process:\nTraceback")
-    assert read(here, WILD) == result
+        searched(SEARCH, tmp_path, failing, Reports())
+    assert failed.value.__notes__[0].startswith("in the unit of work 'trial-000', in another process:\nTraceback")
+    assert read(tmp_path, SEARCH) == SearchResult(SEARCH, ())
+
+
+def test_the_driver_raises_what_a_trial_raised(tmp_path: Path) -> None:
+    from relucheck.search.tuning import _Driver
+
+    driver = _Driver(Records(SEARCH, tmp_path), Reports())
+    try:
+        raise DeviceError("no memory left on cpu")
+    except DeviceError as error:
+        raised = Raised.of(error)
+    assert driver.decided(3, raised, False)
+    with pytest.raises(DeviceError, match="no memory left on cpu") as failed:
+        driver.refuse()
+    assert failed.value.__notes__[0].startswith("in the unit of work 'trial-003', in another process:\nTraceback")
 
 
 def test_a_driver_that_was_killed_goes_on_where_it_was(tmp_path: Path, address: str) -> None:
@@ -191,7 +208,7 @@ def test_a_trial_whose_processes_keep_dying_is_named_at_the_end(tmp_path: Path) 
     driver.died(1, True, "a reason")
     driver.refuse()
     driver.died(1, False, "another reason")
-    with pytest.raises(WorkError, match=r"trial-001: the process of each died 3 times \(the last one: another reason\)"):
+    with pytest.raises(WorkError, match=r"trial-001: its process died 3 times \(the last one: another reason\)"):
         driver.refuse()
     assert reports.lines == ["trial-001: its process died (a reason)", "trial-001: its process died (another reason)"]
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +13,7 @@ from relucheck.activations import rules
 from relucheck.numerics.bits import all_values
 from relucheck.training import masked
 from relucheck.training.model import Kinked, Switch
+from tests.helpers import forked
 
 RULES = {"relu": rules.RELU, "relu6": rules.RELU6, "leaky_relu": rules.LEAKY_RELU}
 CPU = torch.device("cpu")
@@ -146,9 +144,7 @@ def test_kernels_give_the_bits_of_the_rule(dtype: str) -> None:
     """In Triton's interpreter, which has to be chosen before Triton is imported, at every bit pattern of 16-bit dtypes."""
     if not _interpretable():
         pytest.skip("Triton's interpreter before 3.6 stores nothing in tensors on a CPU")
-    done = subprocess.run(
-        [sys.executable, "-c", _TRIAL.format(dtype=dtype)], capture_output=True, text=True, env={**os.environ}, check=False
-    )
+    done = forked.python("-c", _TRIAL.format(dtype=dtype))
     assert done.stdout == "passed\n", done.stderr
 
 
@@ -187,5 +183,5 @@ def test_kernels_are_called_as_the_plain_form_is() -> None:
     """For every activation, subgradient, rule and memory format, also of strides that no kernel takes."""
     if not _interpretable():
         pytest.skip("Triton's interpreter before 3.6 stores nothing in tensors on a CPU")
-    done = subprocess.run([sys.executable, "-c", _FLOW], capture_output=True, text=True, env={**os.environ}, check=False)
+    done = forked.python("-c", _FLOW)
     assert done.stdout == "passed\n", done.stderr

@@ -11,8 +11,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from relucheck.training.settings import Member, Optimiser, members_of
 from relucheck.training.sitting import STATE
 from relucheck.training.splits import split_of
 from relucheck.work import Event, Local
+from tests.helpers import forked
 from tests.helpers.training_case import SETTINGS, changed, numbers
 
 #: An environment that rounds otherwise.
@@ -65,10 +64,9 @@ train(settings, folder=sys.argv[2], progress=False)
 
 def _killed(folder: Path, at: int) -> None:
     settings = json.dumps(SETTINGS.to_json())
-    command = [sys.executable, "-c", _CHILD, settings, str(folder), str(at)]
     # a run of another number of threads is another run
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    child = f"import torch\ntorch.set_num_threads({torch.get_num_threads()})\n{_CHILD}"
+    done = forked.python("-c", child, settings, str(folder), str(at))
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -388,7 +386,12 @@ def test_a_damaged_seed_is_named(tmp_path: Path) -> None:
     content = json.loads(gzip.decompress(path.read_bytes()))
     del content["result"]["void"]
     path.write_bytes(packed(content))
-    with pytest.raises(StoreError, match=r"seed-3\.json\.gz is damaged: .*'void'"):
+    with pytest.raises(StoreError, match=r"seed-3\.json\.gz is damaged: .*the field 'void' is missing"):
+        train(SETTINGS, folder=tmp_path, progress=False)
+    content["result"]["void"] = None
+    content["result"]["members"][0]["member"]["seed"] = 4
+    path.write_bytes(packed(content))
+    with pytest.raises(StoreError, match=r"damaged: seed is 4 in its result and 3 in its identity"):
         train(SETTINGS, folder=tmp_path, progress=False)
 
 

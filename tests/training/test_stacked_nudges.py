@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from relucheck.networks import Network
-from relucheck.numerics.bits import ulp_distance
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import engine, stacked_nudges
 from relucheck.training import model as training_model
@@ -30,6 +29,7 @@ from relucheck.training.settings import Optimiser, Settings, members_of, nudged
 from relucheck.training.splits import split_of
 from relucheck.training.stacked import StackedExecutor
 from tests.helpers.training_case import changed, numbers
+from tests.helpers.ulps import ulp_distance
 
 CPU = torch.device("cpu")
 SEEDS = (3, 4)

@@ -190,6 +190,18 @@ def test_counts_that_contradict_the_decisions_are_seen(tmp_path: Path) -> None:
         estimate(SMALL, store=Store(tmp_path), engine=refuse)
 
 
+def test_a_result_with_other_settings_than_its_identity_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    estimate(SMALL, store=store, engine=Fake())
+    path = store.finished_path(SMALL.name)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    content["result"]["cell"]["batch_size"] += 1
+    path.write_bytes(packed(content))
+    says = f"is damaged: cell batch size is {SMALL.batch_size + 1} in its result and {SMALL.batch_size} in its identity"
+    with pytest.raises(StoreError, match=says):
+        estimate(SMALL, store=Store(tmp_path), engine=refuse)
+
+
 def test_a_chunk_damaged_in_the_middle_is_seen(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -197,7 +209,7 @@ def test_a_chunk_damaged_in_the_middle_is_seen(tmp_path: Path) -> None:
     path = store.partial_path(SMALL.name)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:10], *lines[3:]]) + "\n")
-    with pytest.raises(StoreError, match=r"is damaged .* left as it is"):
+    with pytest.raises(StoreError, match=r"is damaged \(line 3: .* left as it is"):
         estimate(SMALL, store=Store(tmp_path), engine=refuse)
 
 

@@ -194,9 +194,7 @@ def step_and_die(folder: Path, report: Report) -> None:
 
 def test_a_unit_over_which_three_workers_died_is_named_once_the_others_ended(tmp_path: Path) -> None:
     events: list[Event] = []
-    with pytest.raises(
-        WorkError, match=r"^hopeless: the process of each died 3 times \(the last one: Ray lost its"
-    ) as caught:
+    with pytest.raises(WorkError, match=r"^hopeless: its process died 3 times \(the last one: Ray lost its") as caught:
         Ray().run([Unit("hopeless", step_and_die, (tmp_path,)), *notes(tmp_path, 2)], events.append)
     assert caught.value.exit_code == MISSING
     assert len(list(tmp_path.glob("hopeless-death-*"))) == 3
@@ -215,7 +213,7 @@ class Tired(Messages):
 
 def test_a_unit_that_ray_runs_again_too_often_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "Messages", Tired)
-    with pytest.raises(WorkError, match=r"^unit-0: the process of each died 3 times \(the last one: Ray lost its worker"):
+    with pytest.raises(WorkError, match=r"^unit-0: its process died 3 times \(the last one: Ray lost its worker"):
         Ray().run(notes(tmp_path, 1))
     assert not list(tmp_path.iterdir())
 

@@ -16,6 +16,7 @@ import torch
 
 from relucheck.errors import MISSING, ModelError, SettingsError
 from relucheck.work import Event, Local, Report, Unit, WorkError
+from tests.helpers import forked
 
 
 def note(folder: Path, name: str, report: Report) -> None:
@@ -80,12 +81,15 @@ def refuse_strangely(report: Report) -> None:
     raise Untransportable("this", "that")
 
 
-def idle(seconds: float, report: Report) -> None:
-    time.sleep(seconds)
-
-
 def notes(folder: Path, count: int) -> list[Unit]:
     return [Unit(f"unit-{index}", note, (folder, f"unit-{index}")) for index in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def forking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forks the processes of most tests, which is quicker; one test has processes as users have them, which are spawned."""
+    if request.node.originalname != "test_every_unit_ends_once_with_one_thread":
+        forked.fork_units(monkeypatch)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -121,7 +125,7 @@ def test_a_dead_process_is_replaced_and_its_unit_runs_again(tmp_path: Path) -> N
 def test_a_unit_over_which_three_processes_died_is_named_once_the_others_ended(tmp_path: Path) -> None:
     units = [Unit("hopeless", die, (tmp_path, "hopeless", 99)), *notes(tmp_path, 2)]
     with pytest.raises(
-        WorkError, match=r"^hopeless: the process of each died 3 times \(the last one: signal SIGKILL, usually"
+        WorkError, match=r"^hopeless: its process died 3 times \(the last one: signal SIGKILL, usually"
     ) as caught:
         Local(2).run(units)
     assert caught.value.exit_code == MISSING
@@ -185,11 +189,9 @@ def test_a_number_of_processes_below_one_is_refused(processes: int) -> None:
         Local(processes)
 
 
-@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(
-        "from relucheck.work import Local, Unit\nfrom tests.work.test_local import idle\n"
-        "Local(2).run([Unit('a', idle, (0.0,)), Unit('b', idle, (0.0,))])\n"
+        "from relucheck.work import Local, Unit\nLocal(2, threads=None).run([Unit('a', print), Unit('b', print)])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, str(tmp_path / "run.py")], capture_output=True, text=True, env=environment)
@@ -218,20 +220,18 @@ def test_two_units_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_no_process_outlives_the_run(tmp_path: Path) -> None:
     """Control-C ends the processes; a parent that is killed takes them with it."""
     script = textwrap.dedent("""
-        import sys
+        import time
         from relucheck.work import Local, Unit
-        from tests.work.test_local import idle, note
+        def idle(seconds, report):
+            time.sleep(seconds)
         if __name__ == "__main__":
-            from pathlib import Path
-            units = [Unit("a", note, (Path(sys.argv[1]), "a")), *(Unit(f"idle-{i}", idle, (60.0,)) for i in range(2))]
-            Local(2).run(units, lambda event: print(event.unit.name, event.finished, flush=True))
+            units = [Unit("a", idle, (0.0,)), *(Unit(f"idle-{i}", idle, (60.0,)) for i in range(2))]
+            Local(2, threads=None).run(units, lambda event: print(event.unit.name, event.finished, flush=True))
     """)
     (tmp_path / "run.py").write_text(script)
-    out = tmp_path / "out"
-    out.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
-        [sys.executable, str(tmp_path / "run.py"), str(out)], stdout=subprocess.PIPE, env=environment, text=True
+        [sys.executable, str(tmp_path / "run.py")], stdout=subprocess.PIPE, env=environment, text=True
     ) as parent:
         assert parent.stdout is not None
         while "True" not in parent.stdout.readline():

@@ -17,10 +17,12 @@ from relucheck.activations.kink_search import FoundKink, derivatives
 from relucheck.activations.kinks import Activation
 from relucheck.errors import error_text
 from relucheck.gate.cases.probing import wider
+from relucheck.gate.cases.resolution import Resolution
 from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks.exchange import Function, Unsupported
 from relucheck.gate.frameworks.port import Framework
+from relucheck.gate.frameworks.script import Script
 from relucheck.gate.subject import Subject
 from relucheck.numerics.floats import FORMATS, Floats, Mask
 
@@ -28,6 +30,26 @@ from relucheck.numerics.floats import FORMATS, Floats, Mask
 TAIL_LENGTH: Final = 83
 #: Points that activations often treat specially: knots of splines, and numbers with which implementations compare.
 ISOLATED: Final = (0.0, -0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
+
+
+def _thresholds() -> Floats:
+    """Return inputs at and around which exponentials and squares leave the range of a dtype, of both signs.
+
+    exp(x) overflows from log(largest) on and underflows below log(tiny), exp(2 x) overflows at half of that, and x * x does
+    both at the square roots. A function that is computed in another dtype inside has the thresholds of that dtype, so there
+    are those of each.
+    """
+    kinds = [kind for name, kind in FORMATS.items() if name != "bfloat16"]  # its range is that of float32
+    largest, tiny = (np.array(sizes) for sizes in zip(*((kind.largest, kind.tiny) for kind in kinds), strict=True))
+    sizes = np.concatenate([largest, tiny])
+    around = [np.abs(np.log(sizes)) + shift for shift in (-0.5, 0.0, 0.5)]
+    around += [np.sqrt(sizes) * factor for factor in (1 - 1 / 16, 1.0, 1 + 1 / 16)]
+    points = np.concatenate([*around, np.log(largest) / 2 + 0.5])
+    return np.concatenate([points, -points])
+
+
+#: Inputs between which an overflow inside a function would pass unseen.
+THRESHOLDS: Final = _thresholds()
 
 
 class Case:
@@ -39,13 +61,13 @@ class Case:
     Attributes:
         subject: the activation.
         dtype: name of the dtype under test.
-        format: the limits and the rounding of the dtype.
+        format: the limits and the rounding of the dtype, which probe points have.
         device: the device under test.
         config: the settings of the run.
         peers: other activations that are numerically the same function, by name.
         changes: the global state that the activation's construction and a first call changed.
-        script: writes the scripts that reproduce violations.
         law: name of the law that is being checked; violations carry it.
+        calling: is called with the name of a peer before the peer is.
     """
 
     def __init__(
@@ -57,13 +79,14 @@ class Case:
         *,
         peers: Mapping[str, Subject] | None = None,
         changes: Sequence[str] = (),
+        calling: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
         self.format = FORMATS[dtype]
         self.config = config or GateConfig()
         self.peers, self.changes = dict(peers or {}), tuple(changes)
-        self.script = self.framework.script(subject, dtype, device)
         self.law = ""
+        self.calling = calling
 
     @property
     def framework(self) -> Framework:
@@ -80,15 +103,30 @@ class Case:
         """Name of the activation."""
         return self.subject.name
 
+    @functools.cached_property
+    def script(self) -> Script:
+        """Writes the scripts that reproduce violations."""
+        return self.framework.script(self.subject, self.dtype, self.device, self.eps)
+
+    @functools.cached_property
+    def resolution(self) -> Resolution:
+        """How finely the activation resolves values and gradients in this dtype."""
+        return Resolution(self.format, self.value, self.reverse, lambda x: self.exact(x), lambda: self.kinks)
+
     @property
     def eps(self) -> float:
-        """The machine epsilon of the dtype."""
-        return self.format.eps
+        """The machine epsilon of the precision in which the activation computes."""
+        return self.resolution.format.eps
 
     @property
     def tiny(self) -> float:
-        """The smallest positive normal number of the dtype."""
-        return self.format.tiny
+        """The smallest positive normal number of the precision in which the activation computes."""
+        return self.resolution.format.tiny
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number of the precision in which the activation computes."""
+        return self.resolution.format.largest
 
     @functools.cached_property
     def f(self) -> Function:
@@ -153,8 +191,14 @@ class Case:
         powers = [math.ldexp(m, e) for e in range(low, high, step) for m in (1.0, 1.25, 1.7) if math.ldexp(m, e) <= largest]
         grid = np.array([0.0, largest, *powers])
         dense = np.linspace(-128, 128, 2049)
-        values = np.concatenate([self.rounded(np.concatenate([grid, -grid, dense])), self.near_kinks])
+        values = np.concatenate([self.rounded(np.concatenate([grid, -grid, dense])), self.near_kinks, self.thresholds])
         return np.unique(values + 0.0)  # both zeros are +0 then
+
+    @functools.cached_property
+    def thresholds(self) -> Floats:
+        """Inputs at and around which exponentials and squares leave the range of some dtype, of both signs, (n,)."""
+        near = self.rounded(THRESHOLDS)
+        return near[np.isfinite(near) & (near != 0)]
 
     @functools.cached_property
     def near_kinks(self) -> Floats:
@@ -169,7 +213,7 @@ class Case:
     def x(self) -> Floats:
         """The probe points, finite, (n,).
 
-        Kinks and their neighbours come first, then special points, a grid and powers of two.
+        Kinks and their neighbours come first, then special points, a grid, powers of two, and the thresholds.
         """
         ordinary = np.linspace(-12, 12, 97) + 0.0137
         # the powers of two below are sparse in wide dtypes, and a function may saturate at 100
@@ -180,7 +224,7 @@ class Case:
         one = self.format.neighbour(np.array([1.0, 1.0, -1.0, -1.0]), 1)
         more = [1.0, -1.0, self.tiny / 4, -self.tiny / 4, *ISOLATED, *(-value for value in ISOLATED)]
         points = self.rounded(np.concatenate([more, ordinary, beyond, -beyond, powers, -powers]))
-        return np.concatenate([self.near_kinks, one, points])
+        return np.concatenate([self.near_kinks, one, points, self.thresholds])
 
     @functools.cached_property
     def y(self) -> Floats:
@@ -191,6 +235,11 @@ class Case:
     def g(self) -> Floats:
         """Gradients at the probe points for cotangent 1, (n,)."""
         return self.reverse(self.x)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the gradients at the probe points have been computed, so that a plain call returns."""
+        return "g" in self.__dict__
 
     # -- the right gradients there --------------------------------------------------------------------------------------
 
@@ -211,26 +260,49 @@ class Case:
 
         The forward decides which inputs equal the kink. Where the dtype does not represent the kink, or where arithmetic
         precedes the comparison (``x + 3`` in 16 bits), that may be several representable values. A point within 8 machine
-        epsilons of the kink counts as decided only if its value differs clearly from that of the other branch.
+        epsilons of the kink counts as decided only if its value differs clearly from that of the other branch. Where the
+        exact value lies below the subnormal numbers and was lost, the same may have happened inside.
         """
         index, distance = self.nearest
         x, y = self.x, self.y
         result = np.zeros(x.shape, dtype=bool)
         expected = self.exact(x)
+        working = self.resolution.format
         for number, kink in enumerate(self.kinks):
             near = (index == number) & (distance <= 8 * self.eps * max(1.0, abs(kink.at)))
             if not near.any():
                 continue
-            other = self._limit(kink) + (x - kink.at) * np.where(x > kink.at, kink.left, kink.right)
-            distinguished = np.abs(y - expected) < 0.25 * np.abs(y - other)
-            result |= near & (distance > 0) & ~distinguished
-            # the value nearest to a kink that the dtype cannot represent stands for the kink in this dtype
-            result |= near & (x == self.rounded(kink.at)) & (distance > 0)
+            limit, away = self._limit(kink), x - kink.at
+            other = limit + away * np.where(away > 0, kink.left, kink.right)
+            deviation = np.abs(y - expected)
+            rounded_once = deviation <= 4 * working.eps * np.abs(y)
+            if not kink.singular and not kink.jump:
+                # the exact value may be rounded as well, but not the straight line from the kink
+                deviation = np.maximum(deviation, np.abs(y - limit - away * np.where(away > 0, kink.right, kink.left)))
+            distinguished = (deviation < 0.25 * np.abs(y - other)) & rounded_once
+            rise = np.abs(expected - limit)
+            lost = (rise < 4 * working.tiny * working.eps) & (np.abs(y - expected) > 0.25 * rise)
+            result |= near & (distance > 0) & (~distinguished | lost)
+            # the values that round to the kink where it computes stand for the kink
+            result |= near & (working.rounded(x) == working.rounded(kink.at)) & (distance > 0)
         return result
 
     def _limit(self, kink: FoundKink) -> float:
         """Compute the exact value at a kink."""
         return float(self.exact(np.array([kink.at]))[0])
+
+    @functools.cached_property
+    def estimates(self) -> tuple[Floats, Floats, Floats]:
+        """Left and right derivative of the exact function at the probe points, and their error, (n,) each."""
+        return derivatives(self.exact, self.x, self.kinks)
+
+    @functools.cached_property
+    def uncertainty(self) -> Floats:
+        """How little is known of the derivative at each probe point, (n,).
+
+        It is 10 times the error of the finite differences, plus how far the derivative moves between neighbouring inputs.
+        """
+        return 10 * self.estimates[2] + self.resolution.of_gradient(self.x)
 
     @functools.cached_property
     def allowed(self) -> tuple[Floats, Floats, Floats]:
@@ -239,9 +311,9 @@ class Case:
         All three have shape (n,), for cotangent 1. At a kink the bounds are the ends of its Clarke interval. Elsewhere
         they are the two one-sided derivatives of the exact function, which agree unless the search missed a kink, or NaN
         where they are unknown. The tolerance is 8 machine epsilons of a 16-bit dtype and 64 of a wider one, more for larger
-        ``|x|``, where correct implementations lose digits, plus 10 times the error of the finite differences.
+        ``|x|``, where correct implementations lose digits, plus ``uncertainty``.
         """
-        left, right, error = derivatives(self.exact, self.x, self.kinks)
+        left, right, _ = self.estimates
         low, high = np.minimum(left, right), np.maximum(left, right)
         index, _ = self.nearest
         for number, kink in enumerate(self.kinks):
@@ -250,8 +322,8 @@ class Case:
             high = np.where(here, np.maximum(high, kink.hull[1]), high)
         size = np.maximum(np.abs(low), np.abs(high))
         units = 8 if self.eps > 1e-4 else 64
-        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size) + 10 * error
-        return low, high, tolerance
+        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size)
+        return low, high, tolerance + self.uncertainty
 
     @functools.cached_property
     def inaccuracy(self) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from relucheck.errors import RelucheckError, error_text
@@ -37,17 +37,29 @@ class Layout:
 
     Attributes:
         shape: shape of the call's argument; -1 stands for the length of the vector. ``(-1,)`` is the vector itself, and
-            ``(1, 3, -1)`` suits a module with a parameter for each of 3 channels.
-        channel: index of the channel that is checked, where there are several.
+            ``(2, 3, -1)`` suits a module with a parameter for each of 3 channels, with a batch of 2.
+        axis: the axis of the channels; None if there are none.
+        channel: index of the channel that is checked. Of every other axis, the last index is.
     """
 
     shape: tuple[int, ...] = (-1,)
+    axis: int | None = None
     channel: int = 0
 
     @property
     def plain(self) -> bool:
         """Whether the call gets the vector itself."""
         return self.shape == (-1,)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels; 1 without an axis of channels."""
+        return 1 if self.axis is None else self.shape[self.axis]
+
+    @property
+    def along(self) -> int:
+        """The axis of the vector."""
+        return self.shape.index(-1)
 
     @property
     def unexpanded(self) -> tuple[int, ...]:
@@ -58,10 +70,15 @@ class Layout:
         """Shape of the call's argument for a vector of a length."""
         return tuple(length if n == -1 else n for n in self.shape)
 
+    def batched(self, samples: int, length: int) -> tuple[int, ...]:
+        """Shape of a call's argument with several samples along the first axis; a plain vector is a sample."""
+        return (samples, length) if self.plain else (samples, *self.expanded(length)[1:])
+
     @property
     def index(self) -> tuple[int | slice, ...]:
         """Index of the checked vector in the result of the call."""
-        return tuple(slice(None) if n == -1 else min(self.channel, n - 1) for n in self.shape)
+        last = (slice(None) if n == -1 else n - 1 for n in self.shape)
+        return tuple(self.channel if axis == self.axis else index for axis, index in enumerate(last))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +147,8 @@ class Relaid:
     Attributes:
         x: the input, of the layout's shape.
         cotangent: the upstream gradient, of the layout's shape.
-        value: the value for the layout.
-        gradient: the gradient for the layout.
-        plain_value: the value for the contiguous copy.
-        plain_gradient: the gradient for the contiguous copy.
+        results: by name, what was computed for the layout and for the contiguous copy: the ``"value"``, the ``"gradient"``,
+            derivatives of the gradient, and gradients of parameters. All but those of parameters have the shape of ``x``.
         strides: strides of the input.
         strides_of_value: strides of the value.
         dense: whether each element of the input has one place in memory without gaps, so that the value should have the
@@ -142,10 +157,7 @@ class Relaid:
 
     x: Floats
     cotangent: Floats
-    value: Floats
-    gradient: Floats
-    plain_value: Floats
-    plain_gradient: Floats
+    results: Mapping[str, tuple[Floats, Floats]]
     strides: tuple[int, ...]
     strides_of_value: tuple[int, ...]
     dense: bool
@@ -158,10 +170,11 @@ class Overwritten:
     Attributes:
         x: the argument before the call.
         x_after: the argument after the forward.
-        backward: runs the backward, and returns the cotangent before and after it; None if the value has another dtype than
-            the input, so that the backward runs on a copy.
+        backward: runs the backward, and returns the ``"cotangent"``, ``"input"`` and ``"output"`` by name, each before and
+            after it. The cotangent is missing if the value has another dtype than the input, so that the backward runs on a
+            copy.
     """
 
     x: Floats
     x_after: Floats
-    backward: Callable[[], tuple[Floats, Floats] | None]
+    backward: Callable[[], Mapping[str, tuple[Floats, Floats]]]

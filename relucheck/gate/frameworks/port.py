@@ -28,6 +28,7 @@ CAPABILITIES: Final[Mapping[str, str]] = {
     "autocast": "a mode that lowers the precision of some operations",
     "compile": "a compiler of functions",
     "copies": "modules that can be copied, pickled and restored from their state",
+    "decompositions": "simpler operations that a compiler puts in the place of an operation",
     "forward_mode": "forward-mode differentiation",
     "global_state": "modes and random generators that a call can change",
     "in_place": "arrays that a call can overwrite",
@@ -50,7 +51,6 @@ class Framework(abc.ABC):
         errors: the exceptions by which it refuses an operation.
         script: the class that writes its reproducing scripts.
         modes: what it calls ``vmap`` and ``compile`` in messages, if it has these capabilities.
-        layouts: names of the memory layouts that ``relaid`` knows.
     """
 
     name: ClassVar[str]
@@ -60,7 +60,6 @@ class Framework(abc.ABC):
     errors: ClassVar[tuple[type[Exception], ...]] = (RuntimeError,)
     script: ClassVar[type[Script]] = Script
     modes: ClassVar[Mapping[str, str]] = {}
-    layouts: ClassVar[Sequence[str]] = ()
 
     # -- activations: construct, recognise, copy --------------------------------------------------------------------
 
@@ -133,7 +132,7 @@ class Framework(abc.ABC):
         return False
 
     def parameter_sizes(self, target: Any) -> list[int]:
-        """Return the number of elements of each parameter."""
+        """Return the number of elements of each parameter and of each array that a module holds."""
         return []
 
     def known_activations(self) -> dict[str, Activation]:
@@ -202,15 +201,39 @@ class Framework(abc.ABC):
         """
         raise self._unwritten("mapped_gradient")
 
-    def second(self, f: Function, x: Floats) -> tuple[Floats, Floats | None]:
-        """``second_order``: compute the gradient for cotangent 1, and its derivative, (n,) each.
+    def second(
+        self,
+        f: Function,
+        x: Floats,
+        by: str = "input",
+        cotangent: Floats | None = None,
+        weights: Floats | None = None,
+    ) -> tuple[Floats, Floats | None]:
+        """``second_order``: compute the gradient, and the derivative of its weighted sum, (n,) each.
 
-        The derivative is None if no graph of operations leads from the gradient to the vector.
+        The derivative is None if no graph of operations leads from the gradient to what it is taken by.
+
+        Args:
+            f: the function.
+            x: the vector, (n,).
+            by: what to differentiate by, ``"input"`` or ``"cotangent"``.
+            cotangent: the upstream gradient, (n,); ones if None.
+            weights: weights of the gradient's elements in the sum, (n,); ones if None.
 
         Raises:
             Unsupported: if the activation refuses to differentiate its gradient.
         """
         raise self._unwritten("second")
+
+    def second_by_parameters(self, f: Function, x: Floats, cotangent: Floats, weights: Floats) -> dict[str, Result | None]:
+        """``second_order``: compute the derivatives of the gradient's weighted sum by the learnable parameters.
+
+        The arguments are those of ``second``. None stands for a parameter to which no graph of operations leads.
+
+        Raises:
+            Unsupported: if the activation refuses to differentiate its gradient.
+        """
+        raise self._unwritten("second_by_parameters")
 
     def compiled(self, f: Function, x: Floats) -> Floats:
         """``compile``: compute the gradient of the compiled function for cotangent 1, (n,).
@@ -219,6 +242,14 @@ class Framework(abc.ABC):
             Unsupported: if the function cannot be compiled.
         """
         raise self._unwritten("compiled")
+
+    def decomposed(self, f: Function, x: Floats) -> tuple[Floats, Floats]:
+        """``decompositions``: compute the value, and the gradient for cotangent 1, by simpler operations, (n,) each.
+
+        Raises:
+            Unsupported: if the function cannot be decomposed.
+        """
+        raise self._unwritten("decomposed")
 
     def lower_precision(self, device: str) -> str:
         """``autocast``: name the dtype to which the mode lowers the precision on a device."""
@@ -232,10 +263,18 @@ class Framework(abc.ABC):
         """
         raise self._unwritten("autocast")
 
+    def autocast_parameters(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
+        """``autocast``: compute ``parameter_gradients`` in the mode that lowers the precision.
+
+        Raises:
+            Unsupported: if the activation does not run in the mode.
+        """
+        raise self._unwritten("autocast_parameters")
+
     def shaped(self, f: Function, x: Floats) -> tuple[Result, Result, Result]:
         """``shapes``: call a function on an array of any shape.
 
-        A function with another layout than the vector's gets the vector and spreads it.
+        A function with another layout than the vector's gets a vector and spreads it, and any other array as it is.
 
         Returns:
             The input, the value, and the gradient for cotangent 1.
@@ -249,6 +288,10 @@ class Framework(abc.ABC):
         """``shapes``: return the shapes of the arrays that a module holds."""
         raise self._unwritten("state_shapes")
 
+    def layouts(self, f: Function) -> Sequence[str]:
+        """``memory_layouts``: return the names of the memory layouts in which a function can be called."""
+        raise self._unwritten("layouts")
+
     def relaid(self, f: Function, name: str, x: Floats, cotangent: Callable[[int], Floats], *, copying: bool) -> Relaid:
         """``memory_layouts``: call a function for a memory layout, and on a contiguous copy.
 
@@ -258,6 +301,9 @@ class Framework(abc.ABC):
             x: 96 numbers, from which the input is built.
             cotangent: returns cotangents for a number of elements.
             copying: whether the call gets a copy, because it overwrites its argument.
+
+        Raises:
+            Unsupported: if the activation refuses the shape of the input.
         """
         raise self._unwritten("relaid")
 
@@ -301,6 +347,17 @@ class Framework(abc.ABC):
     def parameter_gradients(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
         """``parameters``: compute the gradients by name; None for one that none reaches."""
         raise self._unwritten("parameter_gradients")
+
+    def batch_gradients(self, f: Function, x: Floats, cotangent: Floats) -> tuple[Result, Result, dict[str, Result | None]]:
+        """``parameters``: call the callable itself on an array as it is, of any shape.
+
+        Returns:
+            The value, the gradient of the input, and the gradients of parameters as ``parameter_gradients``.
+
+        Raises:
+            Unsupported: if the activation refuses the shape.
+        """
+        raise self._unwritten("batch_gradients")
 
     def with_distinct_channels(self, target: Any, channels: int) -> Any:
         """Change parameters with one element a channel so that they differ, and return the module.

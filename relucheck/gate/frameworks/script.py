@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from relucheck.numerics.floats import FORMATS
+from relucheck.numerics.floats import FORMATS, Floats
 
 if TYPE_CHECKING:
     from relucheck.gate.subject import Subject
@@ -29,6 +29,8 @@ def within(expression: str, low: float, high: float, tolerance: float) -> str:
 class Script:
     """Writes reproducing scripts for one activation in one dtype on one device.
 
+    Tolerances in scripts follow ``eps``, the machine epsilon of the precision in which the activation computes.
+
     A script defines the activation as ``act`` and the input as ``x``. A framework that writes no scripts uses this class as
     it is. Then violations show the input, the values and no script.
     """
@@ -36,9 +38,9 @@ class Script:
     #: Whether the framework writes scripts; the methods that return lines are needed only then.
     writes = False
 
-    def __init__(self, subject: Subject, dtype: str, device: str) -> None:
+    def __init__(self, subject: Subject, dtype: str, device: str, eps: float | None = None) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
-        self.format = FORMATS[dtype]
+        self.eps = FORMATS[dtype].eps if eps is None else eps
 
     def text(self, *lines: str, x: Sequence[float] | None = None, copying: bool = True) -> str:
         """Return a script that defines ``act``, and ``x`` where numbers are given, and goes on.
@@ -111,7 +113,11 @@ class Script:
         return ""
 
     def set_first(self, name: str, value: float) -> str:
-        """Line that sets the first element of an array, ``x`` or a cotangent."""
+        """Line that sets the first element of the vector in an array, ``x`` or a cotangent."""
+        return ""
+
+    def rest(self, name: str) -> str:
+        """Expression for an array without the first element of the vector."""
         return ""
 
     # -- whole scripts --------------------------------------------------------------------------------------------------
@@ -157,16 +163,30 @@ class Script:
         """``vmap``: compare a mapped gradient with reverse mode."""
         return ""
 
-    def second(self, x: float, condition: str) -> str:
-        """``second_order``: compute the derivative ``got`` of the gradient; assert a condition."""
+    def second(self, x: float, condition: str, by: str = "input") -> str:
+        """``second_order``: compute the derivative ``got`` of the gradient; assert a condition.
+
+        It is taken by the ``"input"`` or by the ``"cotangent"``.
+        """
         return ""
 
     def compiled(self, x: float) -> str:
         """``compile``: compare the gradient of the compiled activation with that of the plain one."""
         return ""
 
+    def decomposed(self, x: float) -> str:
+        """``decompositions``: compare value and gradient by simpler operations with those of a plain call."""
+        return ""
+
     def autocast(self, x: float, lower: str) -> str:
         """``autocast``: compare the gradient in the mode with the plain one."""
+        return ""
+
+    def autocast_mixed(self, x: float, lower: str, name: str = "") -> str:
+        """``autocast``: compare a gradient for an input of lower precision with that for a float32 input.
+
+        It is the gradient of the input, or of the parameter of a name.
+        """
         return ""
 
     def shape(self, shape: tuple[int, ...]) -> str:
@@ -177,28 +197,49 @@ class Script:
         """``shapes``: compare the gradient for a shape with that for the same numbers in a vector."""
         return ""
 
-    def layout(self, name: str) -> str:
-        """``memory_layouts``: compare the gradient for a layout with that for a contiguous copy."""
+    def layout(self, name: str, what: str = "gradient") -> str:
+        """``memory_layouts``: compare a result, named as by ``relaid``, for a layout and for a contiguous copy."""
         return ""
 
     def overwritten_input(self, x: float) -> str:
         """``in_place``: assert that the forward does not overwrite its input."""
         return ""
 
-    def overwritten_cotangent(self, x: float) -> str:
-        """``in_place``: assert that backward does not overwrite the cotangent."""
+    def overwritten_by_backward(self, x: float, what: str) -> str:
+        """``in_place``: assert that backward overwrites no ``"cotangent"``, ``"input"`` or ``"output"``."""
         return ""
 
     def in_place(self, x: float) -> str:
         """``in_place``: compare the in-place variant with the activation."""
         return ""
 
+    def in_place_runs(self) -> str:
+        """``in_place``: assert that the backward of the in-place variant runs."""
+        return ""
+
     def after_saving(self, x: float) -> str:
         """``in_place``: compare gradients after an operation that saves its result."""
         return ""
 
-    def parameter(self, name: str, x: Sequence[float]) -> str:
-        """``parameters``: compare the gradient of a parameter with a difference of values."""
+    def parameter(self, name: str, x: Sequence[float], value: float | None = None, of: str = "parameter") -> str:
+        """``parameters``: compare a gradient with a difference of values.
+
+        Args:
+            name: the parameter.
+            x: the inputs.
+            value: what the parameter is set to; None to leave it.
+            of: what the gradient is of, ``"parameter"`` or ``"input"``.
+        """
+        return ""
+
+    def batch(self, shape: tuple[int, ...]) -> str:
+        """``parameters``: compare the gradients for a batch with those for its samples."""
+        return ""
+
+    def second_by_parameter(
+        self, name: str, x: Floats, cotangent: Floats, weights: Floats, expected: Floats, slack: float
+    ) -> str:
+        """``second_order``: compare the derivative of a gradient's weighted sum by a parameter with its value."""
         return ""
 
     def copy(self, x: float, way: str) -> str:

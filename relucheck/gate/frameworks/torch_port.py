@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,9 @@ from relucheck.gate.frameworks.exchange import Call, Disconnected, Function, Ove
 from relucheck.gate.frameworks.port import CAPABILITIES, Framework
 from relucheck.gate.frameworks.torch_activations import NAMESPACES, functions
 from relucheck.gate.frameworks.torch_arrays import described, leaf_of, like, numbers, on_tensors, spread, tensor
-from relucheck.gate.frameworks.torch_scripts import LAYOUTS, TorchScript
+from relucheck.gate.frameworks.torch_decompositions import Decomposing
+from relucheck.gate.frameworks.torch_layouts import relaid
+from relucheck.gate.frameworks.torch_scripts import TorchScript, arrangements
 from relucheck.gate.isolation.guard import preserved_state
 from relucheck.numerics.devices import available
 from relucheck.numerics.dtypes import as_dtype, dtype_name
@@ -36,7 +38,6 @@ class TorchFramework(Framework):
     noun = "tensor"
     script = TorchScript
     modes: ClassVar[Mapping[str, str]] = {"vmap": "torch.func.grad under vmap", "compile": "torch.compile"}
-    layouts = tuple(LAYOUTS)
 
     # -- activations: construct, recognise, copy --------------------------------------------------------------------
 
@@ -99,7 +100,8 @@ class TorchFramework(Framework):
         return isinstance(target, nn.Module) and bool(target.state_dict())
 
     def parameter_sizes(self, target: Any) -> list[int]:
-        return [parameter.numel() for parameter in target.parameters()] if isinstance(target, nn.Module) else []
+        held = (*target.parameters(), *target.buffers()) if isinstance(target, nn.Module) else ()
+        return [array.numel() for array in held]
 
     def known_activations(self) -> dict[str, Activation]:
         return {f"torch.nn.functional.{activation.name}": activation for activation in functions()}
@@ -155,15 +157,23 @@ class TorchFramework(Framework):
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise Unsupported(self.modes["vmap"], error) from None
 
-    def second(self, f: Function, x: Floats) -> tuple[Floats, Floats | None]:
+    def second(
+        self,
+        f: Function,
+        x: Floats,
+        by: str = "input",
+        cotangent: Floats | None = None,
+        weights: Floats | None = None,
+    ) -> tuple[Floats, Floats | None]:
         leaf = leaf_of(f, x)
-        y = on_tensors(f)(leaf)
-        second: Tensor | None = None
         try:
-            (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y).requires_grad_(), create_graph=True)
-            if gradient.requires_grad:
-                total = gradient.sum()
-                seconds: tuple[Tensor | None, ...] = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)
+            gradient, upstream, total = _weighted_gradient(f, leaf, cotangent, weights)
+            wanted = {"input": leaf, "cotangent": upstream}[by]
+            second: Tensor | None = None
+            if total.requires_grad:
+                seconds: tuple[Tensor | None, ...] = torch.autograd.grad(
+                    total, wanted, retain_graph=True, allow_unused=True
+                )
                 (second,) = seconds
                 if second is None:
                     # backward() also visits nodes that grad() prunes, so once_differentiable raises here as for a user
@@ -171,6 +181,19 @@ class TorchFramework(Framework):
         except RuntimeError as error:
             raise Unsupported("double backward", error) from None
         return numbers(gradient), None if second is None else numbers(second)
+
+    def second_by_parameters(self, f: Function, x: Floats, cotangent: Floats, weights: Floats) -> dict[str, Result | None]:
+        parameters = self._parameters(f.target)
+        try:
+            _, _, total = _weighted_gradient(f, leaf_of(f, x), cotangent, weights)
+            if not total.requires_grad:
+                return dict.fromkeys(parameters)
+            found = torch.autograd.grad(total, list(parameters.values()), retain_graph=True, allow_unused=True)
+            if all(each is None for each in found):
+                total.backward()  # raises where the gradient refuses to be differentiated
+        except RuntimeError as error:
+            raise Unsupported("double backward", error) from None
+        return _described(parameters, found)
 
     def compiled(self, f: Function, x: Floats) -> Floats:
         torch._dynamo.reset()
@@ -190,6 +213,14 @@ class TorchFramework(Framework):
         except Exception as error:
             raise Unsupported(self.modes["compile"], error) from None
 
+    def decomposed(self, f: Function, x: Floats) -> tuple[Floats, Floats]:
+        try:
+            with Decomposing():
+                y, back = self.pullback(f, x)
+                return y, back(np.ones_like(y))
+        except Exception as error:
+            raise Unsupported("decomposition into core operations", error) from None
+
     def lower_precision(self, device: str) -> str:
         return "float16" if torch.device(device).type == "cuda" else "bfloat16"
 
@@ -201,12 +232,19 @@ class TorchFramework(Framework):
         except RuntimeError as error:
             raise Unsupported("autocast", error) from None
 
+    def autocast_parameters(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
+        try:
+            with torch.autocast(torch.device(f.device).type, dtype=as_dtype(self.lower_precision(f.device))):
+                return self.parameter_gradients(f, x, cotangent)
+        except RuntimeError as error:
+            raise Unsupported("autocast", error) from None
+
     # -- arrays: shapes, memory layouts, writes -------------------------------------------------------------------------
 
     def shaped(self, f: Function, x: Floats) -> tuple[Result, Result, Result]:
         leaf = leaf_of(f, x)
         try:
-            y = f.target(leaf.clone()) if f.layout.plain else on_tensors(f)(leaf)
+            y = f.target(leaf.clone()) if f.layout.plain or x.ndim > 1 else on_tensors(f)(leaf)
             (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
         except (RuntimeError, IndexError, ValueError) as error:
             raise Unsupported(f"an input of shape {x.shape}", error) from None
@@ -216,27 +254,11 @@ class TorchFramework(Framework):
         state = target.state_dict().values() if isinstance(target, nn.Module) else ()
         return [tuple(value.shape) for value in state if isinstance(value, Tensor)]
 
+    def layouts(self, f: Function) -> tuple[str, ...]:
+        return tuple(arrangements(f.layout))
+
     def relaid(self, f: Function, name: str, x: Floats, cotangent: Callable[[int], Floats], *, copying: bool) -> Relaid:
-        view = _relaid(name, tensor(x, f.dtype, f.device))
-        v = tensor(cotangent(view.numel()).reshape(view.shape), f.dtype, f.device)
-        results = []
-        for given in (view, view.contiguous()):
-            leaf = given.detach().requires_grad_()
-            # a copy loses steps and expanded dimensions, so only an activation that writes to its input gets a copy
-            y = f.target(leaf.clone() if copying else leaf)
-            results.append((y.detach(), torch.autograd.grad(y, leaf, v.to(y.dtype))[0]))
-        (value, gradient), (plain_value, plain_gradient) = results
-        return Relaid(
-            numbers(view),
-            numbers(v),
-            numbers(value),
-            numbers(gradient),
-            numbers(plain_value),
-            numbers(plain_gradient),
-            view.stride(),
-            value.stride(),
-            name in ("transposed", "channels_last"),
-        )
+        return relaid(f, name, x, cotangent, self._parameters(f.target), copying=copying)
 
     def overwritten(self, f: Function, x: Floats, cotangent: Callable[[int], Floats]) -> Overwritten:
         leaf = leaf_of(f, x)
@@ -244,11 +266,13 @@ class TorchFramework(Framework):
         before = numbers(argument)
         y = f.target(argument)
 
-        def backward() -> tuple[Floats, Floats] | None:
+        def backward() -> dict[str, tuple[Floats, Floats]]:
             upstream = cotangent(argument.numel()).reshape(before.shape)
             v = tensor(upstream, f.dtype, f.device)
+            held = {"input": argument, "output": y} | ({"cotangent": v} if y.dtype == v.dtype else {})
+            earlier = {name: numbers(each) for name, each in held.items()}
             torch.autograd.grad(y, leaf, v.to(y.dtype), allow_unused=True)
-            return (upstream, numbers(v)) if y.dtype == v.dtype else None
+            return {name: (earlier[name], numbers(each)) for name, each in held.items()}
 
         return Overwritten(before, numbers(argument), backward)
 
@@ -275,11 +299,13 @@ class TorchFramework(Framework):
         return (lambda: functools.partial(original, inplace=True)) if takes else None
 
     def announces_in_place(self, target: Any) -> bool:
-        """Whether a module has ``inplace`` True, or a function says that it overwrites.
+        """Whether a module, or the first of a sequence, has ``inplace`` True, or a function says that it overwrites.
 
         A function says so by the default True of its argument ``inplace``, or by a name that ends in an underscore, which
         is PyTorch's convention (https://docs.pytorch.org/docs/stable/tensors.html).
         """
+        if isinstance(target, nn.Sequential) and len(target):
+            return self.announces_in_place(target[0])
         if isinstance(target, nn.Module):
             return getattr(target, "inplace", False) is True
         name = getattr(target, "__name__", "")
@@ -293,9 +319,10 @@ class TorchFramework(Framework):
 
     def after_saving(self, f: Function, x: Floats, *, copying: bool = False) -> Floats:
         leaf = leaf_of(f, x)
-        call = on_tensors(f) if copying else f.target
+        saved = torch.tanh(spread(f.layout, leaf))
         try:
-            return numbers(torch.autograd.grad(call(torch.tanh(leaf)).sum(), leaf)[0])
+            y = f.target(saved.clone() if copying else saved)
+            return numbers(torch.autograd.grad(y[() if f.layout.plain else f.layout.index].sum(), leaf)[0])
         except RuntimeError as error:
             raise Unsupported("overwriting a saved value", error) from None
 
@@ -313,16 +340,28 @@ class TorchFramework(Framework):
             target.get_parameter(name).copy_(torch.from_numpy(values))
         return target
 
+    def _parameters(self, target: Any) -> dict[str, Tensor]:
+        return {name: target.get_parameter(name) for name in self.learnable(target)}
+
     def parameter_gradients(self, f: Function, x: Floats, cotangent: Floats) -> dict[str, Result | None]:
-        names = self.learnable(f.target)
+        parameters = self._parameters(f.target)
         y = on_tensors(f)(tensor(x, f.dtype, f.device))
         if not y.requires_grad:
-            return dict.fromkeys(names)
-        parameters = [f.target.get_parameter(name) for name in names]
-        gradients = torch.autograd.grad(y, parameters, like(y, cotangent), allow_unused=True)
-        return {
-            name: None if gradient is None else described(gradient) for name, gradient in zip(names, gradients, strict=True)
-        }
+            return dict.fromkeys(parameters)
+        return _described(
+            parameters, torch.autograd.grad(y, list(parameters.values()), like(y, cotangent), allow_unused=True)
+        )
+
+    def batch_gradients(self, f: Function, x: Floats, cotangent: Floats) -> tuple[Result, Result, dict[str, Result | None]]:
+        leaf, parameters = leaf_of(f, x), self._parameters(f.target)
+        try:
+            y = f.target(leaf.clone())
+            gradient, *more = torch.autograd.grad(
+                y, [leaf, *parameters.values()], like(y, cotangent).reshape(y.shape), allow_unused=True
+            )
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise Unsupported(f"an input of shape {x.shape}", error) from None
+        return described(y), described(gradient), _described(parameters, more)
 
     def with_distinct_channels(self, target: Any, channels: int) -> Any:
         with torch.no_grad():
@@ -369,7 +408,19 @@ class TorchFramework(Framework):
         return changes
 
 
-def _relaid(name: str, base: Tensor) -> Tensor:
-    """Build an input of a memory layout from 96 numbers, as a script does."""
-    built: Tensor = eval(LAYOUTS[name], {"base": base, "torch": torch})
-    return built
+def _weighted_gradient(
+    f: Function, leaf: Tensor, cotangent: Floats | None, weights: Floats | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradient with a graph, the cotangent that it depends on, and the gradient's weighted sum."""
+    y = on_tensors(f)(leaf)
+    upstream = (torch.ones_like(y) if cotangent is None else like(y, cotangent)).requires_grad_()
+    (gradient,) = torch.autograd.grad(y, leaf, upstream, create_graph=True)
+    total = gradient.sum() if weights is None else (gradient * like(gradient, weights)).sum()
+    return gradient, upstream, total
+
+
+def _described(parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None]) -> dict[str, Result | None]:
+    return {
+        name: None if gradient is None else described(gradient)
+        for name, gradient in zip(parameters, gradients, strict=True)
+    }

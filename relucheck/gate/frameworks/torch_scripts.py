@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
+from relucheck.gate.frameworks.exchange import Layout
 from relucheck.gate.frameworks.script import Script, literal
-from relucheck.numerics.floats import FORMATS
+from relucheck.numerics.floats import FORMATS, Floats
 
-#: An expression for each memory layout of an input, from the 96 numbers of ``base``.
-LAYOUTS: Final = {
+#: An expression for each memory layout of an input without a fixed shape, from the 96 numbers of ``base``.
+_PLAIN: Final = {
     "transposed": "base.reshape(8, 12).t()",
     "stepped": "base[::2]",
     "expanded": "base[:8].reshape(8, 1).expand(8, 9)",
     "channels_last": "base.reshape(2, 4, 4, 3).contiguous(memory_format=torch.channels_last)",
 }
+
+
+def arrangements(layout: Layout) -> dict[str, str]:
+    """Return an expression for each memory layout of an input that suits an activation.
+
+    The expressions are Python code with the 96 numbers ``base``.
+    """
+    if layout.plain:
+        return _PLAIN
+    vector = layout.shape.index(-1)
+    others = [2 if axis == 0 and n == 1 else n for axis, n in enumerate(layout.shape)]
+    others[vector] = 1
+    shape = tuple(96 // math.prod(others) if axis == vector else n for axis, n in enumerate(others))
+    numbers = f"base[:{math.prod(shape)}]"
+    axes = tuple(reversed(range(len(shape))))
+    step = ", ".join("::2" if axis == vector else ":" for axis in range(len(shape)))
+    result = {
+        "transposed": f"{numbers}.reshape{shape[::-1]}.permute{axes}",
+        "stepped": f"{numbers}.reshape{shape}[{step}]",
+        "expanded": f"base[:{shape[vector]}].reshape{layout.unexpanded}.expand{shape}",
+    }
+    if len(shape) == 3 and vector == 2 and shape[2] % 4 == 0:
+        shape = (*shape[:2], 4, shape[2] // 4)
+    if len(shape) == 4:
+        result["channels_last"] = f"{numbers}.reshape{shape}.contiguous(memory_format=torch.channels_last)"
+    return result
+
+
+def _backward_runs(value: str) -> list[str]:
+    return [
+        "try:",
+        f"    {value}.sum().backward()",
+        "except RuntimeError as error:",
+        '    raise AssertionError("backward needs a value that was overwritten") from error',
+    ]
 
 
 class TorchScript(Script):
@@ -95,7 +132,10 @@ class TorchScript(Script):
         return f"torch.allclose({a}, {b}, rtol={rtol}, atol={atol})"
 
     def set_first(self, name: str, value: float) -> str:
-        return f"{name}{'.data' if name == 'x' else ''}[..., 0] = {literal(value)}"
+        return f"{name}{'.data' if name == 'x' else ''}[{':, ' * self.subject.layout.along}0] = {literal(value)}"
+
+    def rest(self, name: str) -> str:
+        return f"{name}[{':, ' * self.subject.layout.along}1:]"
 
     # -- whole scripts --------------------------------------------------------------------------------------------------
 
@@ -112,13 +152,7 @@ class TorchScript(Script):
         return self.text('assert act(x).requires_grad, "the output carries no graph"', x=[0.5])
 
     def overwritten_value(self) -> str:
-        return self.text(
-            "try:",
-            "    act(x).sum().backward()",
-            "except RuntimeError as error:",
-            '    raise AssertionError("backward needs a value that was overwritten") from error',
-            x=[0.5],
-        )
+        return self.text(*_backward_runs("act(x)"), x=[0.5])
 
     def late_gradient(self, x: float) -> str:
         return self.text(
@@ -144,7 +178,7 @@ class TorchScript(Script):
 
     def _beside_reverse(self, x: float, line: str, elements: str = "") -> str:
         """Return a script that compares the gradient ``other``, which a line computes, with reverse mode."""
-        eps = self.format.eps
+        eps = self.eps
         return self.text(
             self.set_gradient("reverse"),
             "x = x.detach()",
@@ -160,10 +194,10 @@ class TorchScript(Script):
         return self._beside_reverse(x, line)
 
     def mapped_value(self, x: float) -> str:
-        pick, eps = self.pick, self.format.eps
+        pick, eps = self.pick, self.eps
         return self.text(
             f"plain = act(x){pick}",
-            f"mapped = torch.func.vmap(lambda t: act(t.reshape(x.shape)){pick})(x{pick}[:, None])",
+            f"mapped = torch.func.vmap(lambda t: act(t.expand(x.shape)){pick})(x{pick}[:, None])",
             'print("under vmap", mapped, "plain", plain)',
             "mapped, plain = mapped.flatten(), plain.flatten()",
             f"assert torch.allclose(mapped, plain, rtol={32 * eps:.3g}, atol={16 * eps:.3g})",
@@ -175,19 +209,33 @@ class TorchScript(Script):
         line = f"other = torch.func.vmap(torch.func.grad(lambda t: {one}.sum()))(x.flatten()[:, None])[:1]"
         return self._beside_reverse(x, line, "[:1]")
 
-    def second(self, x: float, condition: str) -> str:
+    def second(self, x: float, condition: str, by: str = "input") -> str:
+        wanted = {"input": "x", "cotangent": "v"}[by]
         return self.text(
             "v = torch.ones_like(x).requires_grad_()",
             "g, = torch.autograd.grad(act(x), x, v, create_graph=True)",
-            f"second, = torch.autograd.grad(g{self.pick}.sum(), x, allow_unused=True)",
-            f"got = 0.0 if second is None else second{self.pick}.item()",
-            'print("second derivative", got)',
+            f"more = torch.autograd.grad(g{self.pick}.sum(), {wanted}, allow_unused=True) if g.requires_grad else [None]",
+            f"got = 0.0 if more[0] is None else more[0]{self.pick}.item()",
+            f'print("derivative of the gradient by the {by}", got)',
             f"assert {condition}, got",
             x=[x],
         )
 
     def compiled(self, x: float) -> str:
         return self._beside_reverse(x, "x.requires_grad_(); other, = torch.autograd.grad(torch.compile(act)(x).sum(), x)")
+
+    def decomposed(self, x: float) -> str:
+        return self.text(
+            "from torch._decomp import core_aten_decompositions as table",
+            "from torch.fx.experimental.proxy_tensor import make_fx",
+            "def run(x):",
+            "    leaf = x.detach().requires_grad_()",
+            "    return act(leaf).detach(), torch.autograd.grad(act(leaf).sum(), leaf)[0]",
+            "plain, decomposed = run(x), make_fx(run, decomposition_table=table())(x)(x)",
+            'print("value, gradient", plain, "decomposed", decomposed)',
+            "assert all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(plain, decomposed))",
+            x=[x],
+        )
 
     def autocast(self, x: float, lower: str) -> str:
         device, eps = self.device.partition(":")[0], FORMATS[lower].eps
@@ -200,35 +248,62 @@ class TorchScript(Script):
             x=[x],
         )
 
+    def autocast_mixed(self, x: float, lower: str, name: str = "") -> str:
+        device, eps = self.device.partition(":")[0], 32 * FORMATS[lower].eps
+        wanted = f"act.get_parameter({name!r})" if name else "x"
+        return self.text(
+            f"run = lambda x: torch.autograd.grad(act(x).sum(), {wanted}, allow_unused=True)[0]",
+            "plain = run(x)",
+            f"x = x.detach().to(torch.{lower}).requires_grad_()",
+            f'with torch.autocast("{device}", dtype=torch.{lower}):',
+            "    got = run(x)",
+            f'print("for a {lower} input", got, "for a float32 input", plain)',
+            f"assert got is not None and torch.allclose(got.float(), plain, rtol={eps:.3g}, atol={eps:.3g})",
+            x=[x],
+        )
+
     def shape(self, shape: tuple[int, ...]) -> str:
         layout = self.subject.layout
         return self.text(
             f"x = torch.full({shape}, 0.5, {self.place})"
-            + ("" if layout.plain else f".reshape((1, 1, -1)).expand{layout.shape}"),
+            + ("" if layout.plain or len(shape) > 1 else f".reshape{layout.unexpanded}.expand{layout.shape}"),
             "y = act(x)",
             "print(y.dtype, y.shape)",
             "assert (y.dtype, y.shape) == (x.dtype, x.shape)",
         )
 
     def numbers_in_shape(self, shape: tuple[int, ...], numbers: Sequence[float], slack: float) -> str:
+        layout = self.subject.layout
+        channel = "" if layout.axis is None else f".select({layout.axis}, {layout.channel})"
         return self.text(
-            f"x = torch.tensor([{', '.join(map(repr, numbers))}], {self.place})",
-            f"z = x.reshape({shape}).requires_grad_()",
-            "plain, = torch.autograd.grad(act(x.requires_grad_()).sum(), x)",
+            f"z = torch.tensor([{', '.join(map(repr, numbers))}], {self.place}).reshape({shape}).requires_grad_()",
+            f"x = z.detach(){channel}.reshape{layout.unexpanded}.expand{layout.shape}.clone().requires_grad_()",
+            "plain, = torch.autograd.grad(act(x).sum(), x)",
             "got, = torch.autograd.grad(act(z).sum(), z)",
-            f"assert (got.flatten() - plain).abs().max() <= {slack:.3g}, (got, plain)",
+            f"assert (got{channel}.flatten() - plain{self.pick}).abs().max() <= {slack:.3g}, (got, plain)",
         )
 
-    def layout(self, name: str) -> str:
-        eps = self.format.eps
+    def layout(self, name: str, what: str = "gradient") -> str:
+        eps, place = self.eps, self.place
+        computed = "torch.autograd.grad(act(x), x, v)"
+        if what.startswith("gradient of parameter"):
+            computed = f"torch.autograd.grad(act(x), act.get_parameter({what.split()[-1]}), v)"
+        lines = [f"run = lambda x, v: {computed}[0]"]
+        if what.startswith("derivative"):
+            lines = [
+                "def run(x, v):",
+                "    g, = torch.autograd.grad(act(x), x, v.requires_grad_(), create_graph=True)",
+                f"    return torch.autograd.grad((g * torch.linspace(1, 2, g.numel()).to(g).reshape(g.shape)).sum(), "
+                f"{'v' if what.endswith('cotangent') else 'x' if what.endswith('input') else 'list(act.parameters())'})[0]",
+            ]
         return self.text(
-            f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({self.place})",
-            f"x = {LAYOUTS[name]}.detach().requires_grad_()",
+            f"base = torch.linspace(-8, 8, 96, dtype=torch.float64).to({place})",
+            f"x = {arrangements(self.subject.layout)[name]}.detach().requires_grad_()",
             "v = torch.arange(1.0, x.numel() + 1).to(x).reshape(x.shape)",
-            self.set_gradient("g", "v"),
-            "z = x.detach().contiguous().requires_grad_()",
-            "plain, = torch.autograd.grad(act(z), z, v)",
-            f"assert torch.allclose(g, plain, rtol={16 * eps:.3g}, atol={16 * eps:.3g})",
+            f"w = {'torch.empty_like(x).copy_(v).detach()' if name == 'channels_last' else 'v'}",
+            *lines,
+            "got, plain = run(x, w), run(x.detach().contiguous().requires_grad_(), v)",
+            f"assert torch.allclose(got, plain, rtol={16 * eps:.3g}, atol={16 * eps:.3g})",
         )
 
     def overwritten_input(self, x: float) -> str:
@@ -236,8 +311,16 @@ class TorchScript(Script):
             "z = x * 1", "before = z.tolist()", "act(z)", "assert z.tolist() == before, z", x=[x], copying=False
         )
 
-    def overwritten_cotangent(self, x: float) -> str:
-        return self.text("y = act(x)", "v = torch.full_like(y, 2.0)", "y.backward(v)", "assert (v == 2).all(), v", x=[x])
+    def overwritten_by_backward(self, x: float, what: str) -> str:
+        watched = {"cotangent": "v", "input": "x", "output": "y"}[what]
+        return self.text(
+            "y = act(x)",
+            "v = torch.full_like(y, 2.0)",
+            f"before = {watched}.tolist()",
+            "y.backward(v)",
+            f"assert {watched}.tolist() == before, {watched}",
+            x=[x],
+        )
 
     def _variant(self) -> list[str]:
         """Return lines that define the activation as ``act`` and its in-place variant as ``act_``."""
@@ -262,8 +345,11 @@ class TorchScript(Script):
             ]
         )
 
+    def in_place_runs(self) -> str:
+        return "\n".join([*self._variant(), self.input([0.5]), *_backward_runs("act_(x * 1)")])
+
     def after_saving(self, x: float) -> str:
-        eps = self.format.eps
+        eps = self.eps
         return "\n".join(
             [
                 *self._variant(),
@@ -278,19 +364,46 @@ class TorchScript(Script):
             ]
         )
 
-    def parameter(self, name: str, x: Sequence[float]) -> str:
+    def parameter(self, name: str, x: Sequence[float], value: float | None = None, of: str = "parameter") -> str:
         step, slack = ("1e-4", "1e-3") if self.dtype == "float64" else ("0.0625", "0.1")
         layout = self.subject.layout
         spread = [] if layout.plain else [f"x = x.reshape{layout.unexpanded}.expand{layout.shape}.clone()"]
+        p = f'act.get_parameter("{name}")'
         return self.text(
             f"x = torch.tensor({list(x)}, {self.place})",
             *spread,
-            f'p = dict(act.named_parameters())["{name}"]',
+            f"p = {p}" if of == "parameter" else f"{p}.data.fill_({value}); p = x.requires_grad_()",
+            *([f"p.data.fill_({value})"] if of == "parameter" and value is not None else []),
             "loss = lambda c=1.0: (c * torch.linspace(-1, 2, x.numel()).reshape(x.shape).to(x) * act(x)).double().sum()",
             "g, twice = (torch.autograd.grad(loss(c), p, allow_unused=True)[0] for c in (1.0, 2.0))",
             f"h = {step}; p.data += h; up = loss(); p.data -= 2 * h; difference = ((up - loss()) / (2 * h)).item()",
             "assert g is not None and torch.allclose(twice, 2 * g, rtol=0.02, atol=1e-3), (g, twice)",
             f"assert abs(g.double().sum() - difference) <= {slack} * (1 + abs(g.double().sum())), (g, difference)",
+        )
+
+    def batch(self, shape: tuple[int, ...]) -> str:
+        eps = 8 * self.eps
+        return self.text(
+            f"x = 3 * torch.sin(1.7 * torch.arange({math.prod(shape)}.0)).reshape({shape}).to({self.place})",
+            "run = lambda x: torch.autograd.grad(act(x).sum(), [x, *act.parameters()])",
+            "whole = run(x.requires_grad_())",
+            "each = list(zip(*(run(sample.detach().requires_grad_()) for sample in x.split(1))))",
+            "parts = [torch.cat(each[0]), *(sum(gradients) for gradients in each[1:])]",
+            'print("batch", whole, "samples", parts)',
+            f"assert all(torch.allclose(a, b, rtol={eps:.3g}, atol={eps:.3g}) for a, b in zip(whole, parts))",
+        )
+
+    def second_by_parameter(
+        self, name: str, x: Floats, cotangent: Floats, weights: Floats, expected: Floats, slack: float
+    ) -> str:
+        return self.text(
+            f"v, w = (torch.tensor(n, {self.place}) for n in ({cotangent.tolist()}, {weights.tolist()}))",
+            f"g, = torch.autograd.grad(act(x){self.pick}, x, v.requires_grad_(), create_graph=True)",
+            f"got, = torch.autograd.grad(g{self.pick} @ w, act.get_parameter({name!r}), allow_unused=True)",
+            f"expected = torch.tensor({expected.tolist()}, {self.place})",
+            "got = torch.zeros_like(expected) if got is None else got",
+            f"assert (got - expected).abs().max() <= {slack:.6g}, (got, expected)",
+            x=x.tolist(),
         )
 
     def copy(self, x: float, way: str) -> str:

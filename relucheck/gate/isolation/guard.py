@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from relucheck.errors import RelucheckError, error_text
-from relucheck.gate.isolation import forks, interrupts
+from relucheck.gate.isolation import forks, interpreter, interrupts, watchdog
 
 try:
     from relucheck.gate.isolation import torch_state
@@ -42,7 +42,15 @@ class TimeLimitExceeded(BaseException):
 
 
 class Runaway(RelucheckError):
-    """Code that exceeded its time limit or forked this process, and so must not be called again."""
+    """Code that exceeded its time limit or forked this process.
+
+    Attributes:
+        forked: whether it forked this process.
+    """
+
+    def __init__(self, message: str, *, forked: bool = False) -> None:
+        super().__init__(message)
+        self.forked = forked
 
 
 class CodeRaised(RelucheckError):
@@ -93,7 +101,8 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
     Only an import that takes ``import_grace`` seconds longer than the limit is interrupted.
 
     The limit uses an interval timer and SIGALRM. It works in the main thread on POSIX systems; elsewhere there is no limit.
-    It cannot stop a call that never returns from native code; ``pytest-timeout --timeout-method=thread`` can.
+    It cannot stop a call that never returns from native code. There the watchdog ends the process, if it is one of the
+    gate's own (``relucheck.gate.isolation.watchdog``).
 
     Args:
         seconds: the time limit; no limit if it is not positive.
@@ -110,10 +119,13 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
         nonlocal waiting
         importing = _imports(frame)
         if importing and time.monotonic() < latest:
+            if not waiting:
+                watchdog.start(latest - time.monotonic())
             waiting = True
             signal.setitimer(signal.ITIMER_REAL, _IMPORT_LOOK, 0.5)
         elif waiting and not importing:
             waiting = False
+            watchdog.start(seconds)
             signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
         else:
             raise TimeLimitExceeded(f"exceeded its time limit of {seconds:g} s")
@@ -121,9 +133,11 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
     before = signal.signal(signal.SIGALRM, ring)
     # (delay, interval) of a timer that other code has set, such as pytest-timeout; it continues after the block
     outer = signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    watchdog.start(seconds)
     try:
         yield
     finally:
+        watchdog.stop()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if outer[0] > 0:
@@ -158,7 +172,7 @@ def memory_limit(extra: int) -> Iterator[None]:
 #: Global switches that a target must not change, each with the functions that read and set it.
 _SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
     **(torch_state.SWITCHES if torch_state else {}),
-    "working directory": (os.getcwd, os.chdir),
+    "working directory": (interpreter.folder, interpreter.set_folder),
 }
 
 
@@ -195,8 +209,8 @@ def preserved_state() -> Iterator[list[str]]:
     """Restore global state after the block, and list what the block had changed.
 
     It covers default dtype, default device, grad mode, flush-denormal mode, anomaly mode, deterministic algorithms, float32
-    matmul precision, number of threads, the working directory, and the default random generators of torch, Python and
-    NumPy.
+    matmul precision, number of threads, the functions by which torch differentiates, the working directory, loaded modules,
+    and the default random generators of torch, Python and NumPy. Threads that still run are listed, but stay.
 
     Yields:
         A list. After the block it contains one line for each state that the block had changed.
@@ -204,9 +218,15 @@ def preserved_state() -> Iterator[list[str]]:
     changes: list[str] = []
     before = {name: read() for name, (read, _) in _SWITCHES.items()}
     generators = _Generators()
+    modules, threads = interpreter.Modules(), interpreter.Threads()
+    functions = torch_state.Functions() if torch_state else None
     try:
         yield changes
     finally:
+        changes += modules.restore()  # first, because the rest needs them
+        if functions is not None:
+            changes += functions.restore()
+        changes += threads.left()
         for name, (read, put) in _SWITCHES.items():
             after = read()
             if after != before[name]:
@@ -251,7 +271,7 @@ def contained(seconds: float) -> Iterator[None]:
         with interrupts.kept(), forks.ended(seconds), time_limit(seconds):
             yield
     except (TimeLimitExceeded, forks.StrayChild) as error:
-        raise Runaway(str(error)) from error
+        raise Runaway(str(error), forked=isinstance(error, forks.StrayChild)) from error
     except (KeyboardInterrupt, RelucheckError):
         raise
     except BaseException as error:

@@ -13,6 +13,10 @@ import torch
 FOLDER: Final = os.path.dirname(os.path.dirname(torch.__file__))
 
 
+#: The modules whose functions differentiate.
+_PLACES: Final = (torch.autograd, torch.autograd.forward_ad, torch.func)
+
+
 def _flushes_denormals() -> bool:
     return bool((_SUBNORMAL * 1.0).item() == 0)
 
@@ -42,6 +46,27 @@ SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
     "float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
 }
+
+
+class Functions:
+    """The functions by which torch differentiates, as they were before a block."""
+
+    def __init__(self) -> None:
+        self._before = [dict(vars(place)) for place in _PLACES]
+        self._backward = torch.Tensor.backward
+
+    def restore(self) -> list[str]:
+        """Restore the functions that the block replaced or removed, and describe them, one line each."""
+        lines = []
+        for place, before in zip(_PLACES, self._before, strict=True):
+            for name, value in before.items():
+                if vars(place).get(name) is not value:
+                    setattr(place, name, value)
+                    lines.append(f"{place.__name__}.{name}: was replaced")
+        if torch.Tensor.backward is not self._backward:
+            torch.Tensor.backward = self._backward  # type: ignore[method-assign]
+            lines.append("torch.Tensor.backward: was replaced")
+        return lines
 
 
 def generator() -> torch.Tensor:

@@ -18,6 +18,7 @@ from relucheck.gate.laws import (
     modules,
     parameters,
     special_values,
+    values,
 )
 from relucheck.gate.laws.law import REGISTRY, Law
 
@@ -30,7 +31,7 @@ __all__ = [
 #: All laws by name, in the order in which reports show them.
 LAWS: Final[dict[str, Law]] = {
     name: REGISTRY[name]
-    for module in (calls, chain_rule, parameters, derivatives, implementations, special_values, modes, modules)
+    for module in (calls, chain_rule, parameters, derivatives, implementations, values, special_values, modes, modules)
     for name in REGISTRY
     if REGISTRY[name].check.__module__ == module.__name__
 }

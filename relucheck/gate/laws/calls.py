@@ -49,7 +49,8 @@ def global_state(case: Case) -> None:
     """Forward and backward do not change global state, such as grad mode and random generators.
 
     Checked are the default dtype and device, grad mode, flush-denormal mode, anomaly mode, determinism, matmul precision,
-    number of threads, the working directory, and the default random generators of torch, Python and NumPy.
+    number of threads, the working directory, the loaded modules, threads that keep running, the functions by which torch
+    differentiates, and the default random generators of torch, Python and NumPy.
     """
     # not case.x, whose computation calls the activation; the law that explains failures reports those of the call
     changes = case.framework.state_changes(case.f, case.rounded([-2.0, -0.5, 0.0, 0.5, 2.0]))
@@ -63,9 +64,10 @@ def global_state(case: Case) -> None:
 
 @law(needs=("in_place",))
 def input_unchanged(case: Case) -> None:
-    """Forward overwrites its input only if announced; backward never overwrites the cotangent.
+    """Forward overwrites its input only if announced; backward overwrites neither it, the output nor the cotangent.
 
-    Source: https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
+    An activation that announces to work in place may write to its input and output in backward, too. Source:
+    https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".
     """
     call = case.framework.overwritten(case.f, case.x, dyadic)
     different = differs(call.x_after, call.x, signed_zero=True).ravel()
@@ -80,20 +82,21 @@ def input_unchanged(case: Case) -> None:
             allowed=repr(value),
             script=case.script.overwritten_input(value),
         )
-    cotangents = call.backward()
-    if cotangents is None:
-        return
-    before, after = cotangents
-    different = differs(after, before).ravel()
-    if different.any():
-        index = first(different)
-        value = float(call.x.flat[index])
-        raise case.fail(
-            "backward overwrites the cotangent",
-            x=value,
-            got=float(after.flat[index]),
-            script=case.script.overwritten_cotangent(value),
-        )
+    for name, (before, after) in sorted(call.backward().items()):
+        # an activation that is announced to work in place may use the buffer that it was given for its gradient
+        if name != "cotangent" and case.subject.announces_inplace:
+            continue
+        different = differs(after, before).ravel()
+        if different.any():
+            index = first(different)
+            value = float(call.x.flat[index])
+            raise case.fail(
+                f"backward overwrites the {name}",
+                x=value,
+                got=float(after.flat[index]),
+                allowed=repr(float(before.flat[index])),
+                script=case.script.overwritten_by_backward(value, name),
+            )
 
 
 @law()

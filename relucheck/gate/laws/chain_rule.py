@@ -15,10 +15,10 @@ from relucheck.numerics.floats import Floats, Mask, differs
 
 def _judge_product(case: Case, x: Floats, v: Floats, got: Floats, expected: Floats, slack: Floats, what: str) -> None:
     """Raise a violation where a gradient and the expected product differ by over ``slack``."""
-    # products near the largest number overflow, and in float16 intermediate results do so earlier
-    in_range = np.abs(expected) < case.format.largest / 4
-    if case.dtype == "float16":
-        in_range &= np.isfinite(got) | (np.abs(v) <= 1)
+    # products near the largest number overflow, and intermediate results with a large cotangent do so earlier
+    in_range = np.abs(expected) < case.largest / 4
+    inside = np.abs(expected) < math.sqrt(case.largest) if case.dtype != "float16" else np.zeros(x.shape, dtype=bool)
+    in_range &= np.isfinite(got) | (np.abs(v) <= 1) | inside
     bad = (np.abs(got - expected) > slack) & in_range
     # where the expected gradient is not finite, the law finite_gradient decides
     bad |= in_range & ~np.isfinite(got)
@@ -57,6 +57,7 @@ def _ordinary(case: Case) -> tuple[Floats, Floats]:
     """
     chosen = np.abs(case.x) <= 4
     chosen[: case.near_kinks.size] = True
+    chosen &= np.isfinite(case.y)  # elsewhere the laws on finite values and gradients decide
     return case.x[chosen], 8 * case.inaccuracy[chosen]
 
 
@@ -99,7 +100,8 @@ def cotangent_additivity(case: Case) -> None:
     expected = gu + gw
     # a derivative such as 1 - tanh^2 has an error relative to 1, not to itself, and the product with each cotangent rounds
     slack = 8 * case.eps * (np.abs(gu) + np.abs(gw) + np.abs(u) + np.abs(w)) + case.tiny + noise
-    bad = (np.abs(got - expected) > slack) & np.isfinite(expected)
+    in_range = np.maximum(np.abs(expected), np.maximum(np.abs(gu), np.abs(gw))) < case.largest / 4
+    bad = (np.abs(got - expected) > slack) & in_range
     if bad.any():
         index = first(bad)
         at, a, b = float(x[index]), float(u[index]), float(w[index])
@@ -131,7 +133,7 @@ def chain_rule(case: Case) -> None:
     """
     x, noise = _ordinary(case)
     base = case.reverse(x)
-    reach = {"float16": 8, "float64": 400}.get(case.dtype, 60)
+    reach = {"float16": 8, "float64": 400}.get(case.resolution.format.name, 60)
     for v in (math.ldexp(1.0, -reach), -math.ldexp(1.0, -reach // 2), math.ldexp(1.0, reach), 0.0):
         expected = v * base
         slack = 4 * case.eps * np.abs(expected) + min(case.tiny, abs(v) * 1e-3 if v else case.tiny)
@@ -173,7 +175,7 @@ def locality(case: Case) -> None:
                     script.set_first("x" if spoiled == "input" else "v", value),
                     script.set_gradient("got", "v"),
                     'print("got", got, "alone", alone)',
-                    f"assert {script.equal('got[..., 1:]', 'alone[..., 1:]')}",
+                    f"assert {script.equal(script.rest('got'), script.rest('alone'))}",
                     x=[-0.25 if value > 0 else 0.25, at],
                 )
                 raise case.fail(

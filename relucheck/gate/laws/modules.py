@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 
+from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first, wider
 from relucheck.gate.cases.violation import NotApplicable
-from relucheck.gate.frameworks.exchange import Relaid, Result, Unsupported
+from relucheck.gate.frameworks.exchange import Layout, Relaid, Result, Unsupported
 from relucheck.gate.laws.law import law
 from relucheck.gate.subject import SEED
 from relucheck.numerics.floats import Floats, Mask, differs
@@ -23,13 +24,10 @@ def dtype_and_shape(case: Case) -> None:
     The gradients of the elements must not depend on the shape, either. A changed dtype is the commonest defect of
     hand-written activations: a float32 constant tensor promotes a bfloat16 input.
     """
-    shapes: list[tuple[int, ...]] = [(7,)]
-    if case.subject.layout.plain:
-        shapes += [(3, 5), (2, 3, 4), (1, 1, 2, 3), (), (0,), (2, 0)]
-    numbers = case.rounded([0.5, -1.5, 2.0, -0.25, 3.5, 0.0, -4.0] * 4)
-    for shape in shapes:
+    numbers = case.rounded([0.5, -1.5, 2.0, -0.25, 3.5, 0.0, -4.0])
+    for shape in [(7,), *_shapes(case.subject.layout)]:
         try:
-            x, y, gradient = case.framework.shaped(case.f, numbers[: math.prod(shape)].reshape(shape))
+            x, y, gradient = case.framework.shaped(case.f, np.resize(numbers, shape))
         except Unsupported as error:
             if shape == (7,):
                 raise error.raised from None
@@ -46,6 +44,20 @@ def dtype_and_shape(case: Case) -> None:
         _judge_numbers(case, x.numbers, gradient.numbers)
 
 
+def _shapes(layout: Layout) -> list[tuple[int, ...]]:
+    """Return shapes of a batch of any rank, or with an axis of channels those that leave only its length."""
+    if layout.plain:
+        return [(3, 5), (2, 3, 4), (1, 1, 2, 3), (), (0,), (2, 0)]
+    if layout.axis is None:
+        return []
+    free = [axis for axis in range(len(layout.shape)) if axis != layout.axis]
+    sizes = [(3, 5, 4, 2), (1, 1, 1, 1), (0, 2, 2, 2)]
+    return [
+        tuple(layout.channels if axis == layout.axis else size[free.index(axis)] for axis in range(len(layout.shape)))
+        for size in sizes
+    ]
+
+
 def _broadcasts_scalars(case: Case, x: Result, result: Result) -> bool:
     """Whether a 0-dimensional input became a vector by broadcasting with a parameter."""
     return (
@@ -57,7 +69,11 @@ def _broadcasts_scalars(case: Case, x: Result, result: Result) -> bool:
 
 def _judge_numbers(case: Case, x: Floats, gradient: Floats) -> None:
     """Raise a violation where the gradient differs from that of the same elements in a vector."""
-    flat, ours = x.ravel(), gradient.ravel()
+    layout = case.subject.layout
+    if layout.axis is None or x.ndim == 1:
+        flat, ours = x.ravel(), gradient.ravel()
+    else:
+        flat, ours = (np.take(array, layout.channel, layout.axis).ravel() for array in (x, gradient))
     if not flat.size:
         return
     plain = case.reverse(flat)
@@ -71,35 +87,82 @@ def _judge_numbers(case: Case, x: Floats, gradient: Floats) -> None:
             cotangent=1.0,
             got=float(ours[index]),
             allowed=repr(float(plain[index])),
-            script=case.script.numbers_in_shape(x.shape, flat.tolist(), float(slack.max())),
+            script=case.script.numbers_in_shape(x.shape, x.ravel().tolist(), float(slack.max())),
         )
 
 
-@law(needs=("memory_layouts",), applies=lambda case: case.subject.layout.plain)
-def strides(case: Case) -> None:
-    """Non-contiguous inputs have the values and gradients of contiguous inputs.
+@law(needs=("parameters",), applies=lambda case: case.subject.learnable or not case.subject.layout.plain)
+def batches(case: Case) -> None:
+    """Values and gradients for a batch are those of its samples; parameters get the sum of their gradients.
 
-    The inputs are transposed, stepped, expanded and channels-last. A result for a transposed or channels-last input should
-    have the strides of the input; other strides are a notice. Source: https://docs.pytorch.org/docs/stable/autograd.html,
-    "Default gradient layouts".
+    The law concerns modules with parameters, whose backward sums over the samples. A sum over the first sample alone is
+    wrong by less than any law sees that calls the module on one sample.
+    """
+    shape = case.subject.layout.batched(3, 8)
+    size = math.prod(shape)
+    x = case.rounded(3 * np.sin(1.7 * np.arange(size))).reshape(shape)
+    v = dyadic(size).reshape(shape)
+    try:
+        value, gradient, parameters = case.framework.batch_gradients(case.f, x, v)
+        samples = [case.framework.batch_gradients(case.f, x[i : i + 1], v[i : i + 1]) for i in range(len(x))]
+    except Unsupported as error:
+        raise NotApplicable(f"the module takes no batch of shape {shape}: {error}") from None
+    for what, whole, parts in (
+        ("value", value.numbers, np.concatenate([sample[0].numbers for sample in samples])),
+        ("gradient", gradient.numbers, np.concatenate([sample[1].numbers for sample in samples])),
+    ):
+        bad = np.abs(whole - parts) > 16 * case.eps * (1 + np.abs(parts)) * (1 + np.abs(x) / 4)
+        if bad.any():
+            place = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise case.fail(
+                f"the {what} for a batch of shape {shape} differs from that for a sample alone at index {place}",
+                x=float(x[place]),
+                cotangent=float(v[place]),
+                got=float(whole[place]),
+                allowed=repr(float(parts[place])),
+                script=case.script.batch(shape),
+            )
+    for name, found in parameters.items():
+        alone = [each[2][name] for each in samples]
+        terms = [np.zeros(()) if each is None else each.numbers for each in alone]
+        expected, scale = sum(terms), sum(map(np.abs, terms)) + np.abs(v * x).sum()
+        got = 0.0 if found is None else found.numbers
+        if (np.abs(got - expected) > 16 * case.eps * scale).any():
+            raise case.fail(
+                f"the gradient of parameter {name!r} for a batch of shape {shape} is not the sum over its samples",
+                cotangent="different per element",
+                got=str(np.asarray(got).tolist()),
+                allowed=str(np.asarray(expected).tolist()),
+                script=case.script.batch(shape),
+            )
+
+
+@law(needs=("memory_layouts",))
+def strides(case: Case) -> None:
+    """Non-contiguous inputs have the values, gradients and second derivatives of contiguous inputs.
+
+    The inputs are transposed, stepped, expanded and channels-last. Gradients of parameters must agree, too. A result for a
+    transposed or channels-last input should have the strides of the input; other strides are a notice. Source:
+    https://docs.pytorch.org/docs/stable/autograd.html, "Default gradient layouts".
     """
     base = np.resize(case.x[np.abs(case.x) <= 64], 96)
-    for name in case.framework.layouts:
-        call = case.framework.relaid(case.f, name, base, dyadic, copying=case.subject.writes)
-        for what, ours, plain in (
-            ("value", call.value, call.plain_value),
-            ("gradient", call.gradient, call.plain_gradient),
-        ):
+    for name in case.framework.layouts(case.f):
+        try:
+            call = case.framework.relaid(case.f, name, base, dyadic, copying=case.subject.writes)
+        except Unsupported:
+            continue  # a module with parameters per channel may take another number of axes only
+        for what, (ours, plain) in call.results.items():
             bad = _departs(case, call, ours, plain)
             if bad.any():
                 place = tuple(int(i) for i in np.argwhere(bad)[0])
+                per_element = ours.shape == call.x.shape
                 raise case.fail(
                     f"the {what} for a {name} input differs from that for a contiguous input at index {place}",
-                    x=float(call.x[place]),
-                    cotangent=float(call.cotangent[place]),
+                    x=float(call.x[place]) if per_element else None,
+                    cotangent=float(call.cotangent[place]) if per_element else "different per element",
                     got=float(ours[place]),
                     allowed=repr(float(plain[place])),
-                    script=case.script.layout(name),
+                    script=case.script.layout(name, what),
                 )
         if call.dense and call.strides_of_value != call.strides:
             raise case.fail(
@@ -111,7 +174,11 @@ def strides(case: Case) -> None:
 
 
 def _departs(case: Case, call: Relaid, ours: Floats, plain: Floats) -> Mask:
-    slack = 16 * case.eps * (1 + np.abs(plain)) * (1 + wider(call.x, 16.0) / 4)
+    if ours.shape == call.x.shape:
+        slack = 16 * case.eps * (1 + np.abs(plain)) * (1 + wider(call.x, 16.0) / 4)
+    else:
+        # a parameter's gradient is a sum over the elements, whose order differs
+        slack = 16 * case.eps * (np.abs(plain) + float((np.abs(call.cotangent) * (1 + np.abs(call.x))).sum()))
     return (np.abs(ours - plain) > slack) | (np.isnan(ours) != np.isnan(plain))
 
 
@@ -126,13 +193,18 @@ def inplace(case: Case) -> None:
     make = case.framework.in_place_variant(case.subject)
     assert make is not None
     moved = case.framework.moved(make(), case.dtype, case.device)
-    if not case.subject.layout.plain:
-        raise NotApplicable("the law checks in-place variants only of activations without parameters per channel")
     variant = case.subject.function_of(moved, case.dtype, case.device)
     try:
         got = case.reverse(case.x, f=variant)
         value = case.framework.value(variant, case.x)
     except case.framework.errors as error:
+        if case.framework.diagnosis(error) == "overwritten":
+            raise case.fail(
+                "the in-place variant cannot be differentiated: it overwrites a value that its own backward needs",
+                got=error_text(error),
+                allowed="a gradient",
+                script=case.script.in_place_runs(),
+            ) from None
         raise case.unsupported(error, "the in-place variant") from None
     for what, ours, plain in (("value", value, case.y), ("gradient", got, case.g)):
         # variants that save their result compute the derivative from it, with an error relative to 1

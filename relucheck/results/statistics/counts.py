@@ -13,6 +13,7 @@ ranks candidates. The test ``surprise`` does not need independence.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -89,6 +90,8 @@ def _log_probability(low: Floats, high: Floats, mean: Floats, variance: Floats) 
     # every count within the bounds; exact counts have one
     counts = low[..., None] + np.arange(int((high - low).max()) + 1)
     logs = stats.nbinom.logpmf(counts, size[..., None], chance[..., None])
+    if counts.shape[-1] == 1:
+        return np.asarray(logs[..., 0].sum(-1))
     within = special.logsumexp(np.where(counts <= high[..., None], logs, -np.inf), axis=-1)
     return np.asarray(within.sum(-1))
 
@@ -159,6 +162,7 @@ def plausible(seeds: int, surprise: float, deviation: float) -> bool:
     return surprise >= LEVEL if 1 / (seeds + 1) < LEVEL else deviation < limit(seeds)
 
 
+@functools.cache
 def limit(seeds: int) -> float:
     """The deviation from which on a candidate with few seeds is excluded.
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 import pytest
 
 from relucheck.networks.mobilenet import MOBILENET_V3_SMALL
@@ -13,6 +10,7 @@ from relucheck.reproduction.experiments.convolutional import SCENARIOS
 from relucheck.reproduction.published import SUBGRADIENTS
 from relucheck.reproduction.scenario import SCALES, ScenarioError
 from relucheck.training.settings import Optimiser, Settings
+from tests.helpers import invariants
 
 E5, E6 = SCENARIOS["E5"], SCENARIOS["E6"]
 
@@ -25,13 +23,9 @@ def _by_name(name: str, scale: str) -> dict[str, Settings]:
 @pytest.mark.parametrize("scale", SCALES)
 def test_comparisons_are_well_formed(name: str, scale: str) -> None:
     comparisons = SCENARIOS[name].comparisons(scale)
-    names = [comparison.name for comparison in comparisons]
-    assert len(set(names)) == len(names)
-    assert len({(comparison.settings.digest, comparison.settings.seeds) for comparison in comparisons}) == len(names)
+    invariants.comparisons_are_well_formed(comparisons)
     for comparison in comparisons:
-        assert re.fullmatch(r"[a-z0-9-]+", comparison.name), "it is a file name"
         settings = comparison.settings
-        assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
         assert (settings.batch_size, settings.shuffle) == (50 if scale == "smoke" else 128, False), "file order"
         assert {member.rule for member in settings.members} == {"chain", "injected"}
         arithmetics = {member.s for member in settings.members}

@@ -13,7 +13,6 @@ import torch
 
 from relucheck.errors import SettingsError
 from relucheck.networks import Network
-from relucheck.numerics.bits import ulp_distance
 from relucheck.training import engine
 from relucheck.training import model as training_model
 from relucheck.training.batches import Batches
@@ -24,6 +23,7 @@ from relucheck.training.model import Clock, Switch
 from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
 from relucheck.training.settings import NUDGES, Member, Optimiser, Settings, members_of, nudged
 from tests.helpers.training_case import changed, numbers
+from tests.helpers.ulps import ulp_distance
 from tests.oracles.nudged_training import PlainNudge, PlainRun, plain_nudge
 from tests.training.forking.test_executor import _parameters, _run, _splits, _without_forks
 

@@ -18,14 +18,13 @@ from relucheck.reproduction.report.volume.summary import NAME, SWEEP_TITLES, Jud
 from relucheck.reproduction.scenario import SCALE_NAMES
 from relucheck.results.proportions import CONFIDENCE, LEVEL, Interval, draws_for, interval
 from relucheck.results.store import FINISHED, SCHEMA, write_atomically
-from relucheck.results.tables import Table
+from relucheck.results.tables import Table, columns
 from relucheck.volume import compensation as volume_compensation
 from relucheck.volume.cell import Estimate
 from relucheck.volume.compensation import Sum, ZoneSplit
 
 _NUMBERS: Final = ("ours", "share, 95 %", "±", "hits / M", "published", "published share, 95 %", "p", "Holm p")
-#: Columns of a terminal from which on every column of a table is shown, and what a narrower one leaves out.
-_WIDE: Final = 180
+#: The columns of a table that a terminal leaves out where they do not fit.
 _LEFT_OUT: Final = ("±", "hits / M", "published share, 95 %", "p", "Holm p")
 #: The first column of a narrow terminal's tables, whose titles name the sweep.
 _SHORT: Final = {"hidden layers": "layers", "batch size": "batch", "sample size": "sample"}
@@ -218,11 +217,12 @@ class Shown:
     notes: tuple[str, ...]
 
     def __call__(self, width: int) -> list[Any]:
-        left_out = () if width >= _WIDE else _LEFT_OUT
+        full = [table.rich(wrap=False) for table in self.tables]
+        fits = all(columns(table) <= width for table in full)
+        left_out = () if fits else _LEFT_OUT
         legend = [f"{column}: {meaning}" for column, meaning in LEGEND.items() if column not in left_out]
-        if width >= _WIDE:
-            shown = [table.rich(wrap=False) for table in self.tables]
-        else:
+        shown = full
+        if not fits:
             shown = [_renamed(table.without(*_LEFT_OUT)).rich(first=True) for table in self.tables]
         return [*map(Text, self.head), *shown, *map(Text, (*legend, *self.notes))]
 

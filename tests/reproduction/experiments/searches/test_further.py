@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 import pytest
 
 from relucheck.reproduction.experiments.searches.further import E8, SEEDS
 from relucheck.reproduction.published import FURTHER, PublishedRun
 from relucheck.reproduction.scenario import SCALES
-from relucheck.training.settings import Member, Settings
+from relucheck.training.settings import Member
+from tests.helpers import invariants
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_comparisons_are_well_formed(scale: str) -> None:
     comparisons = E8.comparisons(scale)
-    names = [comparison.name for comparison in comparisons]
-    assert len(set(names)) == len(names)
-    assert len({comparison.settings.digest for comparison in comparisons}) == len(names)
+    invariants.comparisons_are_well_formed(comparisons)
     for comparison in comparisons:
-        assert re.fullmatch(r"[a-z0-9-]+", comparison.name), "it is a file name"
         settings = comparison.settings
-        assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
         assert (settings.shuffle, settings.validation, settings.test_samples) == (True, 0.2, None)
         assert settings.network.activation == "relu6"
         for prefix in {run.comparisons for run in FURTHER if comparison.name.startswith(run.comparisons)}:

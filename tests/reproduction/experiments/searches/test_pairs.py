@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 import pytest
 
 from relucheck.reproduction.experiments.searches.pairs import E7, GRID, SEED
 from relucheck.reproduction.scenario import SCALES
 from relucheck.search.space import Space
-from relucheck.training.settings import Member, Settings
+from relucheck.training.settings import Member
+from tests.helpers import invariants
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_comparisons_are_well_formed(scale: str) -> None:
     comparisons = E7.comparisons(scale)
-    names = [comparison.name for comparison in comparisons]
-    assert len(set(names)) == len(names)
-    assert len({comparison.settings.digest for comparison in comparisons}) == len(names)
+    invariants.comparisons_are_well_formed(comparisons)
     for comparison in comparisons:
-        assert re.fullmatch(r"[a-z0-9-]+", comparison.name), "it is a file name"
         settings = comparison.settings
-        assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
         assert (settings.shuffle, settings.validation, settings.network.activation) == (True, 0.2, "relu6")
         assert settings.every == settings.steps_of(settings.trained(settings.train_samples or 60_000))
 

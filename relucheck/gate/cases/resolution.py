@@ -1,0 +1,130 @@
+"""How finely an activation resolves its values and gradients, which bounds how closely two right ones agree.
+
+Two right results differ for two reasons. Each is rounded to the precision in which the activation computes. This may be
+lower than that of its dtype: code that casts its input to float32 has the precision and the range of float32. And each
+belongs to an input that was rounded inside, as ``a * x`` is. So the results differ by as much as the function moves between
+inputs that are neighbours in that precision. For ``sin(30 * x)`` in bfloat16, this is the whole range of the derivative,
+from -30 to 30, already at x = 12.
+
+Both are measured. Tolerances of laws come from here, and not from the dtype alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from relucheck.activations.kink_search import FoundKink, derivatives, resolution
+from relucheck.numerics.floats import FORMATS, FloatFormat, Floats
+
+#: Distances, in machine epsilons, of the inputs that count as neighbours. Few operations precede a nonlinear one.
+#: No simple fractions, at which a periodic function could take the same value again.
+_NEIGHBOURS: Final = (-1.91, -1.23, -0.53, 0.53, 1.23, 1.91)
+#: The same at large inputs, where all that is known of a gradient is how far it moves.
+_DISTANT: Final = (-19, -12, -9, -5, -3, -1, 0, 1, 2, 4, 7, 13, 17)
+#: Inputs with full significands, whose results would not fit in a narrower format by chance.
+_GENERIC: Final = np.linspace(-6.0, 6.0, 200) * 0.9973 + 0.0137
+
+
+class Resolution:
+    """The resolution of one activation in one dtype.
+
+    Args:
+        format: the format of the dtype.
+        value: the activation in the dtype, (n,) to (n,).
+        gradient: its gradient for cotangent 1, (n,) to (n,).
+        exact: the function of real numbers that it approximates, (n,) to (n,).
+        kinks: the kinks of the exact function.
+    """
+
+    def __init__(
+        self,
+        format: FloatFormat,
+        value: Callable[[Floats], Floats],
+        gradient: Callable[[Floats], Floats],
+        exact: Callable[[Floats], Floats],
+        kinks: Callable[[], Sequence[FoundKink]],
+    ) -> None:
+        self._dtype, self._value, self._gradient, self._exact, self._kinks = format, value, gradient, exact, kinks
+
+    @functools.cached_property
+    def format(self) -> FloatFormat:
+        """The format in which the activation computes.
+
+        It is that of its dtype, or float32 if its values or its gradients are float32 numbers.
+        """
+        narrow = FORMATS["float32"]
+        if self._dtype.eps >= narrow.eps:
+            return self._dtype
+        for compute in (self._value, self._gradient):
+            try:
+                if resolution(compute(self._dtype.rounded(_GENERIC))) >= narrow.eps:
+                    return narrow
+            except Exception:  # another law reports why it does not run
+                continue
+        return self._dtype
+
+    @functools.cached_property
+    def exact_eps(self) -> float:
+        """The machine epsilon of the exact function's values, which may be computed in float32 too."""
+        return resolution(self._exact(_GENERIC))
+
+    @property
+    def decidable(self) -> float:
+        """The size of inputs up to which values show the derivative.
+
+        Beyond it, their differences cannot distinguish an oscillation from rounding.
+        """
+        return min(1e6, 5e-5 / self.exact_eps)
+
+    def neighbours(self, x: Floats, eps: float | None = None) -> Floats:
+        """Return the points (n,) and their neighbours, (1 + neighbours, n).
+
+        A neighbour is on the same side of every kink as its point; otherwise the point takes its place.
+
+        Args:
+            x: the points, (n,).
+            eps: machine epsilon of the rounding inside; that of ``format`` if None.
+        """
+        distances = np.array([0.0, *_NEIGHBOURS])[:, None]
+        near = x * (1 + distances * (self.format.eps if eps is None else eps))
+        for kink in self._kinks():
+            near = np.where((np.minimum(x, near) <= kink.at) & (kink.at <= np.maximum(x, near)), x, near)
+        return near
+
+    def of_value(self, x: Floats, eps: float | None = None) -> Floats:
+        """Return how far the exact value moves between neighbours of each point, (n,).
+
+        The arguments are those of ``neighbours``.
+        """
+        near = self.neighbours(x, eps)
+        values = self._exact(near.ravel()).reshape(near.shape)
+        return np.fmax.reduce(np.abs(values - values[0]), axis=0, initial=0.0)
+
+    def of_gradient(self, x: Floats, eps: float | None = None) -> Floats:
+        """Return how far the exact derivative moves between neighbours of each point, (n,).
+
+        The arguments are those of ``neighbours``. A derivative that is not known does not move.
+        """
+        near = self.neighbours(x, eps)
+        left, right, error = (side.reshape(near.shape) for side in derivatives(self._exact, near.ravel(), self._kinks()))
+        moved = np.fmax(np.abs(left - left[0]), np.abs(right - right[0])) + error
+        return np.fmax.reduce(moved, axis=0, initial=0.0)
+
+    def of_distant_gradient(self, x: Floats) -> Floats:
+        """Return how far the gradient itself moves between neighbours beyond ``decidable``; else 0.
+
+        There, values do not show the derivative. The result is twice the range of the gradients at 13 neighbours without
+        the lowest and the highest, so that it does not depend on one wrong gradient.
+        """
+        result = np.zeros(x.shape)
+        far = np.abs(x) > self.decidable
+        if far.any():
+            points = self._dtype.rounded(x[far][:, None] * (1 + self.format.eps * np.array(_DISTANT)))
+            gradients = np.sort(self._gradient(points.ravel()).reshape(points.shape), axis=1)
+            moved = gradients[:, -2] - gradients[:, 1]
+            result[far] = 2 * np.where(np.isfinite(moved), moved, np.inf)
+        return result

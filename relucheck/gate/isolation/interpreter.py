@@ -1,0 +1,74 @@
+"""Python's own state that a target may break: loaded modules, the working directory, and threads that keep running."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+import sys
+import threading
+from typing import Final
+
+#: Seconds that a new thread has to end.
+_PATIENCE: Final = 0.1
+_GONE: Final = "a folder that no longer exists"
+_ABSENT: Final = object()
+
+
+def folder() -> str:
+    """Return the working directory, also where it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return _GONE
+
+
+def set_folder(name: str) -> None:
+    """Change the working directory, if it still exists."""
+    with contextlib.suppress(OSError):
+        os.chdir(name)
+
+
+class Modules:
+    """The modules that were loaded before a block. Those that it loads stay."""
+
+    def __init__(self) -> None:
+        self._table, self._before = sys.modules, dict(sys.modules)
+
+    def restore(self) -> list[str]:
+        """Restore the modules that the block removed or replaced, and describe the change."""
+        lines = []
+        if sys.modules is not self._table:
+            sys.modules = self._table
+            lines.append("sys.modules: became another dictionary")
+        # new modules come last, so this is fast where nothing was lost
+        same = all(map(operator.is_, self._before.values(), self._table.values()))
+        if same and len(self._table) >= len(self._before):
+            return lines
+        lost = {name: module for name, module in self._before.items() if self._table.get(name, _ABSENT) is not module}
+        self._table.update(lost)
+        names = ", ".join(sorted(lost)[:3]) + f" and {len(lost) - 3} more" * (len(lost) > 3)
+        return [*lines, f"sys.modules: removed or replaced {names}"] if lost else lines
+
+
+class Threads:
+    """The threads that ran before a block."""
+
+    def __init__(self) -> None:
+        self._before = set(threading.enumerate())
+
+    def left(self) -> list[str]:
+        """Describe the threads that the block started and that keep the process from ending; nothing can end them.
+
+        Threads of an executor are none of these, because they end with the process.
+        """
+        pools = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
+        new = [thread for thread in threading.enumerate() if thread not in self._before and not thread.daemon]
+        lines = []
+        for thread in new:
+            if thread in pools or thread is threading.current_thread():
+                continue
+            thread.join(_PATIENCE)
+            if thread.is_alive():
+                lines.append(f"thread {thread.name!r} still runs, and keeps the process from ending")
+        return lines

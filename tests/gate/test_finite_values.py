@@ -1,0 +1,89 @@
+"""A value that is not finite: where it is a fault, and where it is the function's domain, a pole or the dtype's range."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from relucheck.gate.config import DTYPE_NAMES, GateConfig
+from relucheck.gate.run import Gate
+from tests.faults import wrong_gradients
+
+
+def results(activation, dtypes=DTYPE_NAMES):
+    gate = Gate(GateConfig(dtypes=dtypes, laws=("finite_value",)), [activation])
+    return {result.dtype: result for result in map(gate.run, gate.items())}
+
+
+def tan_reduced(x):
+    return torch.tan(x / 8)
+
+
+def outside_one(x):
+    return torch.sqrt((x - 1) * (x + 1))
+
+
+def squareplus(x):
+    return (x + torch.sqrt(x * x + 4)) / 2
+
+
+def pole(x):
+    return 1 / (x - 0.5)
+
+
+def to_the_third(x):
+    return x**3
+
+
+def logarithm_of_a_sum(x):
+    return torch.log(x + 0.1)
+
+
+def sinc_guarded(x):
+    safe = torch.where(x == 0, torch.ones_like(x), x)
+    return torch.where(x == 0, torch.ones_like(x), torch.sin(safe) / safe)
+
+
+def softplus_shifted(x):
+    return torch.nn.functional.softplus(x) - math.log(2.0)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *(torch.sqrt, torch.log, torch.acos, torch.atanh, torch.exp, torch.square, torch.sinh, torch.reciprocal),
+        *(tan_reduced, outside_one, pole, to_the_third, logarithm_of_a_sum, sinc_guarded, softplus_shifted),
+    ],
+    ids=lambda activation: activation.__name__,
+)
+def test_domains_poles_and_results_beyond_the_range_are_no_fault(activation):
+    assert {result.outcome for result in results(activation, ("float32", "float64")).values()} <= {"passed", "notice"}
+
+
+def test_a_square_that_overflows_is_a_fault_where_inputs_can_be():
+    found = results(squareplus)
+    assert {dtype: result.outcome for dtype, result in found.items()} == {
+        "float32": "passed",
+        "float64": "passed",
+        "bfloat16": "passed",
+        "float16": "failed",
+    }
+    assert float(found["float16"].counterexample["x"]) == -256
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "at", "reason"),
+    [
+        ("shrinks_by_quotient", "float32", 0.0, "finite limits on both sides"),
+        ("entropy_by_logarithm", "float64", 0.0, "finite limits on both sides"),
+        ("sigmoid_by_quotient", "float64", 709.79, "NaN begins at 709.78"),
+        ("sigmoid_by_quotient", "float32", 88.73, "the function is finite there, 1 at"),
+        ("softplus_by_logarithm", "float64", 709.79, "converges to a finite limit at 709.78"),
+    ],
+)
+def test_where_the_fault_begins(name, dtype, at, reason):
+    result = results(getattr(wrong_gradients, name), (dtype,))[dtype]
+    assert reason in result.message
+    assert float(result.counterexample["x"]) == pytest.approx(at, rel=2e-3, abs=1e-30)
