@@ -1,7 +1,9 @@
 """Compare the gate and gradcheck with the answers of this folder.
 
-python compare.py gradcheck          writes gradcheck.json: torch's gradcheck and gradgradcheck, at ordinary points and at kinks
-python compare.py table GATE.json    prints the summary and the table of second_set.md from a report of relucheck check
+    python compare.py gradcheck          runs torch's gradcheck and gradgradcheck at ordinary points and at kinks
+    python compare.py table GATE.json    prints the summary and the table of second_set.md from a report of the gate
+
+The first writes gradcheck.json.
 """
 
 import collections
@@ -97,16 +99,15 @@ def table(report):
     skipped = {entry[0] if isinstance(entry, list) else entry["activation"] for entry in report.get("not_run", [])}
     counts = collections.Counter()
     lines = []
-    for stem, answers in ANSWERS.items():
+    for answers in ANSWERS.values():
         for name, answer in answers.items():
             laws = failed.get(name, {})
             judgement = judged(answer, set(laws), name not in skipped)
             counts[answer["verdict"], judgement] += 1
             marks = "".join("." if value == "passes" else "F" for _, value in sorted(grad[name].items()))
             found = ", ".join(f"`{law}`" for law in sorted(laws)) or "none"
-            lines.append(
-                f"| {stem} | {name} | {answer['verdict']} | {', '.join(answer.get('kinds', ()))} | {found} | {judgement} | {marks} |"
-            )
+            kinds = ", ".join(answer.get("kinds", ()))
+            lines.append(f"| {name} | {answer['verdict']} | {kinds} | {found} | {judgement} | {marks} |")
     for (verdict, judgement), count in sorted(counts.items()):
         print(verdict, judgement, count)
     print(*lines, sep="\n")
