@@ -72,41 +72,34 @@ def gradcheck():
     (FOLDER / "gradcheck.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
-def judged(answer, failed, ran):
+def judged(answer, failed):
     """Return the judgement of one activation from the laws that failed on it."""
-    verdict = answer["verdict"]
-    right = {law for kind in answer.get("kinds", ()) for law in REASONS[kind]} | set(answer.get("accept", ()))
-    if not ran:
-        return "not examined" if verdict != "skip" else "right: skipped"
-    if verdict == "healthy":
-        return "right: no failure" if failed <= right else "false alarm"
-    if verdict == "skip":
-        return "right: one failure" if failed <= {"locality"} else "false alarm"
-    if failed & right:
-        return "right reason"
-    if failed:
-        return "wrong reason"
-    return "missed" if verdict == "faulty" else "edge, passed"
+    right = {law for kind in answer.get("kinds", ()) for law in REASONS[kind]}
+    match answer["verdict"]:
+        case "healthy":
+            return "right" if failed <= set(answer.get("accept", ())) else "false alarm"
+        case "skip":
+            return "right" if failed <= {"locality"} else "false alarm"
+        case "edge" if not failed:
+            return "passed"
+    return "right reason" if failed & right else "wrong reason" if failed else "missed"
 
 
 def table(report):
-    report = json.loads(Path(report).read_text())
     grad = json.loads((FOLDER / "gradcheck.json").read_text())
-    failed = collections.defaultdict(dict)
-    for result in report["results"]:
+    failed = collections.defaultdict(set)
+    for result in json.loads(Path(report).read_text())["results"]:
         if result["outcome"] == "failed":
-            failed[result["activation"]].setdefault(result["law"], []).append(result["dtype"])
-    skipped = {entry[0] if isinstance(entry, list) else entry["activation"] for entry in report.get("not_run", [])}
+            failed[result["activation"]].add(result["law"])
     counts = collections.Counter()
     lines = []
     for answers in ANSWERS.values():
         for name, answer in answers.items():
-            laws = failed.get(name, {})
-            judgement = judged(answer, set(laws), name not in skipped)
+            judgement = judged(answer, failed[name])
             counts[answer["verdict"], judgement] += 1
-            marks = "".join("." if value == "passes" else "F" for _, value in sorted(grad[name].items()))
-            found = ", ".join(f"`{law}`" for law in sorted(laws)) or "none"
-            kinds = ", ".join(answer.get("kinds", ()))
+            found = ", ".join(f"`{law}`" for law in sorted(failed[name])) or "-"
+            kinds = ", ".join(answer.get("kinds", ())) or "-"
+            marks = " | ".join("passes" if value == "passes" else "fails" for _, value in sorted(grad[name].items()))
             lines.append(f"| {name} | {answer['verdict']} | {kinds} | {found} | {judgement} | {marks} |")
     for (verdict, judgement), count in sorted(counts.items()):
         print(verdict, judgement, count)
