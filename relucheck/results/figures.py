@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +52,30 @@ def wrapped(text: str, width: float, points: float = 9) -> str:
     kept = "; ".join(clause.replace(" ", _TOGETHER) for clause in text.split("; "))
     lines = [line.replace(_TOGETHER, " ") for line in textwrap.wrap(kept, **options)]
     return "\n".join(part for line in lines for part in textwrap.wrap(line, **options))
+
+
+def number_ticks(axis: Any) -> None:
+    """Label the ticks of a logarithmic axis with numbers.
+
+    They are 6 and 2,000, for example, in place of 6 × 10⁰ and 2 × 10³. An axis that spans less than two powers of 10 has
+    labels between them, too.
+
+    Args:
+        axis: ``panel.xaxis`` or ``panel.yaxis``, after its scale was set.
+    """
+    from matplotlib.ticker import FuncFormatter
+
+    def major(value: float, position: int | None) -> str:
+        return f"{value:,.0f}" if abs(value) >= 1 or value == 0 else f"{value:g}"
+
+    def minor(value: float, position: int | None) -> str:
+        low, high = sorted(axis.get_view_interval())
+        powers = math.log10(high / low) if low > 0 else math.inf
+        digit = f"{value:e}"[0]
+        return major(value, position) if digit in ("23456789" if powers < 1 else "25" if powers < 2 else "") else ""
+
+    axis.set_major_formatter(FuncFormatter(major))
+    axis.set_minor_formatter(FuncFormatter(minor))
 
 
 def png(figure: Any) -> bytes:

@@ -10,6 +10,7 @@ from relucheck.networks.sites import BATCH_NORM, CONVOLUTION, LINEAR, RESIDUAL_S
 from relucheck.reproduction.report.figures import grid, legend
 from relucheck.reproduction.report.layers import LayerHits, beside, by_source, every_layer, images_an_epoch, share
 from relucheck.reproduction.scenario import Comparison, Experiment
+from relucheck.results.figures import number_ticks
 from relucheck.training.result import Result
 
 #: Colours of what is before an activation (palette: Okabe and Ito 2008, colour-blind safe), and markers of kinks in order.
@@ -102,6 +103,7 @@ def _epochs(panel: Any, comparison: Comparison, result: Result) -> None:
         seen = [float(x) for line in panel.get_lines() for x in line.get_xdata()]
         if max(seen) > _WIDE * min(seen):
             panel.set_xscale("log")
+            number_ticks(panel.xaxis)
         panel.set_ylim(bottom=0)
     else:
         middle = {"ha": "center", "va": "center", "transform": panel.transAxes}

@@ -17,7 +17,7 @@ from relucheck.reproduction.published import PUBLISHED_EPOCHS
 from relucheck.reproduction.report.nudges.bands import Band, distance_band, draw_band, epoch_band
 from relucheck.reproduction.report.summary import analyse, final_accuracy, group, label
 from relucheck.reproduction.scenario import Comparison, Experiment
-from relucheck.results.figures import blank, save, wrapped
+from relucheck.results.figures import blank, number_ticks, save, wrapped
 from relucheck.results.tables import counted
 from relucheck.training.result import MemberResult, Result
 from relucheck.training.subgradients import Subgradients, along
@@ -345,6 +345,7 @@ def _per_epoch(kind: str, unit: str, value: Callable[[Any], float | None]) -> Dr
         if smallest > 0 and largest > 20 * smallest:
             for panel in axes.flat:
                 panel.set_yscale("log")
+                number_ticks(panel.yaxis)
         legend(figure, axes)
         return figure
 

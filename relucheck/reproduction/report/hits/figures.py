@@ -9,7 +9,7 @@ from relucheck.reproduction.report.figures import legend
 from relucheck.reproduction.report.hits.fit import Fit, Series
 from relucheck.reproduction.report.hits.slopes import DEFAULT, KINK, Trend, published_trends, trends
 from relucheck.reproduction.scenario import Comparison
-from relucheck.results.figures import blank
+from relucheck.results.figures import blank, number_ticks
 from relucheck.results.statistics import prediction
 from relucheck.results.tables import counted
 from relucheck.training.result import Result
@@ -52,6 +52,7 @@ def fit_figure(title: str, fits: Sequence[Fit]) -> Any:
         row[0].set_ylabel(f"{name}\nhits an epoch", fontsize=9)
         if shown[0].series[place].low != shown[0].series[place].high:
             row[0].set_yscale("symlog", linthresh=_LINEAR)
+            number_ticks(row[0].yaxis)
         row[0].xaxis.get_major_locator().set_params(integer=True)
         row[0].set_ylim(bottom=0)
     return figure
@@ -125,6 +126,8 @@ def rates_figure(runs: Sequence[tuple[Comparison, Result]]) -> Any:
         if any(y > 0 for line in panel.get_lines() for y in line.get_ydata()):
             panel.set_yscale("log")
             panel.set_xscale("log")
+            number_ticks(panel.xaxis)
+            number_ticks(panel.yaxis)
         else:
             panel.text(0.5, 0.5, "no hit", ha="center", va="center", transform=panel.transAxes)
             panel.set_xticks([])
@@ -182,6 +185,7 @@ def _scale(panel: Any) -> None:
     low, high = panel.get_ylim()
     if high > 20 and high > 10 * max(low, 0.1):
         panel.set_yscale("symlog", linthresh=_LINEAR)
+        number_ticks(panel.yaxis)
     panel.set_ylim(bottom=0)
 
 

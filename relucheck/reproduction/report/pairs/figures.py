@@ -9,7 +9,7 @@ from typing import Any, Final
 from relucheck.reproduction.report.figures import legend
 from relucheck.reproduction.report.pairs.differences import RULES, Group
 from relucheck.reproduction.report.pairs.surface import Surface
-from relucheck.results.figures import blank, wrapped
+from relucheck.results.figures import blank, number_ticks, wrapped
 from relucheck.results.tables import counted
 
 #: Colour, marker and place of each rule and of nudges (palette: Okabe and Ito 2008, colour-blind safe).
@@ -57,6 +57,7 @@ def pairs_figure(groups: Sequence[Group]) -> Any:
                 every.append(difference)
         if max(map(abs, every)) > 5 * _LINEAR:
             panel.set_yscale("symlog", linthresh=_LINEAR)
+            number_ticks(panel.yaxis)
         every_nth = -(-len(order) // _LABELS)
         labelled = range(0, len(order), every_nth)
         names = [f"{order[place].draw.lr:.2g}\n{order[place].draw.batch_size}" for place in labelled]
