@@ -50,6 +50,10 @@ def gelu_in_float32(x: Tensor) -> Tensor:
     return F.gelu(x.float()).to(x.dtype)
 
 
+def exponential_in_float32(x: Tensor) -> Tensor:
+    return torch.exp(x.float()).to(x.dtype)
+
+
 def hardtanh_in_float32(x: Tensor) -> Tensor:
     return F.hardtanh(x.float(), -0.7, 1.3).to(x.dtype)
 
@@ -433,6 +437,7 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     sine_in_float32: ("float32", "float64"),
     snake_in_float32: ("float64", "float16"),
     gelu_in_float32: ("float64",),
+    exponential_in_float32: ("float64",),
     hardtanh_in_float32: ("float64",),
     relu6_in_float32: ("float64",),
     leaky_in_float32: ("float64",),

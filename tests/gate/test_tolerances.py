@@ -118,9 +118,9 @@ def test_one_that_cannot_be_differentiated_in_place_is_an_error_that_says_so():
 
 
 def test_rounding_inside_moves_gradients_of_parameters():
-    for dtype in ("float32", "float16"):
-        found = verdicts(kinds.Siren, dtypes=(dtype,), laws=("parameters",))
-        assert found["Siren", "parameters"].outcome == "passed", found
+    for dtype, law in (("float32", "parameters"), ("float16", "parameters"), ("float32", "autocast_mixed")):
+        found = verdicts(kinds.Siren, dtypes=(dtype,), laws=(law,))
+        assert found["Siren", law].outcome == "passed", found
 
 
 def test_a_sequence_announces_what_its_first_module_does():

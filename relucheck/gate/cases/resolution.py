@@ -68,9 +68,15 @@ class Resolution:
         return self._dtype
 
     @functools.cached_property
+    def exact_format(self) -> FloatFormat:
+        """The format in which the exact function is computed, which is float32 if it casts inside."""
+        narrow = FORMATS["float32"]
+        return narrow if resolution(self._exact(_GENERIC)) >= narrow.eps else FORMATS["float64"]
+
+    @property
     def exact_eps(self) -> float:
-        """The machine epsilon of the exact function's values, which may be computed in float32 too."""
-        return resolution(self._exact(_GENERIC))
+        """The machine epsilon of the exact function's values."""
+        return self.exact_format.eps
 
     @property
     def decidable(self) -> float:

@@ -150,7 +150,7 @@ def _artefact(case: Case, gap: _Gap) -> str:
 def _converges(case: Case, end: float, side: int) -> bool:
     """Whether the exact function approaches a finite limit at an end of a gap, from the side outside it."""
     y = case.exact(np.asarray(end + side * max(1.0, abs(end)) * _DISTANCES, dtype=np.float64))
-    if not np.isfinite(y).all() or np.abs(y[-1]) > FORMATS["float64"].largest / 4:
+    if not np.isfinite(y).all() or np.abs(y[-1]) > case.resolution.exact_format.largest / 4:
         return False
     # the logarithm changes by the same amount whenever the distance halves, and a pole by more
     change = np.abs(np.diff(y))
