@@ -177,7 +177,9 @@ def _read_once(name: str, split: str, root: str | None, variable: str | None, do
 
 
 def checksums(data_sets: Sequence[tuple[str, str]], root: Root = None) -> dict[tuple[str, str], str]:
-    """The checksum of each data set and split, without a download; equal ones are the same data on two machines.
+    """The checksum of each data set and split, without a download.
+
+    Equal checksums are the same data on two machines.
 
     Raises:
         relucheck.errors.RelucheckError: as ``load`` does.

@@ -164,7 +164,12 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def error_text(error: BaseException, most: int = 200) -> str:
-    """Format an error on one printable line: its type, and at most ``most`` characters of its message."""
+    """Format an error on one printable line: its type, then the start of its message.
+
+    Args:
+        error: the error.
+        most: how many characters of the message at most.
+    """
     try:
         text = " ".join(str(error).split())
     except KeyboardInterrupt:

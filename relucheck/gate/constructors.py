@@ -1,4 +1,4 @@
-"""The constructors of activation classes that need arguments, as code registers them. Imports no torch."""
+"""Registered constructors of activation classes that need arguments. Imports no torch."""
 
 from __future__ import annotations
 

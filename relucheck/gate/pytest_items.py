@@ -130,7 +130,7 @@ def is_wanted(config: pytest.Config) -> bool:
 
 
 def collect(session: pytest.Session, config: pytest.Config, items: list[pytest.Item], chosen: Sequence[str] = ()) -> None:
-    """Insert the gate's items before the collected tests; only those with the chosen ids, if there are any.
+    """Insert the gate's items before the collected tests, or only the chosen ones.
 
     Raises:
         pytest.UsageError: for an id that no item has.

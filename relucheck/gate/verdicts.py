@@ -89,7 +89,7 @@ class Verdict:
         return item_id(self.activation, self.law, self.dtype, self.device)
 
     def as_printable(self) -> Verdict:
-        """The verdict with texts that terminals and files can show, whatever a target has put into them."""
+        """The verdict with texts that terminals and files can show, whatever a target wrote."""
         example = self.counterexample
         if example is not None:
             example = {key: printable(v, lines=True) if isinstance(v, str) else v for key, v in example.items()}

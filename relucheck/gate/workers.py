@@ -1,4 +1,4 @@
-"""Runs the gate in processes of their own, so that native code which dies or hangs there ends one item and not the run.
+"""Runs the gate in other processes, so that native code ends an item and not the run.
 
 A worker imports the targets, lists the items and checks them; the calling process imports neither torch nor a target. It
 takes the place of a worker that dies: the item that ran there fails, and the rest of its activation is skipped, because its

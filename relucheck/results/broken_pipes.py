@@ -1,6 +1,7 @@
-"""Let a command finish when nobody reads its output (``relucheck check LIB | head``), or nobody can (``>&-``).
+"""Let a command finish when nobody reads its output.
 
-Without this, Python would raise an error, and the exit code would no longer say what the command decided.
+Examples are ``relucheck check LIB | head``, and an output that is closed (``>&-``). Without this, Python would raise an
+error, and the exit code would no longer say what the command decided.
 """
 
 from __future__ import annotations

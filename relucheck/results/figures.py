@@ -55,9 +55,10 @@ def wrapped(text: str, width: float, points: float = 9) -> str:
 
 
 def number_ticks(axis: Any) -> None:
-    """Label the ticks of a logarithmic axis with numbers such as 6 and 2,000, in place of 6 × 10⁰.
+    """Label the ticks of a logarithmic axis with numbers.
 
-    An axis that spans less than two powers of 10 has labels between them, too.
+    They are 6 and 2,000, for example, in place of 6 × 10⁰ and 2 × 10³. An axis that spans less than two powers of 10 has
+    labels between them, too.
 
     Args:
         axis: ``panel.xaxis`` or ``panel.yaxis``, after its scale was set.

@@ -233,7 +233,7 @@ def read_finished(path: Path, identity: Mapping[str, Any]) -> Finished | None:
 
 
 def check_settings(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a finished unit whose result repeats other settings than its identity, because one of the two was edited.
+    """Refuse a result that repeats other settings than its identity: one of them was edited.
 
     Args:
         path: file of the unit, for the message.

@@ -196,7 +196,9 @@ class Case:
 
     @functools.cached_property
     def thresholds(self) -> Floats:
-        """Inputs at and around which exponentials and squares leave the range of some dtype, of both signs, (n,)."""
+        """Inputs where exponentials and squares leave the range of some dtype, (n,).
+
+        They are those inputs, of both signs, and their neighbours."""
         near = self.rounded(THRESHOLDS)
         return near[np.isfinite(near) & (near != 0)]
 
@@ -238,7 +240,7 @@ class Case:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether the gradients at the probe points have been computed, so that a plain call returns."""
+        """Whether the gradients at the probe points are there, so that a plain call returns."""
         return "g" in self.__dict__
 
     # -- the right gradients there --------------------------------------------------------------------------------------
@@ -293,7 +295,7 @@ class Case:
 
     @functools.cached_property
     def estimates(self) -> tuple[Floats, Floats, Floats]:
-        """Left and right derivative of the exact function at the probe points, and their error, (n,) each."""
+        """One-sided derivatives of the exact function, left and right, and their error, (n,) each."""
         return derivatives(self.exact, self.x, self.kinks)
 
     @functools.cached_property

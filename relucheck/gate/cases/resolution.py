@@ -1,4 +1,6 @@
-"""How finely an activation resolves its values and gradients, which bounds how closely two right ones agree.
+"""How finely an activation resolves its values and gradients.
+
+This bounds how closely two right implementations agree.
 
 Two right results differ for two reasons. Each is rounded to the precision in which the activation computes. This may be
 lower than that of its dtype: code that casts its input to float32 has the precision and the range of float32. And each

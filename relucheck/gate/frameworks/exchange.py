@@ -71,7 +71,9 @@ class Layout:
         return tuple(length if n == -1 else n for n in self.shape)
 
     def batched(self, samples: int, length: int) -> tuple[int, ...]:
-        """Shape of a call's argument with several samples along the first axis; a plain vector is a sample."""
+        """Shape of an argument with several samples along the first axis.
+
+        A plain vector is a sample."""
         return (samples, length) if self.plain else (samples, *self.expanded(length)[1:])
 
     @property

@@ -226,7 +226,7 @@ class Framework(abc.ABC):
         raise self._unwritten("second")
 
     def second_by_parameters(self, f: Function, x: Floats, cotangent: Floats, weights: Floats) -> dict[str, Result | None]:
-        """``second_order``: compute the derivatives of the gradient's weighted sum by the learnable parameters.
+        """``second_order``: differentiate the gradient's weighted sum by learnable parameters.
 
         The arguments are those of ``second``. None stands for a parameter to which no graph of operations leads.
 
@@ -244,7 +244,9 @@ class Framework(abc.ABC):
         raise self._unwritten("compiled")
 
     def decomposed(self, f: Function, x: Floats) -> tuple[Floats, Floats]:
-        """``decompositions``: compute the value, and the gradient for cotangent 1, by simpler operations, (n,) each.
+        """``decompositions``: compute value and gradient by simpler operations, (n,) each.
+
+        The gradient is that for cotangent 1.
 
         Raises:
             Unsupported: if the function cannot be decomposed.
@@ -289,7 +291,7 @@ class Framework(abc.ABC):
         raise self._unwritten("state_shapes")
 
     def layouts(self, f: Function) -> Sequence[str]:
-        """``memory_layouts``: return the names of the memory layouts in which a function can be called."""
+        """``memory_layouts``: return the names of the layouts in which a function can be called."""
         raise self._unwritten("layouts")
 
     def relaid(self, f: Function, name: str, x: Floats, cotangent: Callable[[int], Floats], *, copying: bool) -> Relaid:

@@ -175,7 +175,7 @@ class Script:
         return ""
 
     def decomposed(self, x: float) -> str:
-        """``decompositions``: compare value and gradient by simpler operations with those of a plain call."""
+        """``decompositions``: compare simpler operations with a plain call."""
         return ""
 
     def autocast(self, x: float, lower: str) -> str:
@@ -183,7 +183,7 @@ class Script:
         return ""
 
     def autocast_mixed(self, x: float, lower: str, name: str = "") -> str:
-        """``autocast``: compare a gradient for an input of lower precision with that for a float32 input.
+        """``autocast``: compare a gradient for an input of lower precision with float32's.
 
         It is the gradient of the input, or of the parameter of a name.
         """
@@ -198,7 +198,9 @@ class Script:
         return ""
 
     def layout(self, name: str, what: str = "gradient") -> str:
-        """``memory_layouts``: compare a result, named as by ``relaid``, for a layout and for a contiguous copy."""
+        """``memory_layouts``: compare a result for a layout with that for a contiguous copy.
+
+        The result is named as by ``relaid``."""
         return ""
 
     def overwritten_input(self, x: float) -> str:
@@ -206,7 +208,9 @@ class Script:
         return ""
 
     def overwritten_by_backward(self, x: float, what: str) -> str:
-        """``in_place``: assert that backward overwrites no ``"cotangent"``, ``"input"`` or ``"output"``."""
+        """``in_place``: assert that backward does not overwrite what is named.
+
+        It is ``"cotangent"``, ``"input"`` or ``"output"``."""
         return ""
 
     def in_place(self, x: float) -> str:
@@ -239,7 +243,9 @@ class Script:
     def second_by_parameter(
         self, name: str, x: Floats, cotangent: Floats, weights: Floats, expected: Floats, slack: float
     ) -> str:
-        """``second_order``: compare the derivative of a gradient's weighted sum by a parameter with its value."""
+        """``second_order``: compare a gradient's derivative by a parameter with its value.
+
+        It is the derivative of the gradient's weighted sum."""
         return ""
 
     def copy(self, x: float, way: str) -> str:

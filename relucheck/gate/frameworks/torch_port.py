@@ -299,10 +299,10 @@ class TorchFramework(Framework):
         return (lambda: functools.partial(original, inplace=True)) if takes else None
 
     def announces_in_place(self, target: Any) -> bool:
-        """Whether a module, or the first of a sequence, has ``inplace`` True, or a function says that it overwrites.
+        """Whether a module has ``inplace`` True, or a function says that it overwrites.
 
-        A function says so by the default True of its argument ``inplace``, or by a name that ends in an underscore, which
-        is PyTorch's convention (https://docs.pytorch.org/docs/stable/tensors.html).
+        Of a sequence, the first module counts. A function says so by the default True of its argument ``inplace``, or by
+        a name that ends in an underscore, which is PyTorch's convention (https://docs.pytorch.org/docs/stable/tensors.html).
         """
         if isinstance(target, nn.Sequential) and len(target):
             return self.announces_in_place(target[0])

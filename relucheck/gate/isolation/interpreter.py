@@ -1,4 +1,4 @@
-"""Python's own state that a target may break: loaded modules, the working directory, and threads that keep running."""
+"""State of Python that a target may break: modules, the working directory, and threads."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ class Threads:
         self._before = set(threading.enumerate())
 
     def left(self) -> list[str]:
-        """Describe the threads that the block started and that keep the process from ending; nothing can end them.
+        """Describe the threads that the block left running.
 
-        Threads of an executor are none of these, because they end with the process.
+        They keep the process from ending, and nothing can end them. Threads of an executor are none of these, because they
+        end with the process.
         """
         pools = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
         new = [thread for thread in threading.enumerate() if thread not in self._before and not thread.daemon]

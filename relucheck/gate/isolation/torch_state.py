@@ -56,7 +56,7 @@ class Functions:
         self._backward = torch.Tensor.backward
 
     def restore(self) -> list[str]:
-        """Restore the functions that the block replaced or removed, and describe them, one line each."""
+        """Restore the functions that the block replaced or removed, and describe each."""
         lines = []
         for place, before in zip(_PLACES, self._before, strict=True):
             for name, value in before.items():

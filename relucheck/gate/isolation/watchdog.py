@@ -20,7 +20,7 @@ _file: TextIO | None = None
 
 
 def install(file: TextIO) -> None:
-    """Let this process write to an open file where it is when it dies of a signal or is ended by the watchdog."""
+    """Let this process record in a file where it is when a signal or the watchdog ends it."""
     global _file
     _file = file
     faulthandler.enable(file)

@@ -64,7 +64,9 @@ def global_state(case: Case) -> None:
 
 @law(needs=("in_place",))
 def input_unchanged(case: Case) -> None:
-    """Forward overwrites its input only if announced; backward overwrites neither it, the output nor the cotangent.
+    """Forward overwrites its input only if announced; backward overwrites nothing.
+
+    Backward must leave the input, the output and the cotangent as they are.
 
     An activation that announces to work in place may write to its input and output in backward, too. Source:
     https://docs.pytorch.org/docs/stable/notes/extending.html, "never modify them in-place".

@@ -209,7 +209,7 @@ def _near_singular(case: Case, x: Floats) -> Mask:
 
 @law(needs=("decompositions",))
 def decomposition(case: Case) -> None:
-    """At and beside a kink that the dtype rounds, decomposed operations agree with the activation.
+    """Decomposed operations agree with the activation at and beside a rounded kink.
 
     A compiler puts simpler operations in the place of an activation (torch's core_aten_decompositions). They may round the
     bound that they compare with, where the activation does not. Then inputs at the rounded bound fall on the other side.

@@ -93,7 +93,9 @@ def _judge_numbers(case: Case, x: Floats, gradient: Floats) -> None:
 
 @law(needs=("parameters",), applies=lambda case: case.subject.learnable or not case.subject.layout.plain)
 def batches(case: Case) -> None:
-    """Values and gradients for a batch are those of its samples; parameters get the sum of their gradients.
+    """Values and gradients for a batch are those of its samples.
+
+    The gradient of a parameter is the sum of the samples' gradients.
 
     The law concerns modules with parameters, whose backward sums over the samples. A sum over the first sample alone is
     wrong by less than any law sees that calls the module on one sample.
@@ -139,7 +141,9 @@ def batches(case: Case) -> None:
 
 @law(needs=("memory_layouts",))
 def strides(case: Case) -> None:
-    """Non-contiguous inputs have the values, gradients and second derivatives of contiguous inputs.
+    """Non-contiguous inputs have values and gradients of contiguous inputs.
+
+    So do second derivatives and gradients of parameters.
 
     The inputs are transposed, stepped, expanded and channels-last. Gradients of parameters must agree, too. A result for a
     transposed or channels-last input should have the strides of the input; other strides are a notice. Source:

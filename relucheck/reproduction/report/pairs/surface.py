@@ -42,7 +42,9 @@ class Surface:
     means: dict[str, Paired]
 
     def runs(self, rule: str) -> list[float]:
-        """The differences of the runs that are not one another and not (0, 0), without those that diverged."""
+        """The differences of the runs that differ from each other and from (0, 0).
+
+        Those that diverged are left out."""
         found = [self.differences[rule][points[0]] for points in self.same[rule]]
         return [one for one in found if one is not None]
 
@@ -51,7 +53,7 @@ class Surface:
         return sum(not min(self.nudges) <= one <= max(self.nudges) for one in self.runs(rule)) if self.nudges else 0
 
     def by_chance(self, rule: str) -> float:
-        """The expected number of these runs outside of the nudges, if subgradients do what nudges do.
+        """How many of these runs lie outside of the nudges if subgradients do what nudges do.
 
         A run and the nudges are then of one kind, and each of them is equally often the least or the greatest.
         """
