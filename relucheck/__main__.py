@@ -281,6 +281,12 @@ def _verdicts(arguments: argparse.Namespace, config: GateConfig) -> list[Verdict
     if config.isolate is False or arguments.no_isolate:
         from relucheck.gate.run import Gate
 
+        if arguments.processes is not None:
+            raise SettingsError(
+                f"--processes={arguments.processes}: without isolation there are no such processes; leave out --processes, "
+                "or remove --no-isolate and isolate = false"
+            )
+
         gate = Gate(config)
         return [gate.run(item) for item in gate.items()]
     from relucheck.gate.workers import Workers
