@@ -231,7 +231,7 @@ def _run(arguments: argparse.Namespace) -> int:
     table: str | None = getattr(arguments, "json", None)
     if table is not None:
         gate_report.check_file(Path(table), "--json", (".json",))
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if arguments.command == "check" else None
     if summary:
         files.check_writable(Path(summary))
     against: str = getattr(arguments, "against", None) or ""
@@ -262,7 +262,7 @@ def _run(arguments: argparse.Namespace) -> int:
         files.write_atomically(Path(table), gate_report.as_json(results, config.targets))
     for name in getattr(arguments, "report", []):
         gate_report.write_report(Path(name), results, config.targets, changes)
-    if summary and arguments.command == "check":
+    if summary:
         with open(summary, "a", encoding="utf-8") as file:
             file.write(gate_report.as_markdown(results, config.targets, changes))
     _show(arguments, results, imports)
@@ -280,6 +280,12 @@ def _verdicts(arguments: argparse.Namespace, config: GateConfig) -> list[Verdict
     """Check all items, in processes of their own or, without isolation, in this one."""
     if config.isolate is False or arguments.no_isolate:
         from relucheck.gate.run import Gate
+
+        if arguments.processes is not None:
+            raise SettingsError(
+                f"--processes={arguments.processes}: without isolation there are no such processes; leave out --processes, "
+                "or remove --no-isolate and isolate = false"
+            )
 
         gate = Gate(config)
         return [gate.run(item) for item in gate.items()]

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from relucheck.errors import MISSING, RelucheckError
+from relucheck.errors import MISSING, RelucheckError, whole
 from relucheck.gate.config import ConfigError, GateConfig
 from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.isolation import watchdog
@@ -137,12 +137,15 @@ class Workers:
 
     Raises:
         RelucheckError: what ``Gate`` raises.
+        ConfigError: for a number of processes below 1.
         WorkerError: if no process can start.
     """
 
     def __init__(self, config: GateConfig, processes: int | None = 1) -> None:
-        self._config = config
-        self._most = processes or (cores() if set(config.devices) == {"cpu"} else 1)
+        if processes is None:
+            processes = cores() if set(config.devices) == {"cpu"} else 1
+        whole("processes", processes, error=ConfigError)
+        self._config, self._most = config, processes
         self._constructors = _pickled_constructors()
         self._folder = tempfile.TemporaryDirectory(prefix="relucheck-", ignore_cleanup_errors=True)
         self._workers: list[_Worker] = []

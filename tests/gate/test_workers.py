@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from relucheck.__main__ import main
-from relucheck.errors import MISSING, DeviceError
+from relucheck.errors import MISSING, USAGE, DeviceError
 from relucheck.gate.config import ConfigError, ExpectedFailure, GateConfig
 from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.isolation import watchdog
@@ -95,6 +95,16 @@ def test_settings_that_no_worker_can_use_are_errors():
         Workers(config("other_good", devices=("cuda:99",)))
     with pytest.raises(ConfigError, match="law 'run' does not exist"):
         Workers(config("other_good", laws=("run",)))
+
+
+def test_a_number_of_processes_that_no_run_can_have(capsys):
+    """A run with -1 would not replace a process that died, and wait for ever."""
+    arguments = ["check", "tests.faults.native:other_good", "--quiet"]
+    for count in ("0", "-1"):
+        assert main([*arguments, "--processes", count]) == USAGE
+        assert f"processes={count}: must be a whole number of at least 1" in capsys.readouterr().err
+    assert main([*arguments, "--no-isolate", "--processes", "2"]) == USAGE
+    assert "--processes=2: without isolation there are no such processes" in capsys.readouterr().err
 
 
 def test_a_constructor_that_cannot_be_sent(monkeypatch):

@@ -92,7 +92,7 @@ def _training_cases(claim: Claim, runs: Sequence[Trained]) -> list[_Case]:
     for arm, found in fitting.items():
         if not found:
             epochs = f" with {claim.epochs} epochs" if claim.epochs else ""
-            cases.append((arm, "", _Missing("arm", f"no comparison `{arm}`{epochs}")))
+            cases.append((arm, "", _Missing("arm", f"no finished comparison `{arm}`{epochs}")))
         for run, rule in itertools.product(found, claim.rules or ("",)):
             if run.comparison.name not in seen:
                 cases.append((run.comparison.name, rule, _training_case(claim, runs, run, rule)))
@@ -111,7 +111,7 @@ def _fitting(runs: Sequence[Trained], arm: str, epochs: int) -> list[Trained]:
 def _training_case(claim: Claim, runs: Sequence[Trained], run: Trained, rule: str) -> TrainingCase | _Missing:
     others = _fitting(runs, claim.against, claim.epochs) if claim.against else []
     if claim.against and not others:
-        return _Missing("arm", f"no comparison `{claim.against}`")
+        return _Missing("arm", f"no finished comparison `{claim.against}`")
     against = others[0] if others else None
     for one in (run, *others[:1]):
         missing = _missing(claim, one, rule)
@@ -167,7 +167,7 @@ def _pairs_cases(claim: Claim, runs: Sequence[Trained]) -> list[_Case]:
     for arm in claim.arms:
         found = _most_complete(_fitting(runs, arm, claim.epochs))
         if not found:
-            cases.append((arm, "", _Missing("arm", f"no comparison `{arm}`")))
+            cases.append((arm, "", _Missing("arm", f"no finished comparison `{arm}`")))
             continue
         valid = tuple(run for run in found if not run.result.void)
         planned = found[0].comparison.pairs

@@ -45,7 +45,7 @@ def test_an_arm_without_a_comparison_is_said() -> None:
     of = dataclasses.replace(_CLAIM, arms=("bfloat16-published*", "bfloat16"), epochs=50)
     found = decisions(of, _named("bfloat16", epochs=50), _named("bfloat16-published-10-epochs", epochs=10))
     assert _where(found) == [("bfloat16-published*", "", "not run: arm"), ("bfloat16", "injected", "confirmed")]
-    assert found[0].measured == "no comparison `bfloat16-published*` with 50 epochs"
+    assert found[0].measured == "no finished comparison `bfloat16-published*` with 50 epochs"
 
 
 def test_a_missing_member_is_said() -> None:
@@ -94,7 +94,7 @@ def test_a_level_has_a_value_for_each_seed() -> None:
 def test_the_arm_to_compare_with_must_be_there_with_the_same_seeds() -> None:
     of = claim("effect_compares", options={"endpoint": "distance", "direction": "larger"}, against="float32")
     (found,) = decisions(of, _named("bfloat16"))
-    assert (found.said, found.measured) == ("not run: arm", "no comparison `float32`")
+    assert (found.said, found.measured) == ("not run: arm", "no finished comparison `float32`")
     other = settings("float32")
     moved = dataclasses.replace(other, members=tuple(dataclasses.replace(m, seed=m.seed + 50) for m in other.members))
     (apart,) = decisions(of, _named("bfloat16"), trained(moved, name="float32"))
