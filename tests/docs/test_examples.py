@@ -9,6 +9,7 @@ import io
 import os
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import relucheck
 from relucheck import pytest_plugin
 from relucheck.__main__ import _parser
 from relucheck.gate import config as gate_config
+from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.run import check_laws
 from relucheck.networks import Network
 from tests.docs.documents import GATE, PAGES, README, REASONS, ROOT, Block, blocks, commands, name_of, plugin_options
@@ -65,12 +67,22 @@ def test_blocks_are_of_a_known_kind(page: Path) -> None:
         assert block.reason is None or (block.language == "python" and block.reason in REASONS), where
 
 
+@pytest.fixture
+def own_constructors() -> Iterator[None]:
+    """What a page registers is gone after it; other tests of the process must not construct with it."""
+    before = dict(REGISTERED)
+    yield
+    REGISTERED.clear()
+    REGISTERED.update(before)
+
+
 def test_there_are_examples() -> None:
     assert len([block for page in PAGES for block in of_language("python", page)]) >= 15
     assert len([block for page in PAGES for block in blocks(page) if block.reason]) <= 2
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if of_language("python", page)], ids=name_of)
+@pytest.mark.usefixtures("own_constructors")
 def test_python_runs(page: Path) -> None:
     """All blocks of a page one after another, as a reader would paste them."""
     namespace = known_to_readers() if page == README else {}

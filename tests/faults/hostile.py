@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import decimal
+import fractions
 import importlib
+import json
 import math
 import multiprocessing
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import threading
@@ -117,8 +122,10 @@ def loses_the_folder(x: Tensor) -> Tensor:
     return torch.relu(x)
 
 
-def clears_modules(x: Tensor) -> Tensor:
-    sys.modules.clear()
+def removes_modules(x: Tensor) -> Tensor:
+    # with all modules gone, Python may initialise its own anew, and the process is beyond repair
+    for module in (csv, decimal, fractions, json, statistics):
+        sys.modules.pop(module.__name__, None)
     return x.clamp(min=0)
 
 

@@ -147,7 +147,7 @@ def test_an_exception_while_items_are_listed_is_one_item():
     ("function", "says"),
     [
         (hostile.loses_the_folder, "working directory: .* became a folder that no longer exists"),
-        (hostile.clears_modules, "sys.modules: removed or replaced .* more"),
+        (hostile.removes_modules, "sys.modules: removed or replaced .* more"),
         (hostile.replaces_modules, "sys.modules: became another dictionary"),
         (hostile.sets_threads, "number of threads: 1 became 2"),
         (hostile.patches_autograd, "torch.autograd.grad: was replaced"),
