@@ -80,7 +80,16 @@ def _slope_of_tanh(x: Tensor) -> Tensor:
 
 
 def tanh_with_gradient_in_float32(x: Tensor) -> Tensor:
+    """The value has all digits of float64, and the gradient those of float32."""
     return differentiated(torch.tanh, lambda x, v: v.float() * _slope_of_tanh(x))(x)
+
+
+def relu_from_three_tenths(x: Tensor) -> Tensor:
+    return torch.relu(x - 0.3)
+
+
+def relu_flat_beside_a_rounded_kink(x: Tensor) -> Tensor:
+    return differentiated(relu_from_three_tenths, lambda x, v: v * (x > 0.301).to(v.dtype))(x)
 
 
 def tanh_one_per_cent_steep(x: Tensor) -> Tensor:
@@ -442,7 +451,6 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     relu6_in_float32: ("float64",),
     leaky_in_float32: ("float64",),
     ScaledTanhInFloat32: ("float64",),
-    tanh_with_gradient_in_float32: ("float64",),
     maximum_of_scaled: ("float32", "bfloat16", "float16"),
     tangent: ("float16",),
     cosine_of_turns: ("bfloat16", "float16"),
@@ -459,9 +467,11 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     Scaled: ("float32",),
     ClippedByParameter: ("float32",),
     closed_hardsigmoid: ("float32",),
+    relu_from_three_tenths: ("float32", "bfloat16"),
 }
 #: Twins with a fault, each with the law that must fail it and the dtype.
 FAULTY: dict[Any, tuple[str, str]] = {
+    tanh_with_gradient_in_float32: ("chain_rule", "float64"),
     tanh_one_per_cent_steep: ("derivative", "float64"),
     tanh_clips: ("chain_rule", "float64"),
     tanh_of_absolute_cotangent: ("cotangent_additivity", "float64"),
@@ -469,6 +479,7 @@ FAULTY: dict[Any, tuple[str, str]] = {
     tanh_of_two_modes: ("forward_mode", "float64"),
     sine_without_second: ("double_backward", "float64"),
     relu6_leaks: ("derivative", "float64"),
+    relu_flat_beside_a_rounded_kink: ("derivative", "float32"),
     maximum_of_scaled_doubles: ("derivative", "float16"),
     scaled_flushes: ("subnormals", "float32"),
     tangent_infinite_early: ("finite_gradient", "float16"),

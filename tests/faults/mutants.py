@@ -166,6 +166,7 @@ MUTANTS = [
     Mutant("SlopeAveraged", "parameters"),
     Mutant("ChannelSlopesOfFirstSample", "batches"),
     Mutant("ChannelSlopesInFirstSample", "batches", "bfloat16"),
+    Mutant("ChannelSlopesWithNan", "batches"),
     Mutant("ChannelSlopesInMemoryOrder", "strides"),
     Mutant("ChannelSlopesByOutput", "parameter_values"),
     Mutant("SlopeByOutput", "parameter_values"),

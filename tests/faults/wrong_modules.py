@@ -103,6 +103,8 @@ class _ChannelRule(torch.autograd.Function):
         gradient = torch.where(right, v, v * _per_channel(slope, x))
         if ctx.fault == "input of the first sample":
             gradient[1:] = torch.where(right[1:], v[1:], 0 * v[1:])
+        if ctx.fault == "nan behind the first sample":
+            gradient[1:] = torch.nan
         if ctx.fault == "memory order" and x.ndim == 4 and not x.is_contiguous():
             x = x.as_strided(x.shape, torch.empty(x.shape).stride())
         part = torch.where(right, torch.zeros_like(v), v * x)
@@ -134,6 +136,10 @@ class ChannelSlopesOfFirstSample(ChannelSlopes):
 
 class ChannelSlopesInFirstSample(ChannelSlopes):
     fault = "input of the first sample"
+
+
+class ChannelSlopesWithNan(ChannelSlopes):
+    fault = "nan behind the first sample"
 
 
 class ChannelSlopesByOutput(ChannelSlopes):

@@ -215,7 +215,8 @@ class Case:
     def x(self) -> Floats:
         """The probe points, finite, (n,).
 
-        Kinks and their neighbours come first, then special points, a grid, powers of two, and the thresholds.
+        Kinks and their neighbours come first, then special points, a grid, powers of two, the thresholds, and points beside
+        the kinks that are far enough to be decided, see ``on_kink``.
         """
         ordinary = np.linspace(-12, 12, 97) + 0.0137
         # the powers of two below are sparse in wide dtypes, and a function may saturate at 100
@@ -226,7 +227,8 @@ class Case:
         one = self.format.neighbour(np.array([1.0, 1.0, -1.0, -1.0]), 1)
         more = [1.0, -1.0, self.tiny / 4, -self.tiny / 4, *ISOLATED, *(-value for value in ISOLATED)]
         points = self.rounded(np.concatenate([more, ordinary, beyond, -beyond, powers, -powers]))
-        return np.concatenate([self.near_kinks, one, points, self.thresholds])
+        beside = [kink.at + side * 12 * self.eps * max(1.0, abs(kink.at)) for kink in self.kinks for side in (-1, 1)]
+        return np.concatenate([self.near_kinks, one, points, self.thresholds, self.rounded(beside)])
 
     @functools.cached_property
     def y(self) -> Floats:

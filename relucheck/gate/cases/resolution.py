@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from relucheck.activations.kink_search import FoundKink, derivatives, resolution
-from relucheck.numerics.floats import FORMATS, FloatFormat, Floats
+from relucheck.numerics.floats import FORMATS, FloatFormat, Floats, differs
 
 #: Distances, in machine epsilons, of the inputs that count as neighbours. Few operations precede a nonlinear one.
 #: No simple fractions, at which a periodic function could take the same value again.
@@ -56,17 +56,22 @@ class Resolution:
     def format(self) -> FloatFormat:
         """The format in which the activation computes.
 
-        It is that of its dtype, or float32 if its values or its gradients are float32 numbers.
+        It is that of its dtype, or float32 if its values are float32 numbers. It is float32, too, if its gradients are, and
+        its values do not change where the input is rounded to float32: they are products of float32 numbers then. A
+        backward that alone computes in float32 loses digits and a range that the values have, which is a fault.
         """
         narrow = FORMATS["float32"]
         if self._dtype.eps >= narrow.eps:
             return self._dtype
-        for compute in (self._value, self._gradient):
-            try:
-                if resolution(compute(self._dtype.rounded(_GENERIC))) >= narrow.eps:
-                    return narrow
-            except Exception:  # another law reports why it does not run
-                continue
+        x = self._dtype.rounded(_GENERIC)
+        try:
+            y = self._value(x)
+            if resolution(y) >= narrow.eps:
+                return narrow
+            if not differs(y, self._value(narrow.rounded(x))).any() and resolution(self._gradient(x)) >= narrow.eps:
+                return narrow
+        except Exception:  # another law reports why it does not run
+            pass
         return self._dtype
 
     @functools.cached_property

@@ -114,6 +114,7 @@ def batches(case: Case) -> None:
         ("gradient", gradient.numbers, np.concatenate([sample[1].numbers for sample in samples])),
     ):
         bad = np.abs(whole - parts) > 16 * case.eps * (1 + np.abs(parts)) * (1 + np.abs(x) / 4)
+        bad |= np.isnan(whole) != np.isnan(parts)
         if bad.any():
             place = tuple(int(i) for i in np.argwhere(bad)[0])
             raise case.fail(
@@ -129,7 +130,7 @@ def batches(case: Case) -> None:
         terms = [np.zeros(()) if each is None else each.numbers for each in alone]
         expected, scale = sum(terms), sum(map(np.abs, terms)) + np.abs(v * x).sum()
         got = 0.0 if found is None else found.numbers
-        if (np.abs(got - expected) > 16 * case.eps * scale).any():
+        if ((np.abs(got - expected) > 16 * case.eps * scale) | (np.isnan(got) != np.isnan(expected))).any():
             raise case.fail(
                 f"the gradient of parameter {name!r} for a batch of shape {shape} is not the sum over its samples",
                 cotangent="different per element",
