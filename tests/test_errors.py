@@ -79,7 +79,8 @@ def test_what_declares_activations_refuses_with_an_error_of_relucheck(refused: A
 def test_the_command_ends_with_the_exit_code_of_the_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from relucheck import __main__ as command
+    from relucheck.__main__ import main
+    from relucheck.commands import reproduce
 
     class Peculiar(RelucheckError):
         exit_code = 4
@@ -87,8 +88,8 @@ def test_the_command_ends_with_the_exit_code_of_the_error(
     def stop(arguments: Any) -> int:
         raise Peculiar("colour='mauve': must be a colour")
 
-    monkeypatch.setattr(command, "_reproduce", stop)
-    assert command.main(["reproduce", "E1"]) == 4
+    monkeypatch.setattr(reproduce, "run", stop)
+    assert main(["reproduce", "E1"]) == 4
     assert capsys.readouterr().err == "relucheck: colour='mauve': must be a colour\n"
 
 

@@ -4,7 +4,7 @@
     for item in gate.items():    # one item per activation, law, dtype and device
         verdict = gate.run(item)
 
-This module does not know pytest. ``relucheck.gate.pytest_items`` and ``relucheck.__main__`` build on it.
+This module does not know pytest. ``relucheck.gate.pytest_items`` and ``relucheck.commands.gate`` build on it.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import relucheck
-from relucheck import __main__ as main_module
 from relucheck.__main__ import main
+from relucheck.commands import gate as gate_command
 from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
 from relucheck.gate import run
 from relucheck.gate.config import GateConfig
@@ -93,7 +93,7 @@ def test_a_target_that_exits_leaves_the_verdicts_and_the_report(project):
 def test_exit_codes_of_files_that_cannot_be_used(project, monkeypatch, capsys):
     """As the table of exit codes in docs/gate.md says, of both faces, and before anything is checked."""
     monkeypatch.chdir(project)
-    monkeypatch.setattr(main_module, "_verdicts", lambda *arguments: pytest.fail("something was checked"))
+    monkeypatch.setattr(gate_command, "_verdicts", lambda *arguments: pytest.fail("something was checked"))
     (project / "blocked").write_text("a file, not a folder")
     for option, name, code, says in (
         ("--report", "blocked/r.json", UNWRITABLE, "--report blocked/r.json: the file cannot be written"),
