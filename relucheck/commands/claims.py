@@ -34,13 +34,13 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the results, decide the claims, write the report and print it."""
-    from relucheck.gate import report as gate_report
+    from relucheck.gate import report
     from relucheck.reproduction.report.deciding.page import page, shown
     from relucheck.reproduction.stored import decide_stored, default_results, read_folders
     from relucheck.results.store import write_atomically
 
     if arguments.report is not None:
-        gate_report.check_file(Path(arguments.report), "--report", (".md",))
+        report.check_file(Path(arguments.report), "--report", (".md",))
     if arguments.results:
         found = read_folders(map(Path, arguments.results))
     else:

@@ -16,8 +16,8 @@ def add(commands: Any) -> None:
         "kernels",
         help="report how a device rounds the matrix products and convolutions of the published experiments",
         description="Report how a device rounds the matrix products and convolutions of the published experiments: the "
-        "kernels by name, the emulation that each one equals bit for bit, and the outputs that are exactly 0. On CUDA, every "
-        "state of the switches for TF32 and 16-bit reductions is tried.",
+        "kernels by name, the emulation that each one equals bit for bit, and the outputs that are exactly 0. On CUDA, "
+        "every state of the switches for TF32 and 16-bit reductions is tried.",
     )
     kernels.set_defaults(run=run)
     kernels.add_argument("--device", metavar="NAME", help="cpu or cuda; default: cuda if it is available, else cpu")
