@@ -73,20 +73,26 @@ class Group:
 class Effect:
     """What tuned subgradients do to the accuracy over the pairs of a group, in points.
 
+    A pair that does not depart is the same run twice. It says how often subgradients change anything, and nothing about how
+    much. Its difference is 0 by construction, and would make those of other pairs look certain.
+
     Attributes:
         part, arithmetic, planned, void: of the group.
         rule: "chain" or "injected".
-        found: tuned less default: mean, interval and verdict, corrected over all groups and rules.
+        pairs: how many pairs there are that are not void.
+        found: tuned less default over the pairs that depart: mean, interval and verdict, corrected over all groups and
+            rules; over all pairs if none departs.
         beyond: the same less the mean difference of the nudges of each pair, corrected in the same way.
         departed: number of pairs in which tuned subgradients change a run at all.
         nudges: mean, least and greatest difference of a nudge from (0, 0); None without a nudge.
-        shown: the true mean difference that so many pairs show with a power of :data:`POWER`, if pairs spread as these do
-            (uncorrected, level 0.05); None with fewer than 2 pairs and for identical runs.
+        shown: the true mean difference that so many departing pairs show with a power of :data:`POWER`, if they spread as
+            these do (uncorrected, level 0.05); None with fewer than 2 of them.
     """
 
     part: str
     arithmetic: str
     rule: str
+    pairs: int
     found: Paired
     beyond: BeyondChaos
     departed: int
@@ -94,11 +100,6 @@ class Effect:
     shown: float | None
     planned: int
     void: int
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs there are that are not void."""
-        return self.found.n + self.found.lost
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -148,7 +149,8 @@ def _of_nudge(one: MemberResult) -> float | None:
 def effects(found: Sequence[Group]) -> list[Effect]:
     """Test tuned against default in each group under each rule, and against nudges.
 
-    Both tests are Student's paired t-test over the pairs, each corrected by Holm over all groups and rules.
+    Both tests are Student's paired t-test, one over the pairs that depart, the other over those with a live hit. Each is
+    corrected by Holm over all groups and rules.
     """
     made = [_effect(group, rule) for group in found for rule in RULES]
     judged = judge({place: one.found for place, one in enumerate(made)})
@@ -160,18 +162,19 @@ def effects(found: Sequence[Group]) -> list[Effect]:
 
 
 def _effect(group: Group, rule: str) -> Effect:
-    tuned, default = [one.tuned[rule] for one in group.pairs], [one.default for one in group.pairs]
-    departed = sum(one.departed[rule] for one in group.pairs)
-    found = paired(tuned, default, same_run=not departed)
+    departed = [one for one in group.pairs if one.departed[rule]]
+    tested = departed or group.pairs
+    found = paired([one.tuned[rule] for one in tested], [one.default for one in tested], same_run=not departed)
     nudges = [difference for one in group.pairs for difference in one.nudged]
     sd = found.difference.sd
     return Effect(
         part=group.part,
         arithmetic=group.arithmetic,
         rule=rule,
+        pairs=len(group.pairs),
         found=found,
-        beyond=beyond_chaos(tuned, [one.nudges for one in group.pairs]),
-        departed=departed,
+        beyond=beyond_chaos([one.tuned[rule] for one in group.pairs], [one.nudges for one in group.pairs]),
+        departed=len(departed),
         nudges=(math.fsum(nudges) / len(nudges), min(nudges), max(nudges)) if nudges else None,
         shown=None if not sd or found.identical else difference_for_power(sd, found.n, POWER),
         planned=group.planned,

@@ -55,25 +55,25 @@ def _pair_sentences(found: Sequence[Effect]) -> list[str]:
         pairs = _of_pairs(one)
         head = f"{one.part.removesuffix(', pairs')}, {one.arithmetic}, under {_NAMED[one.rule]}"
         if one.found.identical and not one.found.lost:
-            said.append(f"{head}: tuned subgradients change no bit of any run ({pairs}).")
+            said.append(f"{head}: tuned subgradients change no bit of any run in {pairs}.")
             continue
         if one.found.difference.mean is None:
-            said.append(f"{head}: undecided, because a run of every pair diverged.")
+            said.append(f"{head}: undecided, because a run of every pair that differs diverged.")
             continue
         beyond = one.beyond.paired
         nudges = (
             f", and by {difference_text(beyond)} more than a change of one bit does ({beyond.verdict})" if beyond.n else ""
         )
         power = (
-            f"; without correction, so many pairs show a true difference of {one.shown:.2f} points with a probability of "
-            f"{100 * POWER:g} %"
+            f"; without correction, so many such pairs show a true difference of {one.shown:.2f} points with a "
+            f"probability of {100 * POWER:g} %"
             if one.shown is not None
             else ""
         )
         lost = f", {one.found.lost} more lost to a diverged run" if one.found.lost else ""
         said.append(
-            f"{head}: tuned subgradients change the validation accuracy by {difference_text(one.found)} points "
-            f"({one.found.verdict}; {pairs}{lost}){nudges}{power}."
+            f"{head}: tuned subgradients change a bit of the run in {one.departed} of {pairs}. There they change the "
+            f"validation accuracy by {difference_text(one.found)} points ({one.found.verdict}{lost}){nudges}{power}."
         )
     return said
 
@@ -81,8 +81,8 @@ def _pair_sentences(found: Sequence[Effect]) -> list[str]:
 def _of_pairs(one: Effect) -> str:
     """The number of pairs behind an effect, and what became of the others."""
     left = one.planned - one.pairs - one.void
-    void = f", {one.void} more void" if one.void else ""
-    return counted(one.found.n, "pair") + void + (f", {left} more not run yet" if left else "")
+    others = [f"{one.void} more void"] * bool(one.void) + [f"{left} more not run yet"] * bool(left)
+    return counted(one.pairs, "pair") + (f" ({', '.join(others)})" if others else "")
 
 
 def _surface_sentences(found: Sequence[Surface]) -> list[str]:

@@ -17,7 +17,8 @@ WIDE: Final = ("live", "p", "departed", "nudges", "beyond nudges")
 EFFECT_LEGEND: Final = (
     "departed: pairs in which the tuned run differs from (0, 0) in any bit.",
     "tuned less default: of the validation accuracy after the last epoch, in points, with the same batch size, learning "
-    "rate and seed: mean over pairs ± half its 95 % interval (Student's t).",
+    "rate and seed: mean over the pairs that depart ± half its 95 % interval (Student's t). The others have the same run "
+    "twice.",
     "p: of a paired t-test that this mean is 0, corrected by Holm over this table.",
     f"verdict: differs, if p is below {LEVEL:g}; else equivalent, if a test of equivalence within {MARGIN:g} points "
     "(TOST), corrected in the same way, is significant; identical, if no bit of any run differs; else undecided.",
@@ -25,8 +26,8 @@ EFFECT_LEGEND: Final = (
     "nudges: what a change of one bit does instead: mean difference from (0, 0), least to greatest.",
     "beyond nudges: tuned less default, less the mean difference of the nudges of the same pair, tested in the same way "
     "over the pairs with a live hit.",
-    f"can show: the true mean difference that so many pairs show with a probability of {100 * POWER:g} % (a t-test at "
-    f"{LEVEL:g}, uncorrected), if their differences spread as they do here.",
+    f"can show: the true mean difference that so many departing pairs show with a probability of {100 * POWER:g} % (a "
+    f"t-test at {LEVEL:g}, uncorrected), if their differences spread as they do here.",
 )
 SURFACE_LEGEND: Final = (
     "mean over the grid: of the differences from (0, 0) at all other points, tested over seeds and corrected over both "
