@@ -1,4 +1,4 @@
-"""The ``relucheck`` command: ``check``, ``kinks``, ``reproduce``, ``claims`` and ``kernels`` (``relucheck.commands``).
+"""The ``relucheck`` command, with the commands of ``relucheck.commands``.
 
 Exit codes:
 

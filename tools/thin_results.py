@@ -18,7 +18,8 @@ from relucheck.reproduction.experiments import find_scenario
 from relucheck.reproduction.folder import MARK
 from relucheck.reproduction.trained import TrainingScenario, store_of
 from relucheck.training import engine
-from relucheck.training.thinning import thinned, thinning
+from relucheck.training.results import seed_store
+from relucheck.training.results.thinning import thinned, thinning
 
 
 def thin(folder: Path) -> int:
@@ -40,11 +41,11 @@ def thin(folder: Path) -> int:
     for comparison in (*comparisons, *(one.nudges for one in comparisons)):
         executor = engine.executor_of(comparison.settings, mark["executor"])
         runs = store_of(folder, comparison)
-        seeds = engine.finished(comparison.settings, runs, executor)
+        seeds = seed_store.finished(comparison.settings, runs, executor)
         changed = sum(part.thinned != rule for part in seeds.values())
         if changed:
             count += changed
-            engine.keep(comparison.settings, runs, executor, thinned(seeds, scenario.figures))
+            seed_store.keep(comparison.settings, runs, executor, thinned(seeds, scenario.figures))
     return count
 
 

@@ -25,7 +25,7 @@ from relucheck.reproduction.report.hits.page import (
 from relucheck.reproduction.scenario import Place, Reported
 from relucheck.reproduction.trained import TrainingScenario, drawn, every_nudges, nudge_lines, read, void_nudges
 from relucheck.results.store import write_atomically
-from relucheck.training.result import Result
+from relucheck.training.results.result import Result
 
 #: Number of arithmetics in a table on a terminal, and the columns that it leaves out.
 _ROWS: Final = 10

@@ -26,7 +26,8 @@ from relucheck.reproduction.scenario import NUDGES, Comparison, Experiment, Plac
 from relucheck.results.store import StoreError, write_atomically
 from relucheck.results.tables import counted
 from relucheck.training import engine
-from relucheck.training.result import Result
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import Result
 from relucheck.work import Unit
 
 
@@ -86,14 +87,14 @@ class TrainingScenario(Experiment):
         for comparison in self._parts(place.scale, only or ("*", f"*{NUDGES}")):
             settings, executor = comparison.settings, engine.executor_of(comparison.settings, place.executor)
             here, there = store_of(place.folder, comparison), store_of(other, comparison)
-            mine = engine.finished(settings, here, executor)
+            mine = seed_store.finished(settings, here, executor)
             seeds = {
                 seed: part
-                for seed, part in engine.finished(settings, there, executor).items()
+                for seed, part in seed_store.finished(settings, there, executor).items()
                 if seed not in mine and not part.void
             }
             if seeds:
-                engine.keep(settings, here, executor, seeds)
+                seed_store.keep(settings, here, executor, seeds)
                 taken.append(comparison.name)
         return tuple(taken)
 
@@ -168,7 +169,7 @@ def read(place: Place, comparison: Comparison) -> Result | None:
         relucheck.results.store.StoreError: for a file that cannot be read, or that holds other settings.
     """
     executor = engine.executor_of(comparison.settings, place.executor)
-    return engine.collect(comparison.settings, store_of(place.folder, comparison), executor)
+    return seed_store.collect(comparison.settings, store_of(place.folder, comparison), executor)
 
 
 def so_far(place: Place, comparison: Comparison) -> tuple[Comparison, Result] | None:
@@ -181,7 +182,7 @@ def so_far(place: Place, comparison: Comparison) -> tuple[Comparison, Result] | 
         relucheck.results.store.StoreError: as for ``read``.
     """
     settings, folder = comparison.settings, store_of(place.folder, comparison)
-    seeds = engine.finished(settings, folder, engine.executor_of(settings, place.executor))
+    seeds = seed_store.finished(settings, folder, engine.executor_of(settings, place.executor))
     if not seeds:
         return None
     if len(seeds) < len(settings.seeds) and not any(part.void for part in seeds.values()):
@@ -218,9 +219,9 @@ def read_nudges(place: Place, comparison: Comparison) -> Result | None:
         return found and found[1]
     result = found[1]
     executor, folder = engine.executor_of(part.settings, place.executor), store_of(place.folder, part)
-    nudges = engine.finished(part.settings, folder, executor)
-    for seed, known in engine.finished(comparison.settings, store_of(place.folder, comparison), executor).items():
-        if seed in nudges and not engine.same_reference(known, nudges[seed]):
+    nudges = seed_store.finished(part.settings, folder, executor)
+    for seed, known in seed_store.finished(comparison.settings, store_of(place.folder, comparison), executor).items():
+        if seed in nudges and not seed_store.same_reference(known, nudges[seed]):
             places = [", ".join(f"{key} {value}" for key, value in one.origin.items()) for one in (known, nudges[seed])]
             why = f"the reference of seed {seed} is not that of {comparison.name} ({places[0]}; nudges: {places[1]})"
             return dataclasses.replace(result, void=why)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from relucheck.errors import SettingsError, missing_field
 from relucheck.search.search import Search
 from relucheck.search.space import Draw
-from relucheck.training.result import FINISHED
+from relucheck.training.results.result import FINISHED
 
 #: What ASHA takes for the metric of a trial that has diverged, or whose loss is not finite. It is finite, because ASHA
 #: computes percentiles.

@@ -16,7 +16,8 @@ from relucheck.errors import SettingsError, instance, one_of, whole
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.search.space import Draw, Space
-from relucheck.training.settings import RULES, Member, Optimiser, Settings
+from relucheck.training.members import RULES, Member
+from relucheck.training.settings import Optimiser, Settings
 
 #: Version of the JSON form of ``Search``; raise it when a field changes.
 SCHEMA: Final = 1
@@ -38,7 +39,7 @@ class Search:
         trials: number of trials.
         epochs: number of epochs of a trial that is not stopped.
         arithmetic: in which trials compute, or its name.
-        rule: what the gradient at a hit is, "chain" or "injected", see ``relucheck.training.settings.Member``.
+        rule: what the gradient at a hit is, "chain" or "injected", see ``relucheck.training.members.Member``.
         seed: seed of the draws.
         train_samples: number of training images, the first ones, before some of them are held out.
         validation: share of the training images that each trial holds out, to be judged by.

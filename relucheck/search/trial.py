@@ -15,8 +15,9 @@ from relucheck.search.result import TrialEpoch
 from relucheck.search.search import Search
 from relucheck.search.space import Draw
 from relucheck.training import engine
-from relucheck.training.result import FINISHED, MemberResult, SeedResult
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import FINISHED, MemberResult, SeedResult
 
 #: The folder, in that of a search, with the engine's results and checkpoints of each trial.
 TRIALS = "trials"
@@ -104,7 +105,7 @@ def train_trial(search: Search, draw: Draw, folder: Path, root: data.Root, devic
         )
     except _Diverged:
         return
-    part = engine.finished(settings, kept, _EXECUTOR)[draw.seed]
+    part = seed_store.finished(settings, kept, _EXECUTOR)[draw.seed]
     if part.void is not None:
         send(TrialReport(None, None, part.wall_s, part.origin, part.void))
     else:

@@ -24,27 +24,25 @@ import torch
 import torch.utils.deterministic
 
 from relucheck import data
-from relucheck.errors import DeviceError, SettingsError, one_of
+from relucheck.errors import DeviceError, one_of
 from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import available, environment
 from relucheck.results.progress import Progress
-from relucheck.results.store import FINISHED, Store, StoreError, check_settings, read_finished
-from relucheck.training.result import VERSIONS, Result, SeedResult
-from relucheck.training.settings import Member, Settings
+from relucheck.results.store import Store
+from relucheck.training.members import Member
+from relucheck.training.results.result import VERSIONS, Result, SeedResult
+from relucheck.training.results.seed_store import finished, keep, read, same_reference
+from relucheck.training.settings import Settings
 from relucheck.training.sitting import EXECUTORS, AfterEpoch, Interrupted, Sitting, group_name
 from relucheck.training.splits import split_of
-from relucheck.training.stacked import stackable
+from relucheck.training.stacked.executor import stackable
 from relucheck.work import Report, Unit
 
 __all__ = [
     "EXECUTORS",
     "Interrupted",
     "checked_device",
-    "collect",
     "executor_of",
-    "finished",
-    "keep",
-    "same_reference",
     "train",
     "units",
     "usual_executor",
@@ -171,66 +169,6 @@ def units(
     )
 
 
-def finished(settings: Settings, folder: Path, executor: str) -> dict[int, SeedResult]:
-    """The seeds of a comparison for which a folder has every member, by seed.
-
-    The folder need not be writable. A void seed counts as finished.
-
-    Raises:
-        relucheck.results.store.StoreError: a file is damaged, or belongs to other settings or another executor.
-    """
-    results = {}
-    for seed in settings.seeds:
-        part = _stored(settings, seed, folder, executor)
-        if part is None:
-            continue
-        known = {result.member for result in part.members}
-        if part.void or all(member in known for member in settings.members if member.seed == seed):
-            results[seed] = part
-    return results
-
-
-def collect(settings: Settings, folder: Path, executor: str) -> Result | None:
-    """The result of a comparison if all its seeds are finished or one is void; else None.
-
-    Raises:
-        relucheck.results.store.StoreError: as for ``finished``.
-    """
-    results = finished(settings, folder, executor)
-    if len(results) < len(settings.seeds) and not any(part.void for part in results.values()):
-        return None
-    return Result.of(settings, results)
-
-
-def keep(settings: Settings, folder: Path, executor: str, seeds: Mapping[int, SeedResult]) -> None:
-    """Store results of seeds; each replaces what the folder holds for its seed.
-
-    Raises:
-        relucheck.results.store.StoreError: the file cannot be written.
-    """
-    store = Store(folder)
-    for seed, part in seeds.items():
-        store.finish(f"seed-{seed}", _identity(settings, seed, executor), part.origin, part.to_json())
-
-
-def _identity(settings: Settings, seed: int, executor: str) -> dict[str, Any]:
-    return {"executor": executor, "seed": seed, "settings": settings.shared}
-
-
-def _stored(settings: Settings, seed: int, folder: Path, executor: str) -> SeedResult | None:
-    path = folder / f"seed-{seed}{FINISHED}"
-    stored = read_finished(path, _identity(settings, seed, executor))
-    if stored is None:
-        return None
-    try:
-        part = SeedResult.from_json(stored.result, stored.origin)
-        for one in part.members:
-            check_settings(path, {"seed": one.member.seed}, {"seed": seed})
-        return part
-    except SettingsError as error:
-        raise StoreError(f"{path} is damaged: {error}; move it away to run the seed again") from error
-
-
 def _groups(settings: Settings, seeds: Sequence[int], executor: str) -> list[Settings]:
     """The seeds that are trained together: each by itself, or all if they are stacked."""
     if executor == "stacked" and seeds:
@@ -302,7 +240,7 @@ def _train_and_keep(
     Elsewhere rounding may differ, so all members of the seed run again, including the stored ones. They also run again if
     the stored seed is thinned, because one seed never mixes thinned and complete results.
     """
-    stored = {seed: _stored(settings, seed, folder, executor) for seed in settings.seeds}
+    stored = {seed: read(settings, seed, folder, executor) for seed in settings.seeds}
     if any(part is not None and part.void for part in stored.values()):
         report(0, f"{group_name(settings.of_seeds(seeds))} is skipped: another seed of its comparison is void")
         return
@@ -339,15 +277,6 @@ def _members_to_run(
         else:
             members += [*asked, *(m for m in known if m not in asked)]
     return dataclasses.replace(settings, members=tuple(members))
-
-
-def same_reference(one: SeedResult, other: SeedResult) -> bool:
-    """Whether two results of a seed have the same reference, in every digit.
-
-    ``relucheck.training.result.MemberResult.same_run`` compares them. The distances of a reference to itself are all 0.
-    """
-    first, second = (next(result for result in part.members if result.member.is_reference) for part in (one, other))
-    return first.same_run(second)
 
 
 def _joined(before: SeedResult | None, part: SeedResult) -> SeedResult:

@@ -2,9 +2,9 @@
 
 A member's activation is torch's own in forward. In backward it is torch's own too, corrected at the hits by the chain
 rule or by the injected rule (``relucheck.activations.rules``). On a CPU it locates the hits once, in forward, where they
-are also counted. On an accelerator it compares every element instead (``relucheck.training.masked``). Rule and subgradient
-are read when backward runs, so several backwards can share one forward. The members of a seed share initialisation and
-dropout masks.
+are also counted. On an accelerator it compares every element instead (``relucheck.training.masks.masked``). Rule and
+subgradient are read when backward runs, so several backwards can share one forward. The members of a seed share
+initialisation and dropout masks.
 
 Activations and max poolings that no chosen subgradient reaches stay torch's own. Their hits and ties are counted, too.
 """
@@ -31,7 +31,7 @@ from relucheck.networks.sites import Site, unreached
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import has_value, positions_of
 from relucheck.numerics.determinism import generator
-from relucheck.training import masked
+from relucheck.training.masks import masked
 from relucheck.training.settings import Settings
 
 _SLOPE: Final = 0.01

@@ -17,9 +17,9 @@ import torch
 
 from relucheck.results.store import OriginError, State, Store, StoreError
 from relucheck.training.forking import DataSplit, ForkingExecutor
-from relucheck.training.result import MemberResult, SeedResult
+from relucheck.training.results.result import MemberResult, SeedResult
 from relucheck.training.settings import Settings
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.stacked.executor import StackedExecutor
 
 EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
 #: Version of the content of a checkpoint. Raise it when the state of an executor changes.

@@ -15,7 +15,8 @@ from relucheck import data
 from relucheck.activations import modules
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.members import members_of
+from relucheck.training.settings import Optimiser, Settings
 from tests.benchmarks import sweeps
 
 WIDTHS: Final = (200, 200, 200)

@@ -26,8 +26,9 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit, ForkingExecutor
+from relucheck.training.members import members_of
 from relucheck.training.model import Clock, Counted, Switch, build, counters
-from relucheck.training.settings import Settings, members_of
+from relucheck.training.settings import Settings
 from tests.benchmarks import sweeps
 
 pytestmark = pytest.mark.benchmark

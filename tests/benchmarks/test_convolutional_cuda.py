@@ -21,7 +21,8 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.reproduction.published import SUBGRADIENTS
 from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit, ForkingExecutor
-from relucheck.training.settings import Settings, members_of
+from relucheck.training.members import members_of
+from relucheck.training.settings import Settings
 
 pytestmark = [
     pytest.mark.benchmark,

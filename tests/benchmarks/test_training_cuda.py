@@ -19,7 +19,7 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import _without_fill
 from relucheck.training.forking import DataSplit
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.stacked.executor import StackedExecutor
 from tests.benchmarks import sweeps
 from tests.benchmarks.rivals import BATCH, MEMBERS, STEPS, published, settings_of, tuned
 

@@ -10,8 +10,8 @@ from typing import Final
 from relucheck.reproduction.experiments.counts import E9
 from relucheck.reproduction.published import PublishedCount, counts
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.result import Result
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
+from relucheck.training.results.result import Result
 from tests.helpers import made_up
 
 #: The hits of a member at a kink (by its number) in an epoch.

@@ -11,7 +11,7 @@ from pathlib import Path
 from relucheck.networks.sites import chosen
 from relucheck.reproduction.report.summary import Reproduction
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Result
+from relucheck.training.results.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Result
 from relucheck.training.settings import Settings
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from relucheck.networks.sites import chosen
 from relucheck.reproduction.experiments.mlp import SCENARIOS
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training import engine
-from relucheck.training.result import NO_LIVE_HIT, Distances, Epoch, MemberResult, Nudge, Result, SeedResult
-from relucheck.training.settings import Member, Settings, nudged
+from relucheck.training.members import Member
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import NO_LIVE_HIT, Distances, Epoch, MemberResult, Nudge, Result, SeedResult
+from relucheck.training.settings import Settings, nudged
 
 E2 = SCENARIOS["E2"]
 VERSIONS = {"relucheck": "0", "torch": "0", "python": "0"}
@@ -25,7 +26,7 @@ def keep(made: Result, folder: Path) -> None:
         seed: SeedResult([m for m in made.members if m.member.seed == seed], made.void, made.wall_s, origin)
         for seed in made.settings.seeds
     }
-    engine.keep(made.settings, folder, made.executor, seeds)
+    seed_store.keep(made.settings, folder, made.executor, seeds)
 
 
 def accuracy(member: Member, noise: float = 0.001) -> float:

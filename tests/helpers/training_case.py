@@ -8,8 +8,9 @@ from typing import Any
 
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.training.result import Result
-from relucheck.training.settings import Settings, members_of
+from relucheck.training.members import members_of
+from relucheck.training.results.result import Result
+from relucheck.training.settings import Settings
 
 SETTINGS = Settings(
     "digits",

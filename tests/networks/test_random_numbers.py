@@ -13,8 +13,9 @@ from relucheck.networks.mobilenet import MOBILENET_V3_SMALL
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.batches import Batches, DataSplit
 from relucheck.training.forking import ForkingExecutor
+from relucheck.training.members import members_of
 from relucheck.training.model import Clock, SharedDropout, Switch, build
-from relucheck.training.settings import Settings, members_of
+from relucheck.training.settings import Settings
 
 SETTINGS = Settings(
     "MNIST",

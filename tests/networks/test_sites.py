@@ -17,8 +17,9 @@ from relucheck.networks import sites as networks_sites
 from relucheck.networks.mobilenet import MOBILENET_V3_SMALL
 from relucheck.networks.resnets import RESNET_18, RESNET_20
 from relucheck.networks.sites import Site, chosen, graph, nodes, sites
+from relucheck.training.members import members_of
 from relucheck.training.model import Clock, Switch, build, layers
-from relucheck.training.settings import Settings, members_of
+from relucheck.training.settings import Settings
 
 #: (activation, what is before it, depth, whether it is chosen) of each site, written down from the papers and the code.
 _Row = tuple[str, str, int, bool]

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.forking import DataSplit
+from relucheck.training.members import NUDGES
 from relucheck.training.model import stream
-from relucheck.training.settings import NUDGES, Settings
+from relucheck.training.settings import Settings
 from tests.oracles.two_networks import PlainNetwork
 
 Place = tuple[int, int]  # position of the parameter, and of the element in it

@@ -22,7 +22,7 @@ from relucheck.reproduction.stored import decide_folders
 from relucheck.reproduction.trained import so_far
 from relucheck.results.store import FINISHED
 from relucheck.results.store import SCHEMA as STORE_SCHEMA
-from relucheck.training.thinning import thinning
+from relucheck.training.results.thinning import thinning
 from relucheck.volume.cell import Cell, Estimate
 
 COMMITTED = Path(__file__).parents[2] / "reports"

@@ -18,10 +18,11 @@ from relucheck.reproduction.run import reproduce
 from relucheck.reproduction.scenario import Comparison, Place, Reported, ScenarioError
 from relucheck.reproduction.trained import read, read_nudges, store_of
 from relucheck.results.tables import render
-from relucheck.training import engine
-from relucheck.training.result import NO_LIVE_HIT
-from relucheck.training.settings import NUDGES, nudged
-from relucheck.training.thinning import thinned, thinning
+from relucheck.training.members import NUDGES
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import NO_LIVE_HIT
+from relucheck.training.results.thinning import thinned, thinning
+from relucheck.training.settings import nudged
 from relucheck.work import Listener, Unit
 from tests.docs.documents import tool
 from tests.helpers import made_up
@@ -170,9 +171,9 @@ def test_finished_nudges_are_taken_over(tmp_path: Path, original: Path) -> None:
 
 def _changed(folder: Path, part: Comparison, change: Callable[[Any], None], executor: str = "forking") -> None:
     store = store_of(folder, part)
-    seeds = engine.finished(part.settings, store, executor)
+    seeds = seed_store.finished(part.settings, store, executor)
     change(next(member for member in seeds[1].members if member.member.is_reference))
-    engine.keep(part.settings, store, executor, seeds)
+    seed_store.keep(part.settings, store, executor, seeds)
 
 
 def _accuracy(member: Any) -> None:
@@ -213,8 +214,8 @@ def test_void_nudges_are_reported(folder: Path) -> None:
 
 def test_a_thinned_comparison_has_the_same_reference(folder: Path) -> None:
     store = store_of(folder, COMPARISON)
-    seeds = engine.finished(COMPARISON.settings, store, "forking")
-    engine.keep(COMPARISON.settings, store, "forking", thinned(seeds, E1.figures))
+    seeds = seed_store.finished(COMPARISON.settings, store, "forking")
+    seed_store.keep(COMPARISON.settings, store, "forking", thinned(seeds, E1.figures))
     result = read_nudges(_place(folder), COMPARISON)
     assert result is not None
     assert result.void is None
@@ -236,7 +237,7 @@ def test_report_and_figures_are_the_same_after_the_tool_has_thinned_everything(t
     assert len(whole) == 2
     assert tool("thin_results").thin(place.folder) == 2 * len(comparison.settings.seeds)
     for part in (comparison, comparison.nudges):
-        for seed in engine.finished(part.settings, store_of(place.folder, part), "forking").values():
+        for seed in seed_store.finished(part.settings, store_of(place.folder, part), "forking").values():
             assert seed.thinned == thinning(E1.figures)
             assert {len(m.steps.step) for m in seed.members if not m.member.control} == {200}
     assert written() == whole
@@ -245,9 +246,9 @@ def test_report_and_figures_are_the_same_after_the_tool_has_thinned_everything(t
 
 def test_nudges_are_void_where_their_control_differs(folder: Path) -> None:
     part = COMPARISON.nudges
-    seeds = engine.finished(part.settings, store_of(folder, part), "forking")
+    seeds = seed_store.finished(part.settings, store_of(folder, part), "forking")
     seeds[0] = dataclasses.replace(seeds[0], void="control differed at step 1")
-    engine.keep(part.settings, store_of(folder, part), "forking", seeds)
+    seed_store.keep(part.settings, store_of(folder, part), "forking", seeds)
     result = read_nudges(_place(folder), COMPARISON)
     assert result is not None
     assert result.void == "control differed at step 1"

@@ -19,7 +19,7 @@ from relucheck.reproduction.experiments.searches.pairs import E7
 from relucheck.reproduction.report.summary import kernel
 from relucheck.training.engine import executor_of, train
 from relucheck.training.settings import Settings
-from relucheck.training.stacked import alone_on
+from relucheck.training.stacked.executor import alone_on
 from tests.helpers import invariants
 from tests.helpers.training_case import changed
 

@@ -24,7 +24,7 @@ from relucheck.reproduction.trained import read, store_of
 from relucheck.results.store import StoreError
 from relucheck.results.tables import render
 from relucheck.training import engine, model
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.work import Listener, Local, Unit
 from tests.helpers import invariants

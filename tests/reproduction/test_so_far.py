@@ -13,7 +13,7 @@ from relucheck.reproduction.report.summary import Reproduction
 from relucheck.reproduction.scenario import Place
 from relucheck.reproduction.stored import decide_folders
 from relucheck.reproduction.trained import so_far, store_of
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from tests.helpers import made_up
 from tests.reproduction.report.deciding.constructed import jitter
 

@@ -20,7 +20,7 @@ from relucheck.reproduction.scenario import Place, Scenario
 from relucheck.reproduction.stored import decide_folders, decide_stored, default_results
 from relucheck.reproduction.trained import store_of
 from relucheck.results.store import SCHEMA, StoreError
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from tests.helpers import made_up
 from tests.reproduction.report.deciding.constructed import jitter
 

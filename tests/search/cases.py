@@ -17,8 +17,8 @@ from relucheck.networks import Network
 from relucheck.results.store import FINISHED
 from relucheck.search import Draw, Search, Space, TrialEpoch
 from relucheck.search.trial import Send, TrialReport, folder_of, train_trial
-from relucheck.training import engine
-from relucheck.training.result import SeedResult
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import SeedResult
 
 #: 4 trials of 4 epochs, with rungs at epochs 2 and 4.
 SEARCH = Search(
@@ -50,7 +50,7 @@ def reports_of(search: Search, draw: Draw, folder: Path) -> list[TrialReport]:
 
 def stored(search: Search, draw: Draw, folder: Path) -> SeedResult:
     """What the engine has stored of a finished trial."""
-    return engine.finished(search.settings(draw), folder_of(folder, draw), "forking")[draw.seed]
+    return seed_store.finished(search.settings(draw), folder_of(folder, draw), "forking")[draw.seed]
 
 
 def numbers(part: SeedResult) -> str:

@@ -12,7 +12,8 @@ from relucheck.errors import ModelError, SettingsError
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.search import Search, Space
-from relucheck.training.settings import Member, Settings
+from relucheck.training.members import Member
+from relucheck.training.settings import Settings
 
 MLP = Network("mlp", (16,), activation="relu6")
 SEARCH = Search(network=MLP, data="digits", trials=4, epochs=3, train_samples=500)

@@ -9,7 +9,8 @@ import pytest
 from relucheck.search import Space
 from relucheck.search.trial import TrialReport, folder_of, train_trial
 from relucheck.training import engine
-from relucheck.training.result import FINISHED, SeedResult
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import FINISHED, SeedResult
 from tests.search.cases import SEARCH, changed, numbers, reports_of, stored
 
 DRAW = SEARCH.draws[0]
@@ -89,6 +90,6 @@ def test_a_void_trial_reports_where_its_control_differed(tmp_path: Path) -> None
     reports_of(SEARCH, DRAW, tmp_path)
     part = stored(SEARCH, DRAW, tmp_path)
     void = SeedResult(part.members, "control differed at step 3 in parameter x", part.wall_s, part.origin)
-    engine.keep(settings, folder, "forking", {DRAW.seed: void})
+    seed_store.keep(settings, folder, "forking", {DRAW.seed: void})
     (report,) = reports_of(SEARCH, DRAW, tmp_path)
     assert (report.epoch, report.outcome, report.void) == (None, None, void.void)

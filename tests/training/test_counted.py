@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from relucheck.networks import Network
 from relucheck.networks.sites import sites, unreached
 from relucheck.numerics.determinism import deterministic
-from relucheck.training import engine
 from relucheck.training import model as training_model
 from relucheck.training.forking import Branch, ForkingExecutor
+from relucheck.training.members import Member, members_of
 from relucheck.training.model import Clock, Counted, Kinked, Switch, counters, layers
-from relucheck.training.result import MemberResult, SeedResult, Unreached
-from relucheck.training.settings import Member, Settings, members_of
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import MemberResult, SeedResult, Unreached
+from relucheck.training.settings import Settings
 from relucheck.training.splits import split_of
 
 CPU = torch.device("cpu")
@@ -385,10 +386,10 @@ def test_an_old_result_has_the_same_reference_as_a_new_one() -> None:
         dataclasses.replace(new, unreached=counts) for counts in ([], [*new.unreached[:1], Unreached([[1], [3]], [10, 20])])
     )
     parts = {name: SeedResult([one], None, 0.0, {}) for name, one in (("new", new), ("old", old), ("other", other))}
-    assert engine.same_reference(parts["old"], parts["new"])
-    assert engine.same_reference(parts["new"], parts["old"])
-    assert engine.same_reference(parts["new"], parts["new"])
-    assert not engine.same_reference(parts["new"], parts["other"])
+    assert seed_store.same_reference(parts["old"], parts["new"])
+    assert seed_store.same_reference(parts["new"], parts["old"])
+    assert seed_store.same_reference(parts["new"], parts["new"])
+    assert not seed_store.same_reference(parts["new"], parts["other"])
 
 
 def test_a_run_that_goes_on_from_an_old_checkpoint_has_no_counts() -> None:

@@ -17,9 +17,10 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.results.progress import Progress
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
-from relucheck.training.result import Result, SeedResult
-from relucheck.training.settings import Member, Optimiser, Settings, members_of
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.members import Member, members_of
+from relucheck.training.results.result import Result, SeedResult
+from relucheck.training.settings import Optimiser, Settings
+from relucheck.training.stacked.executor import StackedExecutor
 from tests.helpers.training_case import SETTINGS, changed
 
 

@@ -19,9 +19,10 @@ from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training import model as training_model
 from relucheck.training.forking import Branch, DataSplit, ForkingExecutor, same_gradients
+from relucheck.training.members import members_of
 from relucheck.training.model import Clock, ForwardModeError, Switch, build, stream
-from relucheck.training.settings import Optimiser, Settings, members_of
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.settings import Optimiser, Settings
+from relucheck.training.stacked.executor import StackedExecutor
 from tests.helpers.training_case import changed
 
 CPU = torch.device("cpu")
@@ -193,7 +194,7 @@ def test_injected_is_divided_by_the_loss_scale(
             model.layers[-1].weight /= 1024  # so that nothing overflows
         return model
 
-    monkeypatch.setattr(f"relucheck.training.{'forking.executor' if kind == 'forking' else kind}.build", dead)
+    monkeypatch.setattr(f"relucheck.training.{kind}.executor.build", dead)
     split = DataSplit(torch.rand(4, 784, generator=torch.Generator().manual_seed(0)), torch.arange(4))
     index = next(i for i, member in enumerate(settings.members) if member.rule == "injected")
     if kind == "forking":

@@ -17,8 +17,9 @@ from relucheck.networks import Network
 from relucheck.numerics.determinism import deterministic
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import Branch, DataSplit, ForkingExecutor
+from relucheck.training.members import members_of
 from relucheck.training.model import Kinked
-from relucheck.training.settings import Settings, members_of
+from relucheck.training.settings import Settings
 from relucheck.training.splits import split_of
 from tests.helpers.training_case import changed, numbers
 

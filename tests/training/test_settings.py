@@ -12,8 +12,9 @@ import pytest
 from relucheck.errors import SettingsError
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.training.result import MemberResult, Nudge
-from relucheck.training.settings import NUDGES, Member, Optimiser, Settings, members_of, nudged
+from relucheck.training.members import NUDGES, Member, members_of
+from relucheck.training.results.result import MemberResult, Nudge
+from relucheck.training.settings import Optimiser, Settings, nudged
 from tests.helpers.training_case import changed
 
 SETTINGS = Settings("digits", Network("mlp", (16,)), members_of([0], [1.0]), batch_size=32, train_samples=64, epochs=2)

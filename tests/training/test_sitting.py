@@ -24,8 +24,10 @@ from relucheck.results.store import State, Store, StoreError, packed
 from relucheck.training import engine, sitting
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import ForkingExecutor
-from relucheck.training.result import MemberResult, Result, SeedResult
-from relucheck.training.settings import Member, Optimiser, members_of
+from relucheck.training.members import Member, members_of
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import MemberResult, Result, SeedResult
+from relucheck.training.settings import Optimiser
 from relucheck.training.sitting import STATE
 from relucheck.training.splits import split_of
 from relucheck.work import Event, Local
@@ -375,7 +377,7 @@ def test_a_void_seed_ends_its_comparison(tmp_path: Path, monkeypatch: pytest.Mon
     Local(1, threads=None).run([second], heard.append)
     assert seeds == []
     assert any("seed-4 is skipped: another seed of its comparison is void" in event.note for event in heard)
-    found = engine.collect(SETTINGS, tmp_path, "forking")
+    found = seed_store.collect(SETTINGS, tmp_path, "forking")
     assert found is not None
     assert found.void
 
@@ -410,11 +412,11 @@ def test_units_are_the_seeds_that_are_missing(unbroken: Result, tmp_path: Path) 
     assert [unit.name for unit in units] == ["small seed-3", "small seed-4"]
     assert [unit.steps for unit in units] == [24, 24]
     Local(1, threads=None).run(units[:1])
-    assert engine.collect(SETTINGS, tmp_path, "forking") is None
-    assert set(engine.finished(SETTINGS, tmp_path, "forking")) == {3}
+    assert seed_store.collect(SETTINGS, tmp_path, "forking") is None
+    assert set(seed_store.finished(SETTINGS, tmp_path, "forking")) == {3}
     (left,) = engine.units(SETTINGS, tmp_path)
     Local(1, threads=None).run([left])
-    found = engine.collect(SETTINGS, tmp_path, "forking")
+    found = seed_store.collect(SETTINGS, tmp_path, "forking")
     assert found is not None
     assert numbers(found) == numbers(unbroken)
     (stacked,) = engine.units(SETTINGS, tmp_path / "stacked", executor="stacked")

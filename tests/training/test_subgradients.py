@@ -15,8 +15,9 @@ from relucheck.reproduction.report.deciding.decide import _several
 from relucheck.reproduction.report.nudges.effects import effects
 from relucheck.reproduction.report.summary import MemberGroup, analyse, group
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.result import Result
-from relucheck.training.settings import Member, Settings, members_of
+from relucheck.training.members import Member, members_of
+from relucheck.training.results.result import Result
+from relucheck.training.settings import Settings
 from relucheck.training.subgradients import Pair, along
 from tests.helpers import made_up
 from tests.reproduction.report.deciding.constructed import claim, decisions, settings, trained

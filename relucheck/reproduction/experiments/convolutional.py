@@ -27,7 +27,8 @@ from relucheck.reproduction.published import ARITHMETICS, SUBGRADIENTS
 from relucheck.reproduction.report.layers import BY_LAYER
 from relucheck.reproduction.scenario import Comparison
 from relucheck.reproduction.trained import TrainingScenario
-from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.members import members_of
+from relucheck.training.settings import Optimiser, Settings
 
 _change: Final = dataclasses.replace
 #: Products rounded once, and batch norm as the device's own kernels compute it. A CPU's round several times.

@@ -23,7 +23,8 @@ from relucheck.reproduction.experiments.searches.further import E8
 from relucheck.reproduction.published import ARITHMETICS, TUNED_MLP
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import counted
-from relucheck.training.settings import RULES, Optimiser, Settings, members_of
+from relucheck.training.members import RULES, members_of
+from relucheck.training.settings import Optimiser, Settings
 
 #: Seeds that every candidate is trained with, and further seeds for the candidates that fit.
 SEEDS: Final[tuple[int, ...]] = tuple(range(10))

@@ -34,7 +34,8 @@ from relucheck.reproduction.experiments.rows import (
 )
 from relucheck.reproduction.published import ARITHMETICS, ERRORS, SUBGRADIENTS
 from relucheck.reproduction.trained import TrainingScenario
-from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.members import members_of
+from relucheck.training.settings import Optimiser, Settings
 
 SEEDS: Final[tuple[int, ...]] = tuple(range(10))
 

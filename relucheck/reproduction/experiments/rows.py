@@ -9,7 +9,8 @@ from typing import Final
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.reproduction.published import ARITHMETICS
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.settings import Member, Optimiser, Settings
+from relucheck.training.members import Member
+from relucheck.training.settings import Optimiser, Settings
 
 #: Adam for float16 parameters, where 1e-8 rounds to 0 and a gradient of 0 gives 0 / 0.
 ADAM_FLOAT16: Final = Optimiser("adam", 1e-3, eps=1e-4, fused=False)

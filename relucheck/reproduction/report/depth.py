@@ -11,7 +11,7 @@ from relucheck.reproduction.report.figures import grid, legend
 from relucheck.reproduction.report.layers import LayerHits, beside, by_source, every_layer, images_an_epoch, share
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import number_ticks
-from relucheck.training.result import Result
+from relucheck.training.results.result import Result
 
 #: Colours of what is before an activation (palette: Okabe and Ito 2008, colour-blind safe), and markers of kinks in order.
 _COLOURS: Final[Mapping[str, str]] = {

@@ -17,7 +17,7 @@ from relucheck.reproduction.report.summary import Checked, Reproduction, group, 
 from relucheck.reproduction.report.tables import legend, markdown, published_table
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import Table, counted
-from relucheck.training.result import Result
+from relucheck.training.results.result import Result
 from relucheck.training.settings import Settings
 
 #: Version of ``summary.json``.

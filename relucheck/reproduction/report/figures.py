@@ -19,9 +19,9 @@ from relucheck.reproduction.report.summary import analyse, final_accuracy, group
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import blank, number_ticks, save, wrapped
 from relucheck.results.tables import counted
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
+from relucheck.training.results.thinning import drawn_steps
 from relucheck.training.subgradients import Subgradients, along
-from relucheck.training.thinning import drawn_steps
 
 #: Colour, dash and marker per subgradient: each tells them apart alone (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final[Mapping[float, tuple[str, Any, str]]] = {

@@ -21,7 +21,7 @@ from relucheck.reproduction.report.tables import difference_text, number
 from relucheck.results.figures import blank, save
 from relucheck.results.statistics import MARGIN, Paired, Summary, judge, paired, prediction, summarise
 from relucheck.results.tables import Table, counted, listed
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
 
 _TRAINED: Final = 48_000  # images of an epoch of the published runs
 _CONFIGURATION: Final = "configuration"

@@ -18,7 +18,7 @@ from relucheck.reproduction.scenario import Comparison
 from relucheck.results.proportions import interval
 from relucheck.results.store import StoreError
 from relucheck.results.tables import Table
-from relucheck.training.result import Result
+from relucheck.training.results.result import Result
 
 #: The entry of ``Experiment.figures`` of experiments whose report shows hits by layer.
 BY_LAYER: Final = "hits"

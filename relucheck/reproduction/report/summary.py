@@ -24,9 +24,9 @@ from relucheck.results.statistics import (
     summarise,
 )
 from relucheck.results.tables import Table
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
 from relucheck.training.settings import Settings
-from relucheck.training.stacked import alone_on
+from relucheck.training.stacked.executor import alone_on
 from relucheck.training.subgradients import Subgradients, to_json
 
 

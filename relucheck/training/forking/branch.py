@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training.batches import DataSplit
-from relucheck.training.flat import Flat, laid_out
 from relucheck.training.forking.captured import Copies, Lane, recorded
+from relucheck.training.members import Member
 from relucheck.training.model import Choice, ExecutorError, counters, layers
-from relucheck.training.optimisers import make_optimiser, same_as_apart
-from relucheck.training.result import Epoch, Unreached
-from relucheck.training.settings import Member, Settings
+from relucheck.training.optimisation.flat import Flat, laid_out
+from relucheck.training.optimisation.optimisers import make_optimiser, same_as_apart
+from relucheck.training.results.result import Epoch, Unreached
+from relucheck.training.settings import Settings
 
 _EVALUATED: Final = 1024  # about the number of test images per forward
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relucheck.training.flat import bytes_of
+from relucheck.training.optimisation.flat import bytes_of
 
 
 class Inputs:

@@ -18,7 +18,7 @@ from relucheck.training.forking.branch import Branch, choice, same_gradients
 from relucheck.training.forking.captured import Inputs
 from relucheck.training.forking.nudging import drawn, end_waiting, move, probe, record
 from relucheck.training.model import Choice, Clock, Switch, build
-from relucheck.training.result import MemberResult
+from relucheck.training.results.result import MemberResult
 from relucheck.training.settings import Settings
 
 #: Builds the model of a seed on the CPU, see ``relucheck.training.model.build``.

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from relucheck.numerics.bits import away_from_zero
 from relucheck.numerics.determinism import generator
+from relucheck.training.members import NUDGES, Member
 from relucheck.training.model import Choice, stream
-from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
-from relucheck.training.settings import NUDGES, Member
+from relucheck.training.results.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
 
 #: Number of draws after which a nudge gives up. Without mixed precision and TF32, 40 to 70 % of the draws change a gradient
 #: (30 nudges of an MLP on the digits, in each of four dtypes).

@@ -20,8 +20,9 @@ from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.emulation import Emulation, EmulationError, RoundedBatchNorm, Rounding, batch_norm, emulate
 from relucheck.numerics.emulation.norm import NORMS
 from relucheck.training.engine import train
-from relucheck.training.settings import Settings, members_of
-from relucheck.training.stacked_layers import batch_norm as stacked_batch_norm
+from relucheck.training.members import members_of
+from relucheck.training.settings import Settings
+from relucheck.training.stacked.layers import batch_norm as stacked_batch_norm
 
 NARROW = [torch.bfloat16, torch.float16]
 IMAGES: dict[type[nn.Module], tuple[int, ...]] = {

@@ -23,7 +23,7 @@ from relucheck.reproduction.report.nudges.effects import effects, nudge_groups
 from relucheck.reproduction.report.summary import Reproduction, analyse, check
 from relucheck.reproduction.report.volume import conclusion as volume_conclusion
 from relucheck.reproduction.report.volume.summary import Entry, Line, Report, judge
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from relucheck.volume.cell import Cell, Draw, Estimate
 from relucheck.volume.compensation import Sum
 from tests.helpers import made_up

@@ -15,7 +15,8 @@ from relucheck.reproduction.report.further import contrasts, draw, repeated, sec
 from relucheck.reproduction.report.nudges.effects import effects
 from relucheck.reproduction.report.summary import Reproduction, analyse
 from relucheck.results.tables import render
-from relucheck.training.settings import Member, nudged
+from relucheck.training.members import Member
+from relucheck.training.settings import nudged
 from tests.helpers import made_up
 from tests.helpers.invariants import png_size
 

@@ -17,7 +17,7 @@ from relucheck.reproduction.scenario import Comparison
 from relucheck.results.proportions import interval
 from relucheck.results.store import StoreError
 from relucheck.results.tables import render
-from relucheck.training.result import Result, Unreached
+from relucheck.training.results.result import Result, Unreached
 from tests.helpers import made_up
 
 Run = tuple[Comparison, Result]

@@ -15,7 +15,7 @@ from relucheck.reproduction.report.document import report
 from relucheck.reproduction.report.reasons import reason
 from relucheck.reproduction.report.summary import Reproduction
 from relucheck.results.tables import render
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from tests.helpers import invariants, made_up
 from tests.helpers.made_up import E2, runs_of_e2
 

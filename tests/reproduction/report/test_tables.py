@@ -11,8 +11,8 @@ from relucheck.reproduction.report import summary as report_summary
 from relucheck.reproduction.report import tables
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.tables import render
-from relucheck.training.result import Result
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
+from relucheck.training.results.result import Result
 from tests.helpers import made_up
 from tests.helpers.made_up import E2, runs_of_e2
 

@@ -20,7 +20,8 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.training import model as training_model
 from relucheck.training.forking import Branch, ForkingExecutor, captured, comparing
 from relucheck.training.forking import executor as forking
-from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.members import members_of
+from relucheck.training.settings import Optimiser, Settings
 from tests.helpers.training_case import changed
 from tests.training import test_networks as networks
 from tests.training.forking import test_executor as executors

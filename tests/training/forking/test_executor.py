@@ -21,8 +21,9 @@ from relucheck.training import model as training_model
 from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.forking import branch as training_branch
 from relucheck.training.forking import executor as training_forking
+from relucheck.training.members import members_of
 from relucheck.training.model import ExecutorError
-from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.settings import Optimiser, Settings
 from tests.helpers.training_case import changed
 
 SETTINGS = Settings(

@@ -19,9 +19,10 @@ from relucheck.training.batches import Batches
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import Branch, ForkingExecutor, nudging
 from relucheck.training.forking import executor as forking
+from relucheck.training.members import NUDGES, Member, members_of
 from relucheck.training.model import Clock, Switch
-from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
-from relucheck.training.settings import NUDGES, Member, Optimiser, Settings, members_of, nudged
+from relucheck.training.results.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
+from relucheck.training.settings import Optimiser, Settings, nudged
 from tests.helpers.training_case import changed, numbers
 from tests.helpers.ulps import ulp_distance
 from tests.oracles.nudged_training import PlainNudge, PlainRun, plain_nudge

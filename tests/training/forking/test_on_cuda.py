@@ -13,10 +13,11 @@ import torch
 
 from relucheck.networks import Network
 from relucheck.numerics.determinism import deterministic
-from relucheck.training import masked
 from relucheck.training.engine import _without_fill
 from relucheck.training.forking import Branch, ForkingExecutor
-from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.masks import masked
+from relucheck.training.members import members_of
+from relucheck.training.settings import Optimiser, Settings
 from relucheck.training.splits import split_of
 from tests.helpers.training_case import changed
 

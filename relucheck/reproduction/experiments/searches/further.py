@@ -25,7 +25,8 @@ from relucheck.reproduction.published import ARITHMETICS, FURTHER, PublishedRun
 from relucheck.reproduction.report.further import draw, sections
 from relucheck.reproduction.scenario import Comparison
 from relucheck.reproduction.trained import TrainingScenario
-from relucheck.training.settings import RULES, Optimiser, Settings, members_of
+from relucheck.training.members import RULES, members_of
+from relucheck.training.settings import Optimiser, Settings
 
 _change: Final = dataclasses.replace
 #: Share of the training images that is held out, as published.

@@ -27,7 +27,8 @@ from relucheck.reproduction.report.pairs.page import draw, sections
 from relucheck.reproduction.scenario import Comparison
 from relucheck.reproduction.searched import SearchScenario
 from relucheck.search.space import Draw, Space
-from relucheck.training.settings import RULES, Member, Optimiser, Settings, members_of
+from relucheck.training.members import RULES, Member, members_of
+from relucheck.training.settings import Optimiser, Settings
 
 _change: Final = dataclasses.replace
 #: Of the draws of the pairs; the searches draw with seed 0.

@@ -17,7 +17,7 @@ from relucheck.reproduction.experiments.rows import ROUNDED, Row, rows
 from relucheck.reproduction.experiments.searches.further import HELD_OUT, MOBILENET
 from relucheck.reproduction.searched import Searching
 from relucheck.search import Search, Space
-from relucheck.training.settings import RULES
+from relucheck.training.members import RULES
 
 #: The network of the published MLP search.
 MLP: Final = Network("mlp", (2000,), activation="relu6")

@@ -9,7 +9,7 @@ from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
 from relucheck.reproduction.report.summary import kernel
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.statistics import mean_of_all
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
 
 
 class Departure(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from relucheck.reproduction.report.summary import final_accuracy, hits_per_epoch
-from relucheck.training.result import MemberResult
+from relucheck.training.results.result import MemberResult
 
 #: Takes a run and the reference of its seed; None if one of them has no such number, because it diverged.
 _OfRun = Callable[[MemberResult, MemberResult], float | None]

@@ -14,7 +14,7 @@ from relucheck.reproduction.report.deciding.registry import statistic
 from relucheck.reproduction.report.summary import final_accuracy
 from relucheck.results.statistics import grows, mean_of_all
 from relucheck.results.tables import with_verb
-from relucheck.training.result import MemberResult
+from relucheck.training.results.result import MemberResult
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
 from relucheck.reproduction.report.deciding.evidence import every, said
 from relucheck.reproduction.report.deciding.registry import statistic
 from relucheck.results.statistics import Evidence, grows, larger, near, spread_grows, without_exception
-from relucheck.training.result import Distances, MemberResult
-from relucheck.training.thinning import drawn_steps
+from relucheck.training.results.result import Distances, MemberResult
+from relucheck.training.results.thinning import drawn_steps
 
 _ENDPOINTS: Final = tuple(ENDPOINTS)
 _DIRECTIONS: Final = ("larger", "smaller")

@@ -12,7 +12,7 @@ from relucheck.reproduction.scenario import Comparison
 from relucheck.results.figures import blank, number_ticks
 from relucheck.results.statistics import prediction
 from relucheck.results.tables import counted
-from relucheck.training.result import Result
+from relucheck.training.results.result import Result
 
 #: Colour and marker of the series of one panel (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final = (

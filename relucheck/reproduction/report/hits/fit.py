@@ -22,8 +22,8 @@ from relucheck.results.statistics.counts import (
     plausible,
     surprise,
 )
-from relucheck.training.result import MemberResult, Result
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
+from relucheck.training.results.result import MemberResult, Result
 
 #: Seeds with which a fit begins to mean something: fewer give no spread between seeds.
 FEWEST: Final = 3

@@ -19,7 +19,7 @@ from relucheck.results.figures import save
 from relucheck.results.statistics import LEVEL
 from relucheck.results.statistics.counts import limit
 from relucheck.results.tables import Table, counted, listed
-from relucheck.training.result import Result
+from relucheck.training.results.result import Result
 
 _Runs = Sequence[tuple[Comparison, Result]]
 #: Version of ``summary.json``.

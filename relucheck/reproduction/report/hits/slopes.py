@@ -18,7 +18,7 @@ from relucheck.reproduction.report.summary import Section
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.statistics import Evidence, Summary, decide, grows, rate_slope, summarise
 from relucheck.results.tables import Table, counted, listed
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
 
 _Runs = Sequence[tuple[Comparison, Result]]
 #: The members that are looked at: (0, 0), and tuned subgradients under each rule.

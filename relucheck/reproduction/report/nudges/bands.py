@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.results.statistics import prediction
-from relucheck.training.result import Epoch, MemberResult, Result
-from relucheck.training.thinning import drawn_steps
+from relucheck.training.results.result import Epoch, MemberResult, Result
+from relucheck.training.results.thinning import drawn_steps
 
 #: The face and the edge of a band (palette: Okabe and Ito 2008, which has this yellow).
 _FACE: Final = "#F0E442"

@@ -11,7 +11,7 @@ from relucheck.reproduction.report.summary import Effect, NudgeGroup, Spread, fi
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.holm import StatisticsError
 from relucheck.results.statistics import Paired, beyond_chaos, judge, second_half, seeds_for_power
-from relucheck.training.result import NO_EFFECT, MemberResult, Result
+from relucheck.training.results.result import NO_EFFECT, MemberResult, Result
 
 #: The names of the endpoints.
 LAST: Final = "last epoch"

@@ -11,7 +11,7 @@ from relucheck.reproduction.report.summary import final_accuracy
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.statistics import BeyondChaos, Paired, beyond_chaos, difference_for_power, judge, paired
 from relucheck.search.space import Draw
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
 
 #: The power with which a difference counts as one that pairs can show.
 POWER: Final = 0.8

@@ -10,7 +10,7 @@ from typing import Any
 from relucheck.reproduction.report.pairs.differences import RULES, Runs, less
 from relucheck.reproduction.report.summary import final_accuracy
 from relucheck.results.statistics import Paired, judge, mean_of_all, paired
-from relucheck.training.result import MemberResult, Result
+from relucheck.training.results.result import MemberResult, Result
 
 #: A point of the grid: (alpha, beta).
 Point = tuple[float, float]

@@ -7,7 +7,7 @@ import pytest
 from relucheck.reproduction.experiments.searches.further import E8, SEEDS
 from relucheck.reproduction.published import FURTHER, PublishedRun
 from relucheck.reproduction.scenario import SCALES
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from tests.helpers import invariants
 
 

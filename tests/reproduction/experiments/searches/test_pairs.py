@@ -7,7 +7,7 @@ import pytest
 from relucheck.reproduction.experiments.searches.pairs import E7, GRID, SEED
 from relucheck.reproduction.scenario import SCALES
 from relucheck.search.space import Space
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from tests.helpers import invariants
 
 

@@ -13,8 +13,9 @@ from relucheck.reproduction.report.deciding.cases import Trained
 from relucheck.reproduction.report.deciding.decide import decide
 from relucheck.reproduction.report.deciding.registry import STATISTICS
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.result import NO_LIVE_HIT, MemberResult, Result
-from relucheck.training.settings import Member, Settings, members_of, nudged
+from relucheck.training.members import Member, members_of
+from relucheck.training.results.result import NO_LIVE_HIT, MemberResult, Result
+from relucheck.training.settings import Settings, nudged
 from tests.helpers import made_up
 
 SUBGRADIENTS = (0.5, 0.8, 1.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from relucheck.reproduction.report.deciding.endpoints import ENDPOINTS
-from relucheck.training.result import MemberResult
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
+from relucheck.training.results.result import MemberResult
 
 
 def test_hits_per_million_do_not_depend_on_the_length_of_an_epoch() -> None:

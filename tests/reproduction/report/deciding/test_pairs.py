@@ -6,7 +6,7 @@ import pytest
 
 from relucheck.reproduction.report.deciding.cases import Trained
 from relucheck.reproduction.report.deciding.catalogue import decided
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from tests.reproduction.report.pairs.made_up_pairs import Accuracy, noise, reproduction, worse_if_injected
 
 MLP = "mlp-pair-*-bfloat16-rounded"

@@ -12,7 +12,7 @@ import pytest
 from relucheck.reproduction.claims import Claim
 from relucheck.reproduction.report.deciding.cases import Trained
 from relucheck.reproduction.report.deciding.registry import STATISTICS
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from tests.reproduction.report.deciding.constructed import (
     Epochs,
     Steps,

@@ -12,8 +12,8 @@ import pytest
 from relucheck.reproduction.published import PublishedCount, counts
 from relucheck.reproduction.report.hits.fit import TARGETS, Fit, Series, Target, fits, members
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.result import Result
-from relucheck.training.settings import Member, members_of
+from relucheck.training.members import Member, members_of
+from relucheck.training.results.result import Result
 from tests.helpers import counted
 
 E2, MORE, E1, DEFAULT, CUSTOM = TARGETS

@@ -30,10 +30,10 @@ from relucheck.reproduction.report.hits.page import (
 from relucheck.reproduction.scenario import Comparison, Place, Reported
 from relucheck.reproduction.trained import store_of
 from relucheck.results.tables import render
-from relucheck.training import engine
-from relucheck.training.result import Result
-from relucheck.training.settings import Member
-from relucheck.training.thinning import thinning
+from relucheck.training.members import Member
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import Result
+from relucheck.training.results.thinning import thinning
 from tests.docs.documents import tool
 from tests.helpers import counted, invariants, made_up
 
@@ -350,7 +350,7 @@ def test_the_report_is_the_same_after_the_tool_has_thinned_its_results(tmp_path:
     assert written() == whole
     assert tool("thin_results").thin(place.folder) == 0
     of = counted.comparison("custom-rounded")
-    for part in engine.finished(of.settings, store_of(place.folder, of), "stacked").values():
+    for part in seed_store.finished(of.settings, store_of(place.folder, of), "stacked").values():
         assert part.thinned == thinning(E9.figures)
         assert not any(epoch.test_batch_accuracies for member in part.members for epoch in member.epochs)
         assert all(len(member.steps.step) == 1 for member in part.members if not member.member.control)

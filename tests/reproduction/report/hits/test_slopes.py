@@ -13,8 +13,8 @@ from relucheck.reproduction.report.hits.slopes import observed, published_trends
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.figures import save
 from relucheck.results.tables import render
-from relucheck.training.result import MemberResult, Result
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
+from relucheck.training.results.result import MemberResult, Result
 from tests.helpers import counted, made_up
 from tests.helpers.invariants import png_size
 

@@ -14,8 +14,8 @@ from relucheck.reproduction.report import figures
 from relucheck.reproduction.report.nudges.bands import Band, distance_band, draw_band, epoch_band
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.figures import blank
-from relucheck.training.result import NO_EFFECT, Epoch, MemberResult, Nudge, Result, SeedResult
-from relucheck.training.thinning import drawn_steps, thinned
+from relucheck.training.results.result import NO_EFFECT, Epoch, MemberResult, Nudge, Result, SeedResult
+from relucheck.training.results.thinning import drawn_steps, thinned
 from tests.helpers import made_up
 
 COMPARISON, OTHER = made_up.E2.comparisons("cpu", ("bfloat16-product-3-epochs", "bfloat16-split-k-4-3-epochs"))

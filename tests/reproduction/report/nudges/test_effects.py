@@ -14,7 +14,7 @@ from scipy import stats
 from relucheck.reproduction.report.nudges.effects import HALF, LAST, effects, endpoints, nudge_groups
 from relucheck.reproduction.report.summary import Effect
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.result import NO_EFFECT, MemberResult, Nudge, Result
+from relucheck.training.results.result import NO_EFFECT, MemberResult, Nudge, Result
 from tests.helpers import made_up
 
 SHORT, LONG = made_up.E2.comparisons("cpu", ("bfloat16-product-3-epochs", "bfloat16-split-k-4-15-epochs"))

@@ -17,7 +17,7 @@ from relucheck.reproduction.report.nudges.tables import (
     terminal,
 )
 from relucheck.results.tables import render
-from relucheck.training.result import Result
+from relucheck.training.results.result import Result
 from tests.helpers import made_up
 
 (COMPARISON,) = made_up.E2.comparisons("cpu", ("bfloat16-split-k-4-3-epochs",))

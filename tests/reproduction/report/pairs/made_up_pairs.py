@@ -10,8 +10,8 @@ from pathlib import Path
 from relucheck.reproduction.experiments.searches.pairs import E7
 from relucheck.reproduction.report.summary import Reproduction
 from relucheck.reproduction.scenario import Comparison
-from relucheck.training.result import NO_LIVE_HIT, MemberResult, Nudge, Result
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
+from relucheck.training.results.result import NO_LIVE_HIT, MemberResult, Nudge, Result
 from tests.helpers import made_up
 
 #: The accuracy of a member, from 0 to 1.

@@ -15,7 +15,7 @@ from relucheck.reproduction.report.pairs.surface import surfaces
 from relucheck.results.statistics import seeds_for_power
 from relucheck.results.tables import render
 from relucheck.search.space import Space
-from relucheck.training.settings import Member
+from relucheck.training.members import Member
 from tests.helpers.invariants import png_size
 from tests.reproduction.report.pairs.made_up_pairs import Accuracy, noise, reproduction, worse_if_injected
 
@@ -184,9 +184,7 @@ def test_sections_are_shown_in_80_columns_and_every_draw_in_the_report_alone(tmp
     pairs, surface, draws = sections(made)
     assert (pairs.title, surface.title, draws.title) == ("Pairs", "Response surface", "Every draw")
     assert len(pairs.sentences) == 6, "two arithmetics of the MLP and one of the MobileNet, under both rules"
-    said = (
-        r"under the injected rule of the published code: .* There they change the validation accuracy by -(2\.9|3\.0)"
-    )
+    said = r"under the injected rule of the published code: .* There they change the validation accuracy by -(2\.9|3\.0)"
     assert re.search(said, pairs.sentences[0])
     assert "with a probability of 80 %" in pairs.sentences[0]
     for section in (pairs, surface):

@@ -1,8 +1,8 @@
 """Triton kernels of an activation, which count its hits and write its gradient.
 
-The gradient has the chosen subgradients at the kinks. Each kernel reads its operands once. ``relucheck.training.masked``
-says what they compute and decides where they are used. This module needs Triton, which PyTorch brings along for CUDA.
-Triton reads the source of a kernel, so only constants have types.
+The gradient has the chosen subgradients at the kinks. Each kernel reads its operands once.
+``relucheck.training.masks.masked`` says what they compute and decides where they are used. This module needs Triton, which
+PyTorch brings along for CUDA. Triton reads the source of a kernel, so only constants have types.
 """
 
 from collections.abc import Sequence

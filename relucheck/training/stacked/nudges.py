@@ -22,7 +22,7 @@ from torch import Tensor
 
 from relucheck.numerics.dtypes import bits_dtype
 from relucheck.training.forking.nudging import drawn, move, record
-from relucheck.training.result import MemberResult
+from relucheck.training.results.result import MemberResult
 
 #: Returns the gradients of all parameters, [members, ...] each, that the next step will have, or None if there is no next
 #: step. It changes no state.

@@ -13,15 +13,16 @@ import torch
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import model as training_model
-from relucheck.training import optimisers as training_optimisers
-from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.forking import executor as forking
+from relucheck.training.members import members_of
 from relucheck.training.model import Clock, Switch
-from relucheck.training.optimisers import Scaled
-from relucheck.training.settings import Optimiser, Settings, members_of
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.optimisation import optimisers as training_optimisers
+from relucheck.training.optimisation.optimisers import Scaled
+from relucheck.training.settings import Optimiser, Settings
+from relucheck.training.stacked import executor as training_stacked
+from relucheck.training.stacked.executor import StackedExecutor
 from tests.helpers.training_case import changed
 
 SETTINGS = Settings(

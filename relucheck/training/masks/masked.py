@@ -4,8 +4,8 @@ Looking up coordinates of hits, as ``relucheck.training.model.Kinked`` does on a
 in every layer. Here hits are counted on the device, and every element of the gradient is compared. The gradient at a hit is
 that of ``relucheck.activations.rules.at_hits``, bit for bit.
 
-Where Triton is installed, one kernel does this (``relucheck.training.kernels``). Before a kernel is used on a device, a
-trial compares its bits there with those of the plain form, for every bit pattern of a 16-bit cotangent and input.
+Where Triton is installed, one kernel does this (``relucheck.training.masks.kernels``). Before a kernel is used on a device,
+a trial compares its bits there with those of the plain form, for every bit pattern of a 16-bit cotangent and input.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _dense(x: Tensor) -> bool:
 
 @functools.lru_cache(maxsize=32)
 def fused(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """The module ``relucheck.training.kernels``, or None where the plain form is used instead.
+    """The module of Triton kernels, or None where the plain form is used instead.
 
     The plain form is used in float64, on devices other than CUDA, without Triton, where Triton cannot compile (it needs a C
     compiler), and where its kernels fail the trial.
@@ -88,7 +88,7 @@ def fused(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     if device.type != "cuda" or dtype == torch.float64:
         return None
     try:
-        kernels = importlib.import_module("relucheck.training.kernels")
+        kernels = importlib.import_module("relucheck.training.masks.kernels")
         return kernels if passes(kernels, device, dtype) else None
     except Exception:  # compilers and drivers raise anything
         return None
@@ -100,7 +100,7 @@ def passes(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> boo
     Every bit pattern of a 16-bit dtype is an input and a cotangent; of float32, random ones are.
 
     Args:
-        kernels: has ``count`` and ``gradient`` as in ``relucheck.training.kernels``.
+        kernels: has ``count`` and ``gradient`` as in ``relucheck.training.masks.kernels``.
         device: where they run.
         dtype: float32 or a 16-bit one.
     """

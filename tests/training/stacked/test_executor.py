@@ -14,15 +14,16 @@ from torch import nn
 from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training import model as training_model
-from relucheck.training import optimisers as training_optimisers
-from relucheck.training import stacked as training_stacked
-from relucheck.training import stacked_layers
 from relucheck.training.engine import train
 from relucheck.training.forking import executor as training_forking
+from relucheck.training.members import members_of
 from relucheck.training.model import ExecutorError
-from relucheck.training.settings import Optimiser, Settings, members_of
+from relucheck.training.optimisation import optimisers as training_optimisers
+from relucheck.training.settings import Optimiser, Settings
 from relucheck.training.splits import split_of
-from relucheck.training.stacked import StackedExecutor, alone_on
+from relucheck.training.stacked import executor as training_stacked
+from relucheck.training.stacked import layers as stacked_layers
+from relucheck.training.stacked.executor import StackedExecutor, alone_on
 from tests.helpers.training_case import changed
 
 SETTINGS = Settings(

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from relucheck.errors import SettingsError, missing_field
-from relucheck.training.settings import Member, Settings
+from relucheck.training.members import Member
+from relucheck.training.settings import Settings
 from relucheck.training.subgradients import Subgradients
 
 #: The software whose versions are recorded in a result's origin.

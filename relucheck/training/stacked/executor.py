@@ -11,7 +11,7 @@ ignore the switches for reduced-precision reductions: in ATen's CUDABlas.cpp, ``
 for 16-bit types, while ``gemm_internal_cublas`` and ``gemm_and_bias`` obey the switches.
 
 Nothing is read from the device until an epoch ends: flags, counts and distances stay there. Only where nudges wait for
-their first live hit (``relucheck.training.stacked_nudges``), one flag of each is read after every step.
+their first live hit (``relucheck.training.stacked.nudges``), one flag of each is read after every step.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from relucheck.training.batches import Batches, DataSplit
 from relucheck.training.forking import choice, finite_or_none
 from relucheck.training.forking.nudging import end_waiting, probe
 from relucheck.training.model import Clock, ExecutorError, Kinked, SharedDropout, Switch, build, layers
-from relucheck.training.optimisers import Scaled, make
-from relucheck.training.result import FINISHED, NO_EFFECT, Epoch, MemberResult
+from relucheck.training.optimisation.optimisers import Scaled, make
+from relucheck.training.results.result import FINISHED, NO_EFFECT, Epoch, MemberResult
 from relucheck.training.settings import Settings
-from relucheck.training.stacked_layers import StackedKinked, batch_norm, linear_apart
-from relucheck.training.stacked_nudges import WaitingNudges, finite, nudge
+from relucheck.training.stacked.layers import StackedKinked, batch_norm, linear_apart
+from relucheck.training.stacked.nudges import WaitingNudges, finite, nudge
 
 _ELEMENTS = 2**25  # largest number of one layer's activations in an evaluation forward, over all members
 _SERVED = (nn.Flatten, nn.Linear, nn.BatchNorm1d, Kinked, SharedDropout)

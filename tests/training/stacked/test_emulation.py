@@ -11,11 +11,12 @@ from relucheck.networks import Network
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.emulation import Emulation, EmulationError
 from relucheck.training import model as training_model
-from relucheck.training import stacked as training_stacked
 from relucheck.training.engine import train
-from relucheck.training.settings import Settings, members_of
+from relucheck.training.members import members_of
+from relucheck.training.settings import Settings
 from relucheck.training.splits import split_of
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.stacked import executor as training_stacked
+from relucheck.training.stacked.executor import StackedExecutor
 from tests.helpers.training_case import changed
 
 SETTINGS = Settings(

@@ -18,9 +18,11 @@ from relucheck.reproduction.report.document import report
 from relucheck.reproduction.report.summary import Reproduction, analyse
 from relucheck.training import engine
 from relucheck.training.engine import train
-from relucheck.training.result import Distances, MemberResult, Result, SeedResult
-from relucheck.training.settings import Member, Settings, members_of
-from relucheck.training.thinning import PARTS, drawn_steps, thinned, thinning
+from relucheck.training.members import Member, members_of
+from relucheck.training.results import seed_store
+from relucheck.training.results.result import Distances, MemberResult, Result, SeedResult
+from relucheck.training.results.thinning import PARTS, drawn_steps, thinned, thinning
+from relucheck.training.settings import Settings
 from tests.helpers import made_up
 
 #: The kinds of figures that need what a thinned result can leave out.
@@ -158,10 +160,10 @@ def test_a_thinned_seed_is_finished_but_never_continued(tmp_path: Path) -> None:
     )
     chain = dataclasses.replace(wide, members=tuple(member for member in members if member.rule == "chain"))
     train(chain, folder=tmp_path, progress=False)
-    found = engine.finished(chain, tmp_path, "forking")
-    engine.keep(chain, tmp_path, "forking", thinned(found, ALL))
+    found = seed_store.finished(chain, tmp_path, "forking")
+    seed_store.keep(chain, tmp_path, "forking", thinned(found, ALL))
     assert engine.units(chain, tmp_path) == ()
-    assert engine.finished(chain, tmp_path, "forking")[3].thinned == thinning(ALL)
+    assert seed_store.finished(chain, tmp_path, "forking")[3].thinned == thinning(ALL)
     whole = train(wide, folder=tmp_path, progress=False)
     assert {len(member.steps.step) for member in whole.members} == {240}
     assert json.loads(gzip.decompress((tmp_path / "seed-3.json.gz").read_bytes()))["result"]["thinned"] is None

@@ -17,17 +17,19 @@ from torch import Tensor
 
 from relucheck.networks import Network
 from relucheck.numerics.determinism import deterministic
-from relucheck.training import engine, stacked_nudges
+from relucheck.training import engine
 from relucheck.training import model as training_model
-from relucheck.training import stacked as training_stacked
 from relucheck.training.batches import Batches
 from relucheck.training.engine import Interrupted, train
 from relucheck.training.forking import ForkingExecutor, nudging
 from relucheck.training.forking import executor as forking
-from relucheck.training.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
-from relucheck.training.settings import Optimiser, Settings, members_of, nudged
+from relucheck.training.members import members_of
+from relucheck.training.results.result import NO_EFFECT, NO_LIVE_HIT, MemberResult, Nudge
+from relucheck.training.settings import Optimiser, Settings, nudged
 from relucheck.training.splits import split_of
-from relucheck.training.stacked import StackedExecutor
+from relucheck.training.stacked import executor as training_stacked
+from relucheck.training.stacked import nudges as stacked_nudges
+from relucheck.training.stacked.executor import StackedExecutor
 from tests.helpers.training_case import changed, numbers
 from tests.helpers.ulps import ulp_distance
 

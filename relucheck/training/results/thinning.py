@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from relucheck.errors import SettingsError
-from relucheck.training.result import MemberResult, SeedResult
+from relucheck.training.results.result import MemberResult, SeedResult
 
 #: Into how many equal parts a figure divides a run: a panel is about 300 pixels wide.
 PARTS: Final = 200

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import bits_dtype
-from relucheck.training.flat import Flat, laid_out
+from relucheck.training.optimisation.flat import Flat, laid_out
 from relucheck.training.settings import Optimiser, Settings
 
 _GROWTH: Final = 2000  # steps without overflow after which the scale doubles, as torch.amp.GradScaler's

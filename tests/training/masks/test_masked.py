@@ -11,7 +11,7 @@ import torch
 
 from relucheck.activations import rules
 from relucheck.numerics.bits import all_values
-from relucheck.training import masked
+from relucheck.training.masks import masked
 from relucheck.training.model import Kinked, Switch
 from tests.helpers import forked
 
@@ -23,7 +23,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import warnings
 warnings.simplefilter("ignore")
 import torch
-from relucheck.training import kernels, masked
+from relucheck.training.masks import kernels, masked
 assert masked.passes(kernels, torch.device("cpu"), torch.{dtype})
 print("passed")
 """
@@ -155,7 +155,7 @@ import warnings
 warnings.simplefilter("ignore")
 import torch
 from relucheck.activations import rules
-from relucheck.training import kernels, masked
+from relucheck.training.masks import kernels, masked
 plain = masked.fused
 asked = []
 def gradients():

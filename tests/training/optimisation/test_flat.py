@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from relucheck.numerics.bits import neighbour
 from relucheck.numerics.determinism import generator
-from relucheck.training import optimisers
-from relucheck.training.flat import Flat
-from relucheck.training.optimisers import make_optimiser, same_as_apart
+from relucheck.training.optimisation import optimisers
+from relucheck.training.optimisation.flat import Flat
+from relucheck.training.optimisation.optimisers import make_optimiser, same_as_apart
 from relucheck.training.settings import Optimiser
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

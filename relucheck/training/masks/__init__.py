@@ -1,0 +1,1 @@
+"""Hits as masks on the device: in plain torch, and as Triton kernels."""

@@ -1,0 +1,1 @@
+"""Optimisers, and all parameters of a model in one tensor for them."""

@@ -1,0 +1,1 @@
+"""Results of members and seeds: what they hold, thinning, and files."""

@@ -1,0 +1,1 @@
+"""The executor that trains all members at once, in batched matrix products."""
