@@ -270,7 +270,8 @@ def _shown(made: Reproduction, nudges: Mapping[str, Result], width: int) -> list
 
 def _figures(scenario: TrainingScenario, made: Reproduction, nudges: Mapping[str, Result]) -> list[Path]:
     from relucheck.reproduction.report.depth import by_depth
-    from relucheck.reproduction.report.figures import FIGURES, draw
+    from relucheck.reproduction.report.figures.draw import draw
+    from relucheck.reproduction.report.figures.kinds import FIGURES
 
     kinds = {**FIGURES, BY_LAYER: by_depth}
     folder = made.folder / "figures"

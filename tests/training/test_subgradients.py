@@ -10,8 +10,9 @@ import pytest
 
 from relucheck.errors import SettingsError
 from relucheck.reproduction.experiments.convolutional import SCENARIOS
-from relucheck.reproduction.report import figures, tables
+from relucheck.reproduction.report import tables
 from relucheck.reproduction.report.deciding.decide import _several
+from relucheck.reproduction.report.figures import kinds, overview
 from relucheck.reproduction.report.nudges.effects import effects
 from relucheck.reproduction.report.summary import MemberGroup, analyse, group
 from relucheck.reproduction.scenario import Comparison
@@ -127,7 +128,7 @@ def test_summaries_hold_both_subgradients_as_numbers() -> None:
 
 def test_figures_draw_each_pair_in_its_style() -> None:
     comparison = plane()
-    figure = figures.FIGURES["error"](E6, "cpu", comparison.part, [(comparison, result_of(comparison))], {})
+    figure = kinds.FIGURES["error"](E6, "cpu", comparison.part, [(comparison, result_of(comparison))], {})
     (panel,) = figure.get_axes()
     lines = {line.get_label(): (line.get_color(), line.get_marker()) for line in panel.get_lines()}
     names = ["s = 0", "s = (0, 1)", "s = (1, 0)", "s = (1, 1)", "s = (1, 2)"]
@@ -136,10 +137,10 @@ def test_figures_draw_each_pair_in_its_style() -> None:
     # of one form, s decides the style, so that figures of several forms can be compared
     one = E6.comparisons("cpu", ("relu6-alpha-float32",))[0]
     chain = dataclasses.replace(one, settings=_chain(one.settings))
-    (panel,) = figures.FIGURES["error"](E6, "cpu", one.part, [(chain, made_up.result(chain.settings))], {}).get_axes()
+    (panel,) = kinds.FIGURES["error"](E6, "cpu", one.part, [(chain, made_up.result(chain.settings))], {}).get_axes()
     assert [line.get_marker() for line in panel.get_lines() if line.get_label() == "s = (1, 0)"] == ["v"]
-    overview = figures._differences(E6, "cpu", [(comparison, result_of(comparison))])
-    assert [text.get_text() for text in overview.get_axes()[0].get_xticklabels()] == [name[4:] for name in names[1:]]
+    shown = overview.differences(E6, "cpu", [(comparison, result_of(comparison))])
+    assert [text.get_text() for text in shown.get_axes()[0].get_xticklabels()] == [name[4:] for name in names[1:]]
 
 
 def _chain(settings: Settings) -> Settings:

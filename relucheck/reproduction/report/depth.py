@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.networks.sites import BATCH_NORM, CONVOLUTION, LINEAR, RESIDUAL_SUM
-from relucheck.reproduction.report.figures import grid, legend
+from relucheck.reproduction.report.figures.panels import grid, legend
 from relucheck.reproduction.report.layers import LayerHits, beside, by_source, every_layer, images_an_epoch, share
 from relucheck.reproduction.scenario import Comparison, Experiment
 from relucheck.results.figures import number_ticks

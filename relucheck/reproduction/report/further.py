@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.reproduction.published import FURTHER, PublishedRun
-from relucheck.reproduction.report.figures import FIRST_STYLES, curve, legend, mean_and_range
+from relucheck.reproduction.report.figures.panels import FIRST_STYLES, curve, legend, mean_and_range
 from relucheck.reproduction.report.nudges.effects import LAST
 from relucheck.reproduction.report.summary import Reproduction, Section, final_accuracy
 from relucheck.reproduction.report.tables import difference_text, number

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from relucheck.reproduction.experiments.mlp import SCENARIOS
-from relucheck.reproduction.report import figures as report_figures
 from relucheck.reproduction.report import summary as report_summary
+from relucheck.reproduction.report.figures import draw, kinds, overview, panels
 from relucheck.results.figures import blank
 from tests.helpers import invariants, made_up
 from tests.helpers.made_up import E2, runs_of_e2
@@ -25,7 +25,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
         "error": ("epoch", "%"),
     }
     for kind, (x, y) in labels.items():
-        figure = report_figures.FIGURES[kind](E2, "cpu", "a part", runs, {})
+        figure = kinds.FIGURES[kind](E2, "cpu", "a part", runs, {})
         panels = figure.get_axes()
         assert len(panels) == 4
         assert {panel.get_xlabel() for panel in panels} == {x}
@@ -37,7 +37,7 @@ def test_figures_have_the_reports_axes(monkeypatch: pytest.MonkeyPatch) -> None:
         if kind == "error":
             hollow = [line for line in panels[3].get_lines() if line.get_markerfacecolor() == "white"]
             assert sorted(float(line.get_ydata()[0]) for line in hollow) == [2, 4, 7, 9, 11]
-    figure = report_figures.FIGURES["boxes"](E2, "cpu", "a part", runs, {})
+    figure = kinds.FIGURES["boxes"](E2, "cpu", "a part", runs, {})
     titles = [panel.get_title() for panel in figure.get_axes()]
     assert len(titles) == 8
     assert sum("over seeds" in title for title in titles) == 4
@@ -48,7 +48,7 @@ def test_the_overview_shows_means_intervals_and_published_differences() -> None:
     """Each point by its y-data: the mean difference from s = 0 of a rule and s, its interval, and what was published."""
     runs = runs_of_e2(only=("bfloat16", "bfloat16-product-3-epochs"))
     runs.append((E2.comparisons("cpu", ("float16",))[0], made_up.result(runs[0][1].settings, diverged=lambda member: True)))
-    figure = report_figures._differences(E2, "cpu", runs)
+    figure = overview.differences(E2, "cpu", runs)
     half, brief = [panel for panel in figure.get_axes() if panel.get_title()]
     assert half.get_title() == "bfloat16\n50 epochs, 3 seeds"
     assert brief.get_title() == "bfloat16 emulated (product)\n3 epochs, 10 seeds"
@@ -80,8 +80,8 @@ def test_titles_of_panels_fit_their_panels() -> None:
     wide = (dataclasses.replace(runs[0][0], name="long", settings=settings), made_up.result(settings))
     shown = [runs[0], wide, (dataclasses.replace(wide[0], name="longer"), wide[1]), runs[1]]
     for figure in (
-        report_figures._differences(E2, "cpu", shown),
-        *(draw(E2, "cpu", "a part", shown, {}) for draw in report_figures.FIGURES.values()),
+        overview.differences(E2, "cpu", shown),
+        *(drawing(E2, "cpu", "a part", shown, {}) for drawing in kinds.FIGURES.values()),
     ):
         figure.draw_without_rendering()
         for panel in figure.get_axes():
@@ -98,7 +98,7 @@ def test_boxes_hold_each_seed_once_and_the_pooled_ones_every_epoch() -> None:
     for member in result.members:  # every epoch, mini-batch and seed another value
         for number, epoch in enumerate(member.epochs):
             epoch.test_batch_accuracies = [0.5 + number / 1000 + member.member.seed / 7, 0.6 + number / 900]
-    figure = report_figures.FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)], {})
+    figure = kinds.FIGURES["boxes"](E2, "cpu", "a part", [(comparison, result)], {})
     titles = [panel.get_title() for panel in figure.get_axes()]
     for rule in ("chain", "injected"):
         over, pooled = (
@@ -132,7 +132,7 @@ def _median(panel: Any, place: int) -> float:
 def _drawn(series: list[tuple[list[float], list[float]]]) -> list[tuple[list[float], list[float], str]]:
     """x, y and linestyle of what ``_band`` plots, without what is not drawn."""
     axes = blank(6, 4).subplots()
-    report_figures.mean_and_range(axes, series, "s = 1", ("#000000", "solid", "o"), marker=False)
+    panels.mean_and_range(axes, series, "s = 1", ("#000000", "solid", "o"), marker=False)
     found = []
     for line in axes.get_lines():
         points = [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if y == y]
@@ -159,7 +159,7 @@ def test_a_value_stands_at_its_epoch() -> None:
     member = result.members[0]
     member.epochs = member.epochs[:4]
     member.epochs[1].train_loss = None
-    x, y = report_figures.curve(member, lambda epoch: epoch.train_loss)
+    x, y = panels.curve(member, lambda epoch: epoch.train_loss)
     assert (x, y) == ([1.0, 3.0, 4.0], [member.epochs[i].train_loss for i in (0, 2, 3)])
     whole = ([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0])
     mean = _drawn([(x, y), whole])[0]
@@ -169,21 +169,21 @@ def test_a_value_stands_at_its_epoch() -> None:
 
 def test_published_points_are_drawn_for_runs_as_long_only() -> None:
     for name, points in (("bfloat16-product", 5), ("bfloat16-product-3-epochs", 0)):
-        figure = report_figures.FIGURES["error"](E2, "cpu", "a part", runs_of_e2(only=(name,)), {})
+        figure = kinds.FIGURES["error"](E2, "cpu", "a part", runs_of_e2(only=(name,)), {})
         lines = [line for panel in figure.get_axes() for line in panel.get_lines()]
         assert sum(line.get_markerfacecolor() == "white" for line in lines) == points
 
 
 def test_figures_of_an_earlier_report_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One page becomes two, and one again; what is not the part's stays. The files are empty, which is quicker."""
-    monkeypatch.setattr(report_figures, "save", lambda figure, path: path.write_bytes(b""))
+    monkeypatch.setattr(draw, "save", lambda figure, path: path.write_bytes(b""))
     names = ("float32", "bfloat16", "bfloat16-rounded", "bfloat16-product", "bfloat16-split-k-4")
     few, many = runs_of_e2(only=names[:2]), runs_of_e2(only=names)
     foreign = tmp_path / "mine.png"
     foreign.write_bytes(b"")
     pages = {}
     for name, runs in (("few", few), ("many", many), ("few again", few)):
-        written = report_figures.draw(E2, "cpu", runs, tmp_path)
+        written = draw.draw(E2, "cpu", runs, tmp_path)
         pages[name] = {path.name for path in written}
         assert {path.name for path in tmp_path.iterdir()} == {*pages[name], foreign.name}
     assert pages["few"] == pages["few again"]
@@ -200,7 +200,7 @@ def test_figures_of_every_outcome_are_drawn(tmp_path: Path) -> None:
         {"identical": True},
     ]
     runs = [(c, made_up.result(c.settings, **o)) for c, o in zip(comparisons, options, strict=True)]
-    paths = report_figures.draw(E2, "cpu", runs, tmp_path)
+    paths = draw.draw(E2, "cpu", runs, tmp_path)
     assert len(paths) == 5
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
     for path in paths:
@@ -217,7 +217,7 @@ def test_many_arithmetics_go_on_in_further_files(tmp_path: Path) -> None:
 
     e3 = SCENARIOS["E3"]
     runs = [(comparison, made_up.result(comparison.settings)) for comparison in e3.comparisons("cpu")]
-    paths = report_figures.draw(e3, "cpu", runs, tmp_path, figures={"boxes": drawn})
+    paths = draw.draw(e3, "cpu", runs, tmp_path, figures={"boxes": drawn})
     boxes = ["mnist-adam-relu-r22-boxes-1.png", "mnist-adam-relu-r22-boxes-2.png"]
     assert [path.name for path in paths] == ["differences.png", *boxes]
     assert [name for page in pages for name in page] == [comparison.name for comparison, _ in runs]

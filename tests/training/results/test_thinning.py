@@ -13,8 +13,8 @@ import pytest
 from relucheck.errors import SettingsError
 from relucheck.networks.network import Network
 from relucheck.reproduction.experiments.mlp import SCENARIOS
-from relucheck.reproduction.report import figures
 from relucheck.reproduction.report.document import report
+from relucheck.reproduction.report.figures import draw
 from relucheck.reproduction.report.summary import Reproduction, analyse
 from relucheck.training import engine
 from relucheck.training.engine import train
@@ -56,10 +56,10 @@ def test_report_and_figures_of_thinned_results_are_those_of_whole_ones(tmp_path:
     comparison, *_ = scenario.comparisons("cpu", ("float32",))
     settings = dataclasses.replace(comparison.settings, every=1)
     whole = made_up.result(settings)
-    draw = random.Random(0)
+    numbers = random.Random(0)
     for member in whole.members:
         if not member.member.control and not member.member.is_reference:
-            member.steps.sum_difference = [draw.random() for _ in member.steps.step]
+            member.steps.sum_difference = [numbers.random() for _ in member.steps.step]
     ended = whole.find(1, 0.8, "injected")
     ended.outcome, ended.steps, ended.epochs = (
         "diverged: non-finite at step 778",
@@ -75,7 +75,7 @@ def test_report_and_figures_of_thinned_results_are_those_of_whole_ones(tmp_path:
     ):
         result.executor, result.wall_s = whole.executor, whole.wall_s
         runs = ((dataclasses.replace(comparison, settings=settings), result),)
-        paths = figures.draw(scenario, "cpu", runs, tmp_path / name)
+        paths = draw.draw(scenario, "cpu", runs, tmp_path / name)
         pictures.append([path.read_bytes() for path in paths])
         texts.append(report(Reproduction(scenario, "cpu", tmp_path, runs, cells=tuple(analyse(runs)))))
     assert texts[0] == texts[1]
@@ -90,7 +90,7 @@ def test_a_box_plot_needs_the_mini_batches_of_the_first_seed(tmp_path: Path) -> 
     pictures = []
     for number, kinds in enumerate((ALL, scenario.figures, ("distance",))):
         less = Result.of(comparison.settings, thinned(_seeds(whole), kinds))
-        (path,) = figures.draw(
+        (path,) = draw.draw(
             dataclasses.replace(scenario, overview=False), "cpu", [(comparison, less)], tmp_path / str(number)
         )
         pictures.append(path.read_bytes())

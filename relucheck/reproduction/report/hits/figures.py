@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.report.figures import legend
+from relucheck.reproduction.report.figures.panels import legend
 from relucheck.reproduction.report.hits.fit import Fit, Series
 from relucheck.reproduction.report.hits.slopes import DEFAULT, KINK, Trend, published_trends, trends
 from relucheck.reproduction.scenario import Comparison

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from relucheck.reproduction.report.figures import legend
+from relucheck.reproduction.report.figures.panels import legend
 from relucheck.reproduction.report.pairs.differences import RULES, Group
 from relucheck.reproduction.report.pairs.surface import Surface
 from relucheck.results.figures import blank, number_ticks, wrapped

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from scipy import stats
 
-from relucheck.reproduction.report import figures
+from relucheck.reproduction.report.figures import kinds
 from relucheck.reproduction.report.nudges.bands import Band, distance_band, draw_band, epoch_band
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.figures import blank
@@ -172,7 +172,7 @@ def test_figures_draw_the_band_under_both_rules(kind: str) -> None:
         "loss": lambda: epoch_band(beside, lambda epoch: epoch.train_loss),
         "error": lambda: epoch_band(beside, _error),
     }[kind]()
-    figure, without = (figures.FIGURES[kind](made_up.E2, "cpu", "a part", runs, known) for known in (nudges, {}))
+    figure, without = (kinds.FIGURES[kind](made_up.E2, "cpu", "a part", runs, known) for known in (nudges, {}))
     panels = figure.get_axes()
     for panel in (panels[0], panels[2]):
         (face,) = _faces(panel)
