@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 _EVERY = 0.2  # seconds between two updates of the bar
+
+
+class _Bar(Bar):
+    """A bar with text below it."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below)
 
 
 class Progress:
     """Show how far some work has got. Use it as a context manager.
 
-    On a terminal it shows a bar with the count, the rate, the remaining time and a note. Elsewhere (in CI, in a file) it
+    On a terminal it shows a bar with the count, the rate, the remaining time and a note. A note's further lines, such as a
+    table, stand below the bar. Elsewhere (in CI, in a file) it
     prints only the texts given to ``line``, each with the count, the rate and the remaining time. ``advance`` is cheap
     enough to be called at every step.
 
@@ -44,7 +58,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._enabled = enabled
         self._begun = self._shown = time.monotonic()
-        self._bar: Bar | None = None
+        self._bar: _Bar | None = None
         self._task = TaskID(0)
         self._note = ""
 
@@ -53,7 +67,7 @@ class Progress:
         # rich takes a stream for a terminal if FORCE_COLOR is set, as in CI; a bar needs a real terminal
         terminal = self._stream.isatty() and console.is_terminal and not console.is_dumb_terminal
         if self._enabled and terminal:
-            self._bar = Bar(
+            self._bar = _Bar(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
             )  # fmt: skip
@@ -102,9 +116,10 @@ class Progress:
             share = f"{self._done:,}/{self._total:,} {self._unit}, {self.rate:,.3g}/s, {_duration(left)} left"
             print(f"{self._title}: {text} [{share}]", file=self._stream, flush=True)
 
-    def _show(self, bar: Bar) -> None:
+    def _show(self, bar: _Bar) -> None:
         self._shown = time.monotonic()
-        bar.update(self._task, completed=self._done, rate=f"{self.rate:,.3g} {self._unit}/s", note=self._note)
+        note, _, bar.below = self._note.partition("\n")
+        bar.update(self._task, completed=self._done, rate=f"{self.rate:,.3g} {self._unit}/s", note=note)
 
 
 def _duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from relucheck.search.asha import REPORT, Asha, measured
 from relucheck.search.records import Records
 from relucheck.search.search import Search
 from relucheck.search.space import Draw
+from relucheck.search.standings import standings
 from relucheck.search.trial import Train, TrialReport, folder_of
 from relucheck.training.sitting import Interrupted
 from relucheck.work import Report, Unit, torch_threads
@@ -193,7 +194,7 @@ class _Driver:
         settings = search.settings(draw)
         steps = settings.every * (new if trial is None else search.epochs - known)
         if steps:
-            self._report(steps, "")
+            self._report(steps, f"\n{standings(records)}")
         epoch = report.epoch
         if epoch is not None and (new or trial is not None):
             loss = "not finite" if epoch.loss is None else f"{epoch.loss:.4f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from relucheck.data import DataFileError
 from relucheck.errors import DeviceError, SettingsError
 from relucheck.numerics.arithmetic import Arithmetic
-from relucheck.results.progress import Progress
 from relucheck.training.engine import train
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.members import Member, members_of
@@ -254,18 +252,6 @@ def test_memory_errors_are_told_apart(message: str, monkeypatch: pytest.MonkeyPa
         train(SETTINGS, progress=False)
 
 
-def test_forced_colour_makes_no_bar_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    stream = io.StringIO()
-    with Progress(10, "work", "items", stream=stream) as progress:
-        assert not progress.live
-        progress.advance(3)
-        progress.line("a line")
-    assert stream.getvalue().startswith("work: a line [3/10 items")
-    assert "\x1b" not in stream.getvalue()
-
-
 def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     train(changed(SETTINGS, members=members_of([3], [1.0])))
     lines = capsys.readouterr().err.splitlines()
@@ -273,26 +259,3 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].startswith("digits bfloat16 emulated (product): seed 3 epoch 1/3 ")
     assert "8/24 steps" in lines[0]
     assert lines[2].endswith("0:00:00 left]")
-
-
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    stream = Terminal()
-    with Progress(10, "work", "items", done=4, stream=stream) as progress:
-        assert progress.live
-        progress.advance(3, "a note")
-        progress.line("a line")
-    shown = stream.getvalue()
-    assert "a line" in shown
-    assert "7/10" in shown
-    assert "a note" in shown
-    silent = Terminal()
-    with Progress(10, "work", stream=silent, enabled=False) as progress:
-        progress.advance()
-        progress.line("a line")
-    assert silent.getvalue() == ""
