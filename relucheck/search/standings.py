@@ -18,8 +18,8 @@ _HEADER: Final = ("trial", "batch", "lr", "alpha", "beta", "epoch", "accuracy %"
 def standings(records: Records, most: int = _ROWS) -> str:
     """The trials that have reported an epoch or ended, as a table of text.
 
-    It fits into 80 columns. The best trial by the metric of the search comes first, judged by its last epoch; diverged ones come last. Below are the
-    numbers of trials that have not begun and that the table leaves out.
+    It fits into 80 columns. The best trial by the metric of the search comes first, judged by its last epoch; diverged ones
+    come last. Below are the numbers of trials that have not begun and that the table leaves out.
 
     Args:
         records: of the search.

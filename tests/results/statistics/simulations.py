@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from relucheck.reproduction.report.deciding.trainings import reference_is_best
+from relucheck.reproduction.report.deciding.statistics.trainings import reference_is_best
 from relucheck.results import statistics as rules
 from relucheck.results.proportions import interval
 from relucheck.results.statistics import LEVEL, MARGIN, counts

@@ -7,10 +7,10 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 
 from relucheck.reproduction.claims import Catalogue, Decision, read_claims
-from relucheck.reproduction.report.deciding import pairs, shares, trainings  # noqa: F401  they register their functions
 from relucheck.reproduction.report.deciding.cases import Trained, Volumes
 from relucheck.reproduction.report.deciding.decide import decide
 from relucheck.reproduction.report.deciding.registry import STATISTICS
+from relucheck.reproduction.report.deciding.statistics import pairs, shares, trainings  # noqa: F401  they register their functions
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from relucheck.reproduction.claims import Claim, Decision, Statistic
 from relucheck.reproduction.report.deciding.cases import Trained, TrainingCase, VolumeCase, Volumes, kernels
-from relucheck.reproduction.report.deciding.pairs import PairsCase
+from relucheck.reproduction.report.deciding.statistics.pairs import PairsCase
 from relucheck.results.statistics import decide as judge
 from relucheck.training.settings import Settings
 from relucheck.training.subgradients import Subgradients

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 from relucheck.reproduction.claims import Finding
-from relucheck.reproduction.report.deciding import trainings
 from relucheck.reproduction.report.deciding.cases import Share, VolumeCase
 from relucheck.reproduction.report.deciding.evidence import every
-from relucheck.reproduction.report.deciding.shares import volume_is_constant, volume_is_larger, volume_lies_between
+from relucheck.reproduction.report.deciding.statistics import trainings
+from relucheck.reproduction.report.deciding.statistics.shares import (
+    volume_is_constant,
+    volume_is_larger,
+    volume_lies_between,
+)
 from relucheck.results.proportions import interval
 from relucheck.results.statistics import LEVEL, Evidence, decide, grows
 from tests.results.statistics.simulations import Numbers, noise

@@ -1,0 +1,1 @@
+"""The statistics that decide claims: a registered function each."""
