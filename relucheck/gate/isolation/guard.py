@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import random
 import signal
-import sys
 import sysconfig
 import threading
 import time
@@ -19,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from relucheck.errors import RelucheckError, error_text
-from relucheck.gate.isolation import forks, interpreter, interrupts, watchdog
+from relucheck.gate.isolation import forks, generators, interpreter, interrupts, watchdog
 
 try:
     from relucheck.gate.isolation import torch_state
@@ -176,34 +174,6 @@ _SWITCHES: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]] = {
 }
 
 
-class _Generators:
-    """The states of the default random generators of torch, Python and, if it is loaded, NumPy."""
-
-    def __init__(self) -> None:
-        self.torch = torch_state.generator() if torch_state else None
-        self.python = random.getstate()
-        numpy = sys.modules.get("numpy")
-        self.numpy = numpy.random.get_state() if numpy is not None else None
-
-    def changed(self) -> list[str]:
-        unchanged = self.torch is None or torch_state.same_generator(self.torch)
-        names = [] if unchanged else ["torch's random number generator"]
-        if self.python != random.getstate():
-            names.append("Python's random number generator")
-        if self.numpy is not None:
-            key, *rest = sys.modules["numpy"].random.get_state()[1:]
-            if (self.numpy[1] != key).any() or list(self.numpy[2:]) != list(rest):
-                names.append("NumPy's random number generator")
-        return names
-
-    def restore(self) -> None:
-        if self.torch is not None:
-            torch_state.set_generator(self.torch)
-        random.setstate(self.python)
-        if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
-
-
 @contextlib.contextmanager
 def preserved_state() -> Iterator[list[str]]:
     """Restore global state after the block, and list what the block had changed.
@@ -217,7 +187,7 @@ def preserved_state() -> Iterator[list[str]]:
     """
     changes: list[str] = []
     before = {name: read() for name, (read, _) in _SWITCHES.items()}
-    generators = _Generators()
+    states = generators.Generators()
     modules, threads = interpreter.Modules(), interpreter.Threads()
     functions = torch_state.Functions() if torch_state else None
     try:
@@ -232,8 +202,7 @@ def preserved_state() -> Iterator[list[str]]:
             if after != before[name]:
                 changes.append(f"{name}: {before[name]} became {after}")
                 put(before[name])
-        changes += generators.changed()
-        generators.restore()
+        changes += states.restore()
 
 
 @contextlib.contextmanager

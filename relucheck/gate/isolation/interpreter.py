@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import sys
 import threading
@@ -33,7 +32,7 @@ class Modules:
     """The modules that were loaded before a block. Those that it loads stay."""
 
     def __init__(self) -> None:
-        self._table, self._before = sys.modules, dict(sys.modules)
+        self._table, self._names, self._modules = sys.modules, list(sys.modules), list(sys.modules.values())
 
     def restore(self) -> list[str]:
         """Restore the modules that the block removed or replaced, and describe the change."""
@@ -42,10 +41,10 @@ class Modules:
             sys.modules = self._table
             lines.append("sys.modules: became another dictionary")
         # new modules come last, so this is fast where nothing was lost
-        same = all(map(operator.is_, self._before.values(), self._table.values()))
-        if same and len(self._table) >= len(self._before):
+        if list(self._table.values())[: len(self._modules)] == self._modules:
             return lines
-        lost = {name: module for name, module in self._before.items() if self._table.get(name, _ABSENT) is not module}
+        before = zip(self._names, self._modules, strict=True)
+        lost = {name: module for name, module in before if self._table.get(name, _ABSENT) is not module}
         self._table.update(lost)
         names = ", ".join(sorted(lost)[:3]) + f" and {len(lost) - 3} more" * (len(lost) > 3)
         return [*lines, f"sys.modules: removed or replaced {names}"] if lost else lines
