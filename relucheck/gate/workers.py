@@ -4,8 +4,9 @@ A worker imports the targets, lists the items and checks them; the calling proce
 takes the place of a worker that dies: the item that ran there fails, and the rest of its activation is skipped, because its
 code would end the next worker, too.
 
-The workers are forked by the fork server of ``multiprocessing``. It has imported torch and nothing of a target, and it has
-never computed, so its children may use threads and CUDA. Where there are no forks, each worker starts as a new process.
+The workers are forked by the fork server of ``multiprocessing``. It has imported torch, with what torch imports when it
+first differentiates, and nothing of a target. It has never computed, so its children may use threads and CUDA. Where there
+are no forks, each worker starts as a new process.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ from relucheck.work.perform import Raised
 if TYPE_CHECKING:
     from relucheck.gate.run import Step
 
+#: What the fork server imports, for all workers.
+PRELOADED: Final = (
+    "relucheck.gate.run",
+    "relucheck.gate.frameworks.torch_port",
+    "relucheck.gate.frameworks.torch_first_use",
+)
 #: Seconds between two checks whether a worker answers.
 _LOOK: Final = 1.0
 #: Seconds beyond twice the time limit after which a worker that does not answer is ended from outside. The watchdog inside
@@ -308,7 +315,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["relucheck.gate.run", "relucheck.gate.frameworks.torch_port"])
+    context.set_forkserver_preload(list(PRELOADED))
     return context
 
 

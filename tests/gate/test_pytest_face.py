@@ -45,15 +45,24 @@ def variables(**more):
     return env | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "PYTHONDONTWRITEBYTECODE": "1"} | more
 
 
-def run_anew(*arguments, cwd):
-    """A new Python, which has imported nothing, that finds relucheck and the target."""
+def run_anew(*arguments, cwd, unread=()):
+    """A new Python, which has imported nothing, that finds relucheck and the target.
+
+    Nobody reads the streams that ``unread`` names.
+    """
+    reading, writing = os.pipe()
+    os.close(reading)
+    streams = {name: writing if name in unread else subprocess.PIPE for name in ("stdout", "stderr")}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=cwd, env=variables(), capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, cwd=cwd, env=variables(), text=True, timeout=180, check=False, **streams)
+    os.close(writing)
+    done.stdout, done.stderr = done.stdout or "", done.stderr or ""
+    return done
 
 
-def run(*arguments, cwd, **environment):
+def run(*arguments, cwd, unread=(), **environment):
     """A process, forked where torch is imported, that finds relucheck and the target."""
-    return forked.python(*arguments, cwd=cwd, environment=variables(**environment))
+    return forked.python(*arguments, cwd=cwd, unread=unread, environment=variables(**environment))
 
 
 def gate(*arguments, cwd, **environment):

@@ -1,6 +1,6 @@
-"""Processes that start in a moment: forked from a server that has imported torch, which takes a new process 2 seconds.
+"""Processes that start in a moment, forked from a server that has imported torch and the gate, which takes 5 seconds.
 
-The server is that of multiprocessing. It imports torch and nothing of relucheck, and no thread of torch runs in it.
+The server is that of multiprocessing, which the gate's workers use, too. No thread of torch runs in it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from relucheck.gate import workers
 from relucheck.work import local
 
 
 def context() -> ForkServerContext:
     """The context of multiprocessing whose processes are forked from the server."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["torch"])
+    found.set_forkserver_preload(list(workers.PRELOADED))
     return found
 
 
@@ -36,17 +37,23 @@ def fork_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def python(
-    *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None, timeout: float = 180
+    *arguments: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    unread: Collection[str] = (),
+    timeout: float = 180,
 ) -> subprocess.CompletedProcess[str]:
     """``python -m MODULE ARGUMENTS`` or ``python -c TEXT``, with torch imported before.
 
     What depends on how an interpreter starts or ends needs a process of its own: which modules are imported, and what the
-    last flush of the standard streams does.
+    last flush of the standard streams does. A command of the gate forks its workers from this process, because a fork
+    server of its own would import torch anew.
 
     Args:
         arguments: ``-m`` or ``-c``, and what follows.
         cwd: where it runs; None means the current folder.
         environment: all of its environment variables; None means those of this process.
+        unread: which of "stdout" and "stderr" nobody reads: pipes that are closed at the other end. They are "" then.
         timeout: in seconds.
 
     Raises:
@@ -58,7 +65,8 @@ def python(
             path.touch()
         place = str(cwd or Path.cwd())
         variables = dict(os.environ if environment is None else environment)
-        process = context().Process(target=_main, args=(arguments, place, variables, _paths(), *map(str, said)))
+        files = [None if path.name in unread else str(path) for path in said]
+        process = context().Process(target=_main, args=(arguments, place, variables, _paths(), *files))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -80,7 +88,12 @@ def _paths() -> tuple[str, ...]:
 
 
 def _main(
-    arguments: tuple[str, ...], cwd: str, environment: Mapping[str, str], paths: Sequence[str], stdout: str, stderr: str
+    arguments: tuple[str, ...],
+    cwd: str,
+    environment: Mapping[str, str],
+    paths: Sequence[str],
+    stdout: str | None,
+    stderr: str | None,
 ) -> None:
     # a server that was started in the background of a shell ignores control-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -88,12 +101,19 @@ def _main(
     os.environ.update(environment)
     os.chdir(cwd)
     for name, number, path in (("stdout", 1, stdout), ("stderr", 2, stderr)):
-        with open(path, "wb") as file:
-            os.dup2(file.fileno(), number)
+        if path is None:
+            reading, writing = os.pipe()
+            os.close(reading)
+            os.dup2(writing, number)
+            os.close(writing)
+        else:
+            with open(path, "wb") as file:
+                os.dup2(file.fileno(), number)
         stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  it is open as long as the process runs
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.path[:] = [cwd, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *paths]
+    workers._context = functools.partial(multiprocessing.get_context, "fork")
     kind, what, *rest = arguments
     sys.argv[:] = ["-c" if kind == "-c" else what, *rest]
     if kind == "-c":
