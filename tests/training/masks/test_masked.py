@@ -17,11 +17,16 @@ from tests.helpers import forked
 
 RULES = {"relu": rules.RELU, "relu6": rules.RELU6, "leaky_relu": rules.LEAKY_RELU}
 CPU = torch.device("cpu")
-_TRIAL = """
-import os
+# Triton reads this variable when it is imported, and the server of the tests has imported it
+_INTERPRETED = """
+import os, sys
 os.environ["TRITON_INTERPRET"] = "1"
+for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
+    del sys.modules[name]
 import warnings
 warnings.simplefilter("ignore")
+"""
+_TRIAL = """
 import torch
 from relucheck.training.masks import kernels, masked
 assert masked.passes(kernels, torch.device("cpu"), torch.{dtype})
@@ -144,15 +149,11 @@ def test_kernels_give_the_bits_of_the_rule(dtype: str) -> None:
     """In Triton's interpreter, which has to be chosen before Triton is imported, at every bit pattern of 16-bit dtypes."""
     if not _interpretable():
         pytest.skip("Triton's interpreter before 3.6 stores nothing in tensors on a CPU")
-    done = forked.python("-c", _TRIAL.format(dtype=dtype))
+    done = forked.python("-c", _INTERPRETED + _TRIAL.format(dtype=dtype))
     assert done.stdout == "passed\n", done.stderr
 
 
 _FLOW = """
-import os
-os.environ["TRITON_INTERPRET"] = "1"
-import warnings
-warnings.simplefilter("ignore")
 import torch
 from relucheck.activations import rules
 from relucheck.training.masks import kernels, masked
@@ -183,5 +184,5 @@ def test_kernels_are_called_as_the_plain_form_is() -> None:
     """For every activation, subgradient, rule and memory format, also of strides that no kernel takes."""
     if not _interpretable():
         pytest.skip("Triton's interpreter before 3.6 stores nothing in tensors on a CPU")
-    done = forked.python("-c", _FLOW)
+    done = forked.python("-c", _INTERPRETED + _FLOW)
     assert done.stdout == "passed\n", done.stderr
