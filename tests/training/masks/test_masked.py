@@ -21,8 +21,9 @@ CPU = torch.device("cpu")
 _INTERPRETED = """
 import os, sys
 os.environ["TRITON_INTERPRET"] = "1"
-for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
-    del sys.modules[name]
+for name in list(sys.modules):
+    if name.split(".")[0] == "triton" and not name.startswith("triton._C"):  # native code loads once
+        del sys.modules[name]
 import warnings
 warnings.simplefilter("ignore")
 """
