@@ -49,7 +49,17 @@ def softplus_shifted(x):
 @pytest.mark.parametrize(
     "activation",
     [
-        *(torch.sqrt, torch.log, torch.acos, torch.atanh, torch.exp, torch.square, torch.sinh, torch.reciprocal),
+        *(
+            torch.sqrt,
+            torch.log,
+            torch.acos,
+            torch.atanh,
+            torch.exp,
+            torch.square,
+            torch.sinh,
+            torch.reciprocal,
+            torch.lgamma,
+        ),
         *(tan_reduced, outside_one, pole, to_the_third, logarithm_of_a_sum, sinc_guarded, softplus_shifted),
     ],
     ids=lambda activation: activation.__name__,

@@ -25,6 +25,8 @@ _POINT: Final = 1e-6
 _ROOM: Final = 64.0
 #: Distances from the end of a gap, as shares, at which the function must converge.
 _DISTANCES: Final = 2.0 ** -np.arange(4, 44)
+#: Distances from it, as shares, at which a gap must go on.
+_INSIDE: Final = 1e-3 * (np.arange(1, 17) * 0.6180339887498949 % 1)
 #: Distances, in machine epsilons, of the inputs at which a function is called to see how far it moves. Multiples of the
 #: golden ratio are spread evenly, and at no equal distances, at which a periodic function could take one value.
 _NEAR: Final = np.asarray(8 * (np.arange(64) * 0.6180339887498949 % 1) - 4, dtype=np.float64)
@@ -133,17 +135,17 @@ def _gaps(case: Case, x: Floats, bad: Mask) -> list[_Gap]:
 
 def _edge(wrong: Callable[[Floats], Mask], kind: FloatFormat, good: float, bad: float) -> float:
     """Return the number between two inputs, neighbouring in a format, at which a function begins to be wrong."""
-    right, left = kind.ordinals(np.array([good, bad])).tolist()
-    while abs(left - right) > 1:
-        step = max(1, abs(left - right) // 64)
-        between = np.arange(right, left, step if left > right else -step)[1:]
+    before, after = kind.ordinals(np.array([good, bad])).tolist()
+    while abs(after - before) > 1:
+        step = max(1, abs(after - before) // 64)
+        between = np.arange(before, after, step if after > before else -step)[1:]
         found = wrong(kind.from_ordinals(between))
         index = first(found) if found.any() else between.size
-        right, left = (
-            int(between[index - 1]) if index else right,
-            int(between[index]) if index < between.size else left,
+        before, after = (
+            int(between[index - 1]) if index else before,
+            int(between[index]) if index < between.size else after,
         )
-    return float(kind.from_ordinals(np.array([left]))[0])
+    return float(kind.from_ordinals(np.array([after]))[0])
 
 
 def _infinite(f: Callable[[Floats], Floats]) -> Callable[[Floats], Mask]:
@@ -167,6 +169,9 @@ def _artefact(case: Case, gap: _Gap) -> str:
     if gap.point:
         return "the function has finite limits on both sides"
     end, side = sides[0]
+    width = gap.high - gap.low if math.isfinite(gap.high - gap.low) else abs(end)
+    if np.isfinite(case.exact(end - side * width * _INSIDE)).any():
+        return ""  # single inputs, such as the poles of the logarithm of the gamma function
     if not gap.is_nan:
         return f"the function converges to a finite limit at {end:.9g}, and is infinite from there on"
     at_threshold = (np.abs(THRESHOLDS - end) <= 1e-6 * abs(end)).any()
