@@ -122,7 +122,7 @@ class Resolution:
         return np.fmax.reduce(np.abs(values - values[0]), axis=0, initial=0.0)
 
     def of_cancellation(self, f: Callable[[Floats], Floats], x: Floats) -> Floats:
-        """Return how much a function loses to cancellation in float64 at inputs where that is as coarse as this format.
+        """Return how much a sum loses to cancellation where float64 is as coarse as this format.
 
         A term such as ``x - (x - 3)`` is lost at inputs whose neighbours are further apart than 3, in whatever format. So
         the function in float64 is compared with itself at larger inputs, whose neighbours in float64 are as far apart as

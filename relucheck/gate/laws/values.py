@@ -222,7 +222,7 @@ def _failure(case: Case, value: float, reason: str, bad: Mask) -> LawViolation:
 
 @law(per_channel=True)
 def dtype_agreement(case: Case) -> None:
-    """Values equal those in float64 over the dtype's range, and so do gradients at kinks and large inputs.
+    """Values, and gradients at kinks and at large inputs, equal those in float64.
 
     Both are computed by the same activation, at the same inputs. They may differ by rounding: by some machine epsilons, by
     as much as the function moves between neighbouring inputs, and by what a sum loses to cancellation
@@ -275,7 +275,7 @@ def _subgradients_agree(case: Case) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Quantity:
-    """What is compared: ``"value"`` or ``"gradient"``, in the dtype under test and in float64, (n,) to (n,)."""
+    """What is compared, ``"value"`` or ``"gradient"``: as a function in the dtype under test and in float64."""
 
     noun: str
     narrow: Callable[[Floats], Floats]
@@ -286,7 +286,7 @@ class _Quantity:
         return self.bounds(case, x, self.narrow(x))[0]
 
     def bounds(self, case: Case, x: Floats, got: Floats) -> tuple[Mask, Floats, Floats]:
-        """Return a mask of the inputs at which it differs from that in float64, and the bounds there, (n,) each.
+        """Return a mask of the inputs at which it differs, and its bounds, (n,) each.
 
         Args:
             case: the case under test.
