@@ -1,4 +1,4 @@
-"""Laws about values: they are finite where the function is, and the same in every dtype, as gradients are."""
+"""Laws about values: finite where the function is, and the same in every dtype, as gradients are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROOM: Final = 64.0
 #: Distances from the end of a gap, as shares, at which the function must converge.
 _DISTANCES: Final = 2.0 ** -np.arange(4, 44)
 #: Distances from it, as shares, at which a gap must go on.
-_INSIDE: Final = 1e-3 * (np.arange(1, 17) * 0.6180339887498949 % 1)
+_INSIDE: Final = np.asarray(1e-3 * (np.arange(1, 17) * 0.6180339887498949 % 1), dtype=np.float64)
 #: Distances, in machine epsilons, of the inputs at which a function is called to see how far it moves. Multiples of the
 #: golden ratio are spread evenly, and at no equal distances, at which a periodic function could take one value.
 _NEAR: Final = np.asarray(8 * (np.arange(64) * 0.6180339887498949 % 1) - 4, dtype=np.float64)
