@@ -1,4 +1,4 @@
-"""Laws about values: finite where the function is, and the same in every dtype, as gradients are."""
+"""Laws about values: finite where the function is, and equal in every dtype."""
 
 from __future__ import annotations
 
