@@ -15,7 +15,7 @@ import functools
 import itertools
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +27,8 @@ from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover
 from relucheck.gate.frameworks import FrameworkError, framework_named
 from relucheck.gate.frameworks.exchange import Disconnected
-from relucheck.gate.isolation.guard import CodeRaised, Runaway, guarded
+from relucheck.gate.isolation import watchdog
+from relucheck.gate.isolation.guard import CodeRaised, Runaway, contained, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of
 from relucheck.gate.subject import NotAnActivation, Subject, TargetError
@@ -105,6 +106,7 @@ class Gate:
         self._start_devices([*given, *(each for finding in self.findings for each in finding.activations)])
         self.entries: dict[str, Entry] = {}
         self._cases: dict[tuple[str, str, str], Case] = {}
+        self._slow_peers: dict[str, Runaway] = {}
         for activation in given:
             self._add(activation, "")
         for finding in self.findings:
@@ -279,7 +281,29 @@ class Gate:
 
     def _new_case(self, name: str, subject: Subject, dtype: str, device: str) -> Case:
         peers, changes = self.peers.get(name), self.entries[name].changes
-        return Case(subject, dtype, device, self.config, peers=peers, changes=changes, calling=self._calls)
+        calling = functools.partial(self._comparing, name)
+        return Case(subject, dtype, device, self.config, peers=peers, changes=changes, calling=calling)
+
+    @contextlib.contextmanager
+    def _comparing(self, name: str, peer: str) -> Iterator[None]:
+        """Call a peer of an activation: what it raises, and a time limit that it exceeds, are errors of the peer.
+
+        Raises:
+            Runaway: if the peer exceeds the time limit, or has done so before.
+            CodeRaised: if the peer raises.
+        """
+        if peer in self._slow_peers:
+            raise self._slow_peers[peer]
+        self._calls(peer)
+        try:
+            with contained(self.config.time_limit):
+                yield
+        except Runaway as error:
+            self._slow_peers[peer] = error  # nobody waits for it twice
+            raise
+        finally:
+            self._calls(name)
+            watchdog.start(self.config.time_limit)  # which the block has stopped
 
     def run(self, item: Item) -> Verdict:
         """Check one item and return the verdict.

@@ -129,6 +129,17 @@ def hard_elish(x: Tensor) -> Tensor:
     return torch.where(x >= 0, x * gate, torch.expm1(x.clamp(max=0)) * gate)
 
 
+def gated_by_minimum(x: Tensor) -> Tensor:
+    # just above 1 the quotient rounds to 1, and minimum splits the gradient as at the kink
+    one = torch.ones_like(x)
+    return x * torch.minimum(one, (x + 1) / 2)
+
+
+def clipped_by_difference(x: Tensor) -> Tensor:
+    # 6 cancels where neighbouring numbers are further apart, in every dtype
+    return F.relu(x) - F.relu(x - 6)
+
+
 def three_kinks(x: Tensor) -> Tensor:
     return F.relu(x + 1) - 2 * F.relu(x) + F.relu(x - 1)
 
@@ -343,10 +354,10 @@ HAND_WRITTEN = [
     hardswish_by_relu6, hardsigmoid_by_clamp, relu_by_clamp, relu_by_maximum, relu_by_absolute, relu_by_mask,
     leaky_by_maximum, leaky_by_where, squared_relu, swish, mish, softplus_stable, gelu_by_erf, quick_gelu, elu_by_where,
     selu_by_hand, snake, growing_cosine, sine, gaussian, bent_identity, softsign_by_hand, arctangent, signed_square,
-    tanh_exp, log_cosh, hard_elish, three_kinks, odd_bounds, soft_threshold, absolute, identity, swish_custom_function,
-    LearnableSwish, LearnableThreshold, ChannelScale, MaxOfLines, quintic_step, indexed, masked, with_keywords,
-    elu_by_output, squared_relu_custom_function, Buffered, InFloat32, ScaleOfOne, InPlaceByHand,
-    FusedLeaky, FusedSwish, ChannelSlopes, PACT,
+    tanh_exp, log_cosh, hard_elish, gated_by_minimum, clipped_by_difference, three_kinks, odd_bounds, soft_threshold,
+    absolute, identity, swish_custom_function, LearnableSwish, LearnableThreshold, ChannelScale, MaxOfLines, quintic_step,
+    indexed, masked, with_keywords, elu_by_output, squared_relu_custom_function, Buffered, InFloat32, ScaleOfOne,
+    InPlaceByHand, FusedLeaky, FusedSwish, ChannelSlopes, PACT,
 ]  # fmt: skip
 OURS = [
     Activation("ours_relu", ReLU),
@@ -361,11 +372,6 @@ HEALTHY: list[Any] = [*modules(), *HAND_WRITTEN, *OURS]
 #: The oneDNN kernel that torch takes for gelu where the processor has AVX-512; its own AVX2 kernel keeps subnormals. Asked
 #: of the value itself, without the gate: the law must fail where this is so, and nowhere else.
 GELU_FLUSHES = bool((torch.nn.functional.gelu(torch.full((83,), 2.0**-128, dtype=torch.bfloat16)) == 0).any())
-
-_BOUND = torch.zeros(1, requires_grad=True)
-_BOUND.clamp(min=0).sum().backward()
-#: Before torch 2.14 clamp passes the gradient on at its bounds, so also where x / 6 + 0.5 rounds to 1 beyond 3.
-CLAMP_PASSES = bool(_BOUND.grad)
 
 _THREES = torch.full((83,), 3.0, requires_grad=True)
 F.hardswish(_THREES).sum().backward()
@@ -406,17 +412,6 @@ KNOWN = (
             message="forward flushes a subnormal input to zero",
         )
     ][: int(GELU_FLUSHES)],
-    *[
-        ExpectedFailure(
-            f"{name}/{law}/*", "torch: clamp passes the gradient on at its bounds, and x rounds to one", message=message
-        )
-        for name, law, message in (
-            ("hardsigmoid_by_clamp", "derivative", "1 ulp from the kink at 3|2 ulp from the kink at 3"),
-            ("hardsigmoid_by_clamp", "hit_on_input", "1 ulp from the kink at 3|2 ulp from the kink at 3"),
-            ("hard_elish", "derivative", "1 ulp from the kink at 1"),
-        )
-        if CLAMP_PASSES
-    ],
     *[
         ExpectedFailure(f"Hardswish/{law}/*", "torch: hardswish's gradient at 3 depends on the position", message=message)
         for law, message in (

@@ -217,6 +217,48 @@ def _tail_closed(x: Tensor, v: Tensor) -> Tensor:
 
 
 three_dimensions_closed = relu_with(lambda x, v: v * (x >= 0 if x.ndim > 2 else x > 0).to(x.dtype))
+
+
+def quotient_by_square(x: Tensor) -> Tensor:
+    # isru of echoAI: the square overflows, and the quotient is 0 in place of 1
+    return x / torch.sqrt(1 + x * x)
+
+
+def squareplus_by_square(x: Tensor) -> Tensor:
+    return (x + torch.sqrt(x * x + 4)) / 2
+
+
+# the value is right up to the largest number, and the gradient 0 in place of 1 where the square overflows
+slope_by_square = rule(lambda x: torch.hypot(x, torch.ones_like(x)), lambda x, v: v * x / torch.sqrt(1 + x * x))
+
+
+def wrong_table_entry(x: Tensor) -> Tensor:
+    wrong = (x == 1.5) & (x.dtype == torch.float16)
+    return torch.where(wrong, 0.5 * torch.tanh(x), torch.tanh(x))
+
+
+def saturation_by_polynomials(x: Tensor) -> Tensor:
+    # sqnl of echoAI, as a sum of products with masks: infinity times 0, here from 5.3e153 on in float64
+    masks = [(x.abs() <= 2).to(x.dtype), (x.abs() > 2).to(x.dtype)]
+    return masks[0] * (x - 2.5 * x * (2.5 * x).abs() / 25) + masks[1] * x.sign()
+
+
+def _gated(x: Tensor) -> Tensor:
+    return x * torch.clamp((x + 1) / 2, max=1.0)
+
+
+def _gated_slope(x: Tensor) -> Tensor:
+    return torch.where(x < 1, x + 0.5, torch.ones_like(x))
+
+
+# at the first number above 1, (x + 1) / 2 may round to 1, but no slope lies outside 1 and 1.5
+steep_above_the_kink = rule(
+    _gated, lambda x, v: v * torch.where((x > 1) & (x - 1 < 2 * torch.finfo(x.dtype).eps), 1.6 * x, _gated_slope(x))
+)
+# 1.25 lies between them, and in float64 as well it is taken at inputs beside 1
+mean_around_the_kink = rule(
+    _gated, lambda x, v: v * torch.where((x - 1).abs() <= 2**-7, torch.full_like(x, 1.25), _gated_slope(x))
+)
 saturates_at_100 = relu_with(lambda x, v: v * ((x > 0) & (x < 100)).to(x.dtype))
 tail_dropped = relu_with(_tail_dropped)
 tail_closed = relu_with(_tail_closed)

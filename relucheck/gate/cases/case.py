@@ -5,9 +5,11 @@ Each quantity is computed once per case and shared by all laws, so that thousand
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import numpy as np
@@ -67,7 +69,8 @@ class Case:
         peers: other activations that are numerically the same function, by name.
         changes: the global state that the activation's construction and a first call changed.
         law: name of the law that is being checked; violations carry it.
-        calling: is called with the name of a peer before the peer is.
+        calling: returns a context manager in which the peer of a name is called; it raises what the peer does, or that the
+            peer took too long.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Case:
         *,
         peers: Mapping[str, Subject] | None = None,
         changes: Sequence[str] = (),
-        calling: Callable[[str], None] = lambda name: None,
+        calling: Callable[[str], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
         self.format = FORMATS[dtype]
@@ -132,6 +135,11 @@ class Case:
     def f(self) -> Function:
         """The activation in the dtype under test, as a function from shape (n,) to shape (n,)."""
         return self.subject.function(self.dtype, self.device)
+
+    @functools.cached_property
+    def wide(self) -> Function:
+        """The activation in float64, with its parameters rounded to the dtype under test."""
+        return self.subject.widened(self.dtype, self.device)
 
     @functools.cached_property
     def exact(self) -> Callable[[Floats], Floats]:
@@ -193,6 +201,16 @@ class Case:
         dense = np.linspace(-128, 128, 2049)
         values = np.concatenate([self.rounded(np.concatenate([grid, -grid, dense])), self.near_kinks, self.thresholds])
         return np.unique(values + 0.0)  # both zeros are +0 then
+
+    @functools.cached_property
+    def everywhere(self) -> tuple[Floats, Floats]:
+        """Sorted inputs over the whole range of the dtype, and the values there, (n,) each.
+
+        The probe points are among them. Zero is +0.
+        """
+        x = self.finite_values if self.format.width == 16 else np.concatenate([self.finite_values, self.x])
+        x = np.unique(x + 0.0)
+        return x, self.value(x)
 
     @functools.cached_property
     def thresholds(self) -> Floats:
@@ -265,7 +283,8 @@ class Case:
         The forward decides which inputs equal the kink. Where the dtype does not represent the kink, or where arithmetic
         precedes the comparison (``x + 3`` in 16 bits), that may be several representable values. A point within 8 machine
         epsilons of the kink counts as decided only if its value differs clearly from that of the other branch. Where the
-        exact value lies below the subnormal numbers and was lost, the same may have happened inside.
+        exact value lies below the subnormal numbers and was lost, the same may have happened inside. See also
+        ``_rounded_onto``.
         """
         index, distance = self.nearest
         x, y = self.x, self.y
@@ -289,6 +308,24 @@ class Case:
             result |= near & (distance > 0) & (~distinguished | lost)
             # the values that round to the kink where it computes stand for the kink
             result |= near & (working.rounded(x) == working.rounded(kink.at)) & (distance > 0)
+            result |= self._rounded_onto(kink, near & (distance > 0) & ~result)
+        return result
+
+    def _rounded_onto(self, kink: FoundKink, near: Mask) -> Mask:
+        """Mask of the probe points near a kink that an expression inside puts on it, although their values do not show it.
+
+        In ``x * min(1, (x + 1) / 2)`` the quotient rounds to 1 just above 1, where the value is x on either branch. The
+        gradient shows it: it lies in the Clarke interval, away from the slope of its side. That float64, whose rounding is
+        finer, has the slope of the side at the same input tells rounding from a backward that treats a range as the kink.
+        """
+        if kink.at == 0 or kink.singular or kink.jump or self.activation.surrogate or not near.any():
+            return np.zeros_like(near)
+        low, high = kink.hull
+        slope, slack = (self.estimates[0] + self.estimates[1]) / 2, self.tolerance(kink)
+        close = 0.05 * (high - low)
+        result = near & (self.g >= low - slack) & (self.g <= high + slack) & (np.abs(self.g - slope) > close)
+        if result.any() and self.dtype != "float64":
+            result[result] = np.abs(self.reverse(self.x[result], f=self.wide) - slope[result]) <= close
         return result
 
     def _limit(self, kink: FoundKink) -> float:

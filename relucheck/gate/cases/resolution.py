@@ -27,6 +27,10 @@ from relucheck.numerics.floats import FORMATS, FloatFormat, Floats, differs
 _NEIGHBOURS: Final = (-1.91, -1.23, -0.53, 0.53, 1.23, 1.91)
 #: The same at large inputs, where all that is known of a gradient is how far it moves.
 _DISTANT: Final = (-19, -12, -9, -5, -3, -1, 0, 1, 2, 4, 7, 13, 17)
+#: Factors by which the neighbours of an input are further apart, when it is seen what cancels.
+_COARSER: Final = 2.0 ** np.array([0, 1, 2, 4, 8])
+#: Steps, in machine epsilons, by which the input moves for that.
+_STEPS: Final = (-1.5, -0.5, 0, 1)
 #: Inputs with full significands, whose results would not fit in a narrower format by chance.
 _GENERIC: Final = np.linspace(-6.0, 6.0, 200) * 0.9973 + 0.0137
 
@@ -116,6 +120,27 @@ class Resolution:
         near = self.neighbours(x, eps)
         values = self._exact(near.ravel()).reshape(near.shape)
         return np.fmax.reduce(np.abs(values - values[0]), axis=0, initial=0.0)
+
+    def of_cancellation(self, f: Callable[[Floats], Floats], x: Floats) -> Floats:
+        """Return how much a sum loses to cancellation where float64 is as coarse as this format.
+
+        A term such as ``x - (x - 3)`` is lost at inputs whose neighbours are further apart than 3, in whatever format. So
+        the function in float64 is compared with itself at larger inputs, whose neighbours in float64 are as far apart as
+        those of the given one are in this format, and up to 256 times as far. A function that grows moves between the two
+        as well, so the result, (n,), is at most 16 machine epsilons of the input. An overflow leaves no trace here, because
+        float64 has room for it.
+
+        Args:
+            f: the function in float64, (n,) to (n,).
+            x: the points, (n,).
+        """
+        most = 16 * self.format.eps * np.maximum(np.abs(x), 1.0)
+        large = self.format.eps / self.exact_eps * _COARSER[:, None] * x
+        # two sums may be rounded alike, and cancel, except beside a power of two
+        power = np.copysign(2.0 ** np.ceil(np.log2(np.abs(large))), large)
+        points = np.concatenate([side * (1 + step * self.exact_eps) for side in (large, power) for step in _STEPS])
+        moved = np.abs(f(points.ravel()).reshape(points.shape) - f(x)).max(axis=0)
+        return np.where(np.isfinite(moved), np.minimum(8 * moved, most), most)
 
     def of_gradient(self, x: Floats, eps: float | None = None) -> Floats:
         """Return how far the exact derivative moves between neighbours of each point, (n,).

@@ -173,34 +173,6 @@ def _among(case: Case, corners: list[FoundKink]) -> Mask:
     return chosen[index] & (distance <= 4 * case.eps * size[index])
 
 
-@law(per_channel=True)
-def dtype_agreement(case: Case) -> None:
-    """The subgradient equals that in float64 at every kink that the dtype represents."""
-    if case.dtype == "float64":
-        raise NotApplicable("the law compares the other dtypes with float64")
-    corners = [kink for kink in case.corners if case.represents(kink)]
-    if not corners:
-        raise NotApplicable("the dtype represents no kink in the scanned range")
-    at = [kink.at for kink in corners]
-    try:
-        expected = case.reverse(np.array(at), f=case.subject.widened(case.dtype, case.device)).tolist()
-    except case.framework.errors as error:
-        raise NotApplicable(f"the law compares with float64, in which the activation does not run: {error}") from None
-    got = case.reverse(case.rounded(at)).tolist()
-    for kink, value, right in zip(corners, got, expected, strict=True):
-        if _beyond(value, right, right, case.tolerance(kink)):
-            raise case.fail(
-                "the subgradient differs between dtypes",
-                x=kink.at,
-                cotangent=1.0,
-                got=value,
-                allowed=f"{right!r}, as in float64",
-                script=case.script.one_gradient(
-                    kink.at, 1.0, within("got", right, right, case.tolerance(kink)), f"float64 gives {right!r}"
-                ),
-            )
-
-
 @law()
 def continuity(case: Case) -> None:
     """The value has no jump.

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import first, wider
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
@@ -42,23 +43,31 @@ def _compare(case: Case, theirs: Floats, label: str, *, at_kinks: str = "error",
         slack = np.maximum(tolerance, scale)
         different &= case.on_kink | ~((ours >= low - slack) & (ours <= high + slack))
     inside = (ours >= low - tolerance) & (ours <= high + tolerance)
-    noticed = different & case.on_kink & inside if at_kinks == "notice" else np.zeros_like(different)
+    # of two at a kink, one outside the interval says nothing about one inside it
+    right = (theirs >= low - tolerance) & (theirs <= high + tolerance)
+    noticed = np.zeros_like(different)
+    if at_kinks == "notice":
+        noticed = different & ((case.on_kink & inside & right) | np.isnan(low + high))
+        different &= ~(case.on_kink & inside) | noticed
     errors = different & ~noticed
     index = next((first(mask) for mask in (errors & case.on_kink, errors, noticed) if mask.any()), None)
     if index is None:
         return
     value = float(case.x[index])
     on_kink = bool(case.on_kink[index])
-    right = float(theirs[index])
+    wanted = float(theirs[index])
+    what = f"the gradient differs from {label}'s " + ("at the kink" if on_kink else "away from the kinks")
+    if inside[index] and not right[index]:
+        what += f", and that of {label} is not {'an allowed subgradient' if on_kink else 'the derivative'}"
     raise case.fail(
-        f"the gradient differs from {label}'s " + ("at the kink" if on_kink else "away from the kinks"),
+        what,
         x=value,
         cotangent=1.0,
         got=float(ours[index]),
-        allowed=f"{right!r}, as {label}",
+        allowed=f"{wanted!r}, as {label}",
         level="notice" if noticed[index] else "error",
         script=case.script.one_gradient(
-            value, 1.0, within("got", right, right, float(scale[index])), f"{label} gives {right!r}{source}"
+            value, 1.0, within("got", wanted, wanted, float(scale[index])), f"{label} gives {wanted!r}{source}"
         ),
     )
 
@@ -103,33 +112,52 @@ def equal_spellings(case: Case) -> None:
     """Activations that are numerically the same function have the same gradients.
 
     The law compares gradients at kinks and elsewhere. Two activations are compared if one declares the other by
-    ``same_as``, or if their values agree; torch's activations take part. A difference inside the Clarke interval is an
-    error if it contradicts ``same_as``, otherwise a notice. Source: pytorch issues 184572 and 184574, clamp against relu6.
+    ``same_as``, or if their values agree; torch's activations take part. A difference from the declared one is an error.
+    Without a declaration the other one is no authority: away from kinks, only a gradient that is not the derivative is an
+    error, and it is one of the activation that has it. At a kink, a gradient outside the Clarke interval is an error, and
+    two that lie inside it are a notice. Another activation that raises, takes too long or has a gradient that is not finite
+    says nothing about this one, unless it is the declared one. Source: pytorch issues 184572 and 184574, clamp against
+    relu6.
     """
-    if not case.peers:
-        raise NotApplicable(f"no other activation of the run or of {case.framework.name} is the same function")
+    compared = False
     # the declared one first, and an error about any before a notice about another
     violations: list[LawViolation] = []
     for name, peer in sorted(case.peers.items(), key=lambda entry: (entry[0] != case.activation.same_as, entry[0])):
-        case.calling(name)
         try:
-            _compare_with(case, name, peer)
+            compared |= _compare_with(case, name, peer)
         except LawViolation as violation:
             violations.append(violation)
     for level in ("error", "notice"):
         for found in violations:
             if found.level == level:
                 raise found
+    if not compared:
+        raise NotApplicable(f"no other activation of the run or of {case.framework.name} is the same function and runs")
 
 
-def _compare_with(case: Case, name: str, peer: Subject) -> None:
+def _compare_with(case: Case, name: str, peer: Subject) -> bool:
+    """Compare with a peer; return whether it runs."""
     declared = name == case.activation.same_as
     try:
-        other = peer.function(case.dtype, case.device)
-        peer.framework.value(other, case.x[:4])
+        with case.calling(name):
+            y, pullback = peer.framework.pullback(peer.function(case.dtype, case.device), case.x)
+            theirs = pullback(np.ones_like(y))
     except Exception as error:
         if declared:
-            raise case.unsupported(error, f"{name} in {case.framework.spelled(case.dtype)}") from None
-        return
-    y, pullback = peer.framework.pullback(other, case.x)
-    _compare(case, pullback(np.ones_like(y)), name, at_kinks="error" if declared else "notice")
+            raise _unusable(case, name, peer, error) from None
+        return False
+    _compare(case, theirs, name, at_kinks="error" if declared else "notice")
+    return True
+
+
+def _unusable(case: Case, name: str, peer: Subject, error: Exception) -> LawViolation:
+    """Build a violation that says why the declared peer cannot be compared with: a notice if its dtype is the reason."""
+    raised = getattr(error, "raised", error)
+    if peer.framework.diagnosis(raised) == "dtype":
+        return case.unsupported(raised, f"{name} in {case.framework.spelled(case.dtype)}")
+    how = error_text(raised)
+    return case.fail(
+        f"the declared spelling {name} cannot be compared with: the error is one of {name}, {how}",
+        got=how,
+        allowed=f"a gradient of {name} for inputs from {float(case.x.min()):.3g} to {float(case.x.max()):.3g}",
+    )
