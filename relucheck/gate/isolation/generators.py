@@ -1,4 +1,7 @@
-"""The default random generators of Python, NumPy and torch: read, compared and restored, around every item of a run."""
+"""The default random generators of Python, NumPy and torch: read, compared and restored.
+
+That is done around every item of a run.
+"""
 
 from __future__ import annotations
 
