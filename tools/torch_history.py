@@ -54,21 +54,25 @@ class NoRun(Exception):
 
 
 def thinned(bodies: Sequence[Report], environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one report for those of several runs, without scripts and without results that passed."""
-    results = [
-        {key: result[key] for key in ("activation", "law", "dtype", "device", "outcome")}
-        | {"message": result["message"].split("\n  reproduce:")[0]}
-        for body in bodies
-        for result in body["results"]
-        if result["outcome"] != "passed"
-    ]
+    """Return one report for those of several runs, with the kink tables and the first lines of messages.
+
+    The list "outcomes" holds, by law, outcome and message, activations with their dtypes. What passed is left out.
+    """
+    groups: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for result in itertools.chain.from_iterable(body["results"] for body in bodies):
+        if result["outcome"] != "passed":
+            message = (
+                result["message"].split("\n")[0].removeprefix(f"{result['activation']}/{result['law']}/{result['dtype']}: ")
+            )
+            names = groups.setdefault((result["law"], result["outcome"], message), {})
+            names.setdefault(result["activation"], []).append(result["dtype"])
+    keys = ("law", "outcome", "message")
     return {
         **{key: bodies[0][key] for key in ("schema", "schema_version")},
         "versions": dict(environment),
         "targets": [target for body in bodies for target in body["targets"]],
         "counts": dict(sum((collections.Counter(body["counts"]) for body in bodies), collections.Counter())),
-        "thinned": "without scripts and without results that passed",
-        "results": results,
+        "outcomes": [dict(zip(keys, group, strict=True)) | {"items": names} for group, names in groups.items()],
         "searched": {name: dtypes for body in bodies for name, dtypes in body["searched"].items()},
         "kinks": [row for body in bodies for row in body["kinks"]],
     }
@@ -139,12 +143,14 @@ def changes(bodies: Sequence[Report]) -> list[Change]:
 def _of_laws(bodies: Sequence[Report]) -> list[Change]:
     tables = [
         {
-            item_id(row["activation"], row["law"], row["dtype"], row["device"]): (row["outcome"], row["message"])
-            for row in body["results"]
+            item_id(name, group["law"], dtype): (group["outcome"], group["message"])
+            for group in body["outcomes"]
+            for name, dtypes in group["items"].items()
+            for dtype in dtypes
         }
         for body in bodies
     ]
-    there = [{*body["searched"], *(row["activation"] for row in body["results"])} for body in bodies]
+    there = [{*body["searched"], *(name for group in body["outcomes"] for name in group["items"])} for body in bodies]
     found = []
     for id in dict.fromkeys(itertools.chain.from_iterable(tables)):
         name = id.partition("/")[0]
@@ -153,7 +159,7 @@ def _of_laws(bodies: Sequence[Report]) -> list[Change]:
             for table, names in zip(tables, there, strict=True)
         ]
         # numbers in a message, such as a count of inputs, differ with the position that was tried first
-        if len({(outcome, _NUMBER.sub("#", message.split("\n")[0])) for outcome, message in states}) > 1:
+        if len({(outcome, _NUMBER.sub("#", message)) for outcome, message in states}) > 1:
             found.append(Change(id, tuple(_CELLS[outcome] for outcome, _ in states)))
     return found
 
@@ -225,9 +231,12 @@ def page(bodies: Sequence[Report], text: Mapping[str, Any]) -> tuple[str, list[s
         groups: dict[tuple[str, ...], list[str]] = {}
         for change in rows.get(number, ()):
             groups.setdefault(change.cells, []).append(change.id)
-        for cells, ids in groups.items():
-            why = " ".join(judgement["why"].split())
-            table.append([judgement["what"], items(ids), *cells, judgement["right"], why])
+        # one cell for all items of a change where they agree, else one for each group of items
+        cells = [
+            "; ".join(dict.fromkeys(column) if len(set(column)) == 1 else column) for column in zip(*groups, strict=True)
+        ]
+        where = "; ".join(map(items, groups.values()))
+        table.append([judgement["what"], where, *cells, judgement["right"], " ".join(judgement["why"].split())])
     runs = [
         [
             version,
