@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 
+from relucheck.gate.drift import differences
 from tests.docs.documents import ROOT, tool
 
 FOLDER = ROOT / "reports" / "gate" / "history"
@@ -85,6 +86,15 @@ def test_each_kind_of_change_is_a_change_and_nothing_else_is():
         "ReLU/kink at 0": ("0", "float32: 0; bfloat16: 1"),
         "GELU/kink at 2": ("no kink", "0"),
     }
+
+
+def test_an_activation_that_is_not_in_a_run_is_no_kink_that_went_away():
+    old = _body("2.4.1", OLD, [_kink("ReLU", at, float32=0.0) for at in (0.0, 6.0)] + [_kink("GELU", 2.0, float32=0.0)])
+    run = [_result("GELU", "subgradient", "float32", "passed") | {"kinks": []}]
+    assert differences(old, run, "old.json") == [
+        "GELU at 2: the kink no longer exists",
+        "this run did not search for kinks of ReLU",
+    ]
 
 
 def test_a_change_without_a_judgement_is_named_and_so_is_a_judgement_without_a_change():
