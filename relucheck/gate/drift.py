@@ -20,7 +20,7 @@ def differences(old: Mapping[str, Any], results: Sequence[Row], name: str) -> li
         name: file name of the older report, for the error message.
 
     Returns:
-        One line per difference.
+        One line per difference. Activations of the older table that are not in the run share the last line.
 
     Raises:
         ReportError: where the two have no activation or no dtype in common.
@@ -39,7 +39,9 @@ def differences(old: Mapping[str, Any], results: Sequence[Row], name: str) -> li
             f"nothing to compare: {name} has the dtypes {theirs}, this run has {ours}; "
             f"run with one of the dtypes of {name} (--dtypes), or write it again"
         )
-    return drift(old["kinks"], kink_table(results))
+    gone = {row["activation"] for row in old["kinks"]} - now.keys()
+    lines = drift([row for row in old["kinks"] if row["activation"] not in gone], kink_table(results))
+    return [*lines, f"this run did not search for kinks of {_names(gone)}"] if gone else lines
 
 
 def _names(names: Iterable[str]) -> str:

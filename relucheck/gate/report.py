@@ -167,7 +167,7 @@ def matrix(results: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str
     return activations, laws, {key: worst(outcomes) for key, outcomes in cells.items()}
 
 
-def _modes(subgradient: Mapping[str, Any]) -> str:
+def modes(subgradient: Mapping[str, Any]) -> str:
     """Format the subgradients of all modes; one number where they agree."""
     values = {mode: value for mode, value in subgradient.items() if value is not None}
     reverse = _number(subgradient.get("reverse"))
@@ -192,7 +192,7 @@ def _kinks(rows: Sequence[Row]) -> Table:
         )
         cells = []
         for dtype in dtypes:
-            text = _modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
+            text = modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
             cells.append(text + (f" at {_number(row['rounded'][dtype])}" if dtype in row["rounded"] else ""))
         body.append([row["activation"], where, _number(row["left"]), _number(row["right"]), *cells])
     title = "kinks: one-sided derivatives, and the subgradient by dtype (and by mode, where modes differ)"
