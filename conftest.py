@@ -16,7 +16,7 @@ from relucheck.work import cores
 
 # There are no deadlines, because the first call of a torch function takes a hundred times as long as later calls. The
 # profile "ci" repeats the same examples in every run, so that a failure means that the code has changed. The profile
-# "thorough" tries 20 times as many examples.
+# "thorough" tries 20 times as many examples, and more where tests.helpers.per_dtype gives each dtype fewer.
 _COMMON = {
     "deadline": None,
     "print_blob": True,

@@ -16,15 +16,15 @@ import relucheck
 from relucheck.errors import MISSING, RelucheckError
 from relucheck.extras import EXTRAS, MissingExtraError, require
 from relucheck.reproduction.run import reproduce
-from tests.helpers import core_check
+from tests.helpers import core_check, forked
 
 ROOT = Path(relucheck.__file__).parents[1]
 
 
 def run_without(missing: set[str], program: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a program in an interpreter where some packages cannot be imported."""
+    """Runs a program in a process where some packages cannot be imported; torch, which needs none of them, has been."""
     code = core_check.WITHOUT.format(missing=missing) + textwrap.dedent(program)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
+    return forked.python("-c", code, cwd=cwd)
 
 
 REPRODUCE = 'run: pip install "relucheck[reproduce]"'

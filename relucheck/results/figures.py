@@ -8,6 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from relucheck.extras import require
 from relucheck.results.files import write_atomically
 
@@ -78,6 +80,20 @@ def number_ticks(axis: Any) -> None:
     axis.set_minor_formatter(FuncFormatter(minor))
 
 
+def _pixels(figure: Any) -> Any:
+    """Draw a figure once, as uint8 [height, width, RGBA].
+
+    ``savefig`` would draw it twice, because other formats than PNG need its layout before they are drawn.
+    """
+    before = figure.dpi
+    figure.dpi = _DPI
+    try:
+        figure.canvas.draw()
+        return np.array(figure.canvas.buffer_rgba())
+    finally:
+        figure.dpi = before
+
+
 def png(figure: Any) -> bytes:
     """Render a matplotlib figure as the bytes of a PNG file; equal figures give equal bytes.
 
@@ -85,10 +101,10 @@ def png(figure: Any) -> bytes:
     """
     from PIL import Image  # matplotlib depends on it
 
-    drawn, stream = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=_DPI)
+    stream = io.BytesIO()
     octree = Image.Quantize.FASTOCTREE  # here smaller and closer to the original than the median cut
-    picture = Image.open(drawn).convert("RGB").quantize(_COLOURS, octree, dither=Image.Dither.NONE)
+    drawn = Image.fromarray(_pixels(figure)).convert("RGB")
+    picture = drawn.quantize(_COLOURS, octree, dither=Image.Dither.NONE)
     # the octree's white is (254, 254, 254), which is visible on a white page
     picture.putpalette([255 if value >= 254 else value for value in picture.getpalette() or ()])
     picture.save(stream, format="png", optimize=True)

@@ -208,7 +208,7 @@ class Settings:
     @property
     def shared(self) -> dict[str, Any]:
         """What the seeds of a comparison have in common, as JSON: everything but the members."""
-        return {name: value for name, value in self.to_json().items() if name != "members"}
+        return {name: value for name, value in self._json([]).items() if name != "members"}
 
     def of_seeds(self, seeds: Sequence[int]) -> Settings:
         """The same comparison, restricted to the members of some of its seeds."""
@@ -220,8 +220,13 @@ class Settings:
         Settings that hold nothing out have no entry ``validation``, so that their digests stay what they were before there
         was one.
         """
-        members = [member.to_json() for member in self.members]
-        fields = {**dataclasses.asdict(self), "members": members, "arithmetic": self.arithmetic.name}
+        return self._json([member.to_json() for member in self.members])
+
+    def _json(self, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        # dataclasses.asdict of all would copy the members, of which there are hundreds, for each seed that is read
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {name: dataclasses.asdict(fields[name]) for name in ("network", "optimiser")}
+        fields |= {"members": members, "arithmetic": self.arithmetic.name}
         if self.validation is None:
             del fields["validation"]
         return {"schema": SCHEMA, **json.loads(json.dumps(fields))}

@@ -17,6 +17,7 @@ from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.networks.strategies import examples
 from relucheck.numerics import dyadics
 from relucheck.numerics.dtypes import DTYPES, dtype_name
+from tests.helpers.per_dtype import fewer
 from tests.oracles.rationals import brute_force, fractions, permuted_twins, wild
 
 Forward = Callable[[tuple[Layer, ...], Tensor], tuple[RealLayer, ...]]
@@ -44,6 +45,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@fewer
 @given(data=st.data())
 def test_forward_is_that_of_fractions(dtype: torch.dtype, data: st.DataObject) -> None:
     aims = ("none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input")

@@ -24,6 +24,7 @@ from relucheck.networks.strategies import examples
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.numerics.emulation import Emulation, Rounding, emulate
+from tests.helpers.per_dtype import fewer
 from tests.helpers.uniform import images, mlp
 from tests.oracles.rationals import Matrix, brute_force, fractions, permuted_twins
 
@@ -71,6 +72,7 @@ def check_verdict(model: nn.Module, inputs: Tensor, cotangent: Tensor, pair: tup
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@fewer
 @given(data=st.data())
 def test_verdict_is_that_of_fractions(dtype: torch.dtype, data: st.DataObject) -> None:
     aims = ("none", "dead unit", "saturated unit", "negated twin", "shifted bias", "dead input")

@@ -34,6 +34,7 @@ from relucheck.numerics.determinism import deterministic, generator
 from relucheck.numerics.dtypes import DTYPES, dtype_name
 from relucheck.numerics.emulation import Emulation, Rounding, emulate
 from relucheck.reproduction.experiments import explained
+from tests.helpers.per_dtype import fewer
 from tests.helpers.uniform import mlp
 
 Y = torch.tensor([1])
@@ -228,6 +229,7 @@ def check_effects(model: MLP, x: Tensor, y: Tensor, pair: tuple[float, float] = 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@fewer
 @given(draws=st.data())
 def test_effects_are_those_of_brute_force(dtype: torch.dtype, draws: st.DataObject) -> None:
     drawn = examples(

@@ -7,8 +7,6 @@ import hashlib
 import io
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from relucheck import data
+from tests.helpers import forked
 from tests.helpers.data_roots import IMAGES, files_under, flipped
 
 
@@ -188,4 +187,4 @@ def test_a_download_has_a_time_limit_which_is_put_back(
 
 def test_torchvision_is_imported_late() -> None:
     code = "import sys, relucheck.data as d; d.load_digits().scaled(); sys.exit('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert forked.python("-c", code).returncode == 0

@@ -1,6 +1,6 @@
 """Changes switches behind ``Arithmetic.active()`` and without it, in processes of fresh switches; prints what differs.
 
-Arguments: the arithmetic's name, then statements.
+Arguments: statements.
 """
 
 import os
@@ -11,6 +11,8 @@ from torch import backends
 
 from relucheck.numerics.arithmetic import Arithmetic
 
+#: Names of arithmetics.
+NAMES = ("float32", "float32 TF32")
 #: What the user sets before.
 BEFORE = (
     "pass",
@@ -43,12 +45,12 @@ def read() -> list[str]:
     return found
 
 
-def after(statement: str, name: str, later: str, *, block: bool) -> str:
-    """What a forked process reads at each step."""
+def after(statement: str, name: str | None, later: str) -> str:
+    """What a forked process reads at each step, behind a block of an arithmetic or, without a name, without one."""
     receive, send = os.pipe()
     if not os.fork():
         exec(statement)
-        if block:
+        if name is not None:
             with Arithmetic.parse(name).active():
                 pass
         found = [read()]
@@ -63,8 +65,9 @@ def after(statement: str, name: str, later: str, *, block: bool) -> str:
 
 
 if __name__ == "__main__":
-    for later in sys.argv[2:]:
+    for later in sys.argv[1:]:
         for before in BEFORE:
-            changed, same = (after(before, sys.argv[1], later, block=block) for block in (True, False))
-            if changed != same or not same:
-                print(f"{before}; {later}:\n  {changed}\n  {same}")
+            same, *found = (after(before, name, later) for name in (None, *NAMES))
+            for name, changed in zip(NAMES, found, strict=True):
+                if changed != same or not same:
+                    print(f"{name}: {before}; {later}:\n  {changed}\n  {same}")

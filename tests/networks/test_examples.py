@@ -79,7 +79,8 @@ def aimed(dtype: str, seeds: range) -> Iterator[Example]:
 
 @pytest.mark.parametrize("dtype", NAMES)
 def test_promises_hold(dtype: str) -> None:
-    tried = list(aimed(dtype, range(18)))
+    # the inputs alternate with 6 seeds, widths and the other knobs with 12: the latter in one dtype
+    tried = list(aimed(dtype, range(12 if dtype == "float32" else 6)))
     assert all(example.hits_for_certain != example.cannot_hit for example in tried)
     assert {example.aim for example in tried} == set(AIMS)
     for example in tried:

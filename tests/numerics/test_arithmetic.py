@@ -7,8 +7,6 @@ import copy
 import itertools
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from relucheck.numerics.bits import same_bits
 from relucheck.numerics.determinism import generator
 from relucheck.numerics.dtypes import DTYPES, UnsupportedDtypeError, dtype_name
 from relucheck.numerics.emulation import Emulation, EmulationError, Rounding, conv2d, linear
+from tests.helpers import forked
 
 #: Every combination of settings, those that are no arithmetic included.
 settings = st.fixed_dictionaries(
@@ -412,10 +411,9 @@ _LATER = (
 
 # in a process each: no assignment brings the default of cuDNN's switches back
 @needs_tree
-@pytest.mark.parametrize("name", ["float32", "float32 TF32"])
-def test_a_switch_that_followed_another_follows_it_afterwards(name: str) -> None:
-    script = Path(__file__).parents[1] / "helpers" / "switches_after.py"
-    assert subprocess.run([sys.executable, script, name, *_LATER], capture_output=True, text=True, check=True).stdout == ""
+def test_a_switch_that_followed_another_follows_it_afterwards() -> None:
+    done = forked.python("-m", "tests.helpers.switches_after", *_LATER, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 _DEFAULT = "float32 with TF32 convolutions, TF32 recurrences"

@@ -1,12 +1,14 @@
-"""Emulated sums, one part at a time in exact fractions, from the definition of ``Rounding`` alone.
+"""Emulated sums, one part at a time in exact numbers, from the definition of ``Rounding`` alone.
 
-Nothing here rounds but ``nearest``. The device's float32 accumulation of one part is taken to be exact, so factors must be
-such that it is.
+Factors are whole multiples of a unit per tensor, so that terms are whole numbers, which Python adds much faster than
+fractions. Nothing here rounds but ``nearest``. The device's float32 accumulation of one part is taken to be exact, so
+factors must be such that it is.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -26,19 +28,24 @@ def nearest(value: Fraction, form: tuple[int, int]) -> Fraction:
     bits, least = form
     if not value:
         return value
-    exponent = abs(value.numerator).bit_length() - value.denominator.bit_length()
-    exponent -= abs(value) < Fraction(2) ** exponent  # now 2**exponent <= |value| < 2**(exponent + 1)
-    step = Fraction(2) ** (max(exponent, least) - bits + 1)
-    return round(value / step) * step  # Python rounds ties to even
+    size, unit = abs(value.numerator), value.denominator
+    exponent = size.bit_length() - unit.bit_length()
+    exponent -= size << max(0, -exponent) < unit << max(0, exponent)  # now 2**exponent <= |value| < 2**(exponent + 1)
+    step = max(exponent, least) - bits + 1  # its power of two
+    top, bottom = size << max(0, -step), unit << max(0, step)
+    steps, rest = divmod(top, bottom)
+    steps += 2 * rest > bottom or (2 * rest == bottom and steps % 2)  # ties to even
+    steps *= 1 if value > 0 else -1
+    return Fraction(steps << max(0, step), 1 << max(0, -step))
 
 
-def _ranges(how: Rounding, terms: list[Fraction]) -> list[list[Fraction]]:
+def _ranges(how: Rounding, terms: list[int]) -> list[list[int]]:
     """Range by range, filled until it is full: at least 1 / parts of the terms, in whole multiples of the cut."""
     multiple = how.cut or 1
     size = multiple
     while size * how.parts < len(terms):
         size += multiple
-    found: list[list[Fraction]] = [[]]
+    found: list[list[int]] = [[]]
     for term in terms:
         if len(found[-1]) == size and how.parts > 1:
             found.append([])
@@ -46,10 +53,10 @@ def _ranges(how: Rounding, terms: list[Fraction]) -> list[list[Fraction]]:
     return found
 
 
-def summed(dtype: torch.dtype, how: Rounding, terms: list[Fraction], bias: Fraction | None = None) -> Fraction:
-    """A sum of products of a dtype, and a bias."""
+def summed(dtype: torch.dtype, how: Rounding, terms: list[int], unit: Fraction, bias: Fraction | None = None) -> Fraction:
+    """A sum of products of a dtype, each a multiple of the unit, and a bias."""
     form, wide = _FORMATS[dtype], _FORMATS[torch.float32 if dtype.itemsize == 2 else dtype]
-    parts = [sum(part, Fraction(0)) for part in _ranges(how, terms)]
+    parts = [sum(part) * unit for part in _ranges(how, terms)]
     joined = bias if bias is not None and how.bias == "joined" else None
     if how.parts == 1:
         total = nearest(parts[0] + (joined or 0), form)
@@ -80,6 +87,21 @@ def exact(x: Tensor) -> Any:
     return [exact(row) for row in x] if x.ndim else Fraction(x.item())
 
 
+def whole(values: Any) -> tuple[Any, Fraction]:
+    """Fractions in nested lists as whole multiples of a unit, which is the largest that they have."""
+    flat: list[Any] = [values]
+    while isinstance(flat[0], list):
+        flat = list(itertools.chain.from_iterable(flat))
+        if not flat:
+            break
+    parts = math.lcm(*(value.denominator for value in flat))
+
+    def multiples(some: Any) -> Any:
+        return [multiples(one) for one in some] if isinstance(some, list) else int(some * parts)
+
+    return multiples(values), Fraction(1, parts)
+
+
 def tensor(values: Any, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Fractions that are numbers of a dtype, in nested lists, as a tensor."""
     flat: list[Any] = [values]
@@ -100,9 +122,10 @@ def product(
     if how.tf32:
         left, right = ([[nearest(value, _TF32) for value in row] for row in rows] for rows in (left, right))
     offsets = [None] * b.shape[1] if bias is None else exact(bias)
+    (left, one), (right, other) = whole(left), whole(right)
     rows = [
         [
-            summed(emulation.dtype, how, [value * right[k][m] for k, value in enumerate(row)], offsets[m])
+            summed(emulation.dtype, how, [value * right[k][m] for k, value in enumerate(row)], one * other, offsets[m])
             for m in range(b.shape[1])
         ]
         for row in left
@@ -143,7 +166,7 @@ class Convolution:
         else:
             self.before = after = list((0, 0) if padding == "valid" else pair(padding))
         self.shape, self.kernel_shape = x.shape, weight.shape
-        self.x, self.weight = exact(x), exact(weight)
+        (self.x, self.unit_of_x), (self.weight, self.unit_of_weight) = whole(exact(x)), whole(exact(weight))
         self.inputs, self.outputs = weight.shape[1], len(weight) // self.groups
         self.kernel = list(itertools.product(range(kernel[0]), range(kernel[1])))
         self.size = [
@@ -151,12 +174,12 @@ class Convolution:
             for n, b, a, d, k, s in zip(x.shape[2:], self.before, after, self.dilation, kernel, self.stride, strict=True)
         ]
 
-    def _sum(self, direction: str, terms: list[Fraction], bias: Fraction | None = None) -> float:
+    def _sum(self, direction: str, terms: list[int], unit: Fraction, bias: Fraction | None = None) -> float:
         how = chosen(self.emulation.rounding, self.emulation.overrides, self.layer, direction, len(terms))
-        return float(summed(self.emulation.dtype, how, terms, bias))
+        return float(summed(self.emulation.dtype, how, terms, unit, bias))
 
-    def _at(self, image: list[list[Fraction]], row: int, column: int) -> Fraction:
-        return image[row][column] if 0 <= row < len(image) and 0 <= column < len(image[0]) else Fraction(0)
+    def _at(self, image: list[list[int]], row: int, column: int) -> int:
+        return image[row][column] if 0 <= row < len(image) and 0 <= column < len(image[0]) else 0
 
     def _source(self, pixel: tuple[int, int], tap: tuple[int, int]) -> tuple[int, int]:
         row, column = (
@@ -174,12 +197,12 @@ class Convolution:
                 for c in range(self.inputs)
                 for tap in self.kernel
             ]
-            result[n, o, row, column] = self._sum("forward", terms, offsets[o])
+            result[n, o, row, column] = self._sum("forward", terms, self.unit_of_x * self.unit_of_weight, offsets[o])
         return result.to(self.emulation.dtype)
 
     def of_weight(self, cotangent: Tensor) -> Tensor:
         result = torch.zeros(self.kernel_shape, dtype=torch.float64)
-        given = exact(cotangent)
+        given, unit = whole(exact(cotangent))
         pixels = list(itertools.product(*map(range, self.size)))
         for o, c in itertools.product(range(len(self.weight)), range(self.inputs)):
             channel = o // self.outputs * self.inputs + c
@@ -189,13 +212,13 @@ class Convolution:
                     for n in range(len(self.x))
                     for pixel in pixels
                 ]
-                result[o, c, *tap] = self._sum("weight gradient", terms)
+                result[o, c, *tap] = self._sum("weight gradient", terms, unit * self.unit_of_x)
         return result.to(self.emulation.dtype)
 
     def of_input(self, cotangent: Tensor) -> Tensor:
         """Each input pixel's terms: by output channel, then by the output pixel that looks at it, in raster order."""
         result = torch.zeros(self.shape, dtype=torch.float64)
-        given = exact(cotangent)
+        given, unit = whole(exact(cotangent))
         for n, channel, row, column in itertools.product(*map(range, result.shape)):
             group, c = divmod(channel, self.inputs)
             terms = []
@@ -206,7 +229,7 @@ class Convolution:
                     ]
                     there = all(u % s == 0 for u, s in zip(up, self.stride, strict=True))
                     pixel = [u // s for u, s in zip(up, self.stride, strict=True)]
-                    value = self._at(given[n][o], *pixel) if there else Fraction(0)
+                    value = self._at(given[n][o], *pixel) if there else 0
                     terms.append(value * self.weight[o][c][tap[0]][tap[1]])
-            result[n, channel, row, column] = self._sum("input gradient", terms)
+            result[n, channel, row, column] = self._sum("input gradient", terms, unit * self.unit_of_weight)
         return result.to(self.emulation.dtype)

@@ -1,7 +1,7 @@
 """Nudges by plain PyTorch loops that run from the first step to the last, written from the definition of the nudge.
 
 Shared with the package are the products of emulated arithmetics and the streams of random numbers, nothing else: no forks,
-no shared runs, no look ahead. Whether a draw changes a gradient is seen after the whole run with it.
+no shared runs, no look ahead. Whether a draw changes a gradient is seen in a run with it from the first step on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Place = tuple[int, int]  # position of the parameter, and of the element in it
 
 @dataclasses.dataclass
 class PlainRun:
-    """One run: by step, the gradients and the parameters after the update; by epoch, the test accuracy."""
+    """One run: by step, the gradients and the parameters after the update; by epoch, the test accuracy.
+
+    ``probed`` holds the gradients of s = 1 by step, where nothing has moved.
+    """
 
     gradients: list[list[Tensor]]
     probed: list[list[Tensor]]
@@ -48,8 +51,12 @@ def plain_run(
     seed: int,
     splits: tuple[DataSplit, DataSplit],
     moved: tuple[int, Place] | None = None,
-) -> PlainRun:
-    """Train s = 0 from a model's parameters; after the update of step ``moved[0]``, one element moves by one ulp."""
+    reference: PlainRun | None = None,
+) -> PlainRun | None:
+    """Train s = 0 from a model's parameters; after the update of step ``moved[0]``, one element moves by one ulp.
+
+    None if the gradients of the next step are those of the reference: then the move has no effect, and the run ends there.
+    """
     train, test = splits
     emulation, chosen = settings.arithmetic.emulated, settings.optimiser
     network = PlainNetwork(model, "relu", {0.0: 0.0}, emulation)
@@ -65,13 +72,16 @@ def plain_run(
         for where in order.split(settings.batch_size):
             x, y = train.images[where], train.labels[where]
             both = []
-            for subgradient in (1.0, 0.0):
+            for subgradient in (1.0, 0.0) if moved is None else (0.0,):
                 network.kinks = {0.0: subgradient}
                 network.zero_grad()
                 nn.functional.cross_entropy(network(x), y).backward()
                 both.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
-            run.probed.append(both[0])
-            run.gradients.append(both[1])
+            run.gradients.append(both.pop())
+            run.probed += both
+            step = len(run.gradients)
+            if moved and reference and step == moved[0] + 1 and _same(run.gradients[-1], reference.gradients[step - 1]):
+                return None
             optimiser.step()
             if moved is not None and moved[0] == len(run.gradients):
                 parameter, element = moved[1]
@@ -91,6 +101,7 @@ def plain_nudge(
     """The reference, and a nudge; None without a live hit."""
     with settings.arithmetic.active(), deterministic():
         reference = plain_run(model, settings, seed, splits)
+        assert reference is not None
         steps = zip(reference.gradients, reference.probed, strict=True)
         live = [number for number, (zero, one) in enumerate(steps, 1) if not _same(zero, one)]
         if not live:
@@ -106,8 +117,8 @@ def plain_nudge(
         draws: list[Place] = []
         for drawn in order[nudge - 1 :: NUDGES]:
             draws.append(candidates[drawn])
-            run = plain_run(model, settings, seed, splits, (step, draws[-1]))
-            if step == len(run.gradients) or not _same(run.gradients[step], reference.gradients[step]):
+            run = plain_run(model, settings, seed, splits, (step, draws[-1]), reference)
+            if run is not None:
                 return reference, PlainNudge(step, draws, run)
         raise AssertionError("no draw changes a gradient")
 

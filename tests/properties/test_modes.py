@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from relucheck.networks.aims import AIMS
 from relucheck.networks.strategies import examples, subgradients
 from relucheck.results.tally import Tally
+from tests.helpers.per_dtype import fewer
 from tests.properties import properties
 from tests.properties.test_properties import check, every_dtype
 
@@ -16,6 +17,7 @@ _DYADIC = subgradients(dyadic=True)
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_11_members_agree(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     exact = examples(

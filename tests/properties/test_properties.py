@@ -15,6 +15,7 @@ from relucheck.networks.aims import AIMS
 from relucheck.networks.examples import Example
 from relucheck.networks.strategies import examples, subgradients, two_subgradients
 from relucheck.results.tally import Tally
+from tests.helpers.per_dtype import fewer
 from tests.properties import properties
 from tests.properties.subjects import Subject
 
@@ -36,6 +37,7 @@ def check(
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_1_forward_is_torchs(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     example = data.draw(examples(dtype, aims=AIMS), label="example")
@@ -44,6 +46,7 @@ def test_1_forward_is_torchs(data: st.DataObject, dtype: str, relucheck_tally: T
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_2_native_gradient_is_torchs(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     example = data.draw(examples(dtype, aims=AIMS), label="example")
@@ -51,6 +54,7 @@ def test_2_native_gradient_is_torchs(data: st.DataObject, dtype: str, relucheck_
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_3_no_hit_agrees(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     certain = examples(dtype, weights=("offset", "positive"))
@@ -61,6 +65,7 @@ def test_3_no_hit_agrees(data: st.DataObject, dtype: str, relucheck_tally: Tally
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_4_live_hit_bifurcates(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     example = data.draw(examples(dtype, aims=AIMS), label="example")
@@ -69,6 +74,7 @@ def test_4_live_hit_bifurcates(data: st.DataObject, dtype: str, relucheck_tally:
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_4_dead_unit_differs_in_its_row(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     dead = examples(dtype, kinds=("mlp",), weights=("default",), aims=("dead unit",), batch_norm=False)
@@ -78,6 +84,7 @@ def test_4_dead_unit_differs_in_its_row(data: st.DataObject, dtype: str, reluche
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_5_linear_in_the_cotangent(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     exact = examples(
@@ -105,6 +112,7 @@ def test_6_affine_in_the_subgradient(data: st.DataObject, relucheck_tally: Tally
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_7_scaling_keeps_hits(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     homogeneous = examples(
@@ -120,6 +128,7 @@ def test_7_scaling_keeps_hits(data: st.DataObject, dtype: str, relucheck_tally: 
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_8_blocks_cover_the_batch(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     rows = examples(dtype, kinds=("mlp",), aims=AIMS, batch_norm=False, max_width=16)
@@ -130,6 +139,7 @@ def test_8_blocks_cover_the_batch(data: st.DataObject, dtype: str, relucheck_tal
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_9_control_is_identical(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     example = data.draw(examples(dtype, aims=AIMS), label="example")
@@ -138,6 +148,7 @@ def test_9_control_is_identical(data: st.DataObject, dtype: str, relucheck_tally
 
 
 @every_dtype
+@fewer
 @given(data=st.data())
 def test_10_hits_are_where_kinks_are(data: st.DataObject, dtype: str, relucheck_tally: Tally) -> None:
     example = data.draw(examples(dtype, aims=AIMS), label="example")

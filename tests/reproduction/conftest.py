@@ -10,16 +10,27 @@ from pathlib import Path
 import pytest
 
 from relucheck.reproduction.report.summary import Reproduction
+from relucheck.reproduction.report.volume import figures as volume_figures
 from relucheck.reproduction.run import reproduce
+from relucheck.results import figures
 
 #: A rehearsal takes a few steps of each comparison; the trainings take a million, the volumes draw 149,200 networks.
 _LAST = ("test_full.py", "test_full_e4.py")
+#: The modules that render figures, and what they render them with.
+_DRAWING, _PNG = (figures, volume_figures), figures.png
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long comes last, in whatever order pytest-randomly has the rest."""
     items.sort(key=lambda item: _LAST.index(item.path.name) if item.path.name in _LAST else -1)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures are empty, for tests that look at none of them: drawing them takes most of the time of a report."""
+    for module in _DRAWING:
+        monkeypatch.setattr(module, "png", lambda figure: b"")
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +64,9 @@ def _run_once(name: str, parent: Path) -> Reproduction:
             found: Reproduction = pickle.loads(kept.read_bytes())
             return found
         folder = parent / f"{name}-smoke"
-        made: Reproduction = reproduce(name, "smoke", folder, device="cpu", progress=False, say=lambda line: None).made
+        with pytest.MonkeyPatch.context() as patch:
+            for module in _DRAWING:  # the first test that needs the scenario may be one without figures
+                patch.setattr(module, "png", _PNG)
+            made: Reproduction = reproduce(name, "smoke", folder, device="cpu", progress=False, say=lambda line: None).made
         kept.write_bytes(pickle.dumps(made))
         return made

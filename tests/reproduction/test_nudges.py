@@ -125,11 +125,13 @@ def test_a_comparison_without_live_hits_says_so(folder: Path) -> None:
     assert {member.outcome for member in result.members if member.member.nudge} == {NO_LIVE_HIT}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_finished_is_not_run_again(folder: Path) -> None:
     shown = _terminal(_run(folder, [NAME, f"{NAME}-nudges"], backend=Refusing()))
     assert f"nudges: float32 (2 seeds), {NAME} (2 seeds)" in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_without_nudges_stays_valid(folder: Path) -> None:
     shutil.rmtree(folder / "nudges")
     assert read_nudges(_place(folder), COMPARISON) is None
@@ -138,6 +140,7 @@ def test_a_folder_without_nudges_stays_valid(folder: Path) -> None:
     assert "nudges: not run" in _terminal(reported)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_shows_the_nudges_of_its_comparisons(folder: Path) -> None:
     reported = _run(folder, [NAME], backend=Refusing())
     text = (folder / "report.md").read_text(encoding="utf-8")

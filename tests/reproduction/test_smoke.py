@@ -27,7 +27,7 @@ from relucheck.training import engine, model
 from relucheck.training.results.result import MemberResult, Result
 from relucheck.training.settings import Settings
 from relucheck.work import Listener, Local, Unit
-from tests.helpers import invariants
+from tests.helpers import forked, invariants
 
 # the first test of a worker that needs a scenario runs it
 pytestmark = pytest.mark.slow
@@ -117,6 +117,7 @@ def test_e9_is_run_and_reported(smoke: Callable[[str], Any]) -> None:
     assert {word for word in re.sub(r"[│┃]", " ", shown).split() if word[0] not in "┏┡├└"} <= words, "broken words"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_e9_goes_on_where_it_was_broken_off(smoke: Callable[[str], Any], tmp_path: Path) -> None:
     folder, calls = tmp_path / "out", list[str]()
     only = ["default-rounded", "e1-rounded"]
@@ -225,6 +226,7 @@ class Counting:
             Local(1).run([unit], listen)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_broken_off_goes_on(smoke: Smoke, tmp_path: Path) -> None:
     """Finished seeds are not run again, and all ends as in an unbroken run."""
     only = ["float32", "float64", "b21-*"]
@@ -245,7 +247,9 @@ def test_a_run_that_was_broken_off_goes_on(smoke: Smoke, tmp_path: Path) -> None
     assert set(made.missing) == {"bfloat16", "bfloat16-product", "float16"}
 
 
-def test_seeds_run_in_processes_end_as_in_one(smoke: Smoke, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_seeds_run_in_processes_end_as_in_one(smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forked.fork_units(monkeypatch)
     made = reproduce(
         "E1", "smoke", tmp_path / "out", device="cpu", progress=False, say=_quiet, only=["b21-float32"], processes=2
     ).made

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from relucheck.search import Space, read, unit
 from relucheck.search.records import Records
 from relucheck.search.trial import TrialReport
 from relucheck.search.units import check, work
+from tests.helpers import forked
 from tests.search.cases import SEARCH, changed, epoch, failing
 
 #: The published residual network, whose blocks do not get the subgradient.
@@ -116,4 +115,4 @@ def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
 
 def test_settings_and_results_need_no_ray() -> None:
     program = "import sys, relucheck.search, relucheck.search.units; sys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert forked.python("-c", program).returncode == 0

@@ -60,12 +60,14 @@ def test_decides_as_two_networks_do(case: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("arithmetic", [*map(Arithmetic, DTYPES), *EMULATIONS], ids=str)
-@pytest.mark.parametrize("width", [7, 15])
-@pytest.mark.parametrize("rows", [1, 5])
-def test_few_rows_of_odd_widths(arithmetic: Arithmetic, width: int, rows: int) -> None:
-    """Kernels for few rows depend on alignment; sums of tenths show every change of order. 0/1 inputs, many trials."""
+@pytest.mark.parametrize(("rows", "width"), [(1, 15), (5, 7)])
+def test_few_rows_of_odd_widths(arithmetic: Arithmetic, rows: int, width: int) -> None:
+    """Kernels for few rows depend on alignment; sums of tenths show every change of order. 0/1 inputs, several trials.
+
+    Each arithmetic meets each width and each number of rows once.
+    """
     network = mlp(7, width, 2)
-    for trial in range(6):
+    for trial in range(4):
         models = []
         for seed in range(4):
             model, numbers = network.draw(seed, arithmetic), generator(100 * trial + seed)
@@ -165,7 +167,7 @@ class TestSeededFaults:
         seen = 0
         for dtype in (torch.float32, torch.float64):
             try:
-                test_few_rows_of_odd_widths(Arithmetic(dtype), 15, 1)
+                test_few_rows_of_odd_widths(Arithmetic(dtype), 1, 15)
             except AssertionError:
                 seen += 1
         assert seen

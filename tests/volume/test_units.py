@@ -11,6 +11,7 @@ from relucheck import data
 from relucheck.volume import units
 from relucheck.volume.estimate import Estimate, VolumeError, estimate
 from relucheck.work import Local
+from tests.helpers import forked
 from tests.helpers.fake_engine import SMALL, Fake, plain
 from tests.helpers.uniform import mlp
 
@@ -27,7 +28,10 @@ def test_blocks_are_the_cell() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_blocks_in_processes_decide_as_one_run_does(tmp_path: Path, processes: int) -> None:
+def test_blocks_in_processes_decide_as_one_run_does(
+    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked.fork_units(monkeypatch)
     cells = [
         dataclasses.replace(SMALL, arithmetic="bfloat16 emulated (product)", network=mlp(784, width, 2), draws=4)
         for width in (4, 6)

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -84,16 +84,22 @@ def _model(counts: Floats, series: Sequence[str]) -> tuple[Floats, Floats]:
 def _log_probability(low: Floats, high: Floats, mean: Floats, variance: Floats) -> Floats:
     """The log-likelihood [...] of counts within bounds [..., cells], given means and variances of the cells."""
     require("the likelihood of counts", "scipy")
-    from scipy import special, stats
+    from scipy import special  # scipy.stats has the distribution, too: it takes seconds to import and checks each argument
 
     size, chance = mean**2 / (variance - mean), mean / variance
     # every count within the bounds; exact counts have one
     counts = low[..., None] + np.arange(int((high - low).max()) + 1)
-    logs = stats.nbinom.logpmf(counts, size[..., None], chance[..., None])
+    logs = _negative_binomial(special, counts, size[..., None], chance[..., None])
     if counts.shape[-1] == 1:
         return np.asarray(logs[..., 0].sum(-1))
     within = special.logsumexp(np.where(counts <= high[..., None], logs, -np.inf), axis=-1)
     return np.asarray(within.sum(-1))
+
+
+def _negative_binomial(special: Any, counts: Floats, size: Floats, chance: Floats) -> Floats:
+    """Log-probabilities of counts, with the arithmetic of ``scipy.stats.nbinom.logpmf``; all arguments broadcast."""
+    ways = special.gammaln(size + counts) - special.gammaln(counts + 1) - special.gammaln(size)
+    return np.asarray(ways + size * np.log(chance) + special.xlog1py(counts, -chance))
 
 
 def log_likelihood(published: Published, counts: Sequence[Sequence[int]]) -> float:
@@ -170,9 +176,9 @@ def limit(seeds: int) -> float:
     often, in up to 10 % of simulations.
     """
     require("the likelihood of counts", "scipy")
-    from scipy import stats
+    from scipy.special import stdtrit
 
-    return float(stats.t.isf(_FAR, seeds - 1))
+    return float(-stdtrit(seeds - 1, _FAR))
 
 
 def _left_out(published: Published, runs: Floats) -> Floats:

@@ -233,16 +233,26 @@ class ForkingExecutor:
         for other in self.branches:  # their replays read the masks of this step
             other.join()
         self.clock.tick(number + 1)
-        usual = None if batch is None else branch.fork([]).look_ahead(*batch)
+        # one copy serves all draws: what looking ahead leaves in it decides no gradient
+        trial = branch.fork([])
+        usual = None if batch is None else trial.look_ahead(*batch)
+
+        def has_effect(parameter: int, element: int) -> bool:
+            if batch is None or usual is None:
+                return True
+            place = trial.parameters[parameter].detach().view(-1)[element]
+            before = place.clone()
+            move(trial.parameters[parameter], element)
+            gradients = trial.look_ahead(*batch)
+            place.copy_(before)
+            return not same_gradients(usual, gradients)
 
         def effective(elements: Mapping[int, tuple[int, int]]) -> list[int]:
-            moved = []
-            for index, (parameter, element) in elements.items():
+            moved = [index for index, place in elements.items() if has_effect(*place)]
+            for index in moved:
                 other = branch.fork([index])
-                move(other.parameters[parameter], element)
-                if batch is None or usual is None or not same_gradients(usual, other.fork([]).look_ahead(*batch)):
-                    self.branches.append(other)
-                    moved.append(index)
+                move(other.parameters[elements[index][0]], elements[index][1])
+                self.branches.append(other)
             return moved
 
         nudges = {index: self.settings.members[index] for index in live}

@@ -174,9 +174,11 @@ def test_smoke_fills_every_table(smoke: tuple[Path, str]) -> None:
     assert "…" not in text  # no column is cut
 
 
-def test_a_narrow_terminal_gets_whole_words(smoke: tuple[Path, str]) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_a_narrow_terminal_gets_whole_words(smoke: tuple[Path, str], tmp_path: Path) -> None:
     """At 80 columns fewer columns, none of them cut."""
-    text = render(*run(smoke[0]).shown(80), width=80, color=False)
+    folder = shutil.copytree(smoke[0], tmp_path / "E4")
+    text = render(*run(folder).shown(80), width=80, color=False)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
     for heading in ("arithmetic", "ours", "share, 95 %", "published", "verdict"):
@@ -194,6 +196,7 @@ def test_a_second_smoke_run_computes_nothing(smoke: tuple[Path, str], monkeypatc
     assert [(smoke[0] / name).read_text() for name in ("E4.md", "E4.json")] == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_resumed_run_has_only_its_own_draws_to_do(smoke: tuple[Path, str], tmp_path: Path) -> None:
     """What an earlier sitting decided is no step of this one."""
     folder = tmp_path / "E4"

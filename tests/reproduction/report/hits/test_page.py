@@ -245,6 +245,7 @@ def test_the_terminal_shows_conclusion_tables_and_legend_in_80_columns(reported:
         assert target.name in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_long_list_is_cut_and_says_so(tmp_path: Path) -> None:
     names = [one.name for one in E9.comparisons("full", ["e2-*"])][:12]
     text = _narrow(_reported(tmp_path / "E9", dict.fromkeys(names, 1.0)))
@@ -286,6 +287,7 @@ def test_missing_parts_are_named(reported: Reported) -> None:
     assert f"{len(FACTORS)} of {len(FACTORS) + MISSING} comparisons" in title(reported.made)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_void_comparison_is_named_and_judges_nothing(tmp_path: Path) -> None:
     name = "e2-rounded"
     shown = _reported(tmp_path / "E9", {name: 1.0, "e2-product": 9.0}, void=name)
