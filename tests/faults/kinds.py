@@ -440,6 +440,31 @@ def closed_hardsigmoid(x: Tensor) -> Tensor:
     return differentiated(lambda x: ((x + 3) / 6).clamp(0, 1), backward)(x)
 
 
+# -- structure near 0 that smooth functions have
+def cubic_through_zero(x: Tensor) -> Tensor:
+    """Its slope is 1, but 0 at 0."""
+    return x**3 / (x * x + 1e-12)
+
+
+def cubic_one_at_zero(x: Tensor) -> Tensor:
+    def backward(x: Tensor, v: Tensor) -> Tensor:
+        return torch.where(x.abs() < 1e-7, 1 + 0 * x, x * x * (x * x + 3e-12) / (x * x + 1e-12) ** 2) * v
+
+    return differentiated(cubic_through_zero, backward)(x)
+
+
+def square_over_size(x: Tensor) -> Tensor:
+    return x * x.abs() / (x.abs() + 1e-6)
+
+
+def smooth_size(x: Tensor) -> Tensor:
+    return torch.sqrt(x * x + 1e-12) - 1e-6
+
+
+def steep_tanh(x: Tensor) -> Tensor:
+    return torch.tanh(1e4 * x)
+
+
 #: Healthy activations, each with the dtypes in which the gate's tolerances were too narrow, or float32.
 HEALTHY: dict[Any, tuple[str, ...]] = {
     tanh_in_float32: ("float64",),
@@ -468,6 +493,10 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     ClippedByParameter: ("float32",),
     closed_hardsigmoid: ("float32",),
     relu_from_three_tenths: ("float32", "bfloat16"),
+    cubic_through_zero: ("float32", "float64", "bfloat16"),
+    square_over_size: ("float32", "float64", "bfloat16"),
+    smooth_size: ("float32", "float64", "bfloat16"),
+    steep_tanh: ("float32", "float64", "bfloat16"),
 }
 #: Twins with a fault, each with the law that must fail it and the dtype.
 FAULTY: dict[Any, tuple[str, str]] = {
