@@ -15,7 +15,7 @@ TAIL_LENGTH: Final = 83
 #: Points that activations often treat specially: knots of splines, and numbers with which implementations compare.
 ISOLATED: Final = (0.0, -0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
 #: Distances from 0 on a logarithmic scale: the constants with which people keep quotients finite lie between them.
-NEAR_ZERO: Final = 10.0 ** -np.arange(2.5, 14)
+NEAR_ZERO: Final = 10.0 ** -np.arange(2.5, 14, 2)
 #: Distances from a kink, relative to its size, beyond those that rounding may carry over the kink.
 BESIDE: Final = (1e-4,)
 

@@ -129,7 +129,8 @@ def derivative(case: Case) -> None:
     """
     case.skip_surrogate()
     for band in case.bands:
-        if band.kinks and band.hole and band.narrow and not _is_meant(case, band):
+        # a band of the gradient alone is meant by nobody
+        if band.hole and band.narrow and not (band.kinks and _is_meant(case, band)):
             _judge_band(case, band)
     index = _outside(case, ~case.on_kink & (np.abs(case.x) <= case.resolution.decidable))
     if index is not None:
@@ -155,9 +156,10 @@ def _judge_band(case: Case, band: Band) -> None:
     if bad.any():
         index = int(np.where(bad, np.abs(x), math.inf).argmin())
         left, right = sorted((band.left, band.right))
+        where = f"in the band from {band.low:g} to {band.high:g}"
+        hint = "; declare the kinks of the band if it is meant" if band.kinks else ""
         raise case.fail(
-            f"the gradient in the band from {band.low:g} to {band.high:g} is not the derivative of the function around it; "
-            "declare the kinks of the band if it is meant",
+            f"the gradient {where} is not the derivative of the function around it{hint}",
             x=float(x[index]),
             cotangent=1.0,
             got=float(g[index]),
