@@ -101,8 +101,8 @@ def resolution(y: Floats) -> float:
     return FORMATS["float32"].eps if many_digits.size >= 4 else _FLOAT64.eps
 
 
-def _step(unit: float) -> float:
-    """Return the relative step of difference formulas for values of a precision, given by its machine epsilon."""
+def difference_step(unit: float) -> float:
+    """Return the relative step of difference formulas for a machine epsilon of values."""
     return 1e-3 if unit < 1e-10 else 2e-2
 
 
@@ -145,8 +145,13 @@ def _brackets(f: Function, low: float, high: float) -> tuple[Floats, Floats, flo
     change, noise = _change(y, np.diff(x))
     # cells with non-finite values drop out, because NaN compares false
     keep = change > SMALLEST_JUMP + 64 * unit * noise
-    a, b, parent = x[:-3][keep], x[3:][keep], change[keep]
     rounds = _ROUNDS if unit < 1e-10 else 2
+    a, b = _magnified(f, x[:-3][keep], x[3:][keep], change[keep], unit, rounds)
+    return a, b, unit
+
+
+def _magnified(f: Function, a: Floats, b: Floats, parent: Floats, unit: float, rounds: int) -> tuple[Floats, Floats]:
+    """Magnify brackets, of which each shows a change of slope, and return those that keep it, disjoint and in order."""
     steps = np.linspace(0, 1, 3 * _ZOOM + 1)
     for _ in range(rounds):
         if a.size == 0:
@@ -163,7 +168,7 @@ def _brackets(f: Function, low: float, high: float) -> tuple[Floats, Floats, flo
         # overlapping brackets contain the same kink
         starts = np.flatnonzero(np.concatenate([[True], a[1:] > np.maximum.accumulate(b)[:-1]]))
         a, b = np.minimum.reduceat(a, starts), np.maximum.reduceat(b, starts)
-    return a, b, unit
+    return a, b
 
 
 def simplest(low: float, high: float, unit: float = _FLOAT64.eps) -> float:
@@ -187,7 +192,7 @@ def simplest(low: float, high: float, unit: float = _FLOAT64.eps) -> float:
     return low
 
 
-def _last_where(predicate: Callable[[Floats], NDArray[np.bool_]], low: float, high: float) -> tuple[float, float]:
+def last_where(predicate: Callable[[Floats], NDArray[np.bool_]], low: float, high: float) -> tuple[float, float]:
     """Find neighbouring floats p < q where a predicate turns from true to false.
 
     The predicate must change once in [low, high].
@@ -229,7 +234,7 @@ def one_sided(f: Function, at: float, side: int, h: float, unit: float) -> tuple
     return side * float(estimates[1]), error, limit
 
 
-def _rounded(value: float, error: float) -> float:
+def to_few_decimals(value: float, error: float) -> float:
     """Round to the fewest decimals that the error, at least 1e-9, allows.
 
     For example, 0.010000000000012 becomes 0.01.
@@ -254,14 +259,14 @@ def _locate(
         ends = f(np.array([a, b]))
         middle = float(ends.mean())
         upwards = bool(ends[1] > ends[0])
-        low, high = _last_where(lambda x: (f(x) < middle) == upwards, a, b)
+        low, high = last_where(lambda x: (f(x) < middle) == upwards, a, b)
         return simplest(low, high, unit)
     if gradient is not None:
         tolerance = 0.25 * abs(right - left)
         ends = gradient(np.array([a, b]))
         if abs(float(ends[0]) - left) <= tolerance and abs(float(ends[1]) - right) <= tolerance:
-            last_left, _ = _last_where(lambda x: np.abs(gradient(x) - left) <= tolerance, a, b)
-            _, first_right = _last_where(lambda x: ~(np.abs(gradient(x) - right) <= tolerance), a, b)
+            last_left, _ = last_where(lambda x: np.abs(gradient(x) - left) <= tolerance, a, b)
+            _, first_right = last_where(lambda x: ~(np.abs(gradient(x) - right) <= tolerance), a, b)
             # a gradient that takes a third value over many floats does not mark one point
             if last_left < first_right and int(_ordinal(first_right) - _ordinal(last_left)) <= 4:
                 return simplest(last_left, first_right, unit)
@@ -304,9 +309,16 @@ def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float,
         middle = middles[index]
         # the difference formulas must not reach past the next kink
         gap = min([abs(middle - other) for other in middles if other != middle], default=math.inf)
-        h = min(_step(unit) * max(1.0, abs(middle)), gap / 16)
+        h = min(difference_step(unit) * max(1.0, abs(middle)), gap / 16)
         if h < 2 * (upper - lower):
-            continue
+            # kinks that are near each other need narrower brackets
+            rounds = math.ceil(math.log(2 * (upper - lower) / h, _ZOOM / 3))
+            narrow = _magnified(f, np.array([lower]), np.array([upper]), np.zeros(1), unit, min(rounds, 4))
+            if narrow[0].size != 1:
+                continue
+            lower, upper = float(narrow[0][0]), float(narrow[1][0])
+            if h < 2 * (upper - lower):
+                continue
         left, _, value_left = one_sided(f, lower, -1, h, unit)
         right, _, value_right = one_sided(f, upper, 1, h, unit)
         jump = value_right - value_left
@@ -320,10 +332,10 @@ def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float,
         if singular:
             at = simplest(lower, upper, unit)
         jump = value_right - value_left if jump else 0.0
-        left, right = _rounded(left, 10 * left_error), _rounded(right, 10 * right_error)
+        left, right = to_few_decimals(left, 10 * left_error), to_few_decimals(right, 10 * right_error)
         if not singular and jump == 0.0 and abs(right - left) <= SMALLEST_JUMP:
             continue
-        result.append(FoundKink(at, left, right, error, _rounded(jump, 1e-7), singular))
+        result.append(FoundKink(at, left, right, error, to_few_decimals(jump, 1e-7), singular))
     return result
 
 
@@ -354,7 +366,7 @@ def derivatives(f: Function, x: Floats, kinks: Sequence[FoundKink]) -> tuple[Flo
     size = np.maximum(np.abs(x), 1.0)
     # points of a narrow format have values of few digits in any precision, so look between them
     unit = resolution(f(x + size * 1e-3 / 3))
-    wanted = _step(unit) * size
+    wanted = difference_step(unit) * size
     room = np.where(at_kink, np.minimum(below, above), np.maximum(below, above))
     h = np.minimum(wanted, room / 5)
     offsets = np.arange(0.0, 5.0)

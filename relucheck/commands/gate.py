@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -82,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     from relucheck.results import files
 
     config = _config(arguments)
-    for name in getattr(arguments, "report", []):
+    reports: list[str] = getattr(arguments, "report", [])
+    for name in reports:
         report.check_file(Path(name), "--report")
     table: str | None = getattr(arguments, "json", None)
     if table is not None:
@@ -114,16 +116,22 @@ def run(arguments: argparse.Namespace) -> int:
             was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
             compared = [f"{len(changes)} differences from {name} ({was})", *(f"  {line}" for line in changes)]
     # write files before printing: the reader of a pipe may close it at the first line
+    writes = [functools.partial(report.write_report, Path(name), results, config.targets, changes) for name in reports]
     if table is not None:
-        files.write_atomically(Path(table), report.as_json(results, config.targets))
-    for name in getattr(arguments, "report", []):
-        report.write_report(Path(name), results, config.targets, changes)
+        writes.append(functools.partial(report.write_report, Path(table), results, config.targets))
     if summary:
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(report.as_markdown(results, config.targets, changes))
+        writes.append(functools.partial(report.append_summary, Path(summary), results, config.targets, changes))
+    unwritten: list[report.UnwritableReport] = []
+    for write in writes:
+        try:
+            write()
+        except report.UnwritableReport as error:
+            unwritten.append(error)
     _show(arguments, results, imports)
     for line in compared:
         print(line)
+    if unwritten:
+        raise report.UnwritableReport("; ".join(map(str, unwritten)))
     if imports:
         return MISSING
     if incomparable is not None:

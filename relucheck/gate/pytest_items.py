@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from relucheck.errors import RelucheckError
+from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.gate import config as gate_config
 from relucheck.gate import drift
 from relucheck.gate import report as gate_report
@@ -220,7 +220,7 @@ def baseline_drift(config: pytest.Config) -> list[str]:
 
 
 def finish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the reports, and fail a run whose kink table differs from the baseline."""
+    """Write the reports; fail a run that cannot, or whose kink table differs from the baseline."""
     config = session.config
     if hasattr(config, "workerinput") or not config.stash.get(_RESULTS, []):
         return
@@ -230,16 +230,17 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
     for name in config.getoption("relucheck_report"):
         try:
             gate_report.write_report(_report_path(config, name), verdicts, targets, changes)
-        except OSError as error:
-            unwritten.append(f"report {name} cannot be written: {error}")
+        except gate_report.UnwritableReport as error:
+            unwritten.append(str(error))
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         try:
-            with open(summary, "a", encoding="utf-8") as file:
-                file.write(gate_report.as_markdown(verdicts, targets, changes))
-        except OSError as error:
-            unwritten.append(f"the summary in $GITHUB_STEP_SUMMARY cannot be written: {error}")
-    if (changes or unwritten) and exitstatus == pytest.ExitCode.OK:
+            gate_report.append_summary(Path(summary), verdicts, targets, changes)
+        except gate_report.UnwritableReport as error:
+            unwritten.append(str(error))
+    if unwritten and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        session.exitstatus = UNWRITABLE
+    elif changes and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

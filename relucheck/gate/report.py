@@ -331,9 +331,30 @@ def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], cha
         changes: differences from the baseline, one line each.
 
     Raises:
-        OSError: if the file cannot be written.
+        UnwritableReport: if the file cannot be written. The verdicts are still worth showing then.
     """
     if path.suffix == ".json":
-        write_atomically(path, as_json(results, targets, **({"drift": list(changes)} if changes else {})))
+        text = as_json(results, targets, **({"drift": list(changes)} if changes else {}))
     else:
-        write_atomically(path, as_markdown(results, targets, changes))
+        text = as_markdown(results, targets, changes)
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UnwritableReport(f"report {path} cannot be written: {error.strerror or error}") from None
+
+
+def append_summary(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:
+    """Append a report as Markdown to the summary of a job of GitHub Actions.
+
+    The arguments are those of ``write_report``.
+
+    Raises:
+        UnwritableReport: if the file cannot be written.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(as_markdown(results, targets, changes))
+    except OSError as error:
+        raise UnwritableReport(
+            f"the summary in $GITHUB_STEP_SUMMARY, {path}, cannot be written: {error.strerror or error}"
+        ) from None

@@ -26,9 +26,9 @@ from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover
 from relucheck.gate.frameworks import FrameworkError, framework_named
-from relucheck.gate.frameworks.exchange import Disconnected
+from relucheck.gate.frameworks.exchange import Disconnected, NotAnArray
 from relucheck.gate.isolation import watchdog
-from relucheck.gate.isolation.guard import CodeRaised, Runaway, contained, guarded
+from relucheck.gate.isolation.guard import CodeRaised, Runaway, Spoiled, contained, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.spellings import equal_spellings_of
 from relucheck.gate.subject import NotAnActivation, Subject, TargetError
@@ -164,7 +164,7 @@ class Gate:
             with self._calling(name) as changed:
                 subject = Subject(activation, self.config.scan)
             entry.subject = subject  # after the block, because the guard may raise at its end
-        except NotAnActivation as error:
+        except (NotAnActivation, Spoiled) as error:
             entry.skip = str(error)
         except TargetError as error:
             entry.problem = str(error)
@@ -247,6 +247,8 @@ class Gate:
                         case = self._new_case(name, entry.subject, dtype, device)
                         items += [Item(name, law.name, dtype, device) for law in self.laws() if law.applies(case)]
                 return items
+            except Spoiled as error:
+                entry.subject, entry.skip = None, str(error)
             except Exception as error:
                 entry.subject, entry.problem = None, _problem(error)
         first = self.config.dtypes[0], self.config.devices[0]
@@ -345,7 +347,7 @@ class Gate:
                 if law.kink_rows is not None:
                     rows = tuple(law.kink_rows(case))
                 law.check(case)
-        except NotApplicable as error:
+        except (NotApplicable, Spoiled) as error:
             return verdict("skipped", str(error), kinks=rows)
         except LawViolation as violation:
             outcome: Outcome = "failed" if violation.level == "error" else "notice"
@@ -379,7 +381,7 @@ class Gate:
             raise NotApplicable(no_further(self.entries[case.name].problem))
         try:
             _ = case.g
-        except (Disconnected, TypeError, ValueError) as error:
+        except (Disconnected, NotAnArray, TypeError, ValueError) as error:
             raised: Exception = error
         except case.framework.errors as error:
             raised = error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import dis
 import functools
 import inspect
 from collections.abc import Callable
@@ -16,15 +17,18 @@ from typing import Any, Final
 
 import numpy as np
 
+from relucheck.activations.bands import Band, find_bands, with_ends
 from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, find_kinks
 from relucheck.activations.kinks import Activation
 from relucheck.errors import RelucheckError, error_text
 from relucheck.gate.frameworks import framework_named
-from relucheck.gate.frameworks.exchange import Function, Layout
+from relucheck.gate.frameworks.exchange import Function, Layout, NotAnArray
 from relucheck.numerics.floats import Floats, differs
 
 #: Seed for the parameters of modules, so that they are the same in every dtype, worker and reproducing script.
 SEED: Final = 0
+#: How Python begins the message of the error for an abstract class.
+_ABSTRACT: Final = "Can't instantiate abstract class"
 _PROBE: Final = (-2.5, -1.25, -0.625, -0.1, 0.15, 0.7, 1.3, 2.75)
 
 
@@ -42,8 +46,20 @@ class _OtherLayout(NotAnActivation):
     """
 
 
+class _Abstract(NotAnActivation):
+    """A callable whose code says that it is not written, in the layouts that were tried."""
+
+
 class TargetError(RelucheckError):
     """An activation that cannot be run: it raises, needs arguments, or does not return an array."""
+
+
+def _is_stated(error: NotImplementedError) -> bool:
+    """Whether a ``raise`` statement raised an error, and not a framework that lacks an operation."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _required(target: Any) -> list[str]:
@@ -90,10 +106,12 @@ class Subject:
         self.writes = False
         self.notes: list[str] = []
         self._callables: dict[tuple[str, str], Any] = {}
-        self._kinks: dict[str, list[FoundKink]] = {}
+        self._kinks: dict[str, tuple[list[FoundKink], list[Band]]] = {}
         try:
             self.original = self.framework.constructed(activation.make, SEED)
         except Exception as error:
+            if isinstance(error, TypeError) and str(error).startswith(_ABSTRACT):
+                raise NotAnActivation(f"an abstract base class: {error}") from error
             raise TargetError(f"could not be constructed: {error_text(error)}") from error
         if not callable(self.original):
             raise TargetError(f"its constructor returned {type(self.original).__name__!r}, which is not callable")
@@ -118,6 +136,11 @@ class Subject:
     def has_state(self) -> bool:
         """Whether its values depend on parameters or buffers, which a change of dtype rounds."""
         return self.framework.has_state(self.original)
+
+    @functools.cached_property
+    def settings(self) -> list[float]:
+        """The numbers that whoever constructed the activation chose, apart from defaults."""
+        return self.framework.settings(self.original)
 
     @property
     def announces_inplace(self) -> bool:
@@ -152,7 +175,7 @@ class Subject:
             self.layout = layout
             try:
                 self._classify_layout()
-            except (TargetError, _OtherLayout) as error:
+            except (TargetError, _OtherLayout, _Abstract) as error:
                 # parameters per channel would broadcast a plain vector to another shape, so try the next layout
                 failures.append(error)
             else:
@@ -197,11 +220,16 @@ class Subject:
             call = self.framework.called(self.original, x, "float32")
         except MemoryError:
             raise
+        except NotImplementedError as error:
+            if _is_stated(error):
+                text = f": {error}" if str(error) else ""
+                raise _Abstract(f"an abstract base class, or not written yet: raises NotImplementedError{text}") from error
+            raise TargetError(f"raised on an input of shape {x.shape}: {error_text(error)}") from error
         except Exception as error:
             raise TargetError(f"raised on an input of shape {x.shape}: {error_text(error)}") from error
         self.writes |= call.overwrote
         if not call.dtype:
-            raise TargetError(f"returned {call.returned!r} for a {noun}; an activation returns a {noun}")
+            raise TargetError(str(NotAnArray(call.returned, noun)))
         if call.numbers is None:
             raise NotAnActivation(f"returns {call.dtype}, which has no gradient")
         if call.numbers.shape != x.shape:
@@ -286,17 +314,20 @@ class Subject:
     def _shared_exact(self) -> Callable[[Floats], Floats]:
         return self.exact("float64")
 
-    def exact_and_kinks(self, dtype: str) -> tuple[Callable[[Floats], Floats], list[FoundKink]]:
-        """Return the exact function for a dtype and its kinks, which are searched once and cached.
+    def exact_and_kinks(self, dtype: str) -> tuple[Callable[[Floats], Floats], list[FoundKink], list[Band]]:
+        """Return the exact function for a dtype, its kinks and its narrow bands.
 
-        Without parameters the function is the same for all dtypes.
+        The kinks and bands are searched once and cached. Without parameters the function is the same for all dtypes.
         """
         shared = not self.has_state
         f = self._shared_exact if shared else self.exact(dtype)
         key = "" if shared else dtype
         if key not in self._kinks:
-            self._kinks[key] = find_kinks(f, self._gradient64(dtype), self.scan)
-        return f, self._kinks[key]
+            gradient = self._gradient64(dtype)
+            kinks = find_kinks(f, gradient, self.scan)
+            bands = find_bands(f, gradient, kinks) if gradient is not None else []
+            self._kinks[key] = with_ends(kinks, bands), bands
+        return f, *self._kinks[key]
 
     def _gradient64(self, dtype: str) -> Callable[[Floats], Floats] | None:
         """Return the activation's gradient in float64 as a function, or None.

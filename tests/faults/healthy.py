@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck import Activation, LeakyReLU, ReLU, ReLU6
+from relucheck import Activation, Kink, LeakyReLU, ReLU, ReLU6
 from relucheck.gate.config import ExpectedFailure
 from relucheck.gate.frameworks.torch_activations import modules
 from tests.faults.wrong_modules import ChannelSlopes
@@ -237,6 +238,35 @@ def masked(x: Tensor) -> Tensor:
     return x.masked_fill(x < 0, 0.0)
 
 
+def jump_where_rounding_decides(x: Tensor) -> Tensor:
+    """FTSwish as ESPnet writes it: the vector body and the tail of torch's sigmoid round differently beside the jump."""
+    y = x * torch.sigmoid(x) - 0.2
+    return torch.where(y < 0, torch.full_like(x, -0.2), y)
+
+
+# -- structure near 0 that is meant
+def huber(x: Tensor) -> Tensor:
+    return F.huber_loss(x, torch.zeros_like(x), reduction="none", delta=1e-6)
+
+
+def shrink_softly(x: Tensor) -> Tensor:
+    # its two sides do not meet
+    return F.softshrink(x, 1e-6)
+
+
+def narrow_hardtanh(x: Tensor) -> Tensor:
+    return F.hardtanh(x, -1e-6, 1e-6)
+
+
+def relu_with_mean_in_band(x: Tensor) -> Tensor:
+    # between the slopes 0 and 1
+    return torch.where(x.abs() < 1e-6, 0.5 * x, F.relu(x))
+
+
+def shrink_hard(x: Tensor) -> Tensor:
+    return F.hardshrink(x, 1e-6)
+
+
 def with_keywords(x: Tensor, *, slope: float = 0.1, bound: float = 2.0) -> Tensor:
     return F.leaky_relu(x, slope).clamp(max=bound)
 
@@ -357,7 +387,8 @@ HAND_WRITTEN = [
     tanh_exp, log_cosh, hard_elish, gated_by_minimum, clipped_by_difference, three_kinks, odd_bounds, soft_threshold,
     absolute, identity, swish_custom_function, LearnableSwish, LearnableThreshold, ChannelScale, MaxOfLines, quintic_step,
     indexed, masked, with_keywords, elu_by_output, squared_relu_custom_function, Buffered, InFloat32, ScaleOfOne,
-    InPlaceByHand, FusedLeaky, FusedSwish, ChannelSlopes, PACT,
+    InPlaceByHand, FusedLeaky, FusedSwish, ChannelSlopes, PACT, jump_where_rounding_decides,
+    huber, shrink_softly, narrow_hardtanh, relu_with_mean_in_band,
 ]  # fmt: skip
 OURS = [
     Activation("ours_relu", ReLU),
@@ -365,6 +396,9 @@ OURS = [
     Activation("ours_relu6", lambda: ReLU6(0.5, 0.25)),
     Activation("ours_leaky", lambda: LeakyReLU(0.1, 0.7)),
     Activation("ours_relu_as_torch", ReLU, reference=nn.ReLU()),
+    Activation("shrinks_as_declared", lambda: shrink_hard, kinks=[Kink(-1e-6, 1.0, 0.0), Kink(1e-6, 0.0, 1.0)]),
+    Activation("shrinks_by_argument", lambda: nn.Hardshrink(1e-6)),
+    Activation("shrinks_by_keyword", lambda: functools.partial(F.hardshrink, lambd=1e-6)),
     Activation("straight_through", lambda: straight_through_round, surrogate=True),
 ]
 HEALTHY: list[Any] = [*modules(), *HAND_WRITTEN, *OURS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import csv
 import decimal
@@ -205,6 +206,32 @@ class NeedsArguments(nn.Module):
 class TwoInputs(nn.Module):
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         return x * gate
+
+
+class AbstractByConvention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AbstractByTemplate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x) + 1
+
+    def act(self, x: Tensor) -> Tensor:
+        raise NotImplementedError("write act")
+
+
+class AbstractByDeclaration(nn.Module, abc.ABC):
+    @abc.abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+
+class WithoutForward(nn.Module):
+    pass
+
+
+def lacks_an_operation(x: Tensor) -> Tensor:
+    return x & 1
 
 
 class FailsToConstruct(nn.Module):

@@ -440,6 +440,24 @@ def closed_hardsigmoid(x: Tensor) -> Tensor:
     return differentiated(lambda x: ((x + 3) / 6).clamp(0, 1), backward)(x)
 
 
+# -- structure near 0 that smooth functions have
+def cubic_through_zero(x: Tensor) -> Tensor:
+    """x**3 / (x**2 + 1e-12), whose slope is 1, but 0 at 0."""
+    return x - x * 1e-12 / (x * x + 1e-12)
+
+
+def square_over_size(x: Tensor) -> Tensor:
+    return x - x * 1e-6 / (x.abs() + 1e-6)
+
+
+def smooth_size(x: Tensor) -> Tensor:
+    return torch.hypot(x, torch.full_like(x, 1e-6))
+
+
+def steep_tanh(x: Tensor) -> Tensor:
+    return torch.tanh(1e4 * x)
+
+
 #: Healthy activations, each with the dtypes in which the gate's tolerances were too narrow, or float32.
 HEALTHY: dict[Any, tuple[str, ...]] = {
     tanh_in_float32: ("float64",),
@@ -468,6 +486,10 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     ClippedByParameter: ("float32",),
     closed_hardsigmoid: ("float32",),
     relu_from_three_tenths: ("float32", "bfloat16"),
+    cubic_through_zero: ("float32", "float64", "bfloat16"),
+    square_over_size: ("float32", "float64", "bfloat16"),
+    smooth_size: ("float32", "float64"),
+    steep_tanh: ("float32", "float64", "bfloat16"),
 }
 #: Twins with a fault, each with the law that must fail it and the dtype.
 FAULTY: dict[Any, tuple[str, str]] = {

@@ -118,6 +118,50 @@ def softplus_by_relu(x: Tensor) -> Tensor:
     return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
 
 
+def zero_band(x: Tensor) -> Tensor:
+    # the value hardly changes, and the gradient at 0 is lost
+    return torch.where(x.abs() < 1e-6, 0 * x, x)
+
+
+def smallest_zero_band(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < 1e-12, 0 * x, F.silu(x))
+
+
+def widest_zero_band(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < 1e-3, 0 * x, torch.tanh(x))
+
+
+def negative_by_minimum(x: Tensor) -> Tensor:
+    # transformers' XIELU: min(x, eps) is constant for -1e-6 < x <= 0, and the gradient there is -0.3 in place of 0.5
+    eps = torch.full_like(x, -1e-6)
+    return torch.where(x > 0, 0.8 * x * x + 0.5 * x, (torch.expm1(torch.minimum(x, eps)) - x) * 0.8 + 0.5 * x)
+
+
+def scaled_by_clamped_size(x: Tensor) -> Tensor:
+    # x / |x| * |x| with a size that is kept from 0: no jump of the value, and the gradient goes from 1 down to 0 and back
+    return x / x.abs().clamp(min=1e-8) * x.abs()
+
+
+def band_beside_zero(x: Tensor) -> Tensor:
+    return torch.where((x > 1e-7) & (x < 1e-5), 3 * x, torch.sin(x))
+
+
+def band_at_a_kink(x: Tensor) -> Tensor:
+    # ReLU6 whose slope at 6 is 3, between the slopes 1 and 0
+    return torch.where((x - 6).abs() < 1e-4, 6 + 3 * (x - 6), F.relu6(x))
+
+
+# right values, and a wrong gradient on a logarithmic scale
+wrong_band_of_small_inputs = rule(
+    torch.tanh, lambda x, v: v * torch.where((x > 2e-9) & (x < 2e-8), 0 * x, 1 - torch.tanh(x) ** 2)
+)
+# rounding moves the kink at 0.1, and within 6 machine epsilons the gradient fits neither side
+triple_beside_a_moved_kink = rule(
+    lambda x: torch.relu((x + 3) - 3.1),
+    lambda x, v: v * torch.where((x - 0.1).abs() < 6 * torch.finfo(x.dtype).eps, 3 + 0 * x, (x > 0.1).to(x.dtype)),
+)
+
+
 def elu_by_minimum(x: Tensor) -> Tensor:
     # the branches of where meet at 0 with slope 1; minimum halves the gradient of a tie
     return torch.where(x > 0, x, torch.expm1(torch.minimum(x, torch.zeros_like(x))))
@@ -216,6 +260,15 @@ def _tail_closed(x: Tensor, v: Tensor) -> Tensor:
     return gradient.reshape(x.shape)
 
 
+def _jump_closed_in_tail(x: Tensor, v: Tensor) -> Tensor:
+    # the value is 0 at 0.5 everywhere
+    gradient = (v * (x.abs() > 0.5).to(x.dtype)).flatten()
+    body = gradient.numel() // 16 * 16
+    gradient[body:] = (v * (x.abs() >= 0.5).to(x.dtype)).flatten()[body:]
+    return gradient.reshape(x.shape)
+
+
+jump_closed_in_tail = rule(F.hardshrink, _jump_closed_in_tail)
 three_dimensions_closed = relu_with(lambda x, v: v * (x >= 0 if x.ndim > 2 else x > 0).to(x.dtype))
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -15,10 +16,13 @@ import relucheck
 from relucheck.__main__ import main
 from relucheck.commands import gate as gate_command
 from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
+from relucheck.gate import pytest_items
+from relucheck.gate import report as gate_report
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks.torch_port import TorchFramework
 from relucheck.gate.isolation import guard
 from relucheck.gate.run import Gate
+from relucheck.gate.verdicts import Verdict
 
 from .test_pytest_face import ROOT, gate, project, run, run_anew
 
@@ -108,6 +112,38 @@ def test_exit_codes_of_files_that_cannot_be_used(project, monkeypatch, capsys):
         done = gate("--relucheck", "mylib:Good", option, name, cwd=project)
         assert (done.returncode, says in done.stderr) == (4, True), done.stderr
         assert "passed" not in done.stdout
+
+
+def test_a_report_that_cannot_be_written_after_the_run(project, monkeypatch, capsys):
+    """The verdicts are shown, and both faces end with the same code, whatever else failed."""
+    monkeypatch.chdir(project)
+
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(gate_report, "write_atomically", full)
+    arguments = ["check", "mylib:injected", "--dtypes", "float32", "--laws", "chain_rule", "--no-isolate"]
+    assert main([*arguments, "--report", "r.json", "--report", "r.md"]) == UNWRITABLE
+    shown = capsys.readouterr()
+    assert "the gradient is not the cotangent times the derivative" in shown.out
+    assert "report r.json cannot be written: No space left on device; report r.md cannot be written" in shown.err
+
+    for failed, summary, code in ((False, False, UNWRITABLE), (True, False, UNWRITABLE), (True, True, UNWRITABLE)):
+        monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+        if summary:
+            monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project / "none" / "summary.md"))
+        config = types.SimpleNamespace(
+            stash=pytest.Stash(),
+            getoption=lambda name, summary=summary: [] if summary else ["r.json"],
+            invocation_params=types.SimpleNamespace(dir=project),
+        )
+        config.stash[pytest_items._CONFIG] = GateConfig(targets=("mylib",))
+        config.stash[pytest_items._RESULTS] = [Verdict("injected", "runs", "float32", "cpu", "passed").as_dict()]
+        session = types.SimpleNamespace(config=config, exitstatus=int(failed))
+        pytest_items.finish(session, session.exitstatus)
+        assert session.exitstatus == code
+        (line,) = config.stash[pytest_items._UNWRITTEN]
+        assert "cannot be written: No" in line
 
 
 @pytest.mark.skipif(os.name != "posix", reason="closes streams as a POSIX shell does")

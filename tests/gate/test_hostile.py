@@ -60,6 +60,11 @@ def outcomes(*functions, **settings):
         (hostile.NeedsArguments, "failed", "could not be constructed"),
         (hostile.TwoInputs, "skipped", "gate"),
         (hostile.FailsToConstruct, "failed", "no configuration"),
+        (hostile.AbstractByConvention, "skipped", "an abstract base class, or not written yet: raises NotImplementedError"),
+        (hostile.AbstractByTemplate, "skipped", "raises NotImplementedError: write act"),
+        (hostile.AbstractByDeclaration, "skipped", "an abstract base class: Can't instantiate"),
+        (hostile.WithoutForward, "skipped", 'missing the required "forward" function'),
+        (hostile.lacks_an_operation, "failed", "not implemented for 'Float'"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -13,9 +13,11 @@ import torch
 
 from relucheck.__main__ import main
 from relucheck.errors import FAILED, INTERRUPTED
+from relucheck.gate.config import GateConfig
 from relucheck.gate.discovery import discover
 from relucheck.gate.isolation import guard
 from relucheck.gate.isolation.guard import Runaway, TimeLimitExceeded, guarded, time_limit
+from relucheck.gate.run import Gate
 from tests.faults import hostile
 
 from .test_hostile import outcomes
@@ -54,10 +56,33 @@ def test_a_time_limit_waits_for_an_import_to_end(installed):
     hostile.imports_slowly(torch.ones(1))
 
 
-def test_an_import_that_does_not_end_is_not_waited_for(installed):
-    with pytest.raises(TimeLimitExceeded), time_limit(0.2, import_grace=0.2):
+def test_an_import_that_does_not_end_is_one_failure_and_nothing_is_judged_after_it(installed, monkeypatch):
+    """What it has registered cannot be registered again, so later activations would fail without a fault."""
+    monkeypatch.setattr(guard, "_spoiled", [])
+    with pytest.raises(TimeLimitExceeded, match=r"imported slow_to_import\.work"), time_limit(0.2, import_grace=0.2):
         hostile.imports_slowly(torch.ones(1))
     assert "slow_to_import" not in sys.modules
+    gate = Gate(GateConfig(dtypes=("float32",)), [hostile.imports_too, hostile.good])
+    reason = "the import of slow_to_import.work was interrupted in this process"
+    assert all(reason in entry.skip for entry in gate.entries.values())
+    assert reason in discover("torch.nn").error
+
+
+def test_an_interrupted_import_of_a_target_starts_afresh(tmp_path, monkeypatch):
+    (tmp_path / "restarted").mkdir()
+    (tmp_path / "restarted" / "__init__.py").write_text("from restarted import registry, acts\n")
+    (tmp_path / "restarted" / "registry.py").write_text("NAMES = []\n")
+    (tmp_path / "restarted" / "acts.py").write_text(
+        "import os, time, torch\nfrom restarted import registry\nassert not registry.NAMES\nregistry.NAMES.append('act')\n"
+        "while 'RESTARTED' not in os.environ:\n    time.sleep(0.01)\ndef act(x):\n    return torch.relu(x)\n"
+    )
+    found = discover("restarted.acts", root=tmp_path, seconds=0.2)
+    assert "exceeded its time limit of 0.2 s while it imported restarted.acts" in found.error
+    monkeypatch.setenv("RESTARTED", "1")
+    found = discover("restarted.acts", root=tmp_path)
+    assert [activation.name for activation in found.activations] == ["act"], found.error
+    for name in [name for name in sys.modules if name.startswith("restarted")]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_the_import_of_an_installed_module_is_not_charged(installed):

@@ -162,6 +162,26 @@ def test_a_wrong_in_place_activation_fails_with_a_script_that_shows_it():
                 exec(found[law].counterexample["script"], {"wrong": activation})
 
 
+def test_a_variant_that_returns_nothing_is_one_failure_that_names_it():
+    class Forgets(nn.Module):
+        def __init__(self, inplace=False):
+            super().__init__()
+            self.inplace = inplace
+
+        def forward(self, x):
+            if not self.inplace:
+                return F.silu(x)
+            x.mul_(x.sigmoid())
+            return None
+
+    (failed,) = [result for result in results(Forgets) if result.outcome == "failed"]
+    assert failed.law == "inplace"
+    assert "the in-place variant returned 'NoneType' for a tensor; an activation returns a tensor" in failed.message
+    script = failed.counterexample["script"].replace("act_ = copy.deepcopy(act)", "act_ = act")
+    with pytest.raises(AssertionError), preserved_state():
+        exec(script, {"Forgets": Forgets})
+
+
 def test_a_write_is_seen_in_layouts_with_channels():
     class Scales(nn.Module):
         def __init__(self):

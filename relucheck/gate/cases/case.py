@@ -10,15 +10,16 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from relucheck.activations.bands import Band
 from relucheck.activations.kink_search import FoundKink, derivatives
 from relucheck.activations.kinks import Activation
 from relucheck.errors import error_text
-from relucheck.gate.cases.probing import wider
+from relucheck.gate.cases.probing import BESIDE, ISOLATED, NEAR_ZERO, THRESHOLDS, wider
 from relucheck.gate.cases.resolution import Resolution
 from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal
 from relucheck.gate.config import GateConfig
@@ -27,31 +28,6 @@ from relucheck.gate.frameworks.port import Framework
 from relucheck.gate.frameworks.script import Script
 from relucheck.gate.subject import Subject
 from relucheck.numerics.floats import FORMATS, Floats, Mask
-
-#: Length of a tensor that a vectorised kernel splits into a vector body and a scalar tail, for widths up to 64 elements.
-TAIL_LENGTH: Final = 83
-#: Points that activations often treat specially: knots of splines, and numbers with which implementations compare.
-ISOLATED: Final = (0.0, -0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
-
-
-def _thresholds() -> Floats:
-    """Return inputs at and around which exponentials and squares leave the range of a dtype, of both signs.
-
-    exp(x) overflows from log(largest) on and underflows below log(tiny), exp(2 x) overflows at half of that, and x * x does
-    both at the square roots. A function that is computed in another dtype inside has the thresholds of that dtype, so there
-    are those of each.
-    """
-    kinds = [kind for name, kind in FORMATS.items() if name != "bfloat16"]  # its range is that of float32
-    largest, tiny = (np.array(sizes) for sizes in zip(*((kind.largest, kind.tiny) for kind in kinds), strict=True))
-    sizes = np.concatenate([largest, tiny])
-    around = [np.abs(np.log(sizes)) + shift for shift in (-0.5, 0.0, 0.5)]
-    around += [np.sqrt(sizes) * factor for factor in (1 - 1 / 16, 1.0, 1 + 1 / 16)]
-    points = np.concatenate([*around, np.log(largest) / 2 + 0.5])
-    return np.concatenate([points, -points])
-
-
-#: Inputs between which an overflow inside a function would pass unseen.
-THRESHOLDS: Final = _thresholds()
 
 
 class Case:
@@ -152,6 +128,11 @@ class Case:
         return self.subject.exact_and_kinks(self.dtype)[1]
 
     @property
+    def bands(self) -> list[Band]:
+        """Narrow bands of the exact function, in which the gradient fits neither side."""
+        return self.subject.exact_and_kinks(self.dtype)[2]
+
+    @property
     def corners(self) -> list[FoundKink]:
         """The kinks with a Clarke interval."""
         return [kink for kink in self.kinks if not kink.singular]
@@ -233,8 +214,9 @@ class Case:
     def x(self) -> Floats:
         """The probe points, finite, (n,).
 
-        Kinks and their neighbours come first, then special points, a grid, powers of two, the thresholds, and points beside
-        the kinks that are far enough to be decided, see ``on_kink``.
+        Kinks and their neighbours come first, then special points, a grid, powers of two, points near 0 on a logarithmic
+        scale, the thresholds, and points beside the kinks. Of these, those at 6 machine epsilons may be undecided, see
+        ``on_kink``, and the others are far enough to be decided.
         """
         ordinary = np.linspace(-12, 12, 97) + 0.0137
         # the powers of two below are sparse in wide dtypes, and a function may saturate at 100
@@ -245,8 +227,11 @@ class Case:
         one = self.format.neighbour(np.array([1.0, 1.0, -1.0, -1.0]), 1)
         more = [1.0, -1.0, self.tiny / 4, -self.tiny / 4, *ISOLATED, *(-value for value in ISOLATED)]
         points = self.rounded(np.concatenate([more, ordinary, beyond, -beyond, powers, -powers]))
-        beside = [kink.at + side * 12 * self.eps * max(1.0, abs(kink.at)) for kink in self.kinks for side in (-1, 1)]
-        return np.concatenate([self.near_kinks, one, points, self.thresholds, self.rounded(beside)])
+        near_zero = self.rounded(np.concatenate([NEAR_ZERO, -NEAR_ZERO]))
+        distances = [6 * self.eps, 12 * self.eps, *(distance for distance in BESIDE if distance > 12 * self.eps)]
+        sizes = [(kink.at, max(1.0, abs(kink.at))) for kink in self.kinks]
+        beside = [at + side * size * far for at, size in sizes for far in distances for side in (-1, 1)]
+        return np.concatenate([self.near_kinks, one, points, near_zero, self.thresholds, self.rounded(beside)])
 
     @functools.cached_property
     def y(self) -> Floats:

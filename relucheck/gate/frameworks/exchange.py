@@ -14,6 +14,13 @@ class Disconnected(RelucheckError):
     """An output that has no graph of operations to the input."""
 
 
+class NotAnArray(RelucheckError):
+    """A result that is no array of the framework."""
+
+    def __init__(self, returned: str, noun: str) -> None:
+        super().__init__(f"returned {returned!r} for a {noun}; an activation returns a {noun}")
+
+
 class Unwritten(RelucheckError):
     """A method of a capability that a framework lists and does not have."""
 

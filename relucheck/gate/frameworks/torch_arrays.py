@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relucheck.gate.frameworks.exchange import Function, Layout, Result
+from relucheck.gate.frameworks.exchange import Function, Layout, NotAnArray, Result
 from relucheck.numerics.dtypes import as_dtype
 from relucheck.numerics.floats import Floats
 
@@ -48,11 +48,19 @@ def on_tensors(f: Function) -> Callable[[Tensor], Tensor]:
 
     Each call passes a copy of the input to the activation. The caller's input is therefore never overwritten, and in-place
     activations can be called on leaves of an autograd graph.
+
+    A call raises ``NotAnArray`` if the activation returns no tensor.
     """
     target, layout = f.target, f.layout
     if layout.plain:
-        return lambda x: target(x.clone())
-    return lambda x: target(spread(layout, x))[layout.index]
+        return lambda x: _tensor(target(x.clone()))
+    return lambda x: _tensor(target(spread(layout, x)))[layout.index]
+
+
+def _tensor(result: Tensor) -> Tensor:
+    if not isinstance(result, Tensor):
+        raise NotAnArray(type(result).__name__, "tensor")
+    return result
 
 
 def leaf_of(f: Function, x: Floats) -> Tensor:

@@ -90,6 +90,12 @@ class TorchFramework(Framework):
     def signed(self, target: Any) -> Any:
         return target.forward if isinstance(target, nn.Module) else target
 
+    def settings(self, target: Any) -> list[float]:
+        if not isinstance(target, nn.Module):
+            return super().settings(target)
+        learnt = [number for parameter in target.parameters() for number in parameter.detach().flatten()[:64].tolist()]
+        return learnt + [number for module in target.modules() for number in super(TorchFramework, self).settings(module)]
+
     def evaluating(self, target: Any) -> bool:
         if not isinstance(target, nn.Module):
             return False

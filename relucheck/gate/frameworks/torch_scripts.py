@@ -346,7 +346,8 @@ class TorchScript(Script):
         )
 
     def in_place_runs(self) -> str:
-        return "\n".join([*self._variant(), self.input([0.5]), *_backward_runs("act_(x * 1)")])
+        lines = ["y = act_(x * 1)", "assert isinstance(y, torch.Tensor), y", *_backward_runs("y")]
+        return "\n".join([*self._variant(), self.input([0.5]), *lines])
 
     def after_saving(self, x: float) -> str:
         eps = self.eps

@@ -6,11 +6,13 @@ import contextlib
 import io
 import os
 import signal
+import sys
 import sysconfig
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -51,6 +53,14 @@ class Runaway(RelucheckError):
         self.forked = forked
 
 
+class Spoiled(RelucheckError):
+    """A process whose modules are half loaded, so that nothing in it can be judged."""
+
+
+#: The modules whose import has spoiled this process.
+_spoiled: Final[list[str]] = []
+
+
 class CodeRaised(RelucheckError):
     """Any exception that other people's code raised, SystemExit included.
 
@@ -67,27 +77,23 @@ class CodeRaised(RelucheckError):
 _IMPORT_GRACE: Final = 60.0
 #: Seconds between two checks whether such an import has ended.
 _IMPORT_LOOK: Final = 0.02
-#: Folders of installed packages and of Python's standard library.
+#: Folders of installed packages, of Python's standard library, and of relucheck itself.
 _INSTALLED: Final = tuple(
-    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    {str(Path(__file__).parents[2]) + os.sep}
+    | {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     | ({torch_state.FOLDER + os.sep} if torch_state else set())
 )
 
 
-def _imports(frame: FrameType | None) -> bool:
-    """Whether ``frame``, or one of its callers, imports an installed module.
+def _must_end(frame: FrameType | None, importing: Mapping[str, str]) -> bool:
+    """Whether a frame is in Python's import system, or one of the modules that are being imported is installed.
 
-    Such an import must not be interrupted. Afterwards the module's submodules would exist, but what they registered
-    (torch's operators, for example) could not be registered again, so every later import of the module would fail.
+    Such an import must not be interrupted. What its modules have registered in native code (torch's operators and triton's
+    types, for example) stays registered. So a second import fails, or ends the process, whether or not the finished modules
+    are forgotten.
     """
-    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
-        return True
-    while frame is not None:
-        importing = frame.f_back is not None and frame.f_back.f_code.co_filename.startswith("<frozen importlib")
-        if frame.f_code.co_name == "<module>" and importing and frame.f_code.co_filename.startswith(_INSTALLED):
-            return True
-        frame = frame.f_back
-    return False
+    in_system = frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
+    return in_system or any(file.startswith(_INSTALLED) for file in importing.values())
 
 
 @contextlib.contextmanager
@@ -96,7 +102,11 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
 
     The import of an installed module is not interrupted, and its time does not count: if such an import is under way when
     the time is up, the clock starts again when the import ends. So no verdict depends on which item imports a module first.
-    Only an import that takes ``import_grace`` seconds longer than the limit is interrupted.
+    An import that takes ``import_grace`` seconds longer than the limit ends the process, if it is one of the gate's own. In
+    any other process it is interrupted, and what follows cannot be judged there any more (``Spoiled``).
+
+    An import of other modules, which a target does, is interrupted and undone: the next one starts afresh
+    (``interpreter.forget``).
 
     The limit uses an interval timer and SIGALRM. It works in the main thread on POSIX systems; elsewhere there is no limit.
     It cannot stop a call that never returns from native code. There the watchdog ends the process, if it is one of the
@@ -112,21 +122,31 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
         return
     latest = time.monotonic() + seconds + import_grace
     waiting = False
+    known = len(sys.modules)  # new modules come last, and a copy of the names would cost more than the rest of the guard
+    interrupted: set[str] = set()
 
     def ring(signum: int, frame: FrameType | None) -> None:
         nonlocal waiting
-        importing = _imports(frame)
-        if importing and time.monotonic() < latest:
+        modules = interpreter.importing(frame, loaded=list(sys.modules)[:known])
+        must_end = _must_end(frame, modules)
+        if must_end and time.monotonic() < latest:
             if not waiting:
                 watchdog.start(latest - time.monotonic())
             waiting = True
             signal.setitimer(signal.ITIMER_REAL, _IMPORT_LOOK, 0.5)
-        elif waiting and not importing:
+        elif waiting and not must_end:
             waiting = False
             watchdog.start(seconds)
             signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+        elif must_end and watchdog.installed():
+            pass  # it is about to end the process
         else:
-            raise TimeLimitExceeded(f"exceeded its time limit of {seconds:g} s")
+            imported = f" while it imported {next(iter(modules))}" if modules else ""
+            if must_end:
+                _spoiled.append(next(iter(modules), "a module"))
+            else:
+                interrupted.update(modules)
+            raise TimeLimitExceeded(f"exceeded its time limit of {seconds:g} s{imported}")
 
     before = signal.signal(signal.SIGALRM, ring)
     # (delay, interval) of a timer that other code has set, such as pytest-timeout; it continues after the block
@@ -138,6 +158,8 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
         watchdog.stop()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if interrupted:
+            interpreter.forget(interrupted)
         if outer[0] > 0:
             signal.setitimer(signal.ITIMER_REAL, max(outer[0], 1e-3), outer[1])
 
@@ -235,7 +257,13 @@ def contained(seconds: float) -> Iterator[None]:
     Raises:
         Runaway: if the code exceeds the time limit, or a process that it forked returns into relucheck's code.
         CodeRaised: if the code raises anything else, SystemExit included.
+        Spoiled: if the import of an installed module was interrupted in this process before.
     """
+    if _spoiled:
+        raise Spoiled(
+            f"not checked: the import of {_spoiled[0]} was interrupted in this process, because it took too long; allow "
+            "more time (time-limit), or check in processes of their own (--relucheck-isolate)"
+        )
     try:
         with interrupts.kept(), forks.ended(seconds), time_limit(seconds):
             yield
@@ -261,6 +289,7 @@ def guarded(seconds: float, memory: int) -> Iterator[list[str]]:
     Raises:
         Runaway: as ``contained``.
         CodeRaised: as ``contained``.
+        Spoiled: as ``contained``.
     """
     with (
         torch_state.single_thread() if torch_state else contextlib.nullcontext(),

@@ -6,6 +6,8 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Collection, Container
+from types import FrameType
 from typing import Final
 
 #: Seconds that a new thread has to end.
@@ -26,6 +28,35 @@ def set_folder(name: str) -> None:
     """Change the working directory, if it still exists."""
     with contextlib.suppress(OSError):
         os.chdir(name)
+
+
+def importing(frame: FrameType | None, loaded: Container[str]) -> dict[str, str]:
+    """Return the modules that a frame and its callers import, with their files.
+
+    The innermost comes first.
+
+    Args:
+        frame: the frame that runs.
+        loaded: names of modules that are none of these, because they were loaded before.
+    """
+    modules = {}
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "<module>" and name not in loaded:
+            modules[name] = frame.f_code.co_filename
+        frame = frame.f_back
+    return modules
+
+
+def forget(names: Collection[str]) -> None:
+    """Remove modules whose import was interrupted, with all modules inside them.
+
+    Python removes a module whose import raises, and keeps the finished modules inside it. A second import would combine
+    them with new ones, and what they have registered would be registered twice.
+    """
+    inside = tuple(f"{name}." for name in names)
+    for name in [name for name in sys.modules if name in names or name.startswith(inside)]:
+        del sys.modules[name]
 
 
 class Modules:

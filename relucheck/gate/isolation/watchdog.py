@@ -26,6 +26,11 @@ def install(file: TextIO) -> None:
     faulthandler.enable(file)
 
 
+def installed() -> bool:
+    """Whether the watchdog ends this process."""
+    return _file is not None
+
+
 def start(seconds: float) -> None:
     """End this process if neither ``stop`` nor ``start`` is called within a time and a margin."""
     if _file is not None:
@@ -48,7 +53,7 @@ def cause(code: int | None, record: str, seconds: float) -> str:
         seconds: the time limit, for the message.
     """
     if record.startswith("Timeout"):
-        reason = f"exceeded its time limit of {seconds:g} s in native code, and its process was ended"
+        reason = f"exceeded its time limit of {seconds:g} s in native code or in an import, and its process was ended"
     elif code is not None and code < 0:
         name, text = signal.Signals(-code).name, (signal.strsignal(-code) or "").lower()
         reason = f"ended the process that ran it: signal {name} ({text})"

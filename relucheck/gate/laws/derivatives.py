@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from relucheck.activations.bands import Band
 from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Kink
 from relucheck.gate.cases.case import Case
@@ -18,11 +19,12 @@ from relucheck.numerics.floats import Mask
 
 
 def declared_at(case: Case, kink: FoundKink) -> Kink | None:
-    """Return the declared kink at the position of a searched one; None if there is none."""
-    for declared in case.activation.kinks:
-        if abs(declared.at - kink.at) <= 1e-6 * (1 + abs(kink.at)) or case.rounded(declared.at) == case.rounded(kink.at):
-            return declared
-    return None
+    """Return the nearest declared kink to a searched one; None if there is none at its position."""
+    declared = min(case.activation.kinks, key=lambda other: abs(other.at - kink.at), default=None)
+    if declared is None:
+        return None
+    near = abs(declared.at - kink.at) <= 1e-6 * (1 + abs(kink.at)) or case.rounded(declared.at) == case.rounded(kink.at)
+    return declared if near else None
 
 
 def allowed_at(case: Case, kink: FoundKink) -> tuple[float, float, str]:
@@ -117,12 +119,55 @@ def derivative(case: Case) -> None:
     """Away from kinks the gradient equals the derivative.
 
     The derivative is estimated from forward values alone, see ``relucheck.activations.kink_search``. The probe points
-    include those that implementations often treat specially: 0, 1, -1, knots of splines, and their neighbours.
+    include those that implementations often treat specially: 0, 1, -1, knots of splines, and their neighbours, on a
+    logarithmic scale.
+
+    In a band that ordinary inputs do not resolve, such as ``where(|x| < 1e-6, 0 * x, x)``, the derivative is that of the
+    function around it, if the function continues across the band. The gradient at 0 is then 1. A band is right if one of
+    its kinks is declared, or is a number with which the activation was constructed, as in ``Hardshrink(1e-6)``. It is also
+    right if the parts on its two sides do not meet (``Softshrink``), or if the gradient lies between their slopes.
     """
     case.skip_surrogate()
+    for band in case.bands:
+        # a band of the gradient alone is meant by nobody
+        if band.hole and band.narrow and not (band.kinks and _is_meant(case, band)):
+            _judge_band(case, band)
     index = _outside(case, ~case.on_kink & (np.abs(case.x) <= case.resolution.decidable))
     if index is not None:
         raise _fail_at(case, index, "the gradient is not the derivative")
+
+
+def _is_meant(case: Case, band: Band) -> bool:
+    """Whether an end of a band is declared, or a number with which the activation was constructed."""
+    near = 0.01 * (band.high - band.low)
+    declared = [kink.at for kink in case.activation.kinks if kink.at != 0]
+    chosen = [sign * number for number in case.subject.settings if number != 0 for sign in (1, -1)]
+    return any(abs(number - end) <= near for number in (*declared, *chosen) for end in (band.low, band.high))
+
+
+def _judge_band(case: Case, band: Band) -> None:
+    """Raise a violation where a gradient in a band does not fit the function around it."""
+    x = np.unique(np.concatenate([case.x, case.rounded([band.low, 0.5 * (band.low + band.high), band.high])]) + 0.0)
+    x = x[band.holds(x, case.eps)]
+    if not x.size:
+        return  # the dtype has no value there
+    g, (low, high) = case.reverse(x), band.bounds
+    bad = np.isfinite(g) & ((g < low) | (g > high))
+    if bad.any():
+        index = int(np.where(bad, np.abs(x), math.inf).argmin())
+        left, right = sorted((band.left, band.right))
+        where = f"in the band from {band.low:g} to {band.high:g}"
+        hint = "; declare the kinks of the band if it is meant" if band.kinks else ""
+        raise case.fail(
+            f"the gradient {where} is not the derivative of the function around it{hint}",
+            x=float(x[index]),
+            cotangent=1.0,
+            got=float(g[index]),
+            allowed=f"{interval(left, right)} within {0.5 * (high - low - right + left):.3g}, as beside the band",
+            script=case.script.one_gradient(
+                float(x[index]), 1.0, f"{low:.9g} <= got <= {high:.9g}", f"beside the band: {interval(left, right)}"
+            ),
+        )
 
 
 @law()
@@ -131,7 +176,8 @@ def hit_on_input(case: Case) -> None:
 
     An input that shares only its output with a kink must keep its slope. A backward that compares the result with the bound
     breaks this law. For ReLU6 with a subgradient of 1 at 6, the whole saturated region x > 6 would then have gradient 1 in
-    place of 0.
+    place of 0. A gradient that is wrong at inputs with other outputs, too, has another cause, which the law ``derivative``
+    reports.
     """
     case.skip_surrogate()
     if not case.corners:
@@ -146,27 +192,34 @@ def hit_on_input(case: Case) -> None:
     tight = max(2 * case.tolerance(kink) for kink in case.corners)
     index = _outside(case, mask, tight)
     if index is not None:
+        others = ~mask & ~case.on_kink & (np.abs(case.x) <= case.resolution.decidable)
+        if _outside(case, others) is not None:
+            raise NotApplicable("the gradient is wrong also where the output is none of a kink: see the law derivative")
         raise _fail_at(case, index, "an input with the same output as a kink is treated as the kink", tight)
 
 
 @law()
 def rounded_kinks(case: Case) -> None:
-    """At and beside a kink that the dtype rounds, the gradient lies between the two slopes.
+    """At and beside a kink that rounding may move, the gradient lies between the two slopes.
 
-    The forward decides on which side of the kink the rounded position lies. A gradient outside the Clarke interval is wrong
-    in either case. Points beside it whose side is certain must have the slope of their side. Source: pytorch issue 185472
+    The forward decides on which side of the kink the rounded position lies, and with it every input that rounding inside
+    the function may carry over the kink (``x + 3`` in 16 bits). A gradient outside the Clarke interval is wrong in either
+    case. Points beside a kink whose side is certain must have the slope of their side. Source: pytorch issue 185472
     (hardtanh at bfloat16(0.7)).
     """
     case.skip_surrogate()
     corners = [kink for kink in case.corners if not case.represents(kink)]
-    if not corners:
-        raise NotApplicable("the dtype represents every kink")
-    index = _outside(case, _among(case, corners))
+    mask = _among(case, corners) | case.undecided
+    if not mask.any():
+        raise NotApplicable("the dtype represents every kink, and no input beside one is rounded onto it")
+    index = _outside(case, mask)
     if index is not None:
-        raise _fail_at(case, index, "the gradient at or beside a kink that the dtype rounds fits neither side")
+        raise _fail_at(case, index, "the gradient at or beside a kink that rounding may move fits neither side")
 
 
 def _among(case: Case, corners: list[FoundKink]) -> Mask:
+    if not corners:
+        return np.zeros(case.x.shape, dtype=bool)
     index, distance = case.nearest
     chosen = np.array([kink in corners for kink in case.kinks])
     size = np.array([max(1e-3, abs(kink.at)) for kink in case.kinks])
@@ -185,11 +238,14 @@ def continuity(case: Case) -> None:
         return
     kink = jumps[0]
     claimed = case.activation.continuous
+    slope = max(abs(kink.left), abs(kink.right))
+    # so near that the slopes change the value by less than the jump
+    away = min(1e-2, abs(kink.jump) / (16 * slope)) if slope else 1e-2
     script = case.script.text(
         f"low, high = {case.script.value}.tolist()",
         'print("values", low, high)',
-        f"assert abs(high - low) < {abs(kink.jump) / 2 + 0.02 * max(abs(kink.left), abs(kink.right)):.6g}",
-        x=[kink.at - 1e-2, kink.at + 1e-2],
+        f"assert abs(high - low) < {abs(kink.jump) / 2 + 2 * away * slope:.6g}",
+        x=[kink.at - away, kink.at + away],
     )
     raise case.fail(
         f"the value jumps by {kink.jump:g} at {kink.at:g}"

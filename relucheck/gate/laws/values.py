@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relucheck.errors import error_text
-from relucheck.gate.cases.case import THRESHOLDS, Case
-from relucheck.gate.cases.probing import first, wider
+from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.probing import THRESHOLDS, first, wider
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.frameworks.script import within
 from relucheck.gate.laws.law import law
