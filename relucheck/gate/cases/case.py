@@ -1,4 +1,4 @@
-"""One activation in one dtype on one device, with probe points and the allowed gradients, and its violations.
+"""One activation in one dtype on one device: probe points, allowed gradients, violations.
 
 Each quantity is computed once per case and shared by all laws, so that thousands of items take seconds.
 """

@@ -21,7 +21,7 @@ from relucheck.numerics.floats import FORMATS, Floats
 
 
 class Probed:
-    """One activation in one dtype on one device, with its kinks, and its values and gradients at probe points.
+    """One activation in one dtype on one device, and what it computes at probe points.
 
     All numbers are float64 arrays of NumPy, whatever the dtype under test: they hold its values exactly.
 
