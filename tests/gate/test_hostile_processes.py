@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def test_an_interrupted_import_of_a_target_starts_afresh(tmp_path, monkeypatch):
     assert [activation.name for activation in found.activations] == ["act"], found.error
     for name in [name for name in sys.modules if name.startswith("restarted")]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_the_module_that_runs_the_gate_is_no_import():
+    """In workers of pytest-xdist everything runs inside an installed module, which sys.modules does not have."""
+    text = "with time_limit(0.2, import_grace=30):\n    while True:\n        pass\n"
+    file = os.path.join(sysconfig.get_path("purelib"), "remote.py")
+    begun = time.monotonic()
+    with pytest.raises(TimeLimitExceeded, match=r"exceeded its time limit of 0\.2 s$"):
+        exec(compile(text, file, "exec"), {"__name__": "__channelexec__", "time_limit": time_limit})
+    assert time.monotonic() - begun < 15
+    assert not guard._spoiled
 
 
 def test_the_import_of_an_installed_module_is_not_charged(installed):

@@ -122,12 +122,12 @@ def time_limit(seconds: float, import_grace: float = _IMPORT_GRACE) -> Iterator[
         return
     latest = time.monotonic() + seconds + import_grace
     waiting = False
-    known = len(sys.modules)  # new modules come last, and a copy of the names would cost more than the rest of the guard
+    outside = frozenset(interpreter.callers(sys._getframe()))
     interrupted: set[str] = set()
 
     def ring(signum: int, frame: FrameType | None) -> None:
         nonlocal waiting
-        modules = interpreter.importing(frame, loaded=list(sys.modules)[:known])
+        modules = interpreter.importing(frame, outside)
         must_end = _must_end(frame, modules)
         if must_end and time.monotonic() < latest:
             if not waiting:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import threading
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Iterator
 from types import FrameType
 from typing import Final
 
@@ -30,22 +31,24 @@ def set_folder(name: str) -> None:
         os.chdir(name)
 
 
-def importing(frame: FrameType | None, loaded: Container[str]) -> dict[str, str]:
-    """Return the modules that a frame and its callers import, with their files.
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and its callers, the innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
-    The innermost comes first.
+
+def importing(frame: FrameType | None, outside: Container[FrameType]) -> dict[str, str]:
+    """Return the modules that a block imports, with their files, the innermost first.
 
     Args:
         frame: the frame that runs.
-        loaded: names of modules that are none of these, because they were loaded before.
+        outside: the frames that called the block. What they run may be a module as well: a script, or the module that
+            pytest-xdist runs in its workers, which lies among the installed ones.
     """
-    modules = {}
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__"))
-        if frame.f_code.co_name == "<module>" and name not in loaded:
-            modules[name] = frame.f_code.co_filename
-        frame = frame.f_back
-    return modules
+    inside = itertools.takewhile(lambda one: one not in outside, callers(frame))
+    modules = [one for one in inside if one.f_code.co_name == "<module>"]
+    return {str(one.f_globals.get("__name__")): one.f_code.co_filename for one in modules}
 
 
 def forget(names: Collection[str]) -> None:
