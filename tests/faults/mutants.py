@@ -83,6 +83,7 @@ MUTANTS = [
     Mutant("saturation_leaks", "hit_on_input", "bfloat16"),
     Mutant("rounded_bound_doubles", "rounded_kinks", "bfloat16"),
     Mutant("rounded_bound_doubles", "rounded_kinks", "float16"),
+    Mutant("tanh_low_in_bfloat16", "dtype_agreement", "bfloat16"),
     Mutant("other_in_bfloat16", "dtype_agreement", "bfloat16"),
     Mutant("quotient_by_square", "dtype_agreement"),
     Mutant("quotient_by_square", "dtype_agreement", "bfloat16"),

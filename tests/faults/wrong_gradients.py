@@ -315,3 +315,9 @@ mean_around_the_kink = rule(
 saturates_at_100 = relu_with(lambda x, v: v * ((x > 0) & (x < 100)).to(x.dtype))
 tail_dropped = relu_with(_tail_dropped)
 tail_closed = relu_with(_tail_closed)
+
+
+def tanh_low_in_bfloat16(x: Tensor) -> Tensor:
+    """Saturates at 0.6 in one dtype."""
+    y = torch.tanh(x)
+    return torch.where(x > 1000, 0.6 * y, y) if x.dtype == torch.bfloat16 else y

@@ -16,7 +16,7 @@ from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
 from relucheck.gate.subject import Subject
 from relucheck.gate.verdicts import Item
-from tests.faults import kinds
+from tests.faults import behind_smooth, kinds
 
 
 def verdicts(*activations, **settings):
@@ -163,3 +163,13 @@ def test_movement_between_neighbours():
     relu = resolution(torch.relu, "bfloat16")
     assert (relu.of_gradient(np.array([-1e-3, 0.0, 1e-3, 5.0])) < 1e-6).all()
     assert relu.of_value(np.array([-1.0, 0.0, 4.0])) == pytest.approx([0, 0, 4 * 1.91 * 2.0**-7])
+
+
+@named(behind_smooth.HEALTHY)
+def test_a_kink_behind_a_smooth_function_has_two_sides(activation):
+    """Vector and scalar kernels put an input beside it on either side, and both gradients are right."""
+    assert not failed(verdicts(activation, dtypes=("float32", "float64")))
+
+
+def test_a_threshold_in_a_buffer_is_chosen():
+    assert not failed(verdicts(behind_smooth.ShrinksByBuffer()))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 import pytest
 
 from relucheck.__main__ import main
 from relucheck.errors import MISSING, USAGE, DeviceError
+from relucheck.gate import workers
 from relucheck.gate.config import ConfigError, ExpectedFailure, GateConfig
 from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.isolation import watchdog
@@ -80,6 +82,20 @@ def test_an_import_that_ends_its_process(tmp_path, monkeypatch, capfd):
     said = capfd.readouterr().out
     assert "target 'leaves.py' cannot be imported: it ended the process that ran it: exit code 0" in said
     assert "1 failed, 2 passed" in said
+
+
+def loaded(pipe):
+    pipe.send({"torch._dynamo", "relucheck.gate.run"} <= set(sys.modules))
+
+
+def test_a_worker_starts_with_what_torch_imports_when_it_first_differentiates():
+    context = workers._context()
+    assert context.get_start_method() == "forkserver"
+    mine, theirs = context.Pipe()
+    process = context.Process(target=loaded, args=(theirs,))
+    process.start()
+    process.join()
+    assert mine.recv()
 
 
 def test_nothing_of_a_target_happens_here(capfd):

@@ -23,7 +23,7 @@ from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, 
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks.exchange import Unsupported
 from relucheck.gate.subject import Subject
-from relucheck.numerics.floats import Floats, Mask
+from relucheck.numerics.floats import FORMATS, Floats, Mask
 
 
 class Case(Probed):
@@ -185,6 +185,31 @@ class Case(Probed):
     def on_kink(self) -> Mask:
         """Mask of the probe points that equal a kink, or that the forward may treat as one."""
         return (self.nearest[1] == 0) | self.undecided
+
+    def both_sides(self, x: Floats, a: Floats, b: Floats, cotangent: Floats | float = 1.0) -> Mask:
+        """Mask of the inputs at which two different gradients are both right, because they are beside a kink.
+
+        Kernels for vectors and for single elements may round ``gelu(x) + 0.1`` differently, so that an input beside the
+        kink of ``relu(gelu(x) + 0.1)`` falls on either side of it. That is so only at a kink between the numbers of the
+        dtype, or in float64 between those of float32. At any other kink the same input has one gradient.
+
+        Args:
+            x: the inputs, any shape.
+            a: gradients there, of the shape of ``x``.
+            b: other gradients there, of the shape of ``x``.
+            cotangent: the upstream gradients, of the shape of ``x``, or one for all.
+        """
+        mask = np.zeros(x.shape, dtype=bool)
+        kinds = FORMATS["float32"] if self.dtype == "float64" else self.format
+        for kink in self.corners:
+            if kinds.rounded(np.array(kink.at)) == kink.at:
+                continue
+            low, high = kink.hull
+            slack = self.tolerance(kink) * np.abs(cotangent)
+            least, most = np.minimum(low * cotangent, high * cotangent), np.maximum(low * cotangent, high * cotangent)
+            beside = np.abs(x - kink.at) <= 8 * self.eps * max(1.0, abs(kink.at))
+            mask |= beside & (np.minimum(a, b) >= least - slack) & (np.maximum(a, b) <= most + slack)
+        return mask
 
     def represents(self, kink: FoundKink) -> bool:
         """Whether the kink's position is a value of the dtype under test."""

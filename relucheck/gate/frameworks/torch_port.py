@@ -93,8 +93,9 @@ class TorchFramework(Framework):
     def settings(self, target: Any) -> list[float]:
         if not isinstance(target, nn.Module):
             return super().settings(target)
-        learnt = [number for parameter in target.parameters() for number in parameter.detach().flatten()[:64].tolist()]
-        return learnt + [number for module in target.modules() for number in super(TorchFramework, self).settings(module)]
+        held = [*target.parameters(), *(buffer for buffer in target.buffers() if buffer.is_floating_point())]
+        stored = [number for array in held for number in array.detach().flatten()[:64].tolist()]
+        return stored + [number for module in target.modules() for number in super(TorchFramework, self).settings(module)]
 
     def evaluating(self, target: Any) -> bool:
         if not isinstance(target, nn.Module):

@@ -69,7 +69,7 @@ def _state(generator: Any) -> dict[str, Any]:
 
     NumPy takes a quarter of a millisecond to read it. So the state that was read last is returned if the generator's memory
     has not changed since. NumPy also keeps the second of two normal numbers, outside of that memory. A state with such a
-    number is always read anew, and a new one cannot come without a change of the memory.
+    number is always read anew. Drawing a new one changes the memory; only ``set_state`` can set one alone.
     """
     global _known
     memory = b""

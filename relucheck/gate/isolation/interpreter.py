@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import os
 import sys
 import threading
@@ -74,8 +75,9 @@ class Modules:
         if sys.modules is not self._table:
             sys.modules = self._table
             lines.append("sys.modules: became another dictionary")
-        # new modules come last, so this is fast where nothing was lost
-        if list(self._table.values())[: len(self._modules)] == self._modules:
+        # new modules come last, so this is fast where nothing was lost; comparing lists would call __eq__ of a target's
+        now = list(self._table.values())
+        if len(now) >= len(self._modules) and all(map(operator.is_, self._modules, now)):
             return lines
         before = zip(self._names, self._modules, strict=True)
         lost = {name: module for name, module in before if self._table.get(name, _ABSENT) is not module}

@@ -11,7 +11,7 @@ from relucheck.gate.cases.probing import dyadic, first, wider
 from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.frameworks.exchange import Unsupported
 from relucheck.gate.laws.law import law
-from relucheck.numerics.floats import FORMATS, Floats, Mask
+from relucheck.numerics.floats import FORMATS, Floats, Mask, differs
 
 
 def _agrees(case: Case, a: Floats, b: Floats, units: float = 16) -> Mask:
@@ -229,6 +229,9 @@ def decomposition(case: Case) -> None:
         least = min(abs(case.kinks[number].right - case.kinks[number].left) for number in rounded)
         slack = 32 * case.eps * (1 + np.abs(plain)) if what == "value" else 0.25 * least + 8 * case.eps
         bad = (np.abs(ours - plain) > slack) | (np.isfinite(ours) != np.isfinite(plain))
+        if what == "gradient":
+            # each fits its own value where what precedes the kink is rounded in another way
+            bad &= ~(differs(found[0], case.value(x)) & case.both_sides(x, ours, plain))
         if bad.any():
             index = first(bad)
             value = float(x[index])

@@ -147,9 +147,9 @@ def strides(case: Case) -> None:
     So do second derivatives and gradients of parameters.
 
     The inputs are transposed, stepped, expanded and channels-last. Gradients of parameters must agree, too. A result for a
-    transposed or channels-last input should have the strides of the input; other strides are a notice. Values beside a jump
-    of the function may fall on its two sides, as in the law ``position``. Source:
-    https://docs.pytorch.org/docs/stable/autograd.html, "Default gradient layouts".
+    transposed or channels-last input should have the strides of the input; other strides are a notice. Inputs beside a
+    jump of the function may fall on its two sides, and so may those beside a rounded kink, as in the law ``position``.
+    Source: https://docs.pytorch.org/docs/stable/autograd.html, "Default gradient layouts".
     """
     base = np.resize(case.x[np.abs(case.x) <= 64], 96)
     for name in case.framework.layouts(case.f):
@@ -158,6 +158,8 @@ def strides(case: Case) -> None:
         except Unsupported:
             continue  # a module with parameters per channel may take another number of axes only
         across = across_jumps(case.kinks, call.x, *call.results["value"], case.eps)
+        ours, plain = call.results["gradient"]
+        across |= _departs(case, call, ours, plain) & case.both_sides(call.x, ours, plain, call.cotangent)
         for what, (ours, plain) in call.results.items():
             bad = _departs(case, call, ours, plain)
             # a sum over the elements is not judged where one of them differs rightly

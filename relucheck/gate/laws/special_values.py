@@ -8,7 +8,7 @@ import numpy as np
 
 from relucheck.activations.kink_search import derivatives
 from relucheck.gate.cases.case import Case
-from relucheck.gate.cases.probing import first
+from relucheck.gate.cases.probing import ROOM, first
 from relucheck.gate.frameworks.script import literal
 from relucheck.gate.laws.law import law
 
@@ -54,8 +54,8 @@ def finite_gradient(case: Case) -> None:
     The law covers the whole range of the dtype. ``torch.where`` often breaks this law: the branch that is not taken
     overflows, its gradient is infinite, and 0 times infinity is NaN (https://docs.pytorch.org/docs/stable/notes/faq.html
     and JAX's FAQ, "gradients contain NaN where using where"). For 16-bit dtypes all values are checked. An infinite
-    gradient is right where the dtype cannot represent the derivative. At inputs within a factor of 4 of the largest number,
-    where a product with an ordinary constant overflows, a gradient that is not finite is a notice.
+    gradient is right where the dtype cannot represent the derivative. At inputs within a factor of 64 of the largest
+    number, where a product with an ordinary constant overflows, a gradient that is not finite is a notice.
     """
     x = case.finite_values
     y, g = case.value(x), case.reverse(x)
@@ -67,7 +67,7 @@ def finite_gradient(case: Case) -> None:
     size = np.maximum(np.abs(left), np.abs(right)) + uncertain
     limit = case.largest
     # a product with any ordinary constant overflows beside the largest number, so inputs there are not judged
-    judged = np.isfinite(values) & (np.abs(at) <= limit / 4)
+    judged = np.isfinite(values) & (np.abs(at) <= limit / ROOM)
     # an infinite gradient is right where the derivative is infinite (square root at 0, a pole) or exceeds the dtype's range
     unbounded = np.isinf(gradients) & (np.isnan(size) | (size > limit / 4) | (size > 1e3 * (1 + np.abs(at))))
     error = judged & ~unbounded

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
-from relucheck.gate.cases.probing import THRESHOLDS, first, wider
+from relucheck.gate.cases.probing import ROOM, THRESHOLDS, first
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.frameworks.script import within
 from relucheck.gate.laws.law import law
@@ -20,9 +20,6 @@ from relucheck.numerics.floats import FORMATS, FloatFormat, Floats, Mask
 
 #: Relative width up to which a gap counts as one point: squares underflow to 0 that near to a kink at 0.
 _POINT: Final = 1e-6
-#: Inputs and values are judged up to this share of the dtype's range, because a product with an ordinary constant overflows
-#: beyond it: x * relu6(x + 3) / 6 does before its result, in float16 at 10920.
-_ROOM: Final = 64.0
 #: Distances from the end of a gap, as shares, at which the function must converge.
 _DISTANCES: Final = 2.0 ** -np.arange(4, 44)
 #: Distances from it, as shares, at which a gap must go on.
@@ -49,7 +46,7 @@ def finite_value(case: Case) -> None:
     float64. At larger inputs, where a product with an ordinary constant overflows, a value that is not finite is a notice.
     """
     x, y = case.everywhere
-    limit = case.largest / _ROOM
+    limit = case.largest / ROOM
     inner = np.abs(x) <= limit
     unfinished = ~np.isfinite(y)
     bad = unfinished & inner
@@ -198,7 +195,7 @@ def _begins_elsewhere(case: Case, end: float, side: int) -> bool:
     kind = FORMATS["float32"]
     beyond = 0.05 * side * np.sign(end)
     points = kind.rounded(end * np.array([1 + beyond, 0.5, 1 - beyond, 2.0]))
-    points = points[np.isfinite(points)] if np.isfinite(points).any() else np.sign(end) * np.array([kind.largest / _ROOM])
+    points = points[np.isfinite(points)] if np.isfinite(points).any() else np.sign(end) * np.array([kind.largest / ROOM])
     f = case.subject.function("float32", case.device)
     try:
         narrow = case.framework.value(f, points)
@@ -294,9 +291,9 @@ class _Quantity:
             got: the quantity in the dtype under test there, (n,).
         """
         true = self.wide(x)
-        units = 16 if case.eps > 1e-4 else 64
-        slack: Floats = units * case.eps * (1 + np.abs(true)) * (1 + wider(x, 8.0) / 4)
-        wrong: Mask = np.isfinite(got) & np.isfinite(true) & (np.abs(true) <= case.largest / _ROOM)
+        units = 8 if case.eps > 1e-4 else 64
+        slack: Floats = units * case.eps * (1 + np.abs(true))
+        wrong: Mask = np.isfinite(got) & np.isfinite(true) & (np.abs(true) <= case.largest / ROOM)
         wrong &= np.abs(got - true) > slack
         for kink in case.kinks:
             wrong &= np.abs(x - kink.at) > 8 * case.eps * max(1.0, abs(kink.at))
@@ -329,7 +326,7 @@ def _disagreement(case: Case, quantity: _Quantity, x: Floats, got: Floats) -> La
     if not wrong.any():
         return None
     index, count = _smallest(x, wrong), f"{int(wrong.sum())} of {x.size} inputs tried"
-    beyond = bool(np.abs(x[index]) > case.largest / _ROOM)
+    beyond = bool(np.abs(x[index]) > case.largest / ROOM)
     at, noun = float(x[index]), quantity.noun
     inner = ~wrong & np.isfinite(got) & (np.abs(x) < abs(at)) & (np.signbit(x) == np.signbit(at))
     if inner.any():

@@ -3,7 +3,7 @@
 The buffers of the model, such as the statistics of batch norm, stay where they are.
 
 An optimiser works element by element, so one tensor or many should give the same bits. But kernels can treat the body and
-the tail of a tensor differently. So ``relucheck.training.optimisers.same_as_apart`` tries whether the bits are the same,
+the tail of a tensor differently. So ``optimisers.same_as_apart`` tries whether the bits are the same,
 and ``relucheck.training.forking.Branch`` steps every parameter by itself if they are not.
 """
 
