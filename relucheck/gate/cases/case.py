@@ -187,7 +187,7 @@ class Case(Probed):
         return (self.nearest[1] == 0) | self.undecided
 
     def both_sides(self, x: Floats, a: Floats, b: Floats, cotangent: Floats | float = 1.0) -> Mask:
-        """Mask of the inputs at which two different gradients are both right, because they are beside a kink.
+        """Mask of the inputs beside a kink at which two different gradients are both right.
 
         Kernels for vectors and for single elements may round ``gelu(x) + 0.1`` differently, so that an input beside the
         kink of ``relu(gelu(x) + 0.1)`` falls on either side of it. That is so only at a kink between the numbers of the
