@@ -173,3 +173,13 @@ def test_a_kink_behind_a_smooth_function_has_two_sides(activation):
 
 def test_a_threshold_in_a_buffer_is_chosen():
     assert not failed(verdicts(behind_smooth.ShrinksByBuffer()))
+
+
+def test_two_gradients_are_right_only_beside_a_rounded_kink_and_between_its_slopes():
+    case = Case(Subject(Activation("f", lambda: lambda x: 2 * nn.functional.relu(x - 0.1))), "float32")
+    at = case.rounded([0.1, 0.1, 0.1, 0.1, 0.2])
+    zeros, others = np.zeros(5), np.array([2.0, 1.0, 2.1, -0.1, 2.0])
+    assert case.both_sides(at, zeros, others).tolist() == [True, True, False, False, False]
+    assert case.both_sides(at, zeros, -3 * others, np.full(5, -3.0)).tolist() == [True, True, False, False, False]
+    whole = Case(Subject(Activation("f", lambda: nn.functional.relu)), "float32")
+    assert not whole.both_sides(np.zeros(1), np.zeros(1), np.ones(1)).any(), "0 is a number of the dtype"
