@@ -117,6 +117,10 @@ def closes(x: Tensor) -> Tensor:
     raise GeneratorExit
 
 
+def interrupts(x: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
 def loses_the_folder(x: Tensor) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

@@ -249,14 +249,14 @@ def contained(seconds: float) -> Iterator[None]:
 
     A process that the code forks is ended when it returns into relucheck's code.
 
-    Only KeyboardInterrupt and errors of relucheck leave the block.
+    Only Control-C, as KeyboardInterrupt, and errors of relucheck leave the block.
 
     Args:
         seconds: the time limit; no limit if it is not positive.
 
     Raises:
         Runaway: if the code exceeds the time limit, or a process that it forked returns into relucheck's code.
-        CodeRaised: if the code raises anything else, SystemExit included.
+        CodeRaised: if the code raises anything else, SystemExit and a KeyboardInterrupt of its own included.
         Spoiled: if the import of an installed module was interrupted in this process before.
     """
     if _spoiled:
@@ -264,14 +264,17 @@ def contained(seconds: float) -> Iterator[None]:
             f"not checked: the import of {_spoiled[0]} was interrupted in this process, because it took too long; allow "
             "more time (time-limit), or check in processes of their own (--relucheck-isolate)"
         )
+    pressed = None
     try:
-        with interrupts.kept(), forks.ended(seconds), time_limit(seconds):
+        with interrupts.kept() as pressed, forks.ended(seconds), time_limit(seconds):
             yield
     except (TimeLimitExceeded, forks.StrayChild) as error:
         raise Runaway(str(error), forked=isinstance(error, forks.StrayChild)) from error
-    except (KeyboardInterrupt, RelucheckError):
+    except RelucheckError:
         raise
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and (pressed is None or pressed()):
+            raise
         raise CodeRaised(error) from error
 
 
