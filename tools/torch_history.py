@@ -28,8 +28,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from relucheck.gate.drift import drift
-from relucheck.gate.report import modes, read_json
+from relucheck.gate.report.documents import read_json
+from relucheck.gate.report.drift import drift
+from relucheck.gate.report.tables import modes
 from relucheck.gate.verdicts import item_id
 from relucheck.results.files import write_atomically
 from relucheck.results.tables import Table, listed

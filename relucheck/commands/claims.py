@@ -34,13 +34,13 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the results, decide the claims, write the report and print it."""
-    from relucheck.gate import report
+    from relucheck.gate.report import documents
     from relucheck.reproduction.report.deciding.page import page, shown
     from relucheck.reproduction.stored import decide_stored, default_results, read_folders
     from relucheck.results.store import write_atomically
 
     if arguments.report is not None:
-        report.check_file(Path(arguments.report), "--report", (".md",))
+        documents.check_file(Path(arguments.report), "--report", (".md",))
     if arguments.results:
         found = read_folders(map(Path, arguments.results))
     else:

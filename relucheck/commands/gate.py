@@ -78,23 +78,23 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the targets, write the reports and print the results."""
-    from relucheck.gate import drift, report
+    from relucheck.gate.report import documents, drift
     from relucheck.gate.verdicts import IMPORT
     from relucheck.results import files
 
     config = _config(arguments)
     reports: list[str] = getattr(arguments, "report", [])
     for name in reports:
-        report.check_file(Path(name), "--report")
+        documents.check_file(Path(name), "--report")
     table: str | None = getattr(arguments, "json", None)
     if table is not None:
-        report.check_file(Path(table), "--json", (".json",))
+        documents.check_file(Path(table), "--json", (".json",))
     summary = os.environ.get("GITHUB_STEP_SUMMARY") if arguments.command == "check" else None
     if summary:
         files.check_writable(Path(summary))
     against: str = getattr(arguments, "against", None) or ""
-    old = report.read_json(Path(against)) if against else None
-    baseline = report.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
+    old = documents.read_json(Path(against)) if against else None
+    baseline = documents.read_json(Path(config.root) / config.baseline) if config.baseline and not old else None
 
     if arguments.command == "kinks":
         from relucheck.gate.run import kink_laws
@@ -105,33 +105,33 @@ def run(arguments: argparse.Namespace) -> int:
     imports = [result for result in results if result["law"] == IMPORT and result["outcome"] == "failed"]
     compared: list[str] = []
     changes: list[str] = []
-    incomparable: report.ReportError | None = None
+    incomparable: documents.ReportError | None = None
     for body, name in ((old, against), (baseline, config.baseline)):
         if body is not None:
             try:
                 changes = drift.differences(body, results, name)
-            except report.ReportError as error:
+            except documents.ReportError as error:
                 incomparable = error
                 continue
             was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
             compared = [f"{len(changes)} differences from {name} ({was})", *(f"  {line}" for line in changes)]
     # write files before printing: the reader of a pipe may close it at the first line
-    writes = [functools.partial(report.write_report, Path(name), results, config.targets, changes) for name in reports]
+    writes = [functools.partial(documents.write_report, Path(name), results, config.targets, changes) for name in reports]
     if table is not None:
-        writes.append(functools.partial(report.write_report, Path(table), results, config.targets))
+        writes.append(functools.partial(documents.write_report, Path(table), results, config.targets))
     if summary:
-        writes.append(functools.partial(report.append_summary, Path(summary), results, config.targets, changes))
-    unwritten: list[report.UnwritableReport] = []
+        writes.append(functools.partial(documents.append_summary, Path(summary), results, config.targets, changes))
+    unwritten: list[documents.UnwritableReport] = []
     for write in writes:
         try:
             write()
-        except report.UnwritableReport as error:
+        except documents.UnwritableReport as error:
             unwritten.append(error)
     _show(arguments, results, imports)
     for line in compared:
         print(line)
     if unwritten:
-        raise report.UnwritableReport("; ".join(map(str, unwritten)))
+        raise documents.UnwritableReport("; ".join(map(str, unwritten)))
     if imports:
         return MISSING
     if incomparable is not None:
@@ -176,22 +176,22 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
 
     For ``check`` these are failures, matrix and kink table, for ``kinks`` the kink table.
     """
-    from relucheck.gate import report
+    from relucheck.gate.report import tables
 
-    rows = report.kink_table(results)
+    rows = tables.kink_table(results)
     terminal = sys.stdout.isatty()
     columns = width()
     if arguments.command == "kinks":
         for result in imports:
             print(result["message"], file=sys.stderr)
-        sys.stdout.write(report.render_kinks(rows, columns, terminal))
+        sys.stdout.write(tables.render_kinks(rows, columns, terminal))
         return
     for result in results:
         if result["outcome"] == "failed":
             print(result["message"], end="\n\n")
     if not arguments.quiet:
-        sys.stdout.write(report.render_matrix(results, columns, terminal))
+        sys.stdout.write(tables.render_matrix(results, columns, terminal))
         if rows:
-            sys.stdout.write(report.render_kinks(rows, columns, terminal))
-    counts = report.counts(results)
+            sys.stdout.write(tables.render_kinks(rows, columns, terminal))
+    counts = tables.counts(results)
     print(", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number))

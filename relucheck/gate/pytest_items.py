@@ -18,9 +18,8 @@ import pytest
 
 from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.gate import config as gate_config
-from relucheck.gate import drift
-from relucheck.gate import report as gate_report
 from relucheck.gate.config import ConfigError, GateConfig
+from relucheck.gate.report import documents, drift, tables
 from relucheck.numerics.environment import software
 
 if TYPE_CHECKING:
@@ -49,10 +48,10 @@ def configuration(config: pytest.Config) -> GateConfig:
 
             check_laws(settings.laws)
         for name in config.getoption("relucheck_report"):
-            gate_report.check_file(_report_path(config, name), "--relucheck-report")
+            documents.check_file(_report_path(config, name), "--relucheck-report")
         if settings.baseline:
-            gate_report.read_json(Path(config.rootpath) / settings.baseline)
-    except (ConfigError, gate_report.ReportError) as error:
+            documents.read_json(Path(config.rootpath) / settings.baseline)
+    except (ConfigError, documents.ReportError) as error:
         raise pytest.UsageError(f"relucheck: {error}") from None
     config.stash[_CONFIG] = settings
     return settings
@@ -213,9 +212,9 @@ def baseline_drift(config: pytest.Config) -> list[str]:
     if not settings.baseline:
         return []
     try:
-        old = gate_report.read_json(Path(config.rootpath) / settings.baseline)
+        old = documents.read_json(Path(config.rootpath) / settings.baseline)
         return drift.differences(old, results(config), settings.baseline)
-    except gate_report.ReportError as error:
+    except documents.ReportError as error:
         return [str(error)]
 
 
@@ -229,14 +228,14 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
     unwritten = config.stash.setdefault(_UNWRITTEN, [])
     for name in config.getoption("relucheck_report"):
         try:
-            gate_report.write_report(_report_path(config, name), verdicts, targets, changes)
-        except gate_report.UnwritableReport as error:
+            documents.write_report(_report_path(config, name), verdicts, targets, changes)
+        except documents.UnwritableReport as error:
             unwritten.append(str(error))
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         try:
-            gate_report.append_summary(Path(summary), verdicts, targets, changes)
-        except gate_report.UnwritableReport as error:
+            documents.append_summary(Path(summary), verdicts, targets, changes)
+        except documents.UnwritableReport as error:
             unwritten.append(str(error))
     if unwritten and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         session.exitstatus = UNWRITABLE
@@ -254,10 +253,10 @@ def summarise(terminal: pytest.TerminalReporter) -> None:
     width, color = max(80, terminal._tw.fullwidth), terminal._tw.hasmarkup
     terminal.section("relucheck")
     terminal.write_line(f"targets: {', '.join(settings.targets)}; convention: {settings.convention}; {software()}")
-    terminal.write(gate_report.render_matrix(verdicts, width, color))
-    rows = gate_report.kink_table(verdicts)
+    terminal.write(tables.render_matrix(verdicts, width, color))
+    rows = tables.kink_table(verdicts)
     if rows:
-        terminal.write(gate_report.render_kinks(rows, width, color))
+        terminal.write(tables.render_kinks(rows, width, color))
     changes = baseline_drift(config)
     for line in changes:
         terminal.write_line(f"differs from the baseline {settings.baseline}: {line}", red=True)

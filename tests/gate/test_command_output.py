@@ -17,10 +17,10 @@ from relucheck.__main__ import main
 from relucheck.commands import gate as gate_command
 from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
 from relucheck.gate import pytest_items
-from relucheck.gate import report as gate_report
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks.torch_port import TorchFramework
 from relucheck.gate.isolation import guard
+from relucheck.gate.report import documents
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Verdict
 
@@ -121,7 +121,7 @@ def test_a_report_that_cannot_be_written_after_the_run(project, monkeypatch, cap
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(gate_report, "write_atomically", full)
+    monkeypatch.setattr(documents, "write_atomically", full)
     arguments = ["check", "mylib:injected", "--dtypes", "float32", "--laws", "chain_rule", "--no-isolate"]
     assert main([*arguments, "--report", "r.json", "--report", "r.md"]) == UNWRITABLE
     shown = capsys.readouterr()

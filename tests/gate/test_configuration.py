@@ -10,7 +10,7 @@ import torch
 
 from relucheck.activations.kinks import Activation, Kink
 from relucheck.gate.config import OPTIONS, ConfigError, ExpectedFailure, GateConfig, from_table, merged, read
-from relucheck.gate.report import SCHEMA_VERSION, ReportError, as_json, read_json
+from relucheck.gate.report.documents import SCHEMA_VERSION, ReportError, as_json, read_json
 from relucheck.gate.run import Gate
 from tests.faults import wrong_gradients
 

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from relucheck.gate.drift import differences
+from relucheck.gate.report.drift import differences
 from tests.docs.documents import ROOT, tool
 
 FOLDER = ROOT / "reports" / "gate" / "history"

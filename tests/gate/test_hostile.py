@@ -27,7 +27,8 @@ from relucheck.gate.isolation.guard import (
     preserved_state,
     time_limit,
 )
-from relucheck.gate.report import as_json, as_markdown, render_matrix
+from relucheck.gate.report.documents import as_json, as_markdown
+from relucheck.gate.report.tables import render_matrix
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
 from tests.faults import hostile, wrong_gradients

@@ -1,6 +1,6 @@
 """What has changed between the kink tables of two reports of the gate.
 
-This module handles only plain data, as ``relucheck.gate.report`` does.
+This module handles only plain data, as ``relucheck.gate.report.tables`` does.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from relucheck.gate.report import ReportError, Row, kink_table, searched
+from relucheck.gate.report.documents import ReportError
+from relucheck.gate.report.tables import Row, kink_table, searched
 
 
 def differences(old: Mapping[str, Any], results: Sequence[Row], name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reports of the gate: terminal tables, JSON and Markdown.
+"""The tables of a run of the gate: counts, the matrix of activations and laws, and the kink table.
 
 This module handles only plain data (verdicts as dictionaries), so the controller of a distributed pytest run needs neither
 torch nor the target.
@@ -7,21 +7,14 @@ torch nor the target.
 from __future__ import annotations
 
 import io
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from relucheck.errors import UNWRITABLE, RelucheckError, printable
-from relucheck.numerics.environment import software
-from relucheck.results.files import check_writable, write_atomically
 from relucheck.results.tables import Table
 
-#: Name and version of the JSON layout; a reader refuses every other version.
-SCHEMA: Final = "relucheck-gate"
-SCHEMA_VERSION: Final = 2
-_MARKS: Final = {"failed": "FAIL", "notice": "note", "expected": "xfail", "passed": "pass", "skipped": "skip"}
+#: The verdict on one item, as a dictionary.
+Row = Mapping[str, Any]
+MARKS: Final = {"failed": "FAIL", "notice": "note", "expected": "xfail", "passed": "pass", "skipped": "skip"}
 _STYLES: Final = {"failed": "bold red", "notice": "yellow", "expected": "cyan", "passed": "green", "skipped": "dim"}
 _SIGNS: Final = {"passed": ".", "failed": "F", "expected": "x", "notice": "n", "skipped": "s"}
 _WORDS: Final = {
@@ -32,17 +25,6 @@ _WORDS: Final = {
     "skipped": "skipped in every dtype",
 }
 _ORDER: Final = ("failed", "notice", "expected", "passed", "skipped")
-Row = Mapping[str, Any]
-
-
-class ReportError(RelucheckError, ValueError):
-    """A report that cannot be read, written or compared with a run."""
-
-
-class UnwritableReport(ReportError):
-    """A report that cannot be written."""
-
-    exit_code = UNWRITABLE
 
 
 def counts(results: Iterable[Row]) -> dict[str, int]:
@@ -84,54 +66,6 @@ def kink_table(results: Iterable[Row]) -> list[dict[str, Any]]:
     return [rows[key] for key in sorted(rows)]
 
 
-def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
-    """Format a report as JSON.
-
-    Args:
-        results: verdicts as dictionaries.
-        targets: the targets of the run.
-        more: further keys of the report.
-
-    Returns:
-        JSON text with the keys ``schema``, ``schema_version``, ``versions``, ``targets``, ``counts``, ``results``,
-        ``searched`` (by activation, the dtypes in which the run searched for kinks, also where it found none) and
-        ``kinks``.
-    """
-    body = {
-        "schema": SCHEMA,
-        "schema_version": SCHEMA_VERSION,
-        "versions": software().to_json(),
-        "targets": list(map(printable, targets)),
-        "counts": counts(results),
-        **more,
-        "results": [{key: value for key, value in result.items() if key not in ("kinks", "seconds")} for result in results],
-        "searched": searched(results),
-        "kinks": kink_table(results),
-    }
-    return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a report that ``as_json`` wrote.
-
-    Raises:
-        ReportError: for a file that is missing, is not a report, or has another schema version.
-    """
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ReportError(f"{path}: no such file; write one with 'relucheck kinks TARGET --json {path}'") from None
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: {error}") from None
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA or not isinstance(body.get("kinks"), list):
-        raise ReportError(f"{path}: not a {SCHEMA} report; write one with 'relucheck kinks TARGET --json {path}'")
-    version = body.get("schema_version", 0)
-    if version != SCHEMA_VERSION:
-        fix = "update relucheck" if version > SCHEMA_VERSION else "write the table again"
-        raise ReportError(f"{path}: schema version {version}, but this relucheck reads {SCHEMA_VERSION}; {fix}")
-    return body
-
-
 def searched(results: Iterable[Row]) -> dict[str, list[str]]:
     """Return, by activation, the dtypes in which a run searched for kinks.
 
@@ -142,9 +76,6 @@ def searched(results: Iterable[Row]) -> dict[str, list[str]]:
         if result["kinks"] is not None and result["dtype"] not in dtypes.setdefault(result["activation"], []):
             dtypes[result["activation"]].append(result["dtype"])
     return dtypes
-
-
-# -- text ---------------------------------------------------------------------------------------------------------------
 
 
 def worst(outcomes: Iterable[str]) -> str:
@@ -179,7 +110,7 @@ def _number(value: Any) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value + 0.0:.4g}"
 
 
-def _kinks(rows: Sequence[Row]) -> Table:
+def kinks(rows: Sequence[Row]) -> Table:
     """Build the kink table, with one column per dtype."""
     dtypes = list(dict.fromkeys(dtype for row in rows for dtype in row["subgradient"]))
     header = ["activation", "at", "left", "right", *dtypes]
@@ -249,112 +180,4 @@ def _rendered(parts: Iterable[Any], width: int, color: bool) -> str:
 
 def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> str:
     """Format the kink table for a terminal of ``width`` characters."""
-    return _rendered([_kinks(rows).rich(frame=False)], width, color) if rows else "no kinks in the scanned range\n"
-
-
-def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
-    """Format a report as Markdown: counts, failures, matrix, notices and kink table.
-
-    Args:
-        results: verdicts as dictionaries.
-        targets: the targets of the run.
-        changes: differences from the baseline, one line each.
-    """
-    lines = [
-        f"# relucheck: {printable(', '.join(targets)) or 'activations'}",
-        "",
-        f"{', '.join(f'{number} {outcome}' for outcome, number in counts(results).items() if number)}. {software()}.",
-        "",
-    ]
-    failed = [result for result in results if result["outcome"] == "failed"]
-    if failed:
-        lines += ["## Failures", ""]
-        for result in failed:
-            # longer than any fence in the message, which may quote a target
-            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", result["message"])), default=0))
-            lines += [fence, result["message"], fence, ""]
-    if changes:
-        lines += ["## Kinks that differ from the baseline", "", *(f"- {line}" for line in changes), ""]
-    activations, laws, cells = matrix(results)
-    if activations:
-        lines += [
-            "## Activation x law",
-            "",
-            "Each cell shows the worst outcome over dtypes. A cell is empty where the law does not apply.",
-            "",
-        ]
-        body = [[name, *(_MARKS.get(cells.get((name, law), ""), "") for law in laws)] for name in activations]
-        lines += [*Table(["activation", *laws], body).markdown(), ""]
-    for outcome, title in (("expected", "Expected failures"), ("notice", "Notices")):
-        chosen = [result for result in results if result["outcome"] == outcome]
-        if chosen:
-            lines += [f"## {title}", ""]
-            for result in chosen:
-                text = result["message"].split("\n")
-                detail = text[0] if outcome == "notice" else f"{text[0]}: {text[1] if len(text) > 1 else ''}"
-                lines.append(f"- {detail}")
-            lines.append("")
-    rows = kink_table(results)
-    if rows:
-        lines += ["## Kinks", "", *_kinks(rows).markdown(), ""]
-    return "\n".join(lines)
-
-
-def check_file(path: Path, option: str = "", suffixes: Sequence[str] = (".json", ".md")) -> None:
-    """Refuse a report file whose suffix does not fit, and one that cannot be written.
-
-    Args:
-        path: file of the report.
-        option: the option that named it, for the message.
-        suffixes: those that are allowed.
-
-    Raises:
-        ReportError: for any other suffix.
-        UnwritableReport: for a file that cannot be written.
-    """
-    name = f"{option} {path}".strip()
-    if path.suffix not in suffixes:
-        raise ReportError(f"{name}: the name of the file must end in {' or '.join(suffixes)}; choose such a name")
-    try:
-        check_writable(path)
-    except OSError as error:
-        raise UnwritableReport(f"{name}: the file cannot be written: {error}; choose another path") from None
-
-
-def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:
-    """Write a report as JSON or Markdown, depending on the suffix ``.json`` or ``.md``.
-
-    Args:
-        path: file of the report.
-        results: verdicts as dictionaries.
-        targets: the targets of the run.
-        changes: differences from the baseline, one line each.
-
-    Raises:
-        UnwritableReport: if the file cannot be written. The verdicts are still worth showing then.
-    """
-    if path.suffix == ".json":
-        text = as_json(results, targets, **({"drift": list(changes)} if changes else {}))
-    else:
-        text = as_markdown(results, targets, changes)
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UnwritableReport(f"report {path} cannot be written: {error.strerror or error}") from None
-
-
-def append_summary(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:
-    """Append a report as Markdown to the summary of a job of GitHub Actions.
-
-    The arguments are those of ``write_report``.
-
-    Raises:
-        UnwritableReport: if the file cannot be written.
-    """
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(as_markdown(results, targets, changes))
-    except OSError as error:
-        raise UnwritableReport(
-            f"the summary in $GITHUB_STEP_SUMMARY, {path}, cannot be written: {error.strerror or error}"
-        ) from None
+    return _rendered([kinks(rows).rich(frame=False)], width, color) if rows else "no kinks in the scanned range\n"
