@@ -90,6 +90,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="import and run the targets in another process, which is replaced when native code ends or blocks it",
     )
     group.addoption(
+        "--relucheck-update",
+        action="store_true",
+        dest="relucheck_update",
+        help="write everything that fails now into pyproject.toml as expected failures, with reasons to be filled in",
+    )
+    group.addoption(
         "--relucheck-baseline",
         dest="relucheck_baseline",
         metavar="FILE",
@@ -155,6 +161,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         pytest_items.configuration(config)  # an invalid setting stops the run here, before collection
         config.pluginmanager.register(pytest_items.GateHooks(chosen), "relucheck-gate")
+        config.pluginmanager.register(pytest_items.FoldingHooks(), "relucheck-folding")
     elif chosen:
         raise pytest.UsageError(f"relucheck: {chosen[0]}: no target was given; pass --relucheck MODULE as well")
 

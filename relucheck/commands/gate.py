@@ -67,6 +67,16 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="write the verdicts to FILE.json or FILE.md (repeatable)",
     )
+    check.add_argument(
+        "--update",
+        action="store_true",
+        help="write everything that fails now into pyproject.toml as expected failures, with reasons to be filled in",
+    )
+    check.add_argument(
+        "--verbose",
+        action="store_true",
+        help="print every fault with its numbers and a script; by default only the first of each activation has them",
+    )
     check.add_argument("--quiet", action="store_true", help="print failures and counts only")
     kinks.add_argument(
         "--against",
@@ -78,7 +88,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the targets, write the reports and print the results."""
-    from relucheck.gate.report import documents, drift
+    from relucheck.gate.report import adoption, documents, drift
     from relucheck.gate.verdicts import IMPORT
     from relucheck.results import files
 
@@ -127,7 +137,10 @@ def run(arguments: argparse.Namespace) -> int:
             write()
         except documents.UnwritableReport as error:
             unwritten.append(error)
+    updated = adoption.update(Path.cwd(), results) if config.update else ""
     _show(arguments, results, imports)
+    if updated:
+        print(updated)
     for line in compared:
         print(line)
     if unwritten:
@@ -176,7 +189,7 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
 
     For ``check`` these are failures, matrix and kink table, for ``kinks`` the kink table.
     """
-    from relucheck.gate.report import tables
+    from relucheck.gate.report import annotations, diagnoses, tables
 
     rows = tables.kink_table(results)
     terminal = sys.stdout.isatty()
@@ -186,12 +199,13 @@ def _show(arguments: argparse.Namespace, results: list[dict[str, Any]], imports:
             print(result["message"], file=sys.stderr)
         sys.stdout.write(tables.render_kinks(rows, columns, terminal))
         return
-    for result in results:
-        if result["outcome"] == "failed":
-            print(result["message"], end="\n\n")
+    faults = diagnoses.diagnose(results)
+    sys.stdout.write(diagnoses.shown(faults, columns, whole=arguments.verbose))
     if not arguments.quiet:
         sys.stdout.write(tables.render_matrix(results, columns, terminal))
         if rows:
             sys.stdout.write(tables.render_kinks(rows, columns, terminal))
     counts = tables.counts(results)
     print(", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number))
+    if annotations.on_github():
+        sys.stdout.write(annotations.annotated(faults))

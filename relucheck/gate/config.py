@@ -74,6 +74,7 @@ class GateConfig:
         baseline: kink table, written by ``relucheck kinks --json``, that the kinks of this run must equal.
         isolate: whether activations run in processes of their own, which are replaced when they die. None leaves it to the
             caller: ``relucheck check`` isolates, and pytest does not.
+        update: whether every failure of an activation is an expected one, because the run writes the list of them.
         root: folder from which targets are imported.
 
     Raises:
@@ -95,6 +96,7 @@ class GateConfig:
     surrogates: tuple[str, ...] = ()
     baseline: str = ""
     isolate: bool | None = None
+    update: bool = False
     root: Path = dataclasses.field(default_factory=Path.cwd)
 
     def __post_init__(self) -> None:
@@ -273,6 +275,7 @@ OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "time_limit": float,
     "compile": bool,
     "isolate": bool,
+    "update": bool,
 }
 
 

@@ -9,17 +9,22 @@ pytest-xdist need no shared state.
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
+from _pytest._code.code import TerminalRepr
+from _pytest._io import TerminalWriter
 
 from relucheck.errors import UNWRITABLE, RelucheckError
 from relucheck.gate import config as gate_config
-from relucheck.gate.config import ConfigError, GateConfig
-from relucheck.gate.report import documents, drift, tables
+from relucheck.gate.config import DTYPE_NAMES, ConfigError, GateConfig
+from relucheck.gate.report import adoption, documents, drift, tables
+from relucheck.gate.report.annotations import annotated, on_github
+from relucheck.gate.report.diagnoses import Diagnosis, diagnose
 from relucheck.numerics.environment import software
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 _RESULTS: Final = pytest.StashKey[list[dict[str, Any]]]()
 _CONFIG: Final = pytest.StashKey[GateConfig]()
 _UNWRITTEN: Final = pytest.StashKey[list[str]]()
+_UPDATED: Final = pytest.StashKey[str]()
 
 
 def configuration(config: pytest.Config) -> GateConfig:
@@ -199,8 +205,22 @@ def status(report: pytest.TestReport) -> tuple[str, str, str | tuple[str, dict[s
 
 def results(config: pytest.Config) -> list[dict[str, Any]]:
     """Return all verdicts of the run as dictionaries, in a fixed order."""
+    from relucheck.gate.laws import LAWS
+
     received: list[dict[str, Any]] = config.stash.get(_RESULTS, [])
-    return sorted(received, key=lambda r: (r["activation"], r["law"], r["dtype"], r["device"]))
+    laws = list(LAWS)
+
+    def order(result: dict[str, Any]) -> tuple[Any, ...]:
+        law, dtype = result["law"], result["dtype"]
+        return (
+            result["activation"],
+            laws.index(law) if law in laws else -1,
+            law,
+            DTYPE_NAMES.index(dtype) if dtype in DTYPE_NAMES else -1,
+            result["device"],
+        )
+
+    return sorted(received, key=order)
 
 
 def baseline_drift(config: pytest.Config) -> list[str]:
@@ -226,6 +246,11 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
     verdicts, targets = results(config), configuration(config).targets
     changes = baseline_drift(config)
     unwritten = config.stash.setdefault(_UNWRITTEN, [])
+    if configuration(config).update:
+        try:
+            config.stash[_UPDATED] = adoption.update(Path(config.rootpath), verdicts)
+        except (ConfigError, OSError) as error:
+            unwritten.append(str(error))
     for name in config.getoption("relucheck_report"):
         try:
             documents.write_report(_report_path(config, name), verdicts, targets, changes)
@@ -257,14 +282,66 @@ def summarise(terminal: pytest.TerminalReporter) -> None:
     rows = tables.kink_table(verdicts)
     if rows:
         terminal.write(tables.render_kinks(rows, width, color))
+    if on_github():
+        terminal.write(annotated(diagnose(verdicts)))
     changes = baseline_drift(config)
     for line in changes:
         terminal.write_line(f"differs from the baseline {settings.baseline}: {line}", red=True)
+    if _UPDATED in config.stash:
+        terminal.write_line(config.stash[_UPDATED])
     for line in config.stash.get(_UNWRITTEN, []):
         terminal.write_line(line, red=True)
     for name in config.getoption("relucheck_report"):
         if _report_path(config, name).is_file():
             terminal.write_line(f"report: {name}")
+
+
+class _Sentence(NamedTuple):
+    """What pytest shows of a failure on one line: the message after its id, or both with ``--tb=line``."""
+
+    id: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.message}"
+
+
+class _Shown(TerminalRepr):
+    """How pytest shows the failures of one fault: as text, and in one sentence in the short summary."""
+
+    def __init__(self, diagnosis: Diagnosis, text: str) -> None:
+        self._text = text
+        self.reprcrash = _Sentence(diagnosis.id, diagnosis.sentence)
+
+    def toterminal(self, terminal: TerminalWriter) -> None:
+        if self._text:
+            terminal.line(self._text)
+
+
+def folded(terminal: pytest.TerminalReporter) -> list[pytest.TestReport]:
+    """Replace the reports of failed items by one for each fault, and return the reports.
+
+    ``pytest_terminal_summary`` shows what ``terminal.stats`` holds. So all of pytest's options for it keep their meaning.
+    With ``-vv`` nothing is folded.
+    """
+    failed: list[Any] = terminal.stats.get("failed", [])
+    items = {report.nodeid: report for report in failed if getattr(report, "relucheck", None) is not None}
+    if not items or terminal.config.get_verbosity() > 1:
+        return failed
+    by_id = {id(report.relucheck): report for report in items.values()}
+    width, whole = max(80, terminal._tw.fullwidth), terminal.config.get_verbosity() > 0
+    line = terminal.config.option.tbstyle == "line"  # pytest itself writes the sentence then
+    seen: set[str] = set()
+    shown = []
+    for diagnosis in diagnose([report.relucheck for report in items.values()]):
+        report = copy.copy(by_id[id(diagnosis.main)])
+        name = diagnosis.main["activation"]
+        text = diagnosis.text(width) if whole or name not in seen else diagnosis.short(width)
+        report.longrepr = _Shown(diagnosis, "" if line else text)
+        seen.add(name)
+        shown.append(report)
+    terminal.stats["failed"] = [*shown, *(report for report in failed if report.nodeid not in items)]
+    return failed
 
 
 class GateHooks:
@@ -310,3 +387,16 @@ class GateHooks:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         summarise(terminalreporter)
+
+
+class FoldingHooks:
+    """pytest hooks around those of ``GateHooks`` and of pytest's terminal reporter."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+        failed = folded(terminalreporter)
+        try:
+            yield
+        finally:
+            if failed:
+                terminalreporter.stats["failed"] = failed  # which pytest counts in its last line

@@ -22,6 +22,7 @@ from typing import Any
 from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import error_text, printable
 from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.definition import definition
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover
@@ -50,6 +51,7 @@ class Entry:
         problem: why it cannot be run; empty otherwise.
         changes: the global state that its construction and a first call changed.
         slow: names of the laws under which it ran past the time limit.
+        defined: file and line of its definition; None before somebody asks.
     """
 
     activation: Activation
@@ -58,6 +60,7 @@ class Entry:
     problem: str = ""
     changes: tuple[str, ...] = ()
     slow: set[str] = dataclasses.field(default_factory=set)
+    defined: str | None = None
 
 
 def check_laws(names: Iterable[str]) -> None:
@@ -256,6 +259,8 @@ class Gate:
 
     def _stale(self, items: Sequence[Item]) -> list[Item]:
         """Return a failing item for each expected failure whose id matches no item."""
+        if self.config.update:
+            return []
         ids = [item.id for item in items]
         return [
             Item(
@@ -315,9 +320,17 @@ class Gate:
         start = time.perf_counter()
         result = self._judge(item)
         result = dataclasses.replace(result, seconds=round(time.perf_counter() - start, 6))
-        result = judged(result.as_printable(), self.config.expected)
+        result = judged(result.as_printable(), self.config)
         if result.outcome == "notice" and self.config.fail_on == "notice":
             result = dataclasses.replace(result, outcome="failed")
+        if result.outcome == "failed" and item.activation in self.entries:
+            law = LAWS.get(item.law)
+            result = dataclasses.replace(
+                result,
+                cause=result.cause or (law.cause if law and result.counterexample else ""),
+                group=law.group if law and result.counterexample else "",
+                defined=self._defined(item.activation),
+            )
         return result
 
     def _judge(self, item: Item) -> Verdict:
@@ -351,7 +364,8 @@ class Gate:
             return verdict("skipped", str(error), kinks=rows)
         except LawViolation as violation:
             outcome: Outcome = "failed" if violation.level == "error" else "notice"
-            return verdict(outcome, violation.text(), violation.counterexample.as_dict(), kinks=rows)
+            example = violation.counterexample.as_dict()
+            return verdict(outcome, violation.text(), violation.cause, counterexample=example, kinks=rows)
         except Runaway as error:
             self._ran_away(item, error)
             return verdict("failed", f"{item.id}: {error}")
@@ -359,6 +373,13 @@ class Gate:
             also = "".join(f"\n  after it changed global state: {change}" for change in changes)
             return verdict("failed", f"{item.id}: {_short(error)}{also}{_where(error)}", kinks=rows)
         return verdict("passed", kinks=rows)
+
+    def _defined(self, name: str) -> str:
+        """Return where an activation is defined."""
+        entry = self.entries[name]
+        if entry.defined is None:
+            entry.defined = printable(definition(entry.activation))
+        return entry.defined
 
     def _ran_away(self, item: Item, error: Runaway) -> None:
         """Skip the other laws of an activation at once, if its code would run past the limit or fork again under them.

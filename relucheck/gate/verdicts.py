@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from relucheck.errors import printable
-from relucheck.gate.config import ExpectedFailure
+from relucheck.gate.config import ExpectedFailure, GateConfig
 
 Outcome = Literal["passed", "failed", "notice", "expected", "skipped"]
 #: Stands for the law in items that report how the import of a target went.
@@ -68,6 +67,9 @@ class Verdict:
         outcome: ``passed``, ``failed``, ``notice`` (reported, but does not fail the run), ``expected`` (a failure that is
             listed as expected) or ``skipped``.
         message: why the outcome is not ``passed``; empty otherwise.
+        cause: what such a failure usually means; empty if nothing is known, and for every other outcome.
+        group: the law's group; failures of one group at one place are usually one fault. Empty if nothing failed.
+        defined: file and line of the activation's definition, as ``path:line``, where something failed and it is known.
         counterexample: the fields of a ``Counterexample``; None if there is none.
         kinks: rows that this item adds to the kink table; None if its law adds none.
         seconds: run time of the item in seconds.
@@ -79,6 +81,9 @@ class Verdict:
     device: str
     outcome: Outcome
     message: str = ""
+    cause: str = ""
+    group: str = ""
+    defined: str = ""
     counterexample: dict[str, Any] | None = None
     kinks: tuple[dict[str, Any], ...] | None = None
     seconds: float = 0.0
@@ -106,12 +111,16 @@ def no_further(reason: str) -> str:
     return "\n".join([f"{first}; no further law was checked", *rest])
 
 
-def judged(verdict: Verdict, expected: Sequence[ExpectedFailure]) -> Verdict:
+def judged(verdict: Verdict, config: GateConfig) -> Verdict:
     """Apply the expected failures to a verdict.
 
-    A failure that is expected and does not happen becomes a failure.
+    A failure that is expected and does not happen becomes a failure. In a run that writes the expected failures, every
+    failure of an activation is one.
     """
-    entries = [entry for entry in expected if entry.matches(verdict.id)]
+    if config.update:
+        new = verdict.outcome == "failed" and verdict.dtype != "-"
+        return dataclasses.replace(verdict, outcome="expected") if new else verdict
+    entries = [entry for entry in config.expected if entry.matches(verdict.id)]
     if not entries or verdict.outcome == "skipped" or verdict.law == STALE:
         return verdict
     if verdict.outcome == "failed":

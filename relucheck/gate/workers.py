@@ -223,7 +223,7 @@ class Workers:
                 if name in self._failed:
                     verdict = _verdict(item, "skipped", no_further(self._ended[name]).split("\n")[0])
                 else:
-                    verdict = judged(_verdict(item, "failed", f"{item.id}: {self._ended[name]}"), self._config.expected)
+                    verdict = judged(_verdict(item, "failed", f"{item.id}: {self._ended[name]}"), self._config)
                 self._failed.add(name)
                 self._results[index] = verdict
         return bool(self._todo)

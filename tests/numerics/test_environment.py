@@ -71,7 +71,8 @@ def test_default_device(monkeypatch: pytest.MonkeyPatch, there: bool, device: st
 def test_versions_cost_no_import_of_torch() -> None:
     """The controller of a distributed run writes reports without torch."""
     script = (
-        "import sys\nfrom relucheck.gate.report.documents import as_json, as_markdown\nas_json([], []); as_markdown([], [])\n"
+        "import sys\nfrom relucheck.gate.report.documents import as_json, as_markdown\n"
+        "as_json([], []); as_markdown([], [])\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -243,6 +243,7 @@ class Case(Probed):
         allowed: str = "",
         script: str = "",
         level: Level = "error",
+        cause: str = "",
     ) -> LawViolation:
         """Build a violation of the law that is being checked, for the caller to raise.
 
@@ -254,6 +255,7 @@ class Case(Probed):
             allowed: what the law allows.
             script: a Python script that ends in an AssertionError while the violation exists.
             level: ``"error"`` or ``"notice"``.
+            cause: what this violation usually means, if it says more than the law does.
         """
         kink = self.kink_near(x) if x is not None else None
         counterexample = Counterexample(
@@ -269,7 +271,14 @@ class Case(Probed):
             script=script,
         )
         return LawViolation(
-            self.name, self.law, self.dtype, what, device=self.device, level=level, counterexample=counterexample
+            self.name,
+            self.law,
+            self.dtype,
+            what,
+            device=self.device,
+            level=level,
+            counterexample=counterexample,
+            cause=cause,
         )
 
     def unsupported(self, error: BaseException, what: str = "") -> LawViolation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from relucheck.errors import FAILED, RelucheckError
 from relucheck.gate.verdicts import item_id
@@ -12,6 +12,8 @@ from relucheck.gate.verdicts import item_id
 #: An *error* contradicts mathematics or a declared convention. A *notice* reports an unsupported mode, an allowed
 #: subgradient that differs from torch's, or a value on which no law decides.
 Level = Literal["error", "notice"]
+#: Up to this distance from a kink, in representable numbers of the dtype, a message says how far an input is from it.
+NEAR: Final = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,7 @@ class LawViolation(RelucheckError, AssertionError):
         level: ``"error"`` or ``"notice"``.
         what: one sentence that says what is wrong.
         counterexample: the input at which the law is broken, and a script that shows it.
+        cause: what this violation usually means, if it says more than the law does.
     """
 
     exit_code = FAILED
@@ -79,9 +82,10 @@ class LawViolation(RelucheckError, AssertionError):
         device: str = "cpu",
         level: Level = "error",
         counterexample: Counterexample | None = None,
+        cause: str = "",
     ) -> None:
         self.activation, self.law, self.dtype, self.device = activation, law, dtype, device
-        self.what, self.level = what, level
+        self.what, self.level, self.cause = what, level, cause
         self.counterexample = counterexample or Counterexample()
         super().__init__(self.text())
 
@@ -95,7 +99,7 @@ class LawViolation(RelucheckError, AssertionError):
         example, lines = self.counterexample, [f"{self.id}: {self.what}"]
         if example.x:
             where = f"  input      {example.x} ({example.x_hex})" if example.x_hex else f"  input      {example.x}"
-            if example.kink is not None and example.ulp is not None:
+            if example.kink is not None and example.ulp is not None and abs(example.ulp) <= NEAR:
                 away = "on" if example.ulp == 0 else f"{example.ulp} ulp from"
                 sides = "" if example.left is None else f", left {example.left:g}, right {example.right:g}"
                 where += f", {away} the kink at {example.kink:g}{sides}"

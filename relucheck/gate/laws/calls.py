@@ -12,7 +12,7 @@ from relucheck.gate.laws.law import law
 from relucheck.numerics.floats import differs
 
 
-@law(needs_gradient=False, explains_failure=True)
+@law(needs_gradient=False, explains_failure=True, group="")
 def runs(case: Case) -> None:
     """Forward returns a tensor and backward reaches the input.
 
@@ -44,7 +44,7 @@ def runs(case: Case) -> None:
 
 
 # needs_gradient=False, because this law must see the first call, before any gradient is computed
-@law(needs_gradient=False, needs=("global_state",))
+@law(needs_gradient=False, needs=("global_state",), group="")
 def global_state(case: Case) -> None:
     """Forward and backward do not change global state, such as grad mode and random generators.
 
@@ -62,7 +62,7 @@ def global_state(case: Case) -> None:
         raise case.fail(what, level="notice")
 
 
-@law(needs=("in_place",))
+@law(needs=("in_place",), group="")
 def input_unchanged(case: Case) -> None:
     """Forward overwrites its input only if announced; backward overwrites nothing.
 
@@ -101,7 +101,7 @@ def input_unchanged(case: Case) -> None:
             )
 
 
-@law()
+@law(cause="the activation draws random numbers, or reads memory that nobody has written", group="")
 def determinism(case: Case) -> None:
     """Two calls on the same input give bitwise equal values and gradients."""
     once = case.value(case.x), case.reverse(case.x)
@@ -123,7 +123,7 @@ def determinism(case: Case) -> None:
             )
 
 
-@law()
+@law(cause="backward reads what the next call overwrites, instead of tensors that this call has saved", group="")
 def independent_calls(case: Case) -> None:
     """A second forward does not change the gradient of the first.
 

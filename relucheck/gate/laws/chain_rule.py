@@ -33,7 +33,21 @@ def _judge_product(case: Case, x: Floats, v: Floats, got: Floats, expected: Floa
             got=float(got[index]),
             allowed=f"{float(expected[index]):.9g} (the cotangent times the gradient for cotangent 1)",
             script=_product_script(case, at, cotangent),
+            cause=_lost(cotangent, float(got[index]), float(expected[index])),
         )
+
+
+def _lost(cotangent: float, got: float, expected: float) -> str:
+    """Return what backward did with the cotangent, where its gradient shows it."""
+    if cotangent and got * cotangent == expected:
+        return "backward returns the subgradient itself and drops the cotangent"
+    if got == -expected:
+        return "backward takes the size of the cotangent and loses its sign"
+    if got == 0 != expected:
+        return "backward takes a small cotangent for zero" if abs(cotangent) < 1 else "backward drops this cotangent"
+    if abs(got) < abs(expected):
+        return "backward clips the cotangent"
+    return ""
 
 
 def _product_script(case: Case, x: float, cotangent: float) -> str:
@@ -150,7 +164,7 @@ def chain_rule(case: Case) -> None:
         )
 
 
-@law()
+@law(cause="backward mixes elements, as a sum or a maximum over the tensor does")
 def locality(case: Case) -> None:
     """The gradient of an element depends on no other element of the input or the cotangent.
 
@@ -188,7 +202,7 @@ def locality(case: Case) -> None:
                 )
 
 
-@law()
+@law(cause="the code for vectors and the code for single elements differ at this input", group="")
 def position(case: Case) -> None:
     """Equal inputs have equal gradients at every position of a tensor.
 

@@ -14,6 +14,8 @@ from relucheck.gate.frameworks.port import CAPABILITIES, missing
 
 Check = Callable[[Case], None]
 KinkRows = Callable[[Case], list[dict[str, Any]]]
+#: The group of laws that a wrong value or gradient breaks.
+GRADIENT: Final = "gradient"
 
 
 def _everywhere(case: Case) -> bool:
@@ -37,6 +39,9 @@ class Law:
         needs_peers: whether it compares with other activations that are numerically the same function.
         per_channel: whether the law ``channels`` checks it in every channel.
         kink_rows: computes the rows that an item of this law adds to the kink table; None if it adds none.
+        cause: what a failure usually means, where the law's message does not say it; a violation can name another cause.
+        group: laws of one group usually fail together where one fault breaks them at one place. Empty for a law whose
+            failures are a fault of their own.
     """
 
     name: str
@@ -49,6 +54,8 @@ class Law:
     needs_peers: bool = False
     per_channel: bool = False
     kink_rows: KinkRows | None = None
+    cause: str = ""
+    group: str = GRADIENT
 
     def lacks(self, case: Case) -> str:
         """Return why the framework of a case cannot serve the law; empty if it can."""
@@ -68,6 +75,8 @@ def law(
     needs_peers: bool = False,
     per_channel: bool = False,
     kink_rows: KinkRows | None = None,
+    cause: str = "",
+    group: str = GRADIENT,
 ) -> Callable[[Check], Check]:
     """Return a decorator that registers a function as the law of its name.
 
@@ -98,6 +107,8 @@ def law(
             needs_peers,
             per_channel,
             kink_rows,
+            cause,
+            group,
         )
         return check
 

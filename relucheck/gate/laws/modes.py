@@ -23,7 +23,7 @@ def _agrees(case: Case, a: Floats, b: Floats, units: float = 16) -> Mask:
     return (np.abs(a - b) <= slack) | ~np.isfinite(b)
 
 
-@law(needs=("forward_mode",))
+@law(needs=("forward_mode",), cause="forward mode and reverse mode are written apart and choose different sides")
 def forward_mode(case: Case) -> None:
     """Forward-mode AD gives the same derivative as reverse mode, at kinks and elsewhere.
 
@@ -57,7 +57,7 @@ def forward_mode(case: Case) -> None:
         )
 
 
-@law(needs=("vmap",))
+@law(needs=("vmap",), cause="the code depends on the shape, or on values of the whole batch", group="")
 def vmap(case: Case) -> None:
     """Values and gradients under ``torch.func.vmap`` equal those of plain calls.
 
@@ -95,7 +95,7 @@ def vmap(case: Case) -> None:
         )
 
 
-@law(needs=("second_order",))
+@law(needs=("second_order",), cause="backward detaches what it saves, so that its derivatives are incomplete")
 def double_backward(case: Case) -> None:
     """The second derivative is correct, or double backward raises an error.
 
@@ -157,7 +157,7 @@ def double_backward(case: Case) -> None:
         )
 
 
-@law(needs=("second_order",))
+@law(needs=("second_order",), cause="backward detaches what it saves, so that its derivatives are incomplete")
 def double_backward_cotangent(case: Case) -> None:
     """The gradient's derivative by the cotangent is right, or double backward raises an error.
 
@@ -245,7 +245,7 @@ def decomposition(case: Case) -> None:
             )
 
 
-@law(needs=("compile",), applies=lambda case: case.activation.compile)
+@law(needs=("compile",), applies=lambda case: case.activation.compile, group="")
 def compile_agreement(case: Case) -> None:
     """Gradients under ``torch.compile`` equal those of eager mode.
 
@@ -274,7 +274,12 @@ def compile_agreement(case: Case) -> None:
         )
 
 
-@law(needs=("autocast",), applies=lambda case: case.dtype == "float32")
+@law(
+    needs=("autocast",),
+    applies=lambda case: case.dtype == "float32",
+    cause="backward computes in the dtype of autocast",
+    group="",
+)
 def autocast(case: Case) -> None:
     """Under autocast, gradients are finite, float32, and at kinks in the Clarke interval.
 

@@ -17,7 +17,7 @@ from relucheck.gate.subject import SEED
 from relucheck.numerics.floats import Floats, Mask, differs
 
 
-@law(needs=("shapes",))
+@law(needs=("shapes",), cause="a constant or a parameter of another dtype or shape is mixed in", group="")
 def dtype_and_shape(case: Case) -> None:
     """Value and gradient have the dtype, device and shape of the input.
 
@@ -91,7 +91,12 @@ def _judge_numbers(case: Case, x: Floats, gradient: Floats) -> None:
         )
 
 
-@law(needs=("parameters",), applies=lambda case: case.subject.learnable or not case.subject.layout.plain)
+@law(
+    needs=("parameters",),
+    applies=lambda case: case.subject.learnable or not case.subject.layout.plain,
+    cause="the code reads the first sample only, or sums over the batch",
+    group="parameters",
+)
 def batches(case: Case) -> None:
     """Values and gradients for a batch are those of its samples.
 
@@ -140,7 +145,7 @@ def batches(case: Case) -> None:
             )
 
 
-@law(needs=("memory_layouts",))
+@law(needs=("memory_layouts",), cause="the code reads memory in the order of storage, not by strides", group="")
 def strides(case: Case) -> None:
     """Non-contiguous inputs have values and gradients of contiguous inputs.
 
@@ -193,7 +198,7 @@ def _departs(case: Case, call: Relaid, ours: Floats, plain: Floats) -> Mask:
     return (np.abs(ours - plain) > slack) | (np.isnan(ours) != np.isnan(plain))
 
 
-@law(needs=("in_place",), applies=lambda case: case.framework.in_place_variant(case.subject) is not None)
+@law(needs=("in_place",), applies=lambda case: case.framework.in_place_variant(case.subject) is not None, group="")
 def inplace(case: Case) -> None:
     """The in-place variant has the same values and gradients, and never corrupts a saved tensor.
 
@@ -257,7 +262,12 @@ def _judge_saved(case: Case, x: Floats, got: Floats, expected: Floats) -> None:
         )
 
 
-@law(needs=("copies",), applies=lambda case: case.subject.is_module)
+@law(
+    needs=("copies",),
+    applies=lambda case: case.subject.is_module,
+    cause="the setting lies outside of what a copy copies",
+    group="",
+)
 def copies(case: Case) -> None:
     """Copied, pickled and reloaded modules have bitwise equal gradients.
 

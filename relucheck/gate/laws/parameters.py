@@ -23,7 +23,12 @@ _MOST_CHANNELS: Final = 3
 _INPUTS: Final = (-7.3, -2.9, -1.37, -0.61, -0.23, 0.19, 0.47, 0.83, 1.71, 2.3, 3.9, 8.1)
 
 
-@law(needs=("parameters",), applies=lambda case: case.subject.learnable)
+@law(
+    needs=("parameters",),
+    applies=lambda case: case.subject.learnable,
+    cause="backward does not sum over all elements, or takes the wrong branch",
+    group="parameters",
+)
 def parameters(case: Case) -> None:
     """Gradients of learnable parameters are correct and linear in the cotangent.
 
@@ -139,7 +144,12 @@ def _parameter_failure(case: Case, name: str, what: str, got: str, expected: Flo
     )
 
 
-@law(needs=("parameters",), applies=lambda case: case.subject.learnable and case.format.width > 16)
+@law(
+    needs=("parameters",),
+    applies=lambda case: case.subject.learnable and case.format.width > 16,
+    cause="the branch is decided on the output or for one sign of the parameter",
+    group="parameters",
+)
 def parameter_values(case: Case) -> None:
     """Gradients are right for negative, zero and large parameters, too.
 
@@ -216,7 +226,12 @@ def _compared_at(case: Case, name: str, value: float) -> tuple[str, float | None
     return None
 
 
-@law(needs=("autocast",), applies=lambda case: case.subject.has_state and case.dtype == "float32")
+@law(
+    needs=("autocast",),
+    applies=lambda case: case.subject.has_state and case.dtype == "float32",
+    cause="backward computes in, or returns, the dtype of another tensor",
+    group="",
+)
 def autocast_mixed(case: Case) -> None:
     """Under autocast, inputs of lower precision with float32 parameters have right gradients.
 
@@ -267,7 +282,12 @@ def autocast_mixed(case: Case) -> None:
             )
 
 
-@law(needs=("parameters", "second_order"), applies=lambda case: case.subject.learnable and case.format.width > 16)
+@law(
+    needs=("parameters", "second_order"),
+    applies=lambda case: case.subject.learnable and case.format.width > 16,
+    cause="backward detaches what it saves, so that its derivatives are incomplete",
+    group="parameters",
+)
 def double_backward_parameters(case: Case) -> None:
     """The gradient's derivatives by parameters are right, or double backward raises an error.
 
@@ -300,7 +320,11 @@ def double_backward_parameters(case: Case) -> None:
             )
 
 
-@law(applies=lambda case: case.subject.channels > 1)
+@law(
+    applies=lambda case: case.subject.channels > 1,
+    cause="backward takes the parameters of the first channel",
+    group="parameters",
+)
 def channels(case: Case) -> None:
     """What holds in the first channel also holds in the others.
 

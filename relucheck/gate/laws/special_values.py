@@ -13,7 +13,7 @@ from relucheck.gate.frameworks.script import literal
 from relucheck.gate.laws.law import law
 
 
-@law()
+@law(cause="a comparison with NaN is false, so that NaN takes the other branch", group="")
 def nan_propagates(case: Case) -> None:
     """NaN inputs give NaN values, and NaN cotangents give NaN gradients.
 
@@ -47,7 +47,7 @@ def nan_propagates(case: Case) -> None:
         )
 
 
-@law()
+@law(cause="the branch that is not taken, or a factor, overflows: 0 times infinity is NaN")
 def finite_gradient(case: Case) -> None:
     """The gradient is finite wherever input and value are finite.
 
@@ -94,7 +94,7 @@ def finite_gradient(case: Case) -> None:
     )
 
 
-@law()
+@law(group="")
 def infinities(case: Case) -> None:
     """NaN values and gradients at infinite inputs are a notice, never an error.
 
@@ -108,7 +108,7 @@ def infinities(case: Case) -> None:
         )
 
 
-@law()
+@law(cause="backward reads the sign bit, so that -0.0 counts as negative")
 def signed_zero(case: Case) -> None:
     """+0 and -0 have the same value and the same gradient.
 
@@ -131,7 +131,7 @@ def signed_zero(case: Case) -> None:
             )
 
 
-@law()
+@law(cause="subnormal numbers are flushed to zero, or a threshold lies above them")
 def subnormals(case: Case) -> None:
     """Subnormal inputs and cotangents are not flushed to zero.
 

@@ -1,1 +1,1 @@
-"""What a run of the gate reports: tables, documents, and what has changed since an older report."""
+"""What a run of the gate reports: tables, diagnoses, documents and drift."""

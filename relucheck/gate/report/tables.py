@@ -1,4 +1,4 @@
-"""The tables of a run of the gate: counts, the matrix of activations and laws, and the kink table.
+"""The tables of a run: counts, the matrix of activations and laws, and the kink table.
 
 This module handles only plain data (verdicts as dictionaries), so the controller of a distributed pytest run needs neither
 torch nor the target.
@@ -6,11 +6,12 @@ torch nor the target.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from relucheck.results.tables import Table
+from relucheck.results.tables import Table, columns, listed
 
 #: The verdict on one item, as a dictionary.
 Row = Mapping[str, Any]
@@ -110,10 +111,15 @@ def _number(value: Any) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value + 0.0:.4g}"
 
 
-def kinks(rows: Sequence[Row]) -> Table:
-    """Build the kink table, with one column per dtype."""
+def kinks(rows: Sequence[Row], *, narrow: bool = False) -> Table:
+    """Build the kink table, with one column per dtype.
+
+    Args:
+        rows: what ``kink_table`` returns.
+        narrow: whether one column holds the subgradients of all dtypes, so that the table fits a narrow terminal.
+    """
     dtypes = list(dict.fromkeys(dtype for row in rows for dtype in row["subgradient"]))
-    header = ["activation", "at", "left", "right", *dtypes]
+    header = ["activation", "at", "left", "right", *(["subgradient"] if narrow else dtypes)]
     body = []
     for row in rows:
         where = (
@@ -125,9 +131,21 @@ def kinks(rows: Sequence[Row]) -> Table:
         for dtype in dtypes:
             text = modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
             cells.append(text + (f" at {_number(row['rounded'][dtype])}" if dtype in row["rounded"] else ""))
+        cells = [_together(dict(zip(dtypes, cells, strict=True)))] if narrow else cells
         body.append([row["activation"], where, _number(row["left"]), _number(row["right"]), *cells])
     title = "kinks: one-sided derivatives, and the subgradient by dtype (and by mode, where modes differ)"
-    return Table(header, body, title, right=header[2:])
+    return Table(header, body, title, right=header[2:4] if narrow else header[2:])
+
+
+def _together(cells: Mapping[str, str]) -> str:
+    """Join the cells of several dtypes, each text with its dtypes; one text where all agree."""
+    dtypes: dict[str, list[str]] = {}
+    for dtype, text in cells.items():
+        if text != "-":
+            dtypes.setdefault(text, []).append(dtype)
+    if len(dtypes) == 1 and len(cells) == sum(map(len, dtypes.values())):
+        return next(iter(dtypes))
+    return "\n".join(f"{text} in {listed(names)}" for text, names in dtypes.items())
 
 
 def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False) -> str:
@@ -144,6 +162,8 @@ def render_matrix(results: Sequence[Row], width: int = 120, color: bool = False)
     from rich.text import Text
 
     activations, laws, cells = matrix(results)
+    if not activations:
+        return ""
     spaced = width >= 26 + 2 * len(laws)
     gap = " " if spaced else ""
     numbers = [f"{number:>2}" for number in range(1, len(laws) + 1)]
@@ -180,4 +200,9 @@ def _rendered(parts: Iterable[Any], width: int, color: bool) -> str:
 
 def render_kinks(rows: Sequence[Row], width: int = 120, color: bool = False) -> str:
     """Format the kink table for a terminal of ``width`` characters."""
-    return _rendered([kinks(rows).rich(frame=False)], width, color) if rows else "no kinks in the scanned range\n"
+    if not rows:
+        return "no kinks in the scanned range\n"
+    table = kinks(rows)
+    if columns(dataclasses.replace(table, title="").rich(frame=False)) > width:
+        table = kinks(rows, narrow=True)
+    return _rendered([table.rich(frame=False)], width, color)
