@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -367,12 +368,28 @@ def _source(value: Any, name: str, module: Any, attribute: str) -> tuple[str, st
         if path is not None:
             folder, stem = str(Path(path).parent), Path(path).stem
             # the script imports the file by name and does not run it, because pickle must find its classes again
-            return f"import sys; sys.path.insert(0, {folder!r}); import {stem}", f"{stem}.{reach}"
-        return f"from {module.__name__} import {head}", reach
+            return f"{_reaching(folder)}; import {stem}", f"{stem}.{reach}"
+        folder = _folder(module)
+        return f"{f'{_reaching(folder)}; ' if folder else ''}from {module.__name__} import {head}", reach
     home, qualname = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
     if home and qualname and "<" not in qualname and path is None:
         return f"import {home}", f"{home}.{qualname}"
     return "", name
+
+
+def _reaching(folder: str) -> str:
+    """Return the code by which a script in any folder can import the modules of another one."""
+    return f"import sys; sys.path.insert(0, {folder!r})"
+
+
+def _folder(module: Any) -> str:
+    """Return the folder from which a module is imported; empty for one that is installed."""
+    file = getattr(module, "__file__", None)
+    if not file:
+        return ""
+    folder = Path(file).parents[module.__name__.count(".") + (Path(file).stem == "__init__")]
+    installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return "" if str(folder) in installed else str(folder)
 
 
 def _source_of_declared(value: Activation, module: Any, attribute: str) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.errors import UNWRITABLE, RelucheckError, printable
+from relucheck.gate.report.diagnoses import diagnose
 from relucheck.gate.report.tables import MARKS, Row, counts, kink_table, kinks, matrix, searched
 from relucheck.numerics.environment import software
 from relucheck.results.files import check_writable, write_atomically
@@ -94,13 +95,21 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
         f"{', '.join(f'{number} {outcome}' for outcome, number in counts(results).items() if number)}. {software()}.",
         "",
     ]
-    failed = [result for result in results if result["outcome"] == "failed"]
-    if failed:
-        lines += ["## Failures", ""]
-        for result in failed:
+    faults = diagnose(results)
+    if faults:
+        lines += [
+            "## Failures",
+            "",
+            "Failures that usually have one cause are shown together, with one of their inputs.",
+            "",
+        ]
+        for fault in faults:
+            text = fault.text()
             # longer than any fence in the message, which may quote a target
-            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", result["message"])), default=0))
-            lines += [fence, result["message"], fence, ""]
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+            lines += [fence, text, fence, ""]
+            others = [row for row in fault.failures if row is not fault.main]
+            lines += [f"- {_in_one_line(row)}" for row in others] + [""] * bool(others)
     if changes:
         lines += ["## Kinks that differ from the baseline", "", *(f"- {line}" for line in changes), ""]
     activations, laws, cells = matrix(results)
@@ -126,6 +135,14 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
     if rows:
         lines += ["## Kinks", "", *kinks(rows).markdown(), ""]
     return "\n".join(lines)
+
+
+def _in_one_line(row: Row) -> str:
+    """Return a failure with its input, what was computed and what is allowed."""
+    example = row["counterexample"] or {}
+    labels = ("input", "x"), ("cotangent", "cotangent"), ("got", "got"), ("allowed", "allowed")
+    numbers = [f"{label} {example[key]}" for label, key in labels if example.get(key)]
+    return "; ".join([row["message"].partition("\n")[0], *numbers])
 
 
 def check_file(path: Path, option: str = "", suffixes: Sequence[str] = (".json", ".md")) -> None:
