@@ -25,9 +25,12 @@ from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_
 from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.frameworks import DEFAULT, FRAMEWORKS, framework_named, loaded_frameworks
 from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
+from relucheck.gate.subject import required
 
 #: Names of a first parameter that mark a function without annotations as an activation.
-_INPUT_NAMES: Final = frozenset({"x", "input", "inputs", "z", "t", "tensor", "hidden_states", "a", "pre_activation", "u"})
+_INPUT_NAMES: Final = frozenset(
+    {"x", "input", "inputs", "z", "t", "tensor", "hidden_states", "a", "pre_activation", "u", "y", "x1", "gate", "up"}
+)
 
 
 class TargetImportError(RelucheckError):
@@ -76,6 +79,11 @@ def as_activation(value: Any) -> Activation:
         name = getattr(value, "__name__", type(value).__name__)
         reachable = "<" not in getattr(value, "__qualname__", "<")
         source = (f"import {value.__module__}", f"{value.__module__}.{value.__qualname__}") if reachable else None
+        owner = getattr(value, "__self__", None)
+        if inspect.isclass(owner):  # a method of a class, which may inherit it
+            name, line = owner.__name__, f"import {owner.__module__}"
+            reachable = "<" not in owner.__qualname__
+            source = (line, f"{owner.__module__}.{owner.__qualname__}.{value.__name__}") if reachable else None
         return Activation(name, functools.partial(identity, value), source=source, framework=framework)
     raise NotCallableError(
         f"{value!r} is no activation; pass an Activation, an nn.Module class or instance, or a function of one tensor"
@@ -285,6 +293,15 @@ def _takes_an_array(function: Any) -> bool:
     return parameter.name in _INPUT_NAMES
 
 
+def _takes_arrays(function: Any) -> bool:
+    """Whether no annotation says that an argument which a function needs is something else than an array."""
+    needed = required(function)
+    frameworks = loaded_frameworks()
+    return all(
+        p.annotation is p.empty or any(framework.is_array_type(p.annotation) for framework in frameworks) for p in needed
+    )
+
+
 class _NeedsArguments(Exception):
     """A class or function with arguments that nobody gave."""
 
@@ -325,7 +342,7 @@ def _activation_of(name: str, value: Any, module: Any, attribute: str, construct
         inplace: Literal[True] | None = True if named.get("inplace") is True else None
         return declared(name, functools.partial(identity, fixed), inplace=inplace, source=source)
     needed = _required(value, 0 if is_class else 1)
-    if needed:
+    if needed and (is_class or not _takes_arrays(value)):
         raise _NeedsArguments(
             f"needs arguments: {', '.join(needed)}; set them under [tool.relucheck.constructors] as {name} = "
             f"{{ {needed[0]} = ... }}, or call relucheck.register_constructor"

@@ -31,6 +31,7 @@ from relucheck.gate.frameworks.exchange import Disconnected, NotAnArray
 from relucheck.gate.isolation import watchdog
 from relucheck.gate.isolation.guard import CodeRaised, Runaway, Spoiled, contained, guarded
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
+from relucheck.gate.recognition import Recognised, recognised
 from relucheck.gate.spellings import equal_spellings_of
 from relucheck.gate.subject import NotAnActivation, Subject, TargetError
 from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged, no_further
@@ -108,6 +109,7 @@ class Gate:
         given = [as_activation(activation) for activation in activations]
         self._start_devices([*given, *(each for finding in self.findings for each in finding.activations)])
         self.entries: dict[str, Entry] = {}
+        self._taken: set[str] = set()  # names of activations, and of their arguments
         self._cases: dict[tuple[str, str, str], Case] = {}
         self._slow_peers: dict[str, Runaway] = {}
         for activation in given:
@@ -117,6 +119,7 @@ class Gate:
                 self._add(activation, finding.target)
             for name, reason in finding.skipped:
                 name = self._unique(name, finding.target)
+                self._taken.add(name)
                 self.entries[name] = Entry(Activation(name, functools.partial(identity, None)), skip=reason)
         self.peers: dict[str, dict[str, Subject]] = {}
         if any(law.needs_peers for law in self.laws()):
@@ -141,16 +144,17 @@ class Gate:
     def _unique(self, name: str, target: str) -> str:
         """Return a printable name that no other activation of the run has."""
         name = printable(name)
-        if name not in self.entries:
+        if name not in self._taken:
             return name
         qualified = f"{_label(target)}:{name}" if target else name
         number = 2
-        while qualified in self.entries:
+        while qualified in self._taken:
             qualified, number = f"{name}#{number}", number + 1
         return qualified
 
     def _add(self, activation: Activation, target: str) -> None:
         name = self._unique(activation.name, target)
+        self._taken.add(name)
         changes: dict[str, Any] = {"name": name}
         if name in self.config.surrogates or activation.name in self.config.surrogates:
             changes["surrogate"] = True
@@ -163,10 +167,10 @@ class Gate:
             entry.problem = no_further(self._died["call", name])
             return
         changed: Sequence[str] = ()  # where the guard cannot even begin
+        found: Recognised | None = None
         try:
             with self._calling(name) as changed:
-                subject = Subject(activation, self.config.scan)
-            entry.subject = subject  # after the block, because the guard may raise at its end
+                found = recognised(activation, self.config.scan)
         except (NotAnActivation, Spoiled) as error:
             entry.skip = str(error)
         except TargetError as error:
@@ -176,6 +180,20 @@ class Gate:
         if changed:
             # a change of a random generator is no fault of a random activation, which only this call reveals
             entry.changes = tuple(change for change in changed if "generator" not in change)
+        if found is not None and not (entry.skip or entry.problem):  # the guard may raise at its end
+            self._take(entry, found)
+
+    def _take(self, entry: Entry, found: Recognised) -> None:
+        """Replace an activation's entry by one for each subject, and for each skipped argument or result."""
+        del self.entries[entry.activation.name]
+        for subject in found.subjects:
+            mine = dataclasses.replace(entry, subject=subject, slow=set())
+            self.entries[subject.name] = mine
+            if ("call", subject.name) in self._died:
+                mine.subject, mine.problem = None, no_further(self._died["call", subject.name])
+        for name, reason in found.skipped.items():
+            self.entries[name] = dataclasses.replace(entry, skip=reason, slow=set())
+        self._taken.update(self.entries)
 
     def _calling(self, name: str) -> Any:
         """Return a context manager for calls of an activation before any item runs."""

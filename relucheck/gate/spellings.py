@@ -44,7 +44,7 @@ def equal_spellings_of(
             continue
     groups: dict[str, dict[str, Subject]] = {}
     for name, subject in subjects.items():
-        declared = subject.activation.same_as
+        declared = subject.declared_spelling
         if declared is not None and declared in known:
             groups.setdefault(name, {})[declared] = known[declared]
         if name not in values or subject.activation.surrogate:

@@ -22,7 +22,7 @@ from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, find_kinks
 from relucheck.activations.kinks import Activation
 from relucheck.errors import RelucheckError, error_text
 from relucheck.gate.frameworks import framework_named
-from relucheck.gate.frameworks.exchange import Function, Layout, NotAnArray
+from relucheck.gate.frameworks.exchange import Function, Layout, NotAnArray, Unsupported, View
 from relucheck.numerics.floats import Floats, differs
 
 #: Seed for the parameters of modules, so that they are the same in every dtype, worker and reproducing script.
@@ -39,8 +39,16 @@ class NotAnActivation(RelucheckError):
     """
 
 
-class _OtherLayout(NotAnActivation):
-    """A callable that is no elementwise function in a layout, but may be one in a layout with channels.
+class NeedsArguments(NotAnActivation):
+    """A callable that needs arguments after its input."""
+
+
+class Mixes(NotAnActivation):
+    """A callable of whose outputs one depends on several elements of the input."""
+
+
+class OtherLayout(NotAnActivation):
+    """A callable that is no elementwise function in a layout, but may be one in another.
 
     It changes the shape of its input, or its values depend on positions.
     """
@@ -54,6 +62,10 @@ class TargetError(RelucheckError):
     """An activation that cannot be run: it raises, needs arguments, or does not return an array."""
 
 
+class Unconstructed(TargetError):
+    """An activation that cannot be constructed."""
+
+
 def _is_stated(error: NotImplementedError) -> bool:
     """Whether a ``raise`` statement raised an error, and not a framework that lacks an operation."""
     trace = error.__traceback__
@@ -62,15 +74,15 @@ def _is_stated(error: NotImplementedError) -> bool:
     return trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def _required(target: Any) -> list[str]:
-    """Return the names of the required arguments after the first."""
+def required(target: Any) -> list[inspect.Parameter]:
+    """Return the first parameter of a callable, and each further one that has no default."""
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
         return []
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     keyword = [p for p in parameters if p.kind == p.KEYWORD_ONLY]
-    return [p.name for p in (*positional[1:], *keyword) if p.default is p.empty]
+    return [*positional[:1], *(p for p in (*positional[1:], *keyword) if p.default is p.empty)]
 
 
 class Subject:
@@ -81,9 +93,11 @@ class Subject:
     Args:
         activation: the activation and its declarations.
         scan: range of inputs in which to search for kinks.
+        view: how a callable of several arrays is a function of one; None for one that is.
 
     Attributes:
         activation: the activation and its declarations.
+        view: as above.
         framework: the framework that computes the activation.
         original: the callable that ``activation.make`` returned.
         evaluating: whether it is checked in eval mode, because it draws random numbers in training mode.
@@ -97,8 +111,8 @@ class Subject:
         FrameworkError: for an activation whose framework does not exist or is not installed.
     """
 
-    def __init__(self, activation: Activation, scan: tuple[float, float] = SCAN_RANGE) -> None:
-        self.activation = activation
+    def __init__(self, activation: Activation, scan: tuple[float, float] = SCAN_RANGE, view: View | None = None) -> None:
+        self.activation, self.view = activation, view
         self.framework = framework_named(activation.framework)
         self.scan = scan
         self.evaluating = False
@@ -107,20 +121,58 @@ class Subject:
         self.notes: list[str] = []
         self._callables: dict[tuple[str, str], Any] = {}
         self._kinks: dict[str, tuple[list[FoundKink], list[Band]]] = {}
+        self._drawn: dict[View, Subject] = {}
+        self.original = self._constructed(SEED)
+        self._classify()
+
+    def _constructed(self, seed: int) -> Any:
+        """Construct the activation under its view."""
         try:
-            self.original = self.framework.constructed(activation.make, SEED)
+            target = self.framework.constructed(self.activation.make, seed)
         except Exception as error:
             if isinstance(error, TypeError) and str(error).startswith(_ABSTRACT):
                 raise NotAnActivation(f"an abstract base class: {error}") from error
-            raise TargetError(f"could not be constructed: {error_text(error)}") from error
-        if not callable(self.original):
-            raise TargetError(f"its constructor returned {type(self.original).__name__!r}, which is not callable")
-        self._classify()
+            raise Unconstructed(f"could not be constructed: {error_text(error)}") from error
+        if not callable(target):
+            raise Unconstructed(f"its constructor returned {type(target).__name__!r}, which is not callable")
+        return self.under_view(target)
+
+    def under_view(self, target: Any) -> Any:
+        """Return a callable of the same arguments as a function of the one that is checked.
+
+        Raises:
+            NotAnActivation: for a module that cannot be copied.
+        """
+        if self.view is None:
+            return target
+        try:
+            return self.framework.viewed(target, self.view)
+        except Unsupported as error:
+            raise NotAnActivation(str(error)) from None
+
+    @property
+    def declared_spelling(self) -> str | None:
+        """Name of the subject whose gradients this one must equal; None if none is declared."""
+        declared = self.activation.same_as
+        return declared if declared is None else declared + self.name.removeprefix(self.activation.name)
 
     @property
     def name(self) -> str:
-        """Name of the activation."""
-        return self.activation.name
+        """Name of the activation, with that of the argument or part that is checked.
+
+        For example, ``swiglu[gate]``.
+        """
+        return self.activation.name + (f"[{self.view.name}]" if self.view is not None and self.view.names else "")
+
+    @property
+    def joins(self) -> bool:
+        """Whether the vector is joined with other parts to the input of the callable."""
+        return self.view is not None and self.view.axis is not None
+
+    @property
+    def vector_only(self) -> bool:
+        """Whether the argument that is checked has one axis, as a bias has."""
+        return self.view is not None and self.view.shared and self.view.index > 0
 
     @property
     def is_module(self) -> bool:
@@ -139,8 +191,12 @@ class Subject:
 
     @functools.cached_property
     def settings(self) -> list[float]:
-        """The numbers that whoever constructed the activation chose, apart from defaults."""
-        return self.framework.settings(self.original)
+        """The numbers that whoever constructed the activation chose, apart from defaults.
+
+        Those of other arguments are among them.
+        """
+        chosen = self.framework.settings(self.original)
+        return chosen if self.view is None else [*chosen, *self.view.others.values()]
 
     @property
     def announces_inplace(self) -> bool:
@@ -163,19 +219,21 @@ class Subject:
         return [Layout(), *channels, Layout((1, -1)), Layout((1, 4, -1, 1)), Layout((1, 1, -1, 1))]
 
     def _classify(self) -> None:
-        needed = _required(self.framework.signed(self.original))
+        needed = [] if self.view is not None else required(self.framework.signed(self.original))[1:]
         if needed:
-            raise NotAnActivation(
-                f"needs arguments after its input ({', '.join(needed)}); register a constructor that fixes them"
+            names = [parameter.name for parameter in needed]
+            raise NeedsArguments(
+                f"needs arguments: {', '.join(names)}; set them under [tool.relucheck.constructors] as "
+                f"{self.activation.name} = {{ {names[0]} = ... }}, or call relucheck.register_constructor"
             )
         failures: list[Exception] = []
         for layout in self._layouts():
-            if layout.axis is None and any(isinstance(failure, _OtherLayout) for failure in failures):
+            if layout.axis is None and any(isinstance(failure, OtherLayout) for failure in failures):
                 continue
             self.layout = layout
             try:
                 self._classify_layout()
-            except (TargetError, _OtherLayout, _Abstract) as error:
+            except (TargetError, OtherLayout, _Abstract) as error:
                 # parameters per channel would broadcast a plain vector to another shape, so try the next layout
                 failures.append(error)
             else:
@@ -199,7 +257,7 @@ class Subject:
             different = differs(self._try(moved), first)
             different.flat[index] = False
             if different.any():
-                raise NotAnActivation(
+                raise Mixes(
                     "not elementwise: an output depends on more than one input element, as in softmax or normalisation"
                 )
         # the same numbers at other positions of a longer vector; vectorised code may round them differently
@@ -207,7 +265,7 @@ class Subject:
         expected = np.concatenate([backwards, first], self.layout.along)
         got = self._try(self._spread((*_PROBE[::-1], *_PROBE)))
         if not np.isclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True).all():
-            raise _OtherLayout("not elementwise: equal inputs at different positions have different values")
+            raise OtherLayout("not elementwise: equal inputs at different positions have different values")
 
     def _spread(self, numbers: tuple[float, ...]) -> Floats:
         vector = np.array(numbers).reshape(self.layout.unexpanded)
@@ -233,7 +291,7 @@ class Subject:
         if call.numbers is None:
             raise NotAnActivation(f"returns {call.dtype}, which has no gradient")
         if call.numbers.shape != x.shape:
-            raise _OtherLayout(f"changes the shape of its input from {x.shape} to {call.numbers.shape}")
+            raise OtherLayout(f"changes the shape of its input from {x.shape} to {call.numbers.shape}")
         return call.numbers
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -252,9 +310,27 @@ class Subject:
         other.original = self.framework.with_distinct_channels(self.copied(self.original), self.channels)
         return other
 
+    def seen(self, view: View) -> Subject:
+        """Return the subject under another view: of another argument, or with other numbers.
+
+        Raises:
+            NotAnActivation: if the callable is no elementwise function of the other argument.
+            TargetError: if it cannot be called so.
+        """
+        if view not in self._drawn and (self.view is None or view.index != self.view.index):
+            self._drawn[view] = Subject(self.activation, self.scan, view)
+        elif view not in self._drawn:
+            other = copy.copy(self)
+            other.view, other._kinks, other._callables = view, {}, {}
+            for computed in ("_shared_exact", "settings"):
+                other.__dict__.pop(computed, None)
+            other.original = other.remade()
+            self._drawn[view] = other
+        return self._drawn[view]
+
     def remade(self, seed: int = SEED) -> Any:
         """Construct the activation again, in the mode in which it is checked."""
-        target = self.framework.constructed(self.activation.make, seed)
+        target = self._constructed(seed)
         if self.evaluating:
             self.framework.evaluating(target)
         return target

@@ -67,8 +67,8 @@ def returns_a_number(x: Tensor) -> float:
     return 1.0
 
 
-def returns_a_tuple(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x, x
+def returns_a_tuple(x: Tensor) -> tuple[Tensor, float]:
+    return x > 0, 1.0
 
 
 def returns_integers(x: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class NeedsArguments(nn.Module):
 
 
 class TwoInputs(nn.Module):
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gate: float) -> Tensor:
         return x * gate
 
 

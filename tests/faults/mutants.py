@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import Activation, Kink
-from tests.faults import wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
+from tests.faults import several_arguments, wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
 from tests.faults.wrong_behaviour import HardtanhRoundedWhenCompiled, compiled_differs, hardtanh_rounded_when_compiled
 from tests.faults.wrong_gradients import (
     attorch_hardswish,
@@ -26,7 +26,7 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
 
 
 #: The modules that hold the faults.
-SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order)
+SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order, several_arguments)
 DECLARED = [
     Activation(
         "attorch_hardswish_declared",
@@ -52,7 +52,10 @@ DECLARED = [
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """A name in one of the files of :data:`SOURCES` or in :data:`DECLARED`, the law that must fail it, and where."""
+    """A name in one of the files of :data:`SOURCES` or in :data:`DECLARED`, the law that must fail it, and where.
+
+    An argument or a part stands in brackets behind the name.
+    """
 
     name: str
     law: str
@@ -212,4 +215,42 @@ MUTANTS = [
     Mutant("reference_value", "reference"),
     Mutant("reference_subgradient", "reference", "bfloat16"),
     Mutant("spelled_otherwise", "equal_spellings"),
+    Mutant("swiglu_doubled[b]", "derivative"),
+    Mutant("swiglu_doubled[b]", "joint_gradients", "bfloat16"),
+    Mutant("swiglu_swapped[a]", "derivative"),
+    Mutant("swiglu_without_gate_term[a]", "derivative", "bfloat16"),
+    Mutant("swiglu_clips[b]", "chain_rule"),
+    Mutant("reglu_two_at_kink[a]", "subgradient"),
+    Mutant("reglu_injected[a]", "cotangent_scaling"),
+    Mutant("reglu_detached_value[b]", "runs"),
+    Mutant("reglu6_hit_on_output[a]", "hit_on_input"),
+    Mutant("product_by_quotient[b]", "finite_gradient"),
+    Mutant("swiglu_swallows_nan[b]", "nan_propagates"),
+    Mutant("softplus_of_slope[beta]", "derivative"),
+    Mutant("leaky_by_output[a]", "other_arguments"),
+    Mutant("leaky_by_output[a]", "other_arguments", "bfloat16"),
+    Mutant("swiglu_saturates[a]", "other_arguments"),
+    Mutant("swiglu_wrong_at_zero[a]", "other_arguments", "float64"),
+    Mutant("reglu_wrong_at_kink_of_gate[b]", "other_arguments", "float16"),
+    Mutant("swiglu_overwrites_cotangent[a]", "input_unchanged"),
+    Mutant("swiglu_reuses_cotangent[b]", "joint_gradients"),
+    Mutant("swiglu_reads_next[a]", "joint_gradients"),
+    Mutant("swiglu_in_memory_order[a]", "joint_gradients"),
+    Mutant("bias_gelu_mean[bias]", "broadcasting"),
+    Mutant("bias_gelu_first_row[bias]", "broadcasting", "bfloat16"),
+    Mutant("BiasGelu[bias]", "broadcasting"),
+    Mutant("swiglu_in_dtype_of_second[a]", "argument_dtypes"),
+    Mutant("swiglu_promotes[b]", "dtype_and_shape", "bfloat16"),
+    Mutant("swiglu_without_second[a]", "double_backward", "float64"),
+    Mutant("swiglu_of_two_modes[b]", "forward_mode"),
+    Mutant("glu_halves_swapped[gate]", "derivative"),
+    Mutant("glu_gate_doubled[gate]", "derivative", "bfloat16"),
+    Mutant("reglu_in_halves[value]", "joint_gradients"),
+    Mutant("glu_by_quotient[gate]", "finite_value"),
+    Mutant("ReGLU[gate]", "subgradient", "float64"),
+    Mutant("SwiGLUReadsNext[gate]", "joint_gradients", "float16"),
+    Mutant("LeakyGate[first]", "other_arguments"),
+    Mutant("relu_and_mask", "chain_rule"),
+    Mutant("silu_and_mean", "derivative"),
+    Mutant("swiglu_and_gate[b]", "derivative"),
 ]

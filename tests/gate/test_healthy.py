@@ -7,7 +7,7 @@ import pytest
 from relucheck.gate.config import DTYPE_NAMES, GateConfig
 from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
-from tests.faults import healthy
+from tests.faults import healthy, several_healthy
 
 NAMES = [getattr(activation, "name", getattr(activation, "__name__", "")) for activation in healthy.HEALTHY]
 
@@ -19,6 +19,19 @@ def test_no_law_fails_it(activation):
     found = map(gate.run, [item for item in gate.items() if item.law in LAWS])
     failed = [result.message for result in found if result.outcome == "failed"]
     assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("activation", several_healthy.HEALTHY, ids=lambda activation: activation.__name__)
+def test_no_law_fails_one_of_several_arguments(activation):
+    """In two dtypes, because each argument takes as long as an activation."""
+    gate = Gate(GateConfig(dtypes=("float32", "bfloat16"), memory_limit=2048), [activation])
+    found = [gate.run(item) for item in gate.items()]
+    assert not [result.message for result in found if result.outcome == "failed"]
+    assert {result.law for result in found if result.outcome == "passed"} >= {
+        "chain_rule",
+        "derivative",
+        "forward_mode",
+    } - ({"forward_mode"} if activation in several_healthy.BY_HAND else set())
 
 
 def test_there_are_forty():

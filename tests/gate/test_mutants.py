@@ -21,7 +21,8 @@ FAST = [mutant for mutant in mutants.MUTANTS if not mutant.slow]
 
 
 def activation(name: str) -> Activation:
-    """The mutant as the gate finds it in its file, so that scripts can reach it."""
+    """The mutant as the gate finds it in its file, so that scripts can reach it; its name may end in an argument's."""
+    name = name.partition("[")[0]
     if any(declared.name == name for declared in mutants.DECLARED):
         module, attribute = mutants, "DECLARED"
     else:

@@ -91,6 +91,57 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
+class View:
+    """How a callable of several arrays, or of parts of one, is a function of one array.
+
+    One argument or part is the array. Each of the others holds one number. The callable may also return several results.
+
+    Attributes:
+        names: names of the arguments or parts, in order; empty if the call gets the array alone.
+        index: which of them the array is.
+        values: a number for each of them. That at ``index`` is used where the callable is seen from another argument.
+        axis: the axis along which parts are joined to one argument; None for separate arguments.
+        interleaved: whether parts alternate along the last axis, in place of one following the other.
+        shared: whether each argument after the first has only the last axis of the first, as a bias has.
+        output: index or key of the result that is checked; None if the callable returns one array.
+    """
+
+    names: tuple[str, ...] = ()
+    index: int = 0
+    values: tuple[float, ...] = ()
+    axis: int | None = None
+    interleaved: bool = False
+    shared: bool = False
+    output: int | str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the argument or part that the array is; empty if the call gets the array alone."""
+        return self.names[self.index] if self.names else ""
+
+    @property
+    def others(self) -> dict[str, float]:
+        """The numbers of the other arguments or parts, by name."""
+        pairs = enumerate(zip(self.names, self.values, strict=True))
+        return {name: value for index, (name, value) in pairs if index != self.index}
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One of the results of a call that may return several.
+
+    Attributes:
+        key: its index or key; None if it is the only result.
+        kind: what it is, in words.
+        numbers: its numbers; None if it has no gradient.
+    """
+
+    key: int | str | None
+    kind: str
+    numbers: Floats | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Function:
     """An activation as a function from shape (n,) to shape (n,), in one dtype on one device.
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from relucheck.errors import DeviceError
 from relucheck.gate.frameworks.exchange import Call, Function, Overwritten, Relaid, Result, Unwritten
 from relucheck.gate.frameworks.script import Script
+from relucheck.gate.frameworks.views import Views
 from relucheck.numerics.floats import FORMATS, Floats
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ CAPABILITIES: Final[Mapping[str, str]] = {
     "parameters": "learnable parameters",
     "second_order": "derivatives of gradients",
     "shapes": "dtype, device and shape of a result",
+    "views": "calls with several arrays or several results",
     "vmap": "a transformation that maps a function over an axis",
 }
 
 
-class Framework(abc.ABC):
+class Framework(Views, abc.ABC):
     """A framework whose activations the gate checks.
 
     Attributes:

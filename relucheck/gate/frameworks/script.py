@@ -54,8 +54,11 @@ class Script:
 
     # -- lines and expressions, needed for scripts ----------------------------------------------------------------------
 
-    def header(self, *, copying: bool = True) -> list[str]:
-        """Return the lines that define ``act``."""
+    def header(self, *, copying: bool = True, viewing: bool = True) -> list[str]:
+        """Return the lines that define ``act``.
+
+        It is a function of one array, unless ``viewing`` is False.
+        """
         return []
 
     def input(self, numbers: Sequence[float], times: int = 1) -> str:
@@ -211,6 +214,29 @@ class Script:
         """``in_place``: assert that backward does not overwrite what is named.
 
         It is ``"cotangent"``, ``"input"`` or ``"output"``."""
+        return ""
+
+    def joint(
+        self,
+        arrays: Sequence[Floats],
+        dtypes: Sequence[str],
+        cotangent: Floats,
+        expected: Floats | None,
+        slack: float,
+        *,
+        stepped: bool = False,
+    ) -> str:
+        """``views``: compare a gradient of a call with an array for each argument or part.
+
+        Args:
+            arrays: the arrays.
+            dtypes: names of their dtypes.
+            cotangent: the upstream gradient.
+            expected: the right gradient of the argument that is checked; None to compare the value's dtype with that of
+                the first argument.
+            slack: how far a gradient may differ from it.
+            stepped: whether the elements of what the call gets lie two apart in memory.
+        """
         return ""
 
     def in_place(self, x: float) -> str:

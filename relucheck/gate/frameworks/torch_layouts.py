@@ -11,6 +11,7 @@ from torch import Tensor
 from relucheck.gate.frameworks.exchange import Function, Relaid, Unsupported
 from relucheck.gate.frameworks.torch_arrays import numbers, tensor
 from relucheck.gate.frameworks.torch_scripts import arrangements
+from relucheck.gate.frameworks.torch_views import has_view
 from relucheck.numerics.floats import Floats
 
 #: Layouts in which each element has one place in memory without gaps.
@@ -48,7 +49,7 @@ def relaid(
         value, ours = _results(f, view, upstream, parameters, second=name in _DENSE, copying=copying)
         _, plain = _results(f, view.contiguous(), v, parameters, second=name in _DENSE, copying=copying)
     except (RuntimeError, IndexError, ValueError) as error:
-        if f.layout.plain:
+        if f.layout.plain and not has_view(f.target):
             raise
         raise Unsupported(f"a {name} input of shape {tuple(view.shape)}", error) from None
     shared = {what: (numbers(ours[what]), numbers(plain[what])) for what in ours if what in plain}

@@ -21,6 +21,7 @@ from relucheck.gate.frameworks.torch_arrays import described, leaf_of, like, num
 from relucheck.gate.frameworks.torch_decompositions import Decomposing
 from relucheck.gate.frameworks.torch_layouts import relaid
 from relucheck.gate.frameworks.torch_scripts import TorchScript, arrangements
+from relucheck.gate.frameworks.torch_views import TorchViews
 from relucheck.gate.isolation.guard import preserved_state
 from relucheck.numerics.devices import available
 from relucheck.numerics.dtypes import as_dtype, dtype_name
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from relucheck.gate.subject import Subject
 
 
-class TorchFramework(Framework):
+#: How torch marks a function whose forward takes the context.
+_OWN_CONTEXT = torch.autograd.function._SingleLevelFunction.setup_context
+
+
+class TorchFramework(TorchViews, Framework):
     """torch, with all capabilities. Activations are modules, or functions of a tensor."""
 
     name = "torch"
@@ -88,6 +93,10 @@ class TorchFramework(Framework):
         return NAMESPACES
 
     def signed(self, target: Any) -> Any:
+        owner = getattr(target, "__self__", None)
+        if inspect.isclass(owner) and issubclass(owner, torch.autograd.Function) and target.__name__ == "apply":
+            # what ``apply`` takes is what ``forward`` does, without the context where that is an argument
+            return owner.forward if owner.setup_context is not _OWN_CONTEXT else functools.partial(owner.forward, None)
         return target.forward if isinstance(target, nn.Module) else target
 
     def settings(self, target: Any) -> list[float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Final
 
 from relucheck.gate.frameworks.exchange import Layout
 from relucheck.gate.frameworks.script import Script, literal
+from relucheck.gate.frameworks.torch_views import filled, packed, result, seen
 from relucheck.numerics.floats import FORMATS, Floats
 
 #: An expression for each memory layout of an input without a fixed shape, from the 96 numbers of ``base``.
@@ -61,10 +63,10 @@ class TorchScript(Script):
 
     # -- lines and expressions ------------------------------------------------------------------------------------------
 
-    def header(self, *, copying: bool = True) -> list[str]:
+    def header(self, *, copying: bool = True, viewing: bool = True) -> list[str]:
         subject = self.subject
         source = subject.activation.source
-        line, expression = source or ("", f"{subject.name}  # construct the activation here")
+        line, expression = source or ("", f"{subject.activation.name}  # construct the activation here")
         act = f"act = {expression}"
         lines = [*dict.fromkeys(["import torch", *filter(None, [line])])]
         if subject.is_module:
@@ -78,7 +80,23 @@ class TorchScript(Script):
             count = subject.channels
             lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # one value per channel")
             lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
-        return lines + (self._copying() if copying else [])
+        return lines + (self._viewing() if viewing else []) + (self._copying() if copying else [])
+
+    def _viewing(self) -> list[str]:
+        """Return lines that make ``act`` a function of one tensor, if it takes or returns several."""
+        view = self.subject.view
+        if view is None:
+            return []
+        if not self.subject.is_module:
+            call = f"whole({packed(view, filled(view))})"
+            return ["whole = act", f"act = lambda x: {seen(view, call)}"]
+        lines = []
+        if view.names:
+            pack = packed(view, filled(view, "i[0]"))
+            lines.append(f"act.register_forward_pre_hook(lambda m, i: ({pack},))")
+        if (read := seen(view, "y")) != "y":
+            lines.append(f"act.register_forward_hook(lambda m, i, y: {read})")
+        return lines
 
     def _copying(self) -> list[str]:
         """Return lines that make ``act`` work on a copy of its input.
@@ -88,7 +106,8 @@ class TorchScript(Script):
         if not self.subject.writes:
             return []
         if self.subject.is_module:
-            return ["act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone())"]
+            first = ", prepend=True" if self.subject.view is not None else ""
+            return [f"act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone(){first})"]
         return ["overwriting = act", "act = lambda x, **more: overwriting(x.clone(), **more)"]
 
     @property
@@ -148,7 +167,13 @@ class TorchScript(Script):
         )
 
     def disconnected(self) -> str:
-        return self.text('assert act(x).requires_grad, "the output carries no graph"', x=[0.5])
+        return self.text(
+            "y = act(x)",
+            'assert y.requires_grad, "the output carries no graph"',
+            "g, = torch.autograd.grad(y.sum(), x, allow_unused=True)",
+            'assert g is not None, "no gradient reaches the input"',
+            x=[0.5],
+        )
 
     def overwritten_value(self) -> str:
         return self.text(*_backward_runs("act(x)"), x=[0.5])
@@ -305,6 +330,36 @@ class TorchScript(Script):
             f"assert torch.allclose(got, plain, rtol={16 * eps:.3g}, atol={16 * eps:.3g})",
         )
 
+    def joint(
+        self,
+        arrays: Sequence[Floats],
+        dtypes: Sequence[str],
+        cotangent: Floats,
+        expected: Floats | None,
+        slack: float,
+        *,
+        stepped: bool = False,
+    ) -> str:
+        view = self.subject.view
+        assert view is not None
+        on = "" if self.device == "cpu" else f', device="{self.device}"'
+        names = [f"p{index}" for index in range(len(arrays))]
+        lines = [
+            f"{name} = torch.tensor({array.tolist()}, dtype=torch.{dtype}{on}).requires_grad_()"
+            for name, array, dtype in zip(names, arrays, dtypes, strict=True)
+        ]
+        lines.append(f"y = {result(view, f'act({packed(view, names, stepped)})')}")
+        if expected is None:
+            widest = functools.reduce(lambda a, b: f"torch.promote_types({a}, {b})", [f"{name}.dtype" for name in names])
+            lines += ["print(y.dtype)", f"assert y.dtype in (p0.dtype, {widest})"]
+        else:
+            lines += [
+                f"g, = torch.autograd.grad(y, {names[view.index]}, torch.tensor({cotangent.tolist()}).to(y))",
+                f"expected = torch.tensor({expected.tolist()}, dtype=torch.float64{on})",
+                f"assert (g.double() - expected).abs().max() <= {slack:.6g}, (g, expected)",
+            ]
+        return "\n".join([*self.header(viewing=False), *lines])
+
     def overwritten_input(self, x: float) -> str:
         return self.text(
             "z = x * 1", "before = z.tolist()", "act(z)", "assert z.tolist() == before, z", x=[x], copying=False
@@ -413,15 +468,18 @@ class TorchScript(Script):
             "pickle": "import pickle; other = pickle.loads(pickle.dumps(act))",
             "state_dict": f"other = {construct}.to(x.dtype); other.load_state_dict(act.state_dict())",
         }[way]
-        return self.text(
+        view = self.subject.view
+        called = "f(x * 1)" if view is None else seen(view, f"f({packed(view, filled(view, '(x * 1)'))})")
+        lines = [
+            *self.header(copying=False, viewing=False),  # hooks that are lambdas cannot be pickled
             "with torch.no_grad():",
             "    [p.add_(0.125) for p in act.state_dict().values() if p.is_floating_point()]",
             self.input([x]),
             line,
-            "g = lambda f: torch.autograd.grad(f(x * 1).sum(), x)[0]",
+            f"g = lambda f: torch.autograd.grad({called}.sum(), x)[0]",
             "assert torch.equal(g(other), g(act)), (g(other), g(act))",
-            copying=False,  # the hook that copies the input cannot be pickled
-        )
+        ]
+        return "\n".join(lines)
 
     def state(self) -> str:
         return self.text(

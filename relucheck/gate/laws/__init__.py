@@ -10,6 +10,7 @@ from typing import Final
 
 # these modules are imported because they register laws
 from relucheck.gate.laws import (
+    arguments,
     calls,
     chain_rule,
     derivatives,
@@ -31,7 +32,18 @@ __all__ = [
 #: All laws by name, in the order in which reports show them.
 LAWS: Final[dict[str, Law]] = {
     name: REGISTRY[name]
-    for module in (calls, chain_rule, parameters, derivatives, implementations, values, special_values, modes, modules)
+    for module in (
+        calls,
+        chain_rule,
+        arguments,
+        parameters,
+        derivatives,
+        implementations,
+        values,
+        special_values,
+        modes,
+        modules,
+    )
     for name in REGISTRY
     if REGISTRY[name].check.__module__ == module.__name__
 }

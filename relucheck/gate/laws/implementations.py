@@ -83,7 +83,8 @@ def reference(case: Case) -> None:
     if declared is None:
         what = "no reference is declared, and the convention is 'reference'"
         raise case.fail(what, allowed="Activation(..., reference=...)")
-    other = case.subject.function_of(case.subject.placed(declared, case.dtype, case.device), case.dtype, case.device)
+    placed = case.subject.placed(case.subject.under_view(declared), case.dtype, case.device)
+    other = case.subject.function_of(placed, case.dtype, case.device)
     name = type(declared).__name__
     label = "the reference" if name == "function" else f"the reference {name}"
     theirs = case.framework.value(other, case.x)
@@ -122,7 +123,7 @@ def equal_spellings(case: Case) -> None:
     compared = False
     # the declared one first, and an error about any before a notice about another
     violations: list[LawViolation] = []
-    for name, peer in sorted(case.peers.items(), key=lambda entry: (entry[0] != case.activation.same_as, entry[0])):
+    for name, peer in sorted(case.peers.items(), key=lambda entry: (entry[0] != case.subject.declared_spelling, entry[0])):
         try:
             compared |= _compare_with(case, name, peer)
         except LawViolation as violation:
@@ -137,7 +138,7 @@ def equal_spellings(case: Case) -> None:
 
 def _compare_with(case: Case, name: str, peer: Subject) -> bool:
     """Compare with a peer; return whether it runs."""
-    declared = name == case.activation.same_as
+    declared = name == case.subject.declared_spelling
     try:
         with case.calling(name):
             y, pullback = peer.framework.pullback(peer.function(case.dtype, case.device), case.x)

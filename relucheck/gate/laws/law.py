@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
 
 from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.frameworks.port import CAPABILITIES, missing
+from relucheck.gate.subject import Subject
 
 Check = Callable[[Case], None]
 KinkRows = Callable[[Case], list[dict[str, Any]]]
@@ -37,7 +39,7 @@ class Law:
         needs_gradient: whether the law is skipped if forward or backward raises.
         explains_failure: whether this law reports why an activation does not run; only one law does.
         needs_peers: whether it compares with other activations that are numerically the same function.
-        per_channel: whether the law ``channels`` checks it in every channel.
+        per_channel: whether other laws check it again in every channel, and for other numbers of the other arguments.
         kink_rows: computes the rows that an item of this law adds to the kink table; None if it adds none.
         cause: what a failure usually means, where the law's message does not say it; a violation can name another cause.
         group: laws of one group usually fail together where one fault breaks them at one place. Empty for a law whose
@@ -113,3 +115,28 @@ def law(
         return check
 
     return register
+
+
+def violations_of(case: Case, subject: Subject, where: str) -> Iterator[LawViolation]:
+    """Check the laws that are ``per_channel`` on another subject than that of a case.
+
+    Yields:
+        A violation of the law that is being checked for each law that is broken; it begins with ``where``.
+    """
+    other = Case(subject, case.dtype, case.device, case.config)
+    other.law = case.law
+    for checked in [entry for entry in REGISTRY.values() if entry.per_channel and not entry.lacks(other)]:
+        try:
+            checked.check(other)
+        except NotApplicable:
+            continue
+        except LawViolation as error:
+            yield LawViolation(
+                error.activation,
+                case.law,
+                error.dtype,
+                f"{where}: {error.what}",
+                device=error.device,
+                level=error.level,
+                counterexample=error.counterexample,
+            )

@@ -11,9 +11,9 @@ from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import across_jumps, dyadic, first, wider
 from relucheck.gate.cases.violation import NotApplicable
-from relucheck.gate.frameworks.exchange import Layout, NotAnArray, Relaid, Result, Unsupported
+from relucheck.gate.frameworks.exchange import NotAnArray, Relaid, Result, Unsupported
 from relucheck.gate.laws.law import law
-from relucheck.gate.subject import SEED
+from relucheck.gate.subject import SEED, Subject
 from relucheck.numerics.floats import Floats, Mask, differs
 
 
@@ -25,7 +25,7 @@ def dtype_and_shape(case: Case) -> None:
     hand-written activations: a float32 constant tensor promotes a bfloat16 input.
     """
     numbers = case.rounded([0.5, -1.5, 2.0, -0.25, 3.5, 0.0, -4.0])
-    for shape in [(7,), *_shapes(case.subject.layout)]:
+    for shape in [(7,), *_shapes(case.subject)]:
         try:
             x, y, gradient = case.framework.shaped(case.f, np.resize(numbers, shape))
         except Unsupported as error:
@@ -44,10 +44,14 @@ def dtype_and_shape(case: Case) -> None:
         _judge_numbers(case, x.numbers, gradient.numbers)
 
 
-def _shapes(layout: Layout) -> list[tuple[int, ...]]:
+def _shapes(subject: Subject) -> list[tuple[int, ...]]:
     """Return shapes of a batch of any rank, or with an axis of channels those that leave only its length."""
+    layout = subject.layout
+    if subject.vector_only:
+        return [(0,)]
     if layout.plain:
-        return [(3, 5), (2, 3, 4), (1, 1, 2, 3), (), (0,), (2, 0)]
+        # parts are joined along an axis
+        return [(3, 5), (2, 3, 4), (1, 1, 2, 3), (0,), (2, 0), *([] if subject.joins else [()])]
     if layout.axis is None:
         return []
     free = [axis for axis in range(len(layout.shape)) if axis != layout.axis]
@@ -180,7 +184,7 @@ def strides(case: Case) -> None:
                     allowed=repr(float(plain[place])),
                     script=case.script.layout(name, what),
                 )
-        if call.dense and call.strides_of_value != call.strides:
+        if call.dense and not case.subject.joins and call.strides_of_value != call.strides:
             raise case.fail(
                 f"the result for a {name} input has other strides than the input",
                 got=str(call.strides_of_value),

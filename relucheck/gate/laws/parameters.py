@@ -12,9 +12,9 @@ import numpy as np
 from relucheck.activations.kink_search import derivatives
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first
-from relucheck.gate.cases.violation import LawViolation, NotApplicable
+from relucheck.gate.cases.violation import LawViolation
 from relucheck.gate.frameworks.exchange import Disconnected, Function, Unsupported
-from relucheck.gate.laws.law import REGISTRY, law
+from relucheck.gate.laws.law import law, violations_of
 from relucheck.numerics.floats import FORMATS, Floats
 
 #: Number of channels that the law checks, taken from the end, so that confusing the first with the last is detected.
@@ -334,21 +334,5 @@ def channels(case: Case) -> None:
     """
     count = case.subject.channels
     for channel in range(max(1, count - _MOST_CHANNELS), count):
-        other = Case(case.subject.of_channel(channel), case.dtype, case.device, case.config)
-        other.law = case.law
-        for checked in (entry for entry in REGISTRY.values() if entry.per_channel and not entry.lacks(other)):
-            try:
-                checked.check(other)
-            except NotApplicable:
-                continue
-            except LawViolation as error:
-                what = f"in channel {channel} of {count}: {error.what}"
-                raise LawViolation(
-                    error.activation,
-                    case.law,
-                    error.dtype,
-                    what,
-                    device=error.device,
-                    level=error.level,
-                    counterexample=error.counterexample,
-                ) from None
+        for found in violations_of(case, case.subject.of_channel(channel), f"in channel {channel} of {count}"):
+            raise found

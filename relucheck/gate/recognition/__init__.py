@@ -1,0 +1,88 @@
+"""Recognises in a callable the functions of one array that the laws check.
+
+Most activations are one. A function of several arrays is one for each of its arguments, and a gated unit one for each of
+the parts into which it splits its input. A callable with several results is checked by the first that has a gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from relucheck.activations.kink_search import SCAN_RANGE
+from relucheck.activations.kinks import Activation
+from relucheck.gate.frameworks import framework_named
+from relucheck.gate.frameworks.exchange import View
+from relucheck.gate.recognition.arguments import views_of_arguments
+from relucheck.gate.recognition.attempts import Attempt, Skipped, first_that_fits
+from relucheck.gate.recognition.layers import refuse_layers
+from relucheck.gate.recognition.outputs import differentiable
+from relucheck.gate.recognition.parts import views_of_parts
+from relucheck.gate.subject import Mixes, NeedsArguments, NotAnActivation, OtherLayout, Subject, TargetError, Unconstructed
+
+__all__ = ["Recognised", "recognised"]
+
+#: What a callable is not, that may be a function of several arrays or parts.
+_MAY_BE_ANOTHER: Final = (NeedsArguments, Mixes, OtherLayout, TargetError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognised:
+    """What the laws check in one callable.
+
+    Attributes:
+        subjects: a subject for each argument or part; one subject for a function of one array.
+        skipped: arguments, parts and results that are not checked, with the reason, by name.
+    """
+
+    subjects: tuple[Subject, ...]
+    skipped: Skipped
+
+
+def recognised(activation: Activation, scan: tuple[float, float] = SCAN_RANGE) -> Recognised:
+    """Recognise the functions of one array in an activation.
+
+    Args:
+        activation: the activation and its declarations.
+        scan: range of inputs in which to search for kinks.
+
+    Raises:
+        NotAnActivation: for a callable to which the laws do not apply.
+        TargetError: for an activation that cannot be run.
+        FrameworkError: for an activation whose framework does not exist or is not installed.
+    """
+    try:
+        return Recognised((Subject(activation, scan),), {})
+    except Unconstructed:
+        raise
+    except _MAY_BE_ANOTHER as error:
+        if "views" not in framework_named(activation.framework).capabilities:
+            raise
+        refused: NotAnActivation | TargetError = error
+    attempt = Attempt(activation, scan, isinstance(refused, NeedsArguments))
+    found = _in_several(attempt)
+    if found is None:
+        refuse_layers(attempt)
+        raise refused
+    return found
+
+
+def _in_several(attempt: Attempt) -> Recognised | None:
+    """Recognise a function of several arrays or parts, or with several results; None for any other callable."""
+    output, unchecked = differentiable(attempt)
+    base = View(output=output)
+    if not attempt.needs_arguments and output is not None:
+        subject = first_that_fits(attempt, [base])
+        if subject is not None:
+            return Recognised((subject,), unchecked)
+    views_of = views_of_arguments if attempt.needs_arguments else views_of_parts
+    subjects, skipped = views_of(attempt, base)
+    if not subjects:
+        return None
+    gate = next((subject for subject in subjects if subject.name.endswith("[gate]")), subjects[0])
+    for subject in subjects:
+        # kinks are declared of the gate; an in-place variant is no function of one array
+        of_gate = {} if subject is gate else {"kinks": ()}
+        inplace = None if callable(subject.activation.inplace) else subject.activation.inplace
+        subject.activation = dataclasses.replace(subject.activation, inplace=inplace, **of_gate)
+    return Recognised(tuple(subjects), skipped | unchecked)
