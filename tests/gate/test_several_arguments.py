@@ -1,4 +1,4 @@
-"""Functions of several tensors, gated units and callables with several results are recognised, and others are told apart."""
+"""Functions of several tensors and gated units are recognised, and other callables are told apart."""
 
 from __future__ import annotations
 
@@ -94,9 +94,8 @@ class ConvolutionGLU(nn.Module):
 
 @pytest.mark.parametrize("block", [MLP, ConvolutionGLU])
 def test_linear_layers_are_skipped_and_the_reason_says_what_to_pass(block):
-    with pytest.raises(
-        Mixes, match=r"linear layers mix .* \((gate|convolution).weight .*; pass the activation between them"
-    ):
+    says = r"linear layers mix .* \((gate|convolution).weight .*; pass the activation between them"
+    with pytest.raises(Mixes, match=says):
         recognised(as_activation(block))
 
 

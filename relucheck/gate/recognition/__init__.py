@@ -82,7 +82,7 @@ def _in_several(attempt: Attempt) -> Recognised | None:
     gate = next((subject for subject in subjects if subject.name.endswith("[gate]")), subjects[0])
     for subject in subjects:
         # kinks are declared of the gate; an in-place variant is no function of one array
-        of_gate = {} if subject is gate else {"kinks": ()}
         inplace = None if callable(subject.activation.inplace) else subject.activation.inplace
-        subject.activation = dataclasses.replace(subject.activation, inplace=inplace, **of_gate)
+        kinks = subject.activation.kinks if subject is gate else ()
+        subject.activation = dataclasses.replace(subject.activation, kinks=kinks, inplace=inplace)
     return Recognised(tuple(subjects), skipped | unchecked)

@@ -69,10 +69,10 @@ class Attempt:
 
 
 def ordinary(count: int) -> Iterator[tuple[float, ...]]:
-    """Yield ordinary numbers for arguments: equal ones, then ones of different signs."""
+    """Yield ordinary numbers for arguments: equal ones, then up to 32 choices of different signs."""
     yield from ((number,) * count for number in ORDINARY)
-    if count > 1:
-        yield from (tuple(itertools.islice(itertools.cycle(order), count)) for order in (ORDINARY, ORDINARY[::-1]))
+    mixed = (numbers for numbers in itertools.product(ORDINARY, repeat=count) if len({*numbers}) > 1)
+    yield from itertools.islice(mixed, 32)
 
 
 def first_that_fits(attempt: Attempt, views: Iterable[View], refusals: list[str] | None = None) -> Subject | None:
