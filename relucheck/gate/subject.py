@@ -162,12 +162,17 @@ class Subject:
 
         For example, ``swiglu[gate]``.
         """
-        return self.activation.name + (f"[{self.view.name}]" if self.view is not None and self.view.names else "")
+        return self.activation.name + (f"[{self.view.name}]" if self.view is not None and self.view.name else "")
 
     @property
     def joins(self) -> bool:
         """Whether the vector is joined with other parts to the input of the callable."""
         return self.view is not None and self.view.axis is not None
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it is a function of rows, checked as a function of one element of each row."""
+        return self.view is not None and self.view.row
 
     @property
     def vector_only(self) -> bool:
@@ -216,6 +221,8 @@ class Subject:
             # (n, C, L), (n, C), (n, C, H, W), (n, L, C) and (n, H, W, C)
             channels += [Layout((2, c, -1), 1), Layout((-1, c), 1), Layout((2, c, side, -1), 1)]
             channels += [Layout((side, -1, c), 2), Layout((side, side, -1, c), 3)]
+        if self.by_rows:
+            return [Layout(), Layout((1, -1, 1))]
         return [Layout(), *channels, Layout((1, -1)), Layout((1, 4, -1, 1)), Layout((1, 1, -1, 1))]
 
     def _classify(self) -> None:
@@ -317,7 +324,7 @@ class Subject:
             NotAnActivation: if the callable is no elementwise function of the other argument.
             TargetError: if it cannot be called so.
         """
-        if view not in self._drawn and (self.view is None or view.index != self.view.index):
+        if view not in self._drawn and not self.by_rows and (self.view is None or view.index != self.view.index):
             self._drawn[view] = Subject(self.activation, self.scan, view)
         elif view not in self._drawn:
             other = copy.copy(self)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import Activation, Kink
-from tests.faults import several_arguments, wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
+from tests.faults import rows, several_arguments, wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
 from tests.faults.wrong_behaviour import HardtanhRoundedWhenCompiled, compiled_differs, hardtanh_rounded_when_compiled
 from tests.faults.wrong_gradients import (
     attorch_hardswish,
@@ -26,7 +26,7 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
 
 
 #: The modules that hold the faults.
-SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order, several_arguments)
+SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order, several_arguments, rows)
 DECLARED = [
     Activation(
         "attorch_hardswish_declared",
@@ -253,4 +253,28 @@ MUTANTS = [
     Mutant("relu_and_mask", "chain_rule"),
     Mutant("silu_and_mean", "derivative"),
     Mutant("swiglu_and_gate[b]", "derivative"),
+    Mutant("softmax_without_sum", "derivative"),
+    Mutant("softmax_without_sum", "joint_gradients", "bfloat16"),
+    Mutant("softmax_of_diagonal", "joint_gradients"),
+    Mutant("softmax_of_first_half", "row_lengths"),
+    Mutant("softmax_clips", "chain_rule"),
+    Mutant("softmax_of_absolute", "cotangent_scaling"),
+    Mutant("softmax_detached", "double_backward", "float64"),
+    Mutant("log_softmax_without_sum", "chain_rule"),
+    Mutant("log_softmax_mean", "row_lengths", "float64"),
+    Mutant("rms_norm_without_mean", "derivative"),
+    Mutant("rms_norm_of_sum", "derivative", "bfloat16"),
+    Mutant("layer_norm_without_mean", "derivative"),
+    Mutant("softmax_overwrites_cotangent", "joint_gradients"),
+    Mutant("softmax_in_memory_order", "joint_gradients"),
+    Mutant("softmax_over_the_batch", "locality"),
+    Mutant("softmax_by_quotient", "finite_value"),
+    Mutant("softmax_by_quotient", "finite_value", "float16"),
+    Mutant("log_softmax_by_logarithm", "finite_value"),
+    Mutant("rms_norm_in_float32", "dtype_and_shape", "bfloat16"),
+    Mutant("softmax_swallows_nan", "nan_propagates"),
+    Mutant("sparsemax_of_all", "derivative"),
+    Mutant("sparsemax_tripled_at_a_tie", "subgradient"),
+    Mutant("Sharpened", "parameters"),
+    Mutant("softmax_of_two_modes", "forward_mode"),
 ]

@@ -194,8 +194,8 @@ def swiglu_with_hits(a: Tensor, b: Tensor) -> list[Tensor]:
     return [F.silu(a) * b, a == 0]
 
 
-#: Those whose backward is written by hand, which torch does not differentiate in forward mode.
-BY_HAND = [swiglu_by_hand, fused_bias_gelu]
+#: Those of one tensor, with several results.
+OF_ONE = [relu_with_mask, silu_with_mean]
 HEALTHY: list[Any] = [
     swiglu, geglu, reglu, squared_reglu, bias_gelu, bias_relu, bias_swiglu, leaky_by_tensor, swish_of_slope,
     softplus_beside, sine_of_slope, scaled_tanh, maximum, clamp_by_tensors, shrink_by_tensor, clipped_swiglu,

@@ -7,7 +7,7 @@ import pytest
 from relucheck.gate.config import DTYPE_NAMES, GateConfig
 from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
-from tests.faults import healthy, several_healthy
+from tests.faults import healthy, rows_healthy, several_healthy
 
 NAMES = [getattr(activation, "name", getattr(activation, "__name__", "")) for activation in healthy.HEALTHY]
 
@@ -21,14 +21,22 @@ def test_no_law_fails_it(activation):
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.parametrize("activation", several_healthy.HEALTHY, ids=lambda activation: activation.__name__)
-def test_no_law_fails_one_of_several_arguments(activation):
-    """In two dtypes, because each argument takes as long as an activation."""
-    gate = Gate(GateConfig(dtypes=("float32", "bfloat16"), memory_limit=2048), [activation])
+SEVERAL = [*several_healthy.HEALTHY, *rows_healthy.HEALTHY]
+
+
+@pytest.mark.parametrize("number", range(len(SEVERAL)), ids=lambda number: SEVERAL[number].__name__)
+def test_no_law_fails_one_of_several_arguments_or_of_rows(number):
+    """In one dtype, float32 or bfloat16 by turns, because each argument takes as long as an activation."""
+    gate = Gate(GateConfig(dtypes=(("float32", "bfloat16")[number % 2],), memory_limit=2048), [SEVERAL[number]])
     found = [gate.run(item) for item in gate.items()]
     assert not [result.message for result in found if result.outcome == "failed"]
-    passed = {result.law for result in found if result.outcome == "passed"}
-    assert passed >= {"chain_rule", "derivative"} | (set() if activation in several_healthy.BY_HAND else {"forward_mode"})
+    joint = set() if SEVERAL[number] in several_healthy.OF_ONE else {"joint_gradients"}
+    assert {result.law for result in found if result.outcome == "passed"} >= {"chain_rule", "derivative"} | joint
+
+
+def test_there_are_twenty_of_each_kind():
+    assert len(several_healthy.HEALTHY) >= 20
+    assert len(rows_healthy.HEALTHY) >= 20
 
 
 def test_there_are_forty():

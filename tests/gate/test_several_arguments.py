@@ -20,7 +20,7 @@ from relucheck.gate.recognition import recognised
 from relucheck.gate.run import Gate
 from relucheck.gate.subject import Mixes, NeedsArguments, NotAnActivation
 from relucheck.gate.verdicts import Item
-from tests.faults import several_healthy
+from tests.faults import rows_healthy, several_healthy
 
 VIEWS = {
     several_healthy.swiglu: ["swiglu[a]", "swiglu[b]"],
@@ -56,6 +56,38 @@ def test_each_argument_or_part_is_a_subject(activation):
 def test_the_axis_and_the_order_of_the_parts(activation, axis, interleaved):
     for subject in recognised(as_activation(activation)).subjects:
         assert (subject.view.axis, subject.view.interleaved) == (axis, interleaved)
+
+
+@pytest.mark.parametrize(
+    ("activation", "axis", "length"),
+    [
+        (rows_healthy.softmax, -1, 4),
+        (rows_healthy.softmax_of_columns, 0, 4),
+        (rows_healthy.ChannelSoftmax, 1, 4),
+        (nn.Softmax2d, 1, 4),
+        (rows_healthy.LayerNorm, -1, 6),
+        (rows_healthy.sparsemax, -1, 4),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_function_of_rows_is_one_of_an_element_of_each_row(activation, axis, length):
+    (subject,) = recognised(as_activation(activation)).subjects
+    assert subject.name == activation.__name__
+    assert (subject.view.axis, len(subject.view.names), subject.by_rows) == (axis, length, True)
+
+
+@pytest.mark.parametrize("other", [nn.BatchNorm1d(4), nn.GroupNorm(2, 4), lambda x: x.cumsum(-1), lambda x: x + x.mean()])
+def test_what_mixes_more_or_less_than_rows_is_skipped_as_before(other):
+    with pytest.raises(NotAnActivation, match="not elementwise"):
+        recognised(as_activation(other))
+
+
+def test_the_kinks_of_a_function_of_rows_are_in_the_table():
+    gate = Gate(GateConfig(laws=("subgradient",), dtypes=("float64",)), [rows_healthy.sparsemax])
+    (item,) = gate.items()
+    # beside -1.25, 0.375 and 1.5, the element is in the support from 0.5 on, and alone in it from 2.5 on
+    rows = [(row["at"], row["left"], row["right"]) for row in gate.run(item).kinks]
+    assert rows == [(0.5, 0.0, 0.5), (2.5, 0.5, 0.0)]
 
 
 def test_the_results_that_are_not_checked_are_named():

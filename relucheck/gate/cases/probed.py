@@ -135,12 +135,21 @@ class Probed:
 
     # -- probe points -----------------------------------------------------------------------------------------------
 
+    @property
+    def reach(self) -> float:
+        """The size of the largest inputs: the dtype's largest number, or for rows one whose squares have room for sums."""
+        return math.sqrt(self.largest) / 4 if self.subject.by_rows else self.format.largest
+
     @functools.cached_property
     def finite_values(self) -> Floats:
-        """Finite inputs over the whole range of the dtype, (n,).
+        """Finite inputs over the whole range of the dtype, up to ``reach``, (n,).
 
         These are all values of a 16-bit dtype, and a logarithmic grid of a wider one.
         """
+        values = self._all_finite_values()
+        return values[np.abs(values) <= self.reach]
+
+    def _all_finite_values(self) -> Floats:
         if self.format.width == 16:
             return self.format.all_finite_values()
         largest = self.format.largest
@@ -200,7 +209,8 @@ class Probed:
         distances = [6 * self.eps, 12 * self.eps, *(distance for distance in BESIDE if distance > 12 * self.eps)]
         sizes = [(kink.at, max(1.0, abs(kink.at))) for kink in self.kinks]
         beside = [at + side * size * far for at, size in sizes for far in distances for side in (-1, 1)]
-        return np.concatenate([self.near_kinks, one, points, near_zero, self.thresholds, self.rounded(beside)])
+        further = np.concatenate([one, points, near_zero, self.thresholds, self.rounded(beside)])
+        return np.concatenate([self.near_kinks, further[np.abs(further) <= self.reach]])
 
     @functools.cached_property
     def y(self) -> Floats:

@@ -101,6 +101,8 @@ class View:
         index: which of them the array is.
         values: a number for each of them. That at ``index`` is used where the callable is seen from another argument.
         axis: the axis along which parts are joined to one argument; None for separate arguments.
+        row: whether the parts are the elements of rows along a new axis ``axis``, and the result counts at the element
+            ``index`` of each row.
         interleaved: whether parts alternate along the last axis, in place of one following the other.
         shared: whether each argument after the first has only the last axis of the first, as a bias has.
         output: index or key of the result that is checked; None if the callable returns one array.
@@ -111,13 +113,19 @@ class View:
     values: tuple[float, ...] = ()
     axis: int | None = None
     interleaved: bool = False
+    row: bool = False
     shared: bool = False
     output: int | str | None = None
 
     @property
     def name(self) -> str:
-        """Name of the argument or part that the array is; empty if the call gets the array alone."""
-        return self.names[self.index] if self.names else ""
+        """Name of the argument or part that the array is; empty for rows, and if the call gets the array alone."""
+        return self.names[self.index] if self.names and not self.row else ""
+
+    @property
+    def noun(self) -> str:
+        """What the array is, as messages name it."""
+        return f"element {self.index} of rows of {len(self.names)}" if self.row else self.name
 
     @property
     def others(self) -> dict[str, float]:
@@ -181,6 +189,21 @@ class Result:
     def kind(self) -> str:
         """Dtype, device and shape as text."""
         return f"{self.dtype}, {self.device}, {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class JointCall:
+    """A call with an array for each argument or part, and its backward.
+
+    Attributes:
+        value: the result that is checked.
+        gradients: the gradient of each array; None for one that none reaches. Empty without a backward.
+        overwrote: whether backward wrote to the cotangent.
+    """
+
+    value: Result
+    gradients: tuple[Result | None, ...] = ()
+    overwrote: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

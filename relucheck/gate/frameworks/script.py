@@ -221,7 +221,7 @@ class Script:
         arrays: Sequence[Floats],
         dtypes: Sequence[str],
         cotangent: Floats,
-        expected: Floats | None,
+        expected: Floats | str,
         slack: float,
         *,
         stepped: bool = False,
@@ -232,8 +232,8 @@ class Script:
             arrays: the arrays.
             dtypes: names of their dtypes.
             cotangent: the upstream gradient.
-            expected: the right gradient of the argument that is checked; None to compare the value's dtype with that of
-                the first argument.
+            expected: the right gradient of the argument that is checked; ``"dtype"`` to compare the value's dtype with
+                those of the arguments, ``"cotangent"`` to assert that backward does not write to the cotangent.
             slack: how far a gradient may differ from it.
             stepped: whether the elements of what the call gets lie two apart in memory.
         """

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relucheck.gate.frameworks.exchange import Function, Output, Result, Unsupported, View
+from relucheck.gate.frameworks.exchange import Function, JointCall, Output, Unsupported, View
 from relucheck.gate.frameworks.torch_arrays import described, like, numbers, tensor
 from relucheck.gate.frameworks.views import Views
 from relucheck.numerics.dtypes import dtype_name
@@ -30,6 +30,8 @@ def packed(view: View, parts: Sequence[str], stepped: bool = False) -> str:
     if view.axis is None:
         return ", ".join(f"{part}{step}" for part in parts)
     joined = ", ".join(parts)
+    if view.row:
+        return f"torch.stack([{joined}], {view.axis}){step}"
     join = f"torch.stack([{joined}], -1).flatten(-2)" if view.interleaved else f"torch.cat([{joined}], {view.axis})"
     return join + step
 
@@ -58,6 +60,8 @@ def seen(view: View, y: str) -> str:
 
     It has the shape of the vector.
     """
+    if view.row:
+        return f"{result(view, y)}.select({view.axis}, {view.index})"
     return result(view, y) + ("[-1]" if view.shared and view.index > 0 else "")
 
 
@@ -153,7 +157,7 @@ class TorchViews(Views):
         dtypes: Sequence[str] = (),
         *,
         stepped: bool = False,
-    ) -> tuple[Result, list[Result | None]]:
+    ) -> JointCall:
         names = [f"p{index}" for index in range(len(arrays))]
         pack = _compiled(f"lambda {', '.join(names)}: ({packed(view, names, stepped)},)")
         leaves = [
@@ -163,11 +167,14 @@ class TorchViews(Views):
         try:
             y = _compiled(f"lambda y: {result(view, 'y')}")(whole.target(*pack(*(leaf.clone() for leaf in leaves))))
             if cotangent is None:
-                return described(y), []
-            gradients = torch.autograd.grad(y, leaves, like(y, cotangent), allow_unused=True)
+                return JointCall(described(y))
+            v = like(y, cotangent)
+            gradients = torch.autograd.grad(y, leaves, v, allow_unused=True)
+            overwrote = not torch.equal(v, like(y, cotangent))
         except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
             raise Unsupported(f"a call with arguments of the shapes {[array.shape for array in arrays]}", error) from None
-        return described(y), [None if gradient is None else described(gradient) for gradient in gradients]
+        found = tuple(None if gradient is None else described(gradient) for gradient in gradients)
+        return JointCall(described(y), found, overwrote)
 
     def shapes_of_parameters(self, target: Any) -> dict[str, tuple[int, ...]]:
         named = target.named_parameters() if isinstance(target, nn.Module) else ()

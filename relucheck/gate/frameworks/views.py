@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from relucheck.gate.frameworks.exchange import Function, Output, Result, Unwritten, View
+from relucheck.gate.frameworks.exchange import Function, JointCall, Output, Unwritten, View
 from relucheck.numerics.floats import Floats
 
 
@@ -45,7 +45,7 @@ class Views:
         dtypes: Sequence[str] = (),
         *,
         stepped: bool = False,
-    ) -> tuple[Result, list[Result | None]]:
+    ) -> JointCall:
         """Call a function with an array for each argument, and differentiate by all of them.
 
         Args:
@@ -55,10 +55,6 @@ class Views:
             cotangent: the upstream gradient, of the shape of the value; None to compute the value alone.
             dtypes: names of the dtypes of the arrays; that of the function if empty.
             stepped: whether the elements of what the call gets lie two apart in memory.
-
-        Returns:
-            The value, and a gradient for each array; None for one that none reaches. There are no gradients without a
-            cotangent.
 
         Raises:
             Unsupported: if the callable refuses the arrays, or the cotangent's shape is not that of the value.

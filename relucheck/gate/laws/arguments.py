@@ -14,7 +14,7 @@ import numpy as np
 
 from relucheck.activations.kink_search import derivatives
 from relucheck.gate.cases.case import Case
-from relucheck.gate.cases.probing import dyadic, first
+from relucheck.gate.cases.probing import TAIL_LENGTH, dyadic, first
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.frameworks.exchange import Function, Result, Unsupported, View
 from relucheck.gate.frameworks.script import within
@@ -26,6 +26,8 @@ from relucheck.numerics.floats import FORMATS, Floats
 _LARGE: Final = (1024.0, -1024.0)
 #: Ordinary inputs, at which the activation beside other numbers is called.
 _MODERATE: Final = np.linspace(-3, 3, 25) + 0.01
+#: Lengths of rows: one element, few, and more than a vectorised kernel computes at once.
+_LENGTHS: Final = (1, 3, TAIL_LENGTH)
 #: Number of kinks of another argument at which it is set.
 _MOST_KINKS: Final = 3
 #: How far from a number of another argument the derivative is that beside it.
@@ -74,9 +76,8 @@ def _drawn(case: Case) -> Iterator[tuple[bool, Subject]]:
     """Yield the subject with other numbers for the other arguments, and whether one of them is large."""
     view = _view(case)
     thorough = case.dtype in _THOROUGH
-    for index in range(len(view.names)):
-        if index == view.index:
-            continue
+    # the other elements of a row are alike
+    for index in [index for index in range(len(view.names)) if index != view.index][: 1 if view.row else None]:
         ordinary = view.values[index]
         try:
             found = case.subject.seen(dataclasses.replace(view, index=index)).exact_and_kinks(case.dtype)[1]
@@ -189,13 +190,19 @@ def _called(case: Case, whole: Function, arrays: tuple[Floats, ...], *, stepped:
         Unsupported: if it refuses the arrays.
     """
     view = _view(case)
-    value, _ = case.framework.joint(whole, view, arrays, stepped=stepped)
+    value = case.framework.joint(whole, view, arrays, stepped=stepped).value
     v = dyadic(math.prod(value.shape)).reshape(value.shape)
-    _, gradients = case.framework.joint(whole, view, arrays, v, stepped=stepped)
+    call = case.framework.joint(whole, view, arrays, v, stepped=stepped)
+    if call.overwrote and not case.subject.announces_inplace:
+        raise case.fail(
+            "backward overwrites the cotangent",
+            cotangent=str(v.tolist()),
+            script=case.script.joint(arrays, [case.dtype] * len(arrays), v, "cotangent", 0.0, stepped=stepped),
+        )
     expected, error = _difference(case, arrays, v)
     terms = v.size / max(1, expected.size)
-    slack = 1e-6 + 10 * error + 16 * case.eps * (terms + np.abs(expected))
-    return _Joint(arrays, v, gradients[view.index], expected, slack)
+    slack = 1e-6 + 10 * error + case.eps * (4 * terms + 8 * (1 + np.abs(expected)))
+    return _Joint(arrays, v, call.gradients[view.index], expected, slack)
 
 
 def _difference(case: Case, arrays: tuple[Floats, ...], v: Floats) -> tuple[Floats, Floats]:
@@ -212,7 +219,7 @@ def _difference(case: Case, arrays: tuple[Floats, ...], v: Floats) -> tuple[Floa
         moved = own.copy()
         moved.flat[place] += by
         given = [moved if index == view.index else array for index, array in enumerate(arrays)]
-        return float((v * case.framework.joint(wide, view, given)[0].numbers).sum())
+        return float((v * case.framework.joint(wide, view, given).value.numbers).sum())
 
     here = total(0, 0.0)
     for place in range(own.size):
@@ -266,9 +273,36 @@ def joint_gradients(case: Case) -> None:
             except Unsupported:
                 continue
             how = " and elements that lie two apart in memory" if stepped else ""
-            what = f"the gradient of {view.name} is wrong for arguments of shape {shape}{how}"
+            what = f"the gradient of {view.noun} is wrong for arguments of shape {shape}{how}"
             _judge(case, call, what, stepped=stepped)
             break
+
+
+@law(needs=("views",), applies=lambda case: case.subject.by_rows)
+def row_lengths(case: Case) -> None:
+    """Rows of every length have right gradients, at their first, middle and last element.
+
+    The other laws look at rows of 4 elements, or of as many as the module has parameters. This one looks at rows of 1, 3
+    and 83 elements, with a cotangent at each element, and compares with central differences of values in float64. Lengths
+    that the activation refuses are left out.
+    """
+    view, compared = _view(case), False
+    for length in _LENGTHS:
+        for index in sorted({0, length // 2, length - 1}):
+            names = tuple(f"element {place}" for place in range(length))
+            other = dataclasses.replace(
+                view, names=names, values=tuple(np.resize(view.values, length).tolist()), index=index
+            )
+            longer = Case(case.subject.seen(other), case.dtype, case.device, case.config)
+            longer.law, longer.resolution = case.law, case.resolution
+            try:
+                call = _called(longer, case.framework.whole(longer.f), _arrays(longer, (2,)))
+            except Unsupported:
+                break
+            compared = True
+            _judge(longer, call, f"the gradient of {other.noun} is wrong")
+    if not compared:
+        raise NotApplicable("takes rows of one length only")
 
 
 @law(needs=("views",), applies=lambda case: _has_others(case) and not case.subject.joins)
@@ -294,7 +328,7 @@ def broadcasting(case: Case) -> None:
             _judge(
                 case,
                 call,
-                f"the gradient of {view.name}, of shape {own} beside {shape}, is not the sum over what it reaches",
+                f"the gradient of {view.noun}, of shape {own} beside {shape}, is not the sum over what it reaches",
             )
     if not compared:
         raise NotApplicable(f"takes no argument {view.name!r} that is broadcast")
@@ -314,10 +348,10 @@ def argument_dtypes(case: Case) -> None:
     layout = case.subject.layout
     arrays = _arrays(case, (3, 4) if layout.plain else layout.expanded(6))
     try:
-        value, _ = case.framework.joint(whole, view, arrays, dtypes=dtypes)
+        value = case.framework.joint(whole, view, arrays, dtypes=dtypes).value
         v = dyadic(math.prod(value.shape)).reshape(value.shape)
-        _, gradients = case.framework.joint(whole, view, arrays, v, dtypes)
-        _, right = case.framework.joint(case.framework.whole(case.wide), view, arrays, v)
+        mixed = case.framework.joint(whole, view, arrays, v, dtypes)
+        right = case.framework.joint(case.framework.whole(case.wide), view, arrays, v)
     except Unsupported as error:
         raise NotApplicable(f"takes no {other} beside {case.dtype}: {error}") from None
     widest = min((case.dtype, other), key=lambda name: FORMATS[name].eps)
@@ -328,14 +362,14 @@ def argument_dtypes(case: Case) -> None:
             f"the value is {value.dtype} for {listed}",
             got=value.dtype,
             allowed=" or ".join(allowed),
-            script=case.script.joint(arrays, dtypes, v, None, 0.0),
+            script=case.script.joint(arrays, dtypes, v, "dtype", 0.0),
         )
-    found = [each[view.index] for each in (gradients, right)]
+    found = [each.gradients[view.index] for each in (mixed, right)]
     got, expected = (np.zeros(()) if each is None else each.numbers for each in found)
     slack = 32 * max(FORMATS[case.dtype].eps, FORMATS[other].eps) * (1 + np.abs(expected))
     if (~(np.abs(got - expected) <= slack) & np.isfinite(expected)).any():
         raise case.fail(
-            f"the gradient of {view.name} is wrong for {listed}",
+            f"the gradient of {view.noun} is wrong for {listed}",
             cotangent=str(v.tolist()),
             got=str(got.tolist()),
             allowed=f"{np.round(expected, 6).tolist()}, as in float64, within {float(slack.max()):.3g}",

@@ -1,7 +1,8 @@
 """Recognises in a callable the functions of one array that the laws check.
 
 Most activations are one. A function of several arrays is one for each of its arguments, and a gated unit one for each of
-the parts into which it splits its input. A callable with several results is checked by the first that has a gradient.
+the parts into which it splits its input. A function of rows, such as softmax, is one of an element of each row. A callable
+with several results is checked by the first that has a gradient.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from relucheck.gate.recognition.attempts import Attempt, Skipped, first_that_fit
 from relucheck.gate.recognition.layers import refuse_layers
 from relucheck.gate.recognition.outputs import differentiable
 from relucheck.gate.recognition.parts import views_of_parts
+from relucheck.gate.recognition.rows import view_of_rows
 from relucheck.gate.subject import Mixes, NeedsArguments, NotAnActivation, OtherLayout, Subject, TargetError, Unconstructed
 
 __all__ = ["Recognised", "recognised"]
@@ -62,13 +64,16 @@ def recognised(activation: Activation, scan: tuple[float, float] = SCAN_RANGE) -
     attempt = Attempt(activation, scan, isinstance(refused, NeedsArguments))
     found = _in_several(attempt)
     if found is None:
-        refuse_layers(attempt)
         raise refused
     return found
 
 
 def _in_several(attempt: Attempt) -> Recognised | None:
-    """Recognise a function of several arrays or parts, or with several results; None for any other callable."""
+    """Recognise a function of several arrays, parts or rows, or with several results; None for any other callable.
+
+    Raises:
+        Mixes: for linear layers around an activation.
+    """
     output, unchecked = differentiable(attempt)
     base = View(output=output)
     if not attempt.needs_arguments and output is not None:
@@ -78,7 +83,9 @@ def _in_several(attempt: Attempt) -> Recognised | None:
     views_of = views_of_arguments if attempt.needs_arguments else views_of_parts
     subjects, skipped = views_of(attempt, base)
     if not subjects:
-        return None
+        refuse_layers(attempt)
+        row = None if attempt.needs_arguments else view_of_rows(attempt, base)
+        return None if row is None else Recognised((row,), unchecked)
     gate = next((subject for subject in subjects if subject.name.endswith("[gate]")), subjects[0])
     for subject in subjects:
         # kinks are declared of the gate; an in-place variant is no function of one array
