@@ -137,7 +137,10 @@ class Probed:
 
     @property
     def reach(self) -> float:
-        """The size of the largest inputs: the dtype's largest number, or for rows one whose squares have room for sums."""
+        """The size of the largest inputs.
+
+        It is the dtype's largest number, or for rows one whose squares have room for sums.
+        """
         return math.sqrt(self.largest) / 4 if self.subject.by_rows else self.format.largest
 
     @functools.cached_property

@@ -119,7 +119,10 @@ class View:
 
     @property
     def name(self) -> str:
-        """Name of the argument or part that the array is; empty for rows, and if the call gets the array alone."""
+        """Name of the argument or part that the array is.
+
+        Empty for rows, and if the call gets the array alone.
+        """
         return self.names[self.index] if self.names and not self.row else ""
 
     @property

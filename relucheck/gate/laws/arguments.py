@@ -49,7 +49,7 @@ def _view(case: Case) -> View:
     return view
 
 
-@law(needs=("views",), applies=_has_others)
+@law(needs=("views",), applies=_has_others, cause="backward takes a branch by the output, or clips another argument")
 def other_arguments(case: Case) -> None:
     """What holds where the other arguments are ordinary numbers holds where they are not, too.
 
@@ -254,7 +254,11 @@ def _judge(case: Case, call: _Joint, what: str, *, stepped: bool = False) -> Non
     )
 
 
-@law(needs=("views",), applies=_has_others)
+@law(
+    needs=("views",),
+    applies=_has_others,
+    cause="backward overwrites what the next gradient needs, or reads another argument at a wrong place",
+)
 def joint_gradients(case: Case) -> None:
     """Where no argument is constant, one backward gives each argument its gradient.
 
@@ -278,7 +282,11 @@ def joint_gradients(case: Case) -> None:
             break
 
 
-@law(needs=("views",), applies=lambda case: case.subject.by_rows)
+@law(
+    needs=("views",),
+    applies=lambda case: case.subject.by_rows,
+    cause="backward reads a part of the row, or divides by another length",
+)
 def row_lengths(case: Case) -> None:
     """Rows of every length have right gradients, at their first, middle and last element.
 
@@ -305,7 +313,11 @@ def row_lengths(case: Case) -> None:
         raise NotApplicable("takes rows of one length only")
 
 
-@law(needs=("views",), applies=lambda case: _has_others(case) and not case.subject.joins)
+@law(
+    needs=("views",),
+    applies=lambda case: _has_others(case) and not case.subject.joins,
+    cause="backward takes a mean or one row where it must sum",
+)
 def broadcasting(case: Case) -> None:
     """The gradient of an argument that is broadcast is the sum over the axes along which it is.
 
@@ -334,7 +346,12 @@ def broadcasting(case: Case) -> None:
         raise NotApplicable(f"takes no argument {view.name!r} that is broadcast")
 
 
-@law(needs=("views",), applies=lambda case: _has_others(case) and not case.subject.joins)
+@law(
+    needs=("views",),
+    applies=lambda case: _has_others(case) and not case.subject.joins,
+    cause="the dtype of a later argument decides that of the value",
+    group="",
+)
 def argument_dtypes(case: Case) -> None:
     """Beside arguments of another dtype, values have a right dtype, and gradients are right.
 

@@ -139,4 +139,5 @@ def violations_of(case: Case, subject: Subject, where: str) -> Iterator[LawViola
                 device=error.device,
                 level=error.level,
                 counterexample=error.counterexample,
+                cause=error.cause,
             )

@@ -69,7 +69,7 @@ class Attempt:
 
 
 def ordinary(count: int) -> Iterator[tuple[float, ...]]:
-    """Yield ordinary numbers for arguments: equal ones, then up to 32 choices of different signs."""
+    """Yield ordinary numbers for arguments: equal ones, then choices of different signs."""
     yield from ((number,) * count for number in ORDINARY)
     mixed = (numbers for numbers in itertools.product(ORDINARY, repeat=count) if len({*numbers}) > 1)
     yield from itertools.islice(mixed, 32)
