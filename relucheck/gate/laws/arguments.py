@@ -84,8 +84,7 @@ def _drawn(case: Case) -> Iterator[tuple[bool, Subject]]:
         except (NotAnActivation, TargetError):
             found = []
         kinks = [kink.at for kink in found if FORMATS["bfloat16"].rounded(np.array(kink.at)) == kink.at]
-        flipped = -1.25 if ordinary > 0 else 0.75
-        numbers = [0.0, *kinks[:1]] if not thorough else [0.0, flipped, *kinks[:_MOST_KINKS], *_LARGE]
+        numbers = [0.0, *kinks[:1]] if not thorough else [0.0, -ordinary, *kinks[:_MOST_KINKS], *_LARGE]
         for number in dict.fromkeys(number for number in numbers if number != ordinary):
             values = tuple(number if place == index else value for place, value in enumerate(view.values))
             subject = case.subject.seen(dataclasses.replace(view, values=values))

@@ -11,7 +11,7 @@ import numpy as np
 
 from relucheck.activations.kinks import Activation
 from relucheck.gate.frameworks import framework_named
-from relucheck.gate.frameworks.exchange import Output, View
+from relucheck.gate.frameworks.exchange import Disconnected, Output, View
 from relucheck.gate.frameworks.port import Framework
 from relucheck.gate.subject import SEED, NotAnActivation, Subject, TargetError, required
 from relucheck.numerics.floats import Floats
@@ -19,8 +19,9 @@ from relucheck.numerics.floats import Floats
 #: Names of arguments, parts and results that are not checked, with the reason.
 Skipped = dict[str, str]
 
-#: Ordinary numbers, of both signs, that every dtype represents and at which few activations have kinks.
-ORDINARY: Final = (0.75, -1.25)
+#: Ordinary numbers, of both signs, at which few activations have kinks. They are powers of two, so that a product with a
+#: number that was computed in float32 shows that it was.
+ORDINARY: Final = (2.0, -2.0)
 #: Inputs at which a function must not be constant.
 _PROBE: Final = np.array([-2.3, -1.1, -0.3, 0.2, 0.6, 1.4, 2.9])
 
@@ -100,6 +101,18 @@ def first_that_fits(attempt: Attempt, views: Iterable[View], refusals: list[str]
 
 def _listed(view: View) -> str:
     return ", ".join(f"{name} = {value:g}" for name, value in view.others.items())
+
+
+def differentiates(subject: Subject) -> bool:
+    """Whether the backward of a subject runs, or no gradient reaches its argument."""
+    try:
+        y, back = subject.framework.pullback(subject.function("float32"), _PROBE)
+        back(np.ones_like(y))
+    except Disconnected:
+        return True
+    except subject.framework.errors:
+        return False
+    return True
 
 
 def spread_numbers(shape: Sequence[int]) -> Floats:
