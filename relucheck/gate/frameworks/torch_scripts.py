@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Final
 
 from relucheck.gate.frameworks.exchange import Layout
-from relucheck.gate.frameworks.script import Script, literal
-from relucheck.gate.frameworks.torch_views import filled, packed, result, seen
+from relucheck.gate.frameworks.script import literal
+from relucheck.gate.frameworks.torch_view_scripts import TorchViewScript
+from relucheck.gate.frameworks.torch_views import filled, packed, seen
 from relucheck.numerics.floats import FORMATS, Floats
 
 #: An expression for each memory layout of an input without a fixed shape, from the 96 numbers of ``base``.
@@ -56,7 +56,7 @@ def _backward_runs(value: str) -> list[str]:
     ]
 
 
-class TorchScript(Script):
+class TorchScript(TorchViewScript):
     """Writes reproducing scripts in torch."""
 
     writes = True
@@ -80,23 +80,7 @@ class TorchScript(Script):
             count = subject.channels
             lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # one value per channel")
             lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
-        return lines + (self._viewing() if viewing else []) + (self._copying() if copying else [])
-
-    def _viewing(self) -> list[str]:
-        """Return lines that make ``act`` a function of one tensor, if it takes or returns several."""
-        view = self.subject.view
-        if view is None:
-            return []
-        if not self.subject.is_module:
-            call = f"whole({packed(view, filled(view))})"
-            return ["whole = act", f"act = lambda x: {seen(view, call)}"]
-        hooks = []
-        if view.names:
-            pack = packed(view, filled(view, "i[0]"))
-            hooks.append(f"act.register_forward_pre_hook(lambda m, i: ({pack},))")
-        if (read := seen(view, "y")) != "y":
-            hooks.append(f"act.register_forward_hook(lambda m, i, y: {read})")
-        return ["; ".join(hooks)]
+        return lines + (self.viewing() if viewing else []) + (self._copying() if copying else [])
 
     def _copying(self) -> list[str]:
         """Return lines that make ``act`` work on a copy of its input.
@@ -329,47 +313,6 @@ class TorchScript(Script):
             "got, plain = run(x, w), run(x.detach().contiguous().requires_grad_(), v)",
             f"assert torch.allclose(got, plain, rtol={16 * eps:.3g}, atol={16 * eps:.3g})",
         )
-
-    def joint(
-        self,
-        arrays: Sequence[Floats],
-        dtypes: Sequence[str],
-        cotangent: Floats,
-        expected: Floats | str,
-        slack: float,
-        *,
-        stepped: bool = False,
-    ) -> str:
-        view = self.subject.view
-        assert view is not None
-        on = "" if self.device == "cpu" else f', device="{self.device}"'
-        names = [f"p[{index}]" for index in range(len(arrays))]
-        kinds = f"dtype=torch.{dtypes[0]}" if len({*dtypes}) == 1 else "dtype=d"
-        pairs = ", ".join(f"({array.tolist()}, torch.{dtype})" for array, dtype in zip(arrays, dtypes, strict=True))
-        listed = f"for n in {[array.tolist() for array in arrays]}" if len({*dtypes}) == 1 else f"for n, d in [{pairs}]"
-        call = packed(view, ["*p"] if view.row else names, stepped).replace("[*p]", "p")
-        lines = [
-            f"p = [torch.tensor(n, {kinds}{on}).requires_grad_() {listed}]",
-            f"y = {result(view, f'act({call})')}",
-        ]
-        v = f"torch.tensor({cotangent.tolist()}).to(y)"
-        if isinstance(expected, str) and expected == "dtype":
-            widest = functools.reduce(lambda a, b: f"torch.promote_types({a}, {b})", [f"{name}.dtype" for name in names])
-            lines += ["print(y.dtype)", f"assert y.dtype in (p[0].dtype, {widest})"]
-        elif isinstance(expected, str):
-            lines += [
-                f"v = {v}",
-                "before = v.tolist()",
-                "torch.autograd.grad(y, p, v, allow_unused=True)",
-                "assert v.tolist() == before, v",
-            ]
-        else:
-            lines += [
-                f"g, = torch.autograd.grad(y, {names[view.index]}, {v})",
-                f"expected = torch.tensor({expected.tolist()}, dtype=torch.float64{on})",
-                f"assert (g.double() - expected).abs().max() <= {slack:.6g}, (g, expected)",
-            ]
-        return "\n".join([*self.header(viewing=False), *lines])
 
     def overwritten_input(self, x: float) -> str:
         return self.text(

@@ -18,7 +18,7 @@ _NUMBERS: Final = (0.75, -1.25, 0.375, 1.5, -0.5, 1.125, -1.75, 0.25)
 #: Length of a row where no parameter says another one, and the longest that is checked.
 _LENGTH, _LONGEST = 4, 16
 #: Length of the axes beside the row.
-_BESIDE: Final = (3, 5, 2, 2)
+_BESIDE: Final = (3, 5, 2, 3)
 
 
 def view_of_rows(attempt: Attempt, base: View) -> Subject | None:
@@ -36,19 +36,36 @@ def view_of_rows(attempt: Attempt, base: View) -> Subject | None:
         for axis in range(dimensions):
             if not _mixes_rows(attempt, base, length, dimensions, axis):
                 continue
-            from_end = axis - dimensions
-            # the axis is counted from the start if it is so where there is one axis more
-            counted = axis if _mixes_rows(attempt, base, length, dimensions + 1, axis) else from_end
-            if _mixes_rows(attempt, base, length, dimensions + 1, dimensions + 1 + from_end):
-                counted = from_end
+            place = _place(attempt, base, length, dimensions, axis)
+            if place is None:
+                return None
             names = tuple(f"element {index}" for index in range(length))
             values = tuple(itertools.islice(itertools.cycle(_NUMBERS), length))
-            place = axis if dimensions == 4 else counted
             view = dataclasses.replace(base, names=names, values=values, axis=place, row=True)
             subject = first_that_fits(attempt, [view])
             if subject is not None:
                 return subject
     return None
+
+
+def _place(attempt: Attempt, base: View, length: int, dimensions: int, axis: int) -> int | None:
+    """Return the axis of the rows, counted from the end if that holds for one axis more.
+
+    Otherwise it is counted from the start. None if neither holds: torch's softmax without ``dim`` takes another axis for
+    another number of axes.
+    """
+    if _value(attempt, base, _inputs(length, dimensions + 1, axis)) is None:
+        return axis - dimensions if axis == dimensions - 1 else axis
+    if _mixes_rows(attempt, base, length, dimensions + 1, axis + 1):
+        return axis - dimensions
+    return axis if _mixes_rows(attempt, base, length, dimensions + 1, axis) else None
+
+
+def _inputs(length: int, dimensions: int, axis: int) -> Floats:
+    shape = list(_BESIDE[: dimensions - 1])
+    shape.insert(axis, length)
+    # so small that sparsemax cuts nothing off, and above 0, where many functions are not constant
+    return 0.3 + 0.1 * spread_numbers(shape)
 
 
 def _value(attempt: Attempt, base: View, x: Floats) -> Floats | None:
@@ -57,14 +74,11 @@ def _value(attempt: Attempt, base: View, x: Floats) -> Floats | None:
 
 def _mixes_rows(attempt: Attempt, base: View, length: int, dimensions: int, axis: int) -> bool:
     """Whether a change of one element changes all others along an axis, and none beside it."""
-    shape = list(_BESIDE[: dimensions - 1])
-    shape.insert(axis, length)
-    # so small that sparsemax cuts nothing off, and above 0, where many functions are not constant
-    x = 0.3 + 0.1 * spread_numbers(shape)
+    x = _inputs(length, dimensions, axis)
     y = _value(attempt, base, x)
     if y is None or y.shape != x.shape:
         return False
-    for place in (tuple([0] * dimensions), tuple(size - 1 for size in shape)):
+    for place in (tuple([0] * dimensions), tuple(size - 1 for size in x.shape)):
         moved = x.copy()
         moved[place] += 0.0625
         other = _value(attempt, base, moved)
