@@ -101,7 +101,7 @@ def input_unchanged(case: Case) -> None:
             )
 
 
-@law(cause="the activation draws random numbers, or reads memory that nobody has written", group="")
+@law(cause="random numbers, or memory that nobody has written", group="")
 def determinism(case: Case) -> None:
     """Two calls on the same input give bitwise equal values and gradients."""
     once = case.value(case.x), case.reverse(case.x)
@@ -123,7 +123,7 @@ def determinism(case: Case) -> None:
             )
 
 
-@law(cause="backward reads what the next call overwrites, instead of tensors that this call has saved", group="")
+@law(cause="backward reads a state that the next call overwrites", group="")
 def independent_calls(case: Case) -> None:
     """A second forward does not change the gradient of the first.
 

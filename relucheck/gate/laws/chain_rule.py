@@ -162,7 +162,7 @@ def chain_rule(case: Case) -> None:
         )
 
 
-@law(cause="backward mixes elements, as a sum or a maximum over the tensor does")
+@law(cause="backward mixes elements, as a sum over the tensor does")
 def locality(case: Case) -> None:
     """The gradient of an element depends on no other element of the input or the cotangent.
 
@@ -200,7 +200,7 @@ def locality(case: Case) -> None:
                 )
 
 
-@law(cause="the code for vectors and the code for single elements differ at this input", group="")
+@law(cause="code for vectors and code for single elements differ here", group="")
 def position(case: Case) -> None:
     """Equal inputs have equal gradients at every position of a tensor.
 

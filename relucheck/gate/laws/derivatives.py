@@ -59,7 +59,7 @@ def _beyond(got: float, low: float, high: float, tolerance: float) -> bool:
 @law(
     per_channel=True,
     kink_rows=kink_rows,
-    cause="backward takes a value at the kink that is not between the two slopes of forward",
+    cause="backward takes a value outside of the two slopes of forward",
 )
 def subgradient(case: Case) -> None:
     """At every kink, the gradient is an allowed subgradient times the cotangent.
@@ -118,7 +118,7 @@ def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> La
     )
 
 
-@law(per_channel=True, cause="backward differentiates another function than forward computes, or puts a kink elsewhere")
+@law(per_channel=True, cause="backward has another function, or other kinks, than forward")
 def derivative(case: Case) -> None:
     """Away from kinks the gradient equals the derivative.
 
@@ -174,7 +174,7 @@ def _judge_band(case: Case, band: Band) -> None:
         )
 
 
-@law(cause="backward decides by the output, which rounds other inputs to its value at the kink")
+@law(cause="backward decides by the output, which rounds to that at the kink")
 def hit_on_input(case: Case) -> None:
     """Backward detects a kink by the input, not by the output.
 
@@ -202,7 +202,7 @@ def hit_on_input(case: Case) -> None:
         raise _fail_at(case, index, "an input with the same output as a kink is treated as the kink", tight)
 
 
-@law(cause="forward and backward compare with bounds that are rounded differently")
+@law(cause="forward and backward round the bound differently")
 def rounded_kinks(case: Case) -> None:
     """At and beside a kink that rounding may move, the gradient lies between the two slopes.
 
@@ -230,7 +230,7 @@ def _among(case: Case, corners: list[FoundKink]) -> Mask:
     return chosen[index] & (distance <= 4 * case.eps * size[index])
 
 
-@law(cause="the branches have different values at the kink: a coefficient or a bound is wrong")
+@law(cause="the two branches differ at the kink: a constant in one is wrong")
 def continuity(case: Case) -> None:
     """The value has no jump.
 

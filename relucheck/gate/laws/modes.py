@@ -23,7 +23,7 @@ def _agrees(case: Case, a: Floats, b: Floats, units: float = 16) -> Mask:
     return (np.abs(a - b) <= slack) | ~np.isfinite(b)
 
 
-@law(needs=("forward_mode",), cause="forward mode and reverse mode are written apart and choose different sides")
+@law(needs=("forward_mode",), cause="jvp and backward are written apart and choose different sides")
 def forward_mode(case: Case) -> None:
     """Forward-mode AD gives the same derivative as reverse mode, at kinks and elsewhere.
 
@@ -95,7 +95,7 @@ def vmap(case: Case) -> None:
         )
 
 
-@law(needs=("second_order",), cause="backward detaches what it saves, so that its derivatives are incomplete")
+@law(needs=("second_order",), cause="backward detaches what it saves, so that derivatives are lost")
 def double_backward(case: Case) -> None:
     """The second derivative is correct, or double backward raises an error.
 
@@ -157,7 +157,7 @@ def double_backward(case: Case) -> None:
         )
 
 
-@law(needs=("second_order",), cause="backward detaches what it saves, so that its derivatives are incomplete")
+@law(needs=("second_order",), cause="backward detaches what it saves, so that derivatives are lost")
 def double_backward_cotangent(case: Case) -> None:
     """The gradient's derivative by the cotangent is right, or double backward raises an error.
 

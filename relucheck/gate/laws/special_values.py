@@ -47,7 +47,7 @@ def nan_propagates(case: Case) -> None:
         )
 
 
-@law(cause="the branch that is not taken, or a factor, overflows: 0 times infinity is NaN")
+@law(cause="the branch not taken, or a factor, overflows: 0 * inf is NaN")
 def finite_gradient(case: Case) -> None:
     """The gradient is finite wherever input and value are finite.
 
@@ -131,7 +131,7 @@ def signed_zero(case: Case) -> None:
             )
 
 
-@law(cause="subnormal numbers are flushed to zero, or a threshold lies above them")
+@law(cause="subnormal numbers are flushed to zero, or below a threshold")
 def subnormals(case: Case) -> None:
     """Subnormal inputs and cotangents are not flushed to zero.
 
