@@ -145,7 +145,7 @@ class TorchScript(Script):
     def one_gradient(self, x: float, cotangent: float, condition: str, comment: str) -> str:
         return self.text(
             f"act(x).backward({self.full(literal(cotangent))})",
-            f"got = x.grad{self.pick}.item()",
+            f"got = x.grad{self.pick}{'[0]' if self.times > 1 else ''}.item()",
             f"assert {condition}, got  # {comment}",
             x=[x],
         )
