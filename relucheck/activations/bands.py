@@ -16,17 +16,8 @@ from typing import Final
 
 import numpy as np
 
-from relucheck.activations.kink_search import (
-    SMALLEST_JUMP,
-    FoundKink,
-    Function,
-    difference_step,
-    last_where,
-    one_sided,
-    resolution,
-    simplest,
-    to_few_decimals,
-)
+from relucheck.activations.kink_place import SMALLEST_JUMP, Function, last_where, simplest
+from relucheck.activations.kink_search import FoundKink, difference_step, one_sided, resolution, to_few_decimals
 from relucheck.numerics.floats import Floats, Mask
 
 #: Offsets from 0 or a kink that are searched, relative to its size, from the step of the scan on.

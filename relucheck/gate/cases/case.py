@@ -103,6 +103,8 @@ class Case(Probed):
             result |= near & (distance > 0) & (~distinguished | lost)
             # the values that round to the kink where it computes stand for the kink
             result |= near & (working.rounded(x) == working.rounded(kink.at)) & (distance > 0)
+            # and so do those at which both branches round to one value, as 1.01 * x and x do for subnormal numbers
+            result |= near & (working.rounded(other) == y) & (distance > 0)
             result |= self._rounded_onto(kink, near & (distance > 0) & ~result)
         return result
 
