@@ -149,7 +149,8 @@ class Case(Probed):
         All three have shape (n,), for cotangent 1. At a kink the bounds are the ends of its Clarke interval. Elsewhere
         they are the two one-sided derivatives of the exact function, which agree unless the search missed a kink, or NaN
         where they are unknown. The tolerance is 8 machine epsilons of a 16-bit dtype and 64 of a wider one, more for larger
-        ``|x|``, where correct implementations lose digits, plus ``uncertainty``.
+        ``|x|``, where correct implementations lose digits, plus ``uncertainty``. A gradient beyond that may still be the
+        derivative at an input with the same rounded value (``Resolution.of_rounded_value``).
         """
         left, right, _ = self.estimates
         low, high = np.minimum(left, right), np.maximum(left, right)
@@ -160,8 +161,12 @@ class Case(Probed):
             high = np.where(here, np.maximum(high, kink.hull[1]), high)
         size = np.maximum(np.abs(low), np.abs(high))
         units = 8 if self.eps > 1e-4 else 64
-        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size)
-        return low, high, tolerance + self.uncertainty
+        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size) + self.uncertainty
+        # this costs many calls, and few gradients need it
+        outside = (self.g < low - tolerance) | (self.g > high + tolerance)
+        if outside.any():
+            tolerance[outside] += self.resolution.of_rounded_value(self.x[outside])
+        return low, high, tolerance
 
     @functools.cached_property
     def inaccuracy(self) -> Floats:
