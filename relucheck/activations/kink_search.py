@@ -192,11 +192,11 @@ def one_sided(f: Function, at: float, side: int, h: float, unit: float) -> tuple
 
 
 def to_few_decimals(value: float, error: float) -> float:
-    """Round to the fewest decimals that the error, at least 1e-9, allows.
+    """Round to the fewest decimals that the error, or 1e-9 of the value, allows.
 
     For example, 0.010000000000012 becomes 0.01.
     """
-    width = max(error, 1e-9) * max(1.0, abs(value))
+    width = max(error, 1e-9 * max(1.0, abs(value)))
     if not math.isfinite(value) or not math.isfinite(width):
         return value
     for decimals in range(12):

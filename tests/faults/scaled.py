@@ -1,6 +1,6 @@
 """Activations with factors far from 1 inside, each kind beside a twin with a fault.
 
-Rounding of a saved value, and underflow of a product, is multiplied by such a factor.
+Rounding of a saved value, underflow of a product and the error of a difference are multiplied by such a factor.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.faults.kinds import differentiated
@@ -47,6 +48,51 @@ def ten_thousand_tanh_flat_too_early(x: Tensor) -> Tensor:
     return differentiated(ten_thousand_tanh, lambda x, v: v * 1e4 * (1 - torch.tanh(x) ** 2) * (x.abs() < 3.5))(x)
 
 
+# -- a product underflows inside, and is multiplied afterwards -----------------------------------------------------------
+def sigmoid_of_thousand(x: Tensor) -> Tensor:
+    return torch.sigmoid(1e3 * x)
+
+
+def arctangent_of_hundred(x: Tensor) -> Tensor:
+    return torch.atan(100 * x) / 100
+
+
+def distance_from_a_thousandth(x: Tensor) -> Tensor:
+    return torch.hypot(x, torch.full_like(x, 1e-3))
+
+
+def arctangent_flushes_cotangents(x: Tensor) -> Tensor:
+    def backward(x: Tensor, v: Tensor) -> Tensor:
+        return torch.where(v.abs() < torch.finfo(v.dtype).tiny, 0 * v, v) / (1 + (100 * x) ** 2)
+
+    return differentiated(arctangent_of_hundred, backward)(x)
+
+
+def sigmoid_of_thousand_drops_cotangents(x: Tensor) -> Tensor:
+    def backward(x: Tensor, v: Tensor) -> Tensor:
+        y = torch.sigmoid(1e3 * x)
+        return torch.where(v.abs() < 1e-15, 0 * v, v) * y * (1 - y) * 1e3
+
+    return differentiated(sigmoid_of_thousand, backward)(x)
+
+
+# -- far from 0, differences show few decimals of the slopes at a kink ---------------------------------------------------
+def relu_of_sine(x: Tensor) -> Tensor:
+    return torch.relu(torch.sin(3 * x) - 0.2)
+
+
+def relu_of_sine_five_at_kinks(x: Tensor) -> Tensor:
+    def backward(x: Tensor, v: Tensor) -> Tensor:
+        height = torch.sin(3 * x) - 0.2
+        return v * torch.where(height.abs() < 1e-12, torch.full_like(x, 5.0), 3 * torch.cos(3 * x) * (height > 0))
+
+    return differentiated(relu_of_sine, backward)(x)
+
+
+def twenty_selu(x: Tensor) -> Tensor:
+    return 20 * F.selu(x)
+
+
 #: Healthy activations, each with the dtypes in which the gate's tolerances were too narrow.
 HEALTHY: dict[Any, tuple[str, ...]] = {
     tanh_of_fifty: ("bfloat16", "float16"),
@@ -54,10 +100,16 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     fifty_tanh_of_double: ("bfloat16", "float16"),
     sigmoid_of_hundred: ("float16",),
     ten_thousand_tanh: ("float32",),
+    sigmoid_of_thousand: ("bfloat16", "float16"),
+    arctangent_of_hundred: ("bfloat16",),
+    distance_from_a_thousandth: ("bfloat16",),
+    twenty_selu: ("float64",),
 }
 #: Twins with a fault, each with the law that must fail it and the dtype.
 FAULTY: dict[Any, tuple[str, str]] = {
     hundred_tanh_leaks: ("derivative", "bfloat16"),
     tanh_of_fifty_without_square: ("derivative", "float16"),
     ten_thousand_tanh_flat_too_early: ("derivative", "float32"),
+    arctangent_flushes_cotangents: ("subnormals", "bfloat16"),
+    sigmoid_of_thousand_drops_cotangents: ("chain_rule", "bfloat16"),
 }

@@ -186,3 +186,9 @@ def test_two_gradients_are_right_only_beside_a_rounded_kink_and_between_its_slop
     assert case.both_sides(at, zeros, -3 * others, np.full(5, -3.0)).tolist() == [True, True, False, False, False]
     whole = Case(Subject(Activation("f", lambda: nn.functional.relu)), "float32")
     assert not whole.both_sides(np.zeros(1), np.zeros(1), np.ones(1)).any(), "0 is a number of the dtype"
+
+
+def test_slopes_at_a_kink_keep_the_decimals_that_differences_show():
+    for activation, outcome in ((scaled.relu_of_sine, "passed"), (scaled.relu_of_sine_five_at_kinks, "failed")):
+        found = verdicts(activation, dtypes=("float64",), laws=("subgradient",), scan=(-31.0, -30.0))
+        assert {verdict.outcome for verdict in found.values()} == {outcome}

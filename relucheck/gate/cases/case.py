@@ -225,11 +225,12 @@ class Case(Probed):
     def tolerance(self, kink: FoundKink) -> float:
         """Return how far a subgradient may lie outside its interval.
 
-        The tolerance is a few machine epsilons plus the error of the interval's ends.
+        The tolerance is a few machine epsilons plus the error of the interval's ends, which have few decimals.
         """
         low, high = kink.hull
         curved = 8 if abs(kink.at) > 0 else 4
-        return curved * self.eps * max(abs(low), abs(high), 0.125) + 10 * kink.error + 2e-9
+        size = max(abs(low), abs(high))
+        return curved * self.eps * max(size, 0.125) + 10 * kink.error + 2e-9 * max(1.0, size)
 
     # -- violations -----------------------------------------------------------------------------------------------------
 
