@@ -63,6 +63,12 @@ class Band:
         return min(self.left, self.right) - slack, max(self.left, self.right) + slack
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The two ends as people write them: 0 in place of the smallest number above or below it."""
+        step = math.ulp(0.0)
+        return simplest(self.low - step, self.low), simplest(self.high, self.high + step)
+
+    @property
     def narrow(self) -> bool:
         """Whether ordinary inputs do not resolve the band."""
         return self.high - self.low <= _NARROW * max(1.0, abs(self.low))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import Activation, Kink
-from tests.faults import wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
+from tests.faults import narrow_bands, wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
 from tests.faults.wrong_behaviour import HardtanhRoundedWhenCompiled, compiled_differs, hardtanh_rounded_when_compiled
 from tests.faults.wrong_gradients import (
     attorch_hardswish,
@@ -26,7 +26,7 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
 
 
 #: The modules that hold the faults.
-SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order)
+SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order, narrow_bands)
 DECLARED = [
     Activation(
         "attorch_hardswish_declared",
@@ -114,6 +114,8 @@ MUTANTS = [
     Mutant("negative_by_minimum", "derivative"),
     Mutant("negative_by_minimum", "derivative", "bfloat16"),
     Mutant("scaled_by_clamped_size", "derivative"),
+    Mutant("guarded_by_default_argument", "derivative"),
+    Mutant("NegativeByBuffer", "derivative"),
     Mutant("band_beside_zero", "derivative"),
     Mutant("band_at_a_kink", "derivative", "float64"),
     Mutant("wrong_band_of_small_inputs", "derivative"),
