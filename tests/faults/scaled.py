@@ -76,6 +76,15 @@ def sigmoid_of_thousand_drops_cotangents(x: Tensor) -> Tensor:
     return differentiated(sigmoid_of_thousand, backward)(x)
 
 
+# -- a square that overflows beyond what networks reach -------------------------------------------------------------------
+def squareplus(x: Tensor) -> Tensor:
+    return 0.5 * (x + torch.sqrt(x * x + 1e-3))
+
+
+def tanh_by_pade(x: Tensor) -> Tensor:
+    return x * (27 + x * x) / (27 + 9 * x * x)
+
+
 # -- far from 0, differences show few decimals of the slopes at a kink ---------------------------------------------------
 def relu_of_sine(x: Tensor) -> Tensor:
     return torch.relu(torch.sin(3 * x) - 0.2)
@@ -104,6 +113,8 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     arctangent_of_hundred: ("bfloat16",),
     distance_from_a_thousandth: ("bfloat16",),
     twenty_selu: ("float64",),
+    squareplus: ("float32", "bfloat16"),
+    tanh_by_pade: ("float32", "float64"),
 }
 #: Twins with a fault, each with the law that must fail it and the dtype.
 FAULTY: dict[Any, tuple[str, str]] = {
