@@ -196,17 +196,19 @@ def subnormals(case: Case) -> None:
 
 
 def _resolving(case: Case) -> Floats:
-    """Return ordinary inputs at which products with the smallest normal cotangents keep their digits.
+    """Return ordinary inputs at which products with small normal cotangents keep their digits.
 
     Their slope is about 1. Digits are lost where a factor inside is small, as y in the backward of ``sigmoid(1000 * x)``.
-    A subnormal cotangent may underflow there, although nothing flushes it.
+    A subnormal cotangent may underflow there, although nothing flushes it. A product of 0 has lost no digits: it was
+    flushed.
     """
     slope = np.abs(case.g)
     near_one = (slope >= 0.5) & (slope <= 2) & (np.abs(case.x) <= 4) & ~case.on_kink
     x, g = case.x[near_one][:64], case.g[near_one][:64]
-    for significand in _SIGNIFICANDS:
-        if x.size:
-            normal = 4 * case.tiny * significand
-            kept = np.abs(case.reverse(x, np.full_like(x, normal)) - normal * g) <= 2 * case.eps * normal * np.abs(g)
-            x, g = x[kept], g[kept]
-    return x
+    if not x.size:
+        return x
+    cotangents = 4 * case.tiny * np.multiply.outer(2.0 ** np.arange(12), _SIGNIFICANDS).ravel()
+    expected = np.multiply.outer(cotangents, g)
+    got = case.reverse(np.tile(x, cotangents.size), np.repeat(cotangents, x.size)).reshape(expected.shape)
+    kept: Floats = x[((got == 0) | (np.abs(got - expected) <= 2 * case.eps * np.abs(expected))).all(axis=0)]
+    return kept
