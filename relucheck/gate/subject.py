@@ -137,11 +137,6 @@ class Subject:
         """Whether its values depend on parameters or buffers, which a change of dtype rounds."""
         return self.framework.has_state(self.original)
 
-    @functools.cached_property
-    def settings(self) -> list[float]:
-        """The numbers that whoever constructed the activation chose, apart from defaults."""
-        return self.framework.settings(self.original)
-
     @property
     def announces_inplace(self) -> bool:
         """Whether the activation announces to its callers that it overwrites its input.

@@ -10,6 +10,7 @@ from relucheck.activations.bands import Band
 from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Kink
 from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.intent import Intent, intent_of
 from relucheck.gate.cases.kink_table import kink_rows
 from relucheck.gate.cases.probing import first
 from relucheck.gate.cases.violation import LawViolation, NotApplicable, interval
@@ -127,51 +128,58 @@ def derivative(case: Case) -> None:
     logarithmic scale.
 
     In a band that ordinary inputs do not resolve, such as ``where(|x| < 1e-6, 0 * x, x)``, the derivative is that of the
-    function around it, if the function continues across the band. The gradient at 0 is then 1. A band is right if one of
-    its kinks is declared, or is a number with which the activation was constructed, as in ``Hardshrink(1e-6)``. It is also
-    right if the parts on its two sides do not meet (``Softshrink``), or if the gradient lies between their slopes.
+    function around it, if the function continues across the band. The gradient at 0 is then 1. A band is right if it is
+    meant, see ``relucheck.gate.cases.intent``: it is declared, or somebody chose its width, as in ``Hardshrink(1e-6)``. A
+    band whose width is a default of a constructor is a notice. A band is also right if the parts on its two sides do not
+    meet (``Softshrink``), or if the gradient lies between their slopes.
     """
     case.skip_surrogate()
+    notice = None
     for band in case.bands:
+        if not (band.hole and band.narrow):
+            continue
         # a band of the gradient alone is meant by nobody
-        if band.hole and band.narrow and not (band.kinks and _is_meant(case, band)):
-            _judge_band(case, band)
+        intent = intent_of(case, band) if band.kinks else "unknown"
+        found = _judge_band(case, band, intent) if intent != "meant" else None
+        if found is not None and found.level == "error":
+            raise found
+        notice = notice or found
     index = _outside(case, ~case.on_kink & (np.abs(case.x) <= case.resolution.decidable))
     if index is not None:
         raise _fail_at(case, index, "the gradient is not the derivative")
+    if notice is not None:
+        raise notice
 
 
-def _is_meant(case: Case, band: Band) -> bool:
-    """Whether an end of a band is declared, or a number with which the activation was constructed."""
-    near = 0.01 * (band.high - band.low)
-    declared = [kink.at for kink in case.activation.kinks if kink.at != 0]
-    chosen = [sign * number for number in case.subject.settings if number != 0 for sign in (1, -1)]
-    return any(abs(number - end) <= near for number in (*declared, *chosen) for end in (band.low, band.high))
-
-
-def _judge_band(case: Case, band: Band) -> None:
-    """Raise a violation where a gradient in a band does not fit the function around it."""
+def _judge_band(case: Case, band: Band, intent: Intent) -> LawViolation | None:
+    """Build a violation where a gradient in a band does not fit the function around it; None if it does."""
     x = np.unique(np.concatenate([case.x, case.rounded([band.low, 0.5 * (band.low + band.high), band.high])]) + 0.0)
     x = x[band.holds(x, case.eps)]
     if not x.size:
-        return  # the dtype has no value there
+        return None  # the dtype has no value there
     g, (low, high) = case.reverse(x), band.bounds
     bad = np.isfinite(g) & ((g < low) | (g > high))
-    if bad.any():
-        index = int(np.where(bad, np.abs(x), math.inf).argmin())
-        left, right = sorted((band.left, band.right))
-        where = f"in the band from {band.low:g} to {band.high:g}"
-        hint = "; declare the kinks of the band if it is meant" if band.kinks else ""
-        raise case.fail(
-            f"the gradient {where} is not the derivative of the function around it{hint}",
-            x=float(x[index]),
-            cotangent=1.0,
-            got=float(g[index]),
-            allowed=f"{interval(left, right)} within {0.5 * (high - low - right + left):.3g}, as beside the band",
-            script=case.script.one_gradient(
-                float(x[index]), 1.0, f"{low:.9g} <= got <= {high:.9g}", f"beside the band: {interval(left, right)}"
-            ),
-        )
+    if not bad.any():
+        return None
+    index = int(np.where(bad, np.abs(x), math.inf).argmin())
+    left, right = sorted((band.left, band.right))
+    start, end = band.ends
+    hints = {
+        "default": "; its width is a default argument; declare its kinks if they are meant",
+        "unknown": "; declare the kinks of the band if it is meant",
+    }
+    return case.fail(
+        f"the gradient in the band from {start:g} to {end:g} is not the derivative of the function around it"
+        + (hints[intent] if band.kinks else ""),
+        x=float(x[index]),
+        cotangent=1.0,
+        got=float(g[index]),
+        allowed=f"{interval(left, right)} within {0.5 * (high - low - right + left):.3g}, as beside the band",
+        script=case.script.one_gradient(
+            float(x[index]), 1.0, f"{low:.9g} <= got <= {high:.9g}", f"beside the band: {interval(left, right)}"
+        ),
+        level="notice" if intent == "default" else "error",
+    )
 
 
 @law(cause="backward decides by the output, which rounds to that at the kink")
