@@ -65,6 +65,14 @@ def test_scripts_run_in_any_folder(tmp_path, monkeypatch, target, factor):
         forget()
 
 
+def test_the_input_of_a_failure_is_a_round_number_where_one_fails(tmp_path):
+    """Not the number beside the kink, where this gradient is wrong, too."""
+    (tmp_path / "rounds.py").write_text(FAULTY.format(factor=ALWAYS))
+    gate = Gate(GateConfig(targets=("rounds.py",), dtypes=("float32",), laws=("derivative",), root=tmp_path))
+    (result,) = (result for result in map(gate.run, gate.items()) if result.outcome == "failed")
+    assert (8 * float(result.counterexample["x"])).is_integer()
+
+
 @pytest.mark.parametrize("bounds", [(math.nan, math.nan), (-math.inf, math.inf), (0.25, 1.0)])
 def test_bounds_are_python_whatever_they_are(bounds):
     assert isinstance(eval(within("got", *bounds, 0.0), {"got": 0.5}), bool)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from relucheck.activations.kink_search import FoundKink, derivatives
 from relucheck.errors import error_text
+from relucheck.gate.cases.natural import unnatural
 from relucheck.gate.cases.probed import Probed
 from relucheck.gate.cases.probing import wider
 from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal
@@ -240,6 +241,16 @@ class Case(Probed):
         None without kinks, and for a number that is not finite.
         """
         return min(self.kinks, key=lambda kink: abs(kink.at - x), default=None) if math.isfinite(x) else None
+
+    def example(self, mask: Mask, x: Floats) -> int:
+        """Return the index of the input that a person understands most easily: a kink, else a round number.
+
+        Args:
+            mask: the inputs to choose from, one at least.
+            x: all inputs, (n,).
+        """
+        kinks = self.rounded([kink.at for kink in self.kinks])
+        return int(np.where(mask, unnatural(x, np.isin(x, kinks)), 4).argmin())
 
     def fail(
         self,

@@ -109,7 +109,7 @@ def determinism(case: Case) -> None:
     for what, a, b in zip(("value", "gradient"), once, again, strict=True):
         different = differs(a, b, signed_zero=True)
         if different.any():
-            index = first(different)
+            index = case.example(different, case.x)
             value = float(case.x[index])
             raise case.fail(
                 f"two calls on the same input give different {what}s",
@@ -134,7 +134,7 @@ def independent_calls(case: Case) -> None:
     got = pullback(np.ones_like(y))
     different = differs(got, case.g)
     if different.any():
-        index = first(different)
+        index = case.example(different, case.x)
         value = float(case.x[index])
         raise case.fail(
             "a second forward changes the gradient of the first",

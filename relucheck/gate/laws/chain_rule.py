@@ -28,7 +28,7 @@ def _judge_product(case: Case, x: Floats, v: Floats, got: Floats, expected: Floa
     bad |= in_range & ~np.isfinite(got)
     bad &= np.isfinite(expected)
     if bad.any():
-        index = first(bad)
+        index = case.example(bad, x)
         at, cotangent = float(x[index]), float(v[index])
         raise case.fail(
             what,
@@ -120,7 +120,7 @@ def cotangent_additivity(case: Case) -> None:
     in_range = np.maximum(np.abs(expected), np.maximum(np.abs(gu), np.abs(gw))) < case.largest / 4
     bad = (np.abs(got - expected) > slack) & in_range
     if bad.any():
-        index = first(bad)
+        index = case.example(bad, x)
         at, a, b = float(x[index]), float(u[index]), float(w[index])
         script = case.script
         lines = script.text(
@@ -183,7 +183,7 @@ def locality(case: Case) -> None:
             different = differs(case.reverse(moved, cotangent), base)
             different[index] = False
             if different.any():
-                other = first(different)
+                other = case.example(different, x)
                 at = float(x[other])
                 script = case.script
                 lines = script.text(

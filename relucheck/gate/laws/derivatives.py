@@ -12,7 +12,6 @@ from relucheck.activations.kinks import Kink
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.intent import Intent, intent_of
 from relucheck.gate.cases.kink_table import kink_rows
-from relucheck.gate.cases.probing import first
 from relucheck.gate.cases.violation import LawViolation, NotApplicable, interval
 from relucheck.gate.frameworks.script import literal, within
 from relucheck.gate.laws.law import law
@@ -102,7 +101,7 @@ def _outside(case: Case, mask: Mask, at_most: float = math.inf) -> int | None:
     bad = mask & np.isfinite(g) & np.isfinite(case.y) & ~np.isnan(low) & ((g < low - tolerance) | (g > high + tolerance))
     # an infinite tolerance means that the derivative is unknown
     bad &= np.isfinite(tolerance)
-    return first(bad) if bad.any() else None
+    return case.example(bad, case.x) if bad.any() else None
 
 
 def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> LawViolation:

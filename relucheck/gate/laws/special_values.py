@@ -40,7 +40,7 @@ def nan_propagates(case: Case) -> None:
     got = case.reverse(x, np.full_like(x, math.nan))
     bad = ~np.isnan(got) & (np.abs(plain) > 1e-3)
     if bad.any():
-        index = first(bad)
+        index = case.example(bad, x)
         value = float(x[index])
         raise case.fail(
             "backward turns a NaN cotangent into a number",

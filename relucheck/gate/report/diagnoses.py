@@ -16,6 +16,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from relucheck.gate.cases.natural import ORDINARY, unnatural
 from relucheck.gate.config import DTYPE_NAMES
 from relucheck.gate.report.tables import Row
@@ -193,7 +195,7 @@ def _unnatural(row: Row) -> tuple[Any, ...]:
     """Return by what a person finds a failure hard to understand, the worst first."""
     example = row["counterexample"] or {}
     return (
-        unnatural(float(example["x"]), on_kink=example["ulp"] == 0) if example.get("x") else 4,
+        int(unnatural(np.array([float(example["x"])]), np.array([example["ulp"] == 0]))[0]) if example.get("x") else 4,
         not row["cause"],
         _position(row["dtype"]),
         row["device"] != "cpu",
