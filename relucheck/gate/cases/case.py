@@ -243,7 +243,7 @@ class Case(Probed):
         return min(self.kinks, key=lambda kink: abs(kink.at - x), default=None) if math.isfinite(x) else None
 
     def example(self, mask: Mask, x: Floats) -> int:
-        """Return the index of the input that a person understands most easily: a kink, else a round number.
+        """Return the index of the input that is easiest to understand: a kink, else a round number.
 
         Args:
             mask: the inputs to choose from, one at least.
