@@ -150,28 +150,36 @@ class Comparison(_Counted):
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore buffers (such as running statistics) and random states after a block."""
+def untouched(model: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
+    """Restore buffers (such as running statistics) and random states after a block.
+
+    Yields:
+        A function that restores them inside of the block.
+    """
     kept = [
         (module._buffers, name, buffer, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffers, name, buffer, values in kept:
-                    now = buffers.get(name)
-                    # a buffer with another shape is a cache that has grown: the old values would contradict the model
-                    if now is not None and (now.shape, now.dtype, now.device) == (
-                        buffer.shape,
-                        buffer.dtype,
-                        buffer.device,
-                    ):
-                        buffers[name] = buffer.copy_(values)
+    cuda = [device] if device.type == "cuda" else []
+    states = torch.get_rng_state(), [torch.cuda.get_rng_state(one) for one in cuda]
+
+    def restore() -> None:
+        torch.set_rng_state(states[0])
+        for one, state in zip(cuda, states[1], strict=True):
+            torch.cuda.set_rng_state(state, one)
+        with torch.no_grad():
+            for buffers, name, buffer, values in kept:
+                now = buffers.get(name)
+                # a buffer with another shape is a cache that has grown: the old values would contradict the model
+                if now is not None and (now.shape, now.dtype, now.device) == (buffer.shape, buffer.dtype, buffer.device):
+                    buffers[name] = buffer.copy_(values)
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 def backprop(
@@ -184,6 +192,9 @@ def backprop(
     cotangent: Tensor | None = None,
 ) -> Backprops:
     """Run one forward of a model, and one backward per subgradient on the same graph.
+
+    A model that differentiates in its forward, such as one with a gradient penalty, has values that depend on the
+    subgradient. It runs one forward per subgradient, all with the same random numbers. The calls are those of the first.
 
     The subgradients apply to every ReLU, ReLU6 and LeakyReLU of the model, whether a module or a function is called. The
     model does not change: its settings, its buffers, ``.grad`` and the random state stay as they were.
@@ -223,17 +234,27 @@ def backprop(
     arguments = as_arguments(inputs)
     interception = Interception(model, first.device)
     runs: list[Gradients] = []
-    with torch.inference_mode(False), deterministic(), untouched(model, first.device), torch.enable_grad(), interception:
+    with (
+        torch.inference_mode(False),
+        deterministic(),
+        untouched(model, first.device) as restore,
+        torch.enable_grad(),
+        interception,
+    ):
         interception.choose(settings[0])
         output = model(*arguments)
         if loss is None:  # a loss may call activations, too, and is checked below
             refuse_empty(interception.calls)
-        root, upstream = root_of(output, targets, loss and functools.partial(interception.call, loss), cotangent)
+        calling = loss and functools.partial(interception.call, loss)
+        root, upstream = root_of(output, targets, calling, cotangent)
         refuse_empty(interception.calls)
         interception.recording = False
         out_of_reach = interception.out_of_reach([root])
-        for setting in settings:
+        for index, setting in enumerate(settings):
             interception.choose(setting)
+            if index and interception.derives:  # the values of the forward depend on the subgradient
+                restore()
+                root, upstream = root_of(model(*arguments), targets, calling, cotangent)
             runs.append(gradients(root, parameters, upstream, interception.running()))
             if all(gradient is None for gradient in runs[-1].values()):
                 raise ModelError(_INDEPENDENT)

@@ -95,7 +95,8 @@ def explain(
         The comparison of the two gradients, every hit with its reason and its effect, and the zone.
 
     Raises:
-        ModelError: as ``relucheck.compare``, and for a limit that is not an integer of at least 0.
+        ModelError: as ``relucheck.compare``, for a model that differentiates in its forward, and for a limit that is not an
+            integer of at least 0.
         ControlError: as ``relucheck.compare``, and if two forwards have different hits.
         SubgradientError: as ``relucheck.compare``.
 
@@ -113,6 +114,11 @@ def explain(
         output = model(*arguments)
         root, upstream = root_of(output, targets, None, None)
         interception.recording = False
+        if interception.derives:
+            raise ModelError(
+                f"explain: {type(model).__name__} differentiates in its forward, so its values depend on the subgradient, and "
+                "the effect of a single hit cannot be measured by one more backward; use relucheck.compare, which serves it"
+            )
         if not _same_hits(comparison.calls, interception.calls):
             raise ControlError(
                 "explain: two forwards of one mini-batch hit different kinks, so this model is not deterministic here; "

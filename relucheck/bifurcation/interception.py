@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from relucheck.activations import functional
 from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, ModelSubgradient, Rule, as_subgradient
-from relucheck.bifurcation.gradients import nodes_below
+from relucheck.bifurcation.gradients import is_custom, nodes_below
 from relucheck.errors import ModelError
 from relucheck.numerics.bits import positions_of
 
@@ -130,6 +130,10 @@ _COMPARISONS: Final = frozenset(
 ) | {Tensor.__gt__, Tensor.__ge__, Tensor.__lt__, Tensor.__le__}
 
 
+# what computes derivatives: the engine in reverse mode, as torch.func calls it, too, and forward mode
+_DERIVING: Final = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward, torch._VF._make_dual})
+
+
 class _Serving(threading.local):
     """Whether this thread runs an activation for an interception; others must not do it again."""
 
@@ -163,6 +167,7 @@ class Interception:
     Attributes:
         calls: every activation call so far, in order.
         recording: whether calls are recorded. Set it to False before a backward, which may recompute checkpointed forwards.
+        derives: whether derivatives were computed while calls were recorded, so that values may depend on the subgradient.
 
     Raises:
         ModelError: for a compiled or scripted model, whose calls cannot be seen, and for a model on the meta device.
@@ -183,6 +188,7 @@ class Interception:
             )
         self.calls: list[Call] = []
         self.recording = True
+        self.derives = False
         self._model = model
         self._path: list[str] = []
         self._counts: dict[str, int] = {}
@@ -280,6 +286,7 @@ class Interception:
         if torch.compiler.is_compiling() or _serving.active:
             return func(*args, **kwargs)
         if self.recording:
+            self.derives = self.derives or func in _DERIVING
             self._claim(args, self._inner or type(self._model).__name__, self._inner)
         parser = _PARSERS.get(func)
         parsed = parser(*args, **kwargs) if parser is not None else None
@@ -329,8 +336,9 @@ class Interception:
         unreached = list(self._compared)
         for node in nodes_below(root.grad_fn for root in roots):
             name = type(node).__name__
-            custom = isinstance(node, torch.autograd.function.BackwardCFunction)
-            if (custom or name.rstrip("0123456789") in _KINKED_NODES) and not functional.has_chosen_subgradient(node):
+            custom = is_custom(node)
+            known = name.rstrip("0123456789") in _KINKED_NODES and not functional.has_chosen_subgradient(node)
+            if custom or known:
                 site, module = self._origins.get(node, (f"somewhere in {type(self._model).__name__}", ""))
                 unreached.append(OutOfReach(site, module, name, custom))
         return tuple(sorted(unreached, key=lambda item: (item.site, item.node)))
