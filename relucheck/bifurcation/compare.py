@@ -9,7 +9,6 @@ Source: Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -19,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, SubgradientError, as_model_subgradient
+from relucheck.bifurcation.forward.arguments import Inputs, arguments_of, refuse_empty
+from relucheck.bifurcation.forward.state import reproducible, untouched
 from relucheck.bifurcation.gradients import Gradients, gradients
-from relucheck.bifurcation.interception import Call, Interception, OutOfReach, as_arguments, refuse_empty
+from relucheck.bifurcation.interception import Call, Interception, OutOfReach
 from relucheck.errors import ControlError, ModelError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import differs, same_bits
-from relucheck.numerics.determinism import deterministic, generator
+from relucheck.numerics.determinism import generator
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
 
@@ -149,42 +150,9 @@ class Comparison(_Counted):
         return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def untouched(model: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Restore buffers (such as running statistics) and random states after a block.
-
-    Yields:
-        A function that restores them inside of the block.
-    """
-    kept = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    cuda = [device] if device.type == "cuda" else []
-    states = torch.get_rng_state(), [torch.cuda.get_rng_state(one) for one in cuda]
-
-    def restore() -> None:
-        torch.set_rng_state(states[0])
-        for one, state in zip(cuda, states[1], strict=True):
-            torch.cuda.set_rng_state(state, one)
-        with torch.no_grad():
-            for buffers, name, buffer, values in kept:
-                now = buffers.get(name)
-                # a buffer with another shape is a cache that has grown: the old values would contradict the model
-                if now is not None and (now.shape, now.dtype, now.device) == (buffer.shape, buffer.dtype, buffer.device):
-                    buffers[name] = buffer.copy_(values)
-
-    try:
-        yield restore
-    finally:
-        restore()
-
-
 def backprop(
     model: nn.Module,
-    inputs: Tensor | Sequence[Any],
+    inputs: Inputs,
     targets: Tensor | None = None,
     *,
     subgradients: Sequence[ModelSubgradient] = (0.0, 1.0),
@@ -201,7 +169,8 @@ def backprop(
 
     Args:
         model: an eager module with parameters.
-        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
+        inputs: the mini-batch; a list or tuple of the positional arguments of the model; or a mapping of its keyword
+            arguments.
         targets: class indices, int64 [batch]. The loss is the mean cross-entropy of the output.
         subgradients: one setting per backward: a number, or a pair for the two kinks of ReLU6. None means the subgradient
             that torch uses.
@@ -231,18 +200,19 @@ def backprop(
         raise ModelError(f"{type(model).__name__}: no parameter requires a gradient, so there is no gradient to compare")
     first = next(iter(parameters.values()))
     arithmetic = Arithmetic.of(model)
-    arguments = as_arguments(inputs)
-    interception = Interception(model, first.device)
+    arguments = arguments_of(model, inputs)
+    interception = Interception(model, first.device, tracing=True)
     runs: list[Gradients] = []
     with (
         torch.inference_mode(False),
-        deterministic(),
+        reproducible(first.device),
         untouched(model, first.device) as restore,
         torch.enable_grad(),
         interception,
     ):
         interception.choose(settings[0])
-        output = model(*arguments)
+        interception.enter(arguments)
+        output = arguments.call(model)
         if loss is None:  # a loss may call activations, too, and is checked below
             refuse_empty(interception.calls)
         calling = loss and functools.partial(interception.call, loss)
@@ -254,7 +224,7 @@ def backprop(
             interception.choose(setting)
             if index and interception.derives:  # the values of the forward depend on the subgradient
                 restore()
-                root, upstream = root_of(model(*arguments), targets, calling, cotangent)
+                root, upstream = root_of(arguments.call(model), targets, calling, cotangent)
             runs.append(gradients(root, parameters, upstream, interception.running()))
             if all(gradient is None for gradient in runs[-1].values()):
                 raise ModelError(_INDEPENDENT)
@@ -298,7 +268,7 @@ def root_of(
 
 def compare(
     model: nn.Module,
-    inputs: Tensor | Sequence[Any],
+    inputs: Inputs,
     targets: Tensor | None = None,
     *,
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
@@ -312,7 +282,8 @@ def compare(
 
     Args:
         model: an eager module with parameters.
-        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
+        inputs: the mini-batch; a list or tuple of the positional arguments of the model; or a mapping of its keyword
+            arguments.
         targets: class indices, int64 [batch]. The loss is the mean cross-entropy of the output.
         subgradients: the two settings to compare, as in ``backprop``.
         loss: a function from the model's output to a scalar tensor, in place of ``targets``.

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, Rule, as_model_subgradient, as_subgradient
-from relucheck.bifurcation.compare import Comparison, Difference, compare, differences_of, root_of, untouched
+from relucheck.bifurcation.compare import Comparison, Difference, compare, differences_of, root_of
 from relucheck.bifurcation.exact_forward import ExactError, ExactRows, Reals, real_inputs
 from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.bifurcation.explanation import Explanation, Hit, Missed, Reason
+from relucheck.bifurcation.forward.arguments import Inputs, arguments_of
+from relucheck.bifurcation.forward.state import reproducible, untouched
 from relucheck.bifurcation.gradients import gradients
-from relucheck.bifurcation.interception import Call, Interception, as_arguments
+from relucheck.bifurcation.interception import Call, Interception
 from relucheck.errors import ControlError, ModelError, whole
 from relucheck.numerics import dyadics
-from relucheck.numerics.determinism import deterministic
 
 #: The default number of hits whose effects on the gradients are measured, with one backward for each hit.
 LIMIT: Final = 32
@@ -73,7 +74,7 @@ class _PerHit(Interception):
 
 def explain(
     model: nn.Module,
-    inputs: Tensor | Sequence[Any],
+    inputs: Inputs,
     targets: Tensor | None = None,
     *,
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
@@ -83,7 +84,8 @@ def explain(
 
     Args:
         model: an eager module with parameters.
-        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
+        inputs: the mini-batch; a list or tuple of the positional arguments of the model; or a mapping of its keyword
+            arguments.
         targets: class indices, int64 [batch]. The loss is the mean cross-entropy. Without targets, the upstream gradient of
             the output is that of ``relucheck.compare``.
         subgradients: the two settings to compare.
@@ -105,19 +107,19 @@ def explain(
     """
     whole("explain: limit", limit, 0, error=ModelError)
     comparison = compare(model, inputs, targets, subgradients=subgradients)
-    arguments = as_arguments(inputs)
+    arguments = arguments_of(model, inputs)
     first, second = (as_model_subgradient(setting) for setting in subgradients)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(iter(parameters.values())).device
     interception = _PerHit(model, device, first)
-    with torch.inference_mode(False), deterministic(), untouched(model, device), torch.enable_grad(), interception:
-        output = model(*arguments)
+    with torch.inference_mode(False), reproducible(device), untouched(model, device), torch.enable_grad(), interception:
+        output = arguments.call(model)
         root, upstream = root_of(output, targets, None, None)
         interception.recording = False
         if interception.derives:
             raise ModelError(
-                f"explain: {type(model).__name__} differentiates in its forward, so its values depend on the subgradient, and "
-                "the effect of a single hit cannot be measured by one more backward; use relucheck.compare, which serves it"
+                f"explain: {type(model).__name__} differentiates in its forward, so its values depend on the subgradient, "
+                "and one more backward cannot measure the effect of a single hit; use relucheck.compare, which serves it"
             )
         if not _same_hits(comparison.calls, interception.calls):
             raise ControlError(
@@ -127,14 +129,15 @@ def explain(
         effects, unmeasured = _effects(interception, parameters, root, upstream, second, limit)
     reals, unserved = None, None
     try:
-        if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
+        values = [*arguments.positional, *arguments.keyword.values()]
+        if len(values) != 1 or not isinstance(values[0], Tensor):
             raise ExactError("exact evaluation supports only models that take one tensor")
         cotangent = upstream if targets is None else None
-        reals = over_the_reals(model, arguments[0], targets, (first, second), cotangent=cotangent)
+        reals = over_the_reals(model, values[0], targets, (first, second), cotangent=cotangent)
     except ExactError as error:
         unserved = str(error)
     with torch.device("cpu"):  # the user's default device may be another
-        reasons = [] if reals is None else list(_reasons(reals, arguments[0], interception, comparison))
+        reasons = [] if reals is None else list(_reasons(reals, values[0], interception, comparison))
     hits = []
     for index, (call, kink, position) in enumerate(_each_hit(comparison.calls)):
         reason, real, local = reasons[index] if reasons else _UNKNOWN

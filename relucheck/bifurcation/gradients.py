@@ -87,15 +87,15 @@ def gradients(
     if hidden:
         name, where = hidden[0]
         raise ModelError(
-            f"{' or '.join(sorted(custom)) or 'a hook'} accumulates the gradient of {name!r} in {where}, where a comparison "
-            "cannot see it; let the Function take the parameter as an input and return its gradient (a checkpoint: replace "
-            "it by torch.utils.checkpoint.checkpoint with use_reentrant=False)"
+            f"{' or '.join(sorted(custom)) or 'a hook'} accumulates the gradient of {name!r} in {where}, where a "
+            "comparison cannot see it; let the Function take the parameter as an input and return its gradient (a checkpoint: "
+            "replace it by torch.utils.checkpoint.checkpoint with use_reentrant=False)"
         )
     return dict(zip(parameters, computed, strict=False))
 
 
 def _held_by(parameters: Mapping[str, Tensor]) -> dict[tuple[str, str], tuple[Tensor, int]]:
-    """The tensors that parameters hold as attributes, with their versions, by parameter and attribute."""
+    """The tensors that parameters hold, with their versions, by parameter and attribute."""
     return {
         (name, f"its attribute {attribute!r}"): (value, value._version)
         for name, parameter in parameters.items()
@@ -105,7 +105,10 @@ def _held_by(parameters: Mapping[str, Tensor]) -> dict[tuple[str, str], tuple[Te
 
 
 def is_custom(node: Any) -> bool:
-    """Whether a node is a ``torch.autograd.Function`` that is neither torch's identity for hooks nor relucheck's."""
+    """Whether a node is a ``torch.autograd.Function`` of a user.
+
+    torch's identity for hooks of modules, and relucheck's activations, are none.
+    """
     return (
         isinstance(node, torch.autograd.function.BackwardCFunction)
         and getattr(type(node), "_forward_cls", None) is not BackwardHookFunction

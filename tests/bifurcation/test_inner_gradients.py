@@ -340,7 +340,9 @@ def test_a_buffer_that_backward_makes_is_refused() -> None:
         weight.main_grad = gradient.clone()  # type: ignore[attr-defined]
 
     weight.register_hook(keep)
-    with pytest.raises(ModelError, match="a hook accumulates the gradient of 'inside.weight' in its attribute 'main_grad'"):
+    with pytest.raises(
+        ModelError, match=r"a hook accumulates the gradient of 'inside.weight' in its attribute 'main_grad'"
+    ):
         compare(model, X)
 
 
@@ -358,7 +360,7 @@ def test_a_hook_that_differs_between_backwards_fails_the_control() -> None:
 def test_decide_serves_and_explain_refuses_a_gradient_in_the_forward() -> None:
     model = Net(penalised)
     assert decide(model, X, torch.tensor([0, 1])).outcome == "bifurcate"
-    with pytest.raises(ModelError, match="differentiates in its forward.*compare"):
+    with pytest.raises(ModelError, match=r"differentiates in its forward.*compare"):
         explain(model, X)
 
 
