@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, SubgradientError, as_model_subgradient
-from relucheck.bifurcation.forward.arguments import Inputs, arguments_of, refuse_empty
+from relucheck.bifurcation.forward.arguments import Inputs, arguments_of, refuse_empty, refuse_function
 from relucheck.bifurcation.forward.state import reproducible, untouched
 from relucheck.bifurcation.gradients import Gradients, gradients
 from relucheck.bifurcation.interception import Call, Interception, OutOfReach
@@ -190,6 +190,7 @@ def backprop(
 
     Source: section 2 of Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU'(0) on backpropagation".
     """
+    refuse_function(model)
     settings = tuple(as_model_subgradient(setting) for setting in subgradients)
     if not settings:
         raise SubgradientError("backprop: subgradients is empty; pass one setting per backward, for example (0.0, 1.0)")

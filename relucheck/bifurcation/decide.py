@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, as_model_subgradient
 from relucheck.bifurcation.compare import Outcome, backprop, judge_controlled
-from relucheck.bifurcation.forward.arguments import refuse_empty
+from relucheck.bifurcation.forward.arguments import refuse_empty, refuse_function
 from relucheck.bifurcation.forward.state import reproducible, untouched
 from relucheck.bifurcation.interception import Interception
 from relucheck.errors import ModelError, RelucheckError, one_of, whole
@@ -147,6 +147,7 @@ def decide(
         SubgradientError: for a value that cannot be a subgradient.
         ControlError: if the model is not deterministic on a mini-batch with hits.
     """
+    refuse_function(model)
     first_setting, second_setting = checked_subgradients(subgradients)
     watch = checked_watch(watch)
     batch_size = checked_data(inputs, targets, batch_size)

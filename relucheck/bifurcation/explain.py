@@ -35,7 +35,7 @@ class _PerHit(Interception):
 
     Attributes:
         chosen: for each call, the subgradients at the lower and the upper kink, of the shape of its input; None for calls
-            without hits or without autograd.
+            without hits, without autograd or inside of a vmap.
         results: the output of each call, detached.
         cotangents: the upstream gradient of each call with hits, by the index of the call.
     """
@@ -52,7 +52,8 @@ class _PerHit(Interception):
         super()._record(rule, x, func)
         call = self.calls[-1]
         per_element = None
-        if call.hit_count and call.differentiated:
+        # inside of a vmap, a call has the values of one sample at a time
+        if call.hit_count and call.differentiated and not torch._C._are_functorch_transforms_active():
             per_element = (self._shared[0].expand(call.shape).clone(), self._shared[1].expand(call.shape).clone())
         self.chosen.append(per_element)
         self._lower, self._upper = per_element or self._shared
@@ -91,7 +92,7 @@ def explain(
         subgradients: the two settings to compare.
         limit: the largest number of hits whose effect on the gradients is measured, by one backward each. Hits whose
             upstream gradient is 0 change nothing and do not count. Hits in calls that autograd does not record (under
-            ``torch.no_grad``) are not measured.
+            ``torch.no_grad``), and in those inside of a ``torch.func.vmap``, are not measured.
 
     Returns:
         The comparison of the two gradients, every hit with its reason and its effect, and the zone.

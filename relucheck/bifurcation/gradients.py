@@ -88,8 +88,8 @@ def gradients(
         name, where = hidden[0]
         raise ModelError(
             f"{' or '.join(sorted(custom)) or 'a hook'} accumulates the gradient of {name!r} in {where}, where a "
-            "comparison cannot see it; let the Function take the parameter as an input and return its gradient (a checkpoint: "
-            "replace it by torch.utils.checkpoint.checkpoint with use_reentrant=False)"
+            "comparison cannot see it; let the Function take the parameter as an input and return its gradient (a "
+            "checkpoint: replace it by torch.utils.checkpoint.checkpoint with use_reentrant=False)"
         )
     return dict(zip(parameters, computed, strict=False))
 

@@ -63,15 +63,23 @@ def arguments_of(model: nn.Module, inputs: Inputs) -> Arguments:
     return Arguments((), keyword)
 
 
+def refuse_function(model: Any) -> None:
+    """Raise an error for anything but a module.
+
+    Raises:
+        ModelError: for a function, or any other object.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model is of class {type(model).__name__}: must be an nn.Module; wrap a function in a module")
+
+
 def refuse_unseen(model: nn.Module, device: torch.device) -> None:
     """Raise an error for a model whose activation calls cannot be seen, or have no values.
 
     Raises:
-        ModelError: for anything but a module, for a compiled, scripted or traced module, for parameters that have no shape
+        ModelError: for a compiled, scripted or traced module, for parameters that have no shape
             yet, and for a model on the meta device.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model is of class {type(model).__name__}: must be an nn.Module; wrap a function in a module")
     for name, module in model.named_modules():
         scripted = isinstance(module, torch.jit.ScriptModule)
         if scripted or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
