@@ -183,9 +183,10 @@ def backprop(
         The gradients of all subgradients, with the activation calls and their hits.
 
     Raises:
-        ModelError: if no parameter requires a gradient, ``inputs`` is a mapping, no activation call has an element
-            (an empty mini-batch), the output is not a tensor where one is needed, the loss is not a scalar, or the model is
-            compiled, scripted or checkpointed with ``use_reentrant=True``.
+        ModelError: if no parameter requires a gradient, ``inputs`` does not fit the model's forward, no activation call has
+            an element (an empty mini-batch), the output is not a tensor where one is needed, the loss is not a scalar, the
+            model is compiled, scripted or checkpointed with ``use_reentrant=True``, or a Function or a hook accumulates
+            gradients where a comparison cannot see them.
         SubgradientError: for a value that cannot be a subgradient.
 
     Source: section 2 of Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU'(0) on backpropagation".

@@ -70,23 +70,23 @@ def probe_wiring(
     The model is built with each of two subgradients. Every module without children that computes ReLU, ReLU6 or a leaky
     ReLU, whatever its class, is taken out of it. Its input is set to each of its kinks, with the shape, dtype and device
     that it has in the model. The gradient for a random upstream gradient must be the subgradient times that upstream
-    gradient. Functional activations and custom autograd Functions outside of such modules have no setting and are "out of
-    reach".
+    gradient. Activations outside of such modules have no setting and are "out of reach". They are functions such as
+    ``F.relu``; any calls that compute ReLU, ReLU6 or a leaky ReLU up to a factor, such as ``x * (x.detach() > 0)``; and
+    custom autograd Functions that compute one, or whose computation no call of torch shows.
 
     Args:
         build: a model, or a function that builds a new model with a given subgradient. For a model, the setting is
             ``set_subgradient`` on copies of it. A function makes it possible to check a model's parameter for the setting.
         inputs: one mini-batch; a list or tuple of the positional arguments of the model; or a mapping of its keyword
-            arguments. Only activations that are
-            called with it, with at least one element, are checked.
+            arguments. Only activations that are called with it, with at least one element, are checked.
         values: two different subgradients other than 0, the value that torch uses for ReLU.
 
     Returns:
         One result per activation: modules in the order of their first call, then those out of reach.
 
     Raises:
-        ModelError: if no activation is called, ``inputs`` is a mapping or empty, the model cannot be copied, or ``build``
-            does not return a new ``nn.Module`` with the same modules each time.
+        ModelError: if no activation is called, ``inputs`` is empty or does not fit the model's forward, the model is compiled
+            or scripted or cannot be copied, or ``build`` does not return a new ``nn.Module`` with the same modules each time.
         SubgradientError: for values that are not two different subgradients other than 0.
     """
     if len(values) != 2 or values[0] == values[1] or 0 in values:

@@ -31,7 +31,7 @@ class WrittenOut:
     Attributes:
         site: the site of the last of these calls.
         module: its module.
-        kind: "ReLU", "ReLU6" or "LeakyReLU", or "kink at 0" for another function.
+        kind: "ReLU", "ReLU6" or "LeakyReLU", or "kink at 0" (or 6) for another function.
         value: the value of its result.
         inside: the values that the calls have computed.
     """
@@ -110,21 +110,29 @@ def _elementwise(function: Function, like: Tensor, left: Tensor, right: Tensor, 
     return True
 
 
-def bends(function: Function, like: Tensor) -> bool:
-    """Whether a function has a kink at 0 for inputs like a tensor: one-sided slopes that differ.
+def bends(function: Function, like: Tensor, at: float = 0.0) -> bool:
+    """Whether a function has a kink for inputs like a tensor: one-sided slopes that differ.
 
-    ``f(h) + f(-h) - 2 f(0)`` is h times the difference of the slopes at a kink, of the order of h squared where the
+    ``f(a + h) + f(a - h) - 2 f(a)`` is h times the difference of the slopes at a kink, of the order of h squared where the
     function is smooth, and does not shrink with h where it jumps.
+
+    Args:
+        function: as for ``recognised``.
+        like: the shape, dtype and device of the inputs.
+        at: the position of the kink.
     """
     try:
-        middle = _at(function, like, 0.0)
+        middle = _at(function, like, at)
         if middle is None:
             return False
         found = []
-        # the last step tells a rounded corner from a kink; rounding hides it where the function is not 0
-        steps = (2.0**-4, 2.0**-6) if torch.finfo(like.dtype).eps > 1e-6 else (2.0**-6, 2.0**-8, 2.0**-20)
-        for step in steps:
-            up, down = _at(function, like, step), _at(function, like, -step)
+        short = torch.finfo(like.dtype).eps > 1e-6
+        steps = (2.0**-4, 2.0**-6) if short else (2.0**-6, 2.0**-8)
+        if at:
+            steps = (4 * steps[0], 4 * steps[1])  # numbers of 16 bits are farther apart there
+        tiny = () if at or short else (2.0**-20,)  # tells a rounded corner from a kink, where the function is 0
+        for step in (*steps, *tiny):
+            up, down = _at(function, like, at + step), _at(function, like, at - step)
             assert up is not None
             assert down is not None
             found.append((up + down - 2 * middle) / step)
@@ -143,7 +151,7 @@ def written_out(trace: Trace, nodes: Set[Any], *, kinks: bool = False) -> Iterat
     Args:
         trace: the calls of the forward.
         nodes: the autograd nodes below the result. A candidate without one of them passes no gradient.
-        kinks: whether other functions with a kink at 0 are yielded, too.
+        kinks: whether other functions with a kink at 0 or 6 are yielded, too.
     """
     found: set[Value] = set()
     for value in trace.candidates:
@@ -175,7 +183,9 @@ def _kinds(value: Value, steps: Any, kinks: bool) -> Iterator[tuple[str, frozens
         def function(x: Tensor, given: Value = given) -> Tensor:
             return run_again(steps, value, given, x)
 
-        kind = recognised(function, tensor) or ("kink at 0" if kinks and bends(function, tensor) else None)
+        kind = recognised(function, tensor)
+        if kind is None and kinks:
+            kind = next((f"kink at {at:g}" for at in (0.0, 6.0) if bends(function, tensor, at)), None)
         if kind is not None:
             below = {result for step in chain_of(given) for result in (*step.results, *step.changed.values())}
             yield kind, frozenset(below)

@@ -337,6 +337,7 @@ def test_functions_are_judged_by_their_values(
         assert recognised(function, like) == kind
         if dtype.itemsize > 2 or function is not shifted:  # beside a 1 the bend is as small as the rounding of 16 bits
             assert bends(function, like) == bent
+            assert not bends(function, like, 6.0) or function is F.relu6
 
 
 def test_the_trace_keeps_nothing_of_a_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
