@@ -10,15 +10,15 @@ fault, which the table says.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
+import importlib.metadata
 import importlib.util
 import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,13 @@ from relucheck.bifurcation.wiring import WiringError, check_wiring
 from relucheck.errors import ModelError
 from relucheck.numerics.bits import same_bits
 from relucheck.results.files import write_atomically
-from relucheck.results.tables import Table
+from relucheck.results.tables import Table, listed
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "reports" / "models.md"
 _VALUES: Final = (0.0, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A model with inputs.
 
     Attributes:
@@ -125,8 +124,7 @@ CASES: Final[dict[str, Case]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What happened with one model.
 
     Attributes:
@@ -226,13 +224,16 @@ def _verified(case: Case, model: nn.Module, inputs: Any, run: Backprops) -> str:
 def page(rows: Sequence[Row]) -> str:
     """The report on some rows."""
     header = ("model", "set", "wired", "compared", "as `.backward()`", "out of reach in `compare`")
+    libraries = dict.fromkeys(["torch", *(CASES[one.name].library for one in rows)])
+    versions = [f"{library} {importlib.metadata.version(library)}" for library in libraries]
+    table = "\n".join(Table(header, [one.cells for one in rows]).markdown())
     return f"""# Published models
 
 Does relucheck serve models as they are? Each was built with random weights, set by `set_subgradient`, probed by
 `check_wiring`, and compared by `compare` with subgradients 0 and 1, on two inputs in float32 on a CPU, in evaluation mode.
 One of two images is blank. It gives exact zeros in all layers of a new network without biases.
 
-{Table(header, [one.cells for one in rows]).markdown().rstrip()}
+{table}
 
 - *set*: the number of modules that now have a subgradient. Functions such as `F.relu` have none.
 - *wired*: the number of activations whose gradient at each kink is the subgradient times the upstream gradient, or those
@@ -242,7 +243,7 @@ One of two images is blank. It gives exact zeros in all layers of a new network 
 - *out of reach*: functions with kinks or ties that are none of the three activations, by the name of their node.
 
 `python tools/model_table.py` writes this page; counts of hits may differ on another processor. It runs those models whose
-library is installed (torchvision, timm, transformers).
+library is installed. Here these were {listed(versions)}.
 """
 
 

@@ -85,8 +85,9 @@ def probe_wiring(
         One result per activation: modules in the order of their first call, then those out of reach.
 
     Raises:
-        ModelError: if no activation is called, ``inputs`` is empty or does not fit the model's forward, the model is compiled
-            or scripted or cannot be copied, or ``build`` does not return a new ``nn.Module`` with the same modules each time.
+        ModelError: if no activation is called, ``inputs`` is empty or does not fit the model's forward, the model is
+            compiled or scripted or cannot be copied, or ``build`` does not return a new ``nn.Module`` with the same modules
+            each time.
         SubgradientError: for values that are not two different subgradients other than 0.
     """
     if len(values) != 2 or values[0] == values[1] or 0 in values:

@@ -84,7 +84,11 @@ def refuse_unseen(model: nn.Module, device: torch.device) -> None:
         scripted = isinstance(module, torch.jit.ScriptModule)
         if scripted or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             kind = "scripted" if scripted else "compiled"
-            fix = "pass the model from which it was scripted" if scripted else "pass the eager model (model._orig_mod)"
+            fix = (
+                "pass the model from which it was scripted"
+                if scripted
+                else "pass the eager model (model._orig_mod of a compiled one)"
+            )
             raise ModelError(
                 f"module {name or '(the model itself)'!r} is {kind}: its activation calls cannot be seen; {fix}"
             )
