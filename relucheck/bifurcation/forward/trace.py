@@ -292,7 +292,7 @@ def run_again(steps: Sequence[Step], wanted: Value, given: Value, put: Tensor, *
         return held[value]
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a dropout that is written out drops the same elements each time
+        torch.manual_seed(0)  # the same random numbers each time, on accelerators, too
         for step in steps:
             tensors = [of(tensor, value) for tensor, value in step.given]
             for index, after in step.changed.items():
