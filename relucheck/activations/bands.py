@@ -16,17 +16,8 @@ from typing import Final
 
 import numpy as np
 
-from relucheck.activations.kink_search import (
-    SMALLEST_JUMP,
-    FoundKink,
-    Function,
-    difference_step,
-    last_where,
-    one_sided,
-    resolution,
-    simplest,
-    to_few_decimals,
-)
+from relucheck.activations.kink_place import SMALLEST_JUMP, Function, last_where, simplest
+from relucheck.activations.kink_search import FoundKink, difference_step, one_sided, resolution, to_few_decimals
 from relucheck.numerics.floats import Floats, Mask
 
 #: Offsets from 0 or a kink that are searched, relative to its size, from the step of the scan on.
@@ -70,6 +61,12 @@ class Band:
         """Lowest and highest gradient that fits the function outside the band."""
         slack = _DIFFERENT * (1 + max(abs(self.left), abs(self.right))) + 10 * self.error
         return min(self.left, self.right) - slack, max(self.left, self.right) + slack
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The two ends as people write them: 0 in place of the smallest number above or below it."""
+        step = math.ulp(0.0)
+        return simplest(self.low - step, self.low), simplest(self.high, self.high + step)
 
     @property
     def narrow(self) -> bool:

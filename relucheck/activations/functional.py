@@ -19,7 +19,7 @@ The rule has five implementations, because none of them serves every use:
 * ``_Transformed`` selects by ``torch.where``. It serves ``torch.func``, forward-mode AD and tensor subclasses, where code
   cannot read values and backward may use only inputs and outputs.
 * ``_composed`` consists of differentiable operations. It serves ``torch.func`` inside ``torch.compile``, which traces only
-  the forward of a custom function and would silently differentiate torch's ReLU.
+  the forward of a custom function and would silently differentiate torch's ReLU. It serves ``torch.jit.trace``, too.
 
 ``torch.export`` keeps only the forward, so an exported program has torch's subgradient if it is trained.
 """
@@ -238,6 +238,10 @@ _transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _apply(rule: Rule, x: Tensor, slope: float, inplace: bool, subgradients: Sequence[Tensor]) -> Tensor:
     tracing = torch.compiler.is_compiling()
+    # torch.jit.trace cannot branch on data, and traces again without gradients to check itself
+    if not tracing and torch._C._get_tracing_state() is not None and x.is_floating_point():
+        result = _composed(rule, x, slope, subgradients)
+        return x.copy_(result) if inplace else result
     functional = _transforming() or forward_ad._current_level >= 0
     transformed = functional and not tracing
     # No custom function for an input that needs no gradient: while tracing, dynamo confuses the arguments of a custom

@@ -2,8 +2,8 @@
 
 The search decides from forward values alone whether there is a kink, because the gradient is what is under test. It has
 three steps. A scan in float64 finds cells in which the slope changes. Repeated magnification of these cells separates kinks
-from smooth bends: a kink keeps its change of slope under magnification, while that of a bend shrinks in proportion. A
-bisection then narrows each kink down to neighbouring floats.
+from smooth bends: a kink keeps its change of slope under magnification, while that of a bend shrinks in proportion. Each
+kink is then placed where values leave one branch for the other, see ``relucheck.activations.kink_place``.
 
 One-sided derivatives come from one-sided difference formulas of fifth order (Fornberg 1988, "Generation of finite
 difference formulas on arbitrarily spaced grids").
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from relucheck.activations.kink_place import SMALLEST_JUMP, Function, located, simplest
 from relucheck.errors import SettingsError
 from relucheck.numerics.floats import FORMATS, Floats
 
@@ -26,8 +26,6 @@ from relucheck.numerics.floats import FORMATS, Floats
 SCAN_RANGE: Final = (-32.0, 32.0)
 #: Widths of the cells of the scan inside and outside [-4, 4].
 _FINE, _COARSE = 2.0**-7, 2.0**-5
-#: Smallest change of slope or value that counts as a kink. torch's Softplus jumps by 2e-9 where it becomes linear.
-SMALLEST_JUMP: Final = 1e-5
 #: Magnification per round and number of rounds; a cell of width 2**-7 ends as a bracket of about 6e-6.
 _ZOOM, _ROUNDS = 8, 4
 #: Weights of the one-sided derivative at 0 from values at 1..6; at 0 itself a function that jumps may take any value.
@@ -35,7 +33,6 @@ _ONE_SIDED: Final = (-8.7, 29.25, -127 / 3, 33.0, -13.5, 137 / 60)
 #: Weights of the one-sided derivative at 0 from values at 0..4.
 _FORWARD: Final = (-25 / 12, 4.0, -3.0, 4 / 3, -1 / 4)
 
-Function = Callable[[Floats], Floats]
 _FLOAT64: Final = FORMATS["float64"]
 
 
@@ -171,46 +168,6 @@ def _magnified(f: Function, a: Floats, b: Floats, parent: Floats, unit: float, r
     return a, b
 
 
-def simplest(low: float, high: float, unit: float = _FLOAT64.eps) -> float:
-    """Return the float in [low, high] with the shortest decimal form.
-
-    For example, 0.7 in place of 0.7000000000000001.
-
-    Args:
-        low: the lower end.
-        high: the upper end.
-        unit: machine epsilon of the values that gave the two ends.
-    """
-    # rounding inside the function (x + 3 for x just below 3) shifts the kink that its values show by a few ulps
-    margin = 4 * unit * max(1.0, abs(low))
-    for digits, slack in [*((digits, margin) for digits in range(1, 9)), *((digits, 0.0) for digits in range(9, 18))]:
-        if low - slack <= 0.0 <= high + slack:
-            return 0.0
-        for candidate in (float(f"{low:.{digits - 1}e}"), float(f"{high:.{digits - 1}e}")):
-            if low - slack <= candidate <= high + slack:
-                return candidate
-    return low
-
-
-def last_where(predicate: Callable[[Floats], NDArray[np.bool_]], low: float, high: float) -> tuple[float, float]:
-    """Find neighbouring floats p < q where a predicate turns from true to false.
-
-    The predicate must change once in [low, high].
-    """
-    p, q = (_ordinal(value) for value in (low, high))
-    while q - p > 1:
-        step = max(1, (q - p) // 32)
-        order = np.array([*range(p + step, q, step)][:64], dtype=np.int64)
-        true = predicate(_FLOAT64.from_ordinals(order))
-        first_false = int((~true).argmax()) if not true.all() else len(order)
-        p, q = (
-            (int(order[first_false - 1]) if first_false else p),
-            (int(order[first_false]) if first_false < len(order) else q),
-        )
-    left, right = _FLOAT64.from_ordinals(np.array([p, q])).tolist()
-    return left, right
-
-
 def one_sided(f: Function, at: float, side: int, h: float, unit: float) -> tuple[float, float, float]:
     """Estimate a one-sided derivative of a function at a point.
 
@@ -235,52 +192,17 @@ def one_sided(f: Function, at: float, side: int, h: float, unit: float) -> tuple
 
 
 def to_few_decimals(value: float, error: float) -> float:
-    """Round to the fewest decimals that the error, at least 1e-9, allows.
+    """Round to the fewest decimals that the error, or 1e-9 of the value, allows.
 
     For example, 0.010000000000012 becomes 0.01.
     """
-    width = max(error, 1e-9) * max(1.0, abs(value))
+    width = max(error, 1e-9 * max(1.0, abs(value)))
     if not math.isfinite(value) or not math.isfinite(width):
         return value
     for decimals in range(12):
         if abs(round(value, decimals) - value) <= width:
             return round(value, decimals) + 0.0
     return value
-
-
-def _locate(
-    f: Function, gradient: Function | None, a: float, b: float, left: float, right: float, jump: float, unit: float
-) -> float:
-    """Locate the kink inside the bracket [a, b].
-
-    The result is exact to neighbouring floats of the precision of the values if values or gradients allow it.
-    """
-    if abs(jump) > SMALLEST_JUMP:
-        ends = f(np.array([a, b]))
-        middle = float(ends.mean())
-        upwards = bool(ends[1] > ends[0])
-        low, high = last_where(lambda x: (f(x) < middle) == upwards, a, b)
-        return simplest(low, high, unit)
-    if gradient is not None:
-        tolerance = 0.25 * abs(right - left)
-        ends = gradient(np.array([a, b]))
-        if abs(float(ends[0]) - left) <= tolerance and abs(float(ends[1]) - right) <= tolerance:
-            last_left, _ = last_where(lambda x: np.abs(gradient(x) - left) <= tolerance, a, b)
-            _, first_right = last_where(lambda x: ~(np.abs(gradient(x) - right) <= tolerance), a, b)
-            # a gradient that takes a third value over many floats does not mark one point
-            if last_left < first_right and int(_ordinal(first_right) - _ordinal(last_left)) <= 4:
-                return simplest(last_left, first_right, unit)
-    if left == right or not math.isfinite(right - left):
-        return simplest(a, b, unit)
-    # the gradient does not show the kink: intersect the two branches, extended as straight lines
-    ya, yb = f(np.array([a, b])).tolist()
-    meet = (ya - yb + right * b - left * a) / (right - left)
-    width = 1e-13 * max(1.0, abs(a)) / min(1.0, abs(right - left)) + (b - a) ** 2
-    return simplest(max(a, meet - width), min(b, meet + width), unit)
-
-
-def _ordinal(value: float) -> int:
-    return int(_FLOAT64.ordinals(np.array([value]))[0])
 
 
 @np.errstate(all="ignore")
@@ -290,7 +212,7 @@ def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float,
     Args:
         f: elementwise function, float64 of shape (n,) in and out.
         gradient: gradient of ``f`` for cotangent 1, float64 of shape (n,) in and out; None if there is none. It serves only
-            to place a kink between neighbouring floats, after forward values have shown that there is one.
+            to place a kink between the few floats that forward values leave open.
         scan: the range. Two kinks closer than 1/32 (1/128 inside [-4, 4]) may be missed if their jumps cancel.
 
     Returns:
@@ -324,7 +246,7 @@ def find_kinks(f: Function, gradient: Function | None = None, scan: tuple[float,
         jump = value_right - value_left
         # a continuous function also changes across the bracket, by slope times width
         jump = jump if abs(jump) > SMALLEST_JUMP + 2 * (upper - lower) * max(abs(left), abs(right)) else 0.0
-        at = _locate(f, gradient, lower, upper, left, right, jump, unit)
+        at = located(f, gradient, lower, upper, left, right, jump, unit)
         left, left_error, value_left = one_sided(f, at, -1, h, unit)
         right, right_error, value_right = one_sided(f, at, 1, h, unit)
         error = max(left_error, right_error)

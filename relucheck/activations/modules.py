@@ -1,6 +1,8 @@
-"""Drop-in modules ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks."""
+"""Drop-in modules ReLU, ReLU6 and LeakyReLU with chosen subgradients at their kinks.
 
-from __future__ import annotations
+``torch.jit.script`` leaves their forward to Python, which a program that is saved cannot do. It reads annotations, and
+understands none that are strings, so this module does not postpone their evaluation.
+"""
 
 import math
 from typing import Any, ClassVar, Final
@@ -13,7 +15,7 @@ from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, Rule, Subgradie
 
 
 def _subgradient_property(name: str, at: float) -> Any:
-    def get(self: ChosenSubgradient) -> Subgradient | None:
+    def get(self: "ChosenSubgradient") -> Subgradient | None:
         value = self._buffers[f"{name}_tensor"]
         assert value is not None
         if value.ndim:
@@ -21,7 +23,7 @@ def _subgradient_property(name: str, at: float) -> Any:
         number = float(value)
         return None if math.isnan(number) else number
 
-    def set_(self: ChosenSubgradient, value: Subgradient | None) -> None:
+    def set_(self: "ChosenSubgradient", value: Subgradient | None) -> None:
         self._set(name, value)
 
     return property(
@@ -39,6 +41,7 @@ class ChosenSubgradient(nn.Module):
     """
 
     rule: ClassVar[Rule]
+    __jit_unused_properties__: ClassVar[list[str]] = ["subgradient", "alpha", "beta"]
 
     def _init_subgradients(self, **values: Subgradient | None) -> None:
         for name, value in values.items():
@@ -110,6 +113,7 @@ class ReLU(ChosenSubgradient, nn.ReLU):
         super().__init__(inplace)
         self._init_subgradients(subgradient=subgradient)
 
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         return relu(input, self.subgradient_tensor, inplace=self.inplace)
 
@@ -135,6 +139,7 @@ class ReLU6(ChosenSubgradient, nn.ReLU6):
         super().__init__(inplace)
         self._init_subgradients(alpha=alpha, beta=beta)
 
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         return relu6(input, self.alpha_tensor, self.beta_tensor, inplace=self.inplace)
 
@@ -163,6 +168,7 @@ class LeakyReLU(ChosenSubgradient, nn.LeakyReLU):
         super().__init__(negative_slope, inplace)
         self._init_subgradients(subgradient=subgradient)
 
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         return leaky_relu(input, self.subgradient_tensor, self.negative_slope, inplace=self.inplace)
 

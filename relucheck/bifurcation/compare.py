@@ -9,7 +9,6 @@ Source: Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -19,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, SubgradientError, as_model_subgradient
+from relucheck.bifurcation.forward.arguments import Inputs, arguments_of, refuse_empty, refuse_function
+from relucheck.bifurcation.forward.state import reproducible, untouched
 from relucheck.bifurcation.gradients import Gradients, gradients
-from relucheck.bifurcation.interception import Call, Interception, OutOfReach, as_arguments, refuse_empty
+from relucheck.bifurcation.interception import Call, Interception, OutOfReach
 from relucheck.errors import ControlError, ModelError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import differs, same_bits
-from relucheck.numerics.determinism import deterministic, generator
+from relucheck.numerics.determinism import generator
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
 
@@ -149,34 +150,9 @@ class Comparison(_Counted):
         return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore buffers (such as running statistics) and random states after a block."""
-    kept = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffers, name, buffer, values in kept:
-                    now = buffers.get(name)
-                    # a buffer with another shape is a cache that has grown: the old values would contradict the model
-                    if now is not None and (now.shape, now.dtype, now.device) == (
-                        buffer.shape,
-                        buffer.dtype,
-                        buffer.device,
-                    ):
-                        buffers[name] = buffer.copy_(values)
-
-
 def backprop(
     model: nn.Module,
-    inputs: Tensor | Sequence[Any],
+    inputs: Inputs,
     targets: Tensor | None = None,
     *,
     subgradients: Sequence[ModelSubgradient] = (0.0, 1.0),
@@ -185,12 +161,16 @@ def backprop(
 ) -> Backprops:
     """Run one forward of a model, and one backward per subgradient on the same graph.
 
+    A model that differentiates in its forward, such as one with a gradient penalty, has values that depend on the
+    subgradient. It runs one forward per subgradient, all with the same random numbers. The calls are those of the first.
+
     The subgradients apply to every ReLU, ReLU6 and LeakyReLU of the model, whether a module or a function is called. The
     model does not change: its settings, its buffers, ``.grad`` and the random state stay as they were.
 
     Args:
         model: an eager module with parameters.
-        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
+        inputs: the mini-batch; a list or tuple of the positional arguments of the model; or a mapping of its keyword
+            arguments.
         targets: class indices, int64 [batch]. The loss is the mean cross-entropy of the output.
         subgradients: one setting per backward: a number, or a pair for the two kinks of ReLU6. None means the subgradient
             that torch uses.
@@ -203,13 +183,15 @@ def backprop(
         The gradients of all subgradients, with the activation calls and their hits.
 
     Raises:
-        ModelError: if no parameter requires a gradient, ``inputs`` is a mapping, no activation call has an element
-            (an empty mini-batch), the output is not a tensor where one is needed, the loss is not a scalar, or the model is
-            compiled, scripted or checkpointed with ``use_reentrant=True``.
+        ModelError: if no parameter requires a gradient, ``inputs`` does not fit the model's forward, no activation call has
+            an element (an empty mini-batch), the output is not a tensor where one is needed, the loss is not a scalar, the
+            model is compiled, scripted or checkpointed with ``use_reentrant=True``, or a Function or a hook accumulates
+            gradients where a comparison cannot see them.
         SubgradientError: for a value that cannot be a subgradient.
 
     Source: section 2 of Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU'(0) on backpropagation".
     """
+    refuse_function(model)
     settings = tuple(as_model_subgradient(setting) for setting in subgradients)
     if not settings:
         raise SubgradientError("backprop: subgradients is empty; pass one setting per backward, for example (0.0, 1.0)")
@@ -220,20 +202,31 @@ def backprop(
         raise ModelError(f"{type(model).__name__}: no parameter requires a gradient, so there is no gradient to compare")
     first = next(iter(parameters.values()))
     arithmetic = Arithmetic.of(model)
-    arguments = as_arguments(inputs)
-    interception = Interception(model, first.device)
+    arguments = arguments_of(model, inputs)
+    interception = Interception(model, first.device, tracing=True)
     runs: list[Gradients] = []
-    with torch.inference_mode(False), deterministic(), untouched(model, first.device), torch.enable_grad(), interception:
+    with (
+        torch.inference_mode(False),
+        reproducible(first.device),
+        untouched(model, first.device) as restore,
+        torch.enable_grad(),
+        interception,
+    ):
         interception.choose(settings[0])
-        output = model(*arguments)
+        interception.enter(arguments)
+        output = arguments.call(model)
         if loss is None:  # a loss may call activations, too, and is checked below
             refuse_empty(interception.calls)
-        root, upstream = root_of(output, targets, loss and functools.partial(interception.call, loss), cotangent)
+        calling = loss and functools.partial(interception.call, loss)
+        root, upstream = root_of(output, targets, calling, cotangent)
         refuse_empty(interception.calls)
         interception.recording = False
         out_of_reach = interception.out_of_reach([root])
-        for setting in settings:
+        for index, setting in enumerate(settings):
             interception.choose(setting)
+            if index and interception.derives:  # the values of the forward depend on the subgradient
+                restore()
+                root, upstream = root_of(arguments.call(model), targets, calling, cotangent)
             runs.append(gradients(root, parameters, upstream, interception.running()))
             if all(gradient is None for gradient in runs[-1].values()):
                 raise ModelError(_INDEPENDENT)
@@ -277,7 +270,7 @@ def root_of(
 
 def compare(
     model: nn.Module,
-    inputs: Tensor | Sequence[Any],
+    inputs: Inputs,
     targets: Tensor | None = None,
     *,
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
@@ -291,7 +284,8 @@ def compare(
 
     Args:
         model: an eager module with parameters.
-        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
+        inputs: the mini-batch; a list or tuple of the positional arguments of the model; or a mapping of its keyword
+            arguments.
         targets: class indices, int64 [batch]. The loss is the mean cross-entropy of the output.
         subgradients: the two settings to compare, as in ``backprop``.
         loss: a function from the model's output to a scalar tensor, in place of ``targets``.

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, as_model_subgradient
-from relucheck.bifurcation.compare import Outcome, backprop, judge_controlled, untouched
-from relucheck.bifurcation.interception import Interception, refuse_empty
+from relucheck.bifurcation.compare import Outcome, backprop, judge_controlled
+from relucheck.bifurcation.forward.arguments import refuse_empty, refuse_function
+from relucheck.bifurcation.forward.state import reproducible, untouched
+from relucheck.bifurcation.interception import Interception
 from relucheck.errors import ModelError, RelucheckError, one_of, whole
-from relucheck.numerics.determinism import deterministic
 
 #: Which gradients are compared: those of all parameters, or those of the first layer, as in the published tables.
 Watch = Literal["all", "first layer"]
@@ -146,6 +147,7 @@ def decide(
         SubgradientError: for a value that cannot be a subgradient.
         ControlError: if the model is not deterministic on a mini-batch with hits.
     """
+    refuse_function(model)
     first_setting, second_setting = checked_subgradients(subgradients)
     watch = checked_watch(watch)
     batch_size = checked_data(inputs, targets, batch_size)
@@ -165,7 +167,7 @@ def decide(
     for batch, (x, y) in enumerate(zip(inputs.split(batch_size), targets.split(batch_size), strict=True)):
         interception = Interception(model, device)
         with contextlib.ExitStack() as stack:
-            for context in (torch.inference_mode(False), deterministic(), untouched(model, device), torch.no_grad()):
+            for context in (torch.inference_mode(False), reproducible(device), untouched(model, device), torch.no_grad()):
                 stack.enter_context(context)
             with interception:
                 interception.choose(first_setting)

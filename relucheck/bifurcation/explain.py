@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, Rule, as_model_subgradient, as_subgradient
-from relucheck.bifurcation.compare import Comparison, Difference, compare, differences_of, root_of, untouched
+from relucheck.bifurcation.compare import Comparison, Difference, compare, differences_of, root_of
 from relucheck.bifurcation.exact_forward import ExactError, ExactRows, Reals, real_inputs
 from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.bifurcation.explanation import Explanation, Hit, Missed, Reason
+from relucheck.bifurcation.forward.arguments import Inputs, arguments_of
+from relucheck.bifurcation.forward.state import reproducible, untouched
 from relucheck.bifurcation.gradients import gradients
-from relucheck.bifurcation.interception import Call, Interception, as_arguments
+from relucheck.bifurcation.interception import Call, Interception
 from relucheck.errors import ControlError, ModelError, whole
 from relucheck.numerics import dyadics
-from relucheck.numerics.determinism import deterministic
 
 #: The default number of hits whose effects on the gradients are measured, with one backward for each hit.
 LIMIT: Final = 32
@@ -34,7 +35,7 @@ class _PerHit(Interception):
 
     Attributes:
         chosen: for each call, the subgradients at the lower and the upper kink, of the shape of its input; None for calls
-            without hits or without autograd.
+            without hits, without autograd or inside of a vmap.
         results: the output of each call, detached.
         cotangents: the upstream gradient of each call with hits, by the index of the call.
     """
@@ -51,7 +52,8 @@ class _PerHit(Interception):
         super()._record(rule, x, func)
         call = self.calls[-1]
         per_element = None
-        if call.hit_count and call.differentiated:
+        # inside of a vmap, a call has the values of one sample at a time
+        if call.hit_count and call.differentiated and not torch._C._are_functorch_transforms_active():
             per_element = (self._shared[0].expand(call.shape).clone(), self._shared[1].expand(call.shape).clone())
         self.chosen.append(per_element)
         self._lower, self._upper = per_element or self._shared
@@ -73,7 +75,7 @@ class _PerHit(Interception):
 
 def explain(
     model: nn.Module,
-    inputs: Tensor | Sequence[Any],
+    inputs: Inputs,
     targets: Tensor | None = None,
     *,
     subgradients: tuple[ModelSubgradient, ModelSubgradient] = (0.0, 1.0),
@@ -83,19 +85,21 @@ def explain(
 
     Args:
         model: an eager module with parameters.
-        inputs: the mini-batch, or a list or tuple of the positional arguments of the model.
+        inputs: the mini-batch; a list or tuple of the positional arguments of the model; or a mapping of its keyword
+            arguments.
         targets: class indices, int64 [batch]. The loss is the mean cross-entropy. Without targets, the upstream gradient of
             the output is that of ``relucheck.compare``.
         subgradients: the two settings to compare.
         limit: the largest number of hits whose effect on the gradients is measured, by one backward each. Hits whose
             upstream gradient is 0 change nothing and do not count. Hits in calls that autograd does not record (under
-            ``torch.no_grad``) are not measured.
+            ``torch.no_grad``), and in those inside of a ``torch.func.vmap``, are not measured.
 
     Returns:
         The comparison of the two gradients, every hit with its reason and its effect, and the zone.
 
     Raises:
-        ModelError: as ``relucheck.compare``, and for a limit that is not an integer of at least 0.
+        ModelError: as ``relucheck.compare``, for a model that differentiates in its forward, and for a limit that is not an
+            integer of at least 0.
         ControlError: as ``relucheck.compare``, and if two forwards have different hits.
         SubgradientError: as ``relucheck.compare``.
 
@@ -104,15 +108,20 @@ def explain(
     """
     whole("explain: limit", limit, 0, error=ModelError)
     comparison = compare(model, inputs, targets, subgradients=subgradients)
-    arguments = as_arguments(inputs)
+    arguments = arguments_of(model, inputs)
     first, second = (as_model_subgradient(setting) for setting in subgradients)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(iter(parameters.values())).device
     interception = _PerHit(model, device, first)
-    with torch.inference_mode(False), deterministic(), untouched(model, device), torch.enable_grad(), interception:
-        output = model(*arguments)
+    with torch.inference_mode(False), reproducible(device), untouched(model, device), torch.enable_grad(), interception:
+        output = arguments.call(model)
         root, upstream = root_of(output, targets, None, None)
         interception.recording = False
+        if interception.derives:
+            raise ModelError(
+                f"explain: {type(model).__name__} differentiates in its forward, so its values depend on the subgradient, "
+                "and one more backward cannot measure the effect of a single hit; use relucheck.compare, which serves it"
+            )
         if not _same_hits(comparison.calls, interception.calls):
             raise ControlError(
                 "explain: two forwards of one mini-batch hit different kinks, so this model is not deterministic here; "
@@ -121,14 +130,15 @@ def explain(
         effects, unmeasured = _effects(interception, parameters, root, upstream, second, limit)
     reals, unserved = None, None
     try:
-        if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
+        values = [*arguments.positional, *arguments.keyword.values()]
+        if len(values) != 1 or not isinstance(values[0], Tensor):
             raise ExactError("exact evaluation supports only models that take one tensor")
         cotangent = upstream if targets is None else None
-        reals = over_the_reals(model, arguments[0], targets, (first, second), cotangent=cotangent)
+        reals = over_the_reals(model, values[0], targets, (first, second), cotangent=cotangent)
     except ExactError as error:
         unserved = str(error)
     with torch.device("cpu"):  # the user's default device may be another
-        reasons = [] if reals is None else list(_reasons(reals, arguments[0], interception, comparison))
+        reasons = [] if reals is None else list(_reasons(reals, values[0], interception, comparison))
     hits = []
     for index, (call, kink, position) in enumerate(_each_hit(comparison.calls)):
         reason, real, local = reasons[index] if reasons else _UNKNOWN

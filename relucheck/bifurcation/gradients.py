@@ -1,10 +1,15 @@
 """Compute the gradients of one graph several times, without changes of ``.grad``.
 
-``torch.autograd.grad`` runs only the part of the graph that leads to the wanted parameters. An autograd Function can hide
-parameters from the graph, and accumulate their gradients in ``.grad`` by a second backward inside its backward. Reentrant
-checkpointing does this. ``torch.autograd.grad`` skips such a Function without a message, and the gradient is None, as if
-the loss did not depend on the parameter. This module raises an error instead. It could not use what the Function
-accumulates, because accumulation would trigger hooks of optimisers and distributed reducers.
+``torch.autograd.grad`` runs only the part of the graph that leads to the wanted parameters, while ``.backward()`` runs all
+of it. What runs may compute gradients that the graph does not show: an autograd Function (a reentrant checkpoint, a
+reversible layer) or a hook can run a second backward, which accumulates gradients in ``.grad`` of parameters that are no
+inputs of the Function. Others add them to a tensor that the parameter holds, such as ``parameter.main_grad``.
+``torch.autograd.grad`` returns None for such a parameter, as if the loss did not depend on it.
+
+So this module runs what ``.backward()`` would run, and raises an error if it has such an effect. It could not use what is
+accumulated there, because accumulation would trigger hooks of optimisers and distributed reducers. Gradients are those
+that arrive at the parameters: hooks of tensors and modules have changed them, and hooks that run after the accumulation
+have not.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from relucheck.activations import functional
@@ -49,46 +55,65 @@ def gradients(
         The gradient of each parameter, of its shape and dtype; None if ``root`` does not depend on the parameter.
 
     Raises:
-        ModelError: if the graph has a reentrant checkpoint, or another Function that accumulates the gradient of a
-            parameter in ``.grad`` and does not return it. ``.grad`` stays as it was.
+        ModelError: if the graph has a reentrant checkpoint, or a Function or a hook accumulates the gradient of a
+            parameter in ``.grad`` or in another tensor that the parameter holds. ``.grad`` stays as it was.
     """
     # torch.autograd.grad would be passed to an active TorchFunctionMode and suspend it; the engine below it is not
     engine: Any = torch.autograd.Variable._execution_engine
     upstream = torch.ones_like(root) if upstream is None else upstream
-    custom = [node for node in nodes_below([root.grad_fn]) if _is_foreign(node)]
-    if any(getattr(type(node), "_forward_cls", None) is CheckpointFunction for node in custom):
-        raise ModelError(_CHECKPOINTED)
-    wanted = tuple(parameters.values())
-    with _set_aside(parameters if custom else {}), during or contextlib.nullcontext():
+    custom: dict[str, None] = {}
+    wanted = {id(parameter): parameter for parameter in parameters.values()}
+    for node in nodes_below([root.grad_fn]):
+        if is_custom(node):
+            if getattr(type(node), "_forward_cls", None) is CheckpointFunction:
+                raise ModelError(_CHECKPOINTED)
+            custom[type(node).__name__] = None
+        elif type(node).__name__ == "AccumulateGrad":  # the gradients of all leaves, so that every node runs
+            wanted.setdefault(id(node.variable), node.variable)
+    held = _held_by(parameters)
+    kept = {at: tensor.detach().clone() for at, (tensor, _) in held.items()}
+    with _set_aside(wanted.values()), during or contextlib.nullcontext():
         # the positional flags are keep_graph=True, create_graph=False and allow_unreachable=True
         computed = engine.run_backward(
-            (root,), (upstream,), True, False, (*wanted, *_leaves(custom, wanted)), True, accumulate_grad=False
+            (root,), (upstream,), True, False, tuple(wanted.values()), True, accumulate_grad=False
         )
-        hidden = [name for name, parameter in parameters.items() if custom and parameter.grad is not None]
+        hidden = [(name, ".grad") for name, parameter in parameters.items() if parameter.grad is not None]
+    for at, (tensor, version) in _held_by(parameters).items():
+        before, version_before = held.get(at, (None, 0))
+        if before is not tensor or version != version_before:
+            hidden.append(at)
+        if before is tensor and version != version_before:
+            tensor.data.copy_(kept[at])
     if hidden:
+        name, where = hidden[0]
         raise ModelError(
-            f"{' or '.join(sorted({type(node).__name__ for node in custom}))} accumulates the gradient of {hidden[0]!r} in "
-            ".grad, where a comparison cannot see it; let the Function take the parameter as an input and return its "
-            "gradient (a checkpoint: replace it by torch.utils.checkpoint.checkpoint with use_reentrant=False)"
+            f"{' or '.join(sorted(custom)) or 'a hook'} accumulates the gradient of {name!r} in {where}, where a "
+            "comparison cannot see it; let the Function take the parameter as an input and return its gradient (a "
+            "checkpoint: replace it by torch.utils.checkpoint.checkpoint with use_reentrant=False)"
         )
-    return dict(zip(parameters, computed[: len(wanted)], strict=True))
+    return dict(zip(parameters, computed, strict=False))
 
 
-def _is_foreign(node: Any) -> bool:
-    """Whether a node is a ``torch.autograd.Function`` that is not one of relucheck's."""
-    return isinstance(node, torch.autograd.function.BackwardCFunction) and not functional.has_chosen_subgradient(node)
+def _held_by(parameters: Mapping[str, Tensor]) -> dict[tuple[str, str], tuple[Tensor, int]]:
+    """The tensors that parameters hold, with their versions, by parameter and attribute."""
+    return {
+        (name, f"its attribute {attribute!r}"): (value, value._version)
+        for name, parameter in parameters.items()
+        for attribute, value in vars(parameter).items()
+        if isinstance(value, Tensor)
+    }
 
 
-def _leaves(nodes: Iterable[Any], known: tuple[Tensor, ...]) -> list[Tensor]:
-    """The leaves below some nodes, without the known ones.
+def is_custom(node: Any) -> bool:
+    """Whether a node is a ``torch.autograd.Function`` of a user.
 
-    To compute the gradients of these leaves, the engine has to run the nodes.
+    torch's identity for hooks of modules, and relucheck's activations, are none.
     """
-    ends = (node for node in nodes_below(nodes) if type(node).__name__ == "AccumulateGrad")
-    leaves = {id(node.variable): node.variable for node in ends}
-    for tensor in known:
-        leaves.pop(id(tensor), None)
-    return list(leaves.values())
+    return (
+        isinstance(node, torch.autograd.function.BackwardCFunction)
+        and getattr(type(node), "_forward_cls", None) is not BackwardHookFunction
+        and not functional.has_chosen_subgradient(node)
+    )
 
 
 def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
@@ -105,13 +130,15 @@ def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _set_aside(parameters: Mapping[str, Tensor]) -> Iterator[None]:
+def _set_aside(leaves: Iterable[Tensor]) -> Iterator[None]:
     """Set ``.grad`` to None in a block, so that accumulation is visible; restore it afterwards."""
-    kept = [(parameter, parameter.grad) for parameter in parameters.values()]
+    kept = [(leaf, leaf.grad) for leaf in leaves]
     try:
-        for parameter, _ in kept:
-            parameter.grad = None
+        for leaf, gradient in kept:
+            if gradient is not None:
+                leaf.grad = None
         yield
     finally:
-        for parameter, gradient in kept:
-            parameter.grad = gradient
+        for leaf, gradient in kept:
+            if leaf.grad is not gradient:
+                leaf.grad = gradient

@@ -3,8 +3,8 @@
 While an ``Interception`` is active, all calls of ``F.relu``, ``torch.relu``, ``Tensor.relu_``, ``F.relu6``,
 ``F.leaky_relu``, ``F.hardtanh(x, 0, 6)`` and relucheck's functions by the model run with the chosen subgradient. Other
 torch functions with kinks and custom autograd Functions are out of reach. They are named from the autograd graph. An
-activation written as a comparison (``x * (x > 0)``, ``torch.where(x > 0, x, 0)``) leaves no such node in the graph, so its
-comparison with 0 or 6 is named instead.
+activation written out (``x * (x > 0)``, ``torch.where(x > 0, x, 0)``) leaves no such node in the graph. It is recognised by
+its values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -22,8 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from relucheck.activations import functional
 from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, ModelSubgradient, Rule, as_subgradient
-from relucheck.bifurcation.gradients import nodes_below
-from relucheck.errors import ModelError
+from relucheck.bifurcation.forward.arguments import refuse_unseen, tensors_in
+from relucheck.bifurcation.forward.nodes import has_kink, is_activation
+from relucheck.bifurcation.forward.trace import Trace
+from relucheck.bifurcation.forward.written_out import written_out
+from relucheck.bifurcation.gradients import is_custom, nodes_below
 from relucheck.numerics.bits import positions_of
 
 
@@ -66,7 +69,7 @@ class OutOfReach:
     Attributes:
         site: as in ``Call``.
         module: as in ``Call``.
-        node: the name of its autograd node, or "comparison with 0" (or 6).
+        node: the name of its autograd node; for an activation written out, its kind, as in "ReLU written out".
         custom: whether it is a ``torch.autograd.Function`` outside of torch and relucheck.
     """
 
@@ -78,18 +81,6 @@ class OutOfReach:
     def __str__(self) -> str:
         return f"{self.site} ({self.node})"
 
-
-# the autograd nodes of torch functions that have kinks or ties, without trailing digits
-_KINKED_NODES: Final = frozenset(
-    f"{name}Backward"
-    for name in (
-        *("Relu", "Threshold", "Hardtanh", "LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu"),
-        *("Hardswish", "Hardsigmoid", "Softshrink", "Hardshrink", "Abs", "Clamp", "ClampMin", "ClampMax"),
-        *("Maximum", "Minimum", "Fmax", "Fmin", "Max", "Min", "Amax", "Amin", "Aminmax", "Topk", "Sort", "Median"),
-        *("MaxPool2DWithIndices", "MaxPool3DWithIndices"),
-        *("AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D"),
-    )
-)
 
 _Parsed = tuple[Rule, Tensor, float, bool]
 _Parser = Callable[..., _Parsed | None]
@@ -123,11 +114,8 @@ _PARSERS: Final[dict[Any, _Parser]] = {
 }
 
 
-_COMPARISONS: Final = frozenset(
-    getattr(owner, name)
-    for owner in (torch, Tensor)
-    for name in ("gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal")
-) | {Tensor.__gt__, Tensor.__ge__, Tensor.__lt__, Tensor.__le__}
+# what computes derivatives: the engine in reverse mode, as torch.func calls it, too, and forward mode
+_DERIVING: Final = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward, torch._VF._make_dual})
 
 
 class _Serving(threading.local):
@@ -159,34 +147,26 @@ class Interception:
     Args:
         model: any eager ``nn.Module``. The names of its modules become the names of sites.
         device: the device of the model's activations.
+        tracing: whether calls are kept that may be an activation written out; ``out_of_reach`` needs them.
 
     Attributes:
         calls: every activation call so far, in order.
         recording: whether calls are recorded. Set it to False before a backward, which may recompute checkpointed forwards.
+        derives: whether derivatives were computed while calls were recorded, so that values may depend on the subgradient.
 
     Raises:
         ModelError: for a compiled or scripted model, whose calls cannot be seen, and for a model on the meta device.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        for name, module in model.named_modules():
-            scripted = isinstance(module, torch.jit.ScriptModule)
-            if scripted or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-                raise ModelError(
-                    f"module {name or '(the model itself)'!r} is {'scripted' if scripted else 'compiled'}: its activation "
-                    "calls cannot be seen; pass the eager model (model._orig_mod of a compiled one)"
-                )
-        if device.type == "meta":
-            raise ModelError(
-                f"{type(model).__name__} is on the meta device, which holds no values to compare with kinks; move it with "
-                "model.to_empty(device='cpu') and initialise it"
-            )
+    def __init__(self, model: nn.Module, device: torch.device, *, tracing: bool = False) -> None:
+        refuse_unseen(model, device)
         self.calls: list[Call] = []
         self.recording = True
+        self.derives = False
         self._model = model
         self._path: list[str] = []
         self._counts: dict[str, int] = {}
-        self._compared: list[OutOfReach] = []
+        self._trace = Trace() if tracing else None
         self._origins: dict[Any, tuple[str, str]] = {}  # node: (site, module)
         self._hooks: list[Any] = []
         self._mode = _Mode(self)
@@ -259,7 +239,10 @@ class Interception:
 
     def _named(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._claim(tensors_in(output), name or type(module).__name__, name)
+            tensors = list(tensors_in(output))
+            self._claim(tensors, name or type(module).__name__, name)
+            if self._trace is not None and self.recording:
+                self._trace.meet(tensors)
 
         return hook
 
@@ -280,16 +263,19 @@ class Interception:
         if torch.compiler.is_compiling() or _serving.active:
             return func(*args, **kwargs)
         if self.recording:
+            self.derives = self.derives or func in _DERIVING
             self._claim(args, self._inner or type(self._model).__name__, self._inner)
         parser = _PARSERS.get(func)
         parsed = parser(*args, **kwargs) if parser is not None else None
-        if self.recording and func in _COMPARISONS:
-            self._record_comparison(func, args)
         if parsed is None or not parsed[1].is_floating_point():
+            trace = self._trace if self.recording else None
+            noted = trace.before(func, args, kwargs) if trace is not None else None
             result = func(*args, **kwargs)
             if self.recording:
                 parts = result if isinstance(result, list | tuple) else [result]
                 self._claim(parts, self._functional(func), self._inner)
+            if trace is not None and noted is not None:
+                trace.after(noted, func, (args, kwargs), result, (self._functional(func), self._inner))
             return result
         rule, x, slope, inplace = parsed
         if self.recording:
@@ -297,21 +283,16 @@ class Interception:
         _serving.active = True
         try:
             if rule is RELU6:
-                return functional.relu6(x, self._lower, self._upper, inplace)
-            if rule is LEAKY_RELU:
-                return functional.leaky_relu(x, self._lower, slope, inplace)
-            return functional.relu(x, self._lower, inplace)
+                result = functional.relu6(x, self._lower, self._upper, inplace)
+            elif rule is LEAKY_RELU:
+                result = functional.leaky_relu(x, self._lower, slope, inplace)
+            else:
+                result = functional.relu(x, self._lower, inplace)
         finally:
             _serving.active = False
-
-    def _record_comparison(self, func: Any, args: Any) -> None:
-        """Record a comparison of a differentiable tensor with 0 or 6; it may be an activation."""
-        x, *other = args
-        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and other:
-            number = other[0].item() if isinstance(other[0], Tensor) and other[0].ndim == 0 else other[0]
-            if isinstance(number, int | float) and number in (0, 6):
-                node = f"comparison with {number:g}"
-                self._compared.append(OutOfReach(self._functional(func), self._inner, node, custom=False))
+        if self._trace is not None and self.recording:
+            self._trace.fresh(result)
+        return result
 
     def _record(self, rule: Rule, x: Tensor, func: Any) -> None:
         if torch._C._are_functorch_transforms_active():  # count hits in the plain tensor, which has all members of vmap
@@ -324,16 +305,47 @@ class Interception:
         differentiated = x.requires_grad and torch.is_grad_enabled()
         self.calls.append(Call(self._numbered(site), self._inner, rule, tuple(x.shape), hits, differentiated))
 
+    def enter(self, inputs: Any) -> None:
+        """Take the tensors in the arguments of a call of the model for its inputs."""
+        if self._trace is not None:
+            self._trace.enter(tensors_in(inputs))
+
+    def _origin(self, node: Any) -> tuple[str, str]:
+        return self._origins.get(node, (f"somewhere in {type(self._model).__name__}", ""))
+
     def out_of_reach(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
         """List the functions with kinks in the graph below ``roots`` that are out of reach."""
-        unreached = list(self._compared)
-        for node in nodes_below(root.grad_fn for root in roots):
-            name = type(node).__name__
-            custom = isinstance(node, torch.autograd.function.BackwardCFunction)
-            if (custom or name.rstrip("0123456789") in _KINKED_NODES) and not functional.has_chosen_subgradient(node):
-                site, module = self._origins.get(node, (f"somewhere in {type(self._model).__name__}", ""))
-                unreached.append(OutOfReach(site, module, name, custom))
+        assert self._trace is not None
+        nodes = set(nodes_below(root.grad_fn for root in roots))
+        known = {node for node in nodes if is_custom(node) or has_kink(node)}
+        unreached = [OutOfReach(*self._origin(node), type(node).__name__, is_custom(node)) for node in known]
+        for found in written_out(self._trace, nodes, kinks=True):
+            if not any(value.node in known for value in found.inside):  # else a node names it already
+                unreached.append(OutOfReach(found.site, found.module, f"{found.kind} written out", custom=False))
         return tuple(sorted(unreached, key=lambda item: (item.site, item.node)))
+
+    def disguised(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
+        """List the activations in the graph below ``roots`` that are no served calls.
+
+        They are calls that compute ReLU, ReLU6 or a leaky ReLU; torch's own activations inside of other functions, such as
+        ``nn.RNN``; and custom Functions whose computation no call of torch shows.
+        """
+        assert self._trace is not None
+        self._trace.meet(roots)
+        nodes = set(nodes_below(root.grad_fn for root in roots))
+        named: set[Any] = set()
+        disguised = []
+        for found in written_out(self._trace, nodes):
+            named |= {value.node for value in found.inside}
+            site, kind = (found.site, found.module), found.kind
+            custom = is_custom(found.value.node)
+            if custom:
+                site, kind = self._origin(found.value.node), f"{kind} in {type(found.value.node).__name__}"
+            disguised.append(OutOfReach(*site, kind, custom))
+        for node in nodes - named:
+            if is_activation(node) or (is_custom(node) and not self._trace.shows(node)):
+                disguised.append(OutOfReach(*self._origin(node), type(node).__name__, is_custom(node)))
+        return tuple(sorted(disguised, key=lambda item: (item.site, item.node)))
 
 
 def _positions(x: Tensor, at: float) -> Tensor:
@@ -342,58 +354,3 @@ def _positions(x: Tensor, at: float) -> Tensor:
         return (x == at).nonzero()
     coordinates = positions_of(x, at)
     return torch.empty(0, x.ndim, dtype=torch.int64, device="cpu") if coordinates is None else torch.stack(coordinates, 1)
-
-
-def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    """Turn a tensor, or a list or tuple of arguments, into positional arguments of a model.
-
-    Raises:
-        ModelError: for a mapping, and for anything else that is not a tensor, list or tuple.
-    """
-    if isinstance(inputs, Tensor):
-        return (inputs,)
-    if isinstance(inputs, Mapping):
-        raise ModelError(
-            f"inputs is a mapping ({type(inputs).__name__}), but arguments are passed by position; pass (inputs,) to a "
-            "model that takes the mapping itself, and wrap one that takes keyword arguments in a module whose "
-            "forward(inputs) returns self.model(**inputs)"
-        )
-    if not isinstance(inputs, list | tuple):
-        raise ModelError(
-            f"inputs is of class {type(inputs).__name__}: must be a tensor, or a list or tuple of the model's positional "
-            "arguments; pass (inputs,) to a model that takes this one object"
-        )
-    return tuple(inputs)
-
-
-def refuse_empty(calls: Sequence[Call]) -> None:
-    """Raise an error if all activation calls of a forward had empty inputs.
-
-    The shapes of the model's arguments cannot decide this: a graph network may get an empty list of edges.
-
-    Raises:
-        ModelError: if there are calls, and none had an element.
-    """
-    if calls and not any(call.elements for call in calls):
-        raise ModelError(
-            f"the mini-batch is empty: no activation call had an element (the first, {calls[0].site}, had shape "
-            f"{calls[0].shape}), so no activation can be at a kink; pass at least one sample"
-        )
-
-
-def tensors_in(value: Any, _within: frozenset[int] = frozenset()) -> Iterator[Tensor]:
-    """Yield the tensors in a model's output: a tensor, containers, dataclasses, other objects."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if isinstance(value, str | bytes | type | nn.Module) or callable(value) or id(value) in _within:
-        return  # the last condition ends the recursion in an object that refers to itself
-    parts: Any = ()
-    if isinstance(value, Mapping):
-        parts = value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
-        parts = value
-    elif hasattr(value, "__dict__"):
-        parts = vars(value).values()
-    for part in parts:
-        yield from tensors_in(part, _within | {id(value)})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
+import torch
 from torch import nn
 
 from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient
 from relucheck.activations.rules import Subgradient, SubgradientError, as_subgradient
+from relucheck.bifurcation.forward.arguments import refuse_function
 from relucheck.errors import ModelError
 
 
@@ -18,7 +21,8 @@ class Reached:
     Attributes:
         replaced: torch modules that became relucheck's modules.
         retargeted: modules that were relucheck's already.
-        left_out: subclasses of torch's activation modules. They are not changed, because their forward may do anything.
+        left_out: subclasses of torch's activation modules, and scripted ones. They are not changed: the forward of a
+            subclass may do anything, and that of a scripted module is compiled.
     """
 
     replaced: tuple[str, ...]
@@ -27,6 +31,14 @@ class Reached:
 
     def __len__(self) -> int:
         return len(self.replaced) + len(self.retargeted)
+
+
+_NAMES: Final = frozenset(kind.__name__ for kind in REPLACEMENTS)  # relucheck's modules have the same names
+
+
+def _scripted_name(module: nn.Module) -> str | None:
+    """The name of the class from which a module was scripted or traced; None for others."""
+    return module.original_name if isinstance(module, torch.jit.ScriptModule) else None
 
 
 def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Subgradient] | None) -> Reached:
@@ -46,8 +58,9 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
 
     Raises:
         SubgradientError: for a value that cannot be a subgradient.
-        ModelError: if the model has no such module.
+        ModelError: if the model is no module or has no such module.
     """
+    refuse_function(model)
     if isinstance(value, tuple) and len(value) != 2:
         raise SubgradientError(
             f"subgradient={value!r}: a tuple holds two values, (at 0, at the upper kink); pass one value or a pair"
@@ -67,7 +80,7 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
         elif isinstance(module, ChosenSubgradient):
             retargeted.append(name)
         else:
-            if isinstance(module, tuple(REPLACEMENTS)):
+            if isinstance(module, tuple(REPLACEMENTS)) or _scripted_name(module) in _NAMES:
                 left_out.append(name)
             continue
         assert isinstance(module, ChosenSubgradient)
@@ -75,9 +88,14 @@ def set_subgradient(model: nn.Module, value: Subgradient | tuple[Subgradient, Su
             default = None if module.rule.leaky else 0.0
             setattr(module, subgradient, default if wanted is None else wanted)
     if not replaced and not retargeted:
+        left = (
+            f"; {', '.join(repr(name or '(the model itself)') for name in left_out)} are subclasses or scripted, which may "
+            "compute anything: replace them by torch's or relucheck's modules, and script a model after its setting"
+            if left_out
+            else "; functional activations (F.relu) take no setting: use modules, or relucheck.compare, which controls both"
+        )
         raise ModelError(
-            f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU (nor relucheck's): nothing to set; "
-            "functional activations (F.relu) take no setting: use modules, or relucheck.compare, which controls both"
+            f"{type(model).__name__} has no nn.ReLU, nn.ReLU6 or nn.LeakyReLU (nor relucheck's): nothing to set{left}"
         )
     return Reached(tuple(replaced), tuple(retargeted), tuple(left_out))
 

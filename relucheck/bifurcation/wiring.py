@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from relucheck.activations.catalogue import CATALOGUE
 from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient
 from relucheck.activations.rules import SubgradientError, as_subgradient
-from relucheck.bifurcation.interception import Interception, as_arguments, refuse_empty, tensors_in
+from relucheck.bifurcation.forward.arguments import Arguments, Inputs, arguments_of, refuse_empty, tensors_in
+from relucheck.bifurcation.forward.state import reproducible
+from relucheck.bifurcation.forward.trace import plain
+from relucheck.bifurcation.forward.written_out import recognised
+from relucheck.bifurcation.interception import Interception
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ModelError
 from relucheck.numerics.determinism import generator
@@ -55,15 +59,9 @@ class WiringError(ModelError):
         self.wires = wires
 
 
-# prefixes of the autograd nodes of functions that compute a ReLU under another name, or where no call is seen (nn.RNN)
-_DISGUISES: Final = ("Threshold", "Clamp", "Maximum", "Minimum", "Relu", "LeakyRelu", "PreluKernel", "comparison")
-# inputs at which the outputs of the three activations differ from each other and from those of smooth functions
-_PROBES: Final = (-7.0, -1.0, -0.5, 0.0, 0.25, 1.0, 5.75, 6.0, 6.25, 9.0)
-
-
 def probe_wiring(
     build: nn.Module | Callable[[Any], nn.Module],
-    inputs: Tensor | Sequence[Any],
+    inputs: Inputs,
     *,
     values: tuple[float, float] = (0.25, 0.75),
 ) -> tuple[Wire, ...]:
@@ -72,29 +70,30 @@ def probe_wiring(
     The model is built with each of two subgradients. Every module without children that computes ReLU, ReLU6 or a leaky
     ReLU, whatever its class, is taken out of it. Its input is set to each of its kinks, with the shape, dtype and device
     that it has in the model. The gradient for a random upstream gradient must be the subgradient times that upstream
-    gradient. Functional activations and custom autograd Functions outside of such modules have no setting and are "out of
-    reach".
+    gradient. Activations outside of such modules have no setting and are "out of reach". They are functions such as
+    ``F.relu``; any calls that compute ReLU, ReLU6 or a leaky ReLU up to a factor, such as ``x * (x.detach() > 0)``; and
+    custom autograd Functions that compute one, or whose computation no call of torch shows.
 
     Args:
         build: a model, or a function that builds a new model with a given subgradient. For a model, the setting is
             ``set_subgradient`` on copies of it. A function makes it possible to check a model's parameter for the setting.
-        inputs: one mini-batch, or a list or tuple of the positional arguments of the model. Only activations that are
-            called with it, with at least one element, are checked.
+        inputs: one mini-batch; a list or tuple of the positional arguments of the model; or a mapping of its keyword
+            arguments. Only activations that are called with it, with at least one element, are checked.
         values: two different subgradients other than 0, the value that torch uses for ReLU.
 
     Returns:
         One result per activation: modules in the order of their first call, then those out of reach.
 
     Raises:
-        ModelError: if no activation is called, ``inputs`` is a mapping or empty, the model cannot be copied, or ``build``
-            does not return a new ``nn.Module`` with the same modules each time.
+        ModelError: if no activation is called, ``inputs`` is empty or does not fit the model's forward, the model is
+            compiled or scripted or cannot be copied, or ``build`` does not return a new ``nn.Module`` with the same modules
+            each time.
         SubgradientError: for values that are not two different subgradients other than 0.
     """
     if len(values) != 2 or values[0] == values[1] or 0 in values:
         raise SubgradientError(f"values={values!r}: must be two different subgradients other than 0; pass (0.25, 0.75)")
     for value in values:
         as_subgradient(value, owner="values")
-    arguments = as_arguments(inputs)
     make = build
     if isinstance(build, nn.Module):
         original = build
@@ -118,6 +117,7 @@ def probe_wiring(
             raise ModelError(
                 "build returned the same model twice, and a model can have only one setting; return a new model each time"
             )
+        arguments = arguments_of(models[2], inputs)
         for name, template, label in _called(models[2], arguments):
             if template is None:
                 wires.append(Wire(name, label, "out of reach", "no module whose subgradient could be set"))
@@ -146,7 +146,7 @@ def _copied(module: nn.Module, what: str) -> nn.Module:
         ) from error
 
 
-def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tensor | None, str]]:
+def _called(model: nn.Module, arguments: Arguments) -> Iterator[tuple[str, Tensor | None, str]]:
     """Run one forward, which may change the model, and yield where it may call an activation.
 
     Yields:
@@ -157,12 +157,14 @@ def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tens
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = (*args, *kwargs.values())
+            given = [value for value in (*args, *kwargs.values()) if value is not None]
             if len(given) == 1 and isinstance(given[0], Tensor) and given[0].is_floating_point() and given[0].numel():
-                fed.setdefault(name, given[0].detach())
+                fed.setdefault(name, plain(given[0]).detach())
 
         return hook
 
+    device = next((tensor.device for tensor in (*tensors_in(arguments), *model.parameters())), torch.device("cpu"))
+    interception = Interception(model, device, tracing=True)
     for parameter in model.parameters():  # so that a frozen model has an autograd graph, too, which is searched below
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     hooks = [
@@ -170,14 +172,19 @@ def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tens
         for name, module in model.named_modules()
         if not any(True for _ in module.children())
     ]
-    device = next((tensor.device for tensor in (*tensors_in(inputs), *model.parameters())), torch.device("cpu"))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-        with Interception(model, device) as interception:
-            output = model(*inputs)
-        disguised = interception.out_of_reach(list(tensors_in(output)))
-    for hook in hooks:
-        hook.remove()
-    computed = {name: _computes(model.get_submodule(name), x) for name, x in fed.items()}
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        reproducible(device),
+        torch.enable_grad(),
+    ):
+        with interception:
+            interception.enter(arguments)
+            output = arguments.call(model)
+        disguised = interception.disguised(list(tensors_in(output)))
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            computed = {name: recognised(model.get_submodule(name), x) for name, x in fed.items()}
     if not any(computed.values()):
         refuse_empty(interception.calls)
     for name, rule in computed.items():
@@ -187,37 +194,8 @@ def _called(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[str, Tens
         if call.elements and computed.get(call.module) is None:
             yield call.site, None, call.rule.name
     for item in disguised:
-        if computed.get(item.module) is None and (item.custom or item.node.startswith(_DISGUISES)):
+        if computed.get(item.module) is None:
             yield item.site, None, item.node
-
-
-def _computes(module: nn.Module, template: Tensor) -> str | None:
-    """Name the activation that a module computes for inputs like ``template``, or None."""
-    probes = torch.tensor(_PROBES, dtype=template.dtype, device=template.device)
-    order = torch.arange(template.numel(), device=template.device)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        seen = []
-        for shift in range(len(_PROBES)):
-            x = probes[(order + shift) % len(_PROBES)].reshape(template.shape)
-            try:
-                y = module(x.clone())
-            except Exception:
-                return None  # an elementwise activation accepts any values
-            if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
-                return None
-            seen.append((x, y))
-    x, y = (torch.cat([pair[side].flatten() for pair in seen]).double() for side in (0, 1))
-    tolerance = 4 * torch.finfo(template.dtype).eps
-    below = x == -1.0
-    slope = float(-y[below].mean())
-    for name, expected in (
-        ("ReLU", x.clamp(min=0)),
-        ("ReLU6", x.clamp(0, 6)),
-        ("LeakyReLU", torch.where(x > 0, x, slope * x)),
-    ):
-        if bool(((y - expected).abs() <= tolerance * expected.abs().clamp(min=1e-30)).all()):
-            return name if name != "LeakyReLU" or abs(slope - 1) > 0.01 else None
-    return None
 
 
 def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, values: tuple[float, float]) -> Wire:
@@ -253,7 +231,7 @@ def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, va
     return Wire(site, name, "answers")
 
 
-def check_wiring(build: nn.Module | Callable[[Any], nn.Module], inputs: Tensor, **options: Any) -> tuple[Wire, ...]:
+def check_wiring(build: nn.Module | Callable[[Any], nn.Module], inputs: Inputs, **options: Any) -> tuple[Wire, ...]:
     """Assert that a subgradient setting reaches every activation of a model.
 
     Args:

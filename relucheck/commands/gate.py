@@ -50,6 +50,11 @@ def add(commands: Any) -> None:
             action="store_true",
             help="run the targets in the process of this command, which native code can then end or block",
         )
+        command.add_argument(
+            "--plot",
+            metavar="FOLDER",
+            help="draw a figure of each activation into FOLDER: value, derivative, kinks, and inputs at which a law fails",
+        )
     check, kinks = (commands.choices[name] for name in ("check", "kinks"))
     check.add_argument("--laws", metavar="NAMES", help="laws to check, separated by commas; default: all laws")
     check.add_argument(
@@ -88,11 +93,17 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the targets, write the reports and print the results."""
+    from relucheck.commands import cards
+    from relucheck.extras import require
     from relucheck.gate.report import adoption, documents, drift
     from relucheck.gate.verdicts import IMPORT
     from relucheck.results import files
 
     config = _config(arguments)
+    if arguments.plot is not None:
+        require("--plot", "matplotlib")
+        documents.check_file(Path(arguments.plot) / "card.png", "--plot", (".png",))
+        config = dataclasses.replace(config, curves=True)
     reports: list[str] = getattr(arguments, "report", [])
     for name in reports:
         documents.check_file(Path(name), "--report")
@@ -125,8 +136,11 @@ def run(arguments: argparse.Namespace) -> int:
                 continue
             was = ", ".join(f"{key} {value}" for key, value in body["versions"].items())
             compared = [f"{len(changes)} differences from {name} ({was})", *(f"  {line}" for line in changes)]
+    figures = [] if arguments.plot is None else cards.draw_cards(results, Path(arguments.plot))
     # write files before printing: the reader of a pipe may close it at the first line
-    writes = [functools.partial(documents.write_report, Path(name), results, config.targets, changes) for name in reports]
+    writes = [
+        functools.partial(documents.write_report, Path(name), results, config.targets, changes, figures) for name in reports
+    ]
     if table is not None:
         writes.append(functools.partial(documents.write_report, Path(table), results, config.targets))
     if summary:

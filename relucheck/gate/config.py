@@ -74,6 +74,7 @@ class GateConfig:
         baseline: kink table, written by ``relucheck kinks --json``, that the kinks of this run must equal.
         isolate: whether activations run in processes of their own, which are replaced when they die. None leaves it to the
             caller: ``relucheck check`` isolates, and pytest does not.
+        curves: whether verdicts that carry rows of the kink table carry the activation's curves as well, for figures.
         update: whether every failure of an activation is an expected one, because the run writes the list of them.
         root: folder from which targets are imported.
 
@@ -96,6 +97,7 @@ class GateConfig:
     surrogates: tuple[str, ...] = ()
     baseline: str = ""
     isolate: bool | None = None
+    curves: bool = False
     update: bool = False
     root: Path = dataclasses.field(default_factory=Path.cwd)
 
@@ -276,6 +278,7 @@ OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "compile": bool,
     "isolate": bool,
     "update": bool,
+    "curves": bool,
 }
 
 

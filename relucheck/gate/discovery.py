@@ -385,6 +385,8 @@ def _source(value: Any, name: str, module: Any, attribute: str) -> tuple[str, st
         if path is not None:
             folder, stem = str(Path(path).parent), Path(path).stem
             # the script imports the file by name and does not run it, because pickle must find its classes again
+            if not stem.isidentifier():
+                return f"{_reaching(folder)}; import importlib", f"importlib.import_module({stem!r}).{reach}"
             return f"{_reaching(folder)}; import {stem}", f"{stem}.{reach}"
         folder = _folder(module)
         return f"{f'{_reaching(folder)}; ' if folder else ''}from {module.__name__} import {head}", reach

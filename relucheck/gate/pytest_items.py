@@ -24,7 +24,7 @@ from relucheck.gate import config as gate_config
 from relucheck.gate.config import DTYPE_NAMES, ConfigError, GateConfig
 from relucheck.gate.report import adoption, documents, drift, tables
 from relucheck.gate.report.annotations import annotated, on_github
-from relucheck.gate.report.diagnoses import Diagnosis, diagnose
+from relucheck.gate.report.diagnoses import Diagnosis, by_activation, diagnose
 from relucheck.numerics.environment import software
 
 if TYPE_CHECKING:
@@ -331,15 +331,13 @@ def folded(terminal: pytest.TerminalReporter) -> list[pytest.TestReport]:
     by_id = {id(report.relucheck): report for report in items.values()}
     width, whole = max(80, terminal._tw.fullwidth), terminal.config.get_verbosity() > 0
     line = terminal.config.option.tbstyle == "line"  # pytest itself writes the sentence then
-    seen: set[str] = set()
     shown = []
-    for diagnosis in diagnose([report.relucheck for report in items.values()]):
-        report = copy.copy(by_id[id(diagnosis.main)])
-        name = diagnosis.main["activation"]
-        text = diagnosis.text(width) if whole or name not in seen else diagnosis.short(width)
-        report.longrepr = _Shown(diagnosis, "" if line else text)
-        seen.add(name)
-        shown.append(report)
+    for full, short in by_activation(diagnose([report.relucheck for report in items.values()]), whole=whole):
+        for diagnosis in (*full, *short):
+            report = copy.copy(by_id[id(diagnosis.main)])
+            text = diagnosis.text(width) if diagnosis in full else diagnosis.short(width)
+            report.longrepr = _Shown(diagnosis, "" if line else text)
+            shown.append(report)
     terminal.stats["failed"] = [*shown, *(report for report in failed if report.nodeid not in items)]
     return failed
 

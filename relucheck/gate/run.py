@@ -23,6 +23,7 @@ from relucheck.activations.kinks import Activation, identity
 from relucheck.errors import error_text, printable
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.definition import definition
+from relucheck.gate.cases.kink_table import curve
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
 from relucheck.gate.discovery import Finding, as_activation, discover
@@ -365,7 +366,7 @@ class Gate:
                 note for finding in self.findings if _label(finding.target) == item.activation for note in finding.notes
             ]
             return verdict("notice", f"{item.id}: {'; '.join(notes)}") if notes else verdict("passed")
-        rows: tuple[dict[str, Any], ...] | None = None
+        rows: dict[str, Any] = {}
         changes: Sequence[str] = ()
         try:
             with self._guarded() as changes:
@@ -376,21 +377,23 @@ class Gate:
                 if law.needs_gradient:
                     self._ready(case)
                 if law.kink_rows is not None:
-                    rows = tuple(law.kink_rows(case))
+                    rows["kinks"] = tuple(law.kink_rows(case))
+                    if self.config.curves:
+                        rows["curve"] = curve(case)
                 law.check(case)
         except (NotApplicable, Spoiled) as error:
-            return verdict("skipped", str(error), kinks=rows)
+            return verdict("skipped", str(error), **rows)
         except LawViolation as violation:
             outcome: Outcome = "failed" if violation.level == "error" else "notice"
             example = violation.counterexample.as_dict()
-            return verdict(outcome, violation.text(), violation.cause, counterexample=example, kinks=rows)
+            return verdict(outcome, violation.text(), violation.cause, counterexample=example, **rows)
         except Runaway as error:
             self._ran_away(item, error)
             return verdict("failed", f"{item.id}: {error}")
         except Exception as error:
             also = "".join(f"\n  after it changed global state: {change}" for change in changes)
-            return verdict("failed", f"{item.id}: {_short(error)}{also}{_where(error)}", kinks=rows)
-        return verdict("passed", kinks=rows)
+            return verdict("failed", f"{item.id}: {_short(error)}{also}{_where(error)}", **rows)
+        return verdict("passed", **rows)
 
     def _defined(self, name: str) -> str:
         """Return where an activation is defined."""

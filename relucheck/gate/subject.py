@@ -194,15 +194,6 @@ class Subject:
         """Whether its values depend on parameters or buffers, which a change of dtype rounds."""
         return self.framework.has_state(self.original)
 
-    @functools.cached_property
-    def settings(self) -> list[float]:
-        """The numbers that whoever constructed the activation chose, apart from defaults.
-
-        Those of other arguments are among them.
-        """
-        chosen = self.framework.settings(self.original)
-        return chosen if self.view is None else [*chosen, *self.view.others.values()]
-
     @property
     def announces_inplace(self) -> bool:
         """Whether the activation announces to its callers that it overwrites its input.
@@ -329,8 +320,7 @@ class Subject:
         elif view not in self._drawn:
             other = copy.copy(self)
             other.view, other._kinks, other._callables = view, {}, {}
-            for computed in ("_shared_exact", "settings"):
-                other.__dict__.pop(computed, None)
+            other.__dict__.pop("_shared_exact", None)
             other.original = other.remade()
             self._drawn[view] = other
         return self._drawn[view]

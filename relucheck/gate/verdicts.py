@@ -72,6 +72,7 @@ class Verdict:
         defined: file and line of the activation's definition, as ``path:line``, where something failed and it is known.
         counterexample: the fields of a ``Counterexample``; None if there is none.
         kinks: rows that this item adds to the kink table; None if its law adds none.
+        curve: values and gradients around the kinks, as ``kink_table.curve`` returns them; None if nobody asked for them.
         seconds: run time of the item in seconds.
     """
 
@@ -86,6 +87,7 @@ class Verdict:
     defined: str = ""
     counterexample: dict[str, Any] | None = None
     kinks: tuple[dict[str, Any], ...] | None = None
+    curve: dict[str, tuple[float, ...]] | None = None
     seconds: float = 0.0
 
     @property

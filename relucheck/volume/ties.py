@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from relucheck.activations.modules import ReLU
 from relucheck.activations.pooling import Choice, MaxPool2d, PoolingError, PoolingSetting, Windows, tied_maxima
-from relucheck.bifurcation.compare import Outcome, untouched
+from relucheck.bifurcation.compare import Outcome
 from relucheck.bifurcation.decide import checked_data
+from relucheck.bifurcation.forward.state import untouched
 from relucheck.bifurcation.gradients import gradients
 from relucheck.errors import ControlError, ModelError
 from relucheck.networks.lenet import LeNet

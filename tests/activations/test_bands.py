@@ -56,6 +56,12 @@ def test_none_without_a_band(f):
     assert bands(f) == []
 
 
+def test_an_end_beside_0_is_written_as_0():
+    (found,) = bands(lambda x: torch.where((x > -1e-9) & (x < 0), 0 * x, x))
+    assert found.high == -5e-324
+    assert found.ends == (-1e-9, 0.0)
+
+
 def test_kinks_of_the_ends():
     (found,) = bands(lambda x: torch.where(x.abs() <= 1e-6, 0 * x, x))
     assert [(kink.at, kink.left, kink.right, kink.jump) for kink in found.kinks] == [(-1e-6, 1, 0, 0), (1e-6, 0, 1, 0)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from relucheck.activations.kink_search import derivatives, find_kinks
+from relucheck.activations.kink_search import derivatives, find_kinks, to_few_decimals
 
 
 def on_arrays(f):
@@ -89,3 +89,14 @@ def test_an_unknown_kink_gives_both_derivatives():
 def test_staircases_do_not_stop_the_search():
     # rounding to float16 and back: a jump at every value of float16, some of them with equal slopes on both sides
     find_kinks(lambda x: np.maximum(x, 0).astype(np.float16).astype(np.float64), None)
+
+
+@pytest.mark.parametrize("value", [0.010000000000012, -2.9393876913, 35.16198681694753, 12345.678])
+@pytest.mark.parametrize("error", [0.0, 1e-7, 1e-4])
+def test_few_decimals_move_a_slope_by_no_more_than_its_error(value, error):
+    assert abs(to_few_decimals(value, error) - value) <= max(error, 1e-9 * max(1.0, abs(value)))
+
+
+def test_few_decimals():
+    assert to_few_decimals(0.010000000000012, 0.0) == 0.01
+    assert to_few_decimals(-2.9393876913, 1e-4) == -2.9394

@@ -384,10 +384,10 @@ class Written(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        ("where", "comparison with 0"),
-        ("mask", "comparison with 0"),
+        ("where", r"ReLU written out"),
+        ("mask", r"ReLU written out"),
         ("clamp", "ClampBackward"),
-        ("upper", "comparison with 6"),
+        ("upper", "kink at 6 written out"),
     ],
 )
 def test_a_written_out_activation_is_named(kind: str, named: str) -> None:

@@ -11,13 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import checkpoint
 
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.activations.rules import RELU, SubgradientError, as_model_subgradient
-from relucheck.bifurcation import interception
 from relucheck.bifurcation.compare import backprop, compare
-from relucheck.bifurcation.interception import Interception, tensors_in
+from relucheck.bifurcation.forward import nodes
+from relucheck.bifurcation.forward.arguments import tensors_in
+from relucheck.bifurcation.interception import Interception
+from relucheck.bifurcation.wiring import probe_wiring
 from relucheck.errors import ModelError
 from relucheck.training.model import Kinked, Switch
 
@@ -196,20 +199,56 @@ NODES: dict[str, Callable[[Tensor], Any]] = {
     "AdaptiveMaxPool2D": lambda x: F.adaptive_max_pool2d(x[None], 2),
     "AdaptiveMaxPool3D": lambda x: F.adaptive_max_pool3d(x[None, None], (1, 2, 2)),
     "FractionalMaxPool2D": lambda x: F.fractional_max_pool2d(x[None], 2, output_size=1),
+    "Copysign": lambda x: torch.copysign(x, torch.ones(())),
+    "Mode": lambda x: x.mode()[0],
+    "Nanmedian": torch.nanmedian,
+    "Kthvalue": lambda x: x.kthvalue(2)[0],
+    "Cummax": lambda x: x.cummax(1)[0],
+    "Cummin": lambda x: x.cummin(1)[0],
+    "LinalgVectorNorm": lambda x: x.norm(dim=1),
+    "Norm": lambda x: torch._C._VariableFunctions.norm(x, 2),
+    "Dist": lambda x: torch.dist(x, torch.zeros_like(x)),
+    "Cdist": lambda x: torch.cdist(x, torch.zeros_like(x)),
+    "Pdist": F.pdist,
+    "Renorm": lambda x: x.renorm(2, 0, 1.0),
+    "Std": lambda x: x.std(1),
+    "StdMean": lambda x: torch.std_mean(x, 1)[0],
+    "MultiMarginLoss": lambda x: F.multi_margin_loss(x, torch.tensor([0, 1, 2])),
+    "MultilabelMarginLoss": lambda x: F.multilabel_margin_loss(x[0], torch.tensor([0, 1, -1, -1])),
+    "EmbeddingBag": lambda x: F.embedding_bag(torch.tensor([[0, 1]]), x, mode="max"),
+    "ScatterReduce": lambda x: torch.zeros(3, 4).scatter_reduce(0, torch.zeros(3, 4, dtype=torch.int64), x, "amax"),
+    "IndexReduce": lambda x: torch.zeros(3, 4).index_reduce(0, torch.tensor([0, 1, 1]), x, "amin"),
+    "SegmentReduce": lambda x: torch.segment_reduce(x, "max", lengths=torch.tensor([1, 2])),
     "FractionalMaxPool3D": lambda x: F.fractional_max_pool3d(x.repeat(1, 1, 3, 1, 1), 2, output_size=1),
 }
 
 
 def test_the_list_of_nodes_is_whole() -> None:
-    assert {f"{name}Backward" for name in NODES} == interception._KINKED_NODES
+    assert {f"{name}Backward" for name in NODES} == nodes._KINKED | nodes._KINKED_IF.keys()
 
 
+@pytest.mark.filterwarnings("ignore:index_reduce.. is in beta:UserWarning")
 @pytest.mark.parametrize("name", NODES)
 def test_every_node_with_a_kink_is_known(name: str) -> None:
     if name == "Aminmax" and torch.__version__ < "2.12":
         pytest.skip("torch 2.11 does not differentiate aminmax")
-    nodes = [item.node for item in backprop(Calls(NODES[name]), X, loss=lambda y: y.sum()).out_of_reach]
-    assert any(node.rstrip("0123456789") == f"{name}Backward" for node in nodes), nodes
+    found = [item.node for item in backprop(Calls(NODES[name]), X, loss=lambda y: y.sum()).out_of_reach]
+    assert any(node.rstrip("0123456789") == f"{name}Backward" for node in found), found
+
+
+#: Other modes of functions that have ties in one mode only.
+WITHOUT_TIES: dict[str, Callable[[Tensor], Any]] = {
+    "embedding bag": lambda x: F.embedding_bag(torch.tensor([[0, 1]]), x, mode="sum"),
+    "scatter": lambda x: torch.zeros(3, 4).scatter_reduce(0, torch.zeros(3, 4, dtype=torch.int64), x, "sum"),
+    "segments": lambda x: torch.segment_reduce(x, "mean", lengths=torch.tensor([1, 2])),
+    "smooth loss": lambda x: F.smooth_l1_loss(x, torch.zeros_like(x)),
+    "a backward hook": lambda x: BackwardHookFunction.apply(x)[0],
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_TIES)
+def test_a_function_without_a_tie_is_not_named(name: str) -> None:
+    assert backprop(Calls(WITHOUT_TIES[name]), X, loss=lambda y: y.sum()).out_of_reach == ()
 
 
 def test_a_smooth_model_has_nothing_out_of_reach() -> None:
@@ -399,14 +438,18 @@ def test_compiled_scripted_and_meta_models_are_refused() -> None:
     compiled.compile(backend="eager")
     inside = nn.Sequential(nn.Linear(4, 4), torch.compile(nn.ReLU(), backend="eager"))
     scripted = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.ReLU()))
+    itself = r"\(the model itself\)"
     for model, where, kind in (
-        (torch.compile(Calls(nn.ReLU()), backend="eager"), r"\(the model itself\)", "compiled"),
-        (compiled, r"\(the model itself\)", "compiled"),
+        (torch.compile(Calls(nn.ReLU()), backend="eager"), itself, "compiled"),
+        (compiled, itself, "compiled"),
         (inside, "1", "compiled"),
         (scripted, "1", "scripted"),
+        (torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU())), itself, "scripted"),
     ):
-        with pytest.raises(ModelError, match=rf"module '{where}' is {kind}.*pass the eager model"):
-            compare(model, X)
+        fix = "pass the eager model" if kind == "compiled" else "pass the model from which it was scripted"
+        for measure in (compare, *([probe_wiring] if kind == "scripted" else [])):
+            with pytest.raises(ModelError, match=rf"module '{where}' is {kind}.*{fix}"):
+                measure(model, X)
     with pytest.raises(ModelError, match=r"Calls is on the meta device.*to_empty"):
         compare(Calls(nn.ReLU()).to("meta"), X.to("meta"))
 

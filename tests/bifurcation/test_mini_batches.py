@@ -97,13 +97,11 @@ def test_the_probe_leaves_out_an_activation_that_meets_no_element() -> None:
 
 
 @pytest.mark.parametrize("measure", [compare, backprop, explain, check_wiring])
-def test_inputs_that_are_no_positional_arguments_are_refused(measure: Callable[..., Any]) -> None:
-    with pytest.raises(
-        ModelError, match=r"inputs is a mapping \(dict\).*pass \(inputs,\).*wrap.*self\.model\(\*\*inputs\)"
-    ):
+def test_inputs_that_are_no_arguments_are_refused(measure: Callable[..., Any]) -> None:
+    with pytest.raises(ModelError, match=r"inputs is a mapping of the names x, which are no arg.*pass \(inputs,\)"):
         measure(aimed(), {"x": X})
     for inputs in (None, 3, X.numpy(), "text"):
-        with pytest.raises(ModelError, match=r"inputs is of class .*: must be a tensor, or a list or tuple"):
+        with pytest.raises(ModelError, match=r"inputs is of class .*: must be a tensor, a list or tuple"):
             measure(aimed(), inputs)
 
 

@@ -336,19 +336,3 @@ class NearlyRight(nn.Module):
 def test_a_rule_that_is_wrong_by_one_per_cent_is_wrong() -> None:
     (wire,) = probe_wiring(lambda s: nn.Sequential(nn.Linear(3, 4), NearlyRight(s)), torch.randn(2, 3))
     assert wire.verdict == "wrong rule"
-
-
-def test_a_written_out_activation_is_out_of_reach() -> None:
-    class Mixed(nn.Module):
-        def __init__(self, s: float) -> None:
-            super().__init__()
-            self.linear, self.act = nn.Linear(3, 3), ReLU(s)
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = self.act(self.linear(x)) - 0.5
-            return torch.where(z > 0, z, 0.0)
-
-    with pytest.raises(WiringError, match="comparison with 0") as error:
-        check_wiring(Mixed, torch.randn(2, 3))
-    (wire,) = error.value.wires
-    assert wire.verdict == "out of reach"

@@ -440,6 +440,24 @@ def closed_hardsigmoid(x: Tensor) -> Tensor:
     return differentiated(lambda x: ((x + 3) / 6).clamp(0, 1), backward)(x)
 
 
+# -- kinks that rounding inside moves, and a kink with close slopes
+def relu_from_a_rounded_sum(x: Tensor) -> Tensor:
+    return torch.relu((x + 3) - 3.1)
+
+
+def relu_from_a_third(x: Tensor) -> Tensor:
+    return torch.relu(3 * x - 1)
+
+
+def maximum_with_close_slopes(x: Tensor) -> Tensor:
+    return torch.maximum(x, 1.01 * x)
+
+
+def starts_at_a_millionth(x: Tensor) -> Tensor:
+    """The value jumps by 1e-6 where the gradient changes."""
+    return torch.where(x > 1e-6, x, 0 * x)
+
+
 # -- structure near 0 that smooth functions have
 def cubic_through_zero(x: Tensor) -> Tensor:
     """x**3 / (x**2 + 1e-12), whose slope is 1, but 0 at 0."""
@@ -486,6 +504,10 @@ HEALTHY: dict[Any, tuple[str, ...]] = {
     ClippedByParameter: ("float32",),
     closed_hardsigmoid: ("float32",),
     relu_from_three_tenths: ("float32", "bfloat16"),
+    relu_from_a_rounded_sum: ("float32", "float64", "bfloat16"),
+    relu_from_a_third: ("float32", "float64", "bfloat16"),
+    maximum_with_close_slopes: ("float32", "float64"),
+    starts_at_a_millionth: ("float32", "float64"),
     cubic_through_zero: ("float32", "float64", "bfloat16"),
     square_over_size: ("float32", "float64", "bfloat16"),
     smooth_size: ("float32", "float64"),

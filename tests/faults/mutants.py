@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from relucheck import Activation, Kink
-from tests.faults import rows, several_arguments, wrong_behaviour, wrong_gradients, wrong_modules, wrong_second_order
+from tests.faults import (
+    narrow_bands,
+    rows,
+    several_arguments,
+    wrong_behaviour,
+    wrong_gradients,
+    wrong_modules,
+    wrong_second_order,
+)
 from tests.faults.wrong_behaviour import HardtanhRoundedWhenCompiled, compiled_differs, hardtanh_rounded_when_compiled
 from tests.faults.wrong_gradients import (
     attorch_hardswish,
@@ -26,7 +34,7 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
 
 
 #: The modules that hold the faults.
-SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order, several_arguments, rows)
+SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order, narrow_bands, several_arguments, rows)
 DECLARED = [
     Activation(
         "attorch_hardswish_declared",
@@ -101,6 +109,14 @@ MUTANTS = [
     Mutant("softplus_by_relu", "derivative", "bfloat16"),
     Mutant("elu_by_minimum", "derivative", "float16"),
     Mutant("shifted_threshold", "derivative"),
+    Mutant("kink_moved_from_zero", "derivative"),
+    Mutant("kink_moved_from_zero", "derivative", "float64"),
+    Mutant("kink_moved_from_zero", "derivative", "bfloat16"),
+    Mutant("kink_moved_from_six", "derivative"),
+    Mutant("kink_moved_from_six", "derivative", "float64"),
+    Mutant("kink_moved_between_curves", "derivative"),
+    Mutant("kink_moved_between_close_slopes", "derivative", "float64"),
+    Mutant("jump_moved", "derivative"),
     Mutant("zero_band", "derivative"),
     Mutant("zero_band", "derivative", "float64"),
     Mutant("zero_band", "derivative", "float16"),
@@ -109,6 +125,8 @@ MUTANTS = [
     Mutant("negative_by_minimum", "derivative"),
     Mutant("negative_by_minimum", "derivative", "bfloat16"),
     Mutant("scaled_by_clamped_size", "derivative"),
+    Mutant("guarded_by_default_argument", "derivative"),
+    Mutant("NegativeByBuffer", "derivative"),
     Mutant("band_beside_zero", "derivative"),
     Mutant("band_at_a_kink", "derivative", "float64"),
     Mutant("wrong_band_of_small_inputs", "derivative"),
@@ -130,11 +148,10 @@ MUTANTS = [
     Mutant("softplus_by_logarithm", "finite_value", "float64"),
     Mutant("softplus_by_logarithm", "finite_value", "bfloat16"),
     Mutant("softplus_linear_too_late", "finite_value", "float64"),
-    Mutant("squareplus_by_square", "finite_value"),
-    Mutant("squareplus_by_square", "finite_value", "float64"),
-    Mutant("squareplus_by_square", "finite_value", "bfloat16"),
     Mutant("squareplus_by_square", "finite_value", "float16"),
-    Mutant("saturation_by_polynomials", "finite_value", "float64"),
+    Mutant("saturation_by_polynomials", "finite_value", "float16"),
+    Mutant("size_by_quotient_of_squares", "finite_value", "float64"),
+    Mutant("size_by_quotient_of_squares", "finite_value", "bfloat16"),
     Mutant("softplus_slope_lost_in_a_gap", "derivative"),
     Mutant("nan_swallowed", "nan_propagates"),
     Mutant("nan_cotangent_swallowed", "nan_propagates"),

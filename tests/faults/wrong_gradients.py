@@ -110,6 +110,16 @@ wrong_at_smooth_zero = rule(
     lambda x: x * torch.sigmoid(x), lambda x, v: v * torch.where(x == 0, torch.zeros_like(x), _silu_slope(x))
 )
 shifted_threshold = relu_with(lambda x, v: v * (x > 0.01).to(x.dtype))
+# kinks that the gradient moves by less than the kink search resolves at first
+kink_moved_from_zero = relu_with(lambda x, v: v * (x > 1e-6).to(x.dtype))
+kink_moved_from_six = rule(F.relu6, lambda x, v: v * ((x > 0) & (x < 6 - 1e-5)).to(x.dtype))
+kink_moved_between_curves = rule(
+    lambda x: F.elu(x, 2.0), lambda x, v: v * torch.where(x > 1e-7, torch.ones_like(x), 2 * x.clamp(max=0).exp())
+)
+kink_moved_between_close_slopes = rule(
+    lambda x: torch.maximum(x, 1.01 * x), lambda x, v: v * torch.where(x > -1e-6, 1.01, 1.0).to(x.dtype)
+)
+jump_moved = rule(F.hardshrink, lambda x, v: v * (x.abs() > 0.5 + 1e-5).to(x.dtype))
 elu_slope_lost = rule(F.elu, lambda x, v: v * torch.where(x > 0, torch.ones_like(x), 1 - x.clamp(max=0).exp()))
 
 
@@ -279,6 +289,11 @@ def quotient_by_square(x: Tensor) -> Tensor:
 
 def squareplus_by_square(x: Tensor) -> Tensor:
     return (x + torch.sqrt(x * x + 4)) / 2
+
+
+def size_by_quotient_of_squares(x: Tensor) -> Tensor:
+    # NaN at 0, and infinite where the square overflows, which is a notice alone
+    return x * x / x.abs() + torch.sqrt(x * x + 4)
 
 
 # the value is right up to the largest number, and the gradient 0 in place of 1 where the square overflows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 
 from relucheck.activations.kinks import Activation, identity
@@ -108,7 +109,8 @@ def test_the_most_natural_input_is_shown():
     rows = [row(x="5.2", ulp=99), row(x="-0.37", ulp=99), row("b", "bfloat16", x="-1.0"), row("b", x="-1.0", cause="so")]
     assert diagnose(rows)[0].main is rows[3]
     assert diagnose(rows[:3])[0].main is rows[2]
-    assert [unnatural(0.0, on_kink=True), unnatural(-1.5), unnatural(0.3), unnatural(1e-45)] == [0, 1, 2, 3]
+    x = np.array([0.0, -1.5, 0.3, 1e-45, 1e30, np.nan])
+    assert unnatural(x, x == 0).tolist() == [0, 1, 2, 3, 3, 3]
 
 
 def test_further_faults_are_short_unless_all_is_wanted():

@@ -92,13 +92,29 @@ def test_inputs_near_the_largest_number_give_a_notice(activation):
         ("sigmoid_by_quotient", "float32", 88.73, "the function is finite there, 1 at"),
         ("softplus_by_logarithm", "float64", 709.79, "converges to a finite limit at 709.78"),
         ("squareplus_by_square", "float16", -256.0, "the function is finite there"),
+        ("saturation_by_polynomials", "float16", -102.4, "the function is finite there"),
+        ("size_by_quotient_of_squares", "float64", 0.0, "finite limits on both sides"),
+    ],
+)
+def test_where_the_fault_begins(name, dtype, at, reason):
+    result = results(getattr(wrong_gradients, name), (dtype,))[dtype]
+    assert result.outcome == "failed"
+    assert reason in result.message
+    assert float(result.counterexample["x"]) == pytest.approx(at, rel=2e-3, abs=1e-30)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "at", "reason"),
+    [
         ("squareplus_by_square", "bfloat16", -(2.0**64), "the function is finite there"),
         ("squareplus_by_square", "float32", -(2.0**64), "the function is finite there"),
         ("squareplus_by_square", "float64", -1.4246e154, "converges to a finite limit at -1.3407807"),
         ("saturation_by_polynomials", "float64", -5.698e153, "NaN begins at"),
     ],
 )
-def test_where_the_fault_begins(name, dtype, at, reason):
+def test_beyond_a_million_it_is_a_notice(name, dtype, at, reason):
     result = results(getattr(wrong_gradients, name), (dtype,))[dtype]
+    assert result.outcome == "notice"
     assert reason in result.message
+    assert "(all beyond 1e+06, hence a notice)" in result.message
     assert float(result.counterexample["x"]) == pytest.approx(at, rel=2e-3, abs=1e-30)

@@ -16,7 +16,10 @@ from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate
 from relucheck.gate.subject import Subject
 from relucheck.gate.verdicts import Item
-from tests.faults import behind_smooth, kinds
+from tests.faults import behind_smooth, kinds, scaled
+
+HEALTHY = kinds.HEALTHY | scaled.HEALTHY
+FAULTY = kinds.FAULTY | scaled.FAULTY
 
 
 def verdicts(*activations, **settings):
@@ -35,28 +38,28 @@ def named(table):
 
 @pytest.fixture(scope="module")
 def healthy():
-    gate = Gate(GateConfig(memory_limit=2048), kinds.HEALTHY)
+    gate = Gate(GateConfig(memory_limit=2048), HEALTHY)
     return gate, gate.items()
 
 
 @pytest.fixture(scope="module")
 def faulty():
-    return Gate(GateConfig(memory_limit=2048, laws=tuple({law for law, _ in kinds.FAULTY.values()})), kinds.FAULTY)
+    return Gate(GateConfig(memory_limit=2048, laws=tuple({law for law, _ in FAULTY.values()})), FAULTY)
 
 
-@named(kinds.HEALTHY)
+@named(HEALTHY)
 def test_no_law_fails_a_healthy_kind(activation, healthy):
     gate, items = healthy
-    mine = [item for item in items if item.activation == activation.__name__ and item.dtype in kinds.HEALTHY[activation]]
+    mine = [item for item in items if item.activation == activation.__name__ and item.dtype in HEALTHY[activation]]
     found = [gate.run(item) for item in mine]
     assert len(found) > 20
     messages = [verdict.message for verdict in found if verdict.outcome == "failed"]
     assert not messages, "\n".join(messages)
 
 
-@named(kinds.FAULTY)
+@named(FAULTY)
 def test_its_law_fails_a_faulty_twin(activation, faulty):
-    law, dtype = kinds.FAULTY[activation]
+    law, dtype = FAULTY[activation]
     found = faulty.run(Item(activation.__name__, law, dtype))
     assert found.outcome == "failed", found
     assert f"/{law}/{dtype}: " in found.message
@@ -183,3 +186,9 @@ def test_two_gradients_are_right_only_beside_a_rounded_kink_and_between_its_slop
     assert case.both_sides(at, zeros, -3 * others, np.full(5, -3.0)).tolist() == [True, True, False, False, False]
     whole = Case(Subject(Activation("f", lambda: nn.functional.relu)), "float32")
     assert not whole.both_sides(np.zeros(1), np.zeros(1), np.ones(1)).any(), "0 is a number of the dtype"
+
+
+def test_slopes_at_a_kink_keep_the_decimals_that_differences_show():
+    for activation, outcome in ((scaled.relu_of_sine, "passed"), (scaled.relu_of_sine_five_at_kinks, "failed")):
+        found = verdicts(activation, dtypes=("float64",), laws=("subgradient",), scan=(-31.0, -30.0))
+        assert {verdict.outcome for verdict in found.values()} == {outcome}

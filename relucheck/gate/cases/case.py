@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from relucheck.activations.kink_search import FoundKink, derivatives
 from relucheck.errors import error_text
+from relucheck.gate.cases.natural import unnatural
 from relucheck.gate.cases.probed import Probed
 from relucheck.gate.cases.probing import wider
 from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, NotApplicable, hexadecimal
@@ -103,6 +104,8 @@ class Case(Probed):
             result |= near & (distance > 0) & (~distinguished | lost)
             # the values that round to the kink where it computes stand for the kink
             result |= near & (working.rounded(x) == working.rounded(kink.at)) & (distance > 0)
+            # and so do those at which both branches round to one value, as 1.01 * x and x do for subnormal numbers
+            result |= near & (working.rounded(other) == y) & (distance > 0)
             result |= self._rounded_onto(kink, near & (distance > 0) & ~result)
         return result
 
@@ -147,7 +150,8 @@ class Case(Probed):
         All three have shape (n,), for cotangent 1. At a kink the bounds are the ends of its Clarke interval. Elsewhere
         they are the two one-sided derivatives of the exact function, which agree unless the search missed a kink, or NaN
         where they are unknown. The tolerance is 8 machine epsilons of a 16-bit dtype and 64 of a wider one, more for larger
-        ``|x|``, where correct implementations lose digits, plus ``uncertainty``.
+        ``|x|``, where correct implementations lose digits, plus ``uncertainty``. A gradient beyond that may still be the
+        derivative at an input with the same rounded value (``Resolution.of_rounded_value``).
         """
         left, right, _ = self.estimates
         low, high = np.minimum(left, right), np.maximum(left, right)
@@ -158,8 +162,12 @@ class Case(Probed):
             high = np.where(here, np.maximum(high, kink.hull[1]), high)
         size = np.maximum(np.abs(low), np.abs(high))
         units = 8 if self.eps > 1e-4 else 64
-        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size)
-        return low, high, tolerance + self.uncertainty
+        tolerance = (units * self.eps * (1 + wider(self.x, 8.0) / 4) + 1e-7) * (1 + size) + self.uncertainty
+        # this costs many calls, and few gradients need it
+        outside = (self.g < low - tolerance) | (self.g > high + tolerance)
+        if outside.any():
+            tolerance[outside] += self.resolution.of_rounded_value(self.x[outside])
+        return low, high, tolerance
 
     @functools.cached_property
     def inaccuracy(self) -> Floats:
@@ -218,11 +226,12 @@ class Case(Probed):
     def tolerance(self, kink: FoundKink) -> float:
         """Return how far a subgradient may lie outside its interval.
 
-        The tolerance is a few machine epsilons plus the error of the interval's ends.
+        The tolerance is a few machine epsilons plus the error of the interval's ends, which have few decimals.
         """
         low, high = kink.hull
         curved = 8 if abs(kink.at) > 0 else 4
-        return curved * self.eps * max(abs(low), abs(high), 0.125) + 10 * kink.error + 2e-9
+        size = max(abs(low), abs(high))
+        return curved * self.eps * max(size, 0.125) + 10 * kink.error + 2e-9 * max(1.0, size)
 
     # -- violations -----------------------------------------------------------------------------------------------------
 
@@ -232,6 +241,16 @@ class Case(Probed):
         None without kinks, and for a number that is not finite.
         """
         return min(self.kinks, key=lambda kink: abs(kink.at - x), default=None) if math.isfinite(x) else None
+
+    def example(self, mask: Mask, x: Floats) -> int:
+        """Return the index of the input that is easiest to understand: a kink, else a round number.
+
+        Args:
+            mask: the inputs to choose from, one at least.
+            x: all inputs, (n,).
+        """
+        kinks = self.rounded([kink.at for kink in self.kinks])
+        return int(np.where(mask, unnatural(x, np.isin(x, kinks)), 4).argmin())
 
     def fail(
         self,

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Final
+
+import numpy as np
 
 from relucheck.gate.cases.case import Case
 from relucheck.numerics.floats import Floats
+
+#: Points of a curve.
+_POINTS: Final = 161
 
 
 def kink_rows(case: Case) -> list[dict[str, object]]:
@@ -45,6 +51,30 @@ def kink_rows(case: Case) -> list[dict[str, object]]:
             }
         )
     return rows
+
+
+def curve(case: Case) -> dict[str, tuple[float, ...]]:
+    """Compute an activation around its kinks, or around 0 without kinks.
+
+    Returns:
+        Inputs ``x``, values ``value`` and gradients ``gradient`` for cotangent 1, of one length and sorted by input. Value
+        and gradient are NaN at each kink, where a line is broken.
+    """
+    places = [kink.at for kink in case.kinks] or [0.0]
+    margin = max(2.0, 0.25 * (max(places) - min(places)))
+    grid = np.linspace(min(places) - margin, max(places) + margin, _POINTS)
+    x = np.unique(
+        case.rounded(
+            np.concatenate(
+                [grid, *(case.format.neighbour(case.rounded([at]), step) for at in places for step in (-1, 0, 1))]
+            )
+        )
+    )
+    value, gradient = case.value(x), case.reverse(x)
+    for at in places if case.kinks else ():
+        hit = x == case.rounded(at)
+        value, gradient = np.where(hit, math.nan, value), np.where(hit, math.nan, gradient)
+    return {"x": tuple(x.tolist()), "value": tuple(value.tolist()), "gradient": tuple(gradient.tolist())}
 
 
 def _element(compute: Callable[..., Floats], *arguments: object) -> float | None:

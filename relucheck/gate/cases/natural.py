@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relucheck.numerics.floats import Floats, Mask
 
 #: Inputs up to this size are ordinary.
 ORDINARY: Final = 64.0
 
 
-def unnatural(x: float, *, on_kink: bool = False) -> int:
-    """Return how hard an input is to understand: 0 for a kink, 1 for a round number, up to 3.
+def unnatural(x: Floats, on_kink: Mask) -> NDArray[np.int64]:
+    """Return how hard inputs are to understand: 0 for a kink, 1 for a round number, up to 3.
 
     Args:
-        x: the input.
-        on_kink: whether it is a kink.
+        x: the inputs, any shape.
+        on_kink: which of them are kinks, of the shape of ``x``.
     """
-    if on_kink:
-        return 0
-    if math.isfinite(x) and abs(x) <= ORDINARY and (8 * x).is_integer():
-        return 1
-    if 1e-3 <= abs(x) <= 1e3:
-        return 2
-    return 3
+    size = np.abs(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        round_number = (size <= ORDINARY) & (8 * x == np.rint(8 * x))
+    return np.select([on_kink, round_number, (size >= 1e-3) & (size <= 1e3)], [0, 1, 2], 3)

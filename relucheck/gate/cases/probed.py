@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -11,13 +12,13 @@ import numpy as np
 from relucheck.activations.bands import Band
 from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Activation
-from relucheck.gate.cases.probing import BESIDE, ISOLATED, NEAR_ZERO, THRESHOLDS
+from relucheck.gate.cases.probing import BESIDE, ISOLATED, NEAR_ZERO, TAIL_LENGTH, THRESHOLDS
 from relucheck.gate.cases.resolution import Resolution
 from relucheck.gate.frameworks.exchange import Function
 from relucheck.gate.frameworks.port import Framework
 from relucheck.gate.frameworks.script import Script
 from relucheck.gate.subject import Subject
-from relucheck.numerics.floats import FORMATS, Floats
+from relucheck.numerics.floats import FORMATS, Floats, differs
 
 
 class Probed:
@@ -54,7 +55,17 @@ class Probed:
     @functools.cached_property
     def script(self) -> Script:
         """Writes the scripts that reproduce violations."""
-        return self.framework.script(self.subject, self.dtype, self.device, self.eps)
+        script = self.framework.script(self.subject, self.dtype, self.device, self.eps)
+        with contextlib.suppress(Exception):  # a script about an activation that does not run needs no number of elements
+            script.times = TAIL_LENGTH if self._differs_alone() else 1
+        return script
+
+    def _differs_alone(self) -> bool:
+        """Whether an element has another gradient alone than in a vector."""
+        x = self.rounded([0.0, 1.0, -1.0, 2.5, -2.5])
+        together = self.reverse(np.resize(x, TAIL_LENGTH))[: x.size]
+        alone = [self.reverse(one)[0] for one in x[:, None]]
+        return bool(differs(together, np.array(alone)).any())
 
     @functools.cached_property
     def resolution(self) -> Resolution:

@@ -15,6 +15,8 @@ TAIL_LENGTH: Final = 83
 #: Inputs and values are judged up to this share of the dtype's range, because a product with an ordinary constant overflows
 #: beyond it: x * relu6(x + 3) / 6 does before its result, in float16 at 10920.
 ROOM: Final = 64.0
+#: Inputs up to which a value that is not finite is an error. Squares and cubes overflow beyond, except in float16.
+REACHED: Final = 1e6
 #: Points that activations often treat specially: knots of splines, and numbers with which implementations compare.
 ISOLATED: Final = (0.0, -0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
 #: Distances from 0 on a logarithmic scale: the constants with which people keep quotients finite lie between them.

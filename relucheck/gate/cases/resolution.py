@@ -27,6 +27,8 @@ from relucheck.numerics.floats import FORMATS, FloatFormat, Floats, differs
 _NEIGHBOURS: Final = (-1.91, -1.23, -0.53, 0.53, 1.23, 1.91)
 #: The same at large inputs, where all that is known of a gradient is how far it moves.
 _DISTANT: Final = (-19, -12, -9, -5, -3, -1, 0, 1, 2, 4, 7, 13, 17)
+#: Distances, relative to an input, of others that may have the same value after rounding.
+_FURTHER: Final = 2.0 ** np.arange(-24.0, 2.0, 0.5)
 #: Factors by which the neighbours of an input are further apart, when it is seen what cancels.
 _COARSER: Final = 2.0 ** np.array([0, 1, 2, 4, 8])
 #: Steps, in machine epsilons, by which the input moves for that.
@@ -151,6 +153,32 @@ class Resolution:
         left, right, error = (side.reshape(near.shape) for side in derivatives(self._exact, near.ravel(), self._kinks()))
         moved = np.fmax(np.abs(left - left[0]), np.abs(right - right[0])) + error
         return np.fmax.reduce(moved, axis=0, initial=0.0)
+
+    def of_rounded_value(self, x: Floats) -> Floats:
+        """Return how far the exact derivative moves among inputs with one rounded value, (n,).
+
+        Many a backward computes the derivative from the saved value y, as torch's tanh does with 1 - y**2. It is then the
+        derivative at any input whose value is y after rounding. So the error of 100 * tanh(x) in bfloat16 is a part of the
+        largest slope, 100, and not of the slope at x. Inputs beyond a kink do not count.
+
+        Args:
+            x: the points, (n,), of each of which the value is meant.
+        """
+        moved = np.zeros(x.shape)
+        at, _, _ = derivatives(self._exact, x, self._kinks())
+        y = self._exact(x)
+        for side in (-1, 1):
+            points = x * (1 + side * _FURTHER[:, None])
+            same = np.abs(self._exact(points.ravel()).reshape(points.shape) - y) <= self.format.eps * np.abs(y)
+            for kink in self._kinks():
+                same &= (np.minimum(x, points) > kink.at) | (np.maximum(x, points) < kink.at)
+            same = np.logical_and.accumulate(same)  # no input with another value lies between
+            if same.any():
+                there, _, error = derivatives(self._exact, points[same], self._kinks())
+                further = np.full(points.shape, np.nan)
+                further[same] = np.where(np.isfinite(error), there, np.nan)
+                moved = np.fmax(moved, np.fmax.reduce(np.abs(further - at), axis=0, initial=0.0))
+        return moved
 
     def of_distant_gradient(self, x: Floats) -> Floats:
         """Return how far the gradient itself moves between neighbours beyond ``decidable``; else 0.

@@ -103,10 +103,12 @@ class LawViolation(RelucheckError, AssertionError):
                 away = "on" if example.ulp == 0 else f"{example.ulp} ulp from"
                 sides = "" if example.left is None else f", left {example.left:g}, right {example.right:g}"
                 where += f", {away} the kink at {example.kink:g}{sides}"
-            lines.append(where)
-        for label, value in (("cotangent", example.cotangent), ("got", example.got), ("allowed", example.allowed)):
-            if value:
-                lines.append(f"  {label:<10} {value}")
+            lines.append(f"{where}; cotangent {example.cotangent}" if example.cotangent else where)
+        allowed = f"allowed {example.allowed}" if example.allowed else ""
+        if example.got:
+            lines.append("; ".join(filter(None, (f"  got        {example.got}", allowed))))
+        elif allowed:
+            lines.append(f"  {allowed}")
         if example.script:
             lines += ["  reproduce:", *(f"    {line}" for line in example.script.rstrip().split("\n"))]
         return "\n".join(lines)

@@ -11,8 +11,6 @@ capabilities. Those of other capabilities are never called.
 from __future__ import annotations
 
 import abc
-import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -127,26 +125,17 @@ class Framework(Views, abc.ABC):
         """Return the callable whose signature states the arguments of an activation."""
         return target
 
-    def settings(self, target: Any) -> list[float]:
-        """Return the numbers that whoever constructed an activation chose.
+    def parts(self, target: Any) -> list[Any]:
+        """Return the objects of which a callable consists, the callable among them."""
+        return [target]
 
-        These are the arguments of a ``functools.partial``, and the attributes of an object that have the name of an
-        argument of its constructor and another value than its default.
-        """
-        if isinstance(target, functools.partial):
-            given = [*target.args, *target.keywords.values()]
-            return [*_numbers_in(given), *self.settings(target.func)]
-        try:
-            arguments = inspect.signature(type(target)).parameters
-        except (TypeError, ValueError):
-            return []
-        held = getattr(target, "__dict__", {})
-        return [
-            number
-            for name, argument in arguments.items()
-            for number in _numbers_in([held.get(name)])
-            if number not in _numbers_in([argument.default])
-        ]
+    def stored_numbers(self, target: Any) -> list[float]:
+        """Return the numbers in the parameters and other arrays of a module, or the first of many."""
+        return []
+
+    def thresholds(self, f: Function, x: Floats) -> list[float]:
+        """Return the numbers below which operations of a call cut off inputs, as hardshrink does."""
+        return []
 
     def evaluating(self, target: Any) -> bool:
         """Switch a module to its evaluation mode; return whether there is one."""
@@ -418,19 +407,6 @@ class Framework(Views, abc.ABC):
         The state is restored, and exceptions of the call are ignored.
         """
         raise self._unwritten("state_changes")
-
-
-def _numbers_in(values: Sequence[Any]) -> list[float]:
-    """Return the numbers among values, and in lists and mappings among them."""
-    found: list[float] = []
-    for value in values:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            found.append(float(value))
-        elif isinstance(value, Mapping):
-            found += _numbers_in([*value.values()])
-        elif isinstance(value, list | tuple):
-            found += _numbers_in(value)
-    return found
 
 
 def missing(framework: Framework, needs: Sequence[str], dtype: str) -> str:

@@ -23,7 +23,12 @@ def literal(value: float) -> str:
 
 def within(expression: str, low: float, high: float, tolerance: float) -> str:
     """Return the condition that an expression lies in an interval, up to a tolerance."""
-    return f"{low - tolerance:.9g} <= {expression} <= {high + tolerance:.9g}"
+    return f"{literal(_digits(low - tolerance))} <= {expression} <= {literal(_digits(high + tolerance))}"
+
+
+def _digits(value: float) -> float:
+    """Round a bound to the digits that a script shows."""
+    return float(f"{value:.9g}")
 
 
 class Script:
@@ -41,6 +46,8 @@ class Script:
     def __init__(self, subject: Subject, dtype: str, device: str, eps: float | None = None) -> None:
         self.subject, self.dtype, self.device = subject, dtype, device
         self.eps = FORMATS[dtype].eps if eps is None else eps
+        #: How often a single element stands in ``x``: more than once where one alone has another gradient than in a vector.
+        self.times = 1
 
     def text(self, *lines: str, x: Sequence[float] | None = None, copying: bool = True) -> str:
         """Return a script that defines ``act``, and ``x`` where numbers are given, and goes on.
@@ -49,7 +56,9 @@ class Script:
         """
         if not self.writes:
             return ""
-        start = self.header(copying=copying) + ([] if x is None else [self.input(x)])
+        start = self.header(copying=copying)
+        if x is not None:
+            start.append(self.input(x, self.times if len(x) == 1 else 1))
         return "\n".join([*start, *lines])
 
     # -- lines and expressions, needed for scripts ----------------------------------------------------------------------

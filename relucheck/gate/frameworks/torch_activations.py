@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from relucheck.activations.kinks import Activation, identity
 
@@ -29,6 +29,9 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "hardsigmoid": {}, "hardswish": {}, "hardshrink": {}, "softshrink": {}, "rrelu": {},
     "threshold": {"threshold": 0.1, "value": 20.0},
 }  # fmt: skip
+
+#: Operations that exist to cut off small inputs: how the names of their nodes begin, and the attribute of the threshold.
+_CUTTING: Final[Mapping[str, str]] = {"HardshrinkBackward": "_saved_lambd", "ThresholdBackward": "_saved_threshold"}
 
 
 def _text(arguments: Mapping[str, Any]) -> str:
@@ -75,3 +78,18 @@ NAMESPACES: Final[Mapping[str, Callable[[], list[Activation]]]] = {
     "torch.nn.modules.activation": modules,
     "torch.nn.functional": functions,
 }
+
+
+def cut_off_below(y: Tensor) -> list[float]:
+    """Return the numbers below which torch's operations cut off inputs of a tensor's graph."""
+    found, waiting, seen = [], [y.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for operation, attribute in _CUTTING.items():
+            if node.name().startswith(operation):
+                found.append(float(getattr(node, attribute)))
+        waiting += [following for following, _ in node.next_functions]
+    return found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from relucheck.activations.kinks import Activation
 from relucheck.gate.frameworks.exchange import Call, Disconnected, Function, Overwritten, Relaid, Result, Unsupported
 from relucheck.gate.frameworks.port import CAPABILITIES, Framework
-from relucheck.gate.frameworks.torch_activations import NAMESPACES, functions
+from relucheck.gate.frameworks.torch_activations import NAMESPACES, cut_off_below, functions
 from relucheck.gate.frameworks.torch_arrays import described, leaf_of, like, numbers, on_tensors, spread, tensor
 from relucheck.gate.frameworks.torch_decompositions import Decomposing
 from relucheck.gate.frameworks.torch_layouts import relaid
@@ -99,12 +99,17 @@ class TorchFramework(TorchViews, Framework):
             return owner.forward if owner.setup_context is not _OWN_CONTEXT else functools.partial(owner.forward, None)
         return target.forward if isinstance(target, nn.Module) else target
 
-    def settings(self, target: Any) -> list[float]:
+    def parts(self, target: Any) -> list[Any]:
+        return [*target.modules()] if isinstance(target, nn.Module) else [target]
+
+    def stored_numbers(self, target: Any) -> list[float]:
         if not isinstance(target, nn.Module):
-            return super().settings(target)
+            return []
         held = [*target.parameters(), *(buffer for buffer in target.buffers() if buffer.is_floating_point())]
-        stored = [number for array in held for number in array.detach().flatten()[:64].tolist()]
-        return stored + [number for module in target.modules() for number in super(TorchFramework, self).settings(module)]
+        return [number for array in held for number in array.detach().flatten()[:64].tolist()]
+
+    def thresholds(self, f: Function, x: Floats) -> list[float]:
+        return cut_off_below(on_tensors(f)(leaf_of(f, x)))
 
     def evaluating(self, target: Any) -> bool:
         if not isinstance(target, nn.Module):

@@ -75,7 +75,10 @@ class TorchScript(TorchViewScript):
             act = f"{act}.to({self.place})" if source else act
             if subject.evaluating:
                 act += ".eval()"
-        lines.append(act)
+        if not subject.is_module and line.endswith(f"import {expression}"):
+            lines[-1] += " as act"
+        else:
+            lines.append(act)
         if subject.layout.channel:
             count = subject.channels
             lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # one value per channel")
@@ -145,7 +148,7 @@ class TorchScript(TorchViewScript):
     def one_gradient(self, x: float, cotangent: float, condition: str, comment: str) -> str:
         return self.text(
             f"act(x).backward({self.full(literal(cotangent))})",
-            f"got = x.grad{self.pick}.item()",
+            f"got = x.grad{self.pick}{'[0]' if self.times > 1 else ''}.item()",
             f"assert {condition}, got  # {comment}",
             x=[x],
         )
@@ -177,8 +180,7 @@ class TorchScript(TorchViewScript):
             f"y = {self.value}",
             "y.sum().backward()",
             f"plus, minus = {'y' if what == 'value' else f'x.grad{self.pick}'}.tolist()",
-            f'print("{what}s", plus, minus)',
-            "assert plus == minus",
+            f'assert plus == minus, f"{what}s {{plus}} and {{minus}}"',
             x=[0.0, -0.0],
         )
 
@@ -191,9 +193,8 @@ class TorchScript(TorchViewScript):
             self.set_gradient("reverse"),
             "x = x.detach()",
             line,
-            'print("reverse", reverse, "other", other)',
             f"other, reverse = other.double().flatten(), reverse.double().flatten(){elements}",
-            f"assert torch.allclose(other, reverse, rtol={32 * eps:.3g}, atol={16 * eps:.3g})",
+            f"assert torch.allclose(other, reverse, rtol={32 * eps:.3g}, atol={16 * eps:.3g}), (other, reverse)",
             x=[x],
         )
 
@@ -206,9 +207,8 @@ class TorchScript(TorchViewScript):
         return self.text(
             f"plain = act(x){pick}",
             f"mapped = torch.func.vmap(lambda t: act(t.expand(x.shape)){pick})(x{pick}[:, None])",
-            'print("under vmap", mapped, "plain", plain)',
             "mapped, plain = mapped.flatten(), plain.flatten()",
-            f"assert torch.allclose(mapped, plain, rtol={32 * eps:.3g}, atol={16 * eps:.3g})",
+            f"assert torch.allclose(mapped, plain, rtol={32 * eps:.3g}, atol={16 * eps:.3g}), (mapped, plain)",
             x=[x],
         )
 
@@ -224,7 +224,6 @@ class TorchScript(TorchViewScript):
             "g, = torch.autograd.grad(act(x), x, v, create_graph=True)",
             f"more = torch.autograd.grad(g{self.pick}.sum(), {wanted}, allow_unused=True) if g.requires_grad else [None]",
             f"got = 0.0 if more[0] is None else more[0]{self.pick}.item()",
-            f'print("derivative of the gradient by the {by}", got)',
             f"assert {condition}, got",
             x=[x],
         )

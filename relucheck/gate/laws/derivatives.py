@@ -10,8 +10,8 @@ from relucheck.activations.bands import Band
 from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Kink
 from relucheck.gate.cases.case import Case
+from relucheck.gate.cases.intent import Intent, intent_of
 from relucheck.gate.cases.kink_table import kink_rows
-from relucheck.gate.cases.probing import first
 from relucheck.gate.cases.violation import LawViolation, NotApplicable, interval
 from relucheck.gate.frameworks.script import literal, within
 from relucheck.gate.laws.law import law
@@ -59,7 +59,7 @@ def _beyond(got: float, low: float, high: float, tolerance: float) -> bool:
 @law(
     per_channel=True,
     kink_rows=kink_rows,
-    cause="backward takes a value at the kink that is not between the two slopes of forward",
+    cause="backward takes a value outside of the two slopes of forward",
 )
 def subgradient(case: Case) -> None:
     """At every kink, the gradient is an allowed subgradient times the cotangent.
@@ -101,7 +101,7 @@ def _outside(case: Case, mask: Mask, at_most: float = math.inf) -> int | None:
     bad = mask & np.isfinite(g) & np.isfinite(case.y) & ~np.isnan(low) & ((g < low - tolerance) | (g > high + tolerance))
     # an infinite tolerance means that the derivative is unknown
     bad &= np.isfinite(tolerance)
-    return first(bad) if bad.any() else None
+    return case.example(bad, case.x) if bad.any() else None
 
 
 def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> LawViolation:
@@ -118,7 +118,7 @@ def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> La
     )
 
 
-@law(per_channel=True, cause="backward differentiates another function than forward computes, or puts a kink elsewhere")
+@law(per_channel=True, cause="backward has another function, or other kinks, than forward")
 def derivative(case: Case) -> None:
     """Away from kinks the gradient equals the derivative.
 
@@ -127,54 +127,61 @@ def derivative(case: Case) -> None:
     logarithmic scale.
 
     In a band that ordinary inputs do not resolve, such as ``where(|x| < 1e-6, 0 * x, x)``, the derivative is that of the
-    function around it, if the function continues across the band. The gradient at 0 is then 1. A band is right if one of
-    its kinks is declared, or is a number with which the activation was constructed, as in ``Hardshrink(1e-6)``. It is also
-    right if the parts on its two sides do not meet (``Softshrink``), or if the gradient lies between their slopes.
+    function around it, if the function continues across the band. The gradient at 0 is then 1. A band is right if it is
+    meant, see ``relucheck.gate.cases.intent``: it is declared, or somebody chose its width, as in ``Hardshrink(1e-6)``. A
+    band whose width is a default of a constructor is a notice. A band is also right if the parts on its two sides do not
+    meet (``Softshrink``), or if the gradient lies between their slopes.
     """
     case.skip_surrogate()
+    notice = None
     for band in case.bands:
+        if not (band.hole and band.narrow):
+            continue
         # a band of the gradient alone is meant by nobody
-        if band.hole and band.narrow and not (band.kinks and _is_meant(case, band)):
-            _judge_band(case, band)
+        intent = intent_of(case, band) if band.kinks else "unknown"
+        found = _judge_band(case, band, intent) if intent != "meant" else None
+        if found is not None and found.level == "error":
+            raise found
+        notice = notice or found
     index = _outside(case, ~case.on_kink & (np.abs(case.x) <= case.resolution.decidable))
     if index is not None:
         raise _fail_at(case, index, "the gradient is not the derivative")
+    if notice is not None:
+        raise notice
 
 
-def _is_meant(case: Case, band: Band) -> bool:
-    """Whether an end of a band is declared, or a number with which the activation was constructed."""
-    near = 0.01 * (band.high - band.low)
-    declared = [kink.at for kink in case.activation.kinks if kink.at != 0]
-    chosen = [sign * number for number in case.subject.settings if number != 0 for sign in (1, -1)]
-    return any(abs(number - end) <= near for number in (*declared, *chosen) for end in (band.low, band.high))
-
-
-def _judge_band(case: Case, band: Band) -> None:
-    """Raise a violation where a gradient in a band does not fit the function around it."""
+def _judge_band(case: Case, band: Band, intent: Intent) -> LawViolation | None:
+    """Build a violation where a gradient in a band does not fit the function around it; None if it does."""
     x = np.unique(np.concatenate([case.x, case.rounded([band.low, 0.5 * (band.low + band.high), band.high])]) + 0.0)
     x = x[band.holds(x, case.eps)]
     if not x.size:
-        return  # the dtype has no value there
+        return None  # the dtype has no value there
     g, (low, high) = case.reverse(x), band.bounds
     bad = np.isfinite(g) & ((g < low) | (g > high))
-    if bad.any():
-        index = int(np.where(bad, np.abs(x), math.inf).argmin())
-        left, right = sorted((band.left, band.right))
-        where = f"in the band from {band.low:g} to {band.high:g}"
-        hint = "; declare the kinks of the band if it is meant" if band.kinks else ""
-        raise case.fail(
-            f"the gradient {where} is not the derivative of the function around it{hint}",
-            x=float(x[index]),
-            cotangent=1.0,
-            got=float(g[index]),
-            allowed=f"{interval(left, right)} within {0.5 * (high - low - right + left):.3g}, as beside the band",
-            script=case.script.one_gradient(
-                float(x[index]), 1.0, f"{low:.9g} <= got <= {high:.9g}", f"beside the band: {interval(left, right)}"
-            ),
-        )
+    if not bad.any():
+        return None
+    index = int(np.where(bad, np.abs(x), math.inf).argmin())
+    left, right = sorted((band.left, band.right))
+    start, end = band.ends
+    hints = {
+        "default": "; its width is a default argument; declare its kinks if they are meant",
+        "unknown": "; declare the kinks of the band if it is meant",
+    }
+    return case.fail(
+        f"the gradient in the band from {start:g} to {end:g} is not the derivative of the function around it"
+        + (hints[intent] if band.kinks else ""),
+        x=float(x[index]),
+        cotangent=1.0,
+        got=float(g[index]),
+        allowed=f"{interval(left, right)} within {0.5 * (high - low - right + left):.3g}, as beside the band",
+        script=case.script.one_gradient(
+            float(x[index]), 1.0, f"{low:.9g} <= got <= {high:.9g}", f"beside the band: {interval(left, right)}"
+        ),
+        level="notice" if intent == "default" else "error",
+    )
 
 
-@law(cause="backward decides by the output, which rounds other inputs to its value at the kink")
+@law(cause="backward decides by the output, which rounds to that at the kink")
 def hit_on_input(case: Case) -> None:
     """Backward detects a kink by the input, not by the output.
 
@@ -202,7 +209,7 @@ def hit_on_input(case: Case) -> None:
         raise _fail_at(case, index, "an input with the same output as a kink is treated as the kink", tight)
 
 
-@law(cause="forward and backward compare with bounds that are rounded differently")
+@law(cause="forward and backward round the bound differently")
 def rounded_kinks(case: Case) -> None:
     """At and beside a kink that rounding may move, the gradient lies between the two slopes.
 
@@ -230,7 +237,7 @@ def _among(case: Case, corners: list[FoundKink]) -> Mask:
     return chosen[index] & (distance <= 4 * case.eps * size[index])
 
 
-@law(cause="the branches have different values at the kink: a coefficient or a bound is wrong")
+@law(cause="the two branches differ at the kink: a constant in one is wrong")
 def continuity(case: Case) -> None:
     """The value has no jump.
 

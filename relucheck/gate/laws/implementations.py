@@ -91,7 +91,7 @@ def reference(case: Case) -> None:
     slack = 16 * case.eps * (1 + np.abs(theirs)) * (1 + wider(case.x, 8.0) / 4) + case.resolution.of_value(case.x)
     bad = (np.abs(case.y - theirs) > slack) & np.isfinite(theirs)
     if bad.any():
-        index = first(bad)
+        index = case.example(bad, case.x)
         value, right = float(case.x[index]), float(theirs[index])
         raise case.fail(
             f"the value differs from {label}'s",

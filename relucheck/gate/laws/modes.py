@@ -23,7 +23,7 @@ def _agrees(case: Case, a: Floats, b: Floats, units: float = 16) -> Mask:
     return (np.abs(a - b) <= slack) | ~np.isfinite(b)
 
 
-@law(needs=("forward_mode",), cause="forward mode and reverse mode are written apart and choose different sides")
+@law(needs=("forward_mode",), cause="jvp and backward are written apart and choose different sides")
 def forward_mode(case: Case) -> None:
     """Forward-mode AD gives the same derivative as reverse mode, at kinks and elsewhere.
 
@@ -45,7 +45,7 @@ def forward_mode(case: Case) -> None:
     same |= ~np.isfinite(got) & (np.abs(x) > 64)
     same |= ~np.isfinite(case.y)
     if not same.all():
-        index = first(~same)
+        index = case.example(~same, x)
         value, tangent = float(x[index]), float(u[index])
         raise case.fail(
             "forward mode and reverse mode differ",
@@ -71,7 +71,7 @@ def vmap(case: Case) -> None:
         raise case.unsupported(error) from None
     same = _agrees(case, value, case.y)
     if not same.all():
-        index = first(~same)
+        index = case.example(~same, x)
         at = float(x[index])
         raise case.fail(
             "the value under vmap differs from that of a plain call",
@@ -83,7 +83,7 @@ def vmap(case: Case) -> None:
     same = _agrees(case, got, case.g)
     same |= np.abs(got - case.g) <= 8 * case.inaccuracy
     if not same.all():
-        index = first(~same)
+        index = case.example(~same, x)
         at = float(x[index])
         raise case.fail(
             f"{case.framework.modes['vmap']} differs from reverse mode",
@@ -95,7 +95,7 @@ def vmap(case: Case) -> None:
         )
 
 
-@law(needs=("second_order",), cause="backward detaches what it saves, so that its derivatives are incomplete")
+@law(needs=("second_order",), cause="backward detaches what it saves, so that derivatives are lost")
 def double_backward(case: Case) -> None:
     """The second derivative is correct, or double backward raises an error.
 
@@ -116,7 +116,7 @@ def double_backward(case: Case) -> None:
         bad[bad] = np.isnan(got[bad]) | ~(size > math.sqrt(case.largest))
     if bad.any():
         near = bad & (np.abs(x) <= 10) & _square_represented(case, x)
-        index = first(near if near.any() else bad)
+        index = case.example(near if near.any() else bad, x)
         value = float(x[index])
         raise case.fail(
             "the second derivative is not finite",
@@ -144,7 +144,7 @@ def double_backward(case: Case) -> None:
     slack = 1e-4 * (1 + np.abs(difference)) + 10 * np.abs(difference - halved) + noise
     bad = away & (np.abs(got - difference) > slack)
     if bad.any():
-        index = first(bad)
+        index = case.example(bad, x)
         value, right = float(x[index]), float(difference[index])
         lost = second is None or not got.any()
         raise case.fail(
@@ -157,7 +157,7 @@ def double_backward(case: Case) -> None:
         )
 
 
-@law(needs=("second_order",), cause="backward detaches what it saves, so that its derivatives are incomplete")
+@law(needs=("second_order",), cause="backward detaches what it saves, so that derivatives are lost")
 def double_backward_cotangent(case: Case) -> None:
     """The gradient's derivative by the cotangent is right, or double backward raises an error.
 
@@ -179,7 +179,7 @@ def double_backward_cotangent(case: Case) -> None:
     same = (np.abs(got - expected) <= slack) | ~np.isfinite(expected) | (~np.isfinite(got) & (np.abs(x) > 64))
     same |= np.maximum(np.abs(g), np.abs(expected)) > case.largest / 4
     if not same.all():
-        index = first(~same)
+        index = case.example(~same, x)
         value, right = float(x[index]), float(g[index])
         lost = second is None or not got.any()
         raise case.fail(
@@ -311,7 +311,7 @@ def autocast(case: Case) -> None:
         bad = lost
     bad |= wrong & ~at_kink
     if bad.any():
-        index = first(bad)
+        index = case.example(bad, x)
         value = float(x[index])
         raise case.fail(
             "the gradient under autocast is wrong",

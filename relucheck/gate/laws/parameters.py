@@ -147,7 +147,7 @@ def _parameter_failure(case: Case, name: str, what: str, got: str, expected: Flo
 @law(
     needs=("parameters",),
     applies=lambda case: case.subject.learnable and case.format.width > 16,
-    cause="the branch is decided on the output or for one sign of the parameter",
+    cause="the branch is decided on the output, or for one sign only",
     group="parameters",
 )
 def parameter_values(case: Case) -> None:
@@ -285,7 +285,7 @@ def autocast_mixed(case: Case) -> None:
 @law(
     needs=("parameters", "second_order"),
     applies=lambda case: case.subject.learnable and case.format.width > 16,
-    cause="backward detaches what it saves, so that its derivatives are incomplete",
+    cause="backward detaches what it saves, so that derivatives are lost",
     group="parameters",
 )
 def double_backward_parameters(case: Case) -> None:

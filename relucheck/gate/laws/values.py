@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
-from relucheck.gate.cases.probing import ROOM, THRESHOLDS, first
+from relucheck.gate.cases.probing import REACHED, ROOM, THRESHOLDS, first
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.frameworks.script import within
 from relucheck.gate.laws.law import law
@@ -41,35 +41,46 @@ def finite_value(case: Case) -> None:
     function must not be the reason: the function must not converge to a finite limit before it becomes infinite, and NaN
     must begin at the same input in float32. Domains (the logarithm), poles, and results beyond the dtype's range are right.
 
-    The rule is the same in every dtype: inputs and values of at most 1/64 of the largest number are judged. So the square
-    in sqrt(x * x + 1) is an error, which overflows at 256 in float16, at 1.8e19 in bfloat16 and float32 and at 1.3e154 in
-    float64. At larger inputs, where a product with an ordinary constant overflows, a value that is not finite is a notice.
+    Inputs of at most a million and at most 1/64 of the largest number are judged. So the square in sqrt(x * x + 1) is an
+    error in float16, where it overflows at 256. In the other dtypes it overflows beyond 1e19, which is a notice: published
+    activations are written so, and no network has such inputs. Near the largest number a product with an ordinary constant
+    overflows as well.
     """
     x, y = case.everywhere
-    limit = case.largest / ROOM
-    inner = np.abs(x) <= limit
+    inner = np.abs(x) <= case.largest / ROOM
     unfinished = ~np.isfinite(y)
-    bad = unfinished & inner
-    if bad.any():
-        true = case.exact(x)
-        lost = bad & (np.abs(true) <= limit) & _far_from_gaps(case, x)
-        if lost.any():
-            index = _smallest(x, lost)
-            reason = f"the function is finite there, {float(true[index]):g} at {float(x[index]):g}"
-            raise _failure(case, _begin(case, x, y, index), reason, lost[inner])
-        for gap in _gaps(case, x[inner], ~np.isfinite(true[inner])):
-            inside = bad & (x >= gap.low) & (x <= gap.high)
-            if inside.any() and (reason := _artefact(case, gap)):
-                raise _failure(case, float(x[_smallest(x, inside)]), reason, inside[inner])
-        undefined = bad & np.isnan(true)
-        if undefined.any():
-            raise _unjudged(case, x, y, undefined, "where the function seems undefined")
+    notice = None
+    for found in _losses(case, x, y, unfinished & inner, inner):
+        if found.level == "error":
+            raise found
+        notice = notice or found
+    if notice is not None:
+        raise notice
     # an infinite value is right where the function is as large
     outer = unfinished & ~inner
     if outer.any():
-        outer[outer] = np.isnan(y[outer]) | (np.abs(case.exact(x[outer])) <= limit)
+        outer[outer] = np.isnan(y[outer]) | (np.abs(case.exact(x[outer])) <= case.largest / ROOM)
     if outer.any():
         raise _unjudged(case, x, y, outer, "near the largest number")
+
+
+def _losses(case: Case, x: Floats, y: Floats, bad: Mask, inner: Mask) -> Iterator[LawViolation]:
+    """Yield a violation for each kind of input at which a finite value is lost, or seems undefined."""
+    if not bad.any():
+        return
+    true = case.exact(x)
+    lost = bad & (np.abs(true) <= case.largest / ROOM) & _far_from_gaps(case, x)
+    if lost.any():
+        index = _smallest(x, lost)
+        reason = f"the function is finite there, {float(true[index]):g} at {float(x[index]):g}"
+        yield _failure(case, _begin(case, x, y, index), reason, lost[inner])
+    for gap in _gaps(case, x[inner], ~np.isfinite(true[inner])):
+        inside = bad & (x >= gap.low) & (x <= gap.high)
+        if inside.any() and (reason := _artefact(case, gap)):
+            yield _failure(case, float(x[_smallest(x, inside)]), reason, inside[inner])
+    undefined = bad & np.isnan(true)
+    if undefined.any():
+        yield _unjudged(case, x, y, undefined, "where the function seems undefined")
 
 
 def _unjudged(case: Case, x: Floats, y: Floats, bad: Mask, where: str) -> LawViolation:
@@ -205,15 +216,17 @@ def _begins_elsewhere(case: Case, end: float, side: int) -> bool:
 
 
 def _failure(case: Case, value: float, reason: str, bad: Mask) -> LawViolation:
-    got = float(case.value(np.array([value]))[0])
+    got, beyond = float(case.value(np.array([value]))[0]), abs(value) > REACHED
+    what = f"the value is {_kind(got)} at a finite input, {int(bad.sum())} of {bad.size} that were tried; {reason}"
     return case.fail(
-        f"the value is {_kind(got)} at a finite input, {int(bad.sum())} of {bad.size} that were tried; {reason}",
+        what + f" (all beyond {REACHED:g}, hence a notice)" * beyond,
         x=value,
         got=got,
         allowed="a finite value",
         script=case.script.text(
             f"y = {case.script.value}.item()", 'print("value", y)', 'assert abs(y) < float("inf"), y', x=[value]
         ),
+        level="notice" if beyond else "error",
     )
 
 
@@ -238,7 +251,8 @@ def dtype_agreement(case: Case) -> None:
         raise NotApplicable(f"the law compares with float64, in which the activation does not run: {raised}") from None
     _subgradients_agree(case)
     violations = [_disagreement(case, _Quantity("value", case.value, case.exact), *case.everywhere)]
-    far = np.abs(case.x) > case.resolution.decidable
+    # a value that is not finite is for another law, whatever gradient comes with it
+    far = (np.abs(case.x) > case.resolution.decidable) & np.isfinite(case.y)
     if far.any():
         slopes = _Quantity("gradient", case.reverse, lambda x: case.reverse(x, f=case.wide))
         violations.append(_disagreement(case, slopes, case.x[far], case.g[far]))

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
+
+import numpy as np
 
 from relucheck.gate.cases.natural import ORDINARY, unnatural
 from relucheck.gate.config import DTYPE_NAMES
@@ -88,8 +91,8 @@ class Diagnosis:
         """Return the diagnosis without the numbers and the script of the failure to show."""
         example = self.main["counterexample"] or {}
         at = f" (at {example['x']})" if example.get("x") else ""
-        first = textwrap.wrap(f"{_first_line(self.main)}{at}", width, subsequent_indent="  ")
-        return "\n".join([*first, *self._lines(width)])
+        laws = f"; {counted(len(self.failures), 'failure')}: {self.laws()}" if len(self.failures) > 1 else ""
+        return "\n".join(textwrap.wrap(f"{_first_line(self.main)}{at}{laws}", width, subsequent_indent="  "))
 
     def _lines(self, width: int) -> list[str]:
         laws = f"{counted(len(self.failures), 'failure')}: {self.laws()}" if len(self.failures) > 1 else ""
@@ -136,16 +139,30 @@ def shown(diagnoses: Sequence[Diagnosis], width: int = 120, *, whole: bool = Fal
         width: the number of columns.
         whole: whether all diagnoses are shown so.
     """
-    parts, seen, cut = [], set(), 0
-    for diagnosis in diagnoses:
-        name = diagnosis.main["activation"]
-        full = whole or name not in seen
-        cut += not full
-        seen.add(name)
-        parts.append(diagnosis.text(width) if full else diagnosis.short(width))
+    parts, cut = [], 0
+    for full, short in by_activation(diagnoses, whole=whole):
+        parts += [diagnosis.text(width) for diagnosis in full]
+        if short:
+            parts.append("\n".join(diagnosis.short(width) for diagnosis in short))
+        cut += len(short)
     if cut:
         parts.append(f"{counted(cut, 'further fault')} in short; --verbose shows numbers and a script for each")
     return "".join(f"{part}\n\n" for part in parts)
+
+
+def by_activation(
+    diagnoses: Iterable[Diagnosis], *, whole: bool = False
+) -> Iterator[tuple[Sequence[Diagnosis], Sequence[Diagnosis]]]:
+    """Yield for each activation the diagnoses to show in full and those to show in short.
+
+    Args:
+        diagnoses: what ``diagnose`` returns.
+        whole: whether all are to be shown in full; otherwise the first of each activation is.
+    """
+    for _, group in itertools.groupby(diagnoses, key=lambda diagnosis: diagnosis.main["activation"]):
+        found = list(group)
+        number = len(found) if whole else 1
+        yield found[:number], found[number:]
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -178,7 +195,7 @@ def _unnatural(row: Row) -> tuple[Any, ...]:
     """Return by what a person finds a failure hard to understand, the worst first."""
     example = row["counterexample"] or {}
     return (
-        unnatural(float(example["x"]), on_kink=example["ulp"] == 0) if example.get("x") else 4,
+        int(unnatural(np.array([float(example["x"])]), np.array([example["ulp"] == 0]))[0]) if example.get("x") else 4,
         not row["cause"],
         _position(row["dtype"]),
         row["device"] != "cpu",

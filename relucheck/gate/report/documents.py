@@ -6,6 +6,7 @@ This module handles only plain data, as ``relucheck.gate.report.tables`` does.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,10 @@ def as_json(results: Sequence[Row], targets: Sequence[str], **more: Any) -> str:
         "targets": list(map(printable, targets)),
         "counts": counts(results),
         **more,
-        "results": [{key: value for key, value in result.items() if key not in ("kinks", "seconds")} for result in results],
+        "results": [
+            {key: value for key, value in result.items() if key not in ("kinks", "curve", "seconds", "defined")}
+            for result in results
+        ],
         "searched": searched(results),
         "kinks": kink_table(results),
     }
@@ -81,13 +85,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return body
 
 
-def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> str:
+def as_markdown(
+    results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = (), figures: Sequence[str] = ()
+) -> str:
     """Format a report as Markdown: counts, failures, matrix, notices and kink table.
 
     Args:
         results: verdicts as dictionaries.
         targets: the targets of the run.
         changes: differences from the baseline, one line each.
+        figures: figures of the activations, as links from the report.
     """
     lines = [
         f"# relucheck: {printable(', '.join(targets)) or 'activations'}",
@@ -134,6 +141,9 @@ def as_markdown(results: Sequence[Row], targets: Sequence[str], changes: Sequenc
     rows = kink_table(results)
     if rows:
         lines += ["## Kinks", "", *kinks(rows).markdown(), ""]
+    if figures:
+        images = (f'<img src="{figure}" width="300" alt="{Path(figure).stem}">' for figure in figures)
+        lines += ["## Kink cards", "", *images, ""]
     return "\n".join(lines)
 
 
@@ -166,7 +176,13 @@ def check_file(path: Path, option: str = "", suffixes: Sequence[str] = (".json",
         raise UnwritableReport(f"{name}: the file cannot be written: {error}; choose another path") from None
 
 
-def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], changes: Sequence[str] = ()) -> None:
+def write_report(
+    path: Path,
+    results: Sequence[Row],
+    targets: Sequence[str],
+    changes: Sequence[str] = (),
+    figures: Sequence[Path] = (),
+) -> None:
     """Write a report as JSON or Markdown, depending on the suffix ``.json`` or ``.md``.
 
     Args:
@@ -174,6 +190,7 @@ def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], cha
         results: verdicts as dictionaries.
         targets: the targets of the run.
         changes: differences from the baseline, one line each.
+        figures: files of figures, which a Markdown report shows.
 
     Raises:
         UnwritableReport: if the file cannot be written. The verdicts are still worth showing then.
@@ -181,7 +198,8 @@ def write_report(path: Path, results: Sequence[Row], targets: Sequence[str], cha
     if path.suffix == ".json":
         text = as_json(results, targets, **({"drift": list(changes)} if changes else {}))
     else:
-        text = as_markdown(results, targets, changes)
+        links = [Path(os.path.relpath(figure, path.parent)).as_posix() for figure in figures]
+        text = as_markdown(results, targets, changes, links)
     try:
         write_atomically(path, text)
     except OSError as error:

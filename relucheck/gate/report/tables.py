@@ -102,12 +102,13 @@ def matrix(results: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str
 def modes(subgradient: Mapping[str, Any]) -> str:
     """Format the subgradients of all modes; one number where they agree."""
     values = {mode: value for mode, value in subgradient.items() if value is not None}
-    reverse = _number(subgradient.get("reverse"))
-    others = [f"{mode} {_number(value)}" for mode, value in values.items() if _number(value) != reverse]
+    reverse = number(subgradient.get("reverse"))
+    others = [f"{mode} {number(value)}" for mode, value in values.items() if number(value) != reverse]
     return f"{reverse} ({', '.join(others)})" if others else reverse
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """Format a number for a table, with four digits; a dash for None."""
     return "-" if value is None else value if isinstance(value, str) else f"{value + 0.0:.4g}"
 
 
@@ -123,16 +124,16 @@ def kinks(rows: Sequence[Row], *, narrow: bool = False) -> Table:
     body = []
     for row in rows:
         where = (
-            _number(row["at"])
-            + (f" (jump {_number(row['jump'])})" if row["jump"] else "")
+            number(row["at"])
+            + (f" (jump {number(row['jump'])})" if row["jump"] else "")
             + (" singular" if row["singular"] else "")
         )
         cells = []
         for dtype in dtypes:
             text = modes(row["subgradient"].get(dtype, {})) if dtype in row["subgradient"] else "-"
-            cells.append(text + (f" at {_number(row['rounded'][dtype])}" if dtype in row["rounded"] else ""))
+            cells.append(text + (f" at {number(row['rounded'][dtype])}" if dtype in row["rounded"] else ""))
         cells = [_together(dict(zip(dtypes, cells, strict=True)))] if narrow else cells
-        body.append([row["activation"], where, _number(row["left"]), _number(row["right"]), *cells])
+        body.append([row["activation"], where, number(row["left"]), number(row["right"]), *cells])
     title = "kinks: one-sided derivatives, and the subgradient by dtype (and by mode, where modes differ)"
     return Table(header, body, title, right=header[2:4] if narrow else header[2:])
 
