@@ -169,6 +169,18 @@ class Subject:
         """Whether the vector is joined with other parts to the input of the callable."""
         return self.view is not None and self.view.axis is not None
 
+    @functools.cached_property
+    def positive(self) -> bool:
+        """Whether it is a further argument that seems to have the positive numbers as its domain.
+
+        It is, if values are finite at ordinary positive numbers, and not at 0 or below.
+        """
+        if self.view is None or self.view.row or self.view.axis is not None or self.view.index == 0:
+            return False
+        f = self.function("float64", "cpu")
+        finite = np.isfinite(self.framework.value(f, np.array([0.5, 2.0, 0.0, -0.5, -2.0])))
+        return bool(finite[:2].all() and not finite[2:].all())
+
     @property
     def by_rows(self) -> bool:
         """Whether it is a function of rows, checked as a function of one element of each row."""

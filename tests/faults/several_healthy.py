@@ -49,6 +49,10 @@ def swish_of_slope(x: Tensor, beta: Tensor) -> Tensor:
     return x * torch.sigmoid(beta * x)
 
 
+def snake(x: Tensor, alpha: Tensor) -> Tensor:
+    return x + torch.sin(alpha * x).square() / alpha
+
+
 def sine_of_slope(x: Tensor, omega: Tensor) -> Tensor:
     return torch.sin(omega * x)
 
@@ -198,7 +202,7 @@ def swiglu_with_hits(a: Tensor, b: Tensor) -> list[Tensor]:
 OF_ONE = [relu_with_mask, silu_with_mean]
 HEALTHY: list[Any] = [
     swiglu, geglu, reglu, squared_reglu, bias_gelu, bias_relu, bias_swiglu, leaky_by_tensor, swish_of_slope,
-    softplus_beside, sine_of_slope, scaled_tanh, maximum, clamp_by_tensors, shrink_by_tensor, clipped_swiglu,
+    softplus_beside, sine_of_slope, snake, scaled_tanh, maximum, clamp_by_tensors, shrink_by_tensor, clipped_swiglu,
     swiglu_in_float32, SiLUMul, swiglu_by_hand, fused_bias_gelu, SwiGLU, ChannelGLU, geglu_unit, reglu_unit,
     bilinear_unit, interleaved_swiglu, first_axis_glu, simple_gate, maxout, relu_with_mask, silu_with_mean,
     glu_with_gate, swiglu_with_hits,

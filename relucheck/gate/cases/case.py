@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks.exchange import Unsupported
 from relucheck.gate.subject import Subject
 from relucheck.numerics.floats import FORMATS, Floats, Mask
+
+#: Up to this input a failure of an argument that seems to be positive is a notice.
+_POSITIVE: Final = 1e-3
 
 
 class Case(Probed):
@@ -276,6 +279,8 @@ class Case(Probed):
             level: ``"error"`` or ``"notice"``.
             cause: what this violation usually means, if it says more than the law does.
         """
+        if level == "error" and x is not None and x <= _POSITIVE and self.subject.positive:
+            level, what = "notice", f"{what}; {self.name} seems to take positive numbers only"
         kink = self.kink_near(x) if x is not None else None
         counterexample = Counterexample(
             x="" if x is None else repr(x),
