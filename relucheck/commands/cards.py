@@ -29,7 +29,7 @@ def draw_cards(results: Sequence[Row], folder: Path) -> list[Path]:
 
     Args:
         results: verdicts as dictionaries, of a run with ``GateConfig.curves``.
-        folder: where to write the files; it is made if it does not exist.
+        folder: where to write the files; it is created if it does not exist.
 
     Returns:
         The files, in the order of the activations.
@@ -45,13 +45,24 @@ def draw_cards(results: Sequence[Row], folder: Path) -> list[Path]:
     kinks = kink_table(results)
     files = []
     folder.mkdir(parents=True, exist_ok=True)
+    used: set[str] = set()
     for name, dtypes in curves.items():
-        path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.png"
+        path = folder / f"{_unique(re.sub(r'[^A-Za-z0-9_.-]', '_', name), used)}.png"
         failed = [row for row in results if row["activation"] == name and row["outcome"] == "failed"]
         figure = _card(name, dtypes, [row for row in kinks if row["activation"] == name], failed)
         save(figure, path)
         files.append(path)
     return files
+
+
+def _unique(stem: str, used: set[str]) -> str:
+    """Return the name of a file that differs from those in use by more than capitals, and add it to them."""
+    name, number = stem, 1
+    while name.lower() in used:
+        number += 1
+        name = f"{stem}-{number}"
+    used.add(name.lower())
+    return name
 
 
 def _card(
@@ -115,6 +126,6 @@ def _below(kinks: Sequence[Row], failed: Sequence[Row], inputs: set[float], low:
     if failed:
         faults = diagnose(failed)
         outside = sorted(x for x in inputs if not low <= x <= high)
-        far = f" (at {listed([number(x) for x in outside[:2]])} outside)" if outside else ""
+        far = f" (at {listed(list(dict.fromkeys(map(number, outside)))[:2])} outside)" if outside else ""
         lines.append(f"\N{MULTIPLICATION X} fails {listed(sorted({fault.main['law'] for fault in faults})[:3])}{far}")
     return wrapped("; ".join(lines), 0.85 * _SIZE[0], _SMALL)

@@ -278,7 +278,6 @@ OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "compile": bool,
     "isolate": bool,
     "update": bool,
-    "curves": bool,
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -205,9 +205,14 @@ def status(report: pytest.TestReport) -> tuple[str, str, str | tuple[str, dict[s
 
 def results(config: pytest.Config) -> list[dict[str, Any]]:
     """Return all verdicts of the run as dictionaries, in a fixed order."""
+    received: list[dict[str, Any]] = config.stash.get(_RESULTS, [])
+    return in_order(received)
+
+
+def in_order(received: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort verdicts as a run without xdist gives them: by activation, law and dtype."""
     from relucheck.gate.laws import LAWS
 
-    received: list[dict[str, Any]] = config.stash.get(_RESULTS, [])
     laws = list(LAWS)
 
     def order(result: dict[str, Any]) -> tuple[Any, ...]:
@@ -332,7 +337,7 @@ def folded(terminal: pytest.TerminalReporter) -> list[pytest.TestReport]:
     width, whole = max(80, terminal._tw.fullwidth), terminal.config.get_verbosity() > 0
     line = terminal.config.option.tbstyle == "line"  # pytest itself writes the sentence then
     shown = []
-    for full, short in by_activation(diagnose([report.relucheck for report in items.values()]), whole=whole):
+    for full, short in by_activation(diagnose(in_order(report.relucheck for report in items.values())), whole=whole):
         for diagnosis in (*full, *short):
             report = copy.copy(by_id[id(diagnosis.main)])
             text = diagnosis.text(width) if diagnosis in full else diagnosis.short(width)

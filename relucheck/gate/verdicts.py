@@ -9,6 +9,8 @@ from relucheck.errors import printable
 from relucheck.gate.config import ExpectedFailure, GateConfig
 
 Outcome = Literal["passed", "failed", "notice", "expected", "skipped"]
+#: The group of the laws that a wrong value or gradient breaks.
+GRADIENT: Final = "gradient"
 #: Stands for the law in items that report how the import of a target went.
 IMPORT: Final = "import"
 #: Stands for the law in items that report a name in the configuration that no activation has.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 
 import pytest
 
@@ -30,6 +29,7 @@ def test_entries_name_what_fails_and_nothing_else(tmp_path):
     (tmp_path / "pyproject.toml").write_text(START)
     rows = [row("a", "float32"), row("a", "float16"), row("b", "float32"), row("b", "float16", "passed")]
     rows += [row("c", "float32", what='quotes "x"\\ (1)'), row("d", "float32", "passed"), row("a", "float64", "skipped")]
+    rows += [row("a", "bfloat16", "skipped")]
     said = update(tmp_path, rows)
     assert said.startswith("expected failures in pyproject.toml: 3 new entries; replace the reason")
     entries = {entry.id: entry for entry in read(tmp_path).expected}
@@ -55,6 +55,31 @@ def test_entries_go_when_their_faults_are_mended(tmp_path):
     assert (tmp_path / "pyproject.toml").read_text() == START + ENTRY.format("act/a/*", "wrong") + "\n" + after.lstrip("\n")
 
 
+def test_a_run_of_some_dtypes_says_nothing_about_the_others(tmp_path):
+    rows = [row("a", "float32"), row("a", "float16")]
+    update(tmp_path, rows)
+    assert ids(tmp_path) == ["act/a/float32", "act/a/float16"]
+    (tmp_path / "pyproject.toml").write_text('[tool.relucheck]\ndtypes = ["float32", "float16"]\n')
+    update(tmp_path, rows)
+    assert ids(tmp_path) == ["act/a/*"]
+
+
+def test_comments_and_ends_of_lines_stay(tmp_path):
+    after = "# about ruff\n[tool.ruff]\nline-length = 88\n"
+    text = (START + ENTRY.format("act/a/*", "wrong") + "\n" + after).replace("\n", "\r\n")
+    (tmp_path / "pyproject.toml").write_bytes(text.encode())
+    update(tmp_path, [row("b", "float32"), row("a", "float32", "passed")])
+    new = (tmp_path / "pyproject.toml").read_bytes().decode()
+    assert new.startswith((START + "\n" + after).replace("\n", "\r\n"))
+    assert new.count("\n") == new.count("\r\n")
+    assert ids(tmp_path) == ["act/b/float32"]
+
+
+def test_a_device_is_part_of_an_id(tmp_path):
+    update(tmp_path, [{**row("a", "float32"), "device": "cuda:0"}])
+    assert ids(tmp_path) == ["act/a/float32@cuda:0"]
+
+
 def test_an_entry_that_became_too_wide_is_replaced_and_keeps_its_reason(tmp_path):
     (tmp_path / "pyproject.toml").write_text(START + ENTRY.format("act/a/*", "wrong"))
     update(tmp_path, [row("a", "float32"), row("a", "float16", "passed")])
@@ -75,11 +100,12 @@ def test_another_fault_is_a_new_entry(tmp_path):
 
 
 def test_a_list_in_another_form_is_refused_and_untouched(tmp_path):
-    text = '[tool.relucheck]\nexpected-failures = [{ id = "act/b/*", reason = "known" }]\n'
-    (tmp_path / "pyproject.toml").write_text(text)
-    with pytest.raises((ConfigError, tomllib.TOMLDecodeError), match=r"written as \[\[tool"):
-        update(tmp_path, [row("b", "float32", "passed")])
-    assert (tmp_path / "pyproject.toml").read_text() == text
+    for entries in ('[{ id = "act/b/*", reason = "known" }]', "[]"):
+        text = f"[tool.relucheck]\nexpected-failures = {entries}\n"
+        (tmp_path / "pyproject.toml").write_text(text)
+        with pytest.raises(ConfigError, match=r"written as \[\[tool"):
+            update(tmp_path, [row("b", "float32", "passed"), row("c", "float32")])
+        assert (tmp_path / "pyproject.toml").read_text() == text
 
 
 def test_a_library_with_faults_adopts_the_gate_in_one_step(tmp_path, monkeypatch, capsys):

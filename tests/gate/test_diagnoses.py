@@ -45,6 +45,21 @@ def test_a_dropped_cotangent_is_one_diagnosis(failures):
     assert max(map(len, diagnosis.numbers(60).split("\n")[1:4])) <= 60
 
 
+def test_annotations_escape_what_would_end_them(failures):
+    text = annotated(diagnose([row(message="act/a/float32: 5 % of a, b\nmore", defined="/c:d,e.py:3")]))
+    assert text == "::error file=/c%3Ad%2Ce.py,line=3,title=relucheck act/a/float32::act/a/float32: 5 %25 of a, b%0Amore\n"
+
+
+def test_an_error_that_all_laws_meet_is_one_fault():
+    rows = [row(law, counterexample=None, group="", message=f"act/{law}/float32: raised X") for law in "abc"]
+    assert len(diagnose(rows)) == 1
+
+
+def test_a_cause_is_preferred_among_equal_inputs():
+    rows = [row("a", "float32"), row("b", "float32", cause="so")]
+    assert diagnose(rows)[0].main is rows[1]
+
+
 def test_a_script_is_shown_once_for_an_activation(failures):
     text = shown(diagnose(failures), 80)
     assert text.count("reproduce:") == 1

@@ -26,6 +26,7 @@ def act(x):
     return F.apply(x)
 """
 ALWAYS, IN_LONG_TENSORS = "2", "(2 if x.numel() > 16 else 1)"
+IN_THE_TAIL = "torch.where(torch.arange(x.numel()) < 64, 1, 2).reshape(x.shape)"
 
 
 def scripts(target, root, law="derivative"):
@@ -40,7 +41,7 @@ def forget():
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("factor", [ALWAYS, IN_LONG_TENSORS])
+@pytest.mark.parametrize("factor", [ALWAYS, IN_LONG_TENSORS, IN_THE_TAIL])
 @pytest.mark.parametrize("target", ["my-activations.py", "plain.py", "package_of_scripts.inner"])
 def test_scripts_run_in_any_folder(tmp_path, monkeypatch, target, factor):
     root = tmp_path / "library"

@@ -66,9 +66,13 @@ def _held(part: Any) -> Iterator[tuple[str, float, list[float]]]:
         arguments = inspect.signature(part if is_function else type(part)).parameters
     except (TypeError, ValueError):
         return
+    attributes = {} if is_function else getattr(part, "__dict__", {})
     for name, argument in arguments.items():
         usual = _numbers_in([argument.default])
-        for number in usual if is_function else _numbers_in([getattr(part, "__dict__", {}).get(name)]):
+        named = _numbers_in([attributes.get(name)])
+        # an attribute of another name that holds the default is taken for the argument
+        others = [number for number in usual if number in _numbers_in(attributes.values())] if not named else []
+        for number in usual if is_function else [*named, *others]:
             yield name, number, usual
 
 

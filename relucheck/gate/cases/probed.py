@@ -18,7 +18,7 @@ from relucheck.gate.frameworks.exchange import Function
 from relucheck.gate.frameworks.port import Framework
 from relucheck.gate.frameworks.script import Script
 from relucheck.gate.subject import Subject
-from relucheck.numerics.floats import FORMATS, Floats, differs
+from relucheck.numerics.floats import FORMATS, Floats, Mask, differs
 
 
 class Probed:
@@ -57,15 +57,16 @@ class Probed:
         """Writes the scripts that reproduce violations."""
         script = self.framework.script(self.subject, self.dtype, self.device, self.eps)
         with contextlib.suppress(Exception):  # a script about an activation that does not run needs no number of elements
-            script.times = TAIL_LENGTH if self._differs_alone() else 1
+            other = self._other_in_vectors()
+            if other.any():
+                script.times, script.position = TAIL_LENGTH, int(other.argmax())
         return script
 
-    def _differs_alone(self) -> bool:
-        """Whether an element has another gradient alone than in a vector."""
+    def _other_in_vectors(self) -> Mask:
+        """Return a mask of the positions of a vector at which elements have another gradient than alone."""
         x = self.rounded([0.0, 1.0, -1.0, 2.5, -2.5])
-        together = self.reverse(np.resize(x, TAIL_LENGTH))[: x.size]
-        alone = [self.reverse(one)[0] for one in x[:, None]]
-        return bool(differs(together, np.array(alone)).any())
+        alone = np.array([self.reverse(one)[0] for one in x[:, None]])
+        return differs(self.reverse(np.resize(x, TAIL_LENGTH)), np.resize(alone, TAIL_LENGTH))
 
     @functools.cached_property
     def resolution(self) -> Resolution:

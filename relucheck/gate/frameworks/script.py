@@ -48,6 +48,8 @@ class Script:
         self.eps = FORMATS[dtype].eps if eps is None else eps
         #: How often a single element stands in ``x``: more than once where one alone has another gradient than in a vector.
         self.times = 1
+        #: Which of them is looked at.
+        self.position = 0
 
     def text(self, *lines: str, x: Sequence[float] | None = None, copying: bool = True) -> str:
         """Return a script that defines ``act``, and ``x`` where numbers are given, and goes on.
@@ -175,7 +177,7 @@ class Script:
         """``vmap``: compare a mapped gradient with reverse mode."""
         return ""
 
-    def second(self, x: float, condition: str, by: str = "input") -> str:
+    def second(self, x: float, condition: str, by: str = "input", cotangent: float = 1.0) -> str:
         """``second_order``: compute the derivative ``got`` of the gradient; assert a condition.
 
         It is taken by the ``"input"`` or by the ``"cotangent"``.

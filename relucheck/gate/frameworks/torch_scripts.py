@@ -148,7 +148,7 @@ class TorchScript(TorchViewScript):
     def one_gradient(self, x: float, cotangent: float, condition: str, comment: str) -> str:
         return self.text(
             f"act(x).backward({self.full(literal(cotangent))})",
-            f"got = x.grad{self.pick}{'[0]' if self.times > 1 else ''}.item()",
+            f"got = x.grad{self.pick}{f'[{self.position}]' if self.times > 1 else ''}.item()",
             f"assert {condition}, got  # {comment}",
             x=[x],
         )
@@ -217,10 +217,10 @@ class TorchScript(TorchViewScript):
         line = f"other = torch.func.vmap(torch.func.grad(lambda t: {one}.sum()))(x.flatten()[:, None])[:1]"
         return self._beside_reverse(x, line, "[:1]")
 
-    def second(self, x: float, condition: str, by: str = "input") -> str:
+    def second(self, x: float, condition: str, by: str = "input", cotangent: float = 1.0) -> str:
         wanted = {"input": "x", "cotangent": "v"}[by]
         return self.text(
-            "v = torch.ones_like(x).requires_grad_()",
+            f"v = {self.full(literal(cotangent))}.requires_grad_()",
             "g, = torch.autograd.grad(act(x), x, v, create_graph=True)",
             f"more = torch.autograd.grad(g{self.pick}.sum(), {wanted}, allow_unused=True) if g.requires_grad else [None]",
             f"got = 0.0 if more[0] is None else more[0]{self.pick}.item()",

@@ -49,7 +49,7 @@ def _view(case: Case) -> View:
     return view
 
 
-@law(needs=("views",), applies=_has_others, cause="backward takes a branch by the output, or clips another argument")
+@law(needs=("views",), applies=_has_others)
 def other_arguments(case: Case) -> None:
     """What holds where the other arguments are ordinary numbers holds where they are not, too.
 
@@ -256,7 +256,6 @@ def _judge(case: Case, call: _Joint, what: str, *, stepped: bool = False) -> Non
 @law(
     needs=("views",),
     applies=_has_others,
-    cause="backward overwrites what the next gradient needs, or reads another argument at a wrong place",
 )
 def joint_gradients(case: Case) -> None:
     """Where no argument is constant, one backward gives each argument its gradient.

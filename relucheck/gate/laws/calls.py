@@ -74,7 +74,7 @@ def input_unchanged(case: Case) -> None:
     call = case.framework.overwritten(case.f, case.x, dyadic)
     different = differs(call.x_after, call.x, signed_zero=True).ravel()
     if different.any() and not case.subject.announces_inplace:
-        index = first(different)
+        index = case.example(different, call.x.ravel())
         value = float(call.x.flat[index])
         raise case.fail(
             "forward overwrites its input without announcing it; return a new tensor, or announce it by an argument or "

@@ -13,6 +13,8 @@ from relucheck.gate.frameworks.script import literal
 from relucheck.gate.laws.law import law
 from relucheck.numerics.floats import Floats, Mask, differs
 
+#: What an injected subgradient is.
+_DROPPED: Final = "backward returns the subgradient itself and drops the cotangent"
 #: Factor by which an underflow inside may grow afterwards, relative to the smallest normal number.
 _UNDERFLOW: Final = 2.0**12
 
@@ -37,21 +39,25 @@ def _judge_product(case: Case, x: Floats, v: Floats, got: Floats, expected: Floa
             got=float(got[index]),
             allowed=f"{float(expected[index]):.9g} (the cotangent times the gradient for cotangent 1)",
             script=_product_script(case, at, cotangent),
-            cause=_lost(cotangent, float(got[index]), float(expected[index])),
+            cause=_lost(case, at),
         )
 
 
-def _lost(cotangent: float, got: float, expected: float) -> str:
-    """Return what backward did with the cotangent, where its gradient shows it."""
-    if cotangent and got * cotangent == expected:
-        return "backward returns the subgradient itself and drops the cotangent"
-    if got == -expected:
-        return "backward takes the size of the cotangent and loses its sign"
-    if got == 0 != expected:
-        return "backward takes a small cotangent for zero" if abs(cotangent) < 1 else "backward drops this cotangent"
-    if abs(got) < abs(expected):
+def _lost(case: Case, x: float) -> str:
+    """Return what backward does with cotangents at an input, where their gradients show it."""
+    one, half, minus, double = (float(case.reverse(np.array([x]), np.array([v]))[0]) for v in (1.0, 0.5, -1.0, 2.0))
+    if one == 0:
+        return ""
+    if half == double == one:
+        return "backward takes the sign of the cotangent alone" if minus == -one else _DROPPED
+    if half == one / 2 and double == one and minus == -one:
         return "backward clips the cotangent"
-    return ""
+    if half == one / 2 and double == 2 * one and minus == one:
+        return "backward takes the size of the cotangent and loses its sign"
+    large, small = (float(case.reverse(np.array([x]), np.array([v]))[0]) for v in (4096.0, 1 / 4096))
+    if abs(large) < 4096 * abs(one):
+        return "backward clips the cotangent"
+    return "backward takes a small cotangent for zero" if small == 0 else ""
 
 
 def _product_script(case: Case, x: float, cotangent: float) -> str:

@@ -59,7 +59,6 @@ def _beyond(got: float, low: float, high: float, tolerance: float) -> bool:
 @law(
     per_channel=True,
     kink_rows=kink_rows,
-    cause="backward takes a value outside of the two slopes of forward",
 )
 def subgradient(case: Case) -> None:
     """At every kink, the gradient is an allowed subgradient times the cotangent.
@@ -118,7 +117,7 @@ def _fail_at(case: Case, index: int, what: str, at_most: float = math.inf) -> La
     )
 
 
-@law(per_channel=True, cause="backward has another function, or other kinks, than forward")
+@law(per_channel=True)
 def derivative(case: Case) -> None:
     """Away from kinks the gradient equals the derivative.
 

@@ -13,11 +13,10 @@ from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.frameworks.port import CAPABILITIES, missing
 from relucheck.gate.subject import Subject
+from relucheck.gate.verdicts import GRADIENT
 
 Check = Callable[[Case], None]
 KinkRows = Callable[[Case], list[dict[str, Any]]]
-#: The group of laws that a wrong value or gradient breaks.
-GRADIENT: Final = "gradient"
 
 
 def _everywhere(case: Case) -> bool:
@@ -42,8 +41,8 @@ class Law:
         per_channel: whether other laws check it again in every channel, and for other numbers of the other arguments.
         kink_rows: computes the rows that an item of this law adds to the kink table; None if it adds none.
         cause: what a failure usually means, where the law's message does not say it; a violation can name another cause.
-        group: laws of one group usually fail together where one fault breaks them at one place. Empty for a law whose
-            failures are a fault of their own.
+        group: laws of one group usually fail together where one fault breaks them. Empty for a law that nothing else
+            breaks with it.
     """
 
     name: str

@@ -26,7 +26,6 @@ _INPUTS: Final = (-7.3, -2.9, -1.37, -0.61, -0.23, 0.19, 0.47, 0.83, 1.71, 2.3, 
 @law(
     needs=("parameters",),
     applies=lambda case: case.subject.learnable,
-    cause="backward does not sum over all elements, or takes the wrong branch",
     group="parameters",
 )
 def parameters(case: Case) -> None:
@@ -229,7 +228,6 @@ def _compared_at(case: Case, name: str, value: float) -> tuple[str, float | None
 @law(
     needs=("autocast",),
     applies=lambda case: case.subject.has_state and case.dtype == "float32",
-    cause="backward computes in, or returns, the dtype of another tensor",
     group="",
 )
 def autocast_mixed(case: Case) -> None:
@@ -285,7 +283,6 @@ def autocast_mixed(case: Case) -> None:
 @law(
     needs=("parameters", "second_order"),
     applies=lambda case: case.subject.learnable and case.format.width > 16,
-    cause="backward detaches what it saves, so that derivatives are lost",
     group="parameters",
 )
 def double_backward_parameters(case: Case) -> None:
@@ -322,7 +319,6 @@ def double_backward_parameters(case: Case) -> None:
 
 @law(
     applies=lambda case: case.subject.channels > 1,
-    cause="backward takes the parameters of the first channel",
     group="parameters",
 )
 def channels(case: Case) -> None:

@@ -18,7 +18,7 @@ from relucheck.numerics.floats import Floats
 _SIGNIFICANDS: Final = tuple(odd / 128 for odd in range(137, 256, 14))
 
 
-@law(cause="a comparison with NaN is false, so that NaN takes the other branch", group="")
+@law(group="")
 def nan_propagates(case: Case) -> None:
     """NaN inputs give NaN values, and NaN cotangents give NaN gradients.
 
@@ -34,7 +34,14 @@ def nan_propagates(case: Case) -> None:
             f'assert {case.script.is_nan("y")}.all(), "NaN became a number"',
             x=[math.nan],
         )
-        raise case.fail("forward turns NaN into a number", x=math.nan, got=float(y[0]), allowed="nan", script=script)
+        raise case.fail(
+            "forward turns NaN into a number",
+            x=math.nan,
+            got=float(y[0]),
+            allowed="nan",
+            script=script,
+            cause="a comparison with NaN is false, so that NaN takes the other branch",
+        )
     x = case.rounded([-2.3, -1.1, -0.4, 0.3, 0.9, 1.7, 2.6])
     plain = case.reverse(x)
     got = case.reverse(x, np.full_like(x, math.nan))
@@ -52,7 +59,7 @@ def nan_propagates(case: Case) -> None:
         )
 
 
-@law(cause="the branch not taken, or a factor, overflows: 0 * inf is NaN")
+@law(cause="the branch not taken, or a factor, overflows: 0 * inf is NaN", group="range")
 def finite_gradient(case: Case) -> None:
     """The gradient is finite wherever input and value are finite.
 
@@ -146,6 +153,8 @@ def subnormals(case: Case) -> None:
     """
     for sign in (1.0, -1.0):
         normal, subnormal = sign * 4 * case.tiny, sign * case.tiny / 4
+        if any(0 < sign * kink.at <= sign * normal for kink in case.kinks):
+            continue  # a narrow band of float16 ends there, which other laws judge
         x = case.rounded([normal, subnormal])
         g = case.reverse(x).tolist()
         left, right, _ = derivatives(case.exact, x, case.kinks)

@@ -31,7 +31,7 @@ _NEAR: Final = np.asarray(8 * (np.arange(64) * 0.6180339887498949 % 1) - 4, dtyp
 _AT_ONCE: Final = 2048
 
 
-@law(cause="an intermediate result overflows, or is 0 / 0")
+@law(cause="an intermediate result overflows, or is 0 / 0", group="range")
 def finite_value(case: Case) -> None:
     """The value is finite at a finite input where the function is, or has finite limits.
 
@@ -230,7 +230,7 @@ def _failure(case: Case, value: float, reason: str, bad: Mask) -> LawViolation:
     )
 
 
-@law(per_channel=True, cause="a constant or an intermediate result is rounded to the dtype")
+@law(per_channel=True)
 def dtype_agreement(case: Case) -> None:
     """Values, and gradients at kinks and at large inputs, equal those in float64.
 

@@ -6,6 +6,7 @@ A library with old faults adopts the gate so: the faults stay listed, and a new 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import tomllib
@@ -42,12 +43,13 @@ def update(root: Path, results: Sequence[Row]) -> str:
             cannot be changed line by line.
     """
     path = root / "pyproject.toml"
-    old = read(root).expected
-    kept, new = _entries(old, results)
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    config = read(root)
+    old = config.expected
+    kept, new = _entries(old, results, config.dtypes)
+    text = path.read_bytes().decode("utf-8") if path.is_file() else ""  # with the ends of lines as they are
     changed = _written(text, [entry in kept for entry in old], new)
     wanted = [dataclasses.asdict(entry) for entry in (*kept, *new)]
-    if _without_defaults(tomllib.loads(changed)) != wanted:
+    if _entries_of(changed) != wanted:
         raise ConfigError(
             f"{path}: the expected failures are not written as [[tool.relucheck.expected-failures]] tables, so they cannot "
             "be updated; write each as such a table, and run again"
@@ -60,8 +62,13 @@ def update(root: Path, results: Sequence[Row]) -> str:
     return f"expected failures in {path.name}: {', '.join(parts)}{fill}"
 
 
-def _entries(old: Sequence[ExpectedFailure], results: Sequence[Row]) -> tuple[list[ExpectedFailure], list[ExpectedFailure]]:
-    """Return which entries stay, and the new ones."""
+def _entries(
+    old: Sequence[ExpectedFailure], results: Sequence[Row], dtypes: Sequence[str]
+) -> tuple[list[ExpectedFailure], list[ExpectedFailure]]:
+    """Return which entries stay, and the new ones.
+
+    An entry for all dtypes is new only if the run has checked all that the configuration names.
+    """
     judged = [row for row in results if row["outcome"] != "skipped" and row["dtype"] != "-"]
     ids = {id(row): _id(row) for row in judged}
     kept = [entry for entry in old if all(_describes(entry, row) for row in judged if entry.matches(ids[id(row)]))]
@@ -75,7 +82,8 @@ def _entries(old: Sequence[ExpectedFailure], results: Sequence[Row]) -> tuple[li
         if not missing:
             continue
         patterns = {_pattern(row) for row in missing}
-        if len(missing) == len(rows) > 1 and len(patterns) == 1:
+        checked = {row["dtype"] for row in results if (row["activation"], row["law"]) == (activation, law)}
+        if len(missing) == len(rows) > 1 and len(patterns) == 1 and checked >= set(dtypes):
             names = [f"{activation}/{law}/*"]
         else:
             names = [ids[id(row)] for row in missing]
@@ -104,25 +112,42 @@ def _pattern(row: Row) -> str:
 
 def _written(text: str, stays: Iterable[bool], new: Sequence[ExpectedFailure]) -> str:
     """Return the file without the entries that do not stay, and with the new ones at its end."""
-    remaining, lines, drop = iter(stays), [], False
+    remaining, drop = iter(stays), False
+    lines: list[str] = []
+    after: list[str] = []  # comments and blank lines that may belong to what follows a dropped entry
     for line in text.splitlines(keepends=True):
         if _HEADER.match(line):
             drop = not next(remaining, True)
         elif _ANY_HEADER.match(line):
             drop = False
+        elif drop:
+            after = [*after, line] if not line.strip() or line.lstrip().startswith("#") else []
         if not drop:
-            lines.append(line)
-    body = "".join(lines)
-    if new:
-        body = body.rstrip("\n") + "\n" * 2 * bool(body.strip())
+            lines += [*_without_second_gap(lines, after), line]
+            after = []
+    lines += _without_second_gap(lines, after)
+    if not new:
+        return "".join(lines)
+    end = "\r\n" if "\r\n" in text else "\n"
+    blocks = ["".join(lines).rstrip("\r\n")] if "".join(lines).strip() else []
     for entry in new:
         fields = {key: value for key, value in dataclasses.asdict(entry).items() if value}
-        body += "[[tool.relucheck.expected-failures]]\n"
-        body += "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in fields.items()) + "\n"
-    return body.rstrip("\n") + "\n" if new else body
+        pairs = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
+        blocks.append(end.join(["[[tool.relucheck.expected-failures]]", *pairs]))
+    return (end + end).join(blocks) + end
 
 
-def _without_defaults(table: dict[str, object]) -> list[dict[str, str]]:
-    """Return the entries of a parsed pyproject.toml with all their fields."""
-    entries = table.get("tool", {}).get("relucheck", {}).get("expected-failures", [])  # type: ignore[attr-defined]
+def _without_second_gap(before: Sequence[str], lines: Sequence[str]) -> Sequence[str]:
+    """Return lines without the blank ones at their start, if the line before is blank."""
+    gap = bool(before) and not before[-1].strip()
+    return list(itertools.dropwhile(lambda line: not line.strip(), lines)) if gap else lines
+
+
+def _entries_of(text: str) -> list[dict[str, str]] | None:
+    """Return the entries of a pyproject.toml with all their fields; None if it is no TOML."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
+    entries = table.get("tool", {}).get("relucheck", {}).get("expected-failures", [])
     return [dataclasses.asdict(ExpectedFailure(**entry)) for entry in entries]

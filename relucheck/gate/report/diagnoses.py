@@ -21,6 +21,7 @@ import numpy as np
 from relucheck.gate.cases.natural import ORDINARY, unnatural
 from relucheck.gate.config import DTYPE_NAMES
 from relucheck.gate.report.tables import Row
+from relucheck.gate.verdicts import GRADIENT
 from relucheck.numerics.floats import FORMATS
 from relucheck.results.tables import counted, listed
 
@@ -81,7 +82,7 @@ class Diagnosis:
             width: the number of columns for the lines about cause and laws.
         """
         first, *rest = self.main["message"].split("\n")
-        return "\n".join([first, *self._lines(width), *rest])
+        return "\n".join([*textwrap.wrap(first, width, subsequent_indent="  "), *self._lines(width), *rest])
 
     def numbers(self, width: int = 120) -> str:
         """Return the diagnosis without the script."""
@@ -116,7 +117,7 @@ def diagnose(results: Iterable[Row]) -> list[Diagnosis]:
         results: verdicts as dictionaries, in any order.
 
     Returns:
-        The diagnoses in the order of the activations. Those of one activation begin with the one that has most failures.
+        The diagnoses in the order of the first failure of each, activation by activation.
     """
     activations: dict[str, dict[tuple[Any, ...], list[Row]]] = {}
     for row in results:
@@ -124,8 +125,7 @@ def diagnose(results: Iterable[Row]) -> list[Diagnosis]:
             activations.setdefault(row["activation"], {}).setdefault(_key(row), []).append(row)
     diagnoses = []
     for groups in activations.values():
-        found = [Diagnosis(rows) for rows in groups.values()]
-        diagnoses += sorted(found, key=lambda diagnosis: (-len(diagnosis.failures), _unnatural(diagnosis.main)))
+        diagnoses += [Diagnosis(rows) for rows in groups.values()]
     return diagnoses
 
 
@@ -167,9 +167,11 @@ def by_activation(
 
 def _key(row: Row) -> tuple[Any, ...]:
     """Return what the failures of one diagnosis share."""
-    if not row["group"]:
-        return row["law"], _first_line(row).partition(": ")[2] if row["counterexample"] is None else ""
-    return row["group"], place(row)
+    if row["counterexample"] is None:  # an error, which all laws meet
+        return (_first_line(row).partition(": ")[2],)
+    if row["group"] == GRADIENT:
+        return GRADIENT, place(row)
+    return (row["group"] or row["law"],)
 
 
 def place(row: Row) -> str:
@@ -184,8 +186,9 @@ def place(row: Row) -> str:
     x = float(example["x"])
     if not math.isfinite(x):
         return "at NaN and infinities"
-    if example["kink"] is not None and abs(example["ulp"]) <= _BESIDE:
-        return f"at the kink at {example['kink']:.3g}"
+    kink = example["kink"]
+    if kink is not None and (abs(example["ulp"]) <= _BESIDE or abs(x - kink) <= 1e-6 * abs(kink)):
+        return f"at the kink at {kink:.3g}"
     if 0 < abs(x) < FORMATS[row["dtype"]].tiny:
         return "at subnormal inputs"
     return "at large inputs" if abs(x) > ORDINARY else "at ordinary inputs"
