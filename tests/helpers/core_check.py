@@ -92,7 +92,7 @@ def gate_command() -> None:
 def gate_in_pytest() -> None:
     """The plugin is loaded by its entry point."""
     pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--relucheck-dtypes", "float16")
-    said = "FAILED relucheck::Faulty/chain_rule/float16"
+    said = "FAILED relucheck::Faulty/cotangent_scaling/float16"
     output = run(*pytest, "--relucheck", "torch.nn:ReLU", "--relucheck", "library.py:Faulty", code=1, said=said)
     assert "FAILED relucheck::ReLU/" not in output, output
 
