@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -271,7 +272,15 @@ def _ordered(steps: Mapping[Step, int]) -> list[Step]:
     return list(ordered)
 
 
-def run_again(steps: Sequence[Step], wanted: Value, given: Value, put: Tensor, *, draw: bool = True) -> Tensor:
+def run_again(
+    steps: Sequence[Step],
+    wanted: Value,
+    given: Value,
+    put: Tensor,
+    *,
+    draw: bool = True,
+    sizes: Mapping[int, int] = MappingProxyType({}),
+) -> Tensor:
     """Run calls again with one value replaced, and return another.
 
     Values that depend on the model's inputs but not on ``given`` are drawn at random, so that the result shows what depends
@@ -283,12 +292,18 @@ def run_again(steps: Sequence[Step], wanted: Value, given: Value, put: Tensor, *
         given: the value that is replaced.
         put: the tensor in its place, of its shape and dtype.
         draw: whether other values are drawn at random; else they stay as they are.
+        sizes: smaller sizes in place of those of dimensions, for ``put`` as for all other values (``cut``).
+
+    Raises:
+        RuntimeError: if a value does not have the smaller sizes. What the calls raise is passed on.
     """
     held: dict[Value, Tensor] = {given: put}
 
     def of(tensor: Tensor, value: Value) -> Tensor:
         if value not in held:
-            held[value] = _drawn(tensor) if draw and value.variable else tensor.detach()
+            part = cut(tensor, sizes)
+            part = _drawn(part) if draw and value.variable else part.detach()
+            held[value] = _repeated(part, tensor.shape, sizes)
         return held[value]
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -302,11 +317,36 @@ def run_again(steps: Sequence[Step], wanted: Value, given: Value, put: Tensor, *
             args, kwargs = _rebuilt(step.arguments, iter(tensors))
             result = step.func(*args, **kwargs)
             for tensor, value in zip(tensors_of(result), step.results, strict=True):
+                if sizes and tensor.shape != tuple(abs(sizes.get(size, size)) for size in value.shape):
+                    raise RuntimeError(f"a value of shape {tuple(value.shape)} cannot be cut")
                 if value is not given and value not in step.changed.values():
                     held[value] = tensor
             if wanted in held:
                 break
     return held[wanted]
+
+
+def cut(tensor: Tensor, sizes: Mapping[int, int]) -> Tensor:
+    """Take some elements of a tensor, spread evenly.
+
+    Args:
+        tensor: the tensor.
+        sizes: smaller sizes by the sizes of dimensions. A negative one stands for the middle index alone, which is to be
+            repeated so many times.
+    """
+    for axis, size in enumerate(tensor.shape):
+        few = sizes.get(size, size)
+        if few < 0:
+            tensor = tensor.narrow(axis, size // 2, 1)
+        elif few != size:
+            tensor = tensor[(slice(None),) * axis + (slice(None, few * (size // few), size // few),)]
+    return tensor
+
+
+def _repeated(tensor: Tensor, like: torch.Size, sizes: Mapping[int, int]) -> Tensor:
+    """Repeat the dimensions for which ``cut`` has left one index."""
+    shape = [-sizes[size] if sizes.get(size, 1) < 0 else -1 for size in like]
+    return tensor.expand(shape) if sizes else tensor
 
 
 def _drawn(tensor: Tensor) -> Tensor:
