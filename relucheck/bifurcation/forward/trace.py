@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from relucheck.bifurcation.forward.names import ENDS, SKIPPED, SMOOTH, name_of
+from relucheck.bifurcation.forward.names import ENDS, ENDS_WITH_KINKS, SKIPPED, SMOOTH, name_of
 from relucheck.numerics.determinism import generator
 
 _WINDOW: Final = 32  # how many calls are kept that no candidate needs yet
@@ -38,6 +38,8 @@ class Value:
         node: its autograd node; None if none has been seen.
         producer: the call that has computed it; None if that is not kept.
         behind: how many calls ago a call in its chain may have had a kink; None if there is none in reach.
+        recorded: whether autograd was on; it is off inside of a custom Function. There the result of a function in ENDS is
+            like an input, if its arguments are inputs and it has no kink.
     """
 
     shape: torch.Size
@@ -46,6 +48,7 @@ class Value:
     node: Any = None
     producer: Step | None = None
     behind: int | None = None
+    recorded: bool = True
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -128,6 +131,9 @@ class Trace:
             if len(self._recent) > _WINDOW:
                 _forget(self._recent.popleft())
         behind = self._behind(name, given) if step is not None else None
+        recorded = torch.is_grad_enabled() or (
+            name in ENDS - ENDS_WITH_KINKS and all(value.recorded for _, value in given if value.variable)
+        )
         storages = {_storage(tensor) for tensor, _ in given}
         for index, ((tensor, _), version) in enumerate(zip(given, versions, strict=True)):
             if _version(tensor) != version:
@@ -140,6 +146,7 @@ class Trace:
             storage = _storage(tensor)
             known = self._values.get(_key(tensor)) if storage in storages else None
             value = known or self._assign(tensor, variable, step, behind, view=storage in storages)
+            value.recorded = value.recorded or recorded
             storages.add(storage)  # results may be views of one tensor
             if step is not None:
                 step.results.append(value)
@@ -148,26 +155,31 @@ class Trace:
         """Take a tensor for a value that depends on nothing: the result of a served activation."""
         self._assign(plain(tensor), variable=True)
 
-    def shows(self, node: Any) -> bool:
-        """Whether the output of a custom autograd node is what the calls inside of it have computed.
+    def shown(self, node: Any) -> tuple[Value, list[Step]] | None:
+        """The output of a custom autograd node, and the calls that have computed it.
 
-        A view of an input needs no call. A kernel in another language writes values that no call has.
+        These are the calls inside of the node, from its inputs on.
+
+        It is None if not all of these calls are known: a kernel in another language writes values that no call has, and
+        calls that mix elements are not kept. A view of an input needs no call.
         """
         if node not in self.outputs:
-            return False
+            return None
         output, version, value = self.outputs[node]
         inside = [step for step in chain_of(value) if not step.recorded]
         if not inside:
-            return output._is_view()
-        if not any(given.variable for step in inside for _, given in step.given):
-            return False
+            return (value, inside) if output._is_view() else None
+        given = [each for step in inside for _, each in step.given if each.variable]
+        if not given or any(not each.recorded and each.producer not in inside for each in given):
+            return None
         if output._version != version:  # overwritten since
-            return True
+            return value, inside
         try:
             nothing = Value(output.shape, output.dtype, variable=False)
-            return torch.equal(run_again(inside, value, nothing, output, draw=False), output)
+            repeated = torch.equal(run_again(inside, value, nothing, output, draw=False), output)
         except Exception:
-            return False
+            return None
+        return (value, inside) if repeated else None
 
     def _behind(self, name: str, given: list[tuple[Tensor, Value]]) -> int | None:
         if name not in SMOOTH:
@@ -185,7 +197,7 @@ class Trace:
                 self._values.pop(stale, None)
         # a change of a view is a node of its base
         node = tensor._base.grad_fn if not view and tensor._is_view() and tensor._base is not None else tensor.grad_fn
-        value = Value(tensor.shape, tensor.dtype, variable, node, step, behind)
+        value = Value(tensor.shape, tensor.dtype, variable, node, step, behind, torch.is_grad_enabled())
         self._values[key] = value
         self._keys.setdefault(storage, []).append(key)
         # inside of a custom autograd function no gradient is recorded yet
@@ -307,7 +319,10 @@ def run_again(
         return held[value]
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same random numbers each time, on accelerators, too
+        # the same random numbers each time; torch.manual_seed takes a stack trace where CUDA is not initialised
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(0)
         for step in steps:
             tensors = [of(tensor, value) for tensor, value in step.given]
             for index, after in step.changed.items():

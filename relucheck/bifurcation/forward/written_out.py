@@ -194,6 +194,23 @@ def written_out(trace: Trace, nodes: Set[Any], *, kinks: bool = False) -> Iterat
             return
 
 
+def hides(trace: Trace, node: Any) -> bool:
+    """Whether a custom autograd node may compute an activation inside.
+
+    That is so if one is recognised in the calls inside, or if not all of these calls are known.
+    """
+    shown = trace.shown(node)
+    if shown is None:
+        return True
+    _, steps = shown
+    budget = _Budget(_MOST_ELEMENTS // 100)
+    for index, step in enumerate(steps, 1):
+        for value in (*step.results, *step.changed.values()):
+            if value.producer is step and any(_kinds(value, steps[:index], kinks=False, budget=budget)):
+                return True
+    return budget.left <= 0
+
+
 def _may_bend(step: Any) -> bool:
     return any(result.behind == 0 for result in (*step.results, *step.changed.values()))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from relucheck.bifurcation.compare import backprop, compare
 from relucheck.bifurcation.forward import trace, written_out
@@ -433,3 +434,43 @@ class Applied(nn.Module):
 @pytest.mark.parametrize("width", [4, 10, 11, 20])
 def test_a_gate_over_the_batch_is_no_activation(width: int) -> None:
     assert recognised(lambda x: x * (x.mean(0) > 0), torch.empty(8, width)) is None
+
+
+class Between(Identity):
+    """Two layers and a ReLU written out: the last call repeats the output, and shows nothing of the ReLU."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        h = x @ torch.eye(4)
+        a = h * (h > 0)
+        return a @ torch.eye(4) + 1.0
+
+
+class Gated(Identity):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x * (x > 0) * x.flip(0)
+
+
+class Lifted(Identity):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x * (x > 0) + 0.5
+
+
+class Layered(Identity):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        h = x @ torch.eye(4)
+        return h * (h > 0) - 1.0
+
+
+def checkpointed(x: Tensor) -> Tensor:
+    return checkpoint(lambda h: (h @ torch.eye(4)) * (h @ torch.eye(4) > 0) @ torch.eye(4) + 1, x, use_reentrant=True)
+
+
+@pytest.mark.parametrize("function", [Between.apply, Gated.apply, Lifted.apply, Layered.apply, checkpointed])
+def test_a_function_that_hides_an_activation_is_named(function: Callable[[Tensor], Tensor]) -> None:
+    for inputs in (torch.zeros(3, 4), torch.randn(3, 4)):
+        with pytest.raises(WiringError, match=r"Backward\): out of reach"):
+            check_wiring(Model(function), inputs)
