@@ -11,15 +11,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, SubgradientError, as_model_subgradient
-from relucheck.bifurcation.forward.arguments import Inputs, arguments_of, refuse_empty, refuse_function
-from relucheck.bifurcation.forward.state import reproducible, untouched
+from relucheck.bifurcation.forward.arguments import Inputs, arguments_of, refuse_empty, refuse_function, tensors_in
+from relucheck.bifurcation.forward.state import reproducible, set_aside, untouched
 from relucheck.bifurcation.gradients import Gradients, gradients
 from relucheck.bifurcation.interception import Call, Interception, OutOfReach
 from relucheck.errors import ControlError, ModelError
@@ -185,8 +185,8 @@ def backprop(
     Raises:
         ModelError: if no parameter requires a gradient, ``inputs`` does not fit the model's forward, no activation call has
             an element (an empty mini-batch), the output is not a tensor where one is needed, the loss is not a scalar, the
-            model is compiled, scripted or checkpointed with ``use_reentrant=True``, or a Function or a hook accumulates
-            gradients where a comparison cannot see them.
+            model is compiled, scripted or checkpointed with ``use_reentrant=True``, or the forward, a Function or a hook
+            accumulates gradients where a comparison cannot see them.
         SubgradientError: for a value that cannot be a subgradient.
 
     Source: section 2 of Bertoin, Bolte, Gerchinovitz, Pauwels 2021, "Numerical influence of ReLU'(0) on backpropagation".
@@ -209,6 +209,7 @@ def backprop(
         torch.inference_mode(False),
         reproducible(first.device),
         untouched(model, first.device) as restore,
+        set_aside(tensor for tensor in tensors_in(arguments) if tensor.is_leaf),
         torch.enable_grad(),
         interception,
     ):
@@ -227,6 +228,7 @@ def backprop(
             if index and interception.derives:  # the values of the forward depend on the subgradient
                 restore()
                 root, upstream = root_of(arguments.call(model), targets, calling, cotangent)
+            _refuse_accumulated(parameters)
             runs.append(gradients(root, parameters, upstream, interception.running()))
             if all(gradient is None for gradient in runs[-1].values()):
                 raise ModelError(_INDEPENDENT)
@@ -238,6 +240,16 @@ def backprop(
         out_of_reach,
         arithmetic,
     )
+
+
+def _refuse_accumulated(parameters: Mapping[str, Tensor]) -> None:
+    """Refuse a forward that has accumulated gradients, on which no graph depends."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            raise ModelError(
+                f"the forward accumulates the gradient of {name!r} in .grad, where a comparison cannot see it; let it call "
+                "torch.autograd.grad, or .backward(inputs=[...]) with the tensors whose gradients it uses"
+            )
 
 
 def root_of(

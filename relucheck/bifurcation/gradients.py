@@ -24,6 +24,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from relucheck.activations import functional
+from relucheck.bifurcation.forward.state import set_aside
 from relucheck.errors import ModelError
 
 #: The gradient of each parameter by name; None for a parameter that the loss does not depend on.
@@ -72,7 +73,7 @@ def gradients(
             wanted.setdefault(id(node.variable), node.variable)
     held = _held_by(parameters)
     kept = {at: tensor.detach().clone() for at, (tensor, _) in held.items()}
-    with _set_aside(wanted.values()), during or contextlib.nullcontext():
+    with set_aside(wanted.values()), during or contextlib.nullcontext():
         # the positional flags are keep_graph=True, create_graph=False and allow_unreachable=True
         computed = engine.run_backward(
             (root,), (upstream,), True, False, tuple(wanted.values()), True, accumulate_grad=False
@@ -127,18 +128,3 @@ def nodes_below(nodes: Iterable[Any]) -> Iterator[Any]:
         seen.add(node)
         yield node
         waiting.extend(following for following, _ in node.next_functions if following is not None)
-
-
-@contextlib.contextmanager
-def _set_aside(leaves: Iterable[Tensor]) -> Iterator[None]:
-    """Set ``.grad`` to None in a block, so that accumulation is visible; restore it afterwards."""
-    kept = [(leaf, leaf.grad) for leaf in leaves]
-    try:
-        for leaf, gradient in kept:
-            if gradient is not None:
-                leaf.grad = None
-        yield
-    finally:
-        for leaf, gradient in kept:
-            if leaf.grad is not gradient:
-                leaf.grad = gradient

@@ -25,7 +25,7 @@ from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, ModelSubgradien
 from relucheck.bifurcation.forward.arguments import refuse_unseen, tensors_in
 from relucheck.bifurcation.forward.nodes import has_kink, is_activation
 from relucheck.bifurcation.forward.trace import Trace
-from relucheck.bifurcation.forward.written_out import written_out
+from relucheck.bifurcation.forward.written_out import UNEXAMINED, hides, written_out
 from relucheck.bifurcation.gradients import is_custom, nodes_below
 from relucheck.numerics.bits import positions_of
 
@@ -321,14 +321,15 @@ class Interception:
         unreached = [OutOfReach(*self._origin(node), type(node).__name__, is_custom(node)) for node in known]
         for found in written_out(self._trace, nodes, kinks=True):
             if not any(value.node in known for value in found.inside):  # else a node names it already
-                unreached.append(OutOfReach(found.site, found.module, f"{found.kind} written out", custom=False))
+                kind = found.kind if found.kind == UNEXAMINED else f"{found.kind} written out"
+                unreached.append(OutOfReach(found.site, found.module, kind, custom=False))
         return tuple(sorted(unreached, key=lambda item: (item.site, item.node)))
 
     def disguised(self, roots: Sequence[Tensor]) -> tuple[OutOfReach, ...]:
         """List the activations in the graph below ``roots`` that are no served calls.
 
         They are calls that compute ReLU, ReLU6 or a leaky ReLU; torch's own activations inside of other functions, such as
-        ``nn.RNN``; and custom Functions whose computation no call of torch shows.
+        ``nn.RNN``; and custom Functions that hide one, or whose calls are not known.
         """
         assert self._trace is not None
         self._trace.meet(roots)
@@ -343,7 +344,7 @@ class Interception:
                 site, kind = self._origin(found.value.node), f"{kind} in {type(found.value.node).__name__}"
             disguised.append(OutOfReach(*site, kind, custom))
         for node in nodes - named:
-            if is_activation(node) or (is_custom(node) and not self._trace.shows(node)):
+            if is_activation(node) or (is_custom(node) and hides(self._trace, node)):
                 disguised.append(OutOfReach(*self._origin(node), type(node).__name__, is_custom(node)))
         return tuple(sorted(disguised, key=lambda item: (item.site, item.node)))
 

@@ -16,7 +16,7 @@ from relucheck.activations.rules import SubgradientError, as_subgradient
 from relucheck.bifurcation.forward.arguments import Arguments, Inputs, arguments_of, refuse_empty, tensors_in
 from relucheck.bifurcation.forward.state import reproducible
 from relucheck.bifurcation.forward.trace import plain
-from relucheck.bifurcation.forward.written_out import recognised
+from relucheck.bifurcation.forward.written_out import UNEXAMINED, recognised
 from relucheck.bifurcation.interception import Interception
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ModelError
@@ -70,8 +70,10 @@ def probe_wiring(
     The model is built with each of two subgradients. Every module without children that computes ReLU, ReLU6 or a leaky
     ReLU, whatever its class, is taken out of it. Its input is set to each of its kinks, with the shape, dtype and device
     that it has in the model. The gradient for a random upstream gradient must be the subgradient times that upstream
-    gradient. Activations outside of such modules have no setting and are "out of reach". They are functions such as
-    ``F.relu``; any calls that compute ReLU, ReLU6 or a leaky ReLU up to a factor, such as ``x * (x.detach() > 0)``; and
+    gradient, times a factor if the module computes a multiple of ReLU or ReLU6. A module with other slopes, such as
+    ``x - relu(x)``, is "out of reach". Activations outside of such modules have no setting and are "out of reach", too.
+    They are functions such as ``F.relu``; any calls that compute ReLU, ReLU6 or a leaky ReLU up to a factor, such as
+    ``x * (x.detach() > 0)``; calls that are not examined because there are too many; and
     custom autograd Functions that compute one, or whose computation no call of torch shows.
 
     Args:
@@ -194,7 +196,7 @@ def _called(model: nn.Module, arguments: Arguments) -> Iterator[tuple[str, Tenso
         if call.elements and computed.get(call.module) is None:
             yield call.site, None, call.rule.name
     for item in disguised:
-        if computed.get(item.module) is None:
+        if computed.get(item.module) is None or item.node == UNEXAMINED:
             yield item.site, None, item.node
 
 
@@ -203,6 +205,12 @@ def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, va
     cotangent = torch.randn(template.shape, generator=generator(0), dtype=torch.float64, device="cpu")
     cotangent = cotangent.to(template.device, template.dtype)
     limits = torch.finfo(template.dtype)
+    with torch.no_grad():
+        right, left = (_copied(modules[0], site)(torch.full_like(template, at)).double() * at for at in (1.0, -1.0))
+    # the gradient at 0 of a multiple of ReLU is the same multiple; what relucheck defines has no other slopes
+    if bool((right != 1).any() if name == "LeakyReLU" else (left != 0).any()):
+        slopes = f"{float(left.flatten()[0]):.4g} left and {float(right.flatten()[0]):.4g} right of 0"
+        return Wire(site, name, "out of reach", f"its slopes are {slopes}, for which no gradient at 0 is defined")
     for at in CATALOGUE[name].kinks:
         gradients = []
         for module in modules:
@@ -216,17 +224,17 @@ def _answer(site: str, name: str, modules: list[nn.Module], template: Tensor, va
         if torch.equal(*gradients):
             return Wire(site, name, "ignores", f"at {at.at:g} the gradient is the same for {values[0]} and {values[1]}")
         for value, gradient in zip(values, gradients, strict=True):
-            expected = value * cotangent.double()
+            expected = value * right * cotangent.double()
             # the second term allows for products in the subnormal range, whose absolute rounding error is constant
             wrong = ~((gradient - expected).abs() <= 4 * limits.eps * expected.abs() + limits.tiny * limits.eps)
             if bool(wrong.any()):
-                got, upstream = float(gradient[wrong][0]), float(cotangent[wrong][0])
+                got, upstream, product = (float(each[wrong][0]) for each in (gradient, cotangent, expected))
                 return Wire(
                     site,
                     name,
                     "wrong rule",
                     f"at {at.at:g} with subgradient {value} and upstream gradient {upstream:.4g} the gradient is "
-                    f"{got:.4g}, not their product {value * upstream:.4g}",
+                    f"{got:.4g}, not their product {product:.4g}",
                 )
     return Wire(site, name, "answers")
 

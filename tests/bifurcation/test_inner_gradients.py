@@ -332,6 +332,30 @@ def test_what_is_accumulated_elsewhere_is_refused(name: str) -> None:
         assert torch.equal(held, torch.zeros(2, 2)), "it is as it was"
 
 
+def adapted(model: Net, x: Tensor, inputs: bool) -> Tensor:
+    """Training at test time: a step against the gradient of the input, by ``.backward()``."""
+    with torch.enable_grad():
+        z = torch.zeros(2, requires_grad=True)
+        model.head(model.body(x + z)).square().mean().backward(inputs=[z] if inputs else None)
+    return model.head(model.body(x - 0.001 * z.grad))
+
+
+def test_a_backward_in_the_forward_is_refused() -> None:
+    """The gradients that it accumulates depend on the subgradient; ``.grad`` stays as it was, in other measures, too."""
+    model = Net(lambda m, x: adapted(m, x, inputs=False))
+    x, before = inputs(), torch.ones(2, 2)
+    model.inside.weight.grad, x.grad = before, before.clone()
+    with pytest.raises(ModelError, match=r"the forward accumulates the gradient of 'inside.weight' in \.grad"):
+        compare(model, x)
+    with pytest.raises(ModelError, match="the forward accumulates"):
+        decide(model, X, torch.tensor([0, 1]))
+    assert model.inside.weight.grad is before
+    assert torch.equal(before, torch.ones(2, 2))
+    assert torch.equal(x.grad, torch.ones(2, 2))
+    assert model.head.weight.grad is None
+    assert compare(Net(lambda m, x: adapted(m, x, inputs=True)), inputs()).outcome == "bifurcate"
+
+
 def test_a_buffer_that_backward_makes_is_refused() -> None:
     model = Net(lambda m, x: m.head(m.body(x)))
     weight = model.inside.weight

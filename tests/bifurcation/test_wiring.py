@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from relucheck.activations import functional
 from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
 from relucheck.activations.rules import SubgradientError
 from relucheck.bifurcation.wiring import Wire, WiringError, check_wiring, probe_wiring
@@ -336,3 +337,33 @@ class NearlyRight(nn.Module):
 def test_a_rule_that_is_wrong_by_one_per_cent_is_wrong() -> None:
     (wire,) = probe_wiring(lambda s: nn.Sequential(nn.Linear(3, 4), NearlyRight(s)), torch.randn(2, 3))
     assert wire.verdict == "wrong rule"
+
+
+class Around(nn.Module):
+    """A function of a ReLU that has a setting, in a module without children."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], subgradient: float) -> None:
+        super().__init__()
+        self.function, self.subgradient = function, subgradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        subgradient = torch.tensor(self.subgradient, dtype=torch.float64)
+        return self.function(x, functional.relu(x, subgradient))
+
+
+@pytest.mark.parametrize(
+    ("function", "verdict"),
+    [
+        (lambda x, relu: relu * 1.7139588, "answers"),
+        (lambda x, relu: -2 * relu, "answers"),
+        (lambda x, relu: (relu - relu.detach()) * 1.1 + relu.detach(), "wrong rule"),
+        (lambda x, relu: x - relu, "out of reach"),
+        (lambda x, relu: relu + 2 * x, "out of reach"),
+    ],
+)
+def test_multiples_of_relu(function: Callable[[Tensor, Tensor], Tensor], verdict: str) -> None:
+    def build(subgradient: float) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), Around(function, subgradient))
+
+    (wire,) = probe_wiring(build, torch.randn(3, 4))
+    assert wire.verdict == verdict

@@ -21,6 +21,10 @@ ENDS: Final = frozenset(
         *("silu", "sigmoid", "tanh", "softplus", "mish", "lstm", "gru", "rnn_relu", "rnn_tanh"),
     )
 )
+#: Those that have kinks or ties, or call a function that is given to them.
+ENDS_WITH_KINKS: Final = frozenset(
+    name for name in ENDS if name.startswith(("max_pool", "adaptive_max_pool", "boolean_dispatch", "rnn_relu"))
+)
 #: Smooth functions: a chain of these alone is no candidate.
 SMOOTH: Final = frozenset(
     (

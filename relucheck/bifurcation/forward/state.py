@@ -1,13 +1,13 @@
-"""Run a model with deterministic algorithms, and restore its buffers and random numbers."""
+"""Use deterministic algorithms, and restore buffers, random numbers and ``.grad``."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from relucheck.errors import ModelError
 from relucheck.numerics.determinism import deterministic
@@ -43,10 +43,12 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Restore buffers (such as running statistics) and random states after a block.
+    """Restore buffers (such as running statistics), random states and ``.grad`` after a block.
+
+    ``.grad`` of the parameters is None at the start of the block, so that an accumulation in a forward is visible.
 
     Yields:
-        A function that restores them inside of the block.
+        A function that restores buffers and random states inside of the block.
     """
     kept = [
         (module._buffers, name, buffer, buffer.detach().clone())
@@ -69,6 +71,22 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[Callable[[], N
                     buffers[name] = buffer.copy_(values)
 
     try:
-        yield restore
+        with set_aside(model.parameters()):
+            yield restore
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def set_aside(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Set ``.grad`` to None in a block, so that accumulation is visible; restore it afterwards."""
+    kept = [(leaf, leaf.grad) for leaf in leaves]
+    try:
+        for leaf, gradient in kept:
+            if gradient is not None:
+                leaf.grad = None
+        yield
+    finally:
+        for leaf, gradient in kept:
+            if leaf.grad is not gradient:
+                leaf.grad = gradient

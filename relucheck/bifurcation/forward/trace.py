@@ -14,12 +14,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from relucheck.bifurcation.forward.names import ENDS, SKIPPED, SMOOTH, name_of
+from relucheck.bifurcation.forward.names import ENDS, ENDS_WITH_KINKS, SKIPPED, SMOOTH, name_of
 from relucheck.numerics.determinism import generator
 
 _WINDOW: Final = 32  # how many calls are kept that no candidate needs yet
@@ -37,6 +38,8 @@ class Value:
         node: its autograd node; None if none has been seen.
         producer: the call that has computed it; None if that is not kept.
         behind: how many calls ago a call in its chain may have had a kink; None if there is none in reach.
+        recorded: whether autograd was on; it is off inside of a custom Function. There the result of a function in ENDS is
+            like an input, if its arguments are inputs and it has no kink.
     """
 
     shape: torch.Size
@@ -45,6 +48,7 @@ class Value:
     node: Any = None
     producer: Step | None = None
     behind: int | None = None
+    recorded: bool = True
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -127,6 +131,9 @@ class Trace:
             if len(self._recent) > _WINDOW:
                 _forget(self._recent.popleft())
         behind = self._behind(name, given) if step is not None else None
+        recorded = torch.is_grad_enabled() or (
+            name in ENDS - ENDS_WITH_KINKS and all(value.recorded for _, value in given if value.variable)
+        )
         storages = {_storage(tensor) for tensor, _ in given}
         for index, ((tensor, _), version) in enumerate(zip(given, versions, strict=True)):
             if _version(tensor) != version:
@@ -139,6 +146,7 @@ class Trace:
             storage = _storage(tensor)
             known = self._values.get(_key(tensor)) if storage in storages else None
             value = known or self._assign(tensor, variable, step, behind, view=storage in storages)
+            value.recorded = value.recorded or recorded
             storages.add(storage)  # results may be views of one tensor
             if step is not None:
                 step.results.append(value)
@@ -147,26 +155,31 @@ class Trace:
         """Take a tensor for a value that depends on nothing: the result of a served activation."""
         self._assign(plain(tensor), variable=True)
 
-    def shows(self, node: Any) -> bool:
-        """Whether the output of a custom autograd node is what the calls inside of it have computed.
+    def shown(self, node: Any) -> tuple[Value, list[Step]] | None:
+        """The output of a custom autograd node, and the calls that have computed it.
 
-        A view of an input needs no call. A kernel in another language writes values that no call has.
+        These are the calls inside of the node, from its inputs on.
+
+        It is None if not all of these calls are known: a kernel in another language writes values that no call has, and
+        calls that mix elements are not kept. A view of an input needs no call.
         """
         if node not in self.outputs:
-            return False
+            return None
         output, version, value = self.outputs[node]
         inside = [step for step in chain_of(value) if not step.recorded]
         if not inside:
-            return output._is_view()
-        if not any(given.variable for step in inside for _, given in step.given):
-            return False
+            return (value, inside) if output._is_view() else None
+        given = [each for step in inside for _, each in step.given if each.variable]
+        if not given or any(not each.recorded and each.producer not in inside for each in given):
+            return None
         if output._version != version:  # overwritten since
-            return True
+            return value, inside
         try:
             nothing = Value(output.shape, output.dtype, variable=False)
-            return torch.equal(run_again(inside, value, nothing, output, draw=False), output)
+            repeated = torch.equal(run_again(inside, value, nothing, output, draw=False), output)
         except Exception:
-            return False
+            return None
+        return (value, inside) if repeated else None
 
     def _behind(self, name: str, given: list[tuple[Tensor, Value]]) -> int | None:
         if name not in SMOOTH:
@@ -184,7 +197,7 @@ class Trace:
                 self._values.pop(stale, None)
         # a change of a view is a node of its base
         node = tensor._base.grad_fn if not view and tensor._is_view() and tensor._base is not None else tensor.grad_fn
-        value = Value(tensor.shape, tensor.dtype, variable, node, step, behind)
+        value = Value(tensor.shape, tensor.dtype, variable, node, step, behind, torch.is_grad_enabled())
         self._values[key] = value
         self._keys.setdefault(storage, []).append(key)
         # inside of a custom autograd function no gradient is recorded yet
@@ -271,7 +284,15 @@ def _ordered(steps: Mapping[Step, int]) -> list[Step]:
     return list(ordered)
 
 
-def run_again(steps: Sequence[Step], wanted: Value, given: Value, put: Tensor, *, draw: bool = True) -> Tensor:
+def run_again(
+    steps: Sequence[Step],
+    wanted: Value,
+    given: Value,
+    put: Tensor,
+    *,
+    draw: bool = True,
+    sizes: Mapping[int, int] = MappingProxyType({}),
+) -> Tensor:
     """Run calls again with one value replaced, and return another.
 
     Values that depend on the model's inputs but not on ``given`` are drawn at random, so that the result shows what depends
@@ -283,16 +304,25 @@ def run_again(steps: Sequence[Step], wanted: Value, given: Value, put: Tensor, *
         given: the value that is replaced.
         put: the tensor in its place, of its shape and dtype.
         draw: whether other values are drawn at random; else they stay as they are.
+        sizes: smaller sizes in place of those of dimensions, for ``put`` as for all other values (``cut``).
+
+    Raises:
+        RuntimeError: if a value does not have the smaller sizes. What the calls raise is passed on.
     """
     held: dict[Value, Tensor] = {given: put}
 
     def of(tensor: Tensor, value: Value) -> Tensor:
         if value not in held:
-            held[value] = _drawn(tensor) if draw and value.variable else tensor.detach()
+            part = cut(tensor, sizes)
+            part = _drawn(part) if draw and value.variable else part.detach()
+            held[value] = _repeated(part, tensor.shape, sizes)
         return held[value]
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same random numbers each time, on accelerators, too
+        # the same random numbers each time; torch.manual_seed takes a stack trace where CUDA is not initialised
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(0)
         for step in steps:
             tensors = [of(tensor, value) for tensor, value in step.given]
             for index, after in step.changed.items():
@@ -302,11 +332,36 @@ def run_again(steps: Sequence[Step], wanted: Value, given: Value, put: Tensor, *
             args, kwargs = _rebuilt(step.arguments, iter(tensors))
             result = step.func(*args, **kwargs)
             for tensor, value in zip(tensors_of(result), step.results, strict=True):
+                if sizes and tensor.shape != tuple(abs(sizes.get(size, size)) for size in value.shape):
+                    raise RuntimeError(f"a value of shape {tuple(value.shape)} cannot be cut")
                 if value is not given and value not in step.changed.values():
                     held[value] = tensor
             if wanted in held:
                 break
     return held[wanted]
+
+
+def cut(tensor: Tensor, sizes: Mapping[int, int]) -> Tensor:
+    """Take some elements of a tensor, spread evenly.
+
+    Args:
+        tensor: the tensor.
+        sizes: smaller sizes by the sizes of dimensions. A negative one stands for the middle index alone, which is to be
+            repeated so many times.
+    """
+    for axis, size in enumerate(tensor.shape):
+        few = sizes.get(size, size)
+        if few < 0:
+            tensor = tensor.narrow(axis, size // 2, 1)
+        elif few != size:
+            tensor = tensor[(slice(None),) * axis + (slice(None, few * (size // few), size // few),)]
+    return tensor
+
+
+def _repeated(tensor: Tensor, like: torch.Size, sizes: Mapping[int, int]) -> Tensor:
+    """Repeat the dimensions for which ``cut`` has left one index."""
+    shape = [-sizes[size] if sizes.get(size, 1) < 0 else -1 for size in like]
+    return tensor.expand(shape) if sizes else tensor
 
 
 def _drawn(tensor: Tensor) -> Tensor:

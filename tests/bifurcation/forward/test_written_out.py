@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from relucheck.bifurcation.compare import backprop, compare
-from relucheck.bifurcation.forward import trace
+from relucheck.bifurcation.forward import trace, written_out
 from relucheck.bifurcation.forward.written_out import bends, recognised
 from relucheck.bifurcation.wiring import WiringError, check_wiring, probe_wiring
 
@@ -352,3 +353,124 @@ def test_the_trace_keeps_nothing_of_a_plain_network(monkeypatch: pytest.MonkeyPa
     backprop(model, torch.randn(2, 1, 6, 6))
     assert ran == []
     assert kept[0].candidates == []
+
+
+class Deep(nn.Module):
+    """Smooth functions written out of many calls, and one ReLU written out, at a width where each call takes its time."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        super().__init__()
+        self.layers, self.relu = nn.ModuleList(nn.Linear(64, 64) for _ in range(2)), nn.ReLU()
+        self.__dict__["function"] = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            h = layer(x)
+            x = x + 0.5 * h * (1 + torch.tanh(0.8 * (h + 0.04 * h**3)))
+            x = self.function(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        return self.relu(x)
+
+
+def written_relu(x: Tensor) -> Tensor:
+    return 1.5 * x * (x > 0)
+
+
+def test_few_elements_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates of a large mini-batch cost no more than a small one, and an activation is named all the same."""
+    computed: list[int] = []
+    run_again = trace.run_again
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        computed.append(args[3].numel())
+        return run_again(*args, **kwargs)
+
+    monkeypatch.setattr(written_out, "run_again", counted)
+    inputs = torch.randn(500, 64)
+    check_wiring(Deep(), inputs)
+    assert compare(Deep(), inputs).out_of_reach == ()
+    assert computed
+    assert max(computed) < 2000
+    assert sum(computed) < 10 * inputs.numel()
+    with pytest.raises(WiringError, match=r"Deep\.mul\(\).* \(ReLU\): out of reach"):
+        check_wiring(Deep(written_relu), inputs)
+
+
+def test_a_part_that_few_elements_hide_is_no_activation() -> None:
+    """The middle row is an activation, and the others are not."""
+    mask = torch.arange(500)[:, None] == 250
+    (wire,) = check_wiring(Deep(lambda x: torch.where((x > 0) | ~mask, x, 0.0)), torch.randn(500, 64))
+    assert wire.verdict == "answers"
+
+
+def test_what_is_not_looked_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written_out, "_MOST_ELEMENTS", 0)
+    with pytest.raises(WiringError, match="not examined"):
+        check_wiring(Deep(), torch.randn(500, 64))
+    assert [item.node for item in compare(Deep(), torch.randn(500, 64)).out_of_reach] == [written_out.UNEXAMINED]
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (300, 70)])
+def test_a_smooth_function_of_an_absolute_value_is_no_activation(shape: tuple[int, int]) -> None:
+    """The absolute value has a node, and the function in which its kink cancels is not named."""
+
+    def silu(x: Tensor) -> Tensor:
+        e = torch.exp(-x.abs())
+        return x * torch.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+    model = nn.Sequential(nn.Linear(shape[1], shape[1], bias=False), nn.ReLU(), Applied(silu), nn.Linear(shape[1], 1))
+    named = {item.node for item in compare(model, torch.randn(shape)).out_of_reach}
+    assert named == {"AbsBackward0"}
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("width", [4, 10, 11, 20])
+def test_a_gate_over_the_batch_is_no_activation(width: int) -> None:
+    assert recognised(lambda x: x * (x.mean(0) > 0), torch.empty(8, width)) is None
+
+
+class Between(Identity):
+    """Two layers and a ReLU written out: the last call repeats the output, and shows nothing of the ReLU."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        h = x @ torch.eye(4)
+        a = h * (h > 0)
+        return a @ torch.eye(4) + 1.0
+
+
+class Gated(Identity):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x * (x > 0) * x.flip(0)
+
+
+class Lifted(Identity):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x * (x > 0) + 0.5
+
+
+class Layered(Identity):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        h = x @ torch.eye(4)
+        return h * (h > 0) - 1.0
+
+
+def checkpointed(x: Tensor) -> Tensor:
+    return checkpoint(lambda h: (h @ torch.eye(4)) * (h @ torch.eye(4) > 0) @ torch.eye(4) + 1, x, use_reentrant=True)
+
+
+@pytest.mark.parametrize("function", [Between.apply, Gated.apply, Lifted.apply, Layered.apply, checkpointed])
+def test_a_function_that_hides_an_activation_is_named(function: Callable[[Tensor], Tensor]) -> None:
+    for inputs in (torch.zeros(3, 4), torch.randn(3, 4)):
+        with pytest.raises(WiringError, match=r"Backward\): out of reach"):
+            check_wiring(Model(function), inputs)
