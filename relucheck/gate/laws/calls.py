@@ -74,7 +74,8 @@ def input_unchanged(case: Case) -> None:
     call = case.framework.overwritten(case.f, case.x, dyadic)
     different = differs(call.x_after, call.x, signed_zero=True).ravel()
     if different.any() and not case.subject.announces_inplace:
-        index = case.example(different, call.x.ravel())
+        plain = differs(call.x_after, call.x).ravel()  # a script shows a changed sign of zero less well
+        index = case.example(plain if plain.any() else different, call.x.ravel())
         value = float(call.x.flat[index])
         raise case.fail(
             "forward overwrites its input without announcing it; return a new tensor, or announce it by an argument or "
