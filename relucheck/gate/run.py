@@ -14,15 +14,13 @@ import dataclasses
 import functools
 import itertools
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from relucheck.activations.kinks import Activation, identity
-from relucheck.errors import error_text, printable
+from relucheck.errors import printable
 from relucheck.gate.cases.case import Case
-from relucheck.gate.cases.definition import definition
 from relucheck.gate.cases.kink_table import curve
 from relucheck.gate.cases.violation import LawViolation, NotApplicable
 from relucheck.gate.config import ConfigError, GateConfig, suggestion
@@ -30,9 +28,11 @@ from relucheck.gate.discovery import Finding, as_activation, discover
 from relucheck.gate.frameworks import FrameworkError, framework_named
 from relucheck.gate.frameworks.exchange import Disconnected, NotAnArray
 from relucheck.gate.isolation import watchdog
-from relucheck.gate.isolation.guard import CodeRaised, Runaway, Spoiled, contained, guarded
+from relucheck.gate.isolation.guard import Runaway, Spoiled, contained, guarded
+from relucheck.gate.isolation.raised import described, place
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.recognition import Recognised, recognised
+from relucheck.gate.recognition.entry import Entry
 from relucheck.gate.spellings import equal_spellings_of
 from relucheck.gate.subject import NotAnActivation, Subject, TargetError
 from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged, no_further
@@ -40,29 +40,6 @@ from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome,
 #: What runs a target's code outside its own items: ``("import", target)``, or ``("call", activation)`` to learn about an
 #: activation and to compare it with another.
 Step = tuple[str, str]
-
-
-@dataclasses.dataclass
-class Entry:
-    """An activation of the run, with its subject or the reason why there is none.
-
-    Attributes:
-        activation: the activation and its declarations.
-        subject: the subject that the laws check; None if the activation is skipped or cannot be run.
-        skip: why it is skipped; empty otherwise.
-        problem: why it cannot be run; empty otherwise.
-        changes: the global state that its construction and a first call changed.
-        slow: names of the laws under which it ran past the time limit.
-        defined: file and line of its definition; None before somebody asks.
-    """
-
-    activation: Activation
-    subject: Subject | None = None
-    skip: str = ""
-    problem: str = ""
-    changes: tuple[str, ...] = ()
-    slow: set[str] = dataclasses.field(default_factory=set)
-    defined: str | None = None
 
 
 def check_laws(names: Iterable[str]) -> None:
@@ -348,7 +325,7 @@ class Gate:
                 result,
                 cause=result.cause or (law.cause if law and result.counterexample else ""),
                 group=law.group if law and result.counterexample else "",
-                defined=self._defined(item.activation),
+                defined=self.entries[item.activation].defined,
             )
         return result
 
@@ -392,15 +369,8 @@ class Gate:
             return verdict("failed", f"{item.id}: {error}")
         except Exception as error:
             also = "".join(f"\n  after it changed global state: {change}" for change in changes)
-            return verdict("failed", f"{item.id}: {_short(error)}{also}{_where(error)}", **rows)
+            return verdict("failed", f"{item.id}: {described(error)}{also}{place(error)}", **rows)
         return verdict("passed", **rows)
-
-    def _defined(self, name: str) -> str:
-        """Return where an activation is defined."""
-        entry = self.entries[name]
-        if entry.defined is None:
-            entry.defined = printable(definition(entry.activation))
-        return entry.defined
 
     def _ran_away(self, item: Item, error: Runaway) -> None:
         """Skip the other laws of an activation at once, if its code would run past the limit or fork again under them.
@@ -437,21 +407,5 @@ def _label(target: str) -> str:
     return printable(target.replace("/", "."))
 
 
-def _raised(error: Exception) -> BaseException:
-    return error.raised if isinstance(error, CodeRaised) else error
-
-
 def _problem(error: Exception) -> str:
-    return no_further(str(error)) if isinstance(error, Runaway) else _short(error)
-
-
-def _short(error: Exception) -> str:
-    raised, text = _raised(error), error_text(_raised(error), 400)
-    if isinstance(raised, MemoryError) or "allocate memory" in text or "not enough memory" in text:
-        return f"exceeded its memory limit: {text[:200]}"
-    return f"raised {text}"
-
-
-def _where(error: Exception) -> str:
-    frames = traceback.extract_tb(_raised(error).__traceback__)
-    return f"\n  at {frames[-1].name}, line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
+    return no_further(str(error)) if isinstance(error, Runaway) else described(error)

@@ -422,12 +422,12 @@ def _version(tensor: Tensor) -> int:
 def _storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr() or id(tensor)
-    except (RuntimeError, NotImplementedError):  # sparse tensors, and others without a storage
+    except RuntimeError:  # sparse tensors, and others without a storage
         return id(tensor)
 
 
 def _key(tensor: Tensor) -> Any:
     try:
         return (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), tensor.dtype)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return id(tensor)
