@@ -50,9 +50,9 @@ def add(commands: Any) -> None:
         "--executor",
         metavar="NAME",
         help="how the networks of one seed are trained. forking: one network after the other, each with nn.Linear; they "
-        "share the steps that are bitwise equal. stacked: all of them at once, in batched matrix products (on CUDA, 16-bit "
-        "networks use one nn.Linear each). The two round differently, so the number of hits depends on the choice. "
-        "Default: forking on the CPU, stacked on CUDA",
+        "share the steps that are bitwise equal. stacked: all of them at once, in batched matrix products; native "
+        "16-bit products on CUDA, convolutional networks and seeds that hold out images are forked all the same. The two "
+        "round differently, so the number of hits depends on the choice. Default: forking on the CPU, stacked on CUDA",
     )
     reproduce.add_argument(
         "--processes",

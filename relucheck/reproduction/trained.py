@@ -76,7 +76,7 @@ class TrainingScenario(Experiment):
                 store_of(place.folder, comparison),
                 root=place.root,
                 device=place.device,
-                executor=engine.executor_of(comparison.settings, place.executor),
+                executor=engine.executor_of(comparison.settings, place.executor, place.device),
                 name=comparison.name,
             )
         )
@@ -85,7 +85,7 @@ class TrainingScenario(Experiment):
         """Copy finished seeds with equal settings that this folder lacks, except void ones."""
         taken = []
         for comparison in self._parts(place.scale, only or ("*", f"*{NUDGES}")):
-            settings, executor = comparison.settings, engine.executor_of(comparison.settings, place.executor)
+            settings, executor = comparison.settings, engine.executor_of(comparison.settings, place.executor, place.device)
             here, there = store_of(place.folder, comparison), store_of(other, comparison)
             mine = seed_store.finished(settings, here, executor)
             seeds = {
@@ -168,7 +168,7 @@ def read(place: Place, comparison: Comparison) -> Result | None:
     Raises:
         relucheck.results.store.StoreError: for a file that cannot be read, or that holds other settings.
     """
-    executor = engine.executor_of(comparison.settings, place.executor)
+    executor = engine.executor_of(comparison.settings, place.executor, place.device)
     return seed_store.collect(comparison.settings, store_of(place.folder, comparison), executor)
 
 
@@ -182,7 +182,7 @@ def so_far(place: Place, comparison: Comparison) -> tuple[Comparison, Result] | 
         relucheck.results.store.StoreError: as for ``read``.
     """
     settings, folder = comparison.settings, store_of(place.folder, comparison)
-    seeds = seed_store.finished(settings, folder, engine.executor_of(settings, place.executor))
+    seeds = seed_store.finished(settings, folder, engine.executor_of(settings, place.executor, place.device))
     if not seeds:
         return None
     if len(seeds) < len(settings.seeds) and not any(part.void for part in seeds.values()):
@@ -218,7 +218,7 @@ def read_nudges(place: Place, comparison: Comparison) -> Result | None:
     if found is None or found[1].void:
         return found and found[1]
     result = found[1]
-    executor, folder = engine.executor_of(part.settings, place.executor), store_of(place.folder, part)
+    executor, folder = engine.executor_of(part.settings, place.executor, place.device), store_of(place.folder, part)
     nudges = seed_store.finished(part.settings, folder, executor)
     for seed, known in seed_store.finished(comparison.settings, store_of(place.folder, comparison), executor).items():
         if seed in nudges and not seed_store.same_reference(known, nudges[seed]):

@@ -57,7 +57,7 @@ def _small(network: Network) -> Network:
 
 
 def _check(settings: Settings, device: str) -> None:
-    executor = executor_of(settings, "stacked")
+    executor = executor_of(settings, "stacked", device)
     result = train(settings, device=device, executor=executor, progress=False)
     invariants.control_is_identical(result)
     invariants.shapes_fit(result)
@@ -78,7 +78,7 @@ def test_on_a_cpu(settings: Settings) -> None:
         if member.seed == first and (member.s in (0.0, 1.0) or settings.validation is not None)
     )
     small = dataclasses.replace(settings, network=_small(settings.network))
-    if executor_of(settings, "stacked") == "forking":
+    if executor_of(settings, "stacked", "cpu") == "forking":
         small = _short(small, 16, 32)
     else:
         few = tuple(member for member in settings.members if member.seed == first)

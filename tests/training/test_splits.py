@@ -7,6 +7,7 @@ import torch
 
 from relucheck import data
 from relucheck.errors import SettingsError
+from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.training.engine import executor_of, train, units
 from relucheck.training.settings import Settings
 from relucheck.training.splits import split_of
@@ -48,9 +49,19 @@ def test_each_seed_draws_others_and_the_same_again() -> None:
         split_of(HELD_OUT, "train", None, CPU)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float16 strict", "mixed bfloat16"])
+def test_native_16_bit_products_are_forked_on_cuda(name: str) -> None:
+    """Where batched ones heed no switch; the same emulated, and on a CPU, can be stacked."""
+    settings = changed(SETTINGS, arithmetic=Arithmetic.parse(name))
+    assert executor_of(settings, "stacked", "cuda:0") == "forking"
+    assert executor_of(settings, "stacked", "cpu") == "stacked"
+    emulated = changed(SETTINGS, arithmetic=Arithmetic.parse("bfloat16 emulated (rounded)"))
+    assert executor_of(emulated, "stacked", "cuda") == "stacked"
+
+
 def test_seeds_that_hold_out_images_train_one_by_one(tmp_path: object) -> None:
-    assert executor_of(HELD_OUT, "stacked") == "forking"
-    assert executor_of(SETTINGS, "stacked") == "stacked"
+    assert executor_of(HELD_OUT, "stacked", "cpu") == "forking"
+    assert executor_of(SETTINGS, "stacked", "cpu") == "stacked"
     result = train(HELD_OUT, progress=False)
     assert [member.activations[0][0] for member in result.members] == [192 * 16] * len(result.members)
     batches = {len(epoch.test_batch_accuracies) for member in result.members for epoch in member.epochs}

@@ -12,7 +12,7 @@ Settings and figures of the publications are quoted from their text and released
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from relucheck.networks.network import Network
@@ -28,11 +28,13 @@ from relucheck.reproduction.experiments.rows import (
     REDUCED,
     ROUNDED,
     SWITCHED,
+    Row,
     made,
     rows,
     with_seeds,
 )
 from relucheck.reproduction.published import ARITHMETICS, ERRORS, SUBGRADIENTS
+from relucheck.reproduction.scenario import Comparison
 from relucheck.reproduction.trained import TrainingScenario
 from relucheck.training.members import members_of
 from relucheck.training.settings import Optimiser, Settings
@@ -119,27 +121,63 @@ def _fewer(settings: Settings) -> str:
     return f"MNIST, Adam, ReLU, {settings.epochs} epochs"
 
 
+#: Subgradients of the variations, and of the dose-response.
+_HALF_AND_ONE: Final[tuple[float, ...]] = (0.5, 1.0)
+_DOSES: Final[tuple[float, ...]] = tuple(n / 10 for n in range(1, 11))
+
+
 def _variations(base: Settings) -> tuple[tuple[str, str, Settings], ...]:
-    """The variations that [R22] names, as (prefix, part, settings); each changes one thing."""
+    """The base and its variations, as (name, part, settings); each variation changes one thing.
+
+    [R22] names FashionMNIST, SGD, batch norm, ReLU6 and LeakyReLU.
+    """
     change = dataclasses.replace
 
-    def network(**changes: Any) -> Network:
-        return change(base.network, **changes)
+    def network(**changes: Any) -> Settings:
+        return change(base, network=change(base.network, **changes))
+
+    def adam(lr: float) -> Settings:
+        return change(base, optimiser=change(base.optimiser, lr=lr))
 
     # ReLU6 as [R22] has it: the subgradient at 0 varies, the one at 6 stays 0
-    relu6 = members_of(base.seeds, SUBGRADIENTS, second=0.0)
+    at_0 = members_of(base.seeds, _HALF_AND_ONE, second=0.0)
     return (
-        ("fashionmnist-", "FashionMNIST, Adam, ReLU", change(base, data="fashionmnist")),
-        ("sgd-", "MNIST, SGD, ReLU", change(base, optimiser=Optimiser("sgd", 0.1, fused=False))),
-        ("batchnorm-", "MNIST, Adam, ReLU, batch norm", change(base, network=network(batch_norm=True))),
-        ("relu6-", "MNIST, Adam, ReLU6", change(base, network=network(activation="relu6"), members=relu6)),
-        ("leaky-", "MNIST, Adam, LeakyReLU", change(base, network=network(activation="leaky_relu"))),
+        ("none", "as published", base),
+        ("fashionmnist", "FashionMNIST", change(base, data="fashionmnist")),
+        ("sgd", "SGD", change(base, optimiser=Optimiser("sgd", 0.1, fused=False))),
+        ("batchnorm", "batch norm", network(batch_norm=True)),
+        ("dropout", "dropout 0.2", network(dropout=0.2)),
+        ("relu6", "ReLU6", change(network(activation="relu6"), members=at_0)),
+        ("leaky", "LeakyReLU", network(activation="leaky_relu")),
+        ("lr-3e-4", "learning rate 3e-4", adam(3e-4)),
+        ("lr-3e-3", "learning rate 3e-3", adam(3e-3)),
+        ("batch-64", "batch size 64", change(base, batch_size=64)),
+        ("batch-512", "batch size 512", change(base, batch_size=512)),
+        ("width-100", "3 layers of 100", network(widths=(100,) * 3)),
+        ("width-800", "3 layers of 800", network(widths=(800,) * 3)),
+        ("layers-2", "2 hidden layers", network(widths=(200,) * 2)),
+        ("layers-5", "5 hidden layers", network(widths=(200,) * 5)),
     )
+
+
+def _varied(rows: Sequence[Row], epochs: int) -> tuple[Comparison, ...]:
+    """The variations of E2 with three seeds, s = 0, 0.5 and 1."""
+    base = dataclasses.replace(_E2, epochs=epochs, members=members_of(SEEDS[:3], _HALF_AND_ONE))
+    return tuple(
+        comparison
+        for name, what, settings in _variations(base)
+        for comparison in made(f"Variation: {what}, {epochs} epochs", rows, settings, f"variation-{name}-")
+    )
+
+
+def _doses(rows: Sequence[Row]) -> tuple[Comparison, ...]:
+    """The dose-response: eleven values of s in [0, 1], five seeds."""
+    settings = dataclasses.replace(_E2, epochs=10, every=35, members=members_of(SEEDS[:5], _DOSES))
+    return made("Dose-response: s from 0 to 1 in steps of 0.1, 10 epochs", rows, settings, "dose-")
 
 
 def _e2() -> TrainingScenario:
     pair = rows("float32", "bfloat16")
-    switched = rows("float32-tf32", "bfloat16-strict")
     few = dataclasses.replace(_E2, members=with_seeds(_E2, SEEDS[:3]))
     one = dataclasses.replace(_E2, members=with_seeds(_E2, SEEDS[:1]))
     short = dataclasses.replace(_E2, epochs=3)
@@ -163,23 +201,23 @@ def _e2() -> TrainingScenario:
         *made(_PUBLISHED, FITTED, few),
         *made(_PUBLISHED, rows("bfloat16-product"), one),
         *made(_PUBLISHED, rows("bfloat16-split-k-4"), few),
+        *_varied((*rows("float32"), *FITTED), 5),
+        *_doses(FITTED),
     )
     full = [*made(_PUBLISHED, (*NATIVE, *SWITCHED, *EMULATED, *ROUNDED), _E2), *brief]
     full += made(_PUBLISHED, (*FITTED, *NEAR), dataclasses.replace(_E2, members=with_seeds(_E2, SEEDS[:5])))
     full += made(_fewer(middle), longer, middle, suffix="-15-epochs")
-    # a GPU computes 16-bit members one by one, for each state of the switches
     arms = (*rows("bfloat16", "bfloat16-strict"), *REDUCED)
-    full += made(part, arms, dataclasses.replace(notebook, members=with_seeds(notebook, SEEDS[:2])), suffix="-10-epochs")
+    full += made(part, arms, dataclasses.replace(notebook, members=with_seeds(notebook, SEEDS[:5])), suffix="-10-epochs")
     full += made(part, (*rows("float32"), *ROUNDED, *FITTED, *NEAR), notebook, suffix="-10-epochs")
     full += made("Ablation: which sums are split in 4 parts, 3 epochs", ABLATION, short, "split-k-4-", "-3-epochs")
     small = _small(_E2, (64, 64, 64))
     smoke = [*made("digits, Adam, ReLU", (*pair, *rows("float16", "bfloat16-product")), small)]
-    for prefix, part, settings in _variations(_E2):
-        full += made(part, (*pair, *switched, *rows("bfloat16-product")), settings, prefix)
+    full += (*_varied((*pair, *FITTED), 10), *_doses((*rows("float32"), *ROUNDED, *FITTED)))
     quick = dataclasses.replace(small, epochs=1, members=with_seeds(small, (0,)))
-    for prefix, _, settings in _variations(quick):
-        if settings.data == "digits":
-            smoke += made("digits, variations", rows("bfloat16-product"), settings, prefix)
+    for name, _, settings in _variations(quick):
+        if name in ("sgd", "batchnorm", "dropout", "relu6", "leaky"):
+            smoke += made("digits, variations", rows("bfloat16-product"), settings, f"variation-{name}-")
     return TrainingScenario(
         "E2",
         TITLES["E2"],
@@ -188,7 +226,7 @@ def _e2() -> TrainingScenario:
         ("distance", "loss", "error", "boxes"),
         published=ERRORS,
         version=3,  # since 3, emulations in 16 bits round the batch norm of `batchnorm-*` once
-        fitted={"": ARITHMETICS["E2"]},
+        fitted={"bfloat16-published": ARITHMETICS["E2"]},
     )
 
 
