@@ -39,7 +39,7 @@ def thin(folder: Path) -> int:
     rule, count = thinning(scenario.figures), 0
     comparisons = scenario.comparisons(mark["scale"])
     for comparison in (*comparisons, *(one.nudges for one in comparisons)):
-        executor = engine.executor_of(comparison.settings, mark["executor"])
+        executor = engine.executor_of(comparison.settings, mark["executor"], mark["device"])
         runs = store_of(folder, comparison)
         seeds = seed_store.finished(comparison.settings, runs, executor)
         changed = sum(part.thinned != rule for part in seeds.values())

@@ -16,4 +16,6 @@ TITLES: Final[Mapping[str, str]] = {
     "E7": "Draws of the published search space with tuned and default subgradients, in pairs",
     "E8": "The best configurations of the published searches, trained again with default and tuned subgradients",
     "E9": "Hits: how often pre-activations equal a kink, and which arithmetics give the published counts",
+    "E10": "E2 with one thing changed at a time: data, optimiser, network, batch size",
+    "E11": "Dose-response: eleven subgradients from 0 to 1",
 }

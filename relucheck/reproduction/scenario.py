@@ -228,6 +228,8 @@ class Experiment:
         version: raised when settings change, and when an arithmetic computes other numbers under its name.
         fitted: names of the arithmetics that give the published counts of hits, by the beginning of the names of the
             comparisons that train the counted network; "" begins every name. ``only`` selects them as :data:`FITTED`.
+        within_seeds: whether effects beyond nudges are tested for the seeds at hand alone, because there are too few to
+            speak of others: :func:`relucheck.results.statistics.beyond_in_these_seeds`.
     """
 
     name: str
@@ -241,6 +243,7 @@ class Experiment:
     shares: tuple[str, ...] = ()
     version: int = 2
     fitted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    within_seeds: bool = False
 
     @property
     def evaluated(self) -> str:

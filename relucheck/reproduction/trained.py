@@ -129,7 +129,7 @@ class TrainingScenario(Experiment):
             () if place.scale == "smoke" else decided({self.name: trained}, scenario=self.name),
             (),
             tuple(nudge_groups(runs, nudges)),
-            tuple(effects(runs, nudges)),
+            tuple(effects(runs, nudges, within_seeds=self.within_seeds)),
             partial=len(runs) - len(whole),
         )
         figures = tuple(_figures(self, made, nudges))

@@ -56,6 +56,14 @@ def wrapped(text: str, width: float, points: float = 9) -> str:
     return "\n".join(part for line in lines for part in textwrap.wrap(line, **options))
 
 
+def shade(place: float) -> str:
+    """The colour of a number from 0 to 1, darker for larger ones; numbers beyond have the colour of the end."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return str(to_hex(colormaps["viridis"](1 - min(1.0, max(0.0, place)))))
+
+
 def number_ticks(axis: Any) -> None:
     """Label the ticks of a logarithmic axis with numbers.
 

@@ -40,7 +40,7 @@ def _quiet(line: str) -> None:
     pass
 
 
-@pytest.mark.parametrize("name", ["E1", "E2", "E5", "E6", "E8"])
+@pytest.mark.parametrize("name", ["E1", "E2", "E5", "E6", "E8", "E10", "E11"])
 def test_invariants(smoke: Smoke, name: str) -> None:
     invariants.everything(smoke(name))
 

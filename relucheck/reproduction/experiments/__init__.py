@@ -11,11 +11,19 @@ from relucheck.reproduction.scenario import Scenario, ScenarioError
 
 def scenarios() -> Mapping[str, Scenario]:
     """Every scenario by name."""
-    from relucheck.reproduction.experiments import convolutional, counts, mlp, volumes
+    from relucheck.reproduction.experiments import convolutional, counts, mlp, variations, volumes
     from relucheck.reproduction.experiments.searches import further, pairs
 
     convolved = tuple(convolutional.SCENARIOS.values())
-    every: tuple[Scenario, ...] = (*mlp.SCENARIOS.values(), volumes.E4, *convolved, pairs.E7, further.E8, counts.E9)
+    every: tuple[Scenario, ...] = (
+        *mlp.SCENARIOS.values(),
+        volumes.E4,
+        *convolved,
+        pairs.E7,
+        further.E8,
+        counts.E9,
+        *variations.SCENARIOS.values(),
+    )
     return {scenario.name: scenario for scenario in every}
 
 

@@ -17,7 +17,7 @@ from relucheck.results.statistics.evidence import (
     without_exception,
 )
 from relucheck.results.statistics.means import LEVEL, MARGIN, Summary, summarise
-from relucheck.results.statistics.nudges import BeyondChaos, beyond_chaos, mean_of_all, prediction
+from relucheck.results.statistics.nudges import BeyondChaos, beyond_chaos, beyond_in_these_seeds, mean_of_all, prediction
 from relucheck.results.statistics.power import difference_for_power, second_half, seeds_for_power
 from relucheck.results.statistics.slopes import rate_slope
 
@@ -31,6 +31,7 @@ __all__ = [
     "Summary",
     "Verdict",
     "beyond_chaos",
+    "beyond_in_these_seeds",
     "decide",
     "difference_for_power",
     "grows",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from relucheck.results.holm import StatisticsError
 from relucheck.results.statistics.comparisons import Paired, paired
-from relucheck.results.statistics.means import LEVEL, MARGIN, has_value, student
+from relucheck.results.statistics.means import LEVEL, MARGIN, Summary, has_value, student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,58 @@ def beyond_chaos(
     live = [(value, group) for value, group in zip(values, nudges, strict=True) if group is not None]
     means = [mean_of_all(group) for _, group in live]
     return BeyondChaos(paired([value for value, _ in live], means, margin, level), len(values) - len(live))
+
+
+def beyond_in_these_seeds(
+    values: Sequence[float | None],
+    nudges: Sequence[Sequence[float | None] | None],
+    margin: float = MARGIN,
+    level: float = LEVEL,
+) -> BeyondChaos:
+    """Compare a member with the nudges of the same seeds, for these seeds alone.
+
+    ``beyond_chaos`` asks what a subgradient does in any seed, for which three seeds are few. This asks whether the runs
+    that were made are like nudges. It says nothing about other seeds.
+
+    Each seed gives the member's number minus the mean of its k nudges. If the subgradient does what a nudge does, the k + 1
+    runs of a seed are independent draws from one distribution. It is assumed to be normal, with a mean of the seed's own
+    and the same variance in every seed. This variance is estimated by that of the nudges within their seeds, W, with the
+    sum of k - 1 degrees of freedom. The mean over n seeds then has the standard error √(W Σ(1 + 1/k)) / n, and is tested by
+    Student's t. In the result, ``sd`` is this standard error times √n.
+
+    Args:
+        values, nudges, margin, level: as for ``beyond_chaos``.
+
+    Returns:
+        The same as ``beyond_chaos``. The p-values are None without two nudges in a seed, and if the nudges of each seed
+        have one number.
+
+    Raises:
+        StatisticsError: as for ``beyond_chaos``.
+    """
+    found = beyond_chaos(values, nudges, margin, level)
+    live = [(value, group) for value, group in zip(values, nudges, strict=True) if group is not None]
+    groups = [
+        [float(one) for one in group if has_value(one)]
+        for value, group in live
+        if has_value(value) and mean_of_all(group) is not None
+    ]
+    freedom, mean = sum(len(group) - 1 for group in groups), found.paired.difference.mean
+    means = [math.fsum(group) / len(group) for group in groups]
+    squares = math.fsum((one - middle) ** 2 for group, middle in zip(groups, means, strict=True) for one in group)
+    if mean is None or not freedom or not squares:
+        bare = Summary(found.paired.n, mean, None, None, None)
+        untested = dataclasses.replace(found.paired, difference=bare, p_difference=None, p_equivalence=None)
+        return dataclasses.replace(found, paired=untested)
+    seeds = len(groups)
+    error = math.sqrt(squares / freedom * math.fsum(1 + 1 / len(group) for group in groups)) / seeds
+    cumulative, quantile = student()
+    half = float(quantile(freedom, 1 - level / 2)) * error
+    difference = Summary(seeds, mean, error * math.sqrt(seeds), mean - half, mean + half)
+    apart = min(1.0, 2 * float(cumulative(freedom, -abs(mean) / error)))
+    like = float(cumulative(freedom, (abs(mean) - margin) / error))
+    tested = dataclasses.replace(found.paired, difference=difference, p_difference=apart, p_equivalence=like)
+    return dataclasses.replace(found, paired=tested)
 
 
 def mean_of_all(values: Sequence[float | None]) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from relucheck.reproduction.report.nudges.bands import Band
 from relucheck.reproduction.report.summary import group, label
 from relucheck.reproduction.scenario import Comparison, Experiment
-from relucheck.results.figures import blank, wrapped
+from relucheck.results.figures import blank, shade, wrapped
 from relucheck.results.tables import counted
 from relucheck.training.results.result import MemberResult, Result
 from relucheck.training.subgradients import Subgradients, along
@@ -48,7 +48,7 @@ def style(at: Subgradients, every: Collection[Subgradients] = ()) -> tuple[str, 
     if len({along(one) for one in every}) < len(every):
         styles = list(_STYLES.values())
         return styles[sorted(every).index(at) % len(styles)]
-    return _STYLES.get(along(at), ("#777777", "solid", "x"))
+    return _STYLES.get(along(at)) or (shade(along(at)), "solid", "x")
 
 
 def grid(

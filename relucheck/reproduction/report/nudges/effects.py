@@ -10,7 +10,15 @@ from typing import Final
 from relucheck.reproduction.report.summary import Effect, NudgeGroup, Spread, final_accuracy, group, label
 from relucheck.reproduction.scenario import Comparison
 from relucheck.results.holm import StatisticsError
-from relucheck.results.statistics import Paired, beyond_chaos, judge, second_half, seeds_for_power
+from relucheck.results.statistics import (
+    BeyondChaos,
+    Paired,
+    beyond_chaos,
+    beyond_in_these_seeds,
+    judge,
+    second_half,
+    seeds_for_power,
+)
 from relucheck.training.results.result import NO_EFFECT, MemberResult, Result
 
 #: The names of the endpoints.
@@ -97,7 +105,7 @@ def _spread(seeds: Sequence[Sequence[float | None]]) -> Spread | None:
     return Spread(math.fsum(means) / len(means), min(every), max(every))
 
 
-def effects(runs: _Runs, nudges: Mapping[str, Result]) -> list[Effect]:
+def effects(runs: _Runs, nudges: Mapping[str, Result], *, within_seeds: bool = False) -> list[Effect]:
     """Test each subgradient against the nudges of its seeds.
 
     All effects are one family for Holm's correction: both endpoints and all comparisons, rules and subgradients.
@@ -105,12 +113,14 @@ def effects(runs: _Runs, nudges: Mapping[str, Result]) -> list[Effect]:
     Args:
         runs: comparisons with their results.
         nudges: the results of their nudges, by the name of the comparison; void ones are left out.
+        within_seeds: whether the tests speak of the seeds at hand alone.
     """
+    test = beyond_in_these_seeds if within_seeds else beyond_chaos
     found = []
     for comparison, result in runs:
         beside = nudges.get(comparison.name)
         if beside is not None and not (result.void or beside.void):
-            found += _effects(comparison.name, result, beside)
+            found += _effects(comparison.name, result, beside, test)
     judged = judge({index: effect.beyond.paired for index, effect in enumerate(found)})
     return [
         dataclasses.replace(effect, beyond=dataclasses.replace(effect.beyond, paired=judged[index]))
@@ -118,7 +128,7 @@ def effects(runs: _Runs, nudges: Mapping[str, Result]) -> list[Effect]:
     ]
 
 
-def _effects(name: str, result: Result, nudges: Result) -> list[Effect]:
+def _effects(name: str, result: Result, nudges: Result, test: Callable[..., BeyondChaos]) -> list[Effect]:
     seeds = [seed for seed in result.settings.seeds if seed in nudges.settings.seeds]
     by_seed = [nudges.nudges(seed) for seed in seeds]
     found = []
@@ -127,7 +137,7 @@ def _effects(name: str, result: Result, nudges: Result) -> list[Effect]:
             continue
         for endpoint, value in endpoints(result.settings.epochs).items():
             beside = [None if of_seed is None else [value(nudge) for nudge in of_seed] for of_seed in by_seed]
-            beyond = beyond_chaos([value(member) for member in members if member.member.seed in seeds], beside)
+            beyond = test([value(member) for member in members if member.member.seed in seeds], beside)
             needed = _seeds_for_power(beyond.paired)
             found.append(Effect(name, label(result.settings), rule, subgradient, endpoint, beyond, needed))
     return found
