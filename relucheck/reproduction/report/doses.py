@@ -240,16 +240,14 @@ def _rule(one: Response, rule: str) -> str:
             f"Under {NAMED[rule]}, no s is shown to act beyond nudges ({equivalent} of {len(doses)} are equivalent to them)"
             f"{line}."
         )
-    least = differing[0]
-    assert least.effect is not None
     ends = [
-        f"{dose.effect.difference.mean:+.2f} at {dose.s:g}"
-        for dose in (least, differing[-1])
+        f"{dose.effect.difference.mean:+.2f} points at {dose.s:g}"
+        for dose in (differing[0], differing[-1])
         if dose.effect and dose.effect.difference.mean is not None
     ]
     return (
-        f"Under {NAMED[rule]}, {len(differing)} of {len(doses)} s act beyond nudges, from s = {least.s:g} on "
-        f"({listed(list(dict.fromkeys(ends)))} points){line}."
+        f"Under {NAMED[rule]}, {len(differing)} of {len(doses)} s {'acts' if len(differing) == 1 else 'act'} beyond nudges "
+        f"({listed(list(dict.fromkeys(ends)))}){line}."
     )
 
 
