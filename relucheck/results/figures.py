@@ -57,7 +57,10 @@ def wrapped(text: str, width: float, points: float = 9) -> str:
 
 
 def shade(place: float) -> str:
-    """The colour of a number from 0 to 1, darker for larger ones; numbers beyond have the colour of the end."""
+    """The colour of a number from 0 to 1, darker for larger ones.
+
+    Numbers beyond have the colour of the end.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

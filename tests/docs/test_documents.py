@@ -87,7 +87,7 @@ def test_inputs_of_the_action_are_listed() -> None:
 
 
 def test_scenarios_are_listed() -> None:
-    rows = re.findall(r"^\| (E\d) \|", section(DOCS / "reproduction.md", "Run an experiment"), re.MULTILINE)
+    rows = re.findall(r"^\| (E\d+) \|", section(DOCS / "reproduction.md", "Run an experiment"), re.MULTILINE)
     assert rows == list(TITLES)
 
 

@@ -95,7 +95,10 @@ class Variation:
 
 
 def verdict(found: Paired | None, same: bool) -> str:
-    """The verdict on the runs of one s: "identical" if all are that of s = 0, else that of the effect beyond nudges."""
+    """The verdict on the runs of one s.
+
+    It is "identical" if all are that of s = 0, else the verdict on the effect beyond nudges.
+    """
     return "identical" if same else "undecided" if found is None else found.verdict
 
 
@@ -107,7 +110,10 @@ def cell_text(found: Paired | None, same: bool) -> str:
 
 
 def effects_of(effects: Sequence[Effect], name: str) -> dict[tuple[str, float], Paired]:
-    """The effects of a comparison on the last epoch that were measured in any seed, by rule and s."""
+    """The effects of a comparison on the last epoch, by rule and s.
+
+    Those that were measured in no seed are left out.
+    """
     own = [one for one in effects if (one.comparison, one.endpoint) == (name, LAST)]
     return {
         (one.rule, along(one.subgradient)): one.beyond.paired for one in own if one.beyond.paired.n + one.beyond.paired.lost
