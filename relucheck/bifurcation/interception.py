@@ -280,6 +280,8 @@ class Interception:
         rule, x, slope, inplace = parsed
         if self.recording:
             self._record(rule, x, func)
+        trace = self._trace if self.recording else None
+        noted = trace.before(func, args, kwargs) if trace is not None else None
         _serving.active = True
         try:
             if rule is RELU6:
@@ -290,8 +292,8 @@ class Interception:
                 result = functional.relu(x, self._lower, inplace)
         finally:
             _serving.active = False
-        if self._trace is not None and self.recording:
-            self._trace.fresh(result)
+        if trace is not None:
+            trace.after(noted, func, (args, kwargs), result, (self._functional(func), self._inner), served=True)
         return result
 
     def _record(self, rule: Rule, x: Tensor, func: Any) -> None:

@@ -14,9 +14,10 @@ from relucheck.activations.catalogue import CATALOGUE
 from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient
 from relucheck.activations.rules import SubgradientError, as_subgradient
 from relucheck.bifurcation.forward.arguments import Arguments, Inputs, arguments_of, refuse_empty, tensors_in
+from relucheck.bifurcation.forward.calls import plain
+from relucheck.bifurcation.forward.recognition import recognised
 from relucheck.bifurcation.forward.state import reproducible
-from relucheck.bifurcation.forward.trace import plain
-from relucheck.bifurcation.forward.written_out import UNEXAMINED, recognised
+from relucheck.bifurcation.forward.written_out import UNEXAMINED
 from relucheck.bifurcation.interception import Interception
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ModelError

@@ -21,10 +21,8 @@ ENDS: Final = frozenset(
         *("silu", "sigmoid", "tanh", "softplus", "mish", "lstm", "gru", "rnn_relu", "rnn_tanh"),
     )
 )
-#: Those that have kinks or ties, or call a function that is given to them.
-ENDS_WITH_KINKS: Final = frozenset(
-    name for name in ENDS if name.startswith(("max_pool", "adaptive_max_pool", "boolean_dispatch", "rnn_relu"))
-)
+#: Those that have an activation inside, which nothing shows where autograd is off.
+HIDING: Final = frozenset({"rnn_relu"})
 #: Smooth functions: a chain of these alone is no candidate.
 SMOOTH: Final = frozenset(
     (
@@ -45,9 +43,20 @@ SKIPPED: Final = frozenset(
         *("is_contiguous", "data_ptr", "element_size", "make_dual", "unpack_dual"),
     )
 )
+_IN_PLACE: Final = tuple(
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "div", "mod", "pow", "and", "or", "xor")
+)
 
 
 def name_of(func: Any) -> str:
     """The name of a function, without underscores at both ends."""
     name: str = getattr(func, "__name__", str(func))
     return name.strip("_")
+
+
+def may_change(func: Any, kwargs: Any) -> bool:
+    """Whether a function may change an argument in place, by its name and its keyword arguments."""
+    name: str = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name in ("__setitem__", "__set__") or name.startswith(_IN_PLACE)
+    return name.endswith("_") or kwargs.get("out") is not None
