@@ -176,7 +176,7 @@ class Trace:
         for _, value in noted.given:
             value.used = True
         device = noted.given[0][0].device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             step.autocast = (device, torch.get_autocast_dtype(device))
         if noted.random is not None and not torch.equal(noted.random, torch.default_generator.get_state()):
             step.random = noted.random

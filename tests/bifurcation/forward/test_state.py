@@ -65,10 +65,10 @@ def test_buffers_and_random_numbers_are_restored_inside_and_after() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    with untouched(model, CPU) as restore:
+    with untouched(model, CPU) as state:
         model(torch.randn(4, 3))
         assert int(model.num_batches_tracked) == 1
-        restore()
+        state.restore()
         assert int(model.num_batches_tracked) == 0
         assert torch.equal(torch.rand(3), expected)
     assert torch.equal(torch.rand(3), expected)
