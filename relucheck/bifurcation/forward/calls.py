@@ -182,6 +182,12 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def random_numbers(device: torch.device) -> torch.Generator:
+    """The random numbers that functions draw for tensors on a device."""
+    cuda = device.type == "cuda"
+    return torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
+
+
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place."""
     return 0 if tensor.is_inference() else tensor._version

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from relucheck.bifurcation.forward.calls import Step, Value, numbered, skeleton_of, tensors_of
+from relucheck.bifurcation.forward.calls import Step, Value, numbered, random_numbers, skeleton_of, tensors_of
 from relucheck.numerics.determinism import generator
 
 _SHARED: Final = 4096  # the elements of a constant that is compared with those of other runs
@@ -78,7 +78,7 @@ def run_again(
 
 def _called(step: Step, tensors: Sequence[Tensor], draw: bool, differentiable: bool) -> list[Tensor]:
     if step.random is not None and not draw:
-        torch.default_generator.set_state(step.random)
+        random_numbers(step.given[0][0].device).set_state(step.random)
     args, kwargs = _rebuilt(step.arguments, iter(tensors))
     with contextlib.ExitStack() as stack:
         if step.autocast is not None:

@@ -24,6 +24,7 @@ from relucheck.bifurcation.forward.calls import (
     contiguous,
     key_of,
     plain,
+    random_numbers,
     skeleton_of,
     storage_of,
     tensors_of,
@@ -86,7 +87,7 @@ class Trace:
             for tensor, value in given:
                 if value.used and value.producer is None and value.copy is None:
                     value.copy = tensor.detach().clone()
-        random = None if torch.is_grad_enabled() else torch.default_generator.get_state()
+        random = random_numbers(tensors[0].device).get_state() if tensors else None
         return _Noted(name, given, [version_of(tensor) for tensor in tensors], random)
 
     def after(
@@ -175,10 +176,10 @@ class Trace:
         step = Step(self._next(), *place, func, arguments, noted.given, boundary=boundary)
         for _, value in noted.given:
             value.used = True
-        device = noted.given[0][0].device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            step.autocast = (device, torch.get_autocast_dtype(device))
-        if noted.random is not None and not torch.equal(noted.random, torch.default_generator.get_state()):
+        device = noted.given[0][0].device
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+            step.autocast = (device.type, torch.get_autocast_dtype(device.type))
+        if noted.random is not None and not torch.equal(noted.random, random_numbers(device).get_state()):
             step.random = noted.random
         window, size = (self._recent, _WINDOW) if recorded else (self._inside, _INSIDE)
         window.append(step)

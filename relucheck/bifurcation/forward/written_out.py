@@ -207,6 +207,7 @@ class _Search:
             if not wanted or self._left <= 0:
                 break
             steps = leading_to(plan, wanted)
+            rows = rows and not any(step.random is not None for step in steps)  # each row would have other random numbers
             found, missing = (self._by_rows if rows else self._by_runs)(steps, source, tensor, wanted, few)
             kinds |= found
             wanted = missing  # calls may need the sizes that they had

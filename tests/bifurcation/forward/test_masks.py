@@ -23,6 +23,13 @@ def after_many_calls(x: Tensor) -> Tensor:
     return x * mask
 
 
+def of_a_value_computed_before(x: Tensor) -> Tensor:
+    shifted = x + 0
+    for _ in range(30):
+        x.sin()
+    return shifted * (x > 0)
+
+
 def after_many_steps(x: Tensor) -> Tensor:
     mask = (x > 0).float()
     for _ in range(20):
@@ -64,6 +71,7 @@ def against_a_constant_that_changes(x: Tensor) -> Tensor:
 
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "after many calls": after_many_calls,
+    "of a value that was computed before": of_a_value_computed_before,
     "after many steps of the mask": after_many_steps,
     "after many steps of the value": lambda x: (((((((x + 0) + 0) + 0) + 0) + 0) + 0) + 0) * (x > 0),
     "in one dimension": lambda x: (x.reshape(-1) * (x > 0).float().reshape(-1)).reshape(2, 2, -1),
@@ -156,3 +164,15 @@ def test_a_mask_of_another_value_passes(name: str) -> None:
     for inputs in (torch.zeros(3, 4), torch.randn(3, 4)):
         (wire,) = check_wiring(After(OTHERS[name]), inputs)
         assert wire.verdict == "answers"
+
+
+def test_what_a_served_activation_overwrites_is_another_value() -> None:
+    """The mask is that of the pre-activation, and the product is no function of one value."""
+
+    def gated(x: Tensor) -> Tensor:
+        h = x + 0
+        mask = h > 0
+        F.relu(h, inplace=True)
+        return h * mask
+
+    assert compare(After(gated), torch.randn(3, 4)).out_of_reach == ()

@@ -258,9 +258,16 @@ def test_a_healthy_model_passes(name: str) -> None:
         assert (wire.site, wire.verdict) == ("relu", "answers")
 
 
-@pytest.mark.parametrize("name", ["a dropout written out", "metrics", "a gate of another map", "ELU by where"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a dropout written out", "stochastic depth", "metrics", "a gate of another map", "ELU by where"),
+        *("a smooth ReLU", "rounding with a straight-through gradient"),
+    ],
+)
 def test_compare_names_nothing_in_a_healthy_model(name: str) -> None:
-    assert compare(HEALTHY[name](), torch.zeros(2, 4)).out_of_reach == ()
+    for inputs in (torch.zeros(2, 4), torch.randn(300, 4)):
+        assert compare(HEALTHY[name](), inputs).out_of_reach == ()
 
 
 def test_an_activation_that_passes_no_gradient_is_not_named() -> None:
@@ -400,3 +407,11 @@ class Applied(nn.Module):
 @pytest.mark.parametrize("width", [4, 10, 11, 20])
 def test_a_gate_over_the_batch_is_no_activation(width: int) -> None:
     assert recognised(lambda x: x * (x.mean(0) > 0), torch.empty(8, width)) is None
+
+
+@pytest.mark.parametrize("shape", [(300, 64), (64, 64)])
+def test_random_numbers_make_no_kink(shape: tuple[int, int]) -> None:
+    """Each number of one run would have another mask."""
+    model = nn.Sequential(nn.Linear(shape[1], shape[1]), nn.ReLU(), Applied(lambda x: x * (torch.rand_like(x) > 0.5)))
+    model = nn.Sequential(model, nn.Linear(shape[1], 1))
+    assert compare(model, torch.randn(shape)).out_of_reach == ()
