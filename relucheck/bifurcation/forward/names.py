@@ -17,8 +17,8 @@ ENDS: Final = frozenset(
         *("scaled_dot_product_attention", "cross_entropy", "nll_loss", "mse_loss", "avg_pool1d"),
         *("avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
         *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d"),
-        *("max_pool2d_with_indices", "boolean_dispatch", "interpolate", "dropout", "dropout2d", "gelu"),
-        *("silu", "sigmoid", "tanh", "softplus", "mish", "lstm", "gru", "rnn_relu", "rnn_tanh"),
+        *("max_pool2d_with_indices", "boolean_dispatch", "interpolate", "dropout", "dropout2d"),
+        *("lstm", "gru", "rnn_relu", "rnn_tanh"),
     )
 )
 #: Those that have an activation inside, which nothing shows where autograd is off.
@@ -27,6 +27,7 @@ HIDING: Final = frozenset({"rnn_relu"})
 SMOOTH: Final = frozenset(
     (
         *("add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "true_divide", "neg"),
+        *("gelu", "silu", "sigmoid", "tanh", "softplus", "mish", "erf", "logsigmoid", "logaddexp"),
         *("exp", "expm1", "sin", "cos", "sum", "mean", "addcmul", "addcdiv", "lerp", "view", "view_as"),
         *("reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "movedim", "t"),
         *("expand", "expand_as", "repeat", "contiguous", "clone", "detach", "to", "type", "type_as", "float"),

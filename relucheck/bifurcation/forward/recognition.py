@@ -25,7 +25,7 @@ Values = Callable[[float], Array | None]
 
 # numbers at which the outputs of the three activations differ from each other and from those of smooth functions
 _PROBES: Final = (-7.0, -1.0, -0.5, 0.0, 0.25, 1.0, 5.75, 6.0, 6.25, 9.0)
-_TINY: Final = 2.0**-20
+_TINY: Final = (2.0**-20, 2.0**-16, 2.0**-12)
 _ALIKE: Final = 0.01  # slopes that differ by less, relative to the larger one, are no kink
 
 
@@ -139,8 +139,10 @@ def is_bent(values: Values, eps: float, at: float = 0.0) -> bool:
     if not bent.any():
         return False
     bent &= abs(bend(far) - first) < 0.5 * abs(first)
-    if not at and not _short(eps):  # tells a rounded corner from a kink, where the function is 0
-        bent &= (abs(bend(_TINY) - first) < 0.5 * abs(first)) | (abs(middle) > 2.0**-12)
+    if not at:  # tells a rounded corner from a kink, where rounding does not hide it
+        for step in _tiny(eps):
+            hidden = 8 * eps * abs(middle) / step > 0.1 * abs(first)
+            bent &= (abs(bend(step) - first) < 0.5 * abs(first)) | hidden
     return bool(bent.any())
 
 
@@ -166,7 +168,7 @@ def points(resolutions: Iterable[float]) -> tuple[list[float], list[float]]:
     further = dict.fromkeys(_PROBES)
     for eps in resolutions:
         first |= dict.fromkeys(at + sign * steps_of(eps, at)[1] for at in (0.0, 6.0) for sign in (0, 1, -1))
-        steps = (*steps_of(eps, 0.0), *(() if _short(eps) else (_TINY,)), _small(eps))
+        steps = (*steps_of(eps, 0.0), *_tiny(eps), _small(eps))
         around = ((0.0, steps), (6.0, steps_of(eps, 6.0)))
         further |= dict.fromkeys(at + sign * step for at, all in around for step in all for sign in (1, -1))
     return list(first), [at for at in further if at not in first]
@@ -228,6 +230,11 @@ def alike(right: Array, left: Array) -> npt.NDArray[np.bool_]:
 
 def _short(eps: float) -> bool:
     return eps > 1e-6
+
+
+def _tiny(eps: float) -> tuple[float, ...]:
+    """Distances from 0 that tell a rounded corner from a kink; dtypes of 16 bits have none."""
+    return () if _short(eps) else _TINY
 
 
 def _small(eps: float) -> float:

@@ -82,6 +82,8 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "in float16": lambda x: x * (x > 0).half(),
     "in a vmap over columns": lambda x: torch.func.vmap(lambda column: column * (column > 0), in_dims=1, out_dims=1)(x),
     "in a vmap over columns, which become rows": lambda x: torch.func.vmap(lambda c: c * (c > 0), in_dims=1)(x),
+    "by a sigmoid": lambda x: x * (torch.sigmoid(x) > 0.5),
+    "by a steep tanh": lambda x: x * torch.tanh(1e9 * x.detach()).clamp(min=0),
     "einsum": lambda x: torch.einsum("ij,ij->ij", x, (x > 0).float()),
     "bmm": lambda x: torch.bmm(x.reshape(-1, 1, 1), (x > 0).float().reshape(-1, 1, 1)).reshape(x.shape),
     "a diagonal matrix": by_a_product_of_matrices,

@@ -239,6 +239,7 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
             "rounding with a straight-through gradient": lambda x: x + (x.round() - x).detach(),
             "the largest two": lambda x: x * (x >= x.topk(2, 1)[0][:, -1:]),
             "a smooth ReLU": lambda x: 0.5 * (x + torch.sqrt(x * x + 1e-12)),
+            "a smooth absolute value beside others": lambda x: x.flip(0) + torch.sqrt(x * x + 1e-6),
             "NaN replaced": lambda x: torch.where(torch.isnan(x), torch.zeros_like(x), x),
             "an identity that returns its input": Identity.apply,
             "gradient reversal": Viewed.apply,
@@ -262,7 +263,7 @@ def test_a_healthy_model_passes(name: str) -> None:
     "name",
     [
         *("a dropout written out", "stochastic depth", "metrics", "a gate of another map", "ELU by where"),
-        *("a smooth ReLU", "rounding with a straight-through gradient"),
+        *("a smooth ReLU", "a smooth absolute value beside others", "rounding with a straight-through gradient"),
     ],
 )
 def test_compare_names_nothing_in_a_healthy_model(name: str) -> None:
