@@ -35,7 +35,8 @@ from relucheck.bifurcation.forward.trace import Trace
 
 #: The kind of a candidate that was not looked at, because there are too many.
 UNEXAMINED: Final = "not examined: too many candidates"
-_MOST_ELEMENTS: Final = 500_000_000  # that calls compute when they are run again: about 10 seconds on one core
+_MOST_ELEMENTS: Final = 1_000_000_000  # that calls compute when they are run again: 7 seconds of a busy core
+_OVERHEAD: Final = 20_000  # the elements that are computed in the time that a call takes
 _ASIDE: Final = 1  # how many calls are run again for an argument that does not depend on the number
 _SMALL: Final = 256  # the elements of a tensor that is not cut
 _FEW: Final = (217, 31, 7, 5)  # the sizes to which large dimensions are cut, for 1, 2, 3 and more dimensions
@@ -263,8 +264,7 @@ class _Search:
         return kinds, missing if few else []
 
     def _run(self, steps: Sequence[Step], source: Value, put: Tensor, sizes: Mapping[int, int]) -> dict[Value, Tensor]:
-        # a call of few elements takes as long as one of a thousand
-        self._left -= len(steps) * max(put.numel(), 1000)
+        self._left -= len(steps) * max(put.numel(), _OVERHEAD)
         return run_again(steps, source, put, sizes=sizes)
 
     def _may_be(self, values: Values, source: Value, value: Value) -> bool:
