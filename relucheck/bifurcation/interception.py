@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from relucheck.activations import functional
 from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, ModelSubgradient, Rule, as_subgradient
-from relucheck.bifurcation.forward.arguments import refuse_unseen, refuse_without_values, tensors_in
+from relucheck.bifurcation.forward.arguments import is_traced, refuse_nested, refuse_traced, refuse_unseen, tensors_in
 from relucheck.bifurcation.forward.calls import plain, tensors_of
 from relucheck.bifurcation.forward.names import may_change
 from relucheck.bifurcation.forward.nodes import has_kink, is_activation
@@ -267,7 +267,11 @@ class Interception:
         # hits inside a compiled function cannot be counted; its autograd node is reported as out of reach
         if torch.compiler.is_compiling() or _serving.active:
             return func(*args, **kwargs)
-        refuse_without_values(args)
+        if is_traced(args):
+            if func in _PARSERS:
+                refuse_traced()
+            return func(*args, **kwargs)
+        refuse_nested(args)
         if self.changing is not None and may_change(func, kwargs):
             for tensor in tensors_of((args[:1], kwargs.get("out"))):
                 self.changing(plain(tensor))
@@ -282,7 +286,7 @@ class Interception:
             trace = self._trace if self.recording else None
             noted = trace.before(func, args, kwargs) if trace is not None else None
             result = func(*args, **kwargs)
-            refuse_without_values((result,))
+            refuse_nested((result,))
             if self.recording:
                 parts = result if isinstance(result, list | tuple) else [result]
                 self._claim(parts, self._functional(func), self._inner)
@@ -330,7 +334,7 @@ class Interception:
 
     def enter(self, inputs: Any) -> None:
         """Take the tensors in the arguments of a call of the model for its inputs."""
-        refuse_without_values(tensors_in(inputs))
+        refuse_nested(tensors_in(inputs))
         if self._trace is not None:
             self._trace.enter(tensors_in(inputs))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -129,22 +129,33 @@ def refuse_unseen(model: nn.Module, device: torch.device) -> None:
         )
 
 
-def refuse_without_values(tensors: Iterable[Any]) -> None:
-    """Raise an error for the arguments of a call whose values cannot be looked at.
+def is_traced(values: Iterable[Any]) -> bool:
+    """Whether a call with these arguments is traced, so that its tensors have no values."""
+    modes = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE)) or any(
+        type(value).__name__ == "FakeTensor" for value in values
+    )
+
+
+def refuse_traced() -> NoReturn:
+    """Raise an error for an activation call that is traced.
 
     Raises:
-        ModelError: for nested tensors, and if a transform traces the call.
+        ModelError: always.
     """
-    tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-    modes = torch._C._TorchDispatchModeKey
-    if any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE)) or any(
-        type(tensor).__name__ == "FakeTensor" for tensor in tensors
-    ):
-        raise ModelError(
-            "the forward traces a part of itself (as torch.func.linearize and make_fx do), and traced values cannot be "
-            "compared with kinks; use torch.func.jvp in place of linearize"
-        )
-    if any(tensor.is_nested for tensor in tensors):
+    raise ModelError(
+        "the forward traces a part of itself (as torch.func.linearize and make_fx do), and traced values cannot be "
+        "compared with kinks; use torch.func.jvp in place of linearize"
+    )
+
+
+def refuse_nested(values: Iterable[Any]) -> None:
+    """Raise an error for nested tensors.
+
+    Raises:
+        ModelError: if one of the values is one.
+    """
+    if any(isinstance(value, Tensor) and value.is_nested for value in values):
         raise ModelError(
             "the forward uses nested tensors, whose elements cannot be compared with kinks; pass padded tensors "
             "(tensor.to_padded_tensor(0.0))"

@@ -80,7 +80,7 @@ def array(tensor: Tensor) -> Array:
 
 
 def kind_of(values: Values, eps: float) -> str | None:
-    """The activation whose values these are, times a positive or negative number in each element.
+    """The activation whose values these are, up to a factor for each element.
 
     Args:
         values: the values of the function.
@@ -147,7 +147,7 @@ def is_bent(values: Values, eps: float, at: float = 0.0) -> bool:
 
 
 def may_be_bent(values: Values, eps: float, at: float) -> bool:
-    """Whether a look at three numbers leaves it open that a function has a kink there, or is an activation."""
+    """Whether a function may have a kink, or be an activation, by its values at three numbers."""
     step = steps_of(eps, at)[1]
     middle, up, down = values(at), values(at + step), values(at - step)
     if middle is None or up is None or down is None:
@@ -242,6 +242,6 @@ def _small(eps: float) -> float:
 
 
 def steps_of(eps: float, at: float) -> tuple[float, float]:
-    """Two distances from a kink; larger ones at 6, because numbers of 16 bits are farther apart there."""
+    """Two distances from a kink; at 6, where numbers of 16 bits are farther apart, larger ones."""
     far, near = (2.0**-4, 2.0**-6) if _short(eps) else (2.0**-6, 2.0**-8)
     return (4 * far, 4 * near) if at else (far, near)

@@ -100,7 +100,7 @@ def _random_numbers() -> Iterator[None]:
 
 
 def signature(plan: Sequence[Step], source: Value, like: Tensor, sizes: Mapping[int, int]) -> Any:
-    """What tells the runs of a plan from those of others; None if it holds too much to be compared.
+    """What tells the runs of a plan from those of others; None if that is too much.
 
     Args:
         plan: the calls.

@@ -143,6 +143,7 @@ class Linearized(Named):
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:FutureWarning")  # as linearize imports its modules
 @pytest.mark.parametrize("measure", MEASURES)
 def test_values_that_cannot_be_looked_at_are_refused(measure: str) -> None:
     for model in (Nested(), Jagged()):
