@@ -49,7 +49,7 @@ def has_chosen_subgradient(node: Any) -> bool:
 
     The subgradient of such a node can be chosen.
     """
-    marked: bool = node.metadata.get(_MARK, type(node).__name__.removeprefix("Vmapped") in _CUSTOM_NODES)
+    marked: bool = node.metadata.get(_MARK, type(node).__name__.replace("Vmapped", "") in _CUSTOM_NODES)
     return marked
 
 

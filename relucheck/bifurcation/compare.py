@@ -20,16 +20,14 @@ from torch import Tensor, nn
 from relucheck.activations.rules import ModelSubgradient, SubgradientError, as_model_subgradient
 from relucheck.bifurcation.forward.arguments import Inputs, arguments_of, refuse_empty, refuse_function, tensors_in
 from relucheck.bifurcation.forward.state import reproducible, set_aside, untouched
-from relucheck.bifurcation.gradients import Gradients, gradients
-from relucheck.bifurcation.interception import Call, Interception, OutOfReach
+from relucheck.bifurcation.gradients import INDEPENDENT, Gradients, OneBackwardError, gradients, root_of
+from relucheck.bifurcation.interception import Call, Interception, OutOfReach, listed
 from relucheck.errors import ControlError, ModelError
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import differs, same_bits
-from relucheck.numerics.determinism import generator
 
 Outcome = Literal["agree", "bifurcate", "non-finite"]
 
-_INDEPENDENT: Final = "the output does not depend on any parameter, so there is no gradient to compare"
 _SHOWN: Final = 8  # how many parameters the text of a comparison lists
 
 
@@ -163,9 +161,10 @@ def backprop(
 
     A model that differentiates in its forward, such as one with a gradient penalty, has values that depend on the
     subgradient. It runs one forward per subgradient, all with the same random numbers. The calls are those of the first.
+    So does a model whose graph allows one backward only, such as one with selective checkpoints.
 
     The subgradients apply to every ReLU, ReLU6 and LeakyReLU of the model, whether a module or a function is called. The
-    model does not change: its settings, its buffers, ``.grad`` and the random state stay as they were.
+    model does not change: its settings, its parameters, its buffers, ``.grad`` and the random state stay as they were.
 
     Args:
         model: an eager module with parameters.
@@ -208,11 +207,12 @@ def backprop(
     with (
         torch.inference_mode(False),
         reproducible(first.device),
-        untouched(model, first.device) as restore,
+        untouched(model, first.device) as state,
         set_aside(tensor for tensor in tensors_in(arguments) if tensor.is_leaf),
         torch.enable_grad(),
         interception,
     ):
+        interception.changing = state.keep
         interception.choose(settings[0])
         interception.enter(arguments)
         output = arguments.call(model)
@@ -223,15 +223,23 @@ def backprop(
         refuse_empty(interception.calls)
         interception.recording = False
         out_of_reach = interception.out_of_reach([root])
+        once = interception.derives  # the values of the forward depend on the subgradient
         for index, setting in enumerate(settings):
             interception.choose(setting)
-            if index and interception.derives:  # the values of the forward depend on the subgradient
-                restore()
-                root, upstream = root_of(arguments.call(model), targets, calling, cotangent)
-            _refuse_accumulated(parameters)
-            runs.append(gradients(root, parameters, upstream, interception.running()))
+            for again in (index > 0 and once, True):
+                if again:
+                    state.restore()
+                    root, upstream = root_of(arguments.call(model), targets, calling, cotangent)
+                _refuse_accumulated(parameters)
+                try:
+                    runs.append(gradients(root, parameters, upstream, interception.running()))
+                    break
+                except OneBackwardError:
+                    if again:
+                        raise
+                    once = True
             if all(gradient is None for gradient in runs[-1].values()):
-                raise ModelError(_INDEPENDENT)
+                raise ModelError(INDEPENDENT)
     return Backprops(
         settings,
         tuple(runs),
@@ -250,34 +258,6 @@ def _refuse_accumulated(parameters: Mapping[str, Tensor]) -> None:
                 f"the forward accumulates the gradient of {name!r} in .grad, where a comparison cannot see it; let it call "
                 "torch.autograd.grad, or .backward(inputs=[...]) with the tensors whose gradients it uses"
             )
-
-
-def root_of(
-    output: Any, targets: Tensor | None, loss: Callable[[Any], Tensor] | None, cotangent: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return the tensor to differentiate and its upstream gradient, which is None for a scalar."""
-    if loss is not None:
-        value = loss(output)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ModelError(f"loss returned {type(value).__name__}, not a scalar tensor; reduce it, for example by mean()")
-    elif not isinstance(output, Tensor):
-        raise ModelError(
-            f"the model returned {type(output).__name__}, not a tensor; pass loss=, which makes a scalar of it"
-        )
-    elif targets is not None:
-        value = nn.functional.cross_entropy(output, targets)
-    else:
-        if cotangent is None:
-            drawn = torch.randn(output.shape, generator=generator(0), dtype=torch.float64, device="cpu")
-            cotangent = drawn.to(output.device, output.dtype)
-        if cotangent.shape != output.shape:
-            raise ModelError(
-                f"cotangent has shape {tuple(cotangent.shape)}, the output {tuple(output.shape)}; they must be the same"
-            )
-        value = output
-    if value.grad_fn is None:
-        raise ModelError(_INDEPENDENT)
-    return value, cotangent
 
 
 def compare(
@@ -325,10 +305,9 @@ def compare(
     first, second = subgradients
     run = backprop(model, inputs, targets, subgradients=(first, second, first), loss=loss, cotangent=cotangent)
     if not run.calls:
-        unserved = "; out of reach: " + ", ".join(map(str, run.out_of_reach)) if run.out_of_reach else ""
         raise ModelError(
             f"{type(model).__name__}: no ReLU, ReLU6 or LeakyReLU was called on this input, so there is nothing to "
-            f"compare; use one of them, or relucheck's modules{unserved}"
+            f"compare; use one of them, or relucheck's modules{listed(run.out_of_reach)}"
         )
     return judge_controlled(run)
 
@@ -352,7 +331,7 @@ def judge_controlled(run: Backprops, parameters: Container[str] | None = None) -
             raise ControlError(
                 f"control: two backwards with subgradient {run.settings[0]} differ in {name!r}, so this model is not "
                 "deterministic here and no comparison of it means anything; look for atomics or unseeded randomness in its "
-                "backward"
+                "backward, and for attributes other than parameters and buffers that a forward or a hook changes"
             )
     return judge(one, other, run, (run.settings[0], run.settings[1]))
 

@@ -10,7 +10,6 @@ There a network is in the bifurcation zone if at least one mini-batch gives diff
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Any, Literal, get_args
 
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 
 from relucheck.activations.rules import ModelSubgradient, as_model_subgradient
 from relucheck.bifurcation.compare import Outcome, backprop, judge_controlled
-from relucheck.bifurcation.forward.arguments import refuse_empty, refuse_function
+from relucheck.bifurcation.forward.arguments import arguments_of, refuse_empty, refuse_function, tensors_in
 from relucheck.bifurcation.forward.state import reproducible, untouched
-from relucheck.bifurcation.interception import Interception
+from relucheck.bifurcation.interception import Interception, OutOfReach, listed
 from relucheck.errors import ModelError, RelucheckError, one_of, whole
 
 #: Which gradients are compared: those of all parameters, or those of the first layer, as in the published tables.
@@ -44,6 +43,7 @@ class Decision:
         batch: the index of the first mini-batch with that outcome, from 0; None for "agree".
         hits: the number of hits in the mini-batches up to and including ``batch``.
         activations: the number of scalar activations in these mini-batches.
+        out_of_reach: functions with kinks whose subgradient could not be chosen, in the first mini-batch of a model.
     """
 
     seed: int | None
@@ -51,6 +51,7 @@ class Decision:
     batch: int | None
     hits: int
     activations: int
+    out_of_reach: tuple[OutOfReach, ...] = ()
 
 
 def checked_subgradients(subgradients: Any) -> tuple[ModelSubgradient, ModelSubgradient]:
@@ -164,18 +165,29 @@ def decide(
             )
     device = next(model.parameters()).device
     hits = activations = 0
+    out_of_reach: tuple[OutOfReach, ...] = ()
     for batch, (x, y) in enumerate(zip(inputs.split(batch_size), targets.split(batch_size), strict=True)):
-        interception = Interception(model, device)
-        with contextlib.ExitStack() as stack:
-            for context in (torch.inference_mode(False), reproducible(device), untouched(model, device), torch.no_grad()):
-                stack.enter_context(context)
-            with interception:
-                interception.choose(first_setting)
-                logits = model(x)
+        looking = batch == 0  # for functions out of reach, which only the graph of a forward shows
+        interception = Interception(model, device, tracing=looking)
+        arguments = arguments_of(model, x)
+        with (
+            torch.inference_mode(False),
+            reproducible(device),
+            untouched(model, device) as state,
+            torch.set_grad_enabled(looking),
+            interception,
+        ):
+            interception.changing = state.keep
+            interception.choose(first_setting)
+            interception.enter(arguments)
+            logits = arguments.call(model)
+            if looking:
+                interception.recording = False
+                out_of_reach = interception.out_of_reach(list(tensors_in(logits)))
         if not interception.calls:
             raise ModelError(
                 f"{type(model).__name__}: no ReLU, ReLU6 or LeakyReLU was called on this input, so there is nothing to "
-                "decide; use one of them, or relucheck's modules"
+                f"decide; use one of them, or relucheck's modules{listed(out_of_reach)}"
             )
         checked_targets(targets if batch == 0 else y, logits.shape[-1])
         here = sum(call.hit_count for call in interception.calls)
@@ -188,7 +200,7 @@ def decide(
             run = backprop(model, x, y, subgradients=(first_setting, second_setting, first_setting))
             outcome = judge_controlled(run, watched).outcome
         if outcome != "agree":
-            return Decision(None, outcome, batch, hits, activations)
+            return Decision(None, outcome, batch, hits, activations, out_of_reach)
     if not activations:  # in a model that sorts its samples, one mini-batch may have no activation, but not all
         refuse_empty(interception.calls)
-    return Decision(None, "agree", None, hits, activations)
+    return Decision(None, "agree", None, hits, activations, out_of_reach)

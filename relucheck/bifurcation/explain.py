@@ -13,15 +13,16 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from relucheck.activations.rules import ModelSubgradient, Rule, as_model_subgradient, as_subgradient
-from relucheck.bifurcation.compare import Comparison, Difference, compare, differences_of, root_of
+from relucheck.bifurcation.compare import Comparison, Difference, compare, differences_of
 from relucheck.bifurcation.exact_forward import ExactError, ExactRows, Reals, real_inputs
 from relucheck.bifurcation.exact_gradients import over_the_reals
 from relucheck.bifurcation.explanation import Explanation, Hit, Missed, Reason
 from relucheck.bifurcation.forward.arguments import Inputs, arguments_of
 from relucheck.bifurcation.forward.state import reproducible, untouched
-from relucheck.bifurcation.gradients import gradients
+from relucheck.bifurcation.gradients import gradients, root_of
 from relucheck.bifurcation.interception import Call, Interception
 from relucheck.errors import ControlError, ModelError, whole
 from relucheck.numerics import dyadics
@@ -113,7 +114,14 @@ def explain(
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(iter(parameters.values())).device
     interception = _PerHit(model, device, first)
-    with torch.inference_mode(False), reproducible(device), untouched(model, device), torch.enable_grad(), interception:
+    with (
+        torch.inference_mode(False),
+        reproducible(device),
+        untouched(model, device) as state,
+        torch.enable_grad(),
+        interception,
+    ):
+        interception.changing = state.keep
         output = arguments.call(model)
         root, upstream = root_of(output, targets, None, None)
         interception.recording = False
@@ -127,7 +135,13 @@ def explain(
                 "explain: two forwards of one mini-batch hit different kinks, so this model is not deterministic here; "
                 "look for unseeded randomness in its forward"
             )
-        effects, unmeasured = _effects(interception, parameters, root, upstream, second, limit)
+        try:
+            effects, unmeasured = _effects(interception, parameters, root, upstream, second, limit)
+        except CheckpointError as error:
+            raise ModelError(
+                "explain: a checkpointed part cannot be recomputed with another subgradient for each hit (a selective "
+                "checkpoint cannot); use relucheck.compare, which serves it"
+            ) from error
     reals, unserved = None, None
     try:
         values = [*arguments.positional, *arguments.keyword.values()]

@@ -22,11 +22,13 @@ from torch.overrides import TorchFunctionMode
 
 from relucheck.activations import functional
 from relucheck.activations.rules import LEAKY_RELU, RELU, RELU6, ModelSubgradient, Rule, as_subgradient
-from relucheck.bifurcation.forward.arguments import refuse_unseen, tensors_in
+from relucheck.bifurcation.forward.arguments import is_traced, refuse_nested, refuse_traced, refuse_unseen, tensors_in
+from relucheck.bifurcation.forward.calls import plain, tensors_of
+from relucheck.bifurcation.forward.names import may_change
 from relucheck.bifurcation.forward.nodes import has_kink, is_activation
 from relucheck.bifurcation.forward.trace import Trace
 from relucheck.bifurcation.forward.written_out import UNEXAMINED, hides, written_out
-from relucheck.bifurcation.gradients import is_custom, nodes_below
+from relucheck.bifurcation.gradients import ENGINE, is_custom, nodes_below
 from relucheck.numerics.bits import positions_of
 
 
@@ -82,6 +84,11 @@ class OutOfReach:
         return f"{self.site} ({self.node})"
 
 
+def listed(items: Sequence[OutOfReach]) -> str:
+    """The end of a message that names what is out of reach; "" if nothing is."""
+    return "; out of reach: " + ", ".join(map(str, items)) if items else ""
+
+
 _Parsed = tuple[Rule, Tensor, float, bool]
 _Parser = Callable[..., _Parsed | None]
 
@@ -112,10 +119,6 @@ _PARSERS: Final[dict[Any, _Parser]] = {
     torch._C._nn.leaky_relu: lambda input, negative_slope=0.01: (LEAKY_RELU, input, negative_slope, False),
     torch._C._nn.leaky_relu_: lambda input, negative_slope=0.01: (LEAKY_RELU, input, negative_slope, True),
 }
-
-
-# what computes derivatives: the engine in reverse mode, as torch.func calls it, too, and forward mode
-_DERIVING: Final = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward, torch._VF._make_dual})
 
 
 class _Serving(threading.local):
@@ -152,6 +155,7 @@ class Interception:
     Attributes:
         calls: every activation call so far, in order.
         recording: whether calls are recorded. Set it to False before a backward, which may recompute checkpointed forwards.
+        changing: is called with tensors that a call may change in place, before it runs; None at first.
         derives: whether derivatives were computed while calls were recorded, so that values may depend on the subgradient.
 
     Raises:
@@ -162,6 +166,7 @@ class Interception:
         refuse_unseen(model, device)
         self.calls: list[Call] = []
         self.recording = True
+        self.changing: Callable[[Tensor], None] | None = None
         self.derives = False
         self._model = model
         self._path: list[str] = []
@@ -262,15 +267,26 @@ class Interception:
         # hits inside a compiled function cannot be counted; its autograd node is reported as out of reach
         if torch.compiler.is_compiling() or _serving.active:
             return func(*args, **kwargs)
+        if is_traced(args):
+            if func in _PARSERS:
+                refuse_traced()
+            return func(*args, **kwargs)
+        refuse_nested(args)
+        if self.changing is not None and may_change(func, kwargs):
+            for tensor in tensors_of((args[:1], kwargs.get("out"))):
+                self.changing(plain(tensor))
         if self.recording:
-            self.derives = self.derives or func in _DERIVING
+            self.derives = self.derives or func in ENGINE or func is torch._VF._make_dual
             self._claim(args, self._inner or type(self._model).__name__, self._inner)
+        if func in ENGINE:
+            return self._derive(func, args, kwargs)
         parser = _PARSERS.get(func)
         parsed = parser(*args, **kwargs) if parser is not None else None
         if parsed is None or not parsed[1].is_floating_point():
             trace = self._trace if self.recording else None
             noted = trace.before(func, args, kwargs) if trace is not None else None
             result = func(*args, **kwargs)
+            refuse_nested((result,))
             if self.recording:
                 parts = result if isinstance(result, list | tuple) else [result]
                 self._claim(parts, self._functional(func), self._inner)
@@ -280,6 +296,8 @@ class Interception:
         rule, x, slope, inplace = parsed
         if self.recording:
             self._record(rule, x, func)
+        trace = self._trace if self.recording else None
+        noted = trace.before(func, args, kwargs) if trace is not None else None
         _serving.active = True
         try:
             if rule is RELU6:
@@ -290,9 +308,18 @@ class Interception:
                 result = functional.relu(x, self._lower, inplace)
         finally:
             _serving.active = False
-        if self._trace is not None and self.recording:
-            self._trace.fresh(result)
+        if trace is not None:
+            trace.after(noted, func, (args, kwargs), result, (self._functional(func), self._inner), served=True)
         return result
+
+    def _derive(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the engine with the mode on: a part that it recomputes must compute what it has computed before."""
+        recording, self.recording = self.recording, False
+        try:
+            with self._mode:
+                return ENGINE[func](*args, **kwargs)
+        finally:
+            self.recording = recording
 
     def _record(self, rule: Rule, x: Tensor, func: Any) -> None:
         if torch._C._are_functorch_transforms_active():  # count hits in the plain tensor, which has all members of vmap
@@ -307,6 +334,7 @@ class Interception:
 
     def enter(self, inputs: Any) -> None:
         """Take the tensors in the arguments of a call of the model for its inputs."""
+        refuse_nested(tensors_in(inputs))
         if self._trace is not None:
             self._trace.enter(tensors_in(inputs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from relucheck.activations.catalogue import CATALOGUE
 from relucheck.activations.modules import REPLACEMENTS, ChosenSubgradient
 from relucheck.activations.rules import SubgradientError, as_subgradient
 from relucheck.bifurcation.forward.arguments import Arguments, Inputs, arguments_of, refuse_empty, tensors_in
+from relucheck.bifurcation.forward.calls import plain
+from relucheck.bifurcation.forward.recognition import recognised
 from relucheck.bifurcation.forward.state import reproducible
-from relucheck.bifurcation.forward.trace import plain
-from relucheck.bifurcation.forward.written_out import UNEXAMINED, recognised
+from relucheck.bifurcation.forward.written_out import UNEXAMINED
 from relucheck.bifurcation.interception import Interception
 from relucheck.bifurcation.subgradient import set_subgradient
 from relucheck.errors import ModelError
@@ -97,6 +99,11 @@ def probe_wiring(
     for value in values:
         as_subgradient(value, owner="values")
     make = build
+    if not callable(build):
+        raise ModelError(
+            f"build is of class {type(build).__name__}: must be an nn.Module, or a function that returns one for a given "
+            "subgradient"
+        )
     if isinstance(build, nn.Module):
         original = build
 
@@ -109,6 +116,7 @@ def probe_wiring(
         make = configured
     wires: list[Wire] = []
     with torch.inference_mode(False):
+        _refuse_arguments(make)
         models = [make(value) for value in (*values, values[0])]  # the third one is used up by a forward of the model
         for model in models:
             if not isinstance(model, nn.Module):
@@ -136,6 +144,17 @@ def probe_wiring(
     if not wires:
         raise ModelError(f"{type(models[2]).__name__}: no activation was called on this input; nothing to probe")
     return tuple(wires)
+
+
+def _refuse_arguments(make: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(make).bind(0.25)
+    except TypeError as error:
+        raise ModelError(
+            f"build takes no subgradient ({error}): it is called with one number, and returns a new model with that setting"
+        ) from error
+    except ValueError:  # there is no signature
+        pass
 
 
 def _copied(module: nn.Module, what: str) -> nn.Module:

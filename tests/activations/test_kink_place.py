@@ -72,3 +72,12 @@ def test_a_small_jump_lies_where_the_values_jump():
     f = lambda x: torch.where(x > 1e-6, x, 0 * x)  # noqa: E731
     assert places(f) == [1e-6]
     assert places(f, moved(f, 1e-7)) == [1e-6]
+
+
+def test_a_gradient_with_a_third_value_over_many_floats_is_not_believed():
+    """It is at places that the values leave open, but it does not mark one of them."""
+
+    def slope(x):
+        return np.where(x < 0.1 + 2e-15, 0.0, np.where(x < 0.1 + 1.6e-14, 0.5, 1.0))
+
+    assert places(lambda x: F.relu((x + 1000) - 1000.1), slope) == [0.1]

@@ -65,6 +65,17 @@ class TestAnyModel:
         with pytest.raises(ModelError, match="no parameter of the first layer"):
             decide(model, *batches, watch="first layer")
 
+    def test_what_is_out_of_reach_is_named(self, batches: tuple[Tensor, Tensor]) -> None:
+        class Masked(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x * (x > 0)
+
+        layers = nn.Linear(20, 16), Masked(), nn.Linear(16, 10)
+        found = decide(nn.Sequential(*layers, nn.ReLU()), *batches)
+        assert [str(item) for item in found.out_of_reach] == ["1.mul() (ReLU written out)"]
+        with pytest.raises(ModelError, match=r"nothing to decide.*out of reach: 1\.mul\(\) \(ReLU written out\)"):
+            decide(nn.Sequential(*layers), *batches)
+
     def test_no_activation(self, batches: tuple[Tensor, Tensor]) -> None:
         with pytest.raises(ModelError, match="nothing to decide"):
             decide(nn.Linear(20, 10), *batches)

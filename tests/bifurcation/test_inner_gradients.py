@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential, create_selective_checkpoint_contexts
 
 from relucheck.activations.modules import ReLU
 from relucheck.bifurcation.compare import backprop, compare
@@ -169,6 +170,46 @@ def forward_mode(model: Net, x: Tensor) -> Tensor:
     return y + tangent
 
 
+def checkpointed_energy(model: Net, x: Tensor) -> Tensor:
+    """The derivative of an energy whose layers are checkpointed, as force fields compute it."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        energy = checkpoint(lambda t: model.head(model.body(t)).square(), x, use_reentrant=False).sum()
+    return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def differentiated_inside(model: Net, x: Tensor) -> Tensor:
+    def slope(t: Tensor) -> Tensor:
+        t = t.detach().requires_grad_()
+        return torch.autograd.grad(model.head(model.body(t)).square().sum(), t, create_graph=True)[0]
+
+    return checkpoint(slope, x.detach().requires_grad_(), use_reentrant=False)
+
+
+def backward_into_the_input(model: Net, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    checkpoint(model.body, x, use_reentrant=False).sum().backward(inputs=[x])
+    slope, x.grad = x.grad, None
+    return model.head(model.body(x)) + slope
+
+
+def selectively(model: Net, x: Tensor) -> Tensor:
+    """A checkpoint that keeps products, whose graph allows one backward only."""
+    contexts = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
+    return model.head(checkpoint(model.body, x, use_reentrant=False, context_fn=contexts))
+
+
+class Decaying(Net):
+    """The forward changes a parameter in place, after it has been used in the forward before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = penalised(self, x)
+        with torch.no_grad():
+            self.head.bias.add_(1)
+        self.inside.weight.data *= 2
+        return y
+
+
 class Early(torch.autograd.Function):
     """Compute the gradient in the forward and keep it, as fused losses of language models do."""
 
@@ -217,6 +258,13 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "a gradient in the forward": lambda: Net(penalised),
     "torch.func.grad in the forward": lambda: Net(transformed),
     "forward mode in the forward": lambda: Net(forward_mode),
+    "a derivative of a checkpointed part": lambda: Net(checkpointed_energy),
+    "a derivative in a checkpointed part": lambda: Net(differentiated_inside),
+    "a backward into the input of a checkpointed part": lambda: Net(backward_into_the_input),
+    "a selective checkpoint": lambda: Net(selectively),
+    "a Hessian in the forward": lambda: Net(
+        lambda m, x: m.head(m.body(x)) + torch.func.vmap(torch.func.hessian(lambda t: m.body(t).square().sum()))(x).sum(-1)
+    ),
     "a Function that differentiates in its forward": lambda: Net(
         lambda m, x: Early.apply(lambda t: m.head(m.body(t)), x, m.inside.weight)[None]
     ),
@@ -230,6 +278,39 @@ AGREE = ("a hook that masks a parameter",)
 @pytest.mark.parametrize("name", RIGHT)
 def test_gradients_are_those_of_backward(name: str) -> None:
     assert check_right(RIGHT[name]) == ("agree" if name in AGREE else "bifurcate")
+
+
+def test_parameters_that_a_forward_changes_are_restored() -> None:
+    model = Decaying()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for measure in (lambda: compare(model, inputs()), lambda: decide(model, X, torch.tensor([0, 1]))):
+        assert measure().outcome == "bifurcate"
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_state_that_is_not_restored_is_named() -> None:
+    class Counting(Net):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return penalised(self, x) * self.calls
+
+    with pytest.raises(ControlError, match="attributes other than parameters and buffers that a forward or a hook changes"):
+        compare(Counting(), inputs())
+
+
+def test_explain_refuses_a_selective_checkpoint() -> None:
+    with pytest.raises(ModelError, match=r"another subgradient for each hit.*compare"):
+        explain(Net(selectively), X)
+
+
+def test_a_hook_after_the_accumulation_does_not_run() -> None:
+    """Nothing is accumulated; docs/networks.md says so."""
+    model, ran = Net(), []
+    model.inside.weight.register_post_accumulate_grad_hook(ran.append)
+    assert compare(model, X).outcome == "bifurcate"
+    assert ran == []
 
 
 def test_a_weight_that_a_parametrisation_caches() -> None:

@@ -47,6 +47,21 @@ def test_a_card_shows_curves_kinks_and_subgradients(monkeypatch, tmp_path):
     assert slope.get_xlabel().replace("\n", " ") == "at 0: left 0, right 1, taken 0 or 0.5"
 
 
+def test_a_singular_kink_has_no_interval(monkeypatch, tmp_path):
+    """Its one-sided derivatives are those of an infinite slope, between which nothing lies."""
+    result = row()
+    result["kinks"] = ({**result["kinks"][0], "singular": True},)
+    (figure,) = drawn([result], monkeypatch, tmp_path)
+    assert not [line for line in figure.axes[1].get_lines() if line.get_linewidth() == 5]
+
+
+def test_the_curves_of_one_device_are_shown(monkeypatch, tmp_path):
+    other = {**row(), "device": "cuda", "curve": {"x": X, "value": (5.0, 5.0, 5.0), "gradient": (5.0, 5.0, 5.0)}}
+    (figure,) = drawn([row(), other], monkeypatch, tmp_path)
+    (line,) = figure.axes[0].get_lines()
+    assert list(line.get_ydata())[::2] == [0.0, 1.0]
+
+
 @pytest.mark.parametrize(("x", "marked", "says"), [("0.0", True, "fails law"), ("40.0", False, "(at 40 outside)")])
 def test_failing_inputs_are_marked(monkeypatch, tmp_path, x, marked, says):
     (figure,) = drawn([row(), row(outcome="failed", x=x, curve=False)], monkeypatch, tmp_path)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from relucheck.errors import ModelError
+from relucheck.errors import ModelError, RelucheckError
 
 if TYPE_CHECKING:
     from relucheck.bifurcation.interception import Call
@@ -32,8 +32,33 @@ class Arguments:
     keyword: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def call(self, model: nn.Module) -> Any:
-        """Call a model with these arguments."""
-        return model(*self.positional, **self.keyword)
+        """Call a model with these arguments.
+
+        Raises:
+            ModelError: if the model's forward raises an error; it holds that error. A function that has no deterministic
+                algorithm raises torch's error.
+        """
+        try:
+            return model(*self.positional, **self.keyword)
+        except RelucheckError:
+            raise
+        except Exception as error:
+            if "does not have a deterministic implementation" in str(error):
+                raise
+            raise ModelError(
+                f"{type(model).__name__}.forward fails on these inputs ({self._described()}): {type(error).__name__}: "
+                f"{error}; pass inputs on which model(...) runs without relucheck"
+            ) from error
+
+    def _described(self) -> str:
+        parts = [
+            *(("", value) for value in self.positional),
+            *((f"{name}=", value) for name, value in self.keyword.items()),
+        ]
+        return ", ".join(
+            name + (f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__)
+            for name, value in parts
+        )
 
 
 def arguments_of(model: nn.Module, inputs: Inputs) -> Arguments:
@@ -101,6 +126,39 @@ def refuse_unseen(model: nn.Module, device: torch.device) -> None:
         raise ModelError(
             f"{type(model).__name__} is on the meta device, which holds no values to compare with kinks; move it with "
             "model.to_empty(device='cpu') and initialise it"
+        )
+
+
+def is_traced(values: Iterable[Any]) -> bool:
+    """Whether a call with these arguments is traced, so that its tensors have no values."""
+    modes = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE)) or any(
+        type(value).__name__ == "FakeTensor" for value in values
+    )
+
+
+def refuse_traced() -> NoReturn:
+    """Raise an error for an activation call that is traced.
+
+    Raises:
+        ModelError: always.
+    """
+    raise ModelError(
+        "the forward traces a part of itself (as torch.func.linearize and make_fx do), and traced values cannot be "
+        "compared with kinks; use torch.func.jvp in place of linearize"
+    )
+
+
+def refuse_nested(values: Iterable[Any]) -> None:
+    """Raise an error for nested tensors.
+
+    Raises:
+        ModelError: if one of the values is one.
+    """
+    if any(isinstance(value, Tensor) and value.is_nested for value in values):
+        raise ModelError(
+            "the forward uses nested tensors, whose elements cannot be compared with kinks; pass padded tensors "
+            "(tensor.to_padded_tensor(0.0))"
         )
 
 

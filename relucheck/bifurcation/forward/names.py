@@ -17,18 +17,17 @@ ENDS: Final = frozenset(
         *("scaled_dot_product_attention", "cross_entropy", "nll_loss", "mse_loss", "avg_pool1d"),
         *("avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
         *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d"),
-        *("max_pool2d_with_indices", "boolean_dispatch", "interpolate", "dropout", "dropout2d", "gelu"),
-        *("silu", "sigmoid", "tanh", "softplus", "mish", "lstm", "gru", "rnn_relu", "rnn_tanh"),
+        *("max_pool2d_with_indices", "boolean_dispatch", "interpolate", "dropout", "dropout2d"),
+        *("lstm", "gru", "rnn_relu", "rnn_tanh"),
     )
 )
-#: Those that have kinks or ties, or call a function that is given to them.
-ENDS_WITH_KINKS: Final = frozenset(
-    name for name in ENDS if name.startswith(("max_pool", "adaptive_max_pool", "boolean_dispatch", "rnn_relu"))
-)
+#: Those that have an activation inside, which nothing shows where autograd is off.
+HIDING: Final = frozenset({"rnn_relu"})
 #: Smooth functions: a chain of these alone is no candidate.
 SMOOTH: Final = frozenset(
     (
         *("add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "true_divide", "neg"),
+        *("gelu", "silu", "sigmoid", "tanh", "softplus", "mish", "erf", "logsigmoid", "logaddexp"),
         *("exp", "expm1", "sin", "cos", "sum", "mean", "addcmul", "addcdiv", "lerp", "view", "view_as"),
         *("reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "movedim", "t"),
         *("expand", "expand_as", "repeat", "contiguous", "clone", "detach", "to", "type", "type_as", "float"),
@@ -45,9 +44,20 @@ SKIPPED: Final = frozenset(
         *("is_contiguous", "data_ptr", "element_size", "make_dual", "unpack_dual"),
     )
 )
+_IN_PLACE: Final = tuple(
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "div", "mod", "pow", "and", "or", "xor")
+)
 
 
 def name_of(func: Any) -> str:
     """The name of a function, without underscores at both ends."""
     name: str = getattr(func, "__name__", str(func))
     return name.strip("_")
+
+
+def may_change(func: Any, kwargs: Any) -> bool:
+    """Whether a function may change an argument in place, by its name and its keyword arguments."""
+    name: str = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name in ("__setitem__", "__set__") or name.startswith(_IN_PLACE)
+    return name.endswith("_") or kwargs.get("out") is not None

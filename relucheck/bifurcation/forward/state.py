@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from relucheck.bifurcation.forward.calls import storage_of
 from relucheck.errors import ModelError
 from relucheck.numerics.determinism import deterministic
 
@@ -41,40 +42,86 @@ def reproducible(device: torch.device) -> Iterator[None]:
             ) from error
 
 
-@contextlib.contextmanager
-def untouched(model: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Restore buffers (such as running statistics), random states and ``.grad`` after a block.
+class Untouched:
+    """The state of a model and of the random numbers, which can be restored.
 
-    ``.grad`` of the parameters is None at the start of the block, so that an accumulation in a forward is visible.
-
-    Yields:
-        A function that restores buffers and random states inside of the block.
+    Args:
+        model: the model. Its buffers, such as running statistics, are kept; parameters are when they are about to change.
+        device: the device whose random numbers are kept, beside those of the CPU.
     """
-    kept = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    cuda = [device] if device.type == "cuda" else []
-    states = torch.get_rng_state(), [torch.cuda.get_rng_state(one) for one in cuda]
 
-    def restore() -> None:
-        torch.set_rng_state(states[0])
-        for one, state in zip(cuda, states[1], strict=True):
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._buffers = [
+            (module._buffers, name, buffer, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._parameters = {storage_of(parameter): (name, parameter) for name, parameter in model.named_parameters()}
+        self._versions = {storage: parameter._version for storage, (_, parameter) in self._parameters.items()}
+        self._kept: dict[int, tuple[nn.Parameter, Tensor, Tensor]] = {}
+        for module in model.modules():
+            if getattr(module, "max_norm", None) is not None:  # an embedding that normalises its weight as it is called
+                for parameter in module.parameters(recurse=False):
+                    self.keep(parameter)
+        self._cuda = [device] if device.type == "cuda" else []
+        self._states = torch.get_rng_state(), [torch.cuda.get_rng_state(one) for one in self._cuda]
+
+    def keep(self, tensor: Tensor) -> None:
+        """Keep the parameter whose memory a tensor shows, if there is one; it is about to change."""
+        storage = storage_of(tensor)
+        if storage in self._parameters and storage not in self._kept:
+            _, parameter = self._parameters[storage]
+            self._kept[storage] = parameter, parameter.data, parameter.detach().clone()
+
+    def restore(self) -> None:
+        """Restore the state, inside of the block or at its end."""
+        torch.set_rng_state(self._states[0])
+        for one, state in zip(self._cuda, self._states[1], strict=True):
             torch.cuda.set_rng_state(state, one)
         with torch.no_grad():
-            for buffers, name, buffer, values in kept:
+            for parameter, data, values in self._kept.values():
+                parameter.data = data
+                data.copy_(values)
+            for buffers, name, buffer, values in self._buffers:
                 now = buffers.get(name)
                 # a buffer with another shape is a cache that has grown: the old values would contradict the model
                 if now is not None and (now.shape, now.dtype, now.device) == (buffer.shape, buffer.dtype, buffer.device):
                     buffers[name] = buffer.copy_(values)
 
+    def refuse_changed(self) -> None:
+        """Raise an error if a parameter has changed that is not kept.
+
+        Raises:
+            ModelError: if so.
+        """
+        for storage, (name, parameter) in self._parameters.items():
+            if parameter._version != self._versions[storage] and storage not in self._kept:
+                raise ModelError(
+                    f"the forward changes the parameter {name!r} by a function whose name does not say so, and the change "
+                    "cannot be taken back; let it call an in-place method of the tensor, such as copy_"
+                )
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, device: torch.device) -> Iterator[Untouched]:
+    """Restore parameters, buffers, random states and ``.grad`` after a block.
+
+    ``.grad`` of the parameters is None at the start of the block, so that an accumulation in a forward is visible.
+
+    Yields:
+        What restores the state inside of the block.
+
+    Raises:
+        ModelError: if a parameter has changed and cannot be restored.
+    """
+    state = Untouched(model, device)
     try:
         with set_aside(model.parameters()):
-            yield restore
+            yield state
+        state.refuse_changed()
     finally:
-        restore()
+        state.restore()
 
 
 @contextlib.contextmanager

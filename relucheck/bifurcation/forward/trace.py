@@ -1,9 +1,8 @@
-"""Keep the calls of a forward that may be an activation written out, and run them again.
+"""Keep the calls of a forward that may be an activation written out.
 
 An activation can be written out of several calls, as in ``x * (x.detach() > 0)``. So the calls of a forward are kept with
-their arguments. A *value* is what a tensor held between two changes. It is recognised by its memory, so that ``x`` and
-``x.detach()`` are one value. A *candidate* is a value that a few calls have computed from others, at least one of which may
-have a kink. ``relucheck.bifurcation.forward.written_out`` runs these calls again, to see what function they are.
+their arguments. A *candidate* is a value that a few calls have computed from others, at least one of which may have a kink.
+``relucheck.bifurcation.forward.written_out`` runs these calls again, to see what function they are.
 
 Calls that mix elements end the chain of a candidate, and a chain of smooth calls alone is no candidate. This saves time and
 memory, and decides nothing else (``relucheck.bifurcation.forward.names``).
@@ -12,70 +11,40 @@ memory, and decides nothing else (``relucheck.bifurcation.forward.names``).
 from __future__ import annotations
 
 import collections
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from relucheck.bifurcation.forward.names import ENDS, ENDS_WITH_KINKS, SKIPPED, SMOOTH, name_of
-from relucheck.numerics.determinism import generator
+from relucheck.bifurcation.forward.calls import (
+    Step,
+    Value,
+    contiguous,
+    key_of,
+    plain,
+    random_numbers,
+    skeleton_of,
+    storage_of,
+    tensors_of,
+    version_of,
+)
+from relucheck.bifurcation.forward.names import ENDS, HIDING, SKIPPED, SMOOTH, may_change, name_of
+from relucheck.bifurcation.forward.rerun import run_again
 
-_WINDOW: Final = 32  # how many calls are kept that no candidate needs yet
-_REACH: Final = 6  # how many calls may follow the one that may have a kink, and precede it
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Value:
-    """What a tensor holds.
-
-    Attributes:
-        shape: its shape.
-        dtype: its dtype.
-        variable: whether it is derived from inputs of the model. Other values are constants and parameters.
-        node: its autograd node; None if none has been seen.
-        producer: the call that has computed it; None if that is not kept.
-        behind: how many calls ago a call in its chain may have had a kink; None if there is none in reach.
-        recorded: whether autograd was on; it is off inside of a custom Function. There the result of a function in ENDS is
-            like an input, if its arguments are inputs and it has no kink.
-    """
-
-    shape: torch.Size
-    dtype: torch.dtype
-    variable: bool
-    node: Any = None
-    producer: Step | None = None
-    behind: int | None = None
-    recorded: bool = True
+_WINDOW: Final = 64  # how many calls are kept that no candidate needs yet
+_BEHIND: Final = 6  # how many smooth calls may follow the one that may have a kink; those that compute a mask do not count
+_INSIDE: Final = 2000  # the same inside of custom Functions, whose calls are needed if the result has an autograd node
 
 
-@dataclasses.dataclass(eq=False, slots=True)
-class Step:
-    """One call of a forward.
+class _Noted(NamedTuple):
+    """What is known of a call before it runs."""
 
-    Attributes:
-        site: the site of the call, as in ``relucheck.bifurcation.interception.Call``.
-        module: its module.
-        func: the function.
-        arguments: its positional and its keyword arguments.
-        given: the tensors in the arguments with their values, in the order of ``tensors_of``.
-        results: the values of the tensors in its result, in the same order.
-        changed: the values that arguments have after the call, by their index in ``given``.
-        recorded: whether autograd was on; it is off inside of a custom Function.
-        needed: whether a candidate needs the call.
-    """
-
-    site: str
-    module: str
-    func: Any
-    arguments: tuple[Any, Any]
+    name: str
     given: list[tuple[Tensor, Value]]
-    results: list[Value] = dataclasses.field(default_factory=list)
-    changed: dict[int, Value] = dataclasses.field(default_factory=dict)
-    recorded: bool = dataclasses.field(default_factory=torch.is_grad_enabled)
-    needed: bool = False
+    versions: list[int]
+    random: Tensor | None
 
 
 class Trace:
@@ -92,121 +61,174 @@ class Trace:
         self._values: dict[Any, Value] = {}
         self._keys: dict[int, list[Any]] = {}  # by the address of the storage
         self._recent: collections.deque[Step] = collections.deque()
+        self._inside: collections.deque[Step] = collections.deque()
+        self._cut: dict[Value, Value] = {}
+        self._computed: dict[Any, tuple[weakref.ref[Tensor], Value]] = {}
+        self._count = 0
 
-    def enter(self, tensors: Iterator[Tensor]) -> None:
+    def enter(self, tensors: Iterable[Tensor]) -> None:
         """Take tensors for inputs of the model."""
         for tensor in tensors:
             self._assign(tensor, variable=True)
 
-    def meet(self, tensors: Iterator[Tensor] | Sequence[Tensor]) -> None:
+    def meet(self, tensors: Iterable[Tensor]) -> None:
         """Look at tensors that a module has returned."""
         for tensor in tensors:
             self._value(plain(tensor))
 
-    def before(self, func: Any, args: Any, kwargs: Any) -> tuple[str, list[tuple[Tensor, Value]], list[int]] | None:
+    def before(self, func: Any, args: Any, kwargs: Any) -> _Noted | None:
         """Look at the arguments of a call before it runs; None if the call is of no interest."""
         name = name_of(func)
         if name in SKIPPED:
             return None
         tensors = [plain(tensor) for tensor in tensors_of((args, kwargs))]
-        return name, [(tensor, self._value(tensor)) for tensor in tensors], [_version(tensor) for tensor in tensors]
+        given = [(tensor, self._value(tensor)) for tensor in tensors]
+        if may_change(func, kwargs):
+            for tensor, value in given:
+                if value.used and value.producer is None and value.copy is None:
+                    value.copy = tensor.detach().clone()
+        random = random_numbers(tensors[0].device).get_state() if tensors else None
+        return _Noted(name, given, [version_of(tensor) for tensor in tensors], random)
 
     def after(
         self,
-        noted: tuple[str, list[tuple[Tensor, Value]], list[int]] | None,
+        noted: _Noted | None,
         func: Any,
         arguments: tuple[Any, Any],
         result: Any,
         place: tuple[str, str],
+        *,
+        served: bool = False,
     ) -> None:
-        """Keep a call that has run."""
+        """Keep a call that has run.
+
+        Args:
+            noted: what ``before`` has returned.
+            func: the function.
+            arguments: its positional and its keyword arguments.
+            result: its result.
+            place: the site of the call, and its module.
+            served: whether it is an activation that has a setting. Its result is a value that depends on nothing.
+        """
         if noted is None:
             return
-        name, given, versions = noted
-        step = None
-        variable = any(value.variable for _, value in given)
-        if name not in ENDS and given:
-            step = Step(*place, func, arguments, given)
-            self._recent.append(step)
-            if len(self._recent) > _WINDOW:
-                _forget(self._recent.popleft())
-        behind = self._behind(name, given) if step is not None else None
-        recorded = torch.is_grad_enabled() or (
-            name in ENDS - ENDS_WITH_KINKS and all(value.recorded for _, value in given if value.variable)
-        )
-        storages = {_storage(tensor) for tensor, _ in given}
-        for index, ((tensor, _), version) in enumerate(zip(given, versions, strict=True)):
-            if _version(tensor) != version:
-                aliases = self._keys.get(_storage(tensor), ())
-                changed = self._assign(tensor, variable, step, behind)
-                if step is not None:
-                    step.changed[index] = changed
-                    self._follow(tensor, changed, [key for key in aliases if key != _key(tensor)], step)
+        name, given, versions, _ = noted
+        variable = served or any(value.variable for _, value in given)
+        changed = [index for index, (tensor, _) in enumerate(given) if version_of(tensor) != versions[index]]
+        step = self._kept(noted, func, arguments, place, served)
+        behind = self._behind(name, given) if step is not None and not step.boundary else None
+        call, twin = None, None
+        if (variable or not given) and behind is None and not served and not changed and isinstance(result, Tensor):
+            call = (func, skeleton_of(arguments), *(value for _, value in given))
+            twin = self._twin(call, plain(result))
+        storages = {storage_of(tensor) for tensor, _ in given}
+        for index in changed:
+            tensor = given[index][0]
+            aliases = self._keys.get(storage_of(tensor), ())
+            value = self._assign(tensor, variable, step, behind)
+            if step is not None:
+                step.changed[index] = value
+                self._follow(tensor, value, [key for key in aliases if key != key_of(tensor)], step)
         for tensor in map(plain, tensors_of(result)):
-            storage = _storage(tensor)
-            known = self._values.get(_key(tensor)) if storage in storages else None
-            value = known or self._assign(tensor, variable, step, behind, view=storage in storages)
-            value.recorded = value.recorded or recorded
+            storage, key = storage_of(tensor), key_of(tensor)
+            known = self._values.get(key) if storage in storages and (not served or changed) else None
+            if twin is not None and known is None:
+                known = twin
+                self._name(tensor, twin, view=storage in storages)
+            value = known or self._assign(tensor, variable, step, behind, view=storage in storages and not served)
             storages.add(storage)  # results may be views of one tensor
             if step is not None:
                 step.results.append(value)
-
-    def fresh(self, tensor: Tensor) -> None:
-        """Take a tensor for a value that depends on nothing: the result of a served activation."""
-        self._assign(plain(tensor), variable=True)
+            if call is not None and twin is None:
+                self._computed[call] = weakref.ref(tensor), value
 
     def shown(self, node: Any) -> tuple[Value, list[Step]] | None:
         """The output of a custom autograd node, and the calls that have computed it.
 
         These are the calls inside of the node, from its inputs on.
 
-        It is None if not all of these calls are known: a kernel in another language writes values that no call has, and
-        calls that mix elements are not kept. A view of an input needs no call.
+        It is None if not all of these calls are known: a kernel in another language writes values that no call has. A view
+        of an input needs no call.
         """
         if node not in self.outputs:
             return None
         output, version, value = self.outputs[node]
-        inside = [step for step in chain_of(value) if not step.recorded]
+        inside = _calls_inside(value)
         if not inside:
             return (value, inside) if output._is_view() else None
         given = [each for step in inside for _, each in step.given if each.variable]
+        if any(name_of(step.func) in HIDING for step in inside):
+            return None
         if not given or any(not each.recorded and each.producer not in inside for each in given):
             return None
         if output._version != version:  # overwritten since
             return value, inside
-        try:
-            nothing = Value(output.shape, output.dtype, variable=False)
-            repeated = torch.equal(run_again(inside, value, nothing, output, draw=False), output)
-        except Exception:
+        nothing = Value(output.shape, output.dtype, variable=False)
+        repeated = run_again(inside, nothing, output, draw=False).get(value)
+        return (value, inside) if repeated is not None and _same(repeated, output) else None
+
+    def _kept(self, noted: _Noted, func: Any, arguments: Any, place: tuple[str, str], served: bool) -> Step | None:
+        """The step of a call, if it is kept."""
+        recorded = torch.is_grad_enabled()
+        boundary = served or (noted.name in ENDS and not _gates(noted.given))
+        if not noted.given or (boundary and recorded):
             return None
-        return (value, inside) if repeated else None
+        step = Step(self._next(), *place, func, arguments, noted.given, boundary=boundary)
+        for _, value in noted.given:
+            value.used = True
+        device = noted.given[0][0].device
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+            step.autocast = (device.type, torch.get_autocast_dtype(device.type))
+        if noted.random is not None and not torch.equal(noted.random, random_numbers(device).get_state()):
+            step.random = noted.random
+        window, size = (self._recent, _WINDOW) if recorded else (self._inside, _INSIDE)
+        window.append(step)
+        if len(window) > size:
+            _forget(window.popleft())
+        return step
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
 
     def _behind(self, name: str, given: list[tuple[Tensor, Value]]) -> int | None:
         if name not in SMOOTH:
             return 0
-        nearest = min((value.behind for _, value in given if value.behind is not None), default=_REACH)
-        return nearest + 1 if nearest < _REACH else None
+        behind = (value.behind + (not value.mask) for _, value in given if value.behind is not None)
+        nearest = min(behind, default=_BEHIND + 1)
+        return nearest if nearest <= _BEHIND else None
+
+    def _twin(self, call: Any, result: Tensor) -> Value | None:
+        """The value of an earlier call of the same function with the same arguments, if it has the same result."""
+        earlier, value = self._computed.get(call, (lambda: None, None))
+        before = earlier()
+        return value if before is not None and _same(before, result) else None
+
+    def _name(self, tensor: Tensor, value: Value, view: bool) -> None:
+        """Let the memory of a tensor stand for a value, and forget what its storage held."""
+        storage = storage_of(tensor)
+        if not view:
+            for stale in self._keys.pop(storage, ()):
+                self._values.pop(stale, None)
+        key = key_of(tensor)
+        self._values[key] = value
+        self._keys.setdefault(storage, []).append(key)
 
     def _assign(
         self, tensor: Tensor, variable: bool, step: Step | None = None, behind: int | None = None, view: bool = False
     ) -> Value:
-        """Give the memory of a tensor a new value, and forget what its storage held."""
-        storage, key = _storage(tensor), _key(tensor)
-        if not view:
-            for stale in self._keys.pop(storage, ()):
-                self._values.pop(stale, None)
+        """Give the memory of a tensor a new value."""
         # a change of a view is a node of its base
         node = tensor._base.grad_fn if not view and tensor._is_view() and tensor._base is not None else tensor.grad_fn
-        value = Value(tensor.shape, tensor.dtype, variable, node, step, behind, torch.is_grad_enabled())
-        self._values[key] = value
-        self._keys.setdefault(storage, []).append(key)
+        mask = variable and not tensor.requires_grad
+        value = Value(tensor.shape, tensor.dtype, variable, mask, node, step, behind, torch.is_grad_enabled())
+        self._name(tensor, value, view)
         # inside of a custom autograd function no gradient is recorded yet
         recorded = tensor.requires_grad or not torch.is_grad_enabled()
-        candidate = behind is not None and recorded and tensor.is_floating_point() and tensor.numel()
-        if candidate:
+        if behind is not None and recorded and tensor.is_floating_point() and tensor.numel():
             self.candidates.append(value)
-        if candidate or (behind == 0 and not tensor.is_floating_point()):  # a mask may be used much later
-            for kept in chain_of(value):
+        if behind is not None and (recorded or mask):  # a mask may be used much later
+            for kept in value.chain():
                 kept.needed = True
         return value
 
@@ -216,218 +238,72 @@ class Trace:
             if not isinstance(key, tuple) or key[0] != tensor.data_ptr() or not tensor.is_contiguous():
                 continue
             _, shape, stride, dtype = key
-            if dtype != tensor.dtype or shape.numel() != tensor.numel() or not _contiguous(shape, stride):
+            if dtype != tensor.dtype or shape.numel() != tensor.numel() or not contiguous(shape, stride):
                 continue
-            alias = Value(shape, dtype, value.variable, value.node, None, value.behind)
+            alias = Value(shape, dtype, value.variable, value.mask, value.node, None, value.behind)
             alias.producer = Step(
-                step.site, step.module, Tensor.reshape, ((tensor, shape), {}), [(tensor, value)], [alias], needed=True
+                *(self._next(), step.site, step.module, Tensor.reshape, ((tensor, shape), {}), [(tensor, value)], [alias]),
+                recorded=step.recorded,
+                needed=True,
             )
             self._values[key] = alias
-            self._keys.setdefault(_storage(tensor), []).append(key)
+            self._keys.setdefault(storage_of(tensor), []).append(key)
             if self.candidates and self.candidates[-1] is value:
                 self.candidates.append(alias)
 
     def _value(self, tensor: Tensor) -> Value:
-        key = _key(tensor)
+        key = key_of(tensor)
         node: Any = tensor.grad_fn
         value = self._values.get(key)
         if value is None:  # nothing has shown where it comes from
-            value = Value(tensor.shape, tensor.dtype, node is not None, node)
+            value = Value(tensor.shape, tensor.dtype, node is not None, node=node)
             self._values[key] = value
-            self._keys.setdefault(_storage(tensor), []).append(key)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            self.outputs.setdefault(node, (tensor, tensor._version, value))
+            self._keys.setdefault(storage_of(tensor), []).append(key)
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and node not in self.outputs:
+            self.outputs[node] = (tensor, tensor._version, value)
+            for step in _calls_inside(value):
+                step.needed = True
         if value.node is None:
             value.node = node
-        return value
+        cut_off = value.variable and not value.mask and not tensor.requires_grad
+        return self._detached(tensor, value) if cut_off and torch.is_grad_enabled() else value
+
+    def _detached(self, tensor: Tensor, value: Value) -> Value:
+        """The value of a tensor that shows the memory of another one, but passes no gradient."""
+        if value not in self._cut:
+            alias = self._cut[value] = Value(value.shape, value.dtype, variable=True, mask=True, behind=value.behind)
+            step = Step(self._next(), "", "", Tensor.detach, ((tensor,), {}), [(tensor, value)], [alias], needed=True)
+            alias.producer = step
+        return self._cut[value]
+
+
+def _gates(given: Sequence[tuple[Tensor, Value]]) -> bool:
+    """Whether a call that mixes elements has a mask among several variables, so that it may be their product."""
+    variables = [value for _, value in given if value.variable]
+    return len(variables) > 1 and any(value.mask and value.behind is not None for value in variables)
+
+
+def _calls_inside(value: Value) -> list[Step]:
+    """The calls without autograd that have computed a value, in their order."""
+    found: set[Step] = set()
+    waiting = [value]
+    while waiting:
+        step = waiting.pop().producer
+        if step is not None and step not in found and not step.recorded:
+            found.add(step)
+            waiting.extend(given for _, given in step.given)
+    return sorted(found, key=lambda step: step.order)
 
 
 def _forget(step: Step) -> None:
     if not step.needed:
-        for value in (*step.results, *step.changed.values()):
+        for value in step.values:
             if value.producer is step:
                 value.producer = None
 
 
-def chain_of(value: Value, ends: frozenset[Value] | set[Value] = frozenset()) -> list[Step]:
-    """The calls that have computed a value, in their order, as far as they are in reach.
-
-    Args:
-        value: the value.
-        ends: values at which the chain ends.
-    """
-    found: dict[Step, int] = {}
-    waiting: collections.deque[tuple[Value, int]] = collections.deque([(value, 0)])
-    while waiting:
-        at, depth = waiting.popleft()
-        step = at.producer
-        if step is None or step in found or depth > 2 * _REACH or at in ends:
-            continue
-        found[step] = depth
-        waiting.extend((given, depth + 1) for _, given in step.given)
-    return _ordered(found)
-
-
-def _ordered(steps: Mapping[Step, int]) -> list[Step]:
-    """Sort calls so that each follows those that compute its arguments."""
-    ordered: dict[Step, None] = {}
-
-    def place(step: Step) -> None:
-        if step not in ordered:
-            for _, value in step.given:
-                if value.producer is not None and value.producer is not step and value.producer in steps:
-                    place(value.producer)
-            ordered[step] = None
-
-    for step in steps:
-        place(step)
-    return list(ordered)
-
-
-def run_again(
-    steps: Sequence[Step],
-    wanted: Value,
-    given: Value,
-    put: Tensor,
-    *,
-    draw: bool = True,
-    sizes: Mapping[int, int] = MappingProxyType({}),
-) -> Tensor:
-    """Run calls again with one value replaced, and return another.
-
-    Values that depend on the model's inputs but not on ``given`` are drawn at random, so that the result shows what depends
-    on them.
-
-    Args:
-        steps: the calls, in their order.
-        wanted: the value to return.
-        given: the value that is replaced.
-        put: the tensor in its place, of its shape and dtype.
-        draw: whether other values are drawn at random; else they stay as they are.
-        sizes: smaller sizes in place of those of dimensions, for ``put`` as for all other values (``cut``).
-
-    Raises:
-        RuntimeError: if a value does not have the smaller sizes. What the calls raise is passed on.
-    """
-    held: dict[Value, Tensor] = {given: put}
-
-    def of(tensor: Tensor, value: Value) -> Tensor:
-        if value not in held:
-            part = cut(tensor, sizes)
-            part = _drawn(part) if draw and value.variable else part.detach()
-            held[value] = _repeated(part, tensor.shape, sizes)
-        return held[value]
-
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        # the same random numbers each time; torch.manual_seed takes a stack trace where CUDA is not initialised
-        torch.default_generator.manual_seed(0)
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(0)
-        for step in steps:
-            tensors = [of(tensor, value) for tensor, value in step.given]
-            for index, after in step.changed.items():
-                tensors[index] = tensors[index].clone()
-                if after is not given:
-                    held[after] = tensors[index]
-            args, kwargs = _rebuilt(step.arguments, iter(tensors))
-            result = step.func(*args, **kwargs)
-            for tensor, value in zip(tensors_of(result), step.results, strict=True):
-                if sizes and tensor.shape != tuple(abs(sizes.get(size, size)) for size in value.shape):
-                    raise RuntimeError(f"a value of shape {tuple(value.shape)} cannot be cut")
-                if value is not given and value not in step.changed.values():
-                    held[value] = tensor
-            if wanted in held:
-                break
-    return held[wanted]
-
-
-def cut(tensor: Tensor, sizes: Mapping[int, int]) -> Tensor:
-    """Take some elements of a tensor, spread evenly.
-
-    Args:
-        tensor: the tensor.
-        sizes: smaller sizes by the sizes of dimensions. A negative one stands for the middle index alone, which is to be
-            repeated so many times.
-    """
-    for axis, size in enumerate(tensor.shape):
-        few = sizes.get(size, size)
-        if few < 0:
-            tensor = tensor.narrow(axis, size // 2, 1)
-        elif few != size:
-            tensor = tensor[(slice(None),) * axis + (slice(None, few * (size // few), size // few),)]
-    return tensor
-
-
-def _repeated(tensor: Tensor, like: torch.Size, sizes: Mapping[int, int]) -> Tensor:
-    """Repeat the dimensions for which ``cut`` has left one index."""
-    shape = [-sizes[size] if sizes.get(size, 1) < 0 else -1 for size in like]
-    return tensor.expand(shape) if sizes else tensor
-
-
-def _drawn(tensor: Tensor) -> Tensor:
-    """Random values of the shape and dtype of a tensor; integers stay as they are."""
-    if not (tensor.is_floating_point() or tensor.dtype == torch.bool):
-        return tensor.detach()
-    drawn = torch.randn(tensor.shape, generator=generator(0), dtype=torch.float32, device="cpu")
-    return drawn.to(tensor.device) > 0 if tensor.dtype == torch.bool else (3 * drawn).to(tensor.device, tensor.dtype)
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dictionaries, in a fixed order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_of(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors_of(part)
-
-
-def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """Copy nested lists, tuples and dictionaries with other tensors."""
-    if isinstance(value, Tensor):
-        return next(tensors)
-    if isinstance(value, list):
-        return [_rebuilt(part, tensors) for part in value]
-    if isinstance(value, tuple):
-        parts = [_rebuilt(part, tensors) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    if isinstance(value, dict):
-        return {name: _rebuilt(part, tensors) for name, part in value.items()}
-    return value
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor below transforms of ``torch.func``, with all members of a vmap."""
-    if torch._C._are_functorch_transforms_active():
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
-
-
-def _contiguous(shape: torch.Size, stride: Sequence[int]) -> bool:
-    expected = 1
-    for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        if size != 1 and step != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr() or id(tensor)
-    except RuntimeError:  # sparse tensors, and others without a storage
-        return id(tensor)
-
-
-def _key(tensor: Tensor) -> Any:
-    try:
-        return (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), tensor.dtype)
-    except RuntimeError:
-        return id(tensor)
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape, dtype and values; NaN equals NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.layout != b.layout:
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all()) if a.is_floating_point() else torch.equal(a, b)

@@ -1,35 +1,47 @@
-"""Recognise activations by their values, whatever they are written with.
+"""Find the activations that a forward computes by calls of other names.
 
-A function is fed with chosen numbers in place of a pre-activation. It is a ReLU, ReLU6 or leaky ReLU, up to a factor, if
-its values are those of one. It *has a kink at 0* if its slopes left and right of 0 differ; the gradient there depends on a
-choice. The names of functions do not matter.
+For each value that may be a pre-activation, the calls behind it are run again with chosen numbers in its place. One run
+shows all values that are computed from it; ``relucheck.bifurcation.forward.recognition`` says which are activations. Equal
+calls, as in the layers of a deep network, are run once.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from relucheck.bifurcation.forward.trace import Step, Trace, Value, chain_of, cut, run_again
-from relucheck.numerics.determinism import generator
+from relucheck.bifurcation.forward.calls import REACH, Step, Value, bent, leading_to, numbered
+from relucheck.bifurcation.forward.recognition import (
+    Array,
+    Values,
+    array,
+    elementwise,
+    is_bent,
+    kind_of,
+    may_be_bent,
+    points,
+    resolution,
+    steps_of,
+)
+from relucheck.bifurcation.forward.rerun import cut, run_again, signature
+from relucheck.bifurcation.forward.trace import Trace
 
-#: A function of one tensor, which returns a tensor of the same shape and dtype if it is an activation.
-Function = Callable[[Tensor], Any]
-
-# numbers at which the outputs of the three activations differ from each other and from those of smooth functions
-_PROBES: Final = (-7.0, -1.0, -0.5, 0.0, 0.25, 1.0, 5.75, 6.0, 6.25, 9.0)
-_TINY: Final = 2.0**-20
-_MOST_ELEMENTS: Final = 5_000_000_000  # that calls compute when they are run again: about a minute on one core
-_FEW: Final = (31, 7, 5)  # the sizes to which large dimensions are cut, for 2, 3 and more dimensions
-_ALL: Final[Mapping[int, int]] = MappingProxyType({})
 #: The kind of a candidate that was not looked at, because there are too many.
 UNEXAMINED: Final = "not examined: too many candidates"
-_ALIKE: Final = 0.01  # slopes that differ by less, relative to the larger one, are no kink
+_MOST_ELEMENTS: Final = 1_000_000_000  # that calls compute when they are run again: 7 seconds of a busy core
+_OVERHEAD: Final = 20_000  # the elements that are computed in the time that a call takes
+_ASIDE: Final = 1  # how many calls are run again for an argument that does not depend on the number
+_SMALL: Final = 256  # the elements of a tensor that is not cut
+_FEW: Final = (217, 31, 7, 5)  # the sizes to which large dimensions are cut, for 1, 2, 3 and more dimensions
+_ALL: Final[Mapping[int, int]] = MappingProxyType({})
+_KINK: Final = "kink at {:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,119 +63,6 @@ class WrittenOut:
     inside: frozenset[Value]
 
 
-def recognised(function: Function, like: Tensor, *, mixing: bool = True) -> str | None:
-    """Name the activation that a function computes for inputs like a tensor, or None.
-
-    Args:
-        function: called under ``torch.no_grad``; what it raises means that it is no activation.
-        like: the shape, dtype and device of the inputs.
-        mixing: whether it is checked that each element of the result depends on its input alone.
-
-    Returns:
-        "ReLU", "ReLU6" or "LeakyReLU" for this function times a positive or negative number, else None.
-    """
-    try:
-        return _piecewise(function, like, mixing)
-    except Exception:  # an elementwise activation accepts any values
-        return None
-
-
-def _piecewise(function: Function, like: Tensor, mixing: bool) -> str | None:
-    slopes: dict[float, Tensor] = {}
-    small = _small(like.dtype)
-    tolerance = 4 * torch.finfo(like.dtype).eps
-    for at in (0.0, 1.0, -1.0, small, -small, *_PROBES):
-        y = _at(function, like, at)
-        if y is None:
-            return None
-        if at == 0:
-            if bool((y != 0).any()):
-                return None
-            continue
-        slopes[at] = slope = y / at
-        first = slopes[1.0 if at > 0 else -1.0] if abs(at) != 1 else slope
-        if at == -1 and bool(_alike(slopes[1.0], slope).any()):
-            return None
-        if at < 6 and bool(((slope - first).abs() > tolerance * first.abs()).any()):
-            return None
-    right, left = slopes[1.0], slopes[-1.0]
-    flat = bool((left == 0).all())
-    clipped = flat and all(
-        bool(((slopes[at] * at - 6 * right).abs() <= 6 * tolerance * right.abs()).all()) for at in _PROBES if at >= 6
-    )
-    straight = all(bool(((slopes[at] - right).abs() <= tolerance * right.abs()).all()) for at in _PROBES if at >= 6)
-    if not (straight or clipped) or (mixing and not _elementwise(function, like, left, right, clipped)):
-        return None
-    return "ReLU6" if clipped else "ReLU" if flat or bool((right == 0).all()) else "LeakyReLU"
-
-
-def _at(function: Function, like: Tensor, at: float) -> Tensor | None:
-    """The value in float64 where every input is ``at``; None for another shape or dtype."""
-    y = function(torch.full_like(like, at))
-    same = isinstance(y, Tensor) and y.shape == like.shape and y.dtype == like.dtype
-    return y.double() if same else None
-
-
-def _elementwise(function: Function, like: Tensor, left: Tensor, right: Tensor, clipped: bool) -> bool:
-    """Whether every element of the result depends on its input alone."""
-    probes = torch.tensor(_PROBES, dtype=like.dtype, device=like.device)
-    for seed in (0, 1):  # random numbers, because a period could be that of the elements that a function mixes
-        drawn = torch.randint(len(_PROBES), (like.numel(),), generator=generator(seed), device="cpu")
-        x = probes[drawn.to(like.device)].reshape(like.shape)
-        y, z = function(x.clone()).double(), x.double()
-        expected = torch.where(z > 0, right * (z.clamp(max=6) if clipped else z), left * z)
-        if bool(((y - expected).abs() > 4 * torch.finfo(like.dtype).eps * expected.abs()).any()):
-            return False
-    return True
-
-
-def _small(dtype: torch.dtype) -> float:
-    return 2.0**-20 if torch.finfo(dtype).eps < 1e-6 else 2.0**-10
-
-
-def _steps(short: bool, at: float) -> tuple[float, ...]:
-    """Two distances from a kink; larger ones at 6, because numbers of 16 bits are farther apart there."""
-    steps = (2.0**-4, 2.0**-6) if short else (2.0**-6, 2.0**-8)
-    return (4 * steps[0], 4 * steps[1]) if at else steps
-
-
-def bends(function: Function, like: Tensor, at: float = 0.0) -> bool:
-    """Whether a function has a kink for inputs like a tensor: one-sided slopes that differ.
-
-    ``f(a + h) + f(a - h) - 2 f(a)`` is h times the difference of the slopes at a kink, of the order of h squared where the
-    function is smooth, and does not shrink with h where it jumps.
-
-    Args:
-        function: as for ``recognised``.
-        like: the shape, dtype and device of the inputs.
-        at: the position of the kink.
-    """
-    try:
-        middle = _at(function, like, at)
-        if middle is None:
-            return False
-        short = torch.finfo(like.dtype).eps > 1e-6
-        steps = _steps(short, at)
-
-        def bend(step: float) -> Tensor:
-            up, down = _at(function, like, at + step), _at(function, like, at - step)
-            assert up is not None
-            assert down is not None
-            return (up + down - 2 * middle) / step
-
-        near = bend(steps[1])
-        noise = 8 * torch.finfo(like.dtype).eps * (middle.abs() + near.abs() * steps[1]) / steps[1]
-        bent = near.abs() > _ALIKE + noise
-        if not bool(bent.any()):
-            return False
-        bent &= (bend(steps[0]) - near).abs() < 0.5 * near.abs()
-        if not at and not short:  # tells a rounded corner from a kink, where the function is 0
-            bent &= ((bend(_TINY) - near).abs() < 0.5 * near.abs()) | (middle.abs() > 2.0**-12)
-        return bool(bent.any())
-    except Exception:
-        return False
-
-
 def written_out(trace: Trace, nodes: Set[Any], *, kinks: bool = False) -> Iterator[WrittenOut]:
     """Yield the activations written out among the candidates of a forward.
 
@@ -176,22 +75,7 @@ def written_out(trace: Trace, nodes: Set[Any], *, kinks: bool = False) -> Iterat
         nodes: the autograd nodes below the result. A candidate without one of them passes no gradient.
         kinks: whether other functions with a kink at 0 or 6 are yielded, too.
     """
-    found: set[Value] = set()
-    budget = _Budget(_MOST_ELEMENTS)
-    for value in trace.candidates:
-        if value.node not in nodes or value.producer is None:
-            continue
-        steps = chain_of(value, found)
-        if not any(step.results and _may_bend(step) for step in steps):
-            continue
-        inside = frozenset(result for step in steps for result in (*step.results, *step.changed.values()))
-        for kind, below in _kinds(value, steps, kinks, budget):
-            found.add(value)
-            yield WrittenOut(value.producer.site, value.producer.module, kind, value, inside - below)
-            break
-        if budget.left <= 0:
-            yield WrittenOut(value.producer.site, value.producer.module, UNEXAMINED, value, frozenset())
-            return
+    yield from _Search([value for value in trace.candidates if value.node in nodes], kinks, _MOST_ELEMENTS).run()
 
 
 def hides(trace: Trace, node: Any) -> bool:
@@ -203,126 +87,262 @@ def hides(trace: Trace, node: Any) -> bool:
     if shown is None:
         return True
     _, steps = shown
-    budget = _Budget(_MOST_ELEMENTS // 100)
-    for index, step in enumerate(steps, 1):
-        for value in (*step.results, *step.changed.values()):
-            if value.producer is step and any(_kinds(value, steps[:index], kinks=False, budget=budget)):
+    inside = [value for step in steps if not step.boundary for value in step.values if value.dtype.is_floating_point]
+    return any(True for _ in _Search(inside, kinks=False, most=_MOST_ELEMENTS // 10).run())
+
+
+#: For a value, how many rows of numbers its dimensions are cut to, and whether rows are numbers.
+_Sizes = tuple[Mapping[int, int], bool]
+
+
+class _Search:
+    """The search among some candidates."""
+
+    def __init__(self, candidates: Sequence[Value], kinks: bool, most: int) -> None:
+        self._candidates = [value for value in candidates if value.producer is not None and value.behind is not None]
+        self._kinks = kinks
+        self._left = most  # how many elements calls may still compute when they are run again
+        self._found: dict[Value, None] = {}
+        self._consumers: dict[Value, list[Step]] = collections.defaultdict(list)
+        self._tensors: dict[Value, Tensor] = {}
+        self._plans: dict[Value, tuple[list[Step], set[Value]]] = {}
+        self._kinds: dict[Any, dict[Value, str]] = {}
+        self._shared: dict[Any, dict[int, str]] = {}
+        seen: set[Step] = set()
+        for value in self._candidates:
+            for step in value.chain():
+                if step not in seen:
+                    seen.add(step)
+                    for tensor, given in step.given:
+                        self._consumers[given].append(step)
+                        self._tensors.setdefault(given, tensor)
+
+    def run(self) -> Iterator[WrittenOut]:
+        """Yield the activations, in the order of the forward."""
+        for value in self._candidates:
+            steps = value.chain(self._found.keys())
+            step = value.producer
+            if step is None or step.boundary or not any(step.may_bend for step in steps):
+                continue
+            kind, source = next(self._named(value, steps), (None, None))
+            if kind is not None and source is not None:
+                below = {result for step in source.chain() for result in step.values}
+                inside = frozenset(result for step in steps for result in step.values)
+                self._found[value] = None
+                yield WrittenOut(step.site, step.module, kind, value, inside - below)
+            if self._left <= 0:
+                yield WrittenOut(step.site, step.module, UNEXAMINED, value, frozenset())
+                return
+
+    def _named(self, value: Value, steps: Sequence[Step]) -> Iterator[tuple[str, Value]]:
+        """The kinds of a candidate as a function of the values that it may be computed from, the nearest first."""
+        sources = dict.fromkeys(given for step in reversed(steps) for _, given in step.given)
+        for source in sources:
+            if not _may_be_activation(value, source):
+                continue
+            kind = self._kinds_behind(source, self._found.keys()).get(value)
+            # found activations were drawn at random, as if they were inputs; what they cancel is smooth
+            if kind is None or self._kinds_behind(source).get(value) != kind:
+                continue
+            if self._left <= 0:
+                return
+            if self._confirmed(source, value, kind):
+                yield kind, source
+
+    def _kinds_behind(self, source: Value, ends: Iterable[Value] = ()) -> dict[Value, str]:
+        """What the values behind another one are as functions of it; those that are nothing are left out.
+
+        Args:
+            source: the value.
+            ends: values that are drawn at random, as if they were inputs.
+        """
+        if source not in self._plans:
+            plan = self._plan(source)
+            self._plans[source] = plan, {value for step in plan for value in step.values} - {source}
+        plan, computed = self._plans[source]
+        blocked = frozenset(value for value in ends if value in computed)
+        known = (source, blocked)
+        if known not in self._kinds:
+            if blocked:
+                plan = self._plan(source, blocked)
+            wanted = [value for value in bent(plan, source) if _may_be_activation(value, source)]
+            plan = leading_to(plan, wanted)
+            values = numbered(plan, source)
+            sizes = _few(source.shape)
+            shared = signature(plan, source, self._tensors[source], sizes[0])
+            if shared is None or shared not in self._shared:
+                kinds = self._judged(plan, source, wanted, sizes)
+                self._kinds[known] = kinds
+                if shared is not None and self._left > 0:
+                    self._shared[shared] = {values[value]: kind for value, kind in kinds.items()}
+            else:
+                by_number = {number: value for value, number in values.items()}
+                self._kinds[known] = {by_number[number]: kind for number, kind in self._shared[shared].items()}
+        return self._kinds[known]
+
+    def _plan(self, source: Value, blocked: Set[Value] = frozenset()) -> list[Step]:
+        """The calls behind a value as far as they are in reach, and those that compute their other arguments."""
+        plan: dict[Step, None] = {}
+        waiting: collections.deque[tuple[Value, int]] = collections.deque([(source, 0)])
+        while waiting:
+            value, depth = waiting.popleft()
+            for step in self._consumers.get(value, ()):
+                if step in plan or depth > REACH:
+                    continue
+                plan[step] = None
+                waiting.extend((result, depth + (not result.mask)) for result in step.values if result not in blocked)
+        above = collections.deque((value, 0) for step in plan for _, value in step.given)
+        while above:
+            value, depth = above.popleft()
+            step = value.producer  # type: ignore[assignment]
+            if value is source or value in blocked or depth > _ASIDE or step is None or step.boundary or step in plan:
+                continue
+            plan[step] = None
+            above.extend((given, depth + (not given.mask)) for _, given in step.given)
+        return sorted(plan, key=lambda step: step.order)
+
+    def _judged(self, plan: Sequence[Step], source: Value, wanted: list[Value], sizes: _Sizes) -> dict[Value, str]:
+        tensor = self._tensors[source]
+        kinds: dict[Value, str] = {}
+        for few, rows in dict.fromkeys(((_Frozen(sizes[0]), sizes[1]), (_Frozen({}), False))):
+            if not wanted or self._left <= 0:
+                break
+            steps = leading_to(plan, wanted)
+            rows = rows and not any(step.random is not None for step in steps)  # each row would have other random numbers
+            found, missing = (self._by_rows if rows else self._by_runs)(steps, source, tensor, wanted, few)
+            kinds |= found
+            wanted = missing  # calls may need the sizes that they had
+        return kinds
+
+    def _by_rows(
+        self, steps: Sequence[Step], source: Value, tensor: Tensor, wanted: Sequence[Value], few: Mapping[int, int]
+    ) -> tuple[dict[Value, str], list[Value]]:
+        """Judge values by one run: each row of its input has another number."""
+        first, further = points({resolution(source.dtype, value.dtype) for value in wanted})
+        numbers = first + further
+        sizes = {size: cut if cut > 0 else -len(numbers) for size, cut in few.items()}
+        part = cut(tensor, sizes)
+        rows = part.expand(len(numbers), *part.shape[1:])
+        column = torch.tensor(numbers, dtype=tensor.dtype, device=tensor.device).reshape(-1, *[1] * (part.ndim - 1))
+        held = self._run(steps, source, column.expand_as(rows).clone(), sizes)
+        kinds, missing = {}, []
+        for value in wanted:
+            axes = [axis for axis, size in enumerate(value.shape) if sizes.get(size, 1) < 0]
+            if value not in held or len(axes) != 1:
+                missing.append(value)
+                continue
+            table = held[value].movedim(axes[0], 0).double().reshape(len(numbers), -1).cpu().numpy()
+            kind = self._kind(dict(zip(numbers, table, strict=True)).get, resolution(source.dtype, value.dtype))
+            if kind is not None:
+                kinds[value] = kind
+        return kinds, missing
+
+    def _by_runs(
+        self, steps: Sequence[Step], source: Value, tensor: Tensor, wanted: Sequence[Value], few: Mapping[int, int]
+    ) -> tuple[dict[Value, str], list[Value]]:
+        """Judge values by one run for each number."""
+        first, further = points({resolution(source.dtype, value.dtype) for value in wanted})
+        part = cut(tensor, few)
+        tables: dict[Value, dict[float, Array]] = {value: {} for value in wanted}
+        missing: list[Value] = []
+        for index, number in enumerate(first + further):
+            if index == len(first):
+                tables = {value: table for value, table in tables.items() if self._may_be(table.get, source, value)}
+            if not tables or self._left <= 0:
+                break
+            held = self._run(leading_to(steps, tables), source, torch.full_like(part, number), few)
+            missing += [value for value in tables if value not in held]
+            tables = {value: table for value, table in tables.items() if value in held}
+            for value, table in tables.items():
+                y = held[value].reshape(-1)
+                table[number] = array(y[:: max(1, len(y) // 1000)])
+        kinds = {}
+        for value, table in tables.items():
+            kind = self._kind(table.get, resolution(source.dtype, value.dtype))
+            if kind is not None:
+                kinds[value] = kind
+        return kinds, missing if few else []
+
+    def _run(self, steps: Sequence[Step], source: Value, put: Tensor, sizes: Mapping[int, int]) -> dict[Value, Tensor]:
+        self._left -= len(steps) * max(put.numel(), _OVERHEAD)
+        return run_again(steps, source, put, sizes=sizes)
+
+    def _may_be(self, values: Values, source: Value, value: Value) -> bool:
+        eps = resolution(source.dtype, value.dtype)
+        with np.errstate(all="ignore"):
+            return any(may_be_bent(values, eps, at) for at in ((0.0, 6.0) if self._kinks else (0.0,)))
+
+    def _kind(self, values: Values, eps: float) -> str | None:
+        with np.errstate(all="ignore"):
+            kind = kind_of(values, eps)
+            if kind is None and self._kinks:
+                return next((_KINK.format(at) for at in (0.0, 6.0) if is_bent(values, eps, at)), None)
+            return kind
+
+    def _confirmed(self, source: Value, value: Value, kind: str) -> bool:
+        """Whether what a few elements show is so in all, and in the gradient."""
+        steps, tensor = value.chain(), self._tensors[source]
+
+        def function(x: Tensor) -> Tensor:
+            return self._run(steps, source, x, _ALL)[value]
+
+        with np.errstate(all="ignore"):
+            try:
+                if not kind.startswith("kink") and not elementwise(function, tensor, kind, permuted=True):
+                    return False
+            except Exception:
+                return False
+            return self._chooses(steps, source, value, kind)
+
+    def _chooses(self, steps: Sequence[Step], source: Value, value: Value, kind: str) -> bool:
+        """Whether the gradient at a kink depends on a choice: it is not the same left and right.
+
+        That of a straight-through estimator, such as ``x + (x.clamp(0, 6) - x).detach()``, is the same. The backward of a
+        custom Function cannot be run here, so its values decide.
+        """
+        if any(not step.recorded for step in [value.producer] if step is not None) or any(
+            isinstance(result.node, torch.autograd.function.BackwardCFunction) for step in steps for result in step.values
+        ):
+            return True
+        tensor = self._tensors[source]
+        at = 6.0 if kind == _KINK.format(6.0) else 0.0
+        step = steps_of(resolution(source.dtype, value.dtype), at)[1] if kind.startswith("kink") else 1.0
+        gradients = []
+        for number in (at + step, at - step):
+            x = torch.full_like(tensor, number).requires_grad_()
+            y = run_again(steps, source, x, differentiable=True).get(value)
+            if y is None:
                 return True
-    return budget.left <= 0
+            if not y.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(y.sum(), x, allow_unused=True)
+            gradients.append(array(torch.zeros_like(x) if gradient is None else gradient))
+        right, left = gradients
+        return bool((abs(right - left) > 0.01 * np.maximum(abs(right), abs(left))).any())
 
 
-def _may_bend(step: Any) -> bool:
-    return any(result.behind == 0 for result in (*step.results, *step.changed.values()))
+class _Frozen(dict[int, int]):
+    """Sizes that can be told apart in a set."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
-class _Budget:
-    """How many elements calls may still compute when they are run again."""
-
-    def __init__(self, elements: int) -> None:
-        self.left = elements
-
-    def spend(self, steps: Sequence[Step], like: Tensor) -> None:
-        self.left -= len(steps) * max(like.numel(), 1000)  # a call of few elements takes as long as one of a thousand
+def _may_be_activation(value: Value, source: Value) -> bool:
+    """Whether a value may be an activation of another one, by their shapes and dtypes."""
+    floating = source.dtype.is_floating_point and value.dtype.is_floating_point
+    return value is not source and value.behind is not None and floating and value.shape.numel() == source.shape.numel() > 0
 
 
-def _kinds(value: Value, steps: Sequence[Step], kinks: bool, budget: _Budget) -> Iterator[tuple[str, frozenset[Value]]]:
-    """Try each value of the same shape from which a value may be computed, the nearest first."""
-    tried: dict[Value, Tensor] = {}
-    for step in reversed(steps):
-        for tensor, given in step.given:
-            if given.shape == value.shape and given.dtype == value.dtype and given is not value:
-                tried.setdefault(given, tensor)
-    for given, tensor in tried.items():
-        between = _between(steps, given)
-        if not any(_may_bend(step) for step in between):
-            continue
-        if budget.left <= 0:
-            return
-        kind = _kind(value, steps, given, tensor, kinks, budget)
-        if kind is None:
-            continue
-        # the chain has ended at activations found before, whose results were drawn at random; what they cancel is smooth
-        whole = chain_of(value)
-        if len(whole) != len(steps) and _kind(value, whole, given, tensor, kinks, budget) != kind:
-            continue
-        below = {result for step in chain_of(given) for result in (*step.results, *step.changed.values())}
-        yield kind, frozenset(below)
+def _few(shape: torch.Size) -> _Sizes:
+    """Smaller sizes for the large dimensions of a shape, and whether the first one stands for numbers.
 
-
-def _between(steps: Sequence[Step], given: Value) -> list[Step]:
-    """The calls that depend on a value."""
-    depending = {given}
-    between = []
-    for step in steps:
-        if any(value in depending for _, value in step.given):
-            between.append(step)
-            depending.update(step.results, step.changed.values())
-    return between
-
-
-def _kind(value: Value, steps: Sequence[Step], given: Value, tensor: Tensor, kinks: bool, budget: _Budget) -> str | None:
-    """The kind of the function from one value to another, or None."""
-
-    def function(x: Tensor, sizes: Mapping[int, int] = _ALL) -> Tensor:
-        budget.spend(steps, x)
-        return run_again(steps, value, given, x, sizes=sizes)
-
-    def named(function: Function, like: Tensor, mixing: bool = True) -> str | None:
-        kind = recognised(function, like, mixing=mixing)
-        if kind is None and kinks:
-            kind = next((f"kink at {at:g}" for at in (0.0, 6.0) if bends(function, like, at)), None)
-        return kind
-
-    sizes = _few(value.shape)
-    if not sizes:
-        return named(function, tensor)
-    # one run for all numbers: each row of its input has another one
-    points = _points(tensor.dtype)
-    few = cut(tensor, sizes)
-    rows = few[:1].expand(len(points), *few.shape[1:])
-    numbers = torch.tensor(points, dtype=tensor.dtype, device=tensor.device).reshape(-1, *[1] * (few.ndim - 1))
-    try:
-        computed = function(numbers.expand_as(rows).clone(), sizes | {value.shape[0]: -len(points)})
-    except Exception:  # the calls need the sizes that they had
-        return named(function, tensor)
-    outputs = dict(zip(points, computed.split(1), strict=True))
-    kind = named(lambda x: outputs[float(x.flatten()[0])], few[:1], mixing=False)
-    if kind is None or kind.startswith("kink"):
-        return kind
-    return kind if _confirmed(function, tensor, kind) else None
-
-
-def _points(dtype: torch.dtype) -> list[float]:
-    """All numbers at which ``recognised`` and ``bends`` evaluate a function."""
-    short, small = torch.finfo(dtype).eps > 1e-6, _small(dtype)
-    steps = _steps(short, 0.0) + (() if short else (_TINY,)) + (small,)
-    around = (at + sign * step for at, all in ((0.0, steps), (6.0, _steps(short, 6.0))) for step in all for sign in (1, -1))
-    return list(dict.fromkeys((*_PROBES, *around)))
-
-
-def _confirmed(function: Function, like: Tensor, kind: str) -> bool:
-    """Whether what has been recognised in a few elements is so in all."""
-    right, left = _at(function, like, 1.0), _at(function, like, -1.0)
-    if right is None or left is None:
-        return False
-    left = -left
-    if bool(_alike(right, left).any()) or (kind != "LeakyReLU" and not ((left == 0).all() or (right == 0).all())):
-        return False
-    return _elementwise(function, like, left, right, kind == "ReLU6")
-
-
-def _alike(right: Tensor, left: Tensor) -> Tensor:
-    """Where slopes are those of a linear function or of an absolute value."""
-    right, left = right.abs(), left.abs()
-    return (right - left).abs() <= _ALIKE * right.maximum(left)
-
-
-def _few(shape: torch.Size) -> dict[int, int]:
-    """Smaller sizes for the large dimensions of a shape.
-
-    It is empty for a shape that has few elements, or another dimension of the size of the first.
+    They are empty for a shape that has few elements.
     """
-    if shape.numel() <= 256 or len(shape) < 2 or shape[0] in (1, *shape[1:]):
-        return {}
-    few = _FEW[min(len(shape), len(_FEW) + 1) - 2]
-    return {size: few for size in shape if size > 2 * few} | {shape[0]: 1}
+    if shape.numel() <= _SMALL:
+        return {}, False
+    few = _FEW[min(len(shape), len(_FEW)) - 1]
+    sizes = {size: few for size in shape if size > 2 * few}
+    if len(shape) < 2 or shape[0] in (1, *shape[1:]):
+        return sizes, False
+    return sizes | {shape[0]: -1}, True

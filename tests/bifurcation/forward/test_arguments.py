@@ -103,6 +103,65 @@ def test_a_function_is_no_model() -> None:
             run()
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.ones(2, 5), r"fails on these inputs \(torch.float32 \(2, 5\)\): RuntimeError.*shapes cannot be multiplied"),
+        (X.double(), r"fails on these inputs \(torch.float64 \(2, 4\)\): RuntimeError.*same dtype"),
+        ((X, None, 3), r"\(torch.float32 \(2, 4\), NoneType, int\): TypeError.*takes from 1 to 3 positional arguments"),
+        ({"mask": X}, r"\(mask=torch.float32 \(2, 4\)\): AssertionError"),
+    ],
+    ids=["width", "dtype", "number", "missing"],
+)
+def test_inputs_on_which_the_model_fails_are_refused(inputs: Any, message: str, measure: str) -> None:
+    with pytest.raises(ModelError, match=rf"Named.forward .*{message}.*pass inputs on which"):
+        MEASURES[measure](Named(), inputs)
+
+
+def test_decide_refuses_inputs_on_which_the_model_fails() -> None:
+    with pytest.raises(ModelError, match=r"Named.forward fails on these inputs"):
+        decide(Named(), torch.ones(2, 5), torch.zeros(2, dtype=torch.int64))
+
+
+class Nested(Named):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        parts = torch.nested.nested_tensor([x[:1], x[1:]], layout=self.layout)
+        return self.relu(self.linear(parts)).to_padded_tensor(0.0)
+
+    layout = torch.strided
+
+
+class Jagged(Nested):
+    layout = torch.jagged
+
+
+class Linearized(Named):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        y, product = torch.func.linearize(lambda t: self.relu(self.linear(t)), x)
+        return y + product(torch.ones_like(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:FutureWarning")  # as linearize imports its modules
+@pytest.mark.parametrize("measure", MEASURES)
+def test_values_that_cannot_be_looked_at_are_refused(measure: str) -> None:
+    for model in (Nested(), Jagged()):
+        with pytest.raises(ModelError, match=r"nested tensors.*pass padded tensors"):
+            MEASURES[measure](model, X)
+    with pytest.raises(ModelError, match="nested tensors"):
+        MEASURES[measure](nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.nested.nested_tensor([X, X[:1]]))
+    with pytest.raises(ModelError, match=r"traces a part of itself.*torch.func.jvp"):
+        MEASURES[measure](Linearized(), X)
+
+
+def test_what_builds_no_model_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"build is of class str: must be an nn.Module, or a function"):
+        check_wiring("a", X)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"build takes no subgradient.*called with one number"):
+        check_wiring(lambda: Named(), X)  # type: ignore[misc, arg-type]
+
+
 class Mapped(nn.Module):
     """An activation inside of a vmap over the samples."""
 

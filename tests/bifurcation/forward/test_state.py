@@ -65,10 +65,62 @@ def test_buffers_and_random_numbers_are_restored_inside_and_after() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    with untouched(model, CPU) as restore:
+    with untouched(model, CPU) as state:
         model(torch.randn(4, 3))
         assert int(model.num_batches_tracked) == 1
-        restore()
+        state.restore()
         assert int(model.num_batches_tracked) == 0
         assert torch.equal(torch.rand(3), expected)
     assert torch.equal(torch.rand(3), expected)
+
+
+class Growing(nn.Module):
+    """A cache of positions that the first forward extends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.relu = nn.Linear(4, 4), nn.ReLU()
+        self.register_buffer("cache", torch.zeros(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.cache) < len(x):
+            self.cache = torch.ones(len(x), 4)
+        return self.relu(self.linear(x) + self.cache[: len(x)])
+
+
+def test_a_buffer_that_has_grown_stays() -> None:
+    model = Growing()
+    compare(model, torch.randn(3, 4))
+    assert torch.equal(model.cache, torch.ones(3, 4))
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.relu = nn.Embedding(5, 4, max_norm=0.1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.embedding(x))
+
+
+def test_an_embedding_that_normalises_its_weight_stays() -> None:
+    model = Embedded()
+    before = model.embedding.weight.detach().clone()
+    compare(model, torch.tensor([1, 2]))
+    assert torch.equal(model.embedding.weight, before)
+
+
+class Renormed(Embedded):
+    """It changes its weight by a function whose name does not say so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(nn.functional.embedding(x, self.weight, max_norm=0.1))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5, 4))
+
+
+def test_a_change_that_cannot_be_taken_back_is_refused() -> None:
+    with pytest.raises(ModelError, match="changes the parameter 'weight' by a function whose name does not say so"):
+        compare(Renormed(), torch.tensor([1, 2]))
