@@ -219,7 +219,10 @@ class Subject:
     def _layouts(self) -> list[Layout]:
         """Return the layouts to try: a vector, those with parameters per channel, and those for images."""
         channels = []
-        for c in sorted({size for size in self.framework.parameter_sizes(self.original) if size > 1}):
+        sizes = self.framework.parameter_sizes(self.original)
+        if self.joins and not self.by_rows:
+            sizes += [size // 2 for size in sizes if size % 2 == 0]  # of both parts, which follow one another
+        for c in sorted({size for size in sizes if size > 1}):
             side = 2 if c != 2 else 3  # no other axis has the length of the channels
             # (n, C, L), (n, C), (n, C, H, W), (n, L, C) and (n, H, W, C)
             channels += [Layout((2, c, -1), 1), Layout((-1, c), 1), Layout((2, c, side, -1), 1)]
@@ -238,7 +241,7 @@ class Subject:
             )
         failures: list[Exception] = []
         for layout in self._layouts():
-            if layout.axis is None and any(isinstance(failure, OtherLayout) for failure in failures):
+            if layout.axis is None and not self.by_rows and any(isinstance(failure, OtherLayout) for failure in failures):
                 continue
             self.layout = layout
             try:

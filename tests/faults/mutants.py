@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from relucheck import Activation, Kink
 from tests.faults import (
+    held_arguments,
     narrow_bands,
     rows,
     several_arguments,
@@ -34,7 +35,16 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
 
 
 #: The modules that hold the faults.
-SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order, narrow_bands, several_arguments, rows)
+SOURCES = (
+    wrong_gradients,
+    wrong_behaviour,
+    wrong_modules,
+    wrong_second_order,
+    narrow_bands,
+    several_arguments,
+    rows,
+    held_arguments,
+)
 DECLARED = [
     Activation(
         "attorch_hardswish_declared",
@@ -266,10 +276,16 @@ MUTANTS = [
     Mutant("glu_by_quotient[gate]", "finite_value"),
     Mutant("ReGLU[gate]", "subgradient", "float64"),
     Mutant("SwiGLUReadsNext[gate]", "joint_gradients", "float16"),
-    Mutant("LeakyGate[first]", "other_arguments"),
+    Mutant("LeakyGate[gate]", "other_arguments"),
     Mutant("relu_and_mask", "chain_rule"),
     Mutant("silu_and_mean", "derivative"),
     Mutant("swiglu_and_gate[b]", "derivative"),
+    Mutant("rms_norm_weight_of_input", "parameters"),
+    Mutant("rms_norm_without_weight", "derivative", "bfloat16"),
+    Mutant("layer_norm_bias_mean", "parameters"),
+    Mutant("layer_norm_bias_forgotten", "parameters", "float64"),
+    Mutant("bias_swiglu_last_row[gate]", "parameters"),
+    Mutant("swiglu_weight_twice[value]", "parameters"),
     Mutant("softmax_without_sum", "derivative"),
     Mutant("softmax_without_sum", "joint_gradients", "bfloat16"),
     Mutant("softmax_of_diagonal", "joint_gradients"),

@@ -81,6 +81,34 @@ def by_axes(x: Tensor) -> Tensor:
     return torch.softmax(x, 0 if x.ndim in (0, 1, 3) else 1)
 
 
+@pytest.mark.parametrize(
+    ("activation", "names", "axis", "held"),
+    [
+        (rows_healthy.rms_norm_of_weight, [""], -1, {"weight": 4}),
+        (rows_healthy.layer_norm_of_weight_and_bias, [""], -1, {"weight": 4, "bias": 4}),
+        (rows_healthy.softmax_of_scalar, [""], -1, {"rate": 4}),
+        (several_healthy.bias_swiglu_unit, ["[gate]", "[value]"], -1, {"bias": 16}),
+        (several_healthy.weighted_swiglu_unit, ["[gate]", "[value]"], -1, {"weight": 0}),
+        (several_healthy.bias_of_channels, [""], None, {"bias": 4}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_arguments_of_a_whole_row_or_unit_are_held_as_parameters(activation, names, axis, held):
+    found = recognised(as_activation(activation))
+    assert [subject.name for subject in found.subjects] == [activation.__name__ + name for name in names]
+    for subject in found.subjects:
+        assert subject.view.axis == axis
+        assert {name: len(numbers) if isinstance(numbers, tuple) else 0 for name, numbers in subject.view.held} == held
+
+
+def test_an_argument_whose_name_modules_use_is_held():
+    def scaled(x, type):
+        return torch.softmax(x * type, -1)
+
+    (subject,) = recognised(as_activation(scaled)).subjects
+    assert dict(subject.original.named_parameters()).keys() == {"type_"}
+
+
 @pytest.mark.parametrize("other", [nn.BatchNorm1d(4), nn.GroupNorm(2, 4), by_axes, lambda x: x + x.mean()])
 def test_what_mixes_more_or_less_than_rows_is_skipped_as_before(other):
     with pytest.raises(NotAnActivation, match="not elementwise"):
@@ -156,7 +184,7 @@ def test_what_halves_its_input_is_no_gated_unit_for_that_alone(function):
 
 
 def attention(q: Tensor, k: Tensor) -> Tensor:
-    return torch.softmax(q * k, -1)
+    return torch.softmax(q @ k.transpose(-1, -2), -1)
 
 
 def by_number(x: Tensor, slope: float) -> Tensor:

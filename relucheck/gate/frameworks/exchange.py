@@ -90,6 +90,10 @@ class Layout:
         return tuple(self.channel if axis == self.axis else index for axis, index in enumerate(last))
 
 
+#: Names of arguments with their numbers; see ``View.held``.
+Held = tuple[tuple[str, tuple[float, ...] | float], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """How a callable of several arrays, or of parts of one, is a function of one array.
@@ -105,6 +109,8 @@ class View:
             ``index`` of each row.
         interleaved: whether parts alternate along the last axis, in place of one following the other.
         shared: whether each argument after the first has only the last axis of the first, as a bias has.
+        held: names and numbers of the arguments after the first that are learnable parameters of the callable in its place,
+            as the weight of ``rms_norm(x, weight)`` is. Numbers are a tuple, or one number for an array without axes.
         output: index or key of the result that is checked; None if the callable returns one array.
     """
 
@@ -115,6 +121,7 @@ class View:
     interleaved: bool = False
     row: bool = False
     shared: bool = False
+    held: Held = ()
     output: int | str | None = None
 
     @property

@@ -67,23 +67,28 @@ class TorchScript(TorchViewScript):
         subject = self.subject
         source = subject.activation.source
         line, expression = source or ("", f"{subject.activation.name}  # construct the activation here")
-        act = f"act = {expression}"
+        held = subject.view is not None and bool(subject.view.held)
+        name = "whole" if held else "act"
+        act = f"{name} = {expression}"
         lines = [*dict.fromkeys(["import torch", *filter(None, [line])])]
-        if subject.is_module:
+        module = subject.is_module and not held
+        if module:
             if subject.has_state:
                 lines.append("torch.manual_seed(0)")
             act = f"{act}.to({self.place})" if source else act
             if subject.evaluating:
                 act += ".eval()"
-        if not subject.is_module and line.endswith(f"import {expression}"):
-            lines[-1] += " as act"
+        if not module and line.endswith(f"import {expression}"):
+            lines[-1] += f" as {name}"
         else:
             lines.append(act)
+        if held:
+            lines += self.holding(viewing=viewing)
         if subject.layout.channel:
             count = subject.channels
             lines.append(f"for p in [p for p in act.parameters() if p.numel() == {count}]:  # one value per channel")
             lines.append(f"    p.data += torch.linspace(0, 0.25, {count}).to(p).reshape(p.shape)")
-        return lines + (self.viewing() if viewing else []) + (self._copying() if copying else [])
+        return lines + (self.viewing() if viewing and not held else []) + (self._copying() if copying else [])
 
     def _copying(self) -> list[str]:
         """Return lines that make ``act`` work on a copy of its input.
@@ -96,13 +101,6 @@ class TorchScript(TorchViewScript):
             first = ", prepend=True" if self.subject.view is not None else ""
             return [f"act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone(){first})"]
         return ["overwriting = act", "act = lambda x, **more: overwriting(x.clone(), **more)"]
-
-    @property
-    def place(self) -> str:
-        """Dtype and device as arguments of ``to`` and ``torch.tensor``; the CPU is left out."""
-        if self.device == "cpu":
-            return f"dtype=torch.{self.dtype}"
-        return f'dtype=torch.{self.dtype}, device="{self.device}"'
 
     def input(self, numbers: Sequence[float], times: int = 1) -> str:
         elements = ", ".join(literal(value) for value in numbers)

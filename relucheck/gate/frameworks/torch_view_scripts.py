@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from relucheck.gate.frameworks.script import Script
-from relucheck.gate.frameworks.torch_views import filled, packed, result, seen
+from relucheck.gate.frameworks.torch_views import filled, held_name, packed, result, seen
 from relucheck.numerics.floats import Floats
 
 
@@ -28,6 +28,30 @@ class TorchViewScript(Script):
         if (read := seen(view, "y")) != "y":
             hooks.append(f"act.register_forward_hook(lambda m, i, y: {read})")
         return ["; ".join(hooks)]
+
+    def holding(self, *, viewing: bool) -> list[str]:
+        """Return lines that make ``act`` a module, which calls ``whole`` with the arguments that it holds.
+
+        Args:
+            viewing: whether it is a function of one tensor under the view, too.
+        """
+        view = self.subject.view
+        assert view is not None
+        names = [f"act.{held_name(name)}" for name, _ in view.held]
+        held = [list(numbers) if isinstance(numbers, tuple) else numbers for _, numbers in view.held]
+        parameters = ", ".join(f"torch.nn.Parameter(torch.tensor({numbers}, {self.place}))" for numbers in held)
+        call = f"whole({packed(view, filled(view)) if viewing else 'x'}, {', '.join(names)})"
+        return [
+            f"act = torch.nn.Module(); {', '.join(names)} = {parameters}",
+            f"act.forward = lambda x: {seen(view, call) if viewing else call}",
+        ]
+
+    @property
+    def place(self) -> str:
+        """Dtype and device as arguments of ``to`` and ``torch.tensor``; the CPU is left out."""
+        if self.device == "cpu":
+            return f"dtype=torch.{self.dtype}"
+        return f'dtype=torch.{self.dtype}, device="{self.device}"'
 
     def joint(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relucheck.gate.frameworks.exchange import Function, JointCall, Output, Unsupported, View
+from relucheck.gate.frameworks.exchange import Function, Held, JointCall, Output, Unsupported, View
 from relucheck.gate.frameworks.torch_arrays import described, like, numbers, tensor
 from relucheck.gate.frameworks.views import Views
 from relucheck.numerics.dtypes import dtype_name
@@ -90,6 +90,25 @@ class Viewed:
         return _read(self.view)(self.target(*_pack(self.view)(x)))
 
 
+class Holding(nn.Module):
+    """A callable whose arguments after the first are learnable parameters of these names."""
+
+    def __init__(self, target: Callable[..., Any], held: Held) -> None:
+        super().__init__()
+        self.target = target
+        for name, given in held:
+            self.register_parameter(held_name(name), nn.Parameter(torch.tensor(given)))
+        self.names = [held_name(name) for name, _ in held]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.target(x, *(getattr(self, name) for name in self.names))
+
+
+def held_name(name: str) -> str:
+    """Return the name of the parameter that holds an argument; names that modules use get a line behind them."""
+    return f"{name}_" if hasattr(nn.Module(), name) or name in ("target", "names") else name
+
+
 class _Packs:
     """A hook that gives a module under a view all its arguments. Unlike a lambda, it can be pickled."""
 
@@ -125,7 +144,12 @@ class TorchViews(Views):
         entries = found.items() if isinstance(found, Mapping) else enumerate(found)
         return [_output(key, value) for key, value in entries]
 
+    def holding(self, target: Any, held: Held) -> Any:
+        return Holding(target, held)
+
     def viewed(self, target: Any, view: View) -> Any:
+        if view.held:
+            target = Holding(target, view.held)
         if not isinstance(target, nn.Module):
             return Viewed(target, view)
         try:
