@@ -173,13 +173,17 @@ class Subject:
     def positive(self) -> bool:
         """Whether it is a further argument that seems to have the positive numbers as its domain.
 
-        It is, if values are finite at ordinary positive numbers, and not at 0 or below.
+        It is, if values are finite at ordinary positive numbers, and not at 0 or below. It is so, too, if they are not
+        finite where all arguments are 0, as in ``cap * tanh(x / cap)``.
         """
         if self.view is None or self.view.row or self.view.axis is not None or self.view.index == 0:
             return False
-        f = self.function("float64", "cpu")
-        finite = np.isfinite(self.framework.value(f, np.array([0.5, 2.0, 0.0, -0.5, -2.0])))
-        return bool(finite[:2].all() and not finite[2:].all())
+        zeros = self.seen(dataclasses.replace(self.view, values=(0.0,) * len(self.view.names)))
+        for subject, below in ((self, (0.0, -0.5, -2.0)), (zeros, (0.0,))):
+            finite = np.isfinite(self.framework.value(subject.function("float64", "cpu"), np.array([0.5, 2.0, *below])))
+            if finite[:2].all() and not finite[2:].all():
+                return True
+        return False
 
     @property
     def by_rows(self) -> bool:

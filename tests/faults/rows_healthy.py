@@ -83,6 +83,11 @@ def unit_length(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
+def unit_length_without_eps(x: Tensor) -> Tensor:
+    """At a row of zeros, value and gradient are NaN, which is a notice."""
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
 def centred(x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True)
 
@@ -148,4 +153,5 @@ HEALTHY: list[Any] = [
     softmax_with_one_more, sparsemax, sparsemax_by_autograd, rms_norm, rms_norm_in_float32, torch_rms_norm, layer_norm,
     layer_norm_by_hand, unit_length, centred, share_of_relu, Sharpened, LayerNorm, RMSNorm, ChannelSoftmax, nn.Softmax2d,
     LayerNormOfChannels, rms_norm_of_weight, layer_norm_of_weight_and_bias, softmax_of_scalar,
+    unit_length_without_eps,
 ]  # fmt: skip

@@ -77,6 +77,14 @@ def shrink_by_tensor(x: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(x.abs() > threshold.abs(), x - torch.sign(x) * threshold.abs(), 0 * x * threshold)
 
 
+def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
+    return torch.sign(x) * F.relu(x.abs() - threshold)
+
+
+def soft_cap(x: Tensor, cap: Tensor) -> Tensor:
+    return cap * torch.tanh(x / cap)
+
+
 def clipped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """GPT-OSS clips both arguments, and adds 1 to one of them."""
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
@@ -198,6 +206,10 @@ def bias_of_channels(x: Tensor, bias: Tensor) -> Tensor:
     return F.leaky_relu(x + bias.reshape(1, -1, 1, 1), 0.2) * math.sqrt(2)
 
 
+def maxout_of_pairs(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (-1, 2)).max(-1)[0]
+
+
 def maxout(x: Tensor) -> Tensor:
     a, b = x.chunk(2, dim=-1)
     return torch.maximum(a, b)
@@ -234,4 +246,5 @@ HEALTHY: list[Any] = [
     swiglu_in_float32, SiLUMul, swiglu_by_hand, fused_bias_gelu, SwiGLU, ChannelGLU, geglu_unit, reglu_unit,
     bilinear_unit, interleaved_swiglu, first_axis_glu, simple_gate, maxout, relu_with_mask, silu_with_mean,
     glu_with_gate, swiglu_with_hits, bias_swiglu_unit, weighted_swiglu_unit, SwiGLUOfBias, bias_of_channels,
+    soft_threshold, soft_cap, maxout_of_pairs,
 ]  # fmt: skip

@@ -248,3 +248,30 @@ def test_a_reference_takes_the_same_arguments():
         activation = Activation("swiglu", lambda: several_healthy.swiglu, reference=reference)
         gate = Gate(GateConfig(laws=("reference",), dtypes=("float32",)), [activation])
         assert gate.run(Item("swiglu[a]", "reference", "float32")).outcome == outcome
+
+
+def outcomes(law: str, activation, dtype: str = "float32") -> dict[str, tuple[str, str]]:
+    gate = Gate(GateConfig(laws=(law,), dtypes=(dtype,)), [activation])
+    return {result.activation: (result.outcome, result.message) for result in map(gate.run, gate.items())}
+
+
+def test_a_failure_at_a_jump_that_ordinary_numbers_do_not_have_is_a_notice():
+    outcome, message = outcomes("other_arguments", several_healthy.soft_threshold)["soft_threshold[x]"]
+    assert outcome == "notice"
+    assert "threshold = -2" in message
+
+
+def test_a_divisor_takes_positive_numbers_only():
+    found = outcomes("subgradient", several_healthy.soft_cap)
+    assert found["soft_cap[cap]"][0] == "notice"
+    assert "positive numbers only" in found["soft_cap[cap]"][1]
+
+
+def test_a_row_of_zeros_is_looked_at():
+    ((outcome, message),) = outcomes("other_arguments", rows_healthy.unit_length_without_eps).values()
+    assert outcome == "notice"
+    assert "element 3 = 0" in message
+
+
+def test_two_parts_that_are_one_function_may_share_a_gradient_at_a_tie():
+    assert not outcomes("equal_spellings", several_healthy.maxout_of_pairs)

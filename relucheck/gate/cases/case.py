@@ -279,7 +279,8 @@ class Case(Probed):
             level: ``"error"`` or ``"notice"``.
             cause: what this violation usually means, if it says more than the law does.
         """
-        if level == "error" and x is not None and x <= _POSITIVE and self.subject.positive:
+        small = max(_POSITIVE, (2 / self.largest) ** (1 / 3))  # quotients by smaller cubes, as in derivatives, overflow
+        if level == "error" and x is not None and x <= small and self.subject.positive:
             level, what = "notice", f"{what}; {self.name} seems to take positive numbers only"
         kink = self.kink_near(x) if x is not None else None
         counterexample = Counterexample(

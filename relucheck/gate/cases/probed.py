@@ -14,7 +14,7 @@ from relucheck.activations.kink_search import FoundKink
 from relucheck.activations.kinks import Activation
 from relucheck.gate.cases.probing import BESIDE, ISOLATED, NEAR_ZERO, TAIL_LENGTH, THRESHOLDS
 from relucheck.gate.cases.resolution import Resolution
-from relucheck.gate.frameworks.exchange import Function
+from relucheck.gate.frameworks.exchange import Function, View
 from relucheck.gate.frameworks.port import Framework
 from relucheck.gate.frameworks.script import Script
 from relucheck.gate.subject import Subject
@@ -51,6 +51,15 @@ class Probed:
     def name(self) -> str:
         """Name of the activation."""
         return self.subject.name
+
+    @property
+    def view(self) -> View:
+        """How the callable is a function of one array.
+
+        Only laws about callables of several arrays ask for it.
+        """
+        assert self.subject.view is not None
+        return self.subject.view
 
     @functools.cached_property
     def script(self) -> Script:

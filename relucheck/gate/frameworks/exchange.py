@@ -209,11 +209,13 @@ class JointCall:
         value: the result that is checked.
         gradients: the gradient of each array; None for one that none reaches. Empty without a backward.
         overwrote: whether backward wrote to the cotangent.
+        overwrote_input: whether forward wrote to what it got.
     """
 
     value: Result
     gradients: tuple[Result | None, ...] = ()
     overwrote: bool = False
+    overwrote_input: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,8 +168,8 @@ class Framework(Views, abc.ABC):
             x: the vector, (n,).
 
         Returns:
-            The value, and a function from a cotangent (n,) to the gradient (n,), which can be called once. It raises
-            ``Disconnected`` if no gradient reaches the vector.
+            The value, and a function from a cotangent (n,) to the gradient (n,). It raises ``Disconnected`` if no gradient
+            reaches the vector. It can be called again, and may raise an error then.
 
         Raises:
             Disconnected: for a value that does not depend on the vector as far as the framework knows.

@@ -141,7 +141,9 @@ class TorchFramework(TorchViews, Framework):
             raise Disconnected("the output carries no graph")
 
         def back(cotangent: Floats) -> Floats:
-            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(y, leaf, like(y, cotangent), allow_unused=True)
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+                y, leaf, like(y, cotangent), retain_graph=True, allow_unused=True
+            )
             (gradient,) = gradients
             if gradient is None:
                 raise Disconnected("the graph of the output does not reach the input")

@@ -173,6 +173,14 @@ class TorchScript(TorchViewScript):
             x=[x],
         )
 
+    def second_gradient(self, x: float) -> str:
+        return self.text(
+            "y = act(x)",
+            "once, again = [torch.autograd.grad(y.sum(), x, retain_graph=True)[0].clone() for _ in range(2)]",
+            "assert torch.equal(once, again), (once, again)",
+            x=[x],
+        )
+
     def zeros(self, what: str) -> str:
         return self.text(
             f"y = {self.value}",
@@ -314,6 +322,16 @@ class TorchScript(TorchViewScript):
     def overwritten_input(self, x: float) -> str:
         return self.text(
             "z = x * 1", "before = z.tolist()", "act(z)", "assert z.tolist() == before, z", x=[x], copying=False
+        )
+
+    def overwritten_in_inference(self) -> str:
+        return self.text(
+            "z = x.detach().clone()",
+            "with torch.no_grad():",
+            "    act(z)",
+            "assert z.tolist() == x.tolist(), z",
+            x=[-2.5, -0.625, 0.7, 1.3],
+            copying=False,
         )
 
     def overwritten_by_backward(self, x: float, what: str) -> str:

@@ -30,7 +30,9 @@ class TorchViewScript(Script):
         return ["; ".join(hooks)]
 
     def holding(self, *, viewing: bool) -> list[str]:
-        """Return lines that make ``act`` a module, which calls ``whole`` with the arguments that it holds.
+        """Return lines that make ``act`` a module that holds arguments.
+
+        It calls ``whole`` with them.
 
         Args:
             viewing: whether it is a function of one tensor under the view, too.
@@ -62,6 +64,7 @@ class TorchViewScript(Script):
         slack: float,
         *,
         stepped: bool = False,
+        along: tuple[int, float] | None = None,
     ) -> str:
         view = self.subject.view
         assert view is not None
@@ -79,6 +82,13 @@ class TorchViewScript(Script):
         if isinstance(expected, str) and expected == "dtype":
             widest = functools.reduce(lambda a, b: f"torch.promote_types({a}, {b})", [f"{name}.dtype" for name in names])
             lines += ["print(y.dtype)", f"assert y.dtype in (p[0].dtype, {widest})"]
+        elif isinstance(expected, str) and expected == "input":
+            lines[-1:] = [
+                f"given = [each.detach().clone() for each in ({call},)]",
+                "before = [each.tolist() for each in given]",
+                "act(*given)",
+                "assert [each.tolist() for each in given] == before, given",
+            ]
         elif isinstance(expected, str):
             lines += [
                 f"v = {v}",
@@ -87,8 +97,13 @@ class TorchViewScript(Script):
                 "assert v.tolist() == before, v",
             ]
         else:
+            if along is None:
+                lines.append(f"g, = torch.autograd.grad(y, {names[view.index]}, {v})")
+            else:
+                pair = f"({names[view.index]}, {names[along[0]]})"
+                lines.append(f"g, h = torch.autograd.grad(y, {pair}, {v}, materialize_grads=True)")
+                lines.append(f"g = g {'+' if along[1] > 0 else '-'} h.reshape(g.shape)  # the derivative along both")
             lines += [
-                f"g, = torch.autograd.grad(y, {names[view.index]}, {v})",
                 f"expected = torch.tensor({expected.tolist()}, dtype=torch.float64{on})",
                 f"assert (g.double() - expected).abs().max() <= {slack:.6g}, (g, expected)",
             ]

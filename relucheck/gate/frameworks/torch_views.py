@@ -105,7 +105,10 @@ class Holding(nn.Module):
 
 
 def held_name(name: str) -> str:
-    """Return the name of the parameter that holds an argument; names that modules use get a line behind them."""
+    """Return the name of the parameter that holds an argument.
+
+    A name that modules use themselves gets a line behind it.
+    """
     return f"{name}_" if hasattr(nn.Module(), name) or name in ("target", "names") else name
 
 
@@ -189,16 +192,19 @@ class TorchViews(Views):
             for array, dtype in zip(arrays, dtypes or [whole.dtype] * len(arrays), strict=True)
         ]
         try:
-            y = _compiled(f"lambda y: {result(view, 'y')}")(whole.target(*pack(*(leaf.clone() for leaf in leaves))))
+            given = pack(*(leaf.clone() for leaf in leaves))
+            before = [argument.detach().clone() for argument in given]
+            y = _compiled(f"lambda y: {result(view, 'y')}")(whole.target(*given))
+            wrote = not all(torch.equal(*pair) for pair in zip(given, before, strict=True))
             if cotangent is None:
-                return JointCall(described(y))
+                return JointCall(described(y), overwrote_input=wrote)
             v = like(y, cotangent)
             gradients = torch.autograd.grad(y, leaves, v, allow_unused=True)
             overwrote = not torch.equal(v, like(y, cotangent))
         except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
             raise Unsupported(f"a call with arguments of the shapes {[array.shape for array in arrays]}", error) from None
         found = tuple(None if gradient is None else described(gradient) for gradient in gradients)
-        return JointCall(described(y), found, overwrote)
+        return JointCall(described(y), found, overwrote, wrote)
 
     def shapes_of_parameters(self, target: Any) -> dict[str, tuple[int, ...]]:
         named = target.named_parameters() if isinstance(target, nn.Module) else ()

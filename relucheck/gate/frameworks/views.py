@@ -23,7 +23,10 @@ class Views:
         raise Unwritten("write the method 'outputs', or leave out the capability 'views'")
 
     def holding(self, target: Any, held: Held) -> Any:
-        """Return a module that calls a callable, with learnable parameters in the place of arguments after the first."""
+        """Return a module that calls a callable with learnable parameters.
+
+        They take the place of arguments after the first.
+        """
         raise Unwritten("write the method 'holding', or leave out the capability 'views'")
 
     def viewed(self, target: Any, view: View) -> Any:

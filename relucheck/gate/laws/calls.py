@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from relucheck.errors import error_text
@@ -9,7 +11,7 @@ from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first
 from relucheck.gate.frameworks.exchange import Disconnected
 from relucheck.gate.laws.law import law
-from relucheck.numerics.floats import differs
+from relucheck.numerics.floats import Floats, differs
 
 
 @law(needs_gradient=False, explains_failure=True, group="")
@@ -85,6 +87,11 @@ def input_unchanged(case: Case) -> None:
             allowed=repr(value),
             script=case.script.overwritten_input(value),
         )
+    if case.subject.writes and not case.subject.announces_inplace:
+        raise case.fail(
+            "forward overwrites its input where no gradient is needed, as in inference, without announcing it",
+            script=case.script.overwritten_in_inference(),
+        )
     for name, (before, after) in sorted(call.backward().items()):
         # an activation that is announced to work in place may use the buffer that it was given for its gradient
         if name != "cotangent" and case.subject.announces_inplace:
@@ -126,21 +133,31 @@ def determinism(case: Case) -> None:
 
 @law(cause="backward reads a state that the next call overwrites", group="")
 def independent_calls(case: Case) -> None:
-    """A second forward does not change the gradient of the first.
+    """A second forward or backward does not change the gradient.
 
-    A module that stores a mask or its input on ``self``, and not in the autograd context, breaks this law.
+    A module that stores a mask or its input on ``self``, and not in the autograd context, breaks this law. So does a
+    backward that writes over what it saved, because ``retain_graph=True`` lets it run again. It may raise an error then.
     """
     y, pullback = case.framework.pullback(case.f, case.x)
     case.framework.pullback(case.f, -case.x)
-    got = pullback(np.ones_like(y))
+    _judge_gradient(case, pullback(np.ones_like(y)), "forward", case.script.late_gradient, "")
+    try:
+        again = pullback(np.ones_like(y))
+    except case.framework.errors:
+        return
+    _judge_gradient(case, again, "backward", case.script.second_gradient, "backward writes over what forward saved")
+
+
+def _judge_gradient(case: Case, got: Floats, second: str, script: Callable[[float], str], cause: str) -> None:
     different = differs(got, case.g)
     if different.any():
         index = case.example(different, case.x)
         value = float(case.x[index])
         raise case.fail(
-            "a second forward changes the gradient of the first",
+            f"a second {second} changes the gradient of the first",
             x=value,
             got=float(got[index]),
             allowed=repr(float(case.g[index])),
-            script=case.script.late_gradient(value),
+            script=script(value),
+            cause=cause,
         )

@@ -23,6 +23,12 @@ def _everywhere(case: Case) -> bool:
     return True
 
 
+def has_others(case: Case) -> bool:
+    """Whether a case checks one of several arguments, parts or elements of a row."""
+    view = case.subject.view
+    return view is not None and len(view.names) > 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Law:
     """A property that every correct activation gradient has, with the function that checks it.

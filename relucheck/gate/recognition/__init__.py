@@ -70,7 +70,7 @@ def recognised(activation: Activation, scan: tuple[float, float] = SCAN_RANGE) -
 
 
 def _in_several(attempt: Attempt) -> Recognised | None:
-    """Recognise a function of several arrays, parts or rows, or with several results; None for any other callable."""
+    """Recognise a function of several arrays, parts or rows, or with several results; else None."""
     if attempt.needs_arguments:
         output, unchecked = differentiable(attempt)
         base = View(output=output)
@@ -82,7 +82,9 @@ def _in_several(attempt: Attempt) -> Recognised | None:
 
 
 def _of_one(attempt: Attempt) -> Recognised | None:
-    """Recognise a function of one array that is one of its channels, parts or rows; None for any other callable.
+    """Recognise a function of one array: of its channels, parts or rows.
+
+    None for any other callable.
 
     Raises:
         Mixes: for linear layers around an activation.

@@ -1,7 +1,7 @@
-"""Functions of an array and of arguments that belong to all of it, such as rms_norm(x, weight).
+"""Functions of rows or units with further arguments, such as rms_norm(x, weight).
 
-They are no elementwise functions of those arguments. So a module holds the arguments as learnable parameters, and is
-checked like any other: the law ``parameters`` judges their gradients.
+The arguments belong to a whole row, so that there is no elementwise function of them. A module holds them as learnable
+parameters, and is checked like any other: the law ``parameters`` judges their gradients.
 """
 
 from __future__ import annotations
