@@ -353,6 +353,8 @@ class Gate:
                     raise NotApplicable(reason)
                 if law.needs_gradient:
                     self._ready(case)
+                    if law.needs_stable and case.unstable is not None:
+                        raise NotApplicable("two calls on the same input give different results, so no law can compare any")
                 if law.kink_rows is not None:
                     rows["kinks"] = tuple(law.kink_rows(case))
                     if self.config.curves:

@@ -214,6 +214,7 @@ MUTANTS = [
     Mutant("gradient_in_input", "input_unchanged"),
     Mutant("gradient_in_output", "input_unchanged", "bfloat16"),
     Mutant("alternating_subgradient", "determinism"),
+    Mutant("gradient_noisy_at_times", "determinism", "bfloat16"),
     Mutant("MaskOnSelf", "independent_calls"),
     Mutant("sets_default_dtype", "global_state"),
     Mutant("seeds_the_generator", "global_state"),

@@ -24,8 +24,10 @@ from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, 
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks.exchange import Unsupported
 from relucheck.gate.subject import Subject
-from relucheck.numerics.floats import FORMATS, Floats, Mask
+from relucheck.numerics.floats import FORMATS, Floats, Mask, differs
 
+#: Number of inputs of two calls that must agree, so that a rare random event shows.
+_MANY: Final = 8192
 #: Up to this input a failure of an argument that seems to be positive is a notice.
 _POSITIVE: Final = 1e-3
 
@@ -235,6 +237,21 @@ class Case(Probed):
         curved = 8 if abs(kink.at) > 0 else 4
         size = max(abs(low), abs(high))
         return curved * self.eps * max(size, 0.125) + 10 * kink.error + 2e-9 * max(1.0, size)
+
+    @functools.cached_property
+    def unstable(self) -> tuple[str, float, str] | None:
+        """What differs between two calls on many inputs: ``"value"`` or ``"gradient"``, an input, and both numbers as text.
+
+        None if nothing does.
+        """
+        x = np.resize(self.x, max(self.x.size, _MANY))
+        calls = [(self.value(x), self.reverse(x)) for _ in range(2)]
+        for what, a, b in zip(("value", "gradient"), *calls, strict=True):
+            different = differs(a, b, signed_zero=True)
+            if different.any():
+                index = self.example(different, x)
+                return what, float(x[index]), f"{float(b[index])!r} after {float(a[index])!r}"
+        return None
 
     # -- violations -----------------------------------------------------------------------------------------------------
 

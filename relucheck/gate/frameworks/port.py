@@ -129,9 +129,9 @@ class Framework(Views, abc.ABC):
         """Return the objects of which a callable consists, the callable among them."""
         return [target]
 
-    def stored_numbers(self, target: Any) -> list[float]:
-        """Return the numbers in the parameters and other arrays of a module, or the first of many."""
-        return []
+    def stored_numbers(self, target: Any) -> dict[str, list[float]]:
+        """Return the numbers in the parameters and other arrays of a module by name, or the first of many."""
+        return {}
 
     def thresholds(self, f: Function, x: Floats) -> list[float]:
         """Return the numbers below which operations of a call cut off inputs, as hardshrink does."""

@@ -102,11 +102,11 @@ class TorchFramework(TorchViews, Framework):
     def parts(self, target: Any) -> list[Any]:
         return [*target.modules()] if isinstance(target, nn.Module) else [target]
 
-    def stored_numbers(self, target: Any) -> list[float]:
+    def stored_numbers(self, target: Any) -> dict[str, list[float]]:
         if not isinstance(target, nn.Module):
-            return []
-        held = [*target.parameters(), *(buffer for buffer in target.buffers() if buffer.is_floating_point())]
-        return [number for array in held for number in array.detach().flatten()[:64].tolist()]
+            return {}
+        held = [*target.named_parameters(), *target.named_buffers()]
+        return {name: array.detach().flatten()[:64].tolist() for name, array in held if array.is_floating_point()}
 
     def thresholds(self, f: Function, x: Floats) -> list[float]:
         return cut_off_below(on_tensors(f)(leaf_of(f, x)))

@@ -9,6 +9,7 @@ import numpy as np
 from relucheck.errors import error_text
 from relucheck.gate.cases.case import Case
 from relucheck.gate.cases.probing import dyadic, first
+from relucheck.gate.cases.violation import NotApplicable
 from relucheck.gate.frameworks.exchange import Disconnected
 from relucheck.gate.laws.law import law
 from relucheck.numerics.floats import Floats, differs
@@ -56,12 +57,21 @@ def global_state(case: Case) -> None:
     """
     # not case.x, whose computation calls the activation; the law that explains failures reports those of the call
     changes = case.framework.state_changes(case.f, case.rounded([-2.0, -0.5, 0.0, 0.5, 2.0]))
+    if changes and all("generator" in change for change in changes) and _draws(case):
+        raise NotApplicable("it draws random numbers, as its results show")
     if changes:
         what = f"global state was changed: {'; '.join(changes)}"
         raise case.fail(what, got="; ".join(changes), script=case.script.state())
     if case.changes:
         what = f"its construction or a first call changed global state, which was restored: {'; '.join(case.changes)}"
         raise case.fail(what, level="notice")
+
+
+def _draws(case: Case) -> bool:
+    try:
+        return case.unstable is not None
+    except Exception:
+        return False
 
 
 @law(needs=("in_place",), group="")
@@ -109,26 +119,21 @@ def input_unchanged(case: Case) -> None:
             )
 
 
-@law(cause="random numbers, or memory that nobody has written", group="")
+@law(cause="random numbers, or memory that nobody has written", needs_stable=False, group="")
 def determinism(case: Case) -> None:
     """Two calls on the same input give bitwise equal values and gradients."""
-    once = case.value(case.x), case.reverse(case.x)
-    again = case.value(case.x), case.reverse(case.x)
-    for what, a, b in zip(("value", "gradient"), once, again, strict=True):
-        different = differs(a, b, signed_zero=True)
-        if different.any():
-            index = case.example(different, case.x)
-            value = float(case.x[index])
-            raise case.fail(
-                f"two calls on the same input give different {what}s",
-                x=value,
-                got=f"{float(b[index])!r} after {float(a[index])!r}",
-                script=case.script.text(
-                    f"run = lambda: (act(x).tolist(), {case.script.gradient()}.tolist())",
-                    "assert len({str(run()) for _ in range(8)}) == 1",
-                    x=[value] * 8,
-                ),
-            )
+    if case.unstable is not None:
+        what, x, got = case.unstable
+        raise case.fail(
+            f"two calls on the same input give different {what}s, so most other laws are skipped",
+            x=x,
+            got=got,
+            script=case.script.text(
+                f"run = lambda: (act(x).tolist(), {case.script.gradient()}.tolist())",
+                "assert len({str(run()) for _ in range(1024)}) == 1",
+                x=[x] * 8,
+            ),
+        )
 
 
 @law(cause="backward reads a state that the next call overwrites", group="")
