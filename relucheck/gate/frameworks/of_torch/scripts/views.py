@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from relucheck.gate.frameworks.of_torch.views import filled, held_name, packed, result, seen
 from relucheck.gate.frameworks.script import Script
-from relucheck.gate.frameworks.torch_views import filled, held_name, packed, result, seen
 from relucheck.numerics.floats import Floats
 
 
@@ -47,6 +47,18 @@ class TorchViewScript(Script):
             f"act = torch.nn.Module(); {', '.join(names)} = {parameters}",
             f"act.forward = lambda x: {seen(view, call) if viewing else call}",
         ]
+
+    def copying(self) -> list[str]:
+        """Return lines that make ``act`` work on a copy of its input.
+
+        There are none if it does not write to its input.
+        """
+        if not self.subject.writes:
+            return []
+        if self.subject.is_module:
+            first = ", prepend=True" if self.subject.view is not None else ""
+            return [f"act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone(){first})"]
+        return ["overwriting = act", "act = lambda x, **more: overwriting(x.clone(), **more)"]
 
     @property
     def place(self) -> str:

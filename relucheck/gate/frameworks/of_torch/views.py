@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.gate.frameworks.exchange import Function, Held, JointCall, Output, Unsupported, View
-from relucheck.gate.frameworks.torch_arrays import described, like, numbers, tensor
+from relucheck.gate.frameworks.of_torch.arrays import described, like, numbers, tensor
 from relucheck.gate.frameworks.views import Views
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.floats import Floats
