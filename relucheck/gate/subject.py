@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import dis
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,9 +18,20 @@ import numpy as np
 from relucheck.activations.bands import Band, find_bands, with_ends
 from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, find_kinks
 from relucheck.activations.kinks import Activation
-from relucheck.errors import RelucheckError, error_text
+from relucheck.errors import error_text
 from relucheck.gate.frameworks import framework_named
 from relucheck.gate.frameworks.exchange import Function, Layout, NotAnArray, Unsupported, View
+from relucheck.gate.refusals import (
+    Abstract,
+    Mixes,
+    NeedsArguments,
+    NotAnActivation,
+    OtherLayout,
+    TargetError,
+    Unconstructed,
+    is_stated,
+    required,
+)
 from relucheck.numerics.floats import Floats, differs
 
 #: Seed for the parameters of modules, so that they are the same in every dtype, worker and reproducing script.
@@ -30,59 +39,6 @@ SEED: Final = 0
 #: How Python begins the message of the error for an abstract class.
 _ABSTRACT: Final = "Can't instantiate abstract class"
 _PROBE: Final = (-2.5, -1.25, -0.625, -0.1, 0.15, 0.7, 1.3, 2.75)
-
-
-class NotAnActivation(RelucheckError):
-    """A callable to which the laws do not apply.
-
-    It changes shapes, mixes elements or draws random numbers.
-    """
-
-
-class NeedsArguments(NotAnActivation):
-    """A callable that needs arguments after its input."""
-
-
-class Mixes(NotAnActivation):
-    """A callable of whose outputs one depends on several elements of the input."""
-
-
-class OtherLayout(NotAnActivation):
-    """A callable that is no elementwise function in a layout, but may be one in another.
-
-    It changes the shape of its input, or its values depend on positions.
-    """
-
-
-class _Abstract(NotAnActivation):
-    """A callable whose code says that it is not written, in the layouts that were tried."""
-
-
-class TargetError(RelucheckError):
-    """An activation that cannot be run: it raises, needs arguments, or does not return an array."""
-
-
-class Unconstructed(TargetError):
-    """An activation that cannot be constructed."""
-
-
-def _is_stated(error: NotImplementedError) -> bool:
-    """Whether a ``raise`` statement raised an error, and not a framework that lacks an operation."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
-def required(target: Any) -> list[inspect.Parameter]:
-    """Return the first parameter of a callable, and each further one that has no default."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    keyword = [p for p in parameters if p.kind == p.KEYWORD_ONLY]
-    return [*positional[:1], *(p for p in (*positional[1:], *keyword) if p.default is p.empty)]
 
 
 class Subject:
@@ -250,7 +206,7 @@ class Subject:
             self.layout = layout
             try:
                 self._classify_layout()
-            except (TargetError, OtherLayout, _Abstract) as error:
+            except (TargetError, OtherLayout, Abstract) as error:
                 # parameters per channel would broadcast a plain vector to another shape, so try the next layout
                 failures.append(error)
             else:
@@ -296,9 +252,9 @@ class Subject:
         except MemoryError:
             raise
         except NotImplementedError as error:
-            if _is_stated(error):
+            if is_stated(error):
                 text = f": {error}" if str(error) else ""
-                raise _Abstract(f"an abstract base class, or not written yet: raises NotImplementedError{text}") from error
+                raise Abstract(f"an abstract base class, or not written yet: raises NotImplementedError{text}") from error
             raise TargetError(f"raised on an input of shape {x.shape}: {error_text(error)}") from error
         except Exception as error:
             raise TargetError(f"raised on an input of shape {x.shape}: {error_text(error)}") from error

@@ -17,8 +17,8 @@ from relucheck.gate.discovery import as_activation, discover
 from relucheck.gate.frameworks import framework_named
 from relucheck.gate.frameworks.exchange import View
 from relucheck.gate.recognition import recognised
+from relucheck.gate.refusals import Mixes, NeedsArguments, NotAnActivation
 from relucheck.gate.run import Gate
-from relucheck.gate.subject import Mixes, NeedsArguments, NotAnActivation
 from relucheck.gate.verdicts import Item
 from tests.faults import rows_healthy, several_healthy
 

@@ -17,7 +17,8 @@ from relucheck.gate.cases.probing import first
 from relucheck.gate.cases.violation import LawViolation
 from relucheck.gate.frameworks.script import within
 from relucheck.gate.laws.law import has_others, law, violations_of
-from relucheck.gate.subject import NotAnActivation, Subject, TargetError
+from relucheck.gate.refusals import NotAnActivation, TargetError
+from relucheck.gate.subject import Subject
 from relucheck.numerics.floats import FORMATS
 
 #: Large numbers, at which many functions saturate, and whose products with ordinary ones are finite in every dtype.

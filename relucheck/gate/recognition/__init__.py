@@ -21,7 +21,8 @@ from relucheck.gate.recognition.layers import refuse_layers
 from relucheck.gate.recognition.outputs import differentiable
 from relucheck.gate.recognition.parts import views_of_parts
 from relucheck.gate.recognition.rows import view_of_rows
-from relucheck.gate.subject import Mixes, NeedsArguments, NotAnActivation, OtherLayout, Subject, TargetError, Unconstructed
+from relucheck.gate.refusals import Mixes, NeedsArguments, NotAnActivation, OtherLayout, TargetError, Unconstructed
+from relucheck.gate.subject import Subject
 
 __all__ = ["Recognised", "recognised"]
 

@@ -13,7 +13,8 @@ from relucheck.activations.kinks import Activation
 from relucheck.gate.frameworks import framework_named
 from relucheck.gate.frameworks.exchange import Disconnected, Held, Output, View
 from relucheck.gate.frameworks.port import Framework
-from relucheck.gate.subject import SEED, NotAnActivation, Subject, TargetError, required
+from relucheck.gate.refusals import NotAnActivation, TargetError, required
+from relucheck.gate.subject import SEED, Subject
 from relucheck.numerics.floats import Floats
 
 #: Names of arguments, parts and results that are not checked, with the reason.
