@@ -1,4 +1,7 @@
-"""Why a callable is no activation, or cannot be run: errors that recognition and reports tell apart."""
+"""Why a callable is no activation, or cannot be run.
+
+Recognition and reports tell these errors apart.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ class Unconstructed(TargetError):
 
 
 def is_stated(error: NotImplementedError) -> bool:
-    """Whether a ``raise`` statement raised an error, and not a framework that lacks an operation."""
+    """Whether a ``raise`` statement raised an error.
+
+    A framework that lacks an operation raises one without it.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -240,9 +240,9 @@ class Case(Probed):
 
     @functools.cached_property
     def unstable(self) -> tuple[str, float, str] | None:
-        """What differs between two calls on many inputs: ``"value"`` or ``"gradient"``, an input, and both numbers as text.
+        """What differs between two calls on many inputs; None if nothing does.
 
-        None if nothing does.
+        It is ``"value"`` or ``"gradient"``, an input, and both numbers as text.
         """
         x = np.resize(self.x, max(self.x.size, _MANY))
         calls = [(self.value(x), self.reverse(x)) for _ in range(2)]

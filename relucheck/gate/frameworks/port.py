@@ -130,7 +130,10 @@ class Framework(Views, abc.ABC):
         return [target]
 
     def stored_numbers(self, target: Any) -> dict[str, list[float]]:
-        """Return the numbers in the parameters and other arrays of a module by name, or the first of many."""
+        """Return the numbers in the parameters and other arrays of a module, by name.
+
+        Of many, these are the first.
+        """
         return {}
 
     def thresholds(self, f: Function, x: Floats) -> list[float]:

@@ -30,7 +30,9 @@ class Views:
         raise Unwritten("write the method 'holding', or leave out the capability 'views'")
 
     def viewed(self, target: Any, view: View) -> Any:
-        """Return a callable of one array, which is a module if the target is one, or if the view holds arguments.
+        """Return a callable of one array.
+
+        It is a module if the target is one, or if the view holds arguments.
 
         The target stays as it is.
 

@@ -1,4 +1,7 @@
-"""torch's other modes: forward mode, vmap, double backward, compilation, decomposition and autocast."""
+"""torch's other modes.
+
+They are forward mode, vmap, double backward, compilation, decomposition and autocast.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gate needs of torch's modules: parameters, copies, and the global state that calls change."""
+"""What the gate needs of torch's modules: parameters, copies and global state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The parts of reproducing scripts in torch about in-place variants, parameters, copies and global state."""
+"""The parts of reproducing scripts in torch about modules.
+
+They concern in-place variants, parameters, copies and global state.
+"""
 
 from __future__ import annotations
 
