@@ -265,6 +265,7 @@ MUTANTS = [
     Mutant("swiglu_reads_next[a]", "joint_gradients"),
     Mutant("swiglu_in_memory_order[a]", "joint_gradients"),
     Mutant("maximum_gives_both[a]", "joint_gradients"),
+    Mutant("maximum_gives_both[b]", "joint_gradients", "float16"),
     Mutant("add_relu_by_two_masks[b]", "joint_gradients", "bfloat16"),
     Mutant("swiglu_overwrites_gate_in_inference[gate]", "input_unchanged"),
     Mutant("glu_overwrites_its_input[gate]", "joint_gradients"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import types
 
@@ -11,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.activations.kinks import Activation
+from relucheck.activations.kinks import Activation, ActivationError, Kink
 from relucheck.gate.config import GateConfig
 from relucheck.gate.discovery import as_activation, discover
 from relucheck.gate.frameworks import framework_named
 from relucheck.gate.frameworks.exchange import View
 from relucheck.gate.recognition import recognised
-from relucheck.gate.refusals import Mixes, NeedsArguments, NotAnActivation
+from relucheck.gate.refusals import Mixes, NeedsArguments, NotAnActivation, TargetError
 from relucheck.gate.run import Gate
 from relucheck.gate.verdicts import Item
-from tests.faults import rows_healthy, several_healthy
+from tests.faults import rows_healthy, several_arguments, several_healthy
 
 VIEWS = {
     several_healthy.swiglu: ["swiglu[a]", "swiglu[b]"],
@@ -275,3 +276,20 @@ def test_a_row_of_zeros_is_looked_at():
 
 def test_two_parts_that_are_one_function_may_share_a_gradient_at_a_tie():
     assert not outcomes("equal_spellings", several_healthy.maxout_of_pairs)
+
+
+def test_declared_kinks_belong_to_the_argument_that_they_name():
+    kinks = [Kink(7.0, 5.0, 0.0), Kink(-7.0, 0.0, 1.5, argument="up"), Kink(7.0, 1.5, 0.0, argument="up")]
+    activation = Activation("clipped", lambda: several_healthy.clipped_swiglu, kinks=kinks)
+    found = {subject.view.name: subject.activation.kinks for subject in recognised(activation).subjects}
+    assert {name: [kink.at for kink in declared] for name, declared in found.items()} == {"gate": [7.0], "up": [-7.0, 7.0]}
+    wrong = dataclasses.replace(activation, kinks=[Kink(0.0, 0.0, 1.0, argument="down")])
+    with pytest.raises(TargetError, match="declares a kink of the argument 'down'; those that are checked are gate, up"):
+        recognised(wrong)
+    with pytest.raises(ActivationError, match="must be text"):
+        Kink(0.0, 0.0, 1.0, argument=1)
+
+
+def test_a_gradient_that_is_wrong_everywhere_is_not_that_of_the_other_argument():
+    found = outcomes("joint_gradients", several_arguments.swiglu_doubled)
+    assert [outcome for outcome, _ in found.values()] == ["passed", "failed"]

@@ -106,10 +106,14 @@ def _of_one(attempt: Attempt) -> Recognised | None:
 
 def _declared(subjects: list[Subject]) -> tuple[Subject, ...]:
     """Give each of several subjects the declarations that concern it."""
-    gate = next((subject for subject in subjects if subject.name.endswith("[gate]")), subjects[0])
-    for subject in subjects:
-        # kinks are declared of the gate; an in-place variant is no function of one array
+    names = [subject.view.name for subject in subjects if subject.view is not None]
+    gate = "gate" if "gate" in names else names[0]
+    declared = {kink.argument for subject in subjects for kink in subject.activation.kinks if kink.argument}
+    if unknown := sorted(declared - {*names}):
+        raise TargetError(f"declares a kink of the argument {unknown[0]!r}; those that are checked are {', '.join(names)}")
+    for subject, name in zip(subjects, names, strict=True):
+        # an in-place variant is no function of one array
         inplace = None if callable(subject.activation.inplace) else subject.activation.inplace
-        kinks = subject.activation.kinks if subject is gate else ()
+        kinks = tuple(kink for kink in subject.activation.kinks if (kink.argument or gate) == name)
         subject.activation = dataclasses.replace(subject.activation, kinks=kinks, inplace=inplace)
     return tuple(subjects)
