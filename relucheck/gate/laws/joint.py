@@ -90,6 +90,9 @@ def _called(
     """
     view = case.view
     plain = case.framework.joint(whole, view, arrays, stepped=stepped)
+    if view.row and plain.value.numbers.size != sum(array.size for array in arrays):
+        refused = ValueError(f"the value has shape {plain.value.shape}")  # a weight of another length is broadcast
+        raise Unsupported(f"a row of {len(arrays)} elements", refused)
     v = dyadic(math.prod(plain.value.shape)).reshape(plain.value.shape)
     if plain.overwrote_input and not case.subject.announces_inplace:
         raise case.fail(
