@@ -20,7 +20,7 @@ import numpy as np
 
 from relucheck.activations.kink_place import SMALLEST_JUMP, Function, located, simplest
 from relucheck.errors import SettingsError
-from relucheck.numerics.floats import FORMATS, Floats
+from relucheck.numerics.floats import FORMATS, Floats, Mask
 
 #: Default range of the scan.
 SCAN_RANGE: Final = (-32.0, 32.0)
@@ -34,6 +34,8 @@ _ONE_SIDED: Final = (-8.7, 29.25, -127 / 3, 33.0, -13.5, 137 / 60)
 _FORWARD: Final = (-25 / 12, 4.0, -3.0, 4 / 3, -1 / 4)
 
 _FLOAT64: Final = FORMATS["float64"]
+#: Binary digits of a product of two float32 numbers; one number in 32 of float64 has as few by chance.
+_PRODUCT: Final = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,20 +84,20 @@ def resolution(y: Floats) -> float:
 
     It is that of float64 or of float32.
 
-    A module that always computes in float32 returns float64 arrays of float32 numbers. Their differences have a larger
-    rounding error than those of values computed in float64.
+    A module that always computes in float32 returns float64 arrays of float32 numbers, or of their products with another
+    number, such as a weight. Their differences have a larger rounding error than those of values computed in float64.
 
     Args:
         y: values of a function, any shape.
     """
     finite = y[np.isfinite(y)]
     # the first few numbers decide almost always, and cost less than all
-    if not (_is_float32(finite[:16]) and _is_float32(finite)):
+    if not (_has_digits(finite[:16], _PRODUCT) and _has_digits(finite, _PRODUCT)):
         return _FLOAT64.eps
     # constants and numbers of few digits (a step function, a clamp) are float32 numbers by chance
-    fraction, _ = np.frexp(finite)
-    many_digits = np.unique(finite[np.ldexp(fraction, 12) % 1 != 0])
-    return FORMATS["float32"].eps if many_digits.size >= 4 else _FLOAT64.eps
+    many_digits = np.unique(finite[~_of_digits(finite, 12)])
+    enough = 4 if _has_digits(finite, 24) else 16
+    return FORMATS["float32"].eps if many_digits.size >= enough else _FLOAT64.eps
 
 
 def difference_step(unit: float) -> float:
@@ -103,9 +105,15 @@ def difference_step(unit: float) -> float:
     return 1e-3 if unit < 1e-10 else 2e-2
 
 
-def _is_float32(x: Floats) -> bool:
-    with np.errstate(over="ignore"):
-        return bool((x.astype(np.float32) == x).all())
+def _of_digits(x: Floats, digits: int) -> Mask:
+    """Whether the significand of each number fits in so many binary digits."""
+    fraction, _ = np.frexp(x)
+    result: Mask = np.ldexp(fraction, digits) % 1 == 0
+    return result
+
+
+def _has_digits(x: Floats, digits: int) -> bool:
+    return bool(_of_digits(x, digits).all())
 
 
 def _grid(low: float, high: float) -> Floats:

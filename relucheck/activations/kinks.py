@@ -24,19 +24,26 @@ class Kink:
         left: the one-sided derivative from the left.
         right: the one-sided derivative from the right.
         subgradient: the derivative that backward uses at the point; None if it is not declared.
+        argument: the argument or part that has the kink, of an activation with several, such as ``"up"``. Empty for its
+            gate, or else its first.
 
     Raises:
-        ActivationError: for a position or a derivative that is not a finite real number.
+        ActivationError: for a position or a derivative that is not a finite real number, and an argument that is no text.
     """
 
     at: float
     left: float
     right: float
     subgradient: float | None = None
+    argument: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "argument":
+                if not isinstance(value, str):
+                    raise ActivationError(f"Kink(argument={value!r}): must be text; pass the name of an argument")
+                continue
             if value is None and field.name == "subgradient":
                 continue
             number = math.nan
@@ -106,7 +113,7 @@ class Activation:
                     f"Activation({self.name!r}, {field}={value!r}): must be callable; pass a class or a function"
                 )
         object.__setattr__(self, "kinks", tuple(sorted(self.kinks, key=lambda kink: kink.at)))
-        if len({kink.at for kink in self.kinks}) != len(self.kinks):
+        if len({(kink.argument, kink.at) for kink in self.kinks}) != len(self.kinks):
             raise ActivationError(f"Activation({self.name!r}): two kinks at one position; merge them into one")
 
 

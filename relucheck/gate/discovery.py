@@ -25,7 +25,7 @@ from relucheck.errors import MISSING, NotCallableError, RelucheckError, did_you_
 from relucheck.gate.constructors import REGISTERED
 from relucheck.gate.frameworks import DEFAULT, FRAMEWORKS, framework_named, loaded_frameworks
 from relucheck.gate.isolation.guard import TIME_LIMIT, contained, preserved_state, silenced
-from relucheck.gate.subject import required
+from relucheck.gate.refusals import required
 
 #: Names of a first parameter that mark a function without annotations as an activation.
 _INPUT_NAMES: Final = frozenset(

@@ -33,8 +33,9 @@ from relucheck.gate.isolation.raised import described, place
 from relucheck.gate.laws import EXPLAINS_FAILURE, LAWS, Law
 from relucheck.gate.recognition import Recognised, recognised
 from relucheck.gate.recognition.entry import Entry
+from relucheck.gate.refusals import NotAnActivation, TargetError
 from relucheck.gate.spellings import equal_spellings_of
-from relucheck.gate.subject import NotAnActivation, Subject, TargetError
+from relucheck.gate.subject import Subject
 from relucheck.gate.verdicts import CONFIGURATION, IMPORT, STALE, Item, Outcome, Verdict, item_id, judged, no_further
 
 #: What runs a target's code outside its own items: ``("import", target)``, or ``("call", activation)`` to learn about an
@@ -353,6 +354,8 @@ class Gate:
                     raise NotApplicable(reason)
                 if law.needs_gradient:
                     self._ready(case)
+                    if law.needs_stable and case.unstable is not None:
+                        raise NotApplicable("two calls on the same input give different results, so no law can compare any")
                 if law.kink_rows is not None:
                     rows["kinks"] = tuple(law.kink_rows(case))
                     if self.config.curves:

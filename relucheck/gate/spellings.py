@@ -52,6 +52,8 @@ def equal_spellings_of(
         for other, theirs in values.items():
             if other == name or (other in subjects and subjects[other].activation.surrogate):
                 continue
+            if other in subjects and subjects[other].activation.name == subject.activation.name:
+                continue  # of two arguments of a maximum, one alone may get the gradient at a tie
             mine = values[name]
             if mine.shape == theirs.shape and _same(mine, theirs):
                 groups.setdefault(name, {})[other] = known[other]

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import dis
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,9 +18,20 @@ import numpy as np
 from relucheck.activations.bands import Band, find_bands, with_ends
 from relucheck.activations.kink_search import SCAN_RANGE, FoundKink, find_kinks
 from relucheck.activations.kinks import Activation
-from relucheck.errors import RelucheckError, error_text
+from relucheck.errors import error_text
 from relucheck.gate.frameworks import framework_named
 from relucheck.gate.frameworks.exchange import Function, Layout, NotAnArray, Unsupported, View
+from relucheck.gate.refusals import (
+    Abstract,
+    Mixes,
+    NeedsArguments,
+    NotAnActivation,
+    OtherLayout,
+    TargetError,
+    Unconstructed,
+    is_stated,
+    required,
+)
 from relucheck.numerics.floats import Floats, differs
 
 #: Seed for the parameters of modules, so that they are the same in every dtype, worker and reproducing script.
@@ -30,59 +39,6 @@ SEED: Final = 0
 #: How Python begins the message of the error for an abstract class.
 _ABSTRACT: Final = "Can't instantiate abstract class"
 _PROBE: Final = (-2.5, -1.25, -0.625, -0.1, 0.15, 0.7, 1.3, 2.75)
-
-
-class NotAnActivation(RelucheckError):
-    """A callable to which the laws do not apply.
-
-    It changes shapes, mixes elements or draws random numbers.
-    """
-
-
-class NeedsArguments(NotAnActivation):
-    """A callable that needs arguments after its input."""
-
-
-class Mixes(NotAnActivation):
-    """A callable of whose outputs one depends on several elements of the input."""
-
-
-class OtherLayout(NotAnActivation):
-    """A callable that is no elementwise function in a layout, but may be one in another.
-
-    It changes the shape of its input, or its values depend on positions.
-    """
-
-
-class _Abstract(NotAnActivation):
-    """A callable whose code says that it is not written, in the layouts that were tried."""
-
-
-class TargetError(RelucheckError):
-    """An activation that cannot be run: it raises, needs arguments, or does not return an array."""
-
-
-class Unconstructed(TargetError):
-    """An activation that cannot be constructed."""
-
-
-def _is_stated(error: NotImplementedError) -> bool:
-    """Whether a ``raise`` statement raised an error, and not a framework that lacks an operation."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
-def required(target: Any) -> list[inspect.Parameter]:
-    """Return the first parameter of a callable, and each further one that has no default."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    keyword = [p for p in parameters if p.kind == p.KEYWORD_ONLY]
-    return [*positional[:1], *(p for p in (*positional[1:], *keyword) if p.default is p.empty)]
 
 
 class Subject:
@@ -173,13 +129,17 @@ class Subject:
     def positive(self) -> bool:
         """Whether it is a further argument that seems to have the positive numbers as its domain.
 
-        It is, if values are finite at ordinary positive numbers, and not at 0 or below.
+        It is, if values are finite at ordinary positive numbers, and not at 0 or below. It is so, too, if they are not
+        finite where all arguments are 0, as in ``cap * tanh(x / cap)``.
         """
         if self.view is None or self.view.row or self.view.axis is not None or self.view.index == 0:
             return False
-        f = self.function("float64", "cpu")
-        finite = np.isfinite(self.framework.value(f, np.array([0.5, 2.0, 0.0, -0.5, -2.0])))
-        return bool(finite[:2].all() and not finite[2:].all())
+        zeros = self.seen(dataclasses.replace(self.view, values=(0.0,) * len(self.view.names)))
+        for subject, below in ((self, (0.0, -0.5, -2.0)), (zeros, (0.0,))):
+            finite = np.isfinite(self.framework.value(subject.function("float64", "cpu"), np.array([0.5, 2.0, *below])))
+            if finite[:2].all() and not finite[2:].all():
+                return True
+        return False
 
     @property
     def by_rows(self) -> bool:
@@ -219,7 +179,10 @@ class Subject:
     def _layouts(self) -> list[Layout]:
         """Return the layouts to try: a vector, those with parameters per channel, and those for images."""
         channels = []
-        for c in sorted({size for size in self.framework.parameter_sizes(self.original) if size > 1}):
+        sizes = self.framework.parameter_sizes(self.original)
+        if self.joins and not self.by_rows:
+            sizes += [size // 2 for size in sizes if size % 2 == 0]  # of both parts, which follow one another
+        for c in sorted({size for size in sizes if size > 1}):
             side = 2 if c != 2 else 3  # no other axis has the length of the channels
             # (n, C, L), (n, C), (n, C, H, W), (n, L, C) and (n, H, W, C)
             channels += [Layout((2, c, -1), 1), Layout((-1, c), 1), Layout((2, c, side, -1), 1)]
@@ -238,12 +201,12 @@ class Subject:
             )
         failures: list[Exception] = []
         for layout in self._layouts():
-            if layout.axis is None and any(isinstance(failure, OtherLayout) for failure in failures):
+            if layout.axis is None and not self.by_rows and any(isinstance(failure, OtherLayout) for failure in failures):
                 continue
             self.layout = layout
             try:
                 self._classify_layout()
-            except (TargetError, OtherLayout, _Abstract) as error:
+            except (TargetError, OtherLayout, Abstract) as error:
                 # parameters per channel would broadcast a plain vector to another shape, so try the next layout
                 failures.append(error)
             else:
@@ -289,9 +252,9 @@ class Subject:
         except MemoryError:
             raise
         except NotImplementedError as error:
-            if _is_stated(error):
+            if is_stated(error):
                 text = f": {error}" if str(error) else ""
-                raise _Abstract(f"an abstract base class, or not written yet: raises NotImplementedError{text}") from error
+                raise Abstract(f"an abstract base class, or not written yet: raises NotImplementedError{text}") from error
             raise TargetError(f"raised on an input of shape {x.shape}: {error_text(error)}") from error
         except Exception as error:
             raise TargetError(f"raised on an input of shape {x.shape}: {error_text(error)}") from error

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 #: What the fork server imports, for all workers.
 PRELOADED: Final = (
     "relucheck.gate.run",
-    "relucheck.gate.frameworks.torch_port",
-    "relucheck.gate.frameworks.torch_first_use",
+    "relucheck.gate.frameworks.of_torch.port",
+    "relucheck.gate.frameworks.of_torch.first_use",
 )
 #: Seconds between two checks whether a worker answers.
 _LOOK: Final = 1.0

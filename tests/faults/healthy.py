@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from relucheck import Activation, Kink, LeakyReLU, ReLU, ReLU6
 from relucheck.gate.config import ExpectedFailure
-from relucheck.gate.frameworks.torch_activations import modules
+from relucheck.gate.frameworks.of_torch.activations import modules
 from tests.faults.wrong_modules import ChannelSlopes
 from tests.faults.wrong_second_order import FusedLeaky, FusedSwish
 

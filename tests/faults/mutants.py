@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from relucheck import Activation, Kink
 from tests.faults import (
+    held_arguments,
     narrow_bands,
     rows,
     several_arguments,
@@ -34,7 +35,16 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
 
 
 #: The modules that hold the faults.
-SOURCES = (wrong_gradients, wrong_behaviour, wrong_modules, wrong_second_order, narrow_bands, several_arguments, rows)
+SOURCES = (
+    wrong_gradients,
+    wrong_behaviour,
+    wrong_modules,
+    wrong_second_order,
+    narrow_bands,
+    several_arguments,
+    rows,
+    held_arguments,
+)
 DECLARED = [
     Activation(
         "attorch_hardswish_declared",
@@ -204,6 +214,7 @@ MUTANTS = [
     Mutant("gradient_in_input", "input_unchanged"),
     Mutant("gradient_in_output", "input_unchanged", "bfloat16"),
     Mutant("alternating_subgradient", "determinism"),
+    Mutant("gradient_noisy_at_times", "determinism", "bfloat16"),
     Mutant("MaskOnSelf", "independent_calls"),
     Mutant("sets_default_dtype", "global_state"),
     Mutant("seeds_the_generator", "global_state"),
@@ -253,6 +264,12 @@ MUTANTS = [
     Mutant("swiglu_reuses_cotangent[b]", "joint_gradients"),
     Mutant("swiglu_reads_next[a]", "joint_gradients"),
     Mutant("swiglu_in_memory_order[a]", "joint_gradients"),
+    Mutant("maximum_gives_both[a]", "joint_gradients"),
+    Mutant("maximum_gives_both[b]", "joint_gradients", "float16"),
+    Mutant("add_relu_by_two_masks[b]", "joint_gradients", "bfloat16"),
+    Mutant("swiglu_overwrites_gate_in_inference[gate]", "input_unchanged"),
+    Mutant("glu_overwrites_its_input[gate]", "joint_gradients"),
+    Mutant("swiglu_backward_once[a]", "independent_calls"),
     Mutant("bias_gelu_mean[bias]", "broadcasting"),
     Mutant("bias_gelu_first_row[bias]", "broadcasting", "bfloat16"),
     Mutant("BiasGelu[bias]", "broadcasting"),
@@ -266,10 +283,16 @@ MUTANTS = [
     Mutant("glu_by_quotient[gate]", "finite_value"),
     Mutant("ReGLU[gate]", "subgradient", "float64"),
     Mutant("SwiGLUReadsNext[gate]", "joint_gradients", "float16"),
-    Mutant("LeakyGate[first]", "other_arguments"),
+    Mutant("LeakyGate[gate]", "other_arguments"),
     Mutant("relu_and_mask", "chain_rule"),
     Mutant("silu_and_mean", "derivative"),
     Mutant("swiglu_and_gate[b]", "derivative"),
+    Mutant("rms_norm_weight_of_input", "parameters"),
+    Mutant("rms_norm_without_weight", "derivative", "bfloat16"),
+    Mutant("layer_norm_bias_mean", "parameters"),
+    Mutant("layer_norm_bias_forgotten", "parameters", "float64"),
+    Mutant("bias_swiglu_last_row[gate]", "parameters"),
+    Mutant("swiglu_weight_twice[value]", "parameters"),
     Mutant("softmax_without_sum", "derivative"),
     Mutant("softmax_without_sum", "joint_gradients", "bfloat16"),
     Mutant("softmax_of_diagonal", "joint_gradients"),

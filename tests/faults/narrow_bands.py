@@ -57,6 +57,17 @@ def guarded_by_default_argument(x: Tensor, eps: float = 1e-6) -> Tensor:
     return cut_off(x, eps)
 
 
+class GuardedByBuffer(nn.Module):
+    """A buffer of a guard's name, of both signs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("eps", torch.tensor([-(2.0**-20), 2.0**-20]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cut_off(x, self.eps[1])
+
+
 class NegativeByBuffer(nn.Module):
     """transformers' XIELU: min(x, eps) is constant from a number in a buffer up to 0."""
 

@@ -83,6 +83,11 @@ def unit_length(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
+def unit_length_without_eps(x: Tensor) -> Tensor:
+    """At a row of zeros, value and gradient are NaN, which is a notice."""
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
 def centred(x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True)
 
@@ -100,6 +105,32 @@ class Sharpened(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.softmax(self.rate * x, -1)
+
+
+def rms_norm_of_weight(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype) * weight
+
+
+def layer_norm_of_weight_and_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias)
+
+
+def softmax_of_scalar(x: Tensor, rate: Tensor) -> Tensor:
+    return torch.softmax(x * rate, -1)
+
+
+class LayerNormOfChannels(nn.Module):
+    """Takes images only, as ConvNeXt's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(6)), nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        away = x - x.mean(1, keepdim=True)
+        y = away * torch.rsqrt(away.square().mean(1, keepdim=True) + 1e-6)
+        return self.weight[:, None, None] * y + self.bias[:, None, None]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -121,4 +152,6 @@ HEALTHY: list[Any] = [
     softmax, softmax_of_columns, softmin, log_softmax, softmax_by_hand, softmax_in_float32, softmax_of_temperature,
     softmax_with_one_more, sparsemax, sparsemax_by_autograd, rms_norm, rms_norm_in_float32, torch_rms_norm, layer_norm,
     layer_norm_by_hand, unit_length, centred, share_of_relu, Sharpened, LayerNorm, RMSNorm, ChannelSoftmax, nn.Softmax2d,
+    LayerNormOfChannels, rms_norm_of_weight, layer_norm_of_weight_and_bias, softmax_of_scalar,
+    unit_length_without_eps,
 ]  # fmt: skip

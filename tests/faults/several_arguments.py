@@ -128,6 +128,46 @@ swiglu_in_memory_order = of_two(
 )
 
 
+# -- at ties --------------------------------------------------------------------------------------------------------------
+maximum_gives_both = of_two(torch.maximum, lambda a, b, v: (v * (a >= b), v * (b >= a)))
+# the two masks differ where x = -bias
+add_relu_by_two_masks = of_two(
+    lambda x, bias: torch.relu(x + bias), lambda x, bias, v: (v * _step(x + bias), v * (x + bias >= 0).to(v.dtype))
+)
+
+
+# -- what is overwritten -------------------------------------------------------------------------------------------------
+def swiglu_overwrites_gate_in_inference(gate: Tensor, up: Tensor) -> Tensor:
+    """As kernels that save memory where no gradient is needed."""
+    if gate.requires_grad or up.requires_grad:
+        return F.silu(gate) * up
+    return F.silu(gate, inplace=True).mul_(up)
+
+
+def glu_overwrites_its_input(x: Tensor) -> Tensor:
+    value, gate = x.chunk(2, -1)
+    return value.mul_(torch.sigmoid(gate)) if not x.requires_grad else value * torch.sigmoid(gate)
+
+
+class _OverwritesSaved(torch.autograd.Function):
+    """Backward writes the gradients into the arrays that forward saved, as Liger's kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.saved = a.clone(), b.clone()
+        return F.silu(a) * b
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Gradients:
+        a, b = ctx.saved
+        by_a, by_b = v * b * _silu_slope(a), v * F.silu(a)
+        return a.copy_(by_a), b.copy_(by_b)
+
+
+def swiglu_backward_once(a: Tensor, b: Tensor) -> Tensor:
+    return _OverwritesSaved.apply(a, b)  # type: ignore[no-any-return]
+
+
 # -- broadcast arguments -------------------------------------------------------------------------------------------------
 class _BiasGelu(torch.autograd.Function):
     """``how`` reduces the gradient of the bias from the shape of the input."""

@@ -77,6 +77,14 @@ def shrink_by_tensor(x: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(x.abs() > threshold.abs(), x - torch.sign(x) * threshold.abs(), 0 * x * threshold)
 
 
+def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
+    return torch.sign(x) * F.relu(x.abs() - threshold)
+
+
+def soft_cap(x: Tensor, cap: Tensor) -> Tensor:
+    return cap * torch.tanh(x / cap)
+
+
 def clipped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """GPT-OSS clips both arguments, and adds 1 to one of them."""
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
@@ -170,6 +178,38 @@ def simple_gate(x: Tensor) -> Tensor:
     return F.hardswish(a) * b
 
 
+def bias_swiglu_unit(x: Tensor, bias: Tensor) -> Tensor:
+    """Megatron adds the bias of the linear layer before it."""
+    gate, value = (x + bias).chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def weighted_swiglu_unit(x: Tensor, weight: Tensor) -> Tensor:
+    """The weight is that of an expert for a token."""
+    if weight.ndim and weight.shape[-1] != 1:
+        raise RuntimeError("one weight per row is needed")
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value * weight
+
+
+class SwiGLUOfBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.linspace(-1, 1, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bias_swiglu_unit(x, self.bias)
+
+
+def bias_of_channels(x: Tensor, bias: Tensor) -> Tensor:
+    """StyleGAN adds a bias to the channels of images."""
+    return F.leaky_relu(x + bias.reshape(1, -1, 1, 1), 0.2) * math.sqrt(2)
+
+
+def maxout_of_pairs(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (-1, 2)).max(-1)[0]
+
+
 def maxout(x: Tensor) -> Tensor:
     a, b = x.chunk(2, dim=-1)
     return torch.maximum(a, b)
@@ -198,12 +238,13 @@ def swiglu_with_hits(a: Tensor, b: Tensor) -> list[Tensor]:
     return [F.silu(a) * b, a == 0]
 
 
-#: Those of one tensor, with several results.
-OF_ONE = [relu_with_mask, silu_with_mean]
+#: Those that are checked as functions of one tensor alone.
+OF_ONE = [relu_with_mask, silu_with_mean, bias_of_channels]
 HEALTHY: list[Any] = [
     swiglu, geglu, reglu, squared_reglu, bias_gelu, bias_relu, bias_swiglu, leaky_by_tensor, swish_of_slope,
     softplus_beside, sine_of_slope, snake, scaled_tanh, maximum, clamp_by_tensors, shrink_by_tensor, clipped_swiglu,
     swiglu_in_float32, SiLUMul, swiglu_by_hand, fused_bias_gelu, SwiGLU, ChannelGLU, geglu_unit, reglu_unit,
     bilinear_unit, interleaved_swiglu, first_axis_glu, simple_gate, maxout, relu_with_mask, silu_with_mean,
-    glu_with_gate, swiglu_with_hits,
+    glu_with_gate, swiglu_with_hits, bias_swiglu_unit, weighted_swiglu_unit, SwiGLUOfBias, bias_of_channels,
+    soft_threshold, soft_cap, maxout_of_pairs,
 ]  # fmt: skip

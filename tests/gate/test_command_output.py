@@ -18,7 +18,7 @@ from relucheck.commands import gate as gate_command
 from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
 from relucheck.gate import pytest_items
 from relucheck.gate.config import GateConfig
-from relucheck.gate.frameworks.torch_port import TorchFramework
+from relucheck.gate.frameworks.of_torch.port import TorchFramework
 from relucheck.gate.isolation import guard
 from relucheck.gate.report import documents
 from relucheck.gate.run import Gate

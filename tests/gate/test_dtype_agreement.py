@@ -94,3 +94,23 @@ def test_rounding_inside_is_no_fault(activation):
     assert {dtype: result.message for dtype, result in found.items() if result.outcome == "failed"} == {}
     assert found.pop("float64").outcome == "skipped"
     assert {result.outcome for result in found.values()} <= {"passed", "notice"}
+
+
+def shifted_sigmoid(x):
+    """Around 0, the value has the rounding error of 50."""
+    return 100 * torch.sigmoid(x) - 50
+
+
+def test_a_small_difference_of_large_terms_has_their_rounding_error():
+    found = results(shifted_sigmoid, ("bfloat16", "float16"))
+    assert "failed" not in {result.outcome for result in found.values()}
+
+
+def steep_softplus(x):
+    """Divides the cotangent by 10000, where float16 has few digits left."""
+    return F.softplus(1e4 * x) / 1e4
+
+
+def test_digits_that_a_cotangent_loses_below_the_normal_numbers_are_no_fault():
+    gate = Gate(GateConfig(dtypes=("float16",), laws=("chain_rule",)), [steep_softplus])
+    assert [gate.run(item).outcome for item in gate.items()] == ["passed"]

@@ -32,6 +32,7 @@ def test_a_default_width_is_a_notice(name):
     [
         ("GuardedByDefault", "-1e-06 to 1e-06"),
         ("guarded_by_default_argument", "-1e-06 to 1e-06"),
+        ("GuardedByBuffer", "-9.53674e-07 to 9.53674e-07"),
         ("NegativeByBuffer", "-9.53674e-07 to 0"),
     ],
 )

@@ -17,6 +17,7 @@ from relucheck.gate.config import CONVENTIONS, GateConfig
 from relucheck.gate.frameworks.port import CAPABILITIES
 from relucheck.gate.laws import LAWS
 from relucheck.gate.run import Gate, kink_laws
+from tests.faults import wrong_behaviour
 
 GATE = Path(relucheck.gate.__file__).parent
 MODULES = [
@@ -120,3 +121,10 @@ def test_an_activation_that_cannot_run_is_reported_by_the_law_that_explains_fail
     (item,) = Gate(GateConfig(laws=("chain_rule",), dtypes=("float32",)), [broken]).items()
     assert item.id == "broken/runs/float32"
     assert "ValueError" in item.problem
+
+
+def test_a_random_function_is_one_fault():
+    gate = Gate(GateConfig(dtypes=("float32",)), [wrong_behaviour.gradient_noisy_at_times])
+    found = [gate.run(item) for item in gate.items()]
+    assert [result.law for result in found if result.outcome == "failed"] == ["determinism"]
+    assert any("two calls on the same input give different results" in result.message for result in found)

@@ -55,7 +55,7 @@ def test_law_fails_mutant_and_script_reproduces(mutant):
     if mutant.law == "declared_kinks" and not script:
         return  # a kink that does not exist has no line to run
     assert script, result.message
-    assert len(script.split("\n")) <= 12
+    assert len(script.split("\n")) <= 13
     with pytest.raises((AssertionError, RuntimeError)), preserved_state():
         exec(compile(script, "<script>", "exec"), {"__name__": "script"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import types
 
@@ -11,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relucheck.activations.kinks import Activation
+from relucheck.activations.kinks import Activation, ActivationError, Kink
 from relucheck.gate.config import GateConfig
 from relucheck.gate.discovery import as_activation, discover
 from relucheck.gate.frameworks import framework_named
 from relucheck.gate.frameworks.exchange import View
 from relucheck.gate.recognition import recognised
+from relucheck.gate.refusals import Mixes, NeedsArguments, NotAnActivation, TargetError
 from relucheck.gate.run import Gate
-from relucheck.gate.subject import Mixes, NeedsArguments, NotAnActivation
 from relucheck.gate.verdicts import Item
-from tests.faults import rows_healthy, several_healthy
+from tests.faults import rows_healthy, several_arguments, several_healthy
 
 VIEWS = {
     several_healthy.swiglu: ["swiglu[a]", "swiglu[b]"],
@@ -79,6 +80,34 @@ def test_a_function_of_rows_is_one_of_an_element_of_each_row(activation, axis, l
 def by_axes(x: Tensor) -> Tensor:
     """As torch's softmax without ``dim``."""
     return torch.softmax(x, 0 if x.ndim in (0, 1, 3) else 1)
+
+
+@pytest.mark.parametrize(
+    ("activation", "names", "axis", "held"),
+    [
+        (rows_healthy.rms_norm_of_weight, [""], -1, {"weight": 4}),
+        (rows_healthy.layer_norm_of_weight_and_bias, [""], -1, {"weight": 4, "bias": 4}),
+        (rows_healthy.softmax_of_scalar, [""], -1, {"rate": 4}),
+        (several_healthy.bias_swiglu_unit, ["[gate]", "[value]"], -1, {"bias": 16}),
+        (several_healthy.weighted_swiglu_unit, ["[gate]", "[value]"], -1, {"weight": 0}),
+        (several_healthy.bias_of_channels, [""], None, {"bias": 4}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_arguments_of_a_whole_row_or_unit_are_held_as_parameters(activation, names, axis, held):
+    found = recognised(as_activation(activation))
+    assert [subject.name for subject in found.subjects] == [activation.__name__ + name for name in names]
+    for subject in found.subjects:
+        assert subject.view.axis == axis
+        assert {name: len(numbers) if isinstance(numbers, tuple) else 0 for name, numbers in subject.view.held} == held
+
+
+def test_an_argument_whose_name_modules_use_is_held():
+    def scaled(x, type):
+        return torch.softmax(x * type, -1)
+
+    (subject,) = recognised(as_activation(scaled)).subjects
+    assert dict(subject.original.named_parameters()).keys() == {"type_"}
 
 
 @pytest.mark.parametrize("other", [nn.BatchNorm1d(4), nn.GroupNorm(2, 4), by_axes, lambda x: x + x.mean()])
@@ -156,7 +185,7 @@ def test_what_halves_its_input_is_no_gated_unit_for_that_alone(function):
 
 
 def attention(q: Tensor, k: Tensor) -> Tensor:
-    return torch.softmax(q * k, -1)
+    return torch.softmax(q @ k.transpose(-1, -2), -1)
 
 
 def by_number(x: Tensor, slope: float) -> Tensor:
@@ -220,3 +249,47 @@ def test_a_reference_takes_the_same_arguments():
         activation = Activation("swiglu", lambda: several_healthy.swiglu, reference=reference)
         gate = Gate(GateConfig(laws=("reference",), dtypes=("float32",)), [activation])
         assert gate.run(Item("swiglu[a]", "reference", "float32")).outcome == outcome
+
+
+def outcomes(law: str, activation, dtype: str = "float32") -> dict[str, tuple[str, str]]:
+    gate = Gate(GateConfig(laws=(law,), dtypes=(dtype,)), [activation])
+    return {result.activation: (result.outcome, result.message) for result in map(gate.run, gate.items())}
+
+
+def test_a_failure_at_a_jump_that_ordinary_numbers_do_not_have_is_a_notice():
+    outcome, message = outcomes("other_arguments", several_healthy.soft_threshold)["soft_threshold[x]"]
+    assert outcome == "notice"
+    assert "threshold = -2" in message
+
+
+def test_a_divisor_takes_positive_numbers_only():
+    found = outcomes("subgradient", several_healthy.soft_cap)
+    assert found["soft_cap[cap]"][0] == "notice"
+    assert "positive numbers only" in found["soft_cap[cap]"][1]
+
+
+def test_a_row_of_zeros_is_looked_at():
+    ((outcome, message),) = outcomes("other_arguments", rows_healthy.unit_length_without_eps).values()
+    assert outcome == "notice"
+    assert "element 3 = 0" in message
+
+
+def test_two_parts_that_are_one_function_may_share_a_gradient_at_a_tie():
+    assert not outcomes("equal_spellings", several_healthy.maxout_of_pairs)
+
+
+def test_declared_kinks_belong_to_the_argument_that_they_name():
+    kinks = [Kink(7.0, 5.0, 0.0), Kink(-7.0, 0.0, 1.5, argument="up"), Kink(7.0, 1.5, 0.0, argument="up")]
+    activation = Activation("clipped", lambda: several_healthy.clipped_swiglu, kinks=kinks)
+    found = {subject.view.name: subject.activation.kinks for subject in recognised(activation).subjects}
+    assert {name: [kink.at for kink in declared] for name, declared in found.items()} == {"gate": [7.0], "up": [-7.0, 7.0]}
+    wrong = dataclasses.replace(activation, kinks=[Kink(0.0, 0.0, 1.0, argument="down")])
+    with pytest.raises(TargetError, match="declares a kink of the argument 'down'; those that are checked are gate, up"):
+        recognised(wrong)
+    with pytest.raises(ActivationError, match="must be text"):
+        Kink(0.0, 0.0, 1.0, argument=1)
+
+
+def test_a_gradient_that_is_wrong_everywhere_is_not_that_of_the_other_argument():
+    found = outcomes("joint_gradients", several_arguments.swiglu_doubled)
+    assert [outcome for outcome, _ in found.values()] == ["passed", "failed"]

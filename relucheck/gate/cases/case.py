@@ -24,8 +24,10 @@ from relucheck.gate.cases.violation import Counterexample, LawViolation, Level, 
 from relucheck.gate.config import GateConfig
 from relucheck.gate.frameworks.exchange import Unsupported
 from relucheck.gate.subject import Subject
-from relucheck.numerics.floats import FORMATS, Floats, Mask
+from relucheck.numerics.floats import FORMATS, Floats, Mask, differs
 
+#: Number of inputs of two calls that must agree, so that a rare random event shows.
+_MANY: Final = 8192
 #: Up to this input a failure of an argument that seems to be positive is a notice.
 _POSITIVE: Final = 1e-3
 
@@ -236,6 +238,21 @@ class Case(Probed):
         size = max(abs(low), abs(high))
         return curved * self.eps * max(size, 0.125) + 10 * kink.error + 2e-9 * max(1.0, size)
 
+    @functools.cached_property
+    def unstable(self) -> tuple[str, float, str] | None:
+        """What differs between two calls on many inputs; None if nothing does.
+
+        It is ``"value"`` or ``"gradient"``, an input, and both numbers as text.
+        """
+        x = np.resize(self.x, max(self.x.size, _MANY))
+        calls = [(self.value(x), self.reverse(x)) for _ in range(2)]
+        for what, a, b in zip(("value", "gradient"), *calls, strict=True):
+            different = differs(a, b, signed_zero=True)
+            if different.any():
+                index = self.example(different, x)
+                return what, float(x[index]), f"{float(b[index])!r} after {float(a[index])!r}"
+        return None
+
     # -- violations -----------------------------------------------------------------------------------------------------
 
     def kink_near(self, x: float) -> FoundKink | None:
@@ -279,7 +296,8 @@ class Case(Probed):
             level: ``"error"`` or ``"notice"``.
             cause: what this violation usually means, if it says more than the law does.
         """
-        if level == "error" and x is not None and x <= _POSITIVE and self.subject.positive:
+        small = max(_POSITIVE, (2 / self.largest) ** (1 / 3))  # quotients by smaller cubes, as in derivatives, overflow
+        if level == "error" and x is not None and x <= small and self.subject.positive:
             level, what = "notice", f"{what}; {self.name} seems to take positive numbers only"
         kink = self.kink_near(x) if x is not None else None
         counterexample = Counterexample(

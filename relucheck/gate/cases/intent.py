@@ -18,7 +18,7 @@ from relucheck.gate.cases.case import Case
 
 #: *meant*: declared, or chosen by whoever constructed the activation. *default*: by whoever wrote its signature.
 Intent = Literal["meant", "default", "unknown"]
-#: How the names of defaults begin that guard a quotient or a square root.
+#: How the names of defaults, parameters and buffers begin that guard a quotient or a square root.
 _GUARDS: Final = ("eps", "tol", "tiny")
 
 
@@ -27,7 +27,7 @@ def intent_of(case: Case, band: Band) -> Intent:
 
     It is meant if one of its kinks is declared, or if both ends are numbers that were chosen: arguments of a
     ``functools.partial`` or a constructor, parameters, buffers, thresholds of the framework's hard shrinkage. Defaults of a
-    constructor or a function are weaker evidence, and a default that is named as a guard is none.
+    constructor or a function are weaker evidence. What is named as a guard, such as a default or a buffer ``eps``, is none.
     """
     near = 0.01 * (band.high - band.low)
     if any(abs(kink.at - end) <= near for kink in case.activation.kinks if kink.at != 0 for end in (band.low, band.high)):
@@ -49,7 +49,9 @@ def _settings(case: Case) -> tuple[list[float], list[float]]:
     while isinstance(target, functools.partial):
         chosen += _numbers_in([*target.args, target.keywords])
         target = target.func
-    chosen += case.framework.stored_numbers(target)
+    for name, numbers in case.framework.stored_numbers(target).items():
+        if not name.rpartition(".")[2].startswith(_GUARDS):
+            chosen += numbers
     for part in case.framework.parts(target):
         for name, number, usual in _held(part):
             if number not in usual:

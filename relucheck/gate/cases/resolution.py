@@ -144,6 +144,25 @@ class Resolution:
         moved = np.abs(f(points.ravel()).reshape(points.shape) - f(x)).max(axis=0)
         return np.where(np.isfinite(moved), np.minimum(8 * moved, most), most)
 
+    def of_noise(self, f: Callable[[Floats], Floats], x: Floats) -> Floats:
+        """Return how much rounding inside moves a value, from its roughness in float64, (n,).
+
+        ``100 * sigmoid(x) - 50`` is small around 0, where both of its terms are not, so it has the rounding error of 50.
+        In float64 the function is a straight line on intervals so short, up to that error. The result is four times the
+        largest distance from the line, in machine epsilons of this format in place of those of float64.
+
+        Args:
+            f: the function in float64, (n,) to (n,).
+            x: the points, (n,).
+        """
+        steps = np.arange(-8.0, 9.0)
+        points = x * (1 + 64 * self.exact_eps * steps[:, None])
+        y = f(points.ravel()).reshape(points.shape)
+        y = y - y[8]
+        line = steps[:, None] * (steps @ y / (steps @ steps)) + y.mean(axis=0)
+        rough = np.abs(y - line).max(axis=0)
+        return np.where(np.isfinite(rough), 4 * rough * self.format.eps / self.exact_eps, 0.0)
+
     def of_gradient(self, x: Floats, eps: float | None = None) -> Floats:
         """Return how far the exact derivative moves between neighbours of each point, (n,).
 

@@ -89,6 +89,14 @@ class LawViolation(RelucheckError, AssertionError):
         self.counterexample = counterexample or Counterexample()
         super().__init__(self.text())
 
+    def as_notice(self, why: str = "") -> LawViolation:
+        """Return the violation as a notice, with the reason why it is no error."""
+        what = f"{self.what}; {why}" if why else self.what
+        example = self.counterexample
+        return LawViolation(
+            self.activation, self.law, self.dtype, what, device=self.device, level="notice", counterexample=example
+        )
+
     @property
     def id(self) -> str:
         """The id ``Activation/law/dtype``, which expected failures and pytest's ``-k`` match."""

@@ -17,7 +17,7 @@ __all__ = ["DEFAULT", "FRAMEWORKS", "FrameworkError", "framework_named", "loaded
 
 #: Each framework's class as ``module:class``, by the name of the framework's package, which is also the name in
 #: ``Activation.framework``. The class is imported when needed.
-FRAMEWORKS: Final[dict[str, str]] = {"torch": "relucheck.gate.frameworks.torch_port:TorchFramework"}
+FRAMEWORKS: Final[dict[str, str]] = {"torch": "relucheck.gate.frameworks.of_torch.port:TorchFramework"}
 
 #: The framework of a function that does not say which arrays it takes.
 DEFAULT: Final = "torch"

@@ -90,6 +90,10 @@ class Layout:
         return tuple(self.channel if axis == self.axis else index for axis, index in enumerate(last))
 
 
+#: Names of arguments with their numbers; see ``View.held``.
+Held = tuple[tuple[str, tuple[float, ...] | float], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """How a callable of several arrays, or of parts of one, is a function of one array.
@@ -105,6 +109,8 @@ class View:
             ``index`` of each row.
         interleaved: whether parts alternate along the last axis, in place of one following the other.
         shared: whether each argument after the first has only the last axis of the first, as a bias has.
+        held: names and numbers of the arguments after the first that are learnable parameters of the callable in its place,
+            as the weight of ``rms_norm(x, weight)`` is. Numbers are a tuple, or one number for an array without axes.
         output: index or key of the result that is checked; None if the callable returns one array.
     """
 
@@ -115,6 +121,7 @@ class View:
     interleaved: bool = False
     row: bool = False
     shared: bool = False
+    held: Held = ()
     output: int | str | None = None
 
     @property
@@ -202,11 +209,13 @@ class JointCall:
         value: the result that is checked.
         gradients: the gradient of each array; None for one that none reaches. Empty without a backward.
         overwrote: whether backward wrote to the cotangent.
+        overwrote_input: whether forward wrote to what it got.
     """
 
     value: Result
     gradients: tuple[Result | None, ...] = ()
     overwrote: bool = False
+    overwrote_input: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

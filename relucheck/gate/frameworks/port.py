@@ -129,9 +129,12 @@ class Framework(Views, abc.ABC):
         """Return the objects of which a callable consists, the callable among them."""
         return [target]
 
-    def stored_numbers(self, target: Any) -> list[float]:
-        """Return the numbers in the parameters and other arrays of a module, or the first of many."""
-        return []
+    def stored_numbers(self, target: Any) -> dict[str, list[float]]:
+        """Return the numbers in the parameters and other arrays of a module, by name.
+
+        Of many, these are the first.
+        """
+        return {}
 
     def thresholds(self, f: Function, x: Floats) -> list[float]:
         """Return the numbers below which operations of a call cut off inputs, as hardshrink does."""
@@ -168,8 +171,8 @@ class Framework(Views, abc.ABC):
             x: the vector, (n,).
 
         Returns:
-            The value, and a function from a cotangent (n,) to the gradient (n,), which can be called once. It raises
-            ``Disconnected`` if no gradient reaches the vector.
+            The value, and a function from a cotangent (n,) to the gradient (n,). It raises ``Disconnected`` if no gradient
+            reaches the vector. It can be called again, and may raise an error then.
 
         Raises:
             Disconnected: for a value that does not depend on the vector as far as the framework knows.

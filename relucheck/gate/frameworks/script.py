@@ -159,6 +159,10 @@ class Script:
         """Assert that a second forward does not change the gradient of the first."""
         return ""
 
+    def second_gradient(self, x: float) -> str:
+        """Assert that a second backward through one graph gives the same gradient."""
+        return ""
+
     def zeros(self, what: str) -> str:
         """Assert that ``"value"`` or ``"gradient"`` are the same at +0 and -0."""
         return ""
@@ -221,6 +225,10 @@ class Script:
         """``in_place``: assert that the forward does not overwrite its input."""
         return ""
 
+    def overwritten_in_inference(self) -> str:
+        """Assert that a call without gradients does not write to its input."""
+        return ""
+
     def overwritten_by_backward(self, x: float, what: str) -> str:
         """``in_place``: assert that backward does not overwrite what is named.
 
@@ -236,6 +244,7 @@ class Script:
         slack: float,
         *,
         stepped: bool = False,
+        along: tuple[int, float] | None = None,
     ) -> str:
         """``views``: compare a gradient of a call with an array for each argument or part.
 
@@ -244,9 +253,11 @@ class Script:
             dtypes: names of their dtypes.
             cotangent: the upstream gradient.
             expected: the right gradient of the argument that is checked; ``"dtype"`` to compare the value's dtype with
-                those of the arguments, ``"cotangent"`` to assert that backward does not write to the cotangent.
+                those of the arguments, ``"cotangent"`` to assert that backward does not write to the cotangent, ``"input"``
+                that forward does not write to the arguments.
             slack: how far a gradient may differ from it.
             stepped: whether the elements of what the call gets lie two apart in memory.
+            along: index and sign of another argument, whose gradient is added to the one that is compared.
         """
         return ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from relucheck.gate.frameworks.exchange import Function, JointCall, Output, Unwritten, View
+from relucheck.gate.frameworks.exchange import Function, Held, JointCall, Output, Unwritten, View
 from relucheck.numerics.floats import Floats
 
 
@@ -22,8 +22,17 @@ class Views:
         """
         raise Unwritten("write the method 'outputs', or leave out the capability 'views'")
 
+    def holding(self, target: Any, held: Held) -> Any:
+        """Return a module that calls a callable with learnable parameters.
+
+        They take the place of arguments after the first.
+        """
+        raise Unwritten("write the method 'holding', or leave out the capability 'views'")
+
     def viewed(self, target: Any, view: View) -> Any:
-        """Return a callable of one array, which is a module if the target is one.
+        """Return a callable of one array.
+
+        It is a module if the target is one, or if the view holds arguments.
 
         The target stays as it is.
 

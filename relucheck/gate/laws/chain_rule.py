@@ -159,7 +159,8 @@ def chain_rule(case: Case) -> None:
     for v in (math.ldexp(1.0, -reach), -math.ldexp(1.0, -reach // 2), math.ldexp(1.0, reach), 0.0):
         expected = v * base
         # sigmoid(1000 * x) multiplies by 1000 what underflowed before: all of it is small, but not below the normal numbers
-        slack = 4 * case.eps * np.abs(expected) + (min(_UNDERFLOW * case.tiny, abs(v) / 100) if v else case.tiny)
+        least = abs(v) / (8 if case.resolution.format.name == "float16" else 100)
+        slack = 4 * case.eps * np.abs(expected) + (min(_UNDERFLOW * case.tiny, least) if v else case.tiny)
         # a subnormal gradient for cotangent 1 has few digits, and products with it have fewer
         slack = slack + 8 * abs(v) * case.tiny * case.eps + case.tiny * case.eps * 4 + abs(v) * noise
         _judge_product(

@@ -23,6 +23,12 @@ def _everywhere(case: Case) -> bool:
     return True
 
 
+def has_others(case: Case) -> bool:
+    """Whether a case checks one of several arguments, parts or elements of a row."""
+    view = case.subject.view
+    return view is not None and len(view.names) > 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Law:
     """A property that every correct activation gradient has, with the function that checks it.
@@ -36,6 +42,7 @@ class Law:
         needs: the capabilities that the law needs of a framework, names from ``CAPABILITIES``. It is skipped for a
             framework that lacks one.
         needs_gradient: whether the law is skipped if forward or backward raises.
+        needs_stable: whether the law is skipped if two calls on the same input differ.
         explains_failure: whether this law reports why an activation does not run; only one law does.
         needs_peers: whether it compares with other activations that are numerically the same function.
         per_channel: whether other laws check it again in every channel, and for other numbers of the other arguments.
@@ -51,6 +58,7 @@ class Law:
     applies: Callable[[Case], bool] = _everywhere
     needs: tuple[str, ...] = ()
     needs_gradient: bool = True
+    needs_stable: bool = True
     explains_failure: bool = False
     needs_peers: bool = False
     per_channel: bool = False
@@ -72,6 +80,7 @@ def law(
     applies: Callable[[Case], bool] = _everywhere,
     needs: tuple[str, ...] = (),
     needs_gradient: bool = True,
+    needs_stable: bool = True,
     explains_failure: bool = False,
     needs_peers: bool = False,
     per_channel: bool = False,
@@ -104,6 +113,7 @@ def law(
             applies,
             needs,
             needs_gradient,
+            needs_stable,
             explains_failure,
             needs_peers,
             per_channel,

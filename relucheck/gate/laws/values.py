@@ -172,7 +172,7 @@ def _begin(case: Case, x: Floats, y: Floats, index: int) -> float:
 def _artefact(case: Case, gap: _Gap) -> str:
     """Say why a gap in the exact function's values is no property of the function; empty if it may be one."""
     sides = [(end, side) for end, side in ((gap.low, -1), (gap.high, 1)) if math.isfinite(end)]
-    if not all(_converges(case, end, side) for end, side in sides):
+    if not sides or not all(_converges(case, end, side) for end, side in sides):
         return ""
     if gap.point:
         return "the function has finite limits on both sides"
@@ -330,6 +330,7 @@ class _Quantity:
             places = outside(candidates[start : start + _AT_ONCE], _NEAR[::9])
             if places.size:
                 slack[places] += case.resolution.of_cancellation(self.wide, x[places])
+                slack[places] += case.resolution.of_noise(self.wide, x[places])
                 wrong[outside(places, _NEAR)] = True
         return wrong, low, high
 

@@ -16,11 +16,13 @@ from relucheck.gate.frameworks import framework_named
 from relucheck.gate.frameworks.exchange import View
 from relucheck.gate.recognition.arguments import views_of_arguments
 from relucheck.gate.recognition.attempts import Attempt, Skipped, first_that_fits
+from relucheck.gate.recognition.holding import holding
 from relucheck.gate.recognition.layers import refuse_layers
 from relucheck.gate.recognition.outputs import differentiable
 from relucheck.gate.recognition.parts import views_of_parts
 from relucheck.gate.recognition.rows import view_of_rows
-from relucheck.gate.subject import Mixes, NeedsArguments, NotAnActivation, OtherLayout, Subject, TargetError, Unconstructed
+from relucheck.gate.refusals import Mixes, NeedsArguments, NotAnActivation, OtherLayout, TargetError, Unconstructed
+from relucheck.gate.subject import Subject
 
 __all__ = ["Recognised", "recognised"]
 
@@ -69,27 +71,49 @@ def recognised(activation: Activation, scan: tuple[float, float] = SCAN_RANGE) -
 
 
 def _in_several(attempt: Attempt) -> Recognised | None:
-    """Recognise a function of several arrays, parts or rows, or with several results; None for any other callable.
+    """Recognise a function of several arrays, parts or rows, or with several results; else None."""
+    if attempt.needs_arguments:
+        output, unchecked = differentiable(attempt)
+        base = View(output=output)
+        subjects, skipped = views_of_arguments(attempt, base)
+        if not subjects:
+            return next(filter(None, map(_of_one, holding(attempt))), None)
+        return Recognised(_declared(subjects), skipped | unchecked)
+    return _of_one(attempt)
+
+
+def _of_one(attempt: Attempt) -> Recognised | None:
+    """Recognise a function of one array: of its channels, parts or rows.
+
+    None for any other callable.
 
     Raises:
         Mixes: for linear layers around an activation.
     """
     output, unchecked = differentiable(attempt)
-    base = View(output=output)
-    if not attempt.needs_arguments and output is not None:
+    base = View(output=output, held=attempt.held)
+    if attempt.held or output is not None:
         subject = first_that_fits(attempt, [base])
         if subject is not None:
             return Recognised((subject,), unchecked)
-    views_of = views_of_arguments if attempt.needs_arguments else views_of_parts
-    subjects, skipped = views_of(attempt, base)
-    if not subjects:
-        refuse_layers(attempt)
-        row = None if attempt.needs_arguments else view_of_rows(attempt, base)
-        return None if row is None else Recognised((row,), unchecked)
-    gate = next((subject for subject in subjects if subject.name.endswith("[gate]")), subjects[0])
-    for subject in subjects:
-        # kinks are declared of the gate; an in-place variant is no function of one array
+    subjects, skipped = views_of_parts(attempt, base)
+    if subjects:
+        return Recognised(_declared(subjects), skipped | unchecked)
+    refuse_layers(attempt)
+    row = view_of_rows(attempt, base)
+    return None if row is None else Recognised((row,), unchecked)
+
+
+def _declared(subjects: list[Subject]) -> tuple[Subject, ...]:
+    """Give each of several subjects the declarations that concern it."""
+    names = [subject.view.name for subject in subjects if subject.view is not None]
+    gate = "gate" if "gate" in names else names[0]
+    declared = {kink.argument for subject in subjects for kink in subject.activation.kinks if kink.argument}
+    if unknown := sorted(declared - {*names}):
+        raise TargetError(f"declares a kink of the argument {unknown[0]!r}; those that are checked are {', '.join(names)}")
+    for subject, name in zip(subjects, names, strict=True):
+        # an in-place variant is no function of one array
         inplace = None if callable(subject.activation.inplace) else subject.activation.inplace
-        kinks = subject.activation.kinks if subject is gate else ()
+        kinks = tuple(kink for kink in subject.activation.kinks if (kink.argument or gate) == name)
         subject.activation = dataclasses.replace(subject.activation, kinks=kinks, inplace=inplace)
-    return Recognised(tuple(subjects), skipped | unchecked)
+    return tuple(subjects)

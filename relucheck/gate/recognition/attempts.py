@@ -11,9 +11,10 @@ import numpy as np
 
 from relucheck.activations.kinks import Activation
 from relucheck.gate.frameworks import framework_named
-from relucheck.gate.frameworks.exchange import Disconnected, Output, View
+from relucheck.gate.frameworks.exchange import Disconnected, Held, Output, View
 from relucheck.gate.frameworks.port import Framework
-from relucheck.gate.subject import SEED, NotAnActivation, Subject, TargetError, required
+from relucheck.gate.refusals import NotAnActivation, TargetError, required
+from relucheck.gate.subject import SEED, Subject
 from relucheck.numerics.floats import Floats
 
 #: Names of arguments, parts and results that are not checked, with the reason.
@@ -33,10 +34,11 @@ class Attempt:
         activation: the activation and its declarations.
         scan: range of inputs in which to search for kinks.
         needs_arguments: whether it needs further arguments after the first.
+        held: arguments that are learnable parameters of a module in its place; see ``View``.
     """
 
-    def __init__(self, activation: Activation, scan: tuple[float, float], needs_arguments: bool) -> None:
-        self.activation, self.scan, self.needs_arguments = activation, scan, needs_arguments
+    def __init__(self, activation: Activation, scan: tuple[float, float], needs_arguments: bool, held: Held = ()) -> None:
+        self.activation, self.scan, self.needs_arguments, self.held = activation, scan, needs_arguments, held
 
     @property
     def framework(self) -> Framework:
@@ -45,8 +47,9 @@ class Attempt:
 
     @functools.cached_property
     def target(self) -> Any:
-        """The callable itself."""
-        return self.framework.constructed(self.activation.make, SEED)
+        """The callable itself, or the module that holds its arguments."""
+        target = self.framework.constructed(self.activation.make, SEED)
+        return self.framework.holding(target, self.held) if self.held else target
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:

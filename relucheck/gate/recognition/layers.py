@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from relucheck.gate.recognition.attempts import Attempt, spread_numbers
-from relucheck.gate.subject import Mixes
+from relucheck.gate.refusals import Mixes
 
 
 def refuse_layers(attempt: Attempt) -> None:

@@ -101,7 +101,7 @@ def _interleaved(attempt: Attempt, base: View, halving: _Halving) -> bool | None
 
 
 def _names(attempt: Attempt, base: View, halving: _Halving, interleaved: bool) -> tuple[str, str]:
-    """Name the parts: the value is the one in which the unit is linear, if it is so in one alone."""
+    """Name the parts: the value is the one in which the unit is linear, up to a constant, if it is so in one alone."""
     linear = []
     for part in (0, 1):
         own = np.arange(halving.x.shape[halving.axis])
@@ -109,12 +109,14 @@ def _names(attempt: Attempt, base: View, halving: _Halving, interleaved: bool) -
         shape = [1] * halving.x.ndim
         shape[halving.axis] = own.size
         chosen = mask.reshape(shape)
-        factors = (2.0, -1.0)  # the negative one tells ReLU from a linear function
-        scaled = [_value(attempt, base, np.where(chosen, factor * halving.x, halving.x)) for factor in factors]
+        # the negative factor tells ReLU from a linear function
+        at = {factor: _value(attempt, base, np.where(chosen, factor * halving.x, halving.x)) for factor in (0.0, 2.0, -1.0)}
+        zero = at[0.0]
         linear.append(
-            all(
-                y is not None and np.allclose(y, factor * halving.y, rtol=1e-4, atol=1e-5)
-                for y, factor in zip(scaled, factors, strict=True)
+            zero is not None
+            and all(
+                y is not None and np.allclose(y - zero, factor * (halving.y - zero), rtol=1e-4, atol=1e-5)
+                for factor, y in at.items()
             )
         )
     if linear == [True, False]:

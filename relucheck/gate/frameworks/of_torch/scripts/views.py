@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from relucheck.gate.frameworks.of_torch.views import filled, held_name, packed, result, seen
 from relucheck.gate.frameworks.script import Script
-from relucheck.gate.frameworks.torch_views import filled, packed, result, seen
 from relucheck.numerics.floats import Floats
 
 
@@ -29,6 +29,44 @@ class TorchViewScript(Script):
             hooks.append(f"act.register_forward_hook(lambda m, i, y: {read})")
         return ["; ".join(hooks)]
 
+    def holding(self, *, viewing: bool) -> list[str]:
+        """Return lines that make ``act`` a module that holds arguments.
+
+        It calls ``whole`` with them.
+
+        Args:
+            viewing: whether it is a function of one tensor under the view, too.
+        """
+        view = self.subject.view
+        assert view is not None
+        names = [f"act.{held_name(name)}" for name, _ in view.held]
+        held = [list(numbers) if isinstance(numbers, tuple) else numbers for _, numbers in view.held]
+        parameters = ", ".join(f"torch.nn.Parameter(torch.tensor({numbers}, {self.place}))" for numbers in held)
+        call = f"whole({packed(view, filled(view)) if viewing else 'x'}, {', '.join(names)})"
+        return [
+            f"act = torch.nn.Module(); {', '.join(names)} = {parameters}",
+            f"act.forward = lambda x: {seen(view, call) if viewing else call}",
+        ]
+
+    def copying(self) -> list[str]:
+        """Return lines that make ``act`` work on a copy of its input.
+
+        There are none if it does not write to its input.
+        """
+        if not self.subject.writes:
+            return []
+        if self.subject.is_module:
+            first = ", prepend=True" if self.subject.view is not None else ""
+            return [f"act.register_forward_pre_hook(lambda module, inputs: inputs[0].clone(){first})"]
+        return ["overwriting = act", "act = lambda x, **more: overwriting(x.clone(), **more)"]
+
+    @property
+    def place(self) -> str:
+        """Dtype and device as arguments of ``to`` and ``torch.tensor``; the CPU is left out."""
+        if self.device == "cpu":
+            return f"dtype=torch.{self.dtype}"
+        return f'dtype=torch.{self.dtype}, device="{self.device}"'
+
     def joint(
         self,
         arrays: Sequence[Floats],
@@ -38,6 +76,7 @@ class TorchViewScript(Script):
         slack: float,
         *,
         stepped: bool = False,
+        along: tuple[int, float] | None = None,
     ) -> str:
         view = self.subject.view
         assert view is not None
@@ -55,6 +94,13 @@ class TorchViewScript(Script):
         if isinstance(expected, str) and expected == "dtype":
             widest = functools.reduce(lambda a, b: f"torch.promote_types({a}, {b})", [f"{name}.dtype" for name in names])
             lines += ["print(y.dtype)", f"assert y.dtype in (p[0].dtype, {widest})"]
+        elif isinstance(expected, str) and expected == "input":
+            lines[-1:] = [
+                f"given = [each.detach().clone() for each in ({call},)]",
+                "before = [each.tolist() for each in given]",
+                "act(*given)",
+                "assert [each.tolist() for each in given] == before, given",
+            ]
         elif isinstance(expected, str):
             lines += [
                 f"v = {v}",
@@ -63,8 +109,13 @@ class TorchViewScript(Script):
                 "assert v.tolist() == before, v",
             ]
         else:
+            if along is None:
+                lines.append(f"g, = torch.autograd.grad(y, {names[view.index]}, {v})")
+            else:
+                pair = f"({names[view.index]}, {names[along[0]]})"
+                lines.append(f"g, h = torch.autograd.grad(y, {pair}, {v}, materialize_grads=True)")
+                lines.append(f"g = g {'+' if along[1] > 0 else '-'} h.reshape(g.shape)  # the derivative along both")
             lines += [
-                f"g, = torch.autograd.grad(y, {names[view.index]}, {v})",
                 f"expected = torch.tensor({expected.tolist()}, dtype=torch.float64{on})",
                 f"assert (g.double() - expected).abs().max() <= {slack:.6g}, (g, expected)",
             ]

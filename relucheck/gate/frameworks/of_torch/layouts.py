@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from relucheck.gate.frameworks.exchange import Function, Relaid, Unsupported
-from relucheck.gate.frameworks.torch_arrays import numbers, tensor
-from relucheck.gate.frameworks.torch_scripts import arrangements
-from relucheck.gate.frameworks.torch_views import has_view
+from relucheck.gate.frameworks.of_torch.arrays import numbers, tensor
+from relucheck.gate.frameworks.of_torch.scripts.whole import arrangements
+from relucheck.gate.frameworks.of_torch.views import has_view
 from relucheck.numerics.floats import Floats
 
 #: Layouts in which each element has one place in memory without gaps.

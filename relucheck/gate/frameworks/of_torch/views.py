@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relucheck.gate.frameworks.exchange import Function, JointCall, Output, Unsupported, View
-from relucheck.gate.frameworks.torch_arrays import described, like, numbers, tensor
+from relucheck.gate.frameworks.exchange import Function, Held, JointCall, Output, Unsupported, View
+from relucheck.gate.frameworks.of_torch.arrays import described, like, numbers, tensor
 from relucheck.gate.frameworks.views import Views
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.numerics.floats import Floats
@@ -90,6 +90,28 @@ class Viewed:
         return _read(self.view)(self.target(*_pack(self.view)(x)))
 
 
+class Holding(nn.Module):
+    """A callable whose arguments after the first are learnable parameters of these names."""
+
+    def __init__(self, target: Callable[..., Any], held: Held) -> None:
+        super().__init__()
+        self.target = target
+        for name, given in held:
+            self.register_parameter(held_name(name), nn.Parameter(torch.tensor(given)))
+        self.names = [held_name(name) for name, _ in held]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.target(x, *(getattr(self, name) for name in self.names))
+
+
+def held_name(name: str) -> str:
+    """Return the name of the parameter that holds an argument.
+
+    A name that modules use themselves gets a line behind it.
+    """
+    return f"{name}_" if hasattr(nn.Module(), name) or name in ("target", "names") else name
+
+
 class _Packs:
     """A hook that gives a module under a view all its arguments. Unlike a lambda, it can be pickled."""
 
@@ -125,7 +147,12 @@ class TorchViews(Views):
         entries = found.items() if isinstance(found, Mapping) else enumerate(found)
         return [_output(key, value) for key, value in entries]
 
+    def holding(self, target: Any, held: Held) -> Any:
+        return Holding(target, held)
+
     def viewed(self, target: Any, view: View) -> Any:
+        if view.held:
+            target = Holding(target, view.held)
         if not isinstance(target, nn.Module):
             return Viewed(target, view)
         try:
@@ -165,16 +192,19 @@ class TorchViews(Views):
             for array, dtype in zip(arrays, dtypes or [whole.dtype] * len(arrays), strict=True)
         ]
         try:
-            y = _compiled(f"lambda y: {result(view, 'y')}")(whole.target(*pack(*(leaf.clone() for leaf in leaves))))
+            given = pack(*(leaf.clone() for leaf in leaves))
+            before = [argument.detach().clone() for argument in given]
+            y = _compiled(f"lambda y: {result(view, 'y')}")(whole.target(*given))
+            wrote = not all(torch.equal(*pair) for pair in zip(given, before, strict=True))
             if cotangent is None:
-                return JointCall(described(y))
+                return JointCall(described(y), overwrote_input=wrote)
             v = like(y, cotangent)
             gradients = torch.autograd.grad(y, leaves, v, allow_unused=True)
             overwrote = not torch.equal(v, like(y, cotangent))
         except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
             raise Unsupported(f"a call with arguments of the shapes {[array.shape for array in arrays]}", error) from None
         found = tuple(None if gradient is None else described(gradient) for gradient in gradients)
-        return JointCall(described(y), found, overwrote)
+        return JointCall(described(y), found, overwrote, wrote)
 
     def shapes_of_parameters(self, target: Any) -> dict[str, tuple[int, ...]]:
         named = target.named_parameters() if isinstance(target, nn.Module) else ()

@@ -1,0 +1,1 @@
+"""torch behind the port."""

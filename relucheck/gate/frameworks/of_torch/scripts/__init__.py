@@ -1,0 +1,1 @@
+"""Reproducing scripts in torch."""
