@@ -1,4 +1,4 @@
-"""What a branch trains for: the loss of its model, the gradients at hits, the optimiser and the test.
+"""What a branch trains for: loss, gradients at hits, optimiser and test.
 
 The objective here is that of the published experiments. ``relucheck.training.own`` has the one of a user's model.
 """
@@ -22,7 +22,7 @@ _EVALUATED: Final = 1024  # about the number of test images per forward
 
 
 class Counting(Protocol):
-    """Where the hits of the last training forward are counted: a layer, or all activations of a model.
+    """Where the hits of the last training forward are counted: a layer, or a whole model.
 
     ``Kinked`` describes the attributes.
     """
@@ -58,17 +58,23 @@ class Objective(Protocol):
         """How many samples of a mini-batch its loss is the mean of."""
 
     def gradients(self, loss: Tensor, parameters: Sequence[Tensor], chosen: Choice, *, keep: bool) -> list[Tensor]:
-        """The gradients of the parameters; ``keep`` says that another backward on the same graph follows."""
+        """The gradients of the parameters.
+
+        ``keep`` says that another backward on the same graph follows.
+        """
 
     def optimiser(self, flat: Flat, parameters: Sequence[Tensor]) -> tuple[torch.optim.Optimizer, bool]:
-        """A new optimiser, and whether it steps over ``Flat.whole`` instead of the parameters one by one."""
+        """A new optimiser, and whether it steps over ``Flat.whole``, not over each parameter."""
 
     def tested(self) -> Tested:
         """Test the model as it is now."""
 
 
 def usual_optimiser(chosen: Optimiser, flat: Flat, parameters: Sequence[Tensor]) -> tuple[torch.optim.Optimizer, bool]:
-    """One of torch's optimisers, over all parameters at once where that changes no bit; see ``Objective.optimiser``."""
+    """One of torch's optimisers, over all parameters at once where that changes no bit.
+
+    ``Objective.optimiser`` describes the result.
+    """
     together = len(parameters) == len(flat.parameters) and same_as_apart(chosen, flat)
     return make_optimiser(chosen, [flat.whole] if together else parameters), together
 

@@ -81,7 +81,10 @@ _ADAM: Final = Optimiser()
 
 
 class Plan(Protocol):
-    """What training asks of the settings of a comparison, whatever is trained; ``Settings`` describes the attributes."""
+    """What training asks of the settings of a comparison, whatever is trained.
+
+    ``Settings`` describes the attributes.
+    """
 
     @property
     def members(self) -> tuple[Member, ...]: ...

@@ -30,9 +30,8 @@ def mlp(*, dead: int = 0, dropout: float = 0.0) -> nn.Module:
     """784-12-8-10 with ReLU modules; the first ``dead`` units have no weights, so that they are exactly 0."""
 
     def make() -> nn.Module:
-        return nn.Sequential(
-            nn.Linear(784, 12), nn.ReLU(), nn.Dropout(dropout), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 10)
-        )
+        between = nn.Dropout(dropout) if dropout else nn.Identity()
+        return nn.Sequential(nn.Linear(784, 12), nn.ReLU(), between, nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 10))
 
     model = drawn(functools.partial(make))
     with torch.no_grad():

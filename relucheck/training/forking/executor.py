@@ -27,7 +27,10 @@ Factory = Callable[[Settings, int, Clock, Switch], nn.Module]
 
 
 class Source(Protocol):
-    """The mini-batches of one seed: inputs and targets, see ``relucheck.training.batches.Batches``."""
+    """The mini-batches of one seed: inputs and targets.
+
+    ``relucheck.training.batches.Batches`` describes the methods.
+    """
 
     def begin(self, epoch: int) -> None: ...
     def of(self, start: int, stop: int) -> tuple[Any, Any]: ...

@@ -1,1 +1,1 @@
-"""Train a user's model: any eager model, mini-batches, loss and optimiser, with the forking executor."""
+"""Train a user's model, with its mini-batches, loss and optimiser, by the forking executor."""

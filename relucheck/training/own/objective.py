@@ -1,4 +1,7 @@
-"""What a user's model trains for: its loss, with the subgradient of every activation call that an interception serves."""
+"""What a user's model trains for: its loss, with the chosen subgradient.
+
+The subgradient is that of every activation call which an interception serves.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train a user's model with s = 0, its control, s = 1 and nudges of s = 0, resuming where it stopped."""
+"""Train a user's model with s = 0, its control, s = 1 and nudges, resuming where it stopped."""
 
 from __future__ import annotations
 

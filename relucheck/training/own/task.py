@@ -1,4 +1,4 @@
-"""What is trained where a user brings the model: mini-batches, loss, optimiser, and the settings of the comparison."""
+"""What is trained where a user brings the model, and the settings of the comparison."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class Task:
     optimiser: OptimiserChoice
 
     def digest(self) -> str:
-        """SHA-256, in hex, of parameters, buffers and mini-batches, by which a stored run is recognised."""
+        """SHA-256, in hex, of parameters, buffers and mini-batches.
+
+        A stored run is recognised by it.
+        """
         digest = hashlib.sha256()
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
             digest.update(name.encode())
@@ -68,7 +71,9 @@ def _add(digest: Any, tensor: Tensor) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class OwnSettings:
-    """The settings of a comparison on a user's model: one seed, with s = 0, its control, s = 1 and nudges of s = 0.
+    """The settings of a comparison on a user's model.
+
+    It has one seed, with s = 0, its control, s = 1 and nudges of s = 0.
 
     Attributes:
         seed: of the order of mini-batches, the random numbers of each step and the nudges.
@@ -140,7 +145,9 @@ class OwnSettings:
 
 
 class OwnBatches:
-    """The mini-batches of a run, in passes over all of them, each in an order drawn from the seed.
+    """The mini-batches of a run, in passes over all of them.
+
+    Each pass has an order drawn from the seed.
 
     Args:
         batches: of a pass.
