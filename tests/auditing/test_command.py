@@ -10,7 +10,8 @@ import torch
 
 from relucheck.__main__ import main
 from relucheck.auditing import targets
-from relucheck.errors import FAILED, MISSING, OK, UNWRITABLE, USAGE
+from relucheck.errors import FAILED, INTERRUPTED, MISSING, OK, UNWRITABLE, USAGE
+from relucheck.training.own.task import OwnBatches
 
 MODELS = """
 import torch
@@ -94,6 +95,20 @@ def test_a_fault_in_the_wiring_exits_with_1(capsys: pytest.CaptureFixture[str]) 
 def test_a_control_that_differs_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models.py:Drifting", "--steps", "10", "--compared", "1") == FAILED
     assert "nothing can be concluded: control differed at step 1" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_interrupted_command_says_what_is_kept(
+    keep: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: OwnBatches, epoch: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OwnBatches, "begin", interrupted)
+    assert run("models.py:net", "--steps", "10", *(["--out", "out"] if keep else [])) == INTERRUPTED
+    says = "run the same again to begin there" if keep else "nothing is kept, as no folder was given"
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("models")
