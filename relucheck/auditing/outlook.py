@@ -4,6 +4,9 @@ A rule of ``relucheck.hits`` needs to know what computes the input of an activat
 watched. If the input is the very tensor that a linear layer, a batch norm or an addition of two tensors returned,
 ``relucheck.hits.rates`` or ``relucheck.hits.normed`` predicts its hits. Hits behind other calls, such as convolutions, are
 counted and not predicted.
+
+Some hits are certain, whatever the rounding: the sum of two exact zeros, such as those of a ReLU and of a batch norm whose
+weight and bias are 0, and the outputs of that batch norm. They are added to what the rules predict.
 """
 
 from __future__ import annotations
@@ -126,7 +129,7 @@ def _sum_rule(a: Tensor, b: Tensor) -> _Rule:
     def rule(z: Tensor, kink: float) -> float:
         if kink != 0 or z.ndim < 2:
             raise _Unpredicted("residual sums are predicted at 0, with at least two dimensions")
-        return residual_sum(a, b).hits
+        return residual_sum(a, b).hits + int(((a == 0) & (b == 0)).sum())
 
     return rule
 
@@ -148,7 +151,10 @@ def _norm_rule(norm: nn.Module, x: Tensor) -> _Rule:
             raise _Unpredicted("batch norm is predicted in training, as a module")
         if z.dtype.itemsize == 2 and not isinstance(norm, RoundedBatchNorm):
             raise _Unpredicted("the device's own batch norm in 16 bits has no rule")
-        return batch_norm(x, norm, kink).hits
+        if not norm.affine:
+            return batch_norm(x, norm, kink).hits
+        certain = int(((norm.weight == 0) & (norm.bias == kink)).sum()) * (x.numel() // x.shape[1])
+        return batch_norm(x, norm, kink).hits + certain
 
     return rule
 

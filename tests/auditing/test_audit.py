@@ -246,6 +246,19 @@ def test_one_object_gives_text_markdown_and_json(dead: Audit) -> None:
     assert len(content["parts"][0]["trained"]["distances"]["s = 1"]) == 10
 
 
+def test_hits_that_do_not_depend_on_rounding_are_predicted() -> None:
+    """A channel of batch norm without weight and bias, and a branch that is 0 where its skip is."""
+    model = drawn(Convolutional).train()
+    with torch.no_grad():
+        for name in ("norm.weight", "conv.weight", "conv.bias"):
+            model.get_parameter(name)[0] = 0
+    norm, total = outlook(model, digits(1, image=True)[0][0])
+    assert norm.hits == norm.activations / 4
+    assert norm.expected == pytest.approx(norm.hits, rel=1e-3)
+    assert total.hits >= total.activations / 4
+    assert total.expected == pytest.approx(total.hits, rel=1e-3)
+
+
 def test_outlook_counts_what_compare_counts() -> None:
     model = drawn(Convolutional).train()
     (x, y), *_ = digits(image=True)
