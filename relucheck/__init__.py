@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from relucheck.activations.kinks import Activation, Kink
     from relucheck.activations.modules import LeakyReLU, ReLU, ReLU6
+    from relucheck.auditing.api import audit
     from relucheck.bifurcation.compare import Comparison, backprop, compare
     from relucheck.bifurcation.explain import explain
     from relucheck.bifurcation.subgradient import set_subgradient
@@ -28,6 +29,7 @@ _HOME: Final = {
     "LeakyReLU": "activations.modules",
     "ReLU": "activations.modules",
     "ReLU6": "activations.modules",
+    "audit": "auditing.api",
     "backprop": "bifurcation.compare",
     "check_activation": "gate.api",
     "check_wiring": "bifurcation.wiring",
@@ -45,6 +47,7 @@ __all__ = [
     "LeakyReLU",
     "ReLU",
     "ReLU6",
+    "audit",
     "backprop",
     "check_activation",
     "check_wiring",

@@ -3,9 +3,9 @@
 Exit codes:
 
 * 0: nothing failed.
-* 1: a law failed, an expected failure no longer fails, the kink table differs from the older one, or a comparison is void
-  because its control differed.
-* 2: the command line, the configuration, a kink table to compare with, or a results folder cannot be used.
+* 1: a law failed, an expected failure no longer fails, the kink table differs from the older one, the wiring of a model is
+  faulty, or a comparison is void because its control differed.
+* 2: the command line, the configuration, a model, a kink table to compare with, or a results folder cannot be used.
 * 3: a target does not import or holds no activations, data, a device, a package or a cluster is missing, or the device has
   too little memory.
 * 4: a file cannot be written or read, or belongs to something else.
@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Sequence
 
 from relucheck import __version__
-from relucheck.commands import claims, gate, kernels, reproduce
+from relucheck.commands import claims, gate, kernels, model, reproduce
 from relucheck.errors import BROKEN, INTERRUPTED, UNWRITABLE, USAGE, RelucheckError
 
 
@@ -31,14 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="relucheck",
         description="Check what autodiff does at the kinks of activation functions, such as ReLU at 0.",
-        epilog="exit codes: 0 nothing failed; 1 a law failed, kinks differ from an older table, or a control differed; "
-        "2 invalid command line or configuration; 3 a target does not import, or data, a package, a device, a cluster or "
-        "memory is missing; "
-        "4 a file cannot be written or read, or belongs to something else; 70 a bug in relucheck; 130 interrupted",
+        epilog="exit codes: 0 nothing failed; 1 a law failed, kinks differ from an older table, the wiring of a model is "
+        "faulty, or a control differed; 2 invalid command line, configuration or model; 3 a target does not import, or "
+        "data, a package, a device, a cluster or memory is missing; 4 a file cannot be written or read, or belongs to "
+        "something else; 70 a bug in relucheck; 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"relucheck {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (gate, reproduce, claims, kernels):
+    for module in (gate, model, reproduce, claims, kernels):
         module.add(commands)
     return parser
 

@@ -148,7 +148,7 @@ def _activations_in(
     known = _namespace(target)
     if known is not None:
         return known, []
-    container, attribute = _load(target, root)
+    container, attribute = load(target, root)
     return _collect(target, container, attribute, constructors)
 
 
@@ -159,8 +159,13 @@ def _namespace(target: str) -> list[Activation] | None:
     return namespaces[target]() if target in namespaces else None
 
 
-def _load(target: str, root: Path) -> tuple[Any, str]:
-    """Import the module that a target names; return it and the attribute after the colon."""
+def load(target: str, root: Path) -> tuple[Any, str]:
+    """Import the module that a target names; return it and the attribute after the colon.
+
+    Raises:
+        TargetImportError: it names no module, or none that exists.
+        Exception: what the import raises.
+    """
     place, _, attribute = target.partition(":") if not target.endswith(".py") else (target, "", "")
     if not place.strip():
         raise TargetImportError(
@@ -214,13 +219,7 @@ def _collect(
         ]
         chosen = [(name, value) for name, value in candidates if _is_candidate(name, value, container, listed)]
     else:
-        value = container
-        for part in attribute.split("."):
-            if not hasattr(value, part):
-                hint = did_you_mean(part, dir(value))
-                raise TargetImportError(f"target {target!r}: {part!r} does not exist{'; ' * bool(hint)}{hint.strip()}")
-            value = getattr(value, part)
-        chosen = list(_unpack(attribute.split(".")[-1], value))
+        chosen = list(_unpack(attribute.split(".")[-1], attribute_of(container, attribute, target)))
     activations: list[Activation] = []
     skipped: list[tuple[str, str]] = []
     seen: set[tuple[str, int]] = set()
@@ -235,6 +234,21 @@ def _collect(
         except _NeedsArguments as error:
             skipped.append((name, str(error)))
     return activations, skipped
+
+
+def attribute_of(container: Any, attribute: str, target: str) -> Any:
+    """What a target names in its module, such as "Class.member".
+
+    Raises:
+        TargetImportError: there is nothing of this name.
+    """
+    value = container
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            hint = did_you_mean(part, dir(value))
+            raise TargetImportError(f"target {target!r}: {part!r} does not exist{'; ' * bool(hint)}{hint.strip()}")
+        value = getattr(value, part)
+    return value
 
 
 def _unpack(name: str, value: Any) -> Iterator[tuple[str, Any]]:

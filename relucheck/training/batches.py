@@ -72,7 +72,7 @@ class Batches:
         return self._cut(self.order, start, stop)
 
     def _cut(self, order: Tensor | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        where = slice(start, stop) if order is None else order[:, start:stop]
+        where = slice(start, stop) if order is None else order[..., start:stop]
         return self._train.images[where], self._train.labels[where]
 
     def after(self, stop: int) -> tuple[Tensor, Tensor] | None:
@@ -86,3 +86,10 @@ class Batches:
                 return None
             stop, order = 0, self._order_of(self._epoch + 1)
         return self._cut(order, stop, min(stop + self._settings.batch_size, len(self._train)))
+
+
+class OfOneSeed(Batches):
+    """The mini-batches of one seed: images [n, ...] and labels [n]."""
+
+    def _cut(self, order: Tensor | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return super()._cut(order if order is None else order[0], start, stop)

@@ -29,13 +29,14 @@ from relucheck.numerics.determinism import deterministic
 from relucheck.numerics.devices import available, environment
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store
+from relucheck.training.forking import ForkingExecutor
 from relucheck.training.members import Member
 from relucheck.training.results.result import VERSIONS, Result, SeedResult
 from relucheck.training.results.seed_store import finished, keep, read, same_reference
-from relucheck.training.settings import Settings
-from relucheck.training.sitting import EXECUTORS, AfterEpoch, Interrupted, Sitting, group_name
+from relucheck.training.settings import Plan, Settings
+from relucheck.training.sitting import AfterEpoch, Executor, Interrupted, Sitting, group_name
 from relucheck.training.splits import split_of
-from relucheck.training.stacked.executor import alone_on, stackable
+from relucheck.training.stacked.executor import StackedExecutor, alone_on, stackable
 from relucheck.work import Report, Unit
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "usual_executor",
 ]
 
+EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
 #: Parts of torch's messages when the CPU, cuBLAS or CUDA is out of memory, for errors that are a plain RuntimeError.
 _NO_MEMORY: Final = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
@@ -201,7 +203,8 @@ def _steps_done(group: Settings, folder: Path) -> int:
     return Store(folder).steps(group_name(group))
 
 
-def _origin(device: torch.device, executor: str) -> dict[str, str]:
+def origin_of(device: torch.device, executor: str) -> dict[str, str]:
+    """Where a seed is trained: the device, the executor, the processor and the versions."""
     here = environment(device)
     return {"device": here.device, "executor": executor, "processor": here.processor, **here.versions(*VERSIONS)}
 
@@ -218,10 +221,20 @@ def _train_group(
 ) -> dict[int, SeedResult]:
     """Train all seeds of ``settings`` together."""
     place = checked_device(device)
-    origin = _origin(place, executor)
-    with settings.arithmetic.active(), deterministic(), _without_fill(), _enough_memory(settings, place):
-        splits = split_of(settings, "train", root, place), split_of(settings, "test", root, place)
-        return Sitting(settings, *splits, place, origin, store, report, restart).run(after_epoch)
+    origin = origin_of(place, executor)
+    with (
+        settings.arithmetic.active(),
+        deterministic(),
+        without_fill(),
+        enough_memory(settings, str(settings.network), place),
+    ):
+        train, test = (split_of(settings, split, root, place) for split in ("train", "test"))
+        run: Executor = (
+            ForkingExecutor(settings, settings.seeds[0], train, test, place)
+            if executor == "forking"
+            else StackedExecutor(settings, settings.seeds, train, test, place)
+        )
+        return Sitting(settings, run, len(train), origin, store, report, restart).run(after_epoch)
 
 
 def _train_and_keep(
@@ -246,7 +259,7 @@ def _train_and_keep(
     if any(part is not None and part.void for part in stored.values()):
         report(0, f"{group_name(settings.of_seeds(seeds))} is skipped: another seed of its comparison is void")
         return
-    here = _origin(checked_device(device), executor)
+    here = origin_of(checked_device(device), executor)
     before = {seed: part for seed in seeds if (part := stored[seed]) is not None}
     continued = {seed: part for seed, part in before.items() if part.origin == here and part.thinned is None}
     store = Store(folder)
@@ -309,7 +322,7 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 @contextlib.contextmanager
-def _without_fill() -> Iterator[None]:
+def without_fill() -> Iterator[None]:
     """Keep deterministic mode from filling every new tensor with NaN while active.
 
     The fill takes 5 % of a step. It would show reads of uninitialised memory, which the control shows as well, because
@@ -325,7 +338,14 @@ def _without_fill() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _enough_memory(settings: Settings, device: torch.device) -> Iterator[None]:
+def enough_memory(settings: Plan, network: str, device: torch.device) -> Iterator[None]:
+    """Turn torch's errors about memory into a ``DeviceError``.
+
+    Args:
+        settings: of what is trained.
+        network: its name, for the message.
+        device: where it is trained.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -336,7 +356,7 @@ def _enough_memory(settings: Settings, device: torch.device) -> Iterator[None]:
         ):
             raise
         raise DeviceError(
-            f"no memory left on {device} for {len(settings.members)} members of {settings.network}, batch size "
+            f"no memory left on {device} for {len(settings.members)} members of {network}, batch size "
             f"{settings.batch_size}, {settings.arithmetic.name}: {str(error).splitlines()[0]}; use fewer seeds at a time, "
             "a smaller batch size, or another device"
         ) from error

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from relucheck import data
 from relucheck.errors import SettingsError, instance, listed, number, one_of, truth, whole
@@ -78,6 +78,30 @@ def nudged(settings: Settings) -> Settings:
 
 
 _ADAM: Final = Optimiser()
+
+
+class Plan(Protocol):
+    """What training asks of the settings of a comparison, whatever is trained.
+
+    ``Settings`` describes the attributes.
+    """
+
+    @property
+    def members(self) -> tuple[Member, ...]: ...
+    @property
+    def arithmetic(self) -> Arithmetic: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def every(self) -> int: ...
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+    @property
+    def shared(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, Any]: ...
+    def steps_of(self, samples: int) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,12 +16,9 @@ from typing import Any, Final, Protocol
 import torch
 
 from relucheck.results.store import OriginError, State, Store, StoreError
-from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.results.result import MemberResult, SeedResult
-from relucheck.training.settings import Settings
-from relucheck.training.stacked.executor import StackedExecutor
+from relucheck.training.settings import Plan
 
-EXECUTORS: Final[tuple[str, ...]] = ("forking", "stacked")
 #: Version of the content of a checkpoint. Raise it when the state of an executor changes.
 STATE: Final = 5
 #: If writing a checkpoint takes this many seconds or more, it is written less often than after every epoch, such that
@@ -54,7 +51,7 @@ class Executor(Protocol):
     def load(self, state: dict[str, Any]) -> None: ...
 
 
-def group_name(settings: Settings) -> str:
+def group_name(settings: Plan) -> str:
     """The name of a group of seeds in a store.
 
     Examples are "seed-3" and "seeds-0-to-9". Seeds that do not follow one another are named by their number and a digest.
@@ -72,9 +69,8 @@ class Sitting:
 
     Args:
         settings: of the comparison, with the members of the group only.
-        train: training data, on ``device``.
-        test: test data, on ``device``.
-        device: where to train.
+        executor: what trains the members.
+        samples: number of training samples.
         origin: device, executor and versions. A checkpoint of another origin is not continued.
         store: where checkpoints are kept; None keeps none.
         report: called with a number of steps and a line of text.
@@ -90,10 +86,9 @@ class Sitting:
 
     def __init__(
         self,
-        settings: Settings,
-        train: DataSplit,
-        test: DataSplit,
-        device: torch.device,
+        settings: Plan,
+        executor: Executor,
+        samples: int,
         origin: dict[str, str],
         store: Store | None,
         report: Callable[[int, str], None],
@@ -102,17 +97,13 @@ class Sitting:
         expensive_s: float = EXPENSIVE_S,
         share: float = SHARE,
     ) -> None:
-        self.settings, self.train, self.origin, self.store, self.report = settings, train, origin, store, report
+        self.settings, self.executor, self.samples = settings, executor, samples
+        self.origin, self.store, self.report = origin, store, report
         self.expensive_s, self.share = expensive_s, share
         self.name = group_name(settings)
         self.identity = {"state": STATE, "executor": origin["executor"], "settings": settings.shared}
         self.members = json.dumps(settings.to_json()["members"])
-        self.steps = settings.steps_of(len(train))
-        self.executor: Executor = (
-            ForkingExecutor(settings, settings.seeds[0], train, test, device)
-            if origin["executor"] == "forking"
-            else StackedExecutor(settings, settings.seeds, train, test, device)
-        )
+        self.steps = settings.steps_of(samples)
         self.epoch, self.before, self.begun = 0, 0.0, time.monotonic()
         self.saving, self.saved = 0.0, 0.0  # seconds that writing the last checkpoint took, and when it was written
         content = self._checkpoint(restart)
@@ -186,7 +177,7 @@ class Sitting:
             run.begin(self.epoch)
             for step in range(self.steps):
                 start = step * settings.batch_size
-                run.step(start, min(start + settings.batch_size, len(self.train)), self.epoch * self.steps + step + 1)
+                run.step(start, min(start + settings.batch_size, self.samples), self.epoch * self.steps + step + 1)
                 unreported += 1
                 if unreported == _REPORTED:
                     self.report(unreported, self._note())

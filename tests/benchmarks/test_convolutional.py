@@ -24,7 +24,7 @@ from relucheck.networks.network import Network
 from relucheck.networks.resnets import RESNET_18, RESNET_20
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
-from relucheck.training.engine import _without_fill
+from relucheck.training.engine import without_fill
 from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.members import members_of
 from relucheck.training.model import Clock, Counted, Switch, build, counters
@@ -70,7 +70,7 @@ def _first_images(settings: Settings) -> DataSplit:
 def _timed(ways: Sequence[Callable[[], None]]) -> list[list[float]]:
     """The seconds of each way [rounds][ways], in neighbouring sweeps."""
     rounds = []
-    with deterministic(), _without_fill():
+    with deterministic(), without_fill():
         for _ in range(ROUNDS):
             taken = []
             for sweep in ways:

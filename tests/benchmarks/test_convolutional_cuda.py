@@ -19,7 +19,7 @@ from relucheck.networks.network import Network
 from relucheck.networks.resnets import RESNET_20
 from relucheck.numerics.determinism import deterministic
 from relucheck.reproduction.published import SUBGRADIENTS
-from relucheck.training.engine import _without_fill
+from relucheck.training.engine import without_fill
 from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.members import members_of
 from relucheck.training.settings import Settings
@@ -46,7 +46,7 @@ def test_steps_of_parted_members(case: str, capsys: pytest.CaptureFixture[str]) 
     network, subgradients, name, epochs, bound = CASES[case]
     settings = Settings("digits", network, members_of((0,), subgradients), arithmetic=name, every=67)
     digits, device = data.load("digits"), torch.device("cuda")
-    with settings.arithmetic.active(), deterministic(), _without_fill():
+    with settings.arithmetic.active(), deterministic(), without_fill():
         count = len(digits.labels) // BATCH
         images = digits.scaled(settings.arithmetic.dtype, device="cuda")[: count * BATCH].view(-1, *network.input_shape)
         split = DataSplit(images, digits.labels[: count * BATCH].to(device))

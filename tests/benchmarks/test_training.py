@@ -25,7 +25,7 @@ import torch
 from relucheck import data
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
-from relucheck.training.engine import _without_fill
+from relucheck.training.engine import without_fill
 from relucheck.training.forking import DataSplit, ForkingExecutor
 from relucheck.training.model import build
 from tests.benchmarks import sweeps
@@ -70,7 +70,7 @@ def test_engine_against_sequential_trainings(case: str, fused: bool, capsys: pyt
             with contextlib.ExitStack() as stack:
                 if name.startswith("engine"):
                     stack.enter_context(deterministic())
-                    stack.enter_context(_without_fill())
+                    stack.enter_context(without_fill())
                 begun = time.perf_counter()
                 sweep()
                 taken[name] = (time.perf_counter() - begun) * factor

@@ -17,7 +17,7 @@ import torch
 from relucheck import data
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.determinism import deterministic
-from relucheck.training.engine import _without_fill
+from relucheck.training.engine import without_fill
 from relucheck.training.forking import DataSplit
 from relucheck.training.stacked.executor import StackedExecutor
 from tests.benchmarks import sweeps
@@ -50,7 +50,7 @@ def ratios(arithmetic: Arithmetic, seeds: int, device: str, rounds: int = 5) -> 
                 stack.enter_context(arithmetic.active())
                 if name.startswith("engine"):
                     stack.enter_context(deterministic())
-                    stack.enter_context(_without_fill())
+                    stack.enter_context(without_fill())
                 begun = time.perf_counter()
                 sweep()
                 if device == "cuda":

@@ -26,7 +26,7 @@ _BLOCK: Final = re.compile(
 )
 _FILE: Final = re.compile(r"# (?P<path>[\w/]+\.py)\n")
 _SPAN: Final = re.compile(
-    r"(?<!`)`(?P<command>(?:relucheck (?:check|kinks|reproduce|claims)|pytest|python -m) [^`]+)`(?!`)"
+    r"(?<!`)`(?P<command>(?:relucheck (?:check|kinks|model|reproduce|claims)|pytest|python -m) [^`]+)`(?!`)"
 )
 _LINK: Final = re.compile(r"\]\((?P<target>[^)\s]+)\)|<(?:img|a) [^>]*(?:src|href)=\"(?P<html>[^\"]+)\"")
 _ROW: Final = re.compile(r"^\| `(?P<cell>[^`]+)`", re.MULTILINE)

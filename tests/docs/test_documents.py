@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import get_args
@@ -9,6 +10,7 @@ from typing import get_args
 import pytest
 
 import relucheck
+from relucheck.__main__ import _parser
 from relucheck.bifurcation.explanation import Reason
 from relucheck.gate import config as gate_config
 from relucheck.networks.aims import AIMS
@@ -84,6 +86,15 @@ def test_conventions_are_listed() -> None:
 def test_inputs_of_the_action_are_listed() -> None:
     inputs = (ROOT / "action.yml").read_text().partition("\ninputs:\n")[2].partition("\nruns:\n")[0]
     assert first_cells(section(GATE, "CI")) == re.findall(r"^  ([\w-]+):$", inputs, re.MULTILINE)
+
+
+def test_options_of_the_audit_are_listed() -> None:
+    """Those of the command with the arguments of the function, but for how the command names a model and images."""
+    table = section(DOCS / "audit.md", "What is asked, and what is chosen for you")
+    rows = re.findall(r"^\| `--([\w-]+)` \| `(\w+)` \|", table, re.MULTILINE)
+    options = vars(_parser().parse_args(["model", "mynet:net"])).keys() - {"command", "run", "target"}
+    assert {name for name, _ in rows} == options - {"set", "shape", "batch_size", "quiet"}
+    assert {name for _, name in rows} == inspect.signature(relucheck.audit).parameters.keys() - {"model", "progress"}
 
 
 def test_scenarios_are_listed() -> None:

@@ -101,28 +101,31 @@ def test_python_runs(page: Path) -> None:
 # -- commands ------------------------------------------------------------------------------------------------------------
 
 
+SHOWN = ("relucheck check ", "relucheck model ")
+
+
 def shown_runs() -> list[Any]:
-    """The commands of the gate whose output a document shows."""
+    """The commands whose output a document shows."""
     return [
         pytest.param(page, block, id=f"{name_of(page)}:{block.line}")
         for page in PAGES
         for block in of_language("console", page)
-        if block.output is not None and any(command.startswith("relucheck check ") for command in block.commands)
+        if block.output is not None and any(command.startswith(SHOWN) for command in block.commands)
     ]
 
 
 @pytest.mark.parametrize(("page", "block"), shown_runs())
-def test_the_gate_prints_what_documents_show(page: Path, block: Block, tmp_path: Path) -> None:
-    """In a folder with the files that docs/gate.md shows, which README.md takes as known."""
-    for shown in of_language("python", GATE):
+def test_commands_print_what_documents_show(page: Path, block: Block, tmp_path: Path) -> None:
+    """In a folder with the files of the page, and with those that docs/gate.md shows, which README.md takes as known."""
+    for shown in (*of_language("python", GATE), *of_language("python", page)):
         if shown.file is not None:
             path = tmp_path / shown.file
             path.parent.mkdir(exist_ok=True)
             path.write_text(shown.text, encoding="utf-8")
-    (command,) = (command for command in block.commands if command.startswith("relucheck check "))
+    (command,) = (command for command in block.commands if command.startswith(SHOWN))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     run = forked.python("-m", *shlex.split(command), cwd=tmp_path, environment=environment, timeout=300)
-    assert not run.stderr
+    assert not run.stderr or command.startswith("relucheck model ")  # shows its progress
     assert_prints(page, block, run.stdout)
 
 

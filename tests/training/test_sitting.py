@@ -98,10 +98,11 @@ def _sit(seed: int, folder: Path, **options: float) -> list[MemberResult]:
     """A sitting of one seed, as the engine has it, with the costs of writing given."""
     group, device = SETTINGS.of_seeds([seed]), torch.device("cpu")
     train_split, test_split = (split_of(group, split, None, device) for split in ("train", "test"))
-    origin = engine._origin(device, "forking")
+    origin = engine.origin_of(device, "forking")
     with group.arithmetic.active(), deterministic():
+        executor = ForkingExecutor(group, seed, train_split, test_split, device)
         sitting_ = sitting.Sitting(
-            group, train_split, test_split, device, origin, Store(folder), lambda steps, line: None, **options
+            group, executor, len(train_split), origin, Store(folder), lambda steps, line: None, **options
         )
         return sitting_.run()[seed].members
 

@@ -2,6 +2,6 @@
 
 from relucheck.training.batches import DataSplit
 from relucheck.training.forking.branch import Branch, choice, finite_or_none, same_gradients
-from relucheck.training.forking.executor import ForkingExecutor
+from relucheck.training.forking.executor import Forking, ForkingExecutor
 
-__all__ = ["Branch", "DataSplit", "ForkingExecutor", "choice", "finite_or_none", "same_gradients"]
+__all__ = ["Branch", "DataSplit", "Forking", "ForkingExecutor", "choice", "finite_or_none", "same_gradients"]

@@ -7,23 +7,22 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relucheck.numerics.dtypes import bits_dtype
-from relucheck.training.batches import DataSplit
 from relucheck.training.forking.captured import Copies, Lane, recorded
 from relucheck.training.members import Member
-from relucheck.training.model import Choice, ExecutorError, counters, layers
+from relucheck.training.model import Choice, counters
+from relucheck.training.objective import Objective
 from relucheck.training.optimisation.flat import Flat, laid_out
-from relucheck.training.optimisation.optimisers import make_optimiser, same_as_apart
 from relucheck.training.results.result import Epoch, Unreached
-from relucheck.training.settings import Settings
+from relucheck.training.settings import Plan
 
-_EVALUATED: Final = 1024  # about the number of test images per forward
+#: Makes the objective of a branch from its model.
+MakesObjective = Callable[[nn.Module], Objective]
 
 
 def choice(member: Member) -> Choice:
@@ -44,6 +43,7 @@ class Branch:
         device: where to train.
         model: on that device.
         members: indices in ``settings.members``, the leading one first.
+        objective: makes what the branch trains for.
         deferred: whether hits are counted on the device, and read when they are asked for.
 
     Attributes:
@@ -52,26 +52,27 @@ class Branch:
         together: whether one optimiser step goes over all parameters in one tensor.
 
     Raises:
-        ExecutorError: the model has no ``Kinked``.
+        ExecutorError: the objective cannot serve the model.
     """
 
     def __init__(
-        self, settings: Settings, device: torch.device, model: nn.Module, members: list[int], *, deferred: bool = False
+        self,
+        settings: Plan,
+        device: torch.device,
+        model: nn.Module,
+        members: list[int],
+        objective: MakesObjective,
+        *,
+        deferred: bool = False,
     ) -> None:
         self.settings, self.device, self.model, self.members = settings, device, model, members
-        self.deferred = deferred
-        self.layers = layers(model)
-        if not self.layers:
-            raise ExecutorError(
-                f"{type(model).__name__} has no relucheck.training.model.Kinked, the activation in which members differ; "
-                "add one"
-            )
-        self.switch = self.layers[0].switch
+        self.deferred, self._makes = deferred, objective
+        self.objective = objective(model)
+        self.layers, self.switch = self.objective.layers, self.objective.switch
         self.flat = Flat(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.together = len(self.parameters) == len(self.flat.parameters) and same_as_apart(settings.optimiser, self.flat)
-        self.optimiser = make_optimiser(settings.optimiser, [self.flat.whole] if self.together else self.parameters)
+        self.optimiser, self.together = self.objective.optimiser(self.flat, self.parameters)
         self.scaler = torch.amp.GradScaler(device.type) if settings.arithmetic.scaled else None
         self.differs = False
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -115,7 +116,7 @@ class Branch:
         model = copy.deepcopy(self.model)
         for parameter in model.parameters():
             parameter.grad = None
-        other = Branch(self.settings, self.device, model, members, deferred=self.deferred)
+        other = Branch(self.settings, self.device, model, members, self._makes, deferred=self.deferred)
         other.load(copy.deepcopy(self.state()))
         other.members, other.differs = members, self.differs
         other.loss.copy_(self.loss)
@@ -143,31 +144,30 @@ class Branch:
             self.scaler.load_state_dict(state["scaler"])
             self.scaler.scale(self.loss)  # a scaler creates its tensors at the first use
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Any, y: Any) -> Tensor:
         """Run a forward and count its hits.
 
         Args:
-            x: images [n, ...].
-            y: labels, int64 [n].
+            x: the inputs of a mini-batch, such as images [n, ...].
+            y: its targets, such as labels, int64 [n].
 
         Returns:
             The mean loss, scaled if a gradient scaler is in use.
         """
         loss = self._compute(x, y)
-        self._count(len(y), self._last_elements())
+        self._count(self.objective.samples(y), self._last_elements())
         return loss
 
     def _last_elements(self) -> list[int]:
         return [*(layer.elements for layer in self.layers), *(counter.elements for counter in self.counters)]
 
-    def _compute(self, x: Tensor, y: Tensor) -> Tensor:
+    def _compute(self, x: Any, y: Any) -> Tensor:
         """The part of ``forward`` that runs on the device."""
-        self.model.train()
         if self.deferred:
             self._counts[0].zero_()
         with self.settings.arithmetic.autocast(self.device):
-            loss = F.cross_entropy(self.model(x), y)
-        self.loss += loss.detach().double() * len(y)
+            loss = self.objective.loss(x, y)
+        self.loss += loss.detach().double() * self.objective.samples(y)
         if self.deferred:
             self._counts[1].add_(self._counts[0])
         return loss if self.scaler is None else self.scaler.scale(loss)
@@ -217,10 +217,9 @@ class Branch:
             chosen: what backward does at hits.
             keep: whether another backward on the same graph follows.
         """
-        self.switch.choice = chosen
-        return list(torch.autograd.grad(loss, self.parameters, retain_graph=keep))
+        return self.objective.gradients(loss, self.parameters, chosen, keep=keep)
 
-    def look_ahead(self, x: Tensor, y: Tensor) -> list[Tensor]:
+    def look_ahead(self, x: Any, y: Any) -> list[Tensor]:
         """The gradients of s = 0 on a mini-batch.
 
         This changes the state of the branch, so call it on a fork.
@@ -334,28 +333,14 @@ class Branch:
         ends = list(itertools.accumulate(value.nbytes for value in self.flat.buffers.values()))
         return list(self.flat.buffers)[bisect.bisect_right(ends, place)]
 
-    def evaluate(self, test: DataSplit) -> Epoch:
-        """Evaluate on the test set, and return the results of the epoch."""
-        self.model.eval()
-        size = self.settings.batch_size
-        block = max(1, _EVALUATED // size) * size
-        wide = torch.promote_types(self.settings.arithmetic.dtype, torch.float32)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        right = []
-        with torch.no_grad():
-            for start in range(0, len(test), block):
-                x, y = test.images[start : start + block], test.labels[start : start + block]
-                with self.settings.arithmetic.autocast(self.device):
-                    logits = self.model(x)
-                logits = logits.to(wide)
-                loss += F.cross_entropy(logits, y, reduction="sum").double()
-                right.append(logits.argmax(1) == y)
-        correct = torch.cat(right).cpu()
+    def evaluate(self) -> Epoch:
+        """Test the model, and return the results of the epoch."""
+        loss, accuracy, parts = self.objective.tested()
         return Epoch(
             train_loss=finite_or_none(float(self.loss) / self.samples),
-            test_loss=finite_or_none(float(loss) / len(test)),
-            test_accuracy=int(correct.sum()) / len(test),
-            test_batch_accuracies=[int(part.sum()) / len(part) for part in correct.split(size)],
+            test_loss=None if loss is None else finite_or_none(loss),
+            test_accuracy=accuracy,
+            test_batch_accuracies=parts,
         )
 
 

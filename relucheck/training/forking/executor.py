@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from relucheck.training.batches import Batches, DataSplit
+from relucheck.training.batches import DataSplit, OfOneSeed
 from relucheck.training.forking import comparing
-from relucheck.training.forking.branch import Branch, choice, same_gradients
+from relucheck.training.forking.branch import Branch, MakesObjective, choice, same_gradients
 from relucheck.training.forking.captured import Inputs
 from relucheck.training.forking.nudging import drawn, end_waiting, move, probe, record
 from relucheck.training.model import Choice, Clock, Switch, build
+from relucheck.training.objective import Images
 from relucheck.training.results.result import MemberResult
-from relucheck.training.settings import Settings
+from relucheck.training.settings import Plan, Settings
 
 #: Builds the model of a seed on the CPU, see ``relucheck.training.model.build``.
 Factory = Callable[[Settings, int, Clock, Switch], nn.Module]
 
 
-class ForkingExecutor:
+class Source(Protocol):
+    """The mini-batches of one seed: inputs and targets.
+
+    ``relucheck.training.batches.Batches`` describes the methods.
+    """
+
+    def begin(self, epoch: int) -> None: ...
+    def of(self, start: int, stop: int) -> tuple[Any, Any]: ...
+    def after(self, stop: int) -> tuple[Any, Any] | None: ...
+
+
+class Forking:
     """Train the members of one seed as one run (a branch) as long as their gradients are equal.
 
     At a step whose forward has hits, each rule and subgradient of a branch gets a backward on the same graph. Members
@@ -37,9 +49,6 @@ class ForkingExecutor:
     rule would give another gradient than s = 0, which a backward more decides as for any other member. A nudge then gets a
     branch of its own, with one parameter moved, see ``relucheck.training.forking.nudging``.
 
-    Any model works whose activations are ``relucheck.training.model.Kinked`` with one
-    ``relucheck.training.model.Switch``.
-
     On CUDA the host does not wait for the device within a step. Hits are counted on the device, forward and backward are
     replayed from a recording (``relucheck.training.forking.captured``), and what is compared after a step is read at the
     end of the epoch, or before a branch forks. A branch with several choices reads one number in every step, which says
@@ -49,39 +58,39 @@ class ForkingExecutor:
     Args:
         settings: of the comparison.
         seed: whose members are trained.
-        train: training data, on the device.
-        test: test data, on the device.
+        batches: the mini-batches of the seed.
         device: where to train.
+        model: builds the model of a branch.
+        objective: makes what a branch trains for, from its model.
+        clock: the clock that the models and objectives share.
         apart: whether to train every member by itself from the start, to check that forking changes no bit.
-        model: builds the model; None means ``relucheck.training.model.build``.
-        deferred: whether to work as described for CUDA; None means on CUDA only.
+        deferred: whether to work as described for CUDA.
 
     Raises:
-        ExecutorError: the model has no ``Kinked``.
+        ExecutorError: the objective cannot serve the model.
     """
 
     name = "forking"
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Plan,
         seed: int,
-        train: DataSplit,
-        test: DataSplit,
+        batches: Source,
         device: torch.device,
+        model: Callable[[], nn.Module],
+        objective: MakesObjective,
+        clock: Clock,
         *,
         apart: bool = False,
-        model: Factory | None = None,
-        deferred: bool | None = None,
+        deferred: bool = False,
     ) -> None:
-        self._factory = model or build
-        self.settings, self.seed, self.train, self.test, self.device = settings, seed, train, test, device
-        self.deferred = device.type == "cuda" if deferred is None else deferred
+        self.settings, self.seed, self.batches, self.device = settings, seed, batches, device
+        self._model, self._objective, self.clock, self.deferred = model, objective, clock, deferred
         self._inputs, self._unread = Inputs(), list[comparing.Unread]()
-        self.clock = Clock(seed, fixed=self.deferred)
         self.results = {index: MemberResult(member) for index, member in enumerate(settings.members) if member.seed == seed}
         self.void: str | None = None
-        self._epoch, self.batches = 0, Batches(settings, (seed,), train)
+        self._epoch = 0
         indices = sorted(self.results, key=lambda index: not settings.members[index].is_reference)
         self._reference_index = indices[0]
         merged = [index for index in indices if not settings.members[index].control and not apart]
@@ -90,8 +99,8 @@ class ForkingExecutor:
         ]
 
     def _branch(self, members: list[int]) -> Branch:
-        model = self._factory(self.settings, self.seed, self.clock, Switch()).to(self.device)
-        return Branch(self.settings, self.device, model, members, deferred=self.deferred)
+        model = self._model().to(self.device)
+        return Branch(self.settings, self.device, model, members, self._objective, deferred=self.deferred)
 
     def alive(self) -> bool:
         """Return whether there is anything left to train."""
@@ -117,11 +126,6 @@ class ForkingExecutor:
         for branch in self.branches:
             branch.reset()
 
-    def _one(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Images [n, ...] and labels [n] of a mini-batch of this seed."""
-        x, y = batch
-        return (x[0], y[0]) if self.settings.shuffle else (x, y)
-
     def step(self, start: int, stop: int, number: int) -> None:
         """Train all members on one mini-batch.
 
@@ -130,8 +134,8 @@ class ForkingExecutor:
             stop: one past its last sample.
             number: number of the step, from 1 on.
         """
-        x, y = self._one(self.batches.of(start, stop))
-        self._tick(number, len(y))
+        x, y = self.batches.of(start, stop)
+        self._tick(number, y)
         if self.deferred:
             x, y = self._inputs.place(x, y)
         replayed = {branch: self.deferred and self._replay(branch, x, y) for branch in self.branches}
@@ -140,17 +144,16 @@ class ForkingExecutor:
                 continue
             gradients, live = self._advance(branch, x, y, number, replayed[branch])
             if live:
-                following = self.batches.after(stop)
-                self._nudge(branch, live, gradients, number, following and self._one(following))
-                self._tick(number, len(y))
+                self._nudge(branch, live, gradients, number, self.batches.after(stop))
+                self._tick(number, y)
             if self.void is not None:
                 return
         self._compare(number)
 
-    def _tick(self, number: int, samples: int) -> None:
+    def _tick(self, number: int, y: Any) -> None:
         self.clock.tick(number)
         if self.deferred:  # replays read masks without asking the clock
-            self.clock.refresh(samples)
+            self.clock.refresh(len(y))
 
     def _choices(self, branch: Branch) -> dict[Choice, list[int]]:
         """What backward does at hits for the members of a branch, with these members, the leading one first.
@@ -170,7 +173,7 @@ class ForkingExecutor:
         wanted = self._choices(branch)
         return branch.replay(x, y, next(iter(wanted)), undoable=len(wanted) > 1)
 
-    def _advance(self, branch: Branch, x: Tensor, y: Tensor, number: int, replayed: bool) -> tuple[list[Tensor], list[int]]:
+    def _advance(self, branch: Branch, x: Any, y: Any, number: int, replayed: bool) -> tuple[list[Tensor], list[int]]:
         """Train a branch on a mini-batch, and fork it where gradients differ.
 
         Returns:
@@ -217,7 +220,7 @@ class ForkingExecutor:
         return leading, [index for index, one in probes.items() if hit and one not in kept]
 
     def _nudge(
-        self, branch: Branch, live: list[int], gradients: list[Tensor], number: int, batch: tuple[Tensor, Tensor] | None
+        self, branch: Branch, live: list[int], gradients: list[Tensor], number: int, batch: tuple[Any, Any] | None
     ) -> None:
         """Give nudges branches of their own, in which one parameter has moved.
 
@@ -312,7 +315,7 @@ class ForkingExecutor:
         if self.void is not None:
             return
         for branch in self.branches:
-            row = branch.evaluate(self.test)
+            row = branch.evaluate()
             for index in branch.members:
                 result = self.results[index]
                 result.epochs.append(dataclasses.replace(row, test_batch_accuracies=list(row.test_batch_accuracies)))
@@ -337,3 +340,50 @@ class ForkingExecutor:
             branch = self._branch(list(content["members"]))
             branch.load(content)
             self.branches.append(branch)
+
+
+class ForkingExecutor(Forking):
+    """The forking executor of the published experiments.
+
+    Any model works whose activations are ``relucheck.training.model.Kinked`` with one
+    ``relucheck.training.model.Switch``.
+
+    Args:
+        settings: of the comparison.
+        seed: whose members are trained.
+        train: training data, on the device.
+        test: test data, on the device.
+        device: where to train.
+        apart: as for ``Forking``.
+        model: builds the model; None means ``relucheck.training.model.build``.
+        deferred: as for ``Forking``; None means on CUDA only.
+
+    Raises:
+        ExecutorError: the model has no ``Kinked``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        seed: int,
+        train: DataSplit,
+        test: DataSplit,
+        device: torch.device,
+        *,
+        apart: bool = False,
+        model: Factory | None = None,
+        deferred: bool | None = None,
+    ) -> None:
+        later = device.type == "cuda" if deferred is None else deferred
+        factory, clock = model or build, Clock(seed, fixed=later)
+        super().__init__(
+            settings,
+            seed,
+            OfOneSeed(settings, (seed,), train),
+            device,
+            lambda: factory(settings, seed, clock, Switch()),
+            lambda built: Images(settings, built, test),
+            clock,
+            apart=apart,
+            deferred=later,
+        )

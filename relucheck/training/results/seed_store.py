@@ -13,10 +13,10 @@ from typing import Any
 from relucheck.errors import SettingsError
 from relucheck.results.store import FINISHED, Store, StoreError, check_settings, read_finished
 from relucheck.training.results.result import Result, SeedResult
-from relucheck.training.settings import Settings
+from relucheck.training.settings import Plan, Settings
 
 
-def finished(settings: Settings, folder: Path, executor: str) -> dict[int, SeedResult]:
+def finished(settings: Plan, folder: Path, executor: str) -> dict[int, SeedResult]:
     """The seeds of a comparison for which a folder has every member, by seed.
 
     The folder need not be writable. A void seed counts as finished.
@@ -47,7 +47,7 @@ def collect(settings: Settings, folder: Path, executor: str) -> Result | None:
     return Result.of(settings, results)
 
 
-def keep(settings: Settings, folder: Path, executor: str, seeds: Mapping[int, SeedResult]) -> None:
+def keep(settings: Plan, folder: Path, executor: str, seeds: Mapping[int, SeedResult]) -> None:
     """Store results of seeds; each replaces what the folder holds for its seed.
 
     Raises:
@@ -58,11 +58,11 @@ def keep(settings: Settings, folder: Path, executor: str, seeds: Mapping[int, Se
         store.finish(f"seed-{seed}", _identity(settings, seed, executor), part.origin, part.to_json())
 
 
-def _identity(settings: Settings, seed: int, executor: str) -> dict[str, Any]:
+def _identity(settings: Plan, seed: int, executor: str) -> dict[str, Any]:
     return {"executor": executor, "seed": seed, "settings": settings.shared}
 
 
-def read(settings: Settings, seed: int, folder: Path, executor: str) -> SeedResult | None:
+def read(settings: Plan, seed: int, folder: Path, executor: str) -> SeedResult | None:
     """What a folder holds of a seed, with or without every member, or None.
 
     Raises:

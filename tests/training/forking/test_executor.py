@@ -18,8 +18,8 @@ from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.bits import neighbour
 from relucheck.numerics.determinism import deterministic
 from relucheck.training import model as training_model
+from relucheck.training import objective as training_objective
 from relucheck.training.forking import DataSplit, ForkingExecutor
-from relucheck.training.forking import branch as training_branch
 from relucheck.training.forking import executor as training_forking
 from relucheck.training.members import members_of
 from relucheck.training.model import ExecutorError
@@ -179,7 +179,7 @@ def test_members_that_part_late_take_their_moments_along(variation: str) -> None
 @pytest.mark.parametrize("together", [False, True])
 def test_one_step_for_all_parameters_is_taken_where_it_is_proved(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _run(SETTINGS)
-    monkeypatch.setattr(training_branch, "same_as_apart", lambda *_: together)
+    monkeypatch.setattr(training_objective, "same_as_apart", lambda *_: together)
     run = _run(SETTINGS)
     assert {branch.together for branch in run.branches} == {together}
     assert {len(branch.optimiser.param_groups[0]["params"]) for branch in run.branches} == {1 if together else 6}
@@ -190,7 +190,7 @@ def test_one_step_for_all_parameters_is_taken_where_it_is_proved(together: bool,
 @pytest.mark.parametrize("together", [False, True])
 def test_a_backward_after_the_step_is_refused(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parameters have changed; torch tells by their versions, which one step for all must raise, too."""
-    monkeypatch.setattr(training_branch, "same_as_apart", lambda *_: together)
+    monkeypatch.setattr(training_objective, "same_as_apart", lambda *_: together)
     train, _ = _splits(SETTINGS)
     branch = _run(SETTINGS).branches[0]
     loss = branch.forward(train.images[:8], train.labels[:8])

@@ -13,7 +13,7 @@ import torch
 
 from relucheck.networks import Network
 from relucheck.numerics.determinism import deterministic
-from relucheck.training.engine import _without_fill
+from relucheck.training.engine import without_fill
 from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.masks import masked
 from relucheck.training.members import members_of
@@ -65,7 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def _trains(settings: Settings) -> Iterator[None]:
-    with settings.arithmetic.active(), deterministic(), _without_fill():
+    with settings.arithmetic.active(), deterministic(), without_fill():
         yield
 
 

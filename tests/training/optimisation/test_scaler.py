@@ -18,6 +18,7 @@ from relucheck.training.forking import Branch, ForkingExecutor
 from relucheck.training.forking import executor as forking
 from relucheck.training.members import members_of
 from relucheck.training.model import Clock, Switch
+from relucheck.training.objective import Images
 from relucheck.training.optimisation import optimisers as training_optimisers
 from relucheck.training.optimisation.optimisers import Scaled
 from relucheck.training.settings import Optimiser, Settings
@@ -61,7 +62,8 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fork_has_its_parents_scaler() -> None:
     images, labels = torch.rand(32, 784, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10
     clock = Clock(3)
-    parent = Branch(SETTINGS, CPU, forking.build(SETTINGS, 3, clock, Switch()), [0])
+    model = forking.build(SETTINGS, 3, clock, Switch())
+    parent = Branch(SETTINGS, CPU, model, [0], lambda built: Images(SETTINGS, built))
     assert parent.scaler is not None
 
     def step(*branches: Branch) -> None:
