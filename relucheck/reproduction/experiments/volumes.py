@@ -192,9 +192,10 @@ class VolumeScenario:
         Raises:
             relucheck.results.store.StoreError: for what cannot be written, and for a file of something else.
         """
-        by_name = volume_units.collect(cells(place.scale), place.folder / "cells", root=place.root)
+        by_name = volume_units.collect(cells(place.scale), place.folder / "cells", root=place.root, so_far=True)
         lines = tuple(Line(entry, by_name[entry.cell.name]) for entry in entries(place.scale) if entry.cell.name in by_name)
-        missing = tuple(cell.name for cell in cells(place.scale) if cell.name not in by_name)
+        done = {name for name, one in by_name.items() if one.cell.name == name}  # the others have fewer draws so far
+        missing = tuple(cell.name for cell in cells(place.scale) if cell.name not in done)
         page = place.folder / f"{NAME}.md"
         estimates = Report(place.scale, lines).estimates
         dataset = data.load(estimates[0].cell.data, "train", place.root, download=False)

@@ -249,14 +249,15 @@ def test_hit_rates() -> None:
         for hits, expected in ((30, 33.0), (90, 30.0))
     ]
     plan = [
-        Planned("net", "a step", "f", out, kind, 9, 1.0, hits) for out, kind, hits in (("a", "x", 5.0), ("b", "y", 2.0))
+        Planned("net", "a step", "f", out, kind, 9, 1.0, hits, 0.0)
+        for out, kind, hits in (("a", "x", 5.0), ("b", "y", 2.0))
     ]
-    first, second, third = hit_rates.conclusion(hit_rates.Results(layers, 1.0, "2", plan, [], []))
+    first, second, third = hit_rates.conclusion(hit_rates.Results(layers, 1.0, "2", plan, [], [], [], [], "2"))
     assert "Over the 2 layers with at least 10 predicted hits" in first
     assert "Of the 2 layers with at least 20 predicted hits, 1 (50%)" in second
     assert third.endswith("a training step of net meets between 2 hits (b, y) and 5 (a, x), by format and rounding.")
     few = [ValidatedLayer("bfloat16", "grey", 16, 1, 1, 9, 1.0, 1, 10**6)]
-    assert hit_rates.conclusion(hit_rates.Results(few, 1.0, "2", [], [], [])) == (
+    assert hit_rates.conclusion(hit_rates.Results(few, 1.0, "2", [], [], [], [], [], "2")) == (
         "No layer has 10 predicted hits, which is too few to test the prediction.",
         "No layer has 20 predicted hits, which is too few to test its count.",
         "No network is planned for.",

@@ -202,6 +202,20 @@ def like_e2(found: Sequence[Fit]) -> list[str]:
     return said
 
 
+def releases(found: Sequence[Fit]) -> list[str]:
+    """Say whether the releases agree at the shapes that several of them have."""
+    both = [
+        shape for shape in dict.fromkeys(s for one in found for s in one.shapes) if all(shape in f.shapes for f in found)
+    ]
+    if len(found) < 2 or not both:
+        return []
+    apart = [shape for shape in both if not set.intersection(*(set(one.left[shape]) for one in found))]
+    if not apart:
+        return [f"At {_shapes(both)}, which the releases share, one rounding is left for all."]
+    told = listed([_told(one, shape) for shape in apart for one in found])
+    return [f"{told}, so the releases do not have one choice by shape: their machines or versions differ."]
+
+
 def _told(fit: Fit, shape: tuple[int, int]) -> str:
     left = fit.left[shape]
     what = "leaves both" if ONCE in left and len(left) > 1 else "takes rounding once" if ONCE in left else "excludes it"

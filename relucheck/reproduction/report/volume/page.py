@@ -81,7 +81,7 @@ def _findings(report: Report, judged: Sequence[Judged]) -> Iterable[tuple[str, l
         said = [precision.sentence(gaps, pairs), *precision.rates_sentence(precision.rates(pairs, report.predicted))]
         yield "float32: how large is the gap to [B21], and is it TF32?", [" ".join(said)], shown
     if found := fit.fits(judged):
-        said = [fit.sentence(found), *fit.like_e2(found)]
+        said = [fit.sentence(found), *fit.releases(found), *fit.like_e2(found)]
         yield (
             "float16: which arithmetic gives the published counts?",
             [" ".join(said)],
@@ -177,7 +177,7 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
                 "varied": entry.varied,
                 "x": entry.x,
                 "cell": ours.cell.deciding,
-                "file": f"cells/{ours.cell.name}{FINISHED}",
+                "file": f"cells/{ours.cell.name}{FINISHED}" if ours.cell == entry.cell else None,
                 "arithmetic": ours.cell.arithmetic.name,
                 "bifurcated": ours.bifurcated,
                 "agree": ours.agree,

@@ -86,6 +86,25 @@ def test_e2s_rounding_is_left_or_not_and_the_machine_is_not_told() -> None:
     assert fit.like_e2([fitted({ONCE: (50,) * 5, COARSE: (100,) * 5})]) == []
 
 
+def test_releases_agree_or_not_at_a_shared_shape() -> None:
+    """[B21] has 333 of 1,000 at 256 x 16 and 1,000 of 1,000 at 256 x 64; [R22] has 100 of 100 at both."""
+
+    def said(once: int, x: int) -> list[str]:
+        lines = [
+            line(theirs("neurons", 16, x, source), count, name)
+            for source in ("B21", "R22")
+            for name, count in ((ONCE, once), (COARSE, 100))
+        ]
+        return fit.releases(fit.fits(judge(report(*lines))))
+
+    assert said(33, 16) == [
+        "[B21]'s 256 x 16 takes rounding once and [R22]'s 256 x 16 takes coarser rounding, so the releases do not have one "
+        "choice by shape: their machines or versions differ."
+    ]
+    assert said(50, 64) == ["At 256 x 64, which the releases share, one rounding is left for all."]
+    assert fit.releases([fitted({ONCE: (50,) * 5, COARSE: (100,) * 5})]) == []
+
+
 def test_without_a_second_arithmetic_there_is_no_fit() -> None:
     lines = [line(theirs("batch_size", 16, x, "R22"), 50, ONCE) for x in SIZES]
     assert fit.fits(judge(report(*lines))) == ()
