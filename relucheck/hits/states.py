@@ -33,7 +33,7 @@ WINDOW: Final = 0.1
 #: A residual sum counts as "residual" if more than this part of a summand is exactly 0, as behind a ReLU.
 _ZEROS: Final = 0.1
 _QUANTILES: Final = 200
-_PAIRS: Final = 1024  # fewer than for one plan, because trainings differ by more
+_PAIRS: Final = 256  # fewer than for one plan, because every training and layer has some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,26 +120,27 @@ def plan(network: PlannedNetwork, rounding: Rounding, measured: Sequence[Sequenc
     if len(measured) < 2:
         raise RateError(f"plan: {len(measured)} trainings; give at least two, whose difference is the error")
     steps = []
-    for one in measured:
+    for number, one in enumerate(measured):
         missing = {part.kind for part in network.parts} - {state.kind for state in one}
         if missing:
             raise RateError(f"plan: {network.name} has kinds that no state has: {', '.join(sorted(missing))}")
-        steps.append(
-            sum(
-                part.count * _of(part, [state for state in one if state.kind == part.kind], rounding)
-                for part in network.parts
-            )
-        )
+        rates = [
+            _of(part, [state for state in one if state.kind == part.kind], rounding, 100 * number) for part in network.parts
+        ]
+        steps.append(sum(part.count * chance for part, chance in zip(network.parts, rates, strict=True)))
     mean = sum(steps) / len(steps)
     deviation = math.sqrt(sum((step - mean) ** 2 for step in steps) / (len(steps) - 1))
     margin = float(t.ppf(0.975, len(steps) - 1)) * deviation / math.sqrt(len(steps))
     return planned(network, rounding, mean, margin / mean if mean else 0.0)
 
 
-def _of(part: Activations, mine: Sequence[State], rounding: Rounding) -> float:
-    """The rate of a part, as the mean over the states of its kind."""
+def _of(part: Activations, mine: Sequence[State], rounding: Rounding, seed: int) -> float:
+    """The rate of a part, as the mean over the states of its kind; each has random sums of its own."""
     if part.kind == "linear":
-        rates = [assumed_rate(linear(state, part), rounding, pairs=_PAIRS).value for state in mine]
+        rates = [
+            assumed_rate(linear(state, part), rounding, pairs=_PAIRS, seed=seed + index).value
+            for index, state in enumerate(mine)
+        ]
     else:
         rates = [rate(state, rounding) for state in mine]
     return sum(rates) / len(rates)

@@ -88,7 +88,10 @@ def test_every_published_figure_has_its_cell(scale: str) -> None:
         assert entry.comparable == (theirs is not None and theirs.computed)
     columns = {(entry.source, entry.varied, entry.x) for entry in entries}
     for dtype in ("float16", "bfloat16", "float32", "float64"):
-        assert {(e.source, e.varied, e.x) for e in entries if e.cell.arithmetic.dtype == as_dtype(dtype)} == columns
+        here = {(e.source, e.varied, e.x) for e in entries if e.cell.arithmetic.dtype == as_dtype(dtype)}
+        by_shape = {column for column in columns if column[1] in ("hidden_layers", "neurons")}
+        # at scale cpu, sweeps by images have the dtypes of published figures alone
+        assert columns >= here >= (columns if scale == "full" or dtype in ("float16", "float32") else by_shape)
 
 
 def test_full_scale_has_the_published_draws_and_both_arithmetics() -> None:
