@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from relucheck.hits.plans import Planned
 from relucheck.hits.rates import poisson_interval
@@ -12,7 +12,7 @@ from relucheck.hits.states import State
 from relucheck.hits.trained import Measured
 from relucheck.hits.validation import DEPTHS, WIDTHS, Agreement, ValidatedLayer, agreement
 from relucheck.results.figures import blank
-from relucheck.results.tables import Table, counted
+from relucheck.results.tables import Table, counted, listed
 
 
 def agreement_table(cells: Sequence[ValidatedLayer]) -> Table:
@@ -90,6 +90,9 @@ def figure(cells: Sequence[ValidatedLayer]) -> Any:
 # ---------------------------------------------------------------- plans
 
 
+_STATE: Final = ", as "  # between a network and the training whose states it takes
+
+
 def number(value: float) -> str:
     """A number in a table: whole if it has three to seven digits, else three significant ones."""
     return f"{value:,.0f}" if 100 <= value < 1e7 else f"{value:.3g}"
@@ -164,16 +167,13 @@ def plans_sentence(planned: Sequence[Planned], trained: Sequence[Planned]) -> st
         f"By prediction alone, a training step of {first} meets between {number(least.per_step)} hits "
         f"({least.output}, {least.kind}) and {number(most.per_step)} ({most.output}, {most.kind}), by format and rounding"
     )
-    same = [one for one in trained if one.network.startswith(first)]
-    pairs = [
-        (one, start)
-        for one in same
-        if one.network == same[-1].network
-        for start in ordered
-        if (start.factors, start.output, start.kind) == (one.factors, one.output, one.kind) and start.per_step
-    ]
-    if not pairs:
+    changes = []
+    for name in dict.fromkeys(one.network.partition(_STATE)[0] for one in trained):
+        mine = [one for one in trained if one.network.partition(_STATE)[0] == name]
+        start, end = ([one for one in mine if one.network == mine[at].network] for at in (0, -1))
+        pairs = zip(start, end, strict=True)  # each state has the same roundings in the same order
+        factors = sorted(late.per_step / early.per_step for early, late in pairs if early.per_step)
+        changes += [f"{factors[0]:.2g} to {factors[-1]:.2g} for {name}"] * bool(factors)
+    if not changes:
         return f"{said}."
-    changes = sorted(one.per_step / start.per_step for one, start in pairs)
-    state = same[-1].network.removeprefix(f"{first}, ")
-    return f"{said}; trained {state}, {changes[0]:.2g} to {changes[-1]:.2g} times as many as at initialisation."
+    return f"{said}; from random to trained pre-activations, hits change by the factors {listed(changes)}."

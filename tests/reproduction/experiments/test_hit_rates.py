@@ -104,8 +104,9 @@ def test_states_stand_beside_counted_hits() -> None:
 
 def test_the_sentence_on_plans_compares_trained_with_random_weights() -> None:
     results = _results("")
-    assert rates.plans_sentence(results.planned, results.trained).endswith(
-        "; trained as a training after 13 steps, 1.5 to 1.5 times as many as at initialisation."
+    late = [dataclasses.replace(results.trained[0], network="net, as a training after 50 steps", per_step=1.5)]
+    assert rates.plans_sentence(results.planned, results.trained + late).endswith(
+        "; from random to trained pre-activations, hits change by the factors 0.5 to 0.5 for net."
     )
     assert rates.plans_sentence(results.planned, []).endswith("by format and rounding.")
     assert rates.plans_sentence([], results.trained) == "No network is planned for."
