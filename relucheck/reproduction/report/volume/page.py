@@ -109,6 +109,11 @@ def limits(report: Report, judged: Sequence[Judged]) -> list[str]:
             "width begin with the same layers. So these cells are not independent of each other, and tests of a trend "
             "there find a change less often than their level says."
         )
+    if precision.pairs(report.estimates):
+        said.append(
+            "Hits are counted up to the mini-batch that decides. So networks with many hits are looked at for fewer "
+            "mini-batches, and counted hits per activation are below those of whole passes, which the hit model expects."
+        )
     if fit.fits(judged):
         said.append(
             "The fit says which of the arithmetics that were drawn are left, not that one of them is the published one. A "
