@@ -182,7 +182,7 @@ def summary(report: Report, judged: Iterable[Judged]) -> dict[str, Any]:
                 "varied": entry.varied,
                 "x": entry.x,
                 "cell": ours.cell.deciding,
-                "file": f"cells/{ours.cell.name}{FINISHED}" if ours.cell == entry.cell else None,
+                "file": f"cells/{ours.cell.name}{FINISHED}" if ours.cell.name == entry.cell.name else None,
                 "arithmetic": ours.cell.arithmetic.name,
                 "bifurcated": ours.bifurcated,
                 "agree": ours.agree,
