@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -114,6 +114,34 @@ def forecast(model: nn.Module, x: Tensor) -> tuple[Forecast, ...]:
     Raises:
         RateError: the mini-batch has another dtype than the model.
     """
+    found: dict[str, list[Forecast]] = {}
+
+    def see(site: Site, module: nn.Module | None, terms: Sequence[Tensor], result: Tensor) -> None:
+        found[site.module] = [_at(site, kink, module, terms, result) for kink in site.kinks]
+
+    order = observe(model, x, see)
+    return tuple(one for site in order for one in found[site.module])
+
+
+def observe(
+    model: nn.Module, x: Tensor, see: Callable[[Site, nn.Module | None, Sequence[Tensor], Tensor], None]
+) -> tuple[Site, ...]:
+    """Show what the pre-activations of a network are computed from, in one training forward.
+
+    The model stays as it is: the running statistics of its batch norms do not change.
+
+    Args:
+        model: what ``Network.draw`` returns.
+        x: a mini-batch, of the model's dtype.
+        see: called at every activation with kinks. It gets the site, the module that computes the pre-activation (None for
+            a sum), what this is computed from (both summands of a sum, else one input), and the pre-activation.
+
+    Returns:
+        The sites, in the order of the model's modules.
+
+    Raises:
+        RateError: the mini-batch has another dtype than the model.
+    """
     wrong = next((p.dtype for p in model.parameters() if p.dtype != x.dtype), None)
     if wrong is not None:
         raise RateError(f"inputs are {dtype_name(x.dtype)}, the model {dtype_name(wrong)}; convert one of them")
@@ -121,7 +149,6 @@ def forecast(model: nn.Module, x: Tensor) -> tuple[Forecast, ...]:
     traced = graph(model)
     every = {node: site_of(node, model, chosen=True) for node in nodes(traced, model)}
     watch = {source(node, model): site for node, site in every.items() if site.kinks}
-    found: dict[str, list[Forecast]] = {}
 
     class Watching(torch.fx.Interpreter):
         def run_node(self, n: torch.fx.Node) -> Any:
@@ -131,13 +158,12 @@ def forecast(model: nn.Module, x: Tensor) -> tuple[Forecast, ...]:
             # copies, because a sum may be written over its first summand
             terms = [one.clone() for one in arguments] if len(summands(n)) == 2 else arguments[:1]
             result = super().run_node(n)
-            module = model.get_submodule(str(n.target)) if n.op == "call_module" else None
-            found[watch[n].module] = [_at(watch[n], kink, module, terms, result) for kink in watch[n].kinks]
+            see(watch[n], model.get_submodule(str(n.target)) if n.op == "call_module" else None, terms, result)
             return result
 
     with torch.no_grad():
         Watching(torch.fx.GraphModule(model, traced)).run(x)
-    return tuple(one for site in watch.values() for one in found[site.module])
+    return tuple(watch.values())
 
 
 def _at(site: Site, kink: float, module: nn.Module | None, terms: Sequence[Tensor], z: Tensor) -> Forecast:

@@ -9,18 +9,13 @@ a field of ``PlannedNetwork`` or ``Rounding``, and the report prints it beside t
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from relucheck.extras import require
 from relucheck.hits.rates import RateError
 from relucheck.hits.widths import FORMATS, Accumulation, Format, widths
 from relucheck.numerics.determinism import generator
@@ -28,7 +23,11 @@ from relucheck.numerics.determinism import generator
 #: A float8 tensor is scaled by a power of two, such that values up to this many standard deviations stay finite.
 HEADROOM: Final = 6.0
 _QUANTILES: Final = 100_000
-_SHIFT: Final = 0.7  # standard deviation, over channels, of a normalisation's shift minus its scaled mean
+#: Random sums over which the width of a linear layer is averaged.
+PAIRS: Final = 4096
+_GROUP: Final = 128  # sums of one group, whose biases cover their distribution evenly; groups give the error
+#: The standard deviation, over channels, of a normalisation's shift minus its scaled mean, at initialisation.
+SHIFT: Final = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +45,9 @@ class Activations:
         spread: standard deviation of the sum without its bias or shift; for the last two kinds, of the branch.
         offset: standard deviation of the bias (over units), of the normalisation's shift minus its scaled mean (over
             channels), or of the skip connection before its ReLU; 0 where there is none.
+        density: density at 0 relative to that of a Gaussian, for ``linear`` only; 1 for random weights.
+        biases: quantiles of the size of the biases where the sum is near 0, for ``linear`` only; empty for a Gaussian with
+            the standard deviation ``offset``.
     """
 
     name: str
@@ -54,6 +56,22 @@ class Activations:
     fan_in: int = 0
     spread: float = 1.0
     offset: float = 0.0
+    density: float = 1.0
+    biases: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The probability that one activation is hit, with the error of its computation.
+
+    Attributes:
+        value: the probability.
+        error: two standard errors, due to the random sums over which it is a mean; 0 where it is an integral. What the
+            assumptions are wrong by is not in it.
+    """
+
+    value: float
+    error: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +131,8 @@ class Planned:
         activations: number of scalar activations per training step.
         per_million: expected hits per million activations.
         per_step: expected hits per training step.
+        error: of both, as a part of them, see ``Rate``; of a plan by states, the half-width of the 95 % interval over the
+            networks in which these were measured.
     """
 
     network: str
@@ -123,107 +143,7 @@ class Planned:
     activations: int
     per_million: float
     per_step: float
-
-
-@contextlib.contextmanager
-def resnet50_kinds(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``see(kind, pre_activation)`` at every ReLU of a ResNet-50 while active.
-
-    Args:
-        model: torchvision's ResNet-50.
-        see: takes the kind (``normalised``, ``residual`` or ``projection``, see ``Activations``) and the tensor that the
-            ReLU receives.
-
-    Raises:
-        MissingExtraError: without torchvision.
-    """
-    require("a ResNet-50", "torchvision")
-    from torchvision.models.resnet import Bottleneck
-
-    hooks = []
-
-    def watch(module: nn.Module, end: str | None) -> None:
-        calls = itertools.count(1)
-
-        def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            # a bottleneck has one ReLU module and calls it three times; the third call follows the residual addition
-            see(end if end and next(calls) % 3 == 0 else "normalised", args[0])
-
-        hooks.append(module.register_forward_pre_hook(look))
-
-    watch(model.get_submodule("relu"), None)
-    for block in model.modules():
-        if isinstance(block, Bottleneck):
-            watch(block.relu, "residual" if block.downsample is None else "projection")
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def resnet50(batch: int = 256, size: int = 224) -> PlannedNetwork:
-    """Describe torchvision's ResNet-50 in training.
-
-    Its ReLU activations are counted in a forward pass on the meta device.
-
-    Args:
-        batch: images per training step.
-        size: height and width of the images, in pixels.
-
-    Raises:
-        MissingExtraError: without torchvision.
-    """
-    require("a ResNet-50", "torchvision")
-    from torchvision.models import resnet50 as build
-
-    with torch.device("meta"):
-        model, images = build().eval(), torch.empty(1, 3, size, size)
-    counts: collections.Counter[str] = collections.Counter()
-    with torch.no_grad(), resnet50_kinds(model, lambda kind, z: counts.update({kind: z.numel()})):
-        model(images)
-    return PlannedNetwork(
-        "ResNet-50 on ImageNet",
-        f"{batch} images of {size} x {size}",
-        "the output of batch norm is N(0, 1); its shift minus its scaled mean is N(0, 0.7^2) over channels (0.7 was "
-        "measured at initialisation); a skip connection is N(0, 2) before its ReLU and N(0, 1) after a projection; batch "
-        "norm rounds its scaled value before it adds the shift",
-        (
-            Activations("behind batch norm", batch * counts["normalised"], "normalised", offset=_SHIFT),
-            Activations("behind an addition to a ReLU's output", batch * counts["residual"], "residual", offset=2**0.5),
-            Activations("behind an addition to a projection", batch * counts["projection"], "projection", offset=1.0),
-        ),
-    )
-
-
-def relu_transformer(bias: float, *, layers: int = 32, model: int = 4096, hidden: int = 16_384, tokens: int = 2048,
-                     sequences: int = 1024) -> PlannedNetwork:  # fmt: skip
-    """Describe a transformer with ReLU in its feed-forward layers.
-
-    The default shape is that of OPT-6.7B. Weights have the standard deviation 0.006 (Zhang et al. 2022, "OPT: Open
-    Pre-trained Transformer Language Models", section 2.2). Inputs of the feed-forward layers come from a layer norm and
-    are N(0, 1).
-
-    Args:
-        bias: standard deviation of the biases of the first feed-forward layers; 0 at initialisation.
-        layers: number of transformer layers.
-        model: width of the residual stream.
-        hidden: width of the feed-forward layers.
-        tokens: tokens per sequence.
-        sequences: sequences per training step.
-    """
-    state = "at initialisation: biases 0" if bias == 0 else f"biases N(0, {bias:g}^2)"
-    return PlannedNetwork(
-        f"ReLU transformer, 7 billion parameters ({state})",
-        f"{sequences:,} sequences of {tokens:,} tokens",
-        f"{layers} layers, width {model:,}, feed-forward width {hidden:,} (OPT-6.7B); ReLU in the feed-forward layers "
-        f"only; inputs N(0, 1), weights N(0, 0.006^2), {state}",
-        (
-            Activations(
-                "feed-forward", layers * hidden * tokens * sequences, "linear", model, 0.006 * math.sqrt(model), bias
-            ),
-        ),
-    )
+    error: float
 
 
 def roundings_of(network: PlannedNetwork) -> tuple[Rounding, ...]:
@@ -247,20 +167,26 @@ def roundings() -> tuple[Rounding, ...]:
     return tuple(Rounding(kind, factors, output, kind) for factors, output in pairs for kind in kinds)
 
 
-def plan(network: PlannedNetwork, rounding: Rounding, *, pairs: int = 256, seed: int = 0) -> Planned:
+def plan(network: PlannedNetwork, rounding: Rounding, *, pairs: int = PAIRS, seed: int = 0) -> Planned:
     """Expected hits per million activations and per training step.
 
     Args:
         network: what is trained.
         rounding: how the device rounds.
-        pairs: number of random sums over which the width of a linear layer is averaged.
+        pairs: number of random sums over which the width of a linear layer is averaged, in groups of 128.
         seed: seed of these sums.
 
     Raises:
         RateError: a spread, an offset or a ``fan_in`` of the network is not possible.
     """
     rates = [rate(part, rounding, pairs=pairs, seed=seed) for part in network.parts]
-    step = sum(part.count * probability for part, probability in zip(network.parts, rates, strict=True))
+    step = sum(part.count * one.value for part, one in zip(network.parts, rates, strict=True))
+    error = math.hypot(*(part.count * one.error for part, one in zip(network.parts, rates, strict=True)))
+    return planned(network, rounding, step, error / step if step else 0.0)
+
+
+def planned(network: PlannedNetwork, rounding: Rounding, step: float, error: float) -> Planned:
+    """The plan of a network with this expected number of hits per training step, and this relative error."""
     return Planned(
         network=network.name,
         step=network.step,
@@ -270,10 +196,11 @@ def plan(network: PlannedNetwork, rounding: Rounding, *, pairs: int = 256, seed:
         activations=network.activations,
         per_million=1e6 * step / network.activations,
         per_step=step,
+        error=error,
     )
 
 
-def rate(part: Activations, rounding: Rounding, *, pairs: int = 256, seed: int = 0) -> float:
+def rate(part: Activations, rounding: Rounding, *, pairs: int = PAIRS, seed: int = 0) -> Rate:
     """Probability that one activation is hit at the kink 0.
 
     Args:
@@ -283,12 +210,13 @@ def rate(part: Activations, rounding: Rounding, *, pairs: int = 256, seed: int =
         seed: seed of these sums.
 
     Raises:
-        RateError: the spread or offset cannot be a standard deviation, or a linear kind has no ``fan_in``.
+        RateError: the spread or offset cannot be a standard deviation, the density is negative, a linear kind has no
+            ``fan_in``, or there are too few pairs for an error.
     """
-    if not (0 < part.spread < math.inf and 0 <= part.offset < math.inf):
+    if not (0 < part.spread < math.inf and 0 <= part.offset < math.inf and 0 <= part.density < math.inf):
         raise RateError(
-            f"{part.name}: spread={part.spread}, offset={part.offset}: both must be finite, the spread positive and the "
-            "offset at least 0"
+            f"{part.name}: spread={part.spread}, offset={part.offset}, density={part.density}: all must be finite, the "
+            "spread positive and the others at least 0"
         )
     if part.kind == "linear":
         return _linear(part, rounding, pairs, seed)
@@ -298,16 +226,16 @@ def rate(part: Activations, rounding: Rounding, *, pairs: int = 256, seed: int =
     if part.kind == "normalised":
         # the last addition cancels: either scaled value and shift in float32, or input and mean in the output's format
         term = output if coarse else single
-        return _density(part.spread) * _mean_landing(part.offset, term, None if coarse else output)
+        return Rate(_density(part.spread) * _mean_landing(part.offset, term, None if coarse else output))
     # given that branch and skip cancel, each is N(0, s^2) with 1 / s^2 = 1 / spread^2 + 1 / offset^2
     meeting = part.spread * part.offset / total
     fused = rounding.kind == "single"
     both = _density(total) * _mean_landing(meeting, single if fused else output, output if fused else None)
     if part.kind == "projection":
-        return both
+        return Rate(both)
     # half of the skips are 0, where the sum is the normalised branch alone; the others cancel with negative branches
-    alone = rate(dataclasses.replace(part, kind="normalised", offset=_SHIFT * part.spread), rounding)
-    return (both + alone) / 2
+    alone = rate(dataclasses.replace(part, kind="normalised", offset=SHIFT * part.spread), rounding)
+    return Rate((both + alone.value) / 2)
 
 
 def scaled(form: Format, spread: float) -> Format:
@@ -323,21 +251,14 @@ def scaled(form: Format, spread: float) -> Format:
     return dataclasses.replace(form, least=form.least - shift, largest=math.ldexp(form.largest, -shift))
 
 
-def _linear(part: Activations, rounding: Rounding, pairs: int, seed: int) -> float:
+def _linear(part: Activations, rounding: Rounding, pairs: int, seed: int) -> Rate:
     if part.fan_in < 1:
         raise RateError(f"{part.name}: fan_in={part.fan_in}: must be at least 1, as a linear layer sums products")
+    if pairs < 2 * _GROUP:
+        raise RateError(f"pairs={pairs}: must be at least {2 * _GROUP}, two groups, whose difference gives the error")
     total = math.hypot(part.spread, part.offset)
     weights = part.spread / math.sqrt(part.fan_in)
-    draws = generator(seed)
-    x = torch.randn(pairs, part.fan_in, dtype=torch.float64, generator=draws)
-    w = torch.randn(pairs, part.fan_in, dtype=torch.float64, generator=draws) * weights
-    b = torch.randn(pairs, dtype=torch.float64, generator=draws) * part.offset
-    # Gaussian weights conditioned on a sum of 0 are Gaussian weights projected on the plane where it is 0. The bias is
-    # narrowed first, to its standard deviation under that condition.
-    b *= part.spread / total
-    w -= x * (((x * w).sum(1) + b) / x.square().sum(1)).unsqueeze(1)
     single, output = FORMATS["float32"], scaled(rounding.output, total)
-    x, w, b = scaled(rounding.factors, 1.0).round(x), scaled(rounding.factors, weights).round(w), output.round(b)
     coarse = rounding.kind in ("product", "split-k")
     parts = 4 if rounding.kind == "split-k" else 1
     step = -(-part.fan_in // parts)
@@ -351,7 +272,23 @@ def _linear(part: Activations, rounding: Rounding, pairs: int, seed: int) -> flo
         blocks=tuple(min(step, part.fan_in - start) for start in range(0, part.fan_in, step)),
         bias_format=output,
     )
-    return _density(total) * float(widths(x, w, b, how)[0].mean())
+    draws, found = generator(seed), []
+    for _ in range(pairs // _GROUP):
+        x = torch.randn(_GROUP, part.fan_in, dtype=torch.float64, generator=draws)
+        w = torch.randn(_GROUP, part.fan_in, dtype=torch.float64, generator=draws) * weights
+        even = (torch.arange(_GROUP) + torch.rand(1, dtype=torch.float64, generator=draws)) / _GROUP
+        # Gaussian weights conditioned on a sum of 0 are Gaussian weights projected on the plane where it is 0. The bias is
+        # narrowed first, to its standard deviation under that condition; measured biases are under it already.
+        if part.biases:
+            sizes = torch.tensor(part.biases, dtype=torch.float64)
+            b = sizes[(even * len(sizes)).long()] * (1 - 2 * torch.randint(2, (_GROUP,), generator=draws))
+        else:
+            b = torch.special.ndtri(even) * part.offset * part.spread / total
+        w -= x * (((x * w).sum(1) + b) / x.square().sum(1)).unsqueeze(1)
+        x, w, b = scaled(rounding.factors, 1.0).round(x), how.factors.round(w), output.round(b)
+        found.append(float(widths(x, w, b, how)[0].mean()))
+    width, density = torch.tensor(found, dtype=torch.float64), part.density * _density(total)
+    return Rate(density * float(width.mean()), density * 2 * float(width.std()) / math.sqrt(len(found)))
 
 
 def _density(spread: float) -> float:
@@ -360,11 +297,19 @@ def _density(spread: float) -> float:
 
 
 def _mean_landing(spread: float, terms: Format, output: Format | None) -> float:
-    """Mean width over cancelling terms that are N(0, spread^2) and have the format ``terms``.
-
-    Values that underflow to 0 in a narrower output format are included.
-    """
+    """Mean width over cancelling terms that are N(0, spread^2), see ``landing``."""
     at = torch.special.ndtri((torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES) * spread
+    return landing(at, terms, output)
+
+
+def landing(at: Tensor, terms: Format, output: Format | None) -> float:
+    """Mean width of the set of real sums that become 0, over cancelling terms of a format.
+
+    Args:
+        at: float64, the terms.
+        terms: their format.
+        output: a narrower format to which the sum is rounded, or None. Values that underflow to 0 in it are included.
+    """
     step = torch.ldexp(torch.ones_like(at), torch.where(at == 0, -1074, terms.spacing(at)))
     flushed = output.flushed if output is not None else 0.0
     return float((step * (2 * torch.floor(flushed / step) + 1)).mean())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relucheck.extras import require
-from relucheck.hits.plans import resnet50_kinds
+from relucheck.hits.architectures import resnet50_kinds
 from relucheck.hits.rates import RateError, measure, poisson_interval, predict
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
@@ -282,7 +282,7 @@ def resnet50_hits(dtype: torch.dtype, *, mixed: bool, batch: int = 4, seed: int 
         seed: seed of weights and images.
 
     Returns:
-        For each kind of ``relucheck.hits.plans.resnet50_kinds``, the number of hits and of activations.
+        For each kind of ``relucheck.hits.architectures.resnet50_kinds``, the number of hits and of activations.
     """
     require("a ResNet-50", "torchvision")
     from torchvision.models import resnet50

@@ -5,8 +5,9 @@ of two. A sum lies on the finer of the grids of its two terms. Rounding a sum to
 coarse as the format's spacing at that sum. What the last addition can cancel therefore lies on the finer of its two
 terms' grids, taken at the values where they cancel. Values that underflow to 0 in the output format come on top.
 
-Grids are those of weights and biases drawn at random from the values of their format. So the widths are right on average
-over draws; for one given bias, the sum either can reach 0 exactly or cannot.
+Grids are those of weights drawn at random from the values of their format, and of biases drawn at random from the values
+of their format that lie on one grid with all given biases. So the widths are right on average over draws; for one given
+bias, the sum either can reach 0 exactly or cannot.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def widths(x: Tensor, weight: Tensor, bias: Tensor, how: Accumulation) -> tuple[
     products = x * weight
     grids = torch.where(products == 0, _FREE, lowest_bit(x) + how.factors.spacing(weight))
     terms = [_Block.of(p, g, how) for p, g in zip(products.split(how.blocks, 1), grids.split(how.blocks, 1), strict=True)]
-    last = _Block(bias, torch.full_like(grids[:, 0], -_FREE), how.bias_format or how.factors, bias == 0)
+    last = _Block(bias, torch.full_like(grids[:, 0], _lattice(bias)), how.bias_format or how.factors, bias == 0)
     terms = [last, *terms] if how.bias == "first" else [*terms, last]
     flush_alone = how.output.flushed if how.output.bits < how.accumulator.bits else 0.0
     flush_join = how.output.flushed if how.output.bits < how.join.bits else 0.0
@@ -174,6 +175,16 @@ class _Block:
     def grid(self, at: Tensor) -> Tensor:
         """Exponents of the grids on which the sums lie where their value is ``at``."""
         return torch.where(self.empty, _FREE, torch.maximum(self.form.spacing(at), self.inner))
+
+
+def _lattice(bias: Tensor) -> int:
+    """The exponent of the coarsest grid on which all biases lie.
+
+    PyTorch draws the uniform numbers of float32 with 24 bits. So biases between -1/16 and 1/16 are multiples of 2^-27, and
+    the small ones among them have fewer bits than their format.
+    """
+    some = bias[bias != 0]
+    return int(lowest_bit(some).min()) if len(some) else -_FREE
 
 
 def _landing(grid: Tensor, flushed: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +40,9 @@ def units(
     )
 
 
-def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, size: int = BLOCK) -> dict[str, Estimate]:
+def collect(
+    cells: Sequence[Cell], folder: Path, *, root: data.Root = None, size: int = BLOCK, so_far: bool = False
+) -> dict[str, Estimate]:
     """The estimates of the finished cells, by name.
 
     The files of a finished cell's blocks are replaced by one file for the cell.
@@ -48,6 +52,7 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, size
         folder: where results are stored.
         root: data root, see ``relucheck.data.data_root``.
         size: the number of draws in a block, as given to ``units``.
+        so_far: whether an unfinished cell has the estimate of its first finished blocks, which has fewer draws.
 
     Raises:
         relucheck.results.store.StoreError: as for ``units``.
@@ -65,6 +70,9 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, size
                 whole = finished(cell, checksum, store)  # another command may have joined and deleted them just now
                 if whole is not None:
                     estimates[cell.name] = whole
+                elif so_far and (first := _first(parts, blocks)):
+                    fewer = dataclasses.replace(cell, draws=sum(part.draws for part in first))
+                    estimates[cell.name] = Estimate.joined(fewer, first)
                 continue
             whole = Estimate.joined(cell, parts)
             origin = {"device": whole.device, "processor": whole.versions["processor"], "torch": whole.versions["torch"]}
@@ -74,6 +82,12 @@ def collect(cells: Sequence[Cell], folder: Path, *, root: data.Root = None, size
                 store.finished_path(block.name).unlink(missing_ok=True)
         estimates[cell.name] = whole
     return estimates
+
+
+def _first(parts: Sequence[Estimate], blocks: Sequence[Cell]) -> list[Estimate]:
+    """The finished blocks before the first unfinished one."""
+    done = {part.cell.name: part for part in parts}
+    return [done[block.name] for block in itertools.takewhile(lambda block: block.name in done, blocks)]
 
 
 def _decide(block: Cell, folder: Path, root: data.Root, device: str, report: Report) -> None:

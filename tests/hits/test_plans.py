@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from relucheck.hits import architectures, validation
 from relucheck.hits import plans as hits_plans
-from relucheck.hits import validation
 from relucheck.hits.plans import Activations, Rounding
 from relucheck.hits.widths import FORMATS, Accumulation, Format
 from tests.oracles.sums import BF16, F32, normal, summed
@@ -17,7 +17,7 @@ from tests.oracles.sums import BF16, F32, normal, summed
 
 def test_resnet50_has_its_activations() -> None:
     """Against the shapes of He et al. 2015, table 1: three activations a bottleneck."""
-    network = hits_plans.resnet50(batch=2)
+    network = architectures.resnet50(batch=2)
     by_kind = {part.kind: part.count for part in network.parts}
     ends = {"projection": 0, "residual": 0}
     inner = 64 * 112**2
@@ -32,7 +32,7 @@ def test_resnet50_has_its_activations() -> None:
 
 
 def test_the_transformer_has_its_activations() -> None:
-    network = hits_plans.relu_transformer(0.0, tokens=3, sequences=5)
+    network = architectures.relu_transformer(0.0, tokens=3, sequences=5)
     assert network.activations == 32 * 16_384 * 15
     assert "biases 0" in network.name
     assert "4,096" in network.assumptions
@@ -46,7 +46,7 @@ E4M3, E5M2 = FORMATS["float8_e4m3"], FORMATS["float8_e5m2"]
 def test_planned_linear_layers_meet_brute_force(kind: Any, bias: float) -> None:
     part = Activations("x", 1, "linear", fan_in=32, spread=1.0, offset=bias)
     form = Format("narrow", 4, -3, 30.0)  # few exponents: underflow is frequent
-    predicted = hits_plans.rate(part, Rounding("", form, form, kind), pairs=4000)
+    predicted = hits_plans.rate(part, Rounding("", form, form, kind), pairs=4096).value
     forms = [hits_plans.scaled(form, spread) for spread in (1.0, 32**-0.5, math.hypot(1.0, bias))]
     blocks = (8, 8, 8, 8) if kind == "split-k" else (32,)
     inner = F32 if kind == "single" else forms[2]
@@ -69,16 +69,16 @@ def test_planned_normalisations_and_residuals_meet_brute_force(form: Format) -> 
     branch = scaled.round(normal(0, count))
     skip = scaled.round((normal(1, count) * 2**0.5).clamp(min=0))
     counted = float((branch + skip == 0).double().mean())
-    predicted = hits_plans.rate(Activations("x", 1, "residual", offset=2**0.5), how)
+    predicted = hits_plans.rate(Activations("x", 1, "residual", offset=2**0.5), how).value
     assert predicted / counted == pytest.approx(1, abs=0.15)
     scaled = hits_plans.scaled(form, 2**0.5)
     branch, skip = scaled.round(normal(2, count)), scaled.round(normal(3, count))
-    predicted = hits_plans.rate(Activations("x", 1, "projection", offset=1.0), how)
+    predicted = hits_plans.rate(Activations("x", 1, "projection", offset=1.0), how).value
     assert predicted / float((branch + skip == 0).double().mean()) == pytest.approx(1, abs=0.15)
     scaled = hits_plans.scaled(form, math.hypot(1.0, 0.7))
     value, mean = normal(4, count), normal(5, count) * 0.7
     counted = float((scaled.round(value + mean) == scaled.round(mean)).double().mean())
-    predicted = hits_plans.rate(Activations("x", 1, "normalised", offset=0.7), coarse)
+    predicted = hits_plans.rate(Activations("x", 1, "normalised", offset=0.7), coarse).value
     assert predicted / counted == pytest.approx(1, abs=0.15)
 
 
@@ -86,9 +86,9 @@ def test_the_resnet_plan_meets_a_forward_on_this_machine() -> None:
     """Batch norm with float32 statistics makes no hits; additions of bfloat16 terms do, as many as planned."""
     counts = validation.resnet50_hits(torch.bfloat16, mixed=True, batch=1)
     how = next(r for r in hits_plans.roundings() if (r.kind, r.factors, r.output) == ("operator", BF16, BF16))
-    for part in hits_plans.resnet50().parts:
+    for part in architectures.resnet50().parts:
         hits, seen = counts[part.kind]
-        predicted = hits_plans.rate(part, how) * seen
+        predicted = hits_plans.rate(part, how).value * seen
         if part.kind == "normalised":
             assert hits < 5 > predicted
         else:
@@ -97,7 +97,7 @@ def test_the_resnet_plan_meets_a_forward_on_this_machine() -> None:
 
 
 def test_plans_add_up() -> None:
-    network = hits_plans.resnet50(batch=1)
+    network = architectures.resnet50(batch=1)
     names = [(how.factors.name, how.output.name, how.kind) for how in hits_plans.roundings_of(network)]
     assert len(set(names)) == len(names) == 18
     single, operator, product = (hits_plans.plan(network, how) for how in hits_plans.roundings_of(network)[:3])
@@ -107,3 +107,15 @@ def test_plans_add_up() -> None:
     assert hits_plans.scaled(BF16, 1e-3) is BF16
     assert hits_plans.scaled(E4M3, 1.0).largest == 448 / 2**6
     assert hits_plans.scaled(E4M3, 1.0).least == -12
+
+
+@pytest.mark.parametrize("kind", ["product", "split-k"])
+def test_the_stated_error_covers_more_pairs(kind: Any) -> None:
+    """Of 40 plans with few pairs, at least 34 have the plan with many within their error; and it is not far too wide."""
+    part = Activations("x", 1, "linear", fan_in=16, offset=0.2)
+    how = Rounding("", BF16, BF16, kind)
+    many = hits_plans.rate(part, how, pairs=65_536, seed=99)
+    few = [hits_plans.rate(part, how, pairs=2048, seed=seed) for seed in range(40)]
+    assert sum(abs(one.value - many.value) <= one.error + many.error for one in few) >= 34
+    spread = float(torch.tensor([one.value for one in few]).std())
+    assert sum(one.error for one in few) / 40 < 4 * spread

@@ -100,6 +100,22 @@ def test_the_last_addition_sets_the_width() -> None:
 # ----------------------------------------------------------------------------------------------------- kernels
 
 
+def test_biases_on_a_coarse_grid_meet_brute_force() -> None:
+    """Uniform numbers have fewer bits near 0 than their format. Sums on a coarse grid then meet them more often."""
+    factors, form = Format("factors", 4, -2), Format("sums", 16, -30)  # every product is a multiple of 2 ** -10
+    how = Accumulation("", factors, form, form, form, form, (64,), bias_format=form)
+    x, weight = factors.round(normal(0, 2000, 64)), factors.round(normal(1, 300, 64) / 8)
+    fine = form.round(normal(2, 300) * 0.03)  # the spacing of the format there is 2 ** -21 and less
+    coarse = (fine * 2.0**9).round() / 2.0**9
+    found = {}
+    for name, bias in (("fine", fine), ("coarse", coarse)):
+        counted = sum(int((summed(x, weight[at], bias[at], how) == 0).sum()) for at in torch.arange(300).split(50))
+        found[name] = counted, predict_layer(x, weight, bias, how, pairs=3000).expected
+    assert found["coarse"][0] > 100
+    assert found["coarse"][1] / found["coarse"][0] == pytest.approx(1, abs=0.25)
+    assert max(found["fine"]) < 10
+
+
 @pytest.mark.parametrize(
     ("blocks", "bias"), [((20,), "last"), ((8, 8, 4), "first"), ((10, 10), "first"), ((8, 8, 4), "last")], ids=str
 )

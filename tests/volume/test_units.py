@@ -57,6 +57,22 @@ def test_an_unfinished_cell_is_left_out(tmp_path: Path) -> None:
     assert [unit.name for unit in units.units(cells, tmp_path)] == [cells[1].name]
 
 
+def test_an_unfinished_cell_has_its_first_blocks_so_far(tmp_path: Path) -> None:
+    """A block behind a gap does not count, and the files of the blocks stay."""
+    cell = dataclasses.replace(SMALL, draws=8)
+    made = units.units([cell], tmp_path, size=2)
+    Local(1).run([made[0], made[1], made[3]])
+    assert units.collect([cell], tmp_path, size=2) == {}
+    found = units.collect([cell], tmp_path, size=2, so_far=True)[cell.name]
+    assert found.cell == dataclasses.replace(cell, draws=4)
+    assert found.decisions == estimate(found.cell).decisions
+    assert len(list(tmp_path.iterdir())) == 3
+    Local(1).run(units.units([cell], tmp_path, size=2))
+    assert units.collect([cell], tmp_path, size=2, so_far=True)[cell.name].cell == cell
+    other = dataclasses.replace(SMALL, first_seed=500)
+    assert units.collect([other], tmp_path, so_far=True) == {}
+
+
 def test_missing_data_are_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(data.DataFileError, match=r"lacks MNIST/raw/train-images-idx3-ubyte"):
         units.units([dataclasses.replace(SMALL, data="mnist")], tmp_path / "cells", root=tmp_path)

@@ -18,87 +18,32 @@ import torch
 
 from relucheck.data import load
 from relucheck.hits import plans as hits_plans
+from relucheck.hits import states as hits_states
+from relucheck.hits import trained as hits_trained
+from relucheck.hits.architectures import relu_transformer, resnet50
 from relucheck.hits.plans import Planned, PlannedNetwork
-from relucheck.hits.rates import poisson_interval, probe
-from relucheck.hits.validation import DEPTHS, WIDTHS, Agreement, ValidatedLayer, agreement, carry_out, resnet50_hits, runs
+from relucheck.hits.rates import probe
+from relucheck.hits.states import State
+from relucheck.hits.trained import Measured, trainings
+from relucheck.hits.validation import ValidatedLayer, agreement, carry_out, resnet50_hits, runs
 from relucheck.numerics.arithmetic import Arithmetic
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction.experiments.results_files import ReportError, reading
-from relucheck.results.figures import blank, save
+from relucheck.reproduction.report import rates
+from relucheck.results.figures import save
 from relucheck.results.files import write_atomically
 from relucheck.results.tables import Table, counted
 
 #: Version of the JSON's layout.
-SCHEMA: Final = 2
-
-
-# ---------------------------------------------------------------- tables
-
-
-def agreement_table(cells: Sequence[ValidatedLayer]) -> Table:
-    """Tabulate predicted / measured hits by arithmetic and kind of images."""
-    header = (
-        *("arithmetic", "images", "activations", "hits", "per million", "predicted", "predicted / measured (95 %)"),
-        *("cells", "with 10 expected", "median (10-90 %)", "with 20 expected", "of them p < 0.05"),
-    )
-    rows = []
-    for name, data in dict.fromkeys((cell.arithmetic, cell.data) for cell in cells):
-        mine = [cell for cell in cells if (cell.arithmetic, cell.data) == (name, data)]
-        all_of = agreement(mine)
-        rows.append((name, data, *_agreement_row(all_of)))
-    return Table(header, rows, right=header[2:])
-
-
-def _agreement_row(all_of: Agreement) -> tuple[str, ...]:
-    ratio = "-" if all_of.ratio is None else f"{all_of.ratio:.3f} ({all_of.low:.3f}-{all_of.high:.3f})"
-    spread = "-" if all_of.median is None else f"{all_of.median:.3f} ({all_of.tenth:.3f}-{all_of.ninetieth:.3f})"
-    return (
-        f"{all_of.activations:,}",
-        f"{all_of.hits:,}",
-        f"{1e6 * all_of.hits / all_of.activations:.3g}",
-        _number(all_of.expected),
-        ratio,
-        str(all_of.cells),
-        str(all_of.informative),
-        spread,
-        str(all_of.testable),
-        str(all_of.surprising),
-    )
-
-
-def shape_table(cells: Sequence[ValidatedLayer]) -> Table:
-    """Tabulate hits and predicted / measured hits by width and depth, on grey images."""
-    shapes = [(width, depth) for width in WIDTHS for depth in DEPTHS]
-    rows = []
-    for name in dict.fromkeys(cell.arithmetic for cell in cells):
-        row = [name]
-        for shape in shapes:
-            mine = [c for c in cells if (c.arithmetic, c.data, c.width, c.depth) == (name, "grey", *shape)]
-            both = agreement(mine) if mine else None
-            row.append(
-                "-" if both is None else f"{both.hits:,}: {'-' if both.ratio is None else format(both.ratio, '.2f')}"
-            )
-        rows.append(row)
-    return Table(("arithmetic", *(f"{depth} x {width}" for width, depth in shapes)), rows)
-
-
-def plan_table(planned: Sequence[Planned]) -> Table:
-    """Tabulate the expected hits per step: one row for each pair of format and rounding."""
-    header = ("network", "factors", "output", "rounding", "hits per million", "hits per step")
-    rows = [(p.network, p.factors, p.output, p.kind, _number(p.per_million), _number(p.per_step)) for p in planned]
-    return Table(header, rows, right=header[-2:])
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if 100 <= value < 1e7 else f"{value:.3g}"
+SCHEMA: Final = 3
 
 
 # ---------------------------------------------------------------- the runs
 
 
 def networks() -> tuple[PlannedNetwork, ...]:
-    """The networks for which hits are planned."""
-    return hits_plans.resnet50(), hits_plans.relu_transformer(0.0), hits_plans.relu_transformer(0.05)
+    """The networks for which hits are planned from assumptions."""
+    return resnet50(), relu_transformer(0.0), relu_transformer(0.05)
 
 
 def plans() -> list[Planned]:
@@ -115,13 +60,38 @@ def resnet_rows() -> list[tuple[str, ...]]:
             how = next(
                 r for r in hits_plans.roundings() if r.kind == kind and r.factors.name == r.output.name == dtype_name(dtype)
             )
-            for part in hits_plans.resnet50().parts:
-                (hits, seen), rate = counts[part.kind], hits_plans.rate(part, how)
+            for part in resnet50().parts:
+                (hits, seen), chance = counts[part.kind], hits_plans.rate(part, how).value
                 rows.append(
                     (dtype_name(dtype), "float32" if mixed else dtype_name(dtype), part.name, f"{seen:,}", f"{hits:,}",
-                     f"{1e6 * hits / seen:.4g}", f"{1e6 * rate:.3g}", f"{rate * seen / hits:.2f}" if hits else "-")
+                     f"{1e6 * hits / seen:.4g}", f"{1e6 * chance:.3g}", rates.ratio(chance * seen, hits))
                 )  # fmt: skip
     return rows
+
+
+def measured(root: str | None, say: Callable[[str], None]) -> list[Measured]:
+    """Train the networks whose states are planned with."""
+    images = load("mnist", "train", root)
+    found = []
+    for training in trainings():
+        for one in hits_trained.carry_out(training, images.scaled(torch.float32), images.labels):
+            found.append(one)
+            say(f"{one.name}, seed {one.seed}, after {one.after} steps: {one.hits} hits, {one.planned:.0f} planned")
+    return found
+
+
+def trained_plans(found: Sequence[Measured]) -> list[Planned]:
+    """Plan the large networks with the states of a training at each step: the transformer as an MLP, ResNet-50 as E5's."""
+    mlp, residual = trainings()
+    planned_networks = []
+    for training, network in ((residual, resnet50()), (mlp, relu_transformer(0.0))):
+        for after in training.after:
+            states = [one.states for one in found if (one.name, one.after) == (training.name, after)]
+            name = network.name.removesuffix(" (at initialisation: biases 0)")
+            as_trained = dataclasses.replace(network, name=f"{name}, as {training.name} after {after:,} steps")
+            ways = [how for how in hits_plans.roundings_of(network) if how.factors == how.output and how.output.bits >= 8]
+            planned_networks += [hits_states.plan(as_trained, how, states) for how in ways]
+    return planned_networks
 
 
 def kernel_rows() -> list[tuple[str, ...]]:
@@ -160,8 +130,11 @@ class Results:
     Attributes:
         cells: the validation's layers.
         seconds: CPU time of the validation.
-        torch: version that computed all of it.
-        planned: expected hits of large networks.
+        torch: version that computed the validation.
+        planned: expected hits of large networks, from assumptions.
+        measured: states along trainings.
+        trained: expected hits of large networks with these states.
+        planned_by: version of torch that computed the plans and the states.
         kernels, resnet: rows of :func:`kernel_rows` and :func:`resnet_rows`.
         remark: on how the cells came about.
     """
@@ -170,8 +143,11 @@ class Results:
     seconds: float
     torch: str
     planned: list[Planned]
+    measured: list[Measured]
+    trained: list[Planned]
     kernels: list[tuple[str, ...]]
     resnet: list[tuple[str, ...]]
+    planned_by: str
     remark: str = ""
 
     def json(self) -> str:
@@ -194,35 +170,20 @@ def read_results(path: Path) -> Results:
             float(content["seconds"]),
             str(content["torch"]),
             [Planned(**plan) for plan in content["planned"]],
+            [_measured(one) for one in content["measured"]],
+            [Planned(**plan) for plan in content["trained"]],
             [tuple(row) for row in content["kernels"]],
             [tuple(row) for row in content["resnet"]],
+            str(content["planned_by"]),
             remark,
         )
 
 
-def figure(cells: Sequence[ValidatedLayer]) -> Any:
-    """Plot predicted against measured hits per million, with exact Poisson intervals."""
-    canvas = blank(7.5, 6)
-    axes = canvas.subplots()
-    names = list(dict.fromkeys(cell.arithmetic for cell in cells if cell.hits))
-    for index, name in enumerate(names):
-        mine = [cell for cell in cells if cell.arithmetic == name and cell.hits]
-        predicted = [1e6 * cell.expected / cell.activations for cell in mine]
-        measured = [1e6 * cell.hits / cell.activations for cell in mine]
-        ends = [poisson_interval(cell.hits) for cell in mine]
-        errors = [
-            [1e6 * (cell.hits - low) / cell.activations for cell, (low, _) in zip(mine, ends, strict=True)],
-            [1e6 * (high - cell.hits) / cell.activations for cell, (_, high) in zip(mine, ends, strict=True)],
-        ]
-        axes.errorbar(predicted, measured, errors, fmt=".", color=f"C{index % 10}", label=name, elinewidth=0.7, alpha=0.8)
-    line = [1e-3, 2e3]
-    axes.plot(line, line, color="black", linewidth=0.8, label="predicted = measured")
-    axes.set(
-        xscale="log", yscale="log", xlabel="predicted hits per million activations",
-        ylabel="measured hits per million activations", title="Hits at the kink of ReLU, by layer (layers with hits)",
-    )  # fmt: skip
-    axes.legend(fontsize=7)
-    return canvas
+def _measured(content: dict[str, Any]) -> Measured:
+    """Read a measurement from JSON, where tuples are lists."""
+    lists = ("offsets", "sizes")
+    states = (State(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in content["states"])
+    return Measured(**{**content, "states": tuple(states)})
 
 
 def conclusion(results: Results) -> tuple[str, str, str]:
@@ -244,19 +205,7 @@ def conclusion(results: Results) -> tuple[str, str, str]:
         )
     else:
         tested = "No layer has 20 predicted hits, which is too few to test its count."
-    return ratio, tested, _planned(results.planned)
-
-
-def _planned(planned: Sequence[Planned]) -> str:
-    """The least and the most hits a step that are planned for the first network."""
-    if not planned:
-        return "No network is planned for."
-    ordered = sorted((one for one in planned if one.network == planned[0].network), key=lambda one: one.per_step)
-    least, most = ordered[0], ordered[-1]
-    return (
-        f"By prediction alone, a training step of {least.network} meets between {_number(least.per_step)} hits "
-        f"({least.output}, {least.kind}) and {_number(most.per_step)} ({most.output}, {most.kind}), by format and rounding."
-    )
+    return ratio, tested, rates.plans_sentence(results.planned, results.trained)
 
 
 def report(results: Results) -> str:
@@ -266,9 +215,12 @@ def report(results: Results) -> str:
     resnet = ("dtype", "batch norm in", "activations", "count", "hits", "per million", "planned", "planned / measured")
     return _TEXT.format(
         conclusion=" ".join(conclusion(results)),
-        agreement="\n".join(agreement_table(results.cells).markdown()),
-        shapes="\n".join(shape_table(results.cells).markdown()),
-        plans="\n".join(plan_table(results.planned).markdown()),
+        agreement="\n".join(rates.agreement_table(results.cells).markdown()),
+        shapes="\n".join(rates.shape_table(results.cells).markdown()),
+        plans="\n".join(rates.plan_table(results.planned).markdown()),
+        trained="\n".join(rates.plan_table(results.trained).markdown()),
+        states="\n".join(rates.state_table(results.measured).markdown()),
+        checked=rates.states_sentence(results.measured),
         resnet="\n".join(Table(resnet, results.resnet, right=resnet[3:]).markdown()),
         kernels="\n".join(Table(kernels, results.kernels).markdown()),
         assumed="\n".join(assumed),
@@ -276,6 +228,7 @@ def report(results: Results) -> str:
         headroom=f"{hits_plans.HEADROOM:g}",
         seconds=f"{results.seconds:,.0f}",
         torch=results.torch,
+        planned_by=results.planned_by,
         cells=len(results.cells),
         remark=f"- {results.remark}\n" if results.remark else "",
     )
@@ -289,6 +242,9 @@ _NOTES: Final = """
   interval while the sums agree.
 - The prediction takes the mean over biases. A single known bias either lies on the grid of a sum or does not; with few
   units that shows as spread between draws.
+- Biases near 0 have fewer bits than their format, because PyTorch's uniform numbers of float32 have 24 bits. Predictions
+  that took all bits for random were too low where the bias is added last to a sum on a coarse grid: by 15 % for TF32 with
+  256 units. Now the prediction takes the coarsest grid on which all biases of a layer lie.
 - The window of the density must be wider than the widths. With a window of the nearest 500 pairs, which is about the width
   in bfloat16 with a rounded product and 256 units, predictions were 5 to 29 % too low. It now grows until it is twice the
   99th percentile of widths.
@@ -332,12 +288,34 @@ By hidden layers x units, grey images, "hits: predicted / measured":
 
 {plans}
 
+- ±: two standard errors of the computation, as a part of the number. What the assumptions are wrong by is not in it.
 - *single*: all in float32, bias and residual addition included, rounded once.
 - *operator*: each operator rounds once; batch norm keeps float32 statistics (autocast).
 - *product*: the product, too, is rounded before the bias is added; batch norm's statistics are held in the output's format
   (`model.to(torch.bfloat16)`).
 - *split-k*: K is also split in 4, and the partial sums are rounded and added in the output's format. Batch norm hides
   this, so it is not listed for ResNet-50.
+
+### Trained networks
+
+{checked}
+
+{trained}
+
+- ±: the half-width of the 95 % interval over the networks that were trained, as a part of the number.
+- Assumed: the pre-activations of the large network are those of the small one, in proportion: their density at 0, and the
+  sizes of the terms that cancel there. ResNet-50 takes those of the 20-layer residual network behind batch norm and in
+  residual sums; the transformer takes the densities and the biases, relative to the sums, of the MLP's layers.
+
+The states that these plans use:
+
+{states}
+
+- density at 0: of linear layers, relative to a Gaussian's with the same standard deviation; of batch norm (alone, or where
+  the other summand is 0), per unit; of sums, the part of pre-activations within a sixteenth of the terms that cancel.
+- cancelling terms: the median size of what cancels near 0, over the standard deviation of the pre-activations.
+- planned, counted: hits in bfloat16 at the same weights, of linear layers (product rounded before the bias) and of residual
+  sums.
 
 ### The plan for ResNet-50 against counted hits
 
@@ -360,9 +338,11 @@ One forward in training mode, 4 images of noise at 224 x 224, PyTorch's default 
   0 (`relucheck/hits/rates.py`).
 - ReLU networks of PyTorch's default initialisation on MNIST's training images, 1, 3 and 6 hidden layers of 16, 64 and 256
   units: {cells} cells.
-- torch {torch}, CPU, one thread; the validation took {seconds} s of CPU time.
+- The validation ran with torch {torch}, on a CPU with one thread, and took {seconds} s of CPU time. Plans and states were
+  computed with torch {planned_by}. E2's and E5's networks were trained in float32 with Adam, three seeds each.
 {remark}- `python -m relucheck.reproduction.experiments.hit_rates --out FOLDER` computes all of it and writes this file, the
-  figure and `hit_rates.json`. With `--cells hit_rates.json` it writes the report again without computing.
+  figure and `hit_rates.json`. With `--cells hit_rates.json` it writes the report again without computing;
+  with `--plan` besides, it computes the plans anew.
 """
 
 
@@ -374,15 +354,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
     parser.add_argument("--root", help="data root with MNIST (default: RELUCHECK_DATA)")
     parser.add_argument("--cells", type=Path, help="an earlier hit_rates.json: write the report again without computing")
+    parser.add_argument("--plan", action="store_true", help="with --cells: compute the plans anew")
     given = parser.parse_args(arguments)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     torch.set_num_threads(1)
     if given.cells:
         results = read_results(given.cells)
     else:
-        cells, seconds = validation(given.root, lambda line: print(line, file=sys.stderr, flush=True))
-        results = Results(cells, seconds, torch.__version__, plans(), kernel_rows(), resnet_rows())
+        cells, seconds = validation(given.root, say)
+        results = Results(cells, seconds, torch.__version__, [], [], [], kernel_rows(), resnet_rows(), "")
+    if given.plan or not given.cells:
+        found = measured(given.root, say)
+        results = dataclasses.replace(
+            results, planned=plans(), measured=found, trained=trained_plans(found), planned_by=torch.__version__
+        )
     write_atomically(given.out / "hit_rates.json", results.json() + "\n")
-    save(figure(results.cells), given.out / "hit_rates.png")
+    save(rates.figure(results.cells), given.out / "hit_rates.png")
     write_atomically(given.out / "hit_rates.md", report(results))
     return 0
 

@@ -13,19 +13,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from relucheck import data
+from relucheck.hits.drawn import predicted_rate
 from relucheck.networks.network import Network
 from relucheck.numerics.arithmetic import Arithmetic
+from relucheck.numerics.devices import environment
 from relucheck.numerics.dtypes import dtype_name
 from relucheck.reproduction import TITLES
-from relucheck.reproduction.published import PublishedCell, cpu_draws, volume_cells
+from relucheck.reproduction.published import ARITHMETICS, PublishedCell, cpu_draws, volume_cells
+from relucheck.reproduction.report.volume.page import write
+from relucheck.reproduction.report.volume.precision import pairs
 from relucheck.reproduction.report.volume.summary import DTYPE_NAMES, NAME, Entry, Line, Report
-from relucheck.reproduction.report.volume.tables import write
 from relucheck.reproduction.scenario import FITTED, Place, Reported, ScenarioError, check_scale, selected
 from relucheck.results.progress import Progress
 from relucheck.results.store import Store
 from relucheck.volume import units as volume_units
-from relucheck.volume.cell import IN_ORDER, REPLACED, Cell
+from relucheck.volume.cell import IN_ORDER, REPLACED, Cell, Estimate
 from relucheck.volume.compensation import splits as volume_splits
 from relucheck.work import Unit, torch_threads
 
@@ -37,12 +42,15 @@ _NATIVE: Final = tuple(map(Arithmetic.parse, DTYPE_NAMES))
 _CUDA: Final = (*_NATIVE, *map(Arithmetic.parse, ("float16 strict", "bfloat16 strict", "float32 TF32")))
 _ROUNDED: Final = Arithmetic.parse("float16 emulated (rounded)")
 _TF32: Final = Arithmetic.parse("float32 emulated (tf32)")
-_COARSE: Final = tuple(
-    map(
-        Arithmetic.parse,
-        ("float16 emulated (product)", "float16 emulated (split-k 4)", "bfloat16 emulated (product)"),
-    )
+#: Coarse roundings of float16: of every layer, and of the first layer only, as E2's published counts have it in bfloat16.
+_COARSE: Final = (
+    *map(Arithmetic.parse, ("float16 emulated (product)", "float16 emulated (split-k 4)", "bfloat16 emulated (product)")),
+    Arithmetic(torch.float16, emulation=Arithmetic.parse(ARITHMETICS["E2"]).emulation),
 )
+#: The mini-batches of the sweeps by depth and width, whose cells have the seeds from 0 on.
+_USUAL_BATCH: Final = 256
+#: The first seeds of cells whose networks must differ are so far apart; no cell draws more networks.
+_APART: Final = 1000
 
 
 @functools.cache
@@ -58,7 +66,7 @@ def entries(scale: str) -> tuple[Entry, ...]:
     every = [
         _entry(published, arithmetic, draws=published.runs)
         for published in _columns()
-        for arithmetic in _arithmetics(scale, published)
+        for arithmetic in _arithmetics(scale)
     ]
     return tuple(every) if scale == "full" else tuple(entry for one in every if (entry := _with_cpu_draws(one)) is not None)
 
@@ -83,16 +91,25 @@ def _columns() -> Iterable[PublishedCell]:
     return reversed(seen.values())
 
 
-def _arithmetics(scale: str, published: PublishedCell) -> tuple[Arithmetic, ...]:
-    """The arithmetics in which a table's column is estimated; at scale cpu, those with draws."""
-    shape = published.varied in ("hidden_layers", "neurons")
-    if scale == "full":
-        return (*_CUDA, _ROUNDED, *(_COARSE if shape else ()))
-    # where native float16 is slow and every network bifurcates in it, rounding stands in for a whole sweep
-    slow = (published.source, published.varied) == ("B21", "batch_size")
-    anchor = (published.source, published.varied) in (("B21", "hidden_layers"), ("R22", "neurons"))
-    native = tuple(one for one in _NATIVE if not (slow and one.name == "float16"))
-    return (*native, _ROUNDED, *((_TF32,) if published.source == "B21" and shape else ()), *(_COARSE if anchor else ()))
+def _arithmetics(scale: str) -> tuple[Arithmetic, ...]:
+    """The arithmetics of a scale; at scale cpu, a cell is estimated in those for which it has draws."""
+    return (*_CUDA, _ROUNDED, *_COARSE) if scale == "full" else (*_NATIVE, _ROUNDED, _TF32, *_COARSE)
+
+
+def _first_seed(column: PublishedCell) -> int:
+    """The seed of a cell's first network.
+
+    The cells of the sweeps by batch size and sample size differ in the images alone. With the same seeds they would have
+    the same networks, and nearly the same decisions, so each has networks of its own.
+    """
+    if column.batch_size == _USUAL_BATCH:
+        return 0
+    others = [
+        (other.varied, other.x)
+        for other in _columns()
+        if other.source == column.source and other.batch_size != _USUAL_BATCH
+    ]
+    return _APART * (1 + others.index((column.varied, column.x)))
 
 
 def _entry(column: PublishedCell, arithmetic: Arithmetic, **others: Any) -> Entry:
@@ -107,6 +124,7 @@ def _entry(column: PublishedCell, arithmetic: Arithmetic, **others: Any) -> Entr
         sample_size=column.sample_size if drawn else None,
         sample=REPLACED if drawn else IN_ORDER,
         arithmetic=arithmetic,
+        first_seed=_first_seed(column),
         varied=column.varied,
         **others,
     )
@@ -120,7 +138,7 @@ def _smoke() -> tuple[Entry, ...]:
     for column in _columns():
         if column.source != "R22" or (column.varied, column.x) not in chosen:
             continue
-        for arithmetic in (*_NATIVE, _ROUNDED, _COARSE[-1]):
+        for arithmetic in (*_NATIVE, _ROUNDED, _COARSE[2]):
             entry = _entry(column, arithmetic, draws=4, data="digits")
             size = 500 if column.varied == "sample_size" else None
             x = column.x if size is None else size
@@ -174,18 +192,53 @@ class VolumeScenario:
         Raises:
             relucheck.results.store.StoreError: for what cannot be written, and for a file of something else.
         """
-        by_name = volume_units.collect(cells(place.scale), place.folder / "cells", root=place.root)
+        by_name = volume_units.collect(cells(place.scale), place.folder / "cells", root=place.root, so_far=True)
         lines = tuple(Line(entry, by_name[entry.cell.name]) for entry in entries(place.scale) if entry.cell.name in by_name)
-        missing = tuple(cell.name for cell in cells(place.scale) if cell.name not in by_name)
+        done = {name for name, one in by_name.items() if one.cell.name == name}  # the others have fewer draws so far
+        missing = tuple(cell.name for cell in cells(place.scale) if cell.name not in done)
         page = place.folder / f"{NAME}.md"
-        report = Report(place.scale, lines)
-        estimates = report.estimates
+        estimates = Report(place.scale, lines).estimates
         dataset = data.load(estimates[0].cell.data, "train", place.root, download=False)
         store = Store(place.folder / "splits")
+        predicted = _predictions(estimates, dataset, Store(place.folder / "predictions"), place.device)
+        report = Report(place.scale, lines, predicted)
         with Progress(len(estimates), f"{NAME}, over the reals", "cells", enabled=progress) as shown, torch_threads(1):
             splits = volume_splits(estimates, dataset=dataset, store=store, progress=shown.advance)
         terminal = write(report, place.folder, splits)
         return Reported(place.folder, page, missing, (), terminal, report)
+
+
+#: The networks and the images from which hits are predicted, for each cell; the images are evenly spaced.
+_PREDICTED_DRAWS, _PREDICTED_IMAGES, _PREDICTED_PAIRS = 8, 1000, 500
+
+
+def _predictions(estimates: Sequence[Estimate], dataset: data.DataSet, store: Store, device: str) -> dict[str, float]:
+    """The hits per million activations that the hit model expects, of the cells in native float32 and in TF32.
+
+    The model knows a processor's own kernels and emulations. It knows no GPU's, so on a GPU there is no prediction.
+    """
+    if not device.startswith("cpu"):
+        return {}
+    rates = {}
+    both = {one.cell.name: one for pair in pairs(estimates) for one in (pair.native, pair.tf32)}
+    for name, one in both.items():
+        cell = one.cell
+        identity = {"cell": cell.deciding, "data": one.checksum, "draws": _PREDICTED_DRAWS, "images": _PREDICTED_IMAGES}
+        stored = store.finished(f"rate-{name}", identity)
+        if stored is None:
+            inputs = dataset.scaled(cell.arithmetic.dtype)[:: max(1, len(dataset) // _PREDICTED_IMAGES)]
+            seeds = range(cell.first_seed, cell.first_seed + _PREDICTED_DRAWS)
+            with torch_threads(1):
+                rate = predicted_rate(
+                    *(cell.network, cell.arithmetic, inputs, seeds), pairs=_PREDICTED_PAIRS, batch_size=cell.batch_size
+                )
+            here = environment("cpu")
+            origin = {"device": here.device, "torch": here.torch}
+            store.finish(f"rate-{name}", identity, origin, {"per_million": rate})
+            rates[name] = rate
+        else:
+            rates[name] = stored.result["per_million"]
+    return rates
 
 
 E4: Final = VolumeScenario()

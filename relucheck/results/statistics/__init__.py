@@ -19,6 +19,7 @@ from relucheck.results.statistics.evidence import (
 from relucheck.results.statistics.means import LEVEL, MARGIN, Summary, summarise
 from relucheck.results.statistics.nudges import BeyondChaos, beyond_chaos, beyond_in_these_seeds, mean_of_all, prediction
 from relucheck.results.statistics.power import difference_for_power, second_half, seeds_for_power
+from relucheck.results.statistics.shares import Matched, Trend, log_chance, matched, same_share, share_difference, trend
 from relucheck.results.statistics.slopes import rate_slope
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "MARGIN",
     "BeyondChaos",
     "Evidence",
+    "Matched",
     "Outcome",
     "Paired",
     "Summary",
+    "Trend",
     "Verdict",
     "beyond_chaos",
     "beyond_in_these_seeds",
@@ -37,14 +40,19 @@ __all__ = [
     "grows",
     "judge",
     "larger",
+    "log_chance",
+    "matched",
     "mean_of_all",
     "near",
     "paired",
     "prediction",
     "rate_slope",
+    "same_share",
     "second_half",
     "seeds_for_power",
+    "share_difference",
     "spread_grows",
     "summarise",
+    "trend",
     "without_exception",
 ]

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relucheck.bifurcation.compare import root_of
 from relucheck.bifurcation.forward.arguments import arguments_of
-from relucheck.bifurcation.gradients import gradients
+from relucheck.bifurcation.gradients import gradients, root_of
 from relucheck.bifurcation.interception import Interception
 from relucheck.errors import ModelError
 from relucheck.training.model import Choice, Clock, Switch, stream

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relucheck.numerics.dtypes import dtype_name
+from relucheck.reproduction.report.volume.fit import E2_ROUNDING
 from relucheck.reproduction.report.volume.summary import DTYPE_NAMES, SWEEP_TITLES, Line, Report
 from relucheck.results.figures import blank, png
 from relucheck.results.proportions import Interval, interval
@@ -14,8 +15,8 @@ from relucheck.results.store import write_atomically
 from relucheck.volume.cell import SWEEPS
 
 # M. Okabe, K. Ito, "Color universal design" (2008): distinct for every kind of colour vision; markers differ too.
-_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-_MARKERS: Final = ("o", "s", "^", "v", "P")
+_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS: Final = ("o", "s", "^", "v", "P", "X")
 #: One colour and marker for each way to round, in every panel.
 _STYLES: Final[dict[str, int]] = {
     "ours": 0,
@@ -25,6 +26,7 @@ _STYLES: Final[dict[str, int]] = {
     "ours, emulated (tf32)": 2,
     "ours, emulated (product)": 3,
     "ours, emulated (split-k 4)": 4,
+    "ours, emulated (E2's)": 5,
 }
 _PUBLISHED: Final = "#000000"
 _SPREAD: Final = 0.6  # of the distance between two values, over which the series of a panel are spread
@@ -126,4 +128,5 @@ def _dtype(line: Line) -> str:
 def _label(line: Line) -> str:
     """The arithmetic without its dtype, which the panel names."""
     rest = line.entry.cell.arithmetic.name.removeprefix(_dtype(line)).strip()
+    rest = rest.replace(f"({E2_ROUNDING})", "(E2's)")
     return f"ours, {rest}" if rest else "ours"

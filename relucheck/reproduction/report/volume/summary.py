@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from relucheck.reproduction.published import PublishedCell
 from relucheck.results.holm import holm
-from relucheck.results.proportions import exact_test, verdict
+from relucheck.results.proportions import DIFFERS, exact_test, verdict
 from relucheck.volume.cell import Cell, Estimate
 
 NAME: Final = "E4"
 NOT_COMPUTED: Final = "not computed by the release"
 NOT_PUBLISHED: Final = "no published figure"
 OTHER_DATA: Final = "other data"
+BOTH_0: Final = "no test: both 0"
+BOTH_1: Final = "no test: both 1"
 #: The dtypes of tables and figures, in the order in which they appear.
 DTYPE_NAMES: Final = ("float16", "bfloat16", "float32", "float64")
 SWEEP_TITLES: Final[dict[str, str]] = {
@@ -61,10 +64,12 @@ class Report:
     Attributes:
         scale: its name.
         lines: one for each entry, in the order of the tables.
+        predicted: by name of cell, the hits per million activations that the hit model predicts, where it was asked.
     """
 
     scale: str
     lines: tuple[Line, ...]
+    predicted: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def devices(self) -> str:
@@ -85,7 +90,7 @@ class Judged:
     Attributes:
         line: entry and estimate.
         p: of Fisher's exact test against the published count, or None where there is nothing to test.
-        adjusted: ``p`` after Holm's correction over every test of the report.
+        adjusted: ``p`` after Holm's correction over the tests of the line's question.
         text: "differs", "not distinguished", or why there is no test.
     """
 
@@ -97,23 +102,53 @@ class Judged:
     @property
     def differs(self) -> bool:
         """Whether our share differs from the published one, after the correction."""
-        return self.text == "differs"
+        return self.text == DIFFERS
+
+    @property
+    def question(self) -> tuple[str, str]:
+        """Source and arithmetic: does this arithmetic give the shares of this source?"""
+        return self.line.entry.source, self.line.estimate.cell.arithmetic.name
 
 
 def judge(report: Report) -> tuple[Judged, ...]:
-    """Test every line against the published share, with one correction for the whole report."""
-    tests: dict[int, float] = {}
+    """Test every line against the published share, with one correction for each question.
+
+    A question is whether one arithmetic gives the shares of one source. Where neither count has a draw in the zone, or both
+    have all draws there, every p-value is 1 whatever the shares, so there is no test and the correction does not count one
+    (Tarone 1990, "A modified Bonferroni method for discrete data", Biometrics 46).
+    """
+    tests: dict[tuple[str, str], dict[int, float]] = {}
+    texts: dict[int, str] = {}
     for index, line in enumerate(report.lines):
-        entry, ours = line.entry, line.estimate
-        if entry.comparable and entry.published is not None:
-            tests[index] = exact_test(ours.bifurcated, ours.draws, entry.published.bifurcated, entry.published.runs)
-    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+        entry, ours, theirs = line.entry, line.estimate, line.entry.published
+        if theirs is None or not entry.comparable:
+            texts[index] = _why_not(entry)
+            continue
+        inside = ours.bifurcated + theirs.bifurcated
+        if inside in (0, ours.draws + theirs.runs):
+            texts[index] = BOTH_0 if inside == 0 else BOTH_1
+            continue
+        family = tests.setdefault((entry.source, ours.cell.arithmetic.name), {})
+        family[index] = exact_test(ours.bifurcated, ours.draws, theirs.bifurcated, theirs.runs)
+    p_values = {index: p for family in tests.values() for index, p in family.items()}
+    adjusted = {
+        index: value for family in tests.values() for index, value in zip(family, holm(list(family.values())), strict=True)
+    }
     return tuple(
-        Judged(line, tests[index], adjusted[index], verdict(adjusted[index]))
-        if index in tests
-        else Judged(line, None, None, _why_not(line.entry))
+        Judged(line, p_values[index], adjusted[index], verdict(adjusted[index]))
+        if index in p_values
+        else Judged(line, None, None, texts[index])
         for index, line in enumerate(report.lines)
     )
+
+
+def questions(judged: Iterable[Judged]) -> dict[tuple[str, str], list[Judged]]:
+    """Group the lines that were tested, or could have been, by source and arithmetic, in order."""
+    by_question: dict[tuple[str, str], list[Judged]] = {}
+    for one in judged:
+        if one.p is not None or one.text in (BOTH_0, BOTH_1):
+            by_question.setdefault(one.question, []).append(one)
+    return by_question
 
 
 def _why_not(entry: Entry) -> str:

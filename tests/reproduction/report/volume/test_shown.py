@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relucheck.reproduction.report.volume.tables import Shown
+from relucheck.reproduction.report.volume.page import Shown
 from relucheck.results.tables import Table, columns, render
 
 HEADER = ("hidden layers", "ours", "share, 95 %", "±", "hits / M", "published", "published share, 95 %", "p", "Holm p", "")

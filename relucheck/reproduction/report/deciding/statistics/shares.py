@@ -1,7 +1,8 @@
 """Statistics on the volumes of E4.
 
-Cells of a sweep have the same seeds, so their counts are not independent. The tests of two cells treat them as independent;
-where both draw nearly the same networks, the true error rate is smaller than the level.
+Cells of the sweeps by batch size and sample size have networks of their own. Those by hidden layers and neurons have the
+same seeds, so their counts are not independent. The tests of two cells treat them as independent; where both draw nearly
+the same networks, the true error rate is smaller than the level.
 """
 
 from __future__ import annotations
