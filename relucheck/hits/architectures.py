@@ -1,4 +1,4 @@
-"""The networks for which hits are planned: their activations, and what is assumed about them."""
+"""The networks for which hits are planned, and what is assumed about them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def predicted_rate(
     pairs: int = 1000,
     batch_size: int = 256,
 ) -> float:
-    """The predicted hits per million activations of networks drawn at random, without counting hits.
+    """The predicted hits per million activations of random networks, without counting.
 
     Args:
         network: fully connected.

@@ -186,7 +186,7 @@ def plan(network: PlannedNetwork, rounding: Rounding, *, pairs: int = PAIRS, see
 
 
 def planned(network: PlannedNetwork, rounding: Rounding, step: float, error: float) -> Planned:
-    """The plan of a network with this expected number of hits per training step, and this relative error."""
+    """The plan of a network with this number of hits a training step and this relative error."""
     return Planned(
         network=network.name,
         step=network.step,

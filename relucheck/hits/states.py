@@ -1,4 +1,4 @@
-"""Pre-activations as they are at some step of a training, as far as planned hits depend on them.
+"""Pre-activations at some step of a training, as far as planned hits depend on them.
 
 ``relucheck.hits.plans`` assumes Gaussian pre-activations, which fit random weights. Training changes how many
 pre-activations are near 0, and which terms cancel there. A *state* is a measurement of both, for one kind of pre-activation
@@ -66,7 +66,7 @@ class State:
 
 
 def rate(state: State, rounding: Rounding) -> float:
-    """The probability that one of the pre-activations of a state, which is not linear, is hit at the kink 0.
+    """The probability of a hit at 0 of a pre-activation of a state that is not linear.
 
     Args:
         state: of batch norm or residual sums.
@@ -94,7 +94,7 @@ def rate(state: State, rounding: Rounding) -> float:
 
 
 def linear(state: State, part: Activations) -> Activations:
-    """A linear part of a plan with the density of a state and with its biases, in proportion to the sums."""
+    """A linear part of a plan with the density and the biases of a state."""
     scale = part.spread / state.spread
     biases = tuple(scale * one for one in state.offsets)
     return dataclasses.replace(part, offset=scale * state.offset, density=state.density, biases=biases)

@@ -1,4 +1,4 @@
-"""States along the trainings of E2's and E5's networks, and whether they plan the hits of these networks."""
+"""States along the trainings of E2's and E5's networks, and the hits that they plan."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Measured:
 
 
 def trainings() -> tuple[Training, ...]:
-    """The MLP of E2, and the residual network of E5 with identity skips, like those of a ResNet-50."""
+    """The MLP of E2, and the residual network of E5 with identity skips."""
     return (
         Training(
             *("E2's MLP", Network("mlp", (200, 200, 200)), (0, 1, 2), (0, 469, 2345)),
@@ -87,7 +87,7 @@ def trainings() -> tuple[Training, ...]:
 
 
 def carry_out(training: Training, images: Tensor, labels: Tensor) -> Iterator[Measured]:
-    """Train the networks in float32, with Adam and mini-batches of 128 in file order, and measure their states.
+    """Train in float32, with Adam and mini-batches of 128 in file order; measure states.
 
     Args:
         training: what to do.

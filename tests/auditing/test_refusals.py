@@ -55,7 +55,12 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "inputs alone": (MODEL, [torch.rand(2, 784)], {}, "batch 0 is a Tensor: pass a list of pairs"),
     "three parts": (MODEL, [(*BATCHES[0], 1)], {}, "batch 0 is a tuple of length 3: pass a list of pairs"),
     "no tensor": (MODEL, [("x", BATCHES[0][1])], {}, r"batch 0: its inputs hold no tensor \(str\)"),
-    "other inputs": (MODEL, [(torch.rand(2, 3), BATCHES[0][1])], {}, "Sequential raised RuntimeError: .* on the inputs of"),
+    "other inputs": (
+        MODEL,
+        [(torch.rand(2, 3), BATCHES[0][1])],
+        {},
+        "Sequential.forward fails on these inputs .*; pass inputs on which",
+    ),
     "other targets": (MODEL, [(BATCHES[0][0], "six")], {}, "the loss raised TypeError: .* it gets the output of the model"),
     "no loss": (MODEL, BATCHES, {"loss": 3}, "loss is of class int: must be a function of output and targets"),
     "a loss of vectors": (MODEL, BATCHES, {"loss": lambda o, y: o[:, 0]}, r"a tensor of shape \(16,\), not a scalar"),

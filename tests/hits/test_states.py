@@ -119,7 +119,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
         plans.rate(Activations("x", 1, "linear", 64), OPERATOR, pairs=200)
 
 
-@pytest.mark.parametrize("steps", [0, 60])
+@pytest.mark.parametrize("steps", [0, 2])
 def test_states_of_an_mlp_plan_its_own_hits(steps: int) -> None:
     """Planned from float32, counted in bfloat16 with products that are rounded before the bias."""
     network = Network("mlp", (64, 64), input_shape=(1, 28, 28))

@@ -84,8 +84,11 @@ def test_committed_training_reports_are_those_of_the_committed_results(
 
 
 def test_the_committed_page_on_claims_is_that_of_the_committed_results() -> None:
-    """Every folder of results decides; and nothing but the package and these folders does, so the page is reproducible."""
-    folders = sorted(mark.parent for mark in COMMITTED.rglob(MARK))
+    """Every folder of results decides, of E4 the one with most draws.
+
+    Nothing but the package and these folders does, so the page is reproducible.
+    """
+    folders = sorted(mark.parent for mark in COMMITTED.rglob(MARK) if mark.parent.name != "E4-cuda")
     assert (COMMITTED / "claims.md").read_text(encoding="utf-8") == page(decide_folders(folders))
 
 

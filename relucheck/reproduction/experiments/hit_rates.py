@@ -81,7 +81,7 @@ def measured(root: str | None, say: Callable[[str], None]) -> list[Measured]:
 
 
 def trained_plans(found: Sequence[Measured]) -> list[Planned]:
-    """Plan the large networks with the states of a training at each step: the transformer as an MLP, ResNet-50 as E5's."""
+    """Plan the large networks with the states of a training at each step."""
     mlp, residual = trainings()
     planned_networks = []
     for training, network in ((residual, resnet50()), (mlp, relu_transformer(0.0))):

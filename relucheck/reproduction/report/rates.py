@@ -104,7 +104,7 @@ def ratio(planned: float, hits: int) -> str:
 
 
 def plan_table(planned: Sequence[Planned]) -> Table:
-    """Tabulate the expected hits per step with their errors: one row for each pair of format and rounding."""
+    """Tabulate the expected hits per step with their errors, by format and rounding."""
     header = ("network", "factors", "output", "rounding", "hits per million", "hits per step", "±")
     rows = [(p.network, p.factors, p.output, p.kind, number(p.per_million), number(p.per_step), _error(p)) for p in planned]
     return Table(header, rows, right=header[-3:])

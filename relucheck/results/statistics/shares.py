@@ -1,4 +1,4 @@
-"""Shares of several groups of draws: a trend, their differences, pairs, and the chance of a count.
+"""Shares of several groups of draws: trends, differences, pairs, chances of counts.
 
 Groups are independent unless a function says otherwise. scipy is imported on first use.
 """

@@ -1,4 +1,4 @@
-"""Which arithmetic gives the published float16 counts: one for all cells, or one for each shape of the first product.
+"""Which arithmetic gives the published float16 counts, for all cells or by shape.
 
 The product of the first layer sums 784 terms for each pair of a sample and a neuron. A GPU's library chooses by the numbers
 of samples and neurons whether it splits such a sum. So there are two hypotheses for a release: one arithmetic for all
@@ -86,7 +86,7 @@ class Fit:
 
     @property
     def shapes(self) -> dict[tuple[int, int], dict[str, float]]:
-        """By shape of the first product and arithmetic, the log-likelihood of the cells of this shape."""
+        """The log-likelihood of cells by shape of the first product and by arithmetic."""
         by_shape: dict[tuple[int, int], dict[str, float]] = {}
         for cell in self.cells:
             mine = by_shape.setdefault(cell.shape, dict.fromkeys(self.names, 0.0))
@@ -103,7 +103,7 @@ class Fit:
         }
 
     def by_shape(self, *names: str) -> float:
-        """The log-likelihood where each shape has the likeliest of some arithmetics; none means all of them."""
+        """The log-likelihood where each shape has the likeliest of some arithmetics (none: of all)."""
         return sum(max(chances[name] for name in names or self.names) for chances in self.shapes.values())
 
     @property
@@ -113,7 +113,7 @@ class Fit:
 
     @property
     def price(self) -> float:
-        """The gain that the choice by shape has to exceed: the logarithm of the number of ways to choose, less ``TOLD``.
+        """The gain that the choice by shape has to exceed: log of the ways to choose, less ``TOLD``.
 
         With a uniform prior over the choices, a choice by shape is the likelier hypothesis from there on.
         """
@@ -126,7 +126,7 @@ class Fit:
 
     @property
     def unexplained(self) -> tuple[FittedCell, ...]:
-        """The cells whose counts differ from ours even in the likeliest arithmetic of their shape (Fisher's test, Holm)."""
+        """The cells that differ from ours even in their shape's likeliest arithmetic (Fisher, Holm)."""
         chosen = {shape: max(chances, key=lambda name: chances[name]) for shape, chances in self.shapes.items()}
         p_values = [
             exact_test(cell.ours[chosen[cell.shape]], cell.draws, cell.published.bifurcated, cell.published.runs)

@@ -73,7 +73,7 @@ def gaps(judged: Sequence[Judged]) -> dict[str, tuple[Gap, ...]]:
 
 
 def pairs(estimates: Sequence[Estimate]) -> tuple[Pair, ...]:
-    """Compare TF32 with native float32 on the networks that both have, with one correction for all cells."""
+    """Compare TF32 with native float32 on the same networks, corrected over all cells."""
     native = {_others(one): one for one in estimates if one.cell.arithmetic.name == NATIVE}
     both = []
     for tf32 in estimates:
@@ -236,7 +236,7 @@ class Rates:
 
     @property
     def bounds(self) -> Interval:
-        """The 95 % interval of ``ratio``: that of TF32's part of all hits, which is binomial given their number."""
+        """The 95 % interval of ``ratio``, from TF32's binomial part of all hits."""
         part, exposed = interval(self.hits[1], sum(self.hits)), self.activations[0] / self.activations[1]
         return Interval(*(exposed * one / (1 - one) if one < 1 else math.inf for one in (part.low, part.high)))
 

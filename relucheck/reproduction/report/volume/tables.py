@@ -1,4 +1,4 @@
-"""The tables of E4: our shares beside the published ones by sweep, and how many differ by question."""
+"""The tables of E4: our shares beside the published ones, and how many differ."""
 
 from __future__ import annotations
 

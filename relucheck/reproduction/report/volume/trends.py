@@ -1,4 +1,4 @@
-"""Whether shares change along a sweep: ours and the published ones, with one correction for each sweep."""
+"""Whether shares change along a sweep, ours and the published ones, corrected by sweep."""
 
 from __future__ import annotations
 
