@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         MODEL,
         [(torch.rand(2, 3), BATCHES[0][1])],
         {},
-        "Sequential.forward fails on these inputs .*; pass inputs on which",
+        "Sequential.forward fails on these inputs .*",
     ),
     "other targets": (MODEL, [(BATCHES[0][0], "six")], {}, "the loss raised TypeError: .* it gets the output of the model"),
     "no loss": (MODEL, BATCHES, {"loss": 3}, "loss is of class int: must be a function of output and targets"),
