@@ -52,7 +52,7 @@ NEEDS = {
         f"a test of two shares needs scipy; {REPRODUCE}"
     ),
     "from relucheck.results.figures import blank; blank(3.0, 2.0)": f"a figure needs matplotlib; {REPRODUCE}",
-    "from relucheck.hits.plans import resnet50; resnet50()": f"a ResNet-50 needs torchvision; {REPRODUCE}",
+    "from relucheck.hits.architectures import resnet50; resnet50()": f"a ResNet-50 needs torchvision; {REPRODUCE}",
     "import torch; from relucheck.hits.validation import resnet50_hits as hits; hits(torch.half, mixed=False)": (
         f"a ResNet-50 needs torchvision; {REPRODUCE}"
     ),

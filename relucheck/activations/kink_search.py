@@ -36,6 +36,7 @@ _FORWARD: Final = (-25 / 12, 4.0, -3.0, 4 / 3, -1 / 4)
 _FLOAT64: Final = FORMATS["float64"]
 #: Binary digits of a product of two float32 numbers; one number in 32 of float64 has as few by chance.
 _PRODUCT: Final = 48
+_FLOAT64_DIGITS: Final = 53
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +97,11 @@ def resolution(y: Floats) -> float:
         return _FLOAT64.eps
     # constants and numbers of few digits (a step function, a clamp) are float32 numbers by chance
     many_digits = np.unique(finite[~_of_digits(finite, 12)])
-    enough = 4 if _has_digits(finite, 24) else 16
-    return FORMATS["float32"].eps if many_digits.size >= enough else _FLOAT64.eps
+    if _has_digits(finite, 24):
+        return FORMATS["float32"].eps if many_digits.size >= 4 else _FLOAT64.eps
+    # a sum with a large constant, such as (x + 1000) - 1000.1, cuts all numbers off at one place
+    products = many_digits.size >= 16 and _places(many_digits) > _FLOAT64_DIGITS
+    return FORMATS["float32"].eps if products else _FLOAT64.eps
 
 
 def difference_step(unit: float) -> float:
@@ -110,6 +114,14 @@ def _of_digits(x: Floats, digits: int) -> Mask:
     fraction, _ = np.frexp(x)
     result: Mask = np.ldexp(fraction, digits) % 1 == 0
     return result
+
+
+def _places(x: Floats) -> int:
+    """The number of binary places from the first digit of the largest number to the last digit of any."""
+    fraction, exponent = np.frexp(x)
+    significand = np.ldexp(fraction, _FLOAT64_DIGITS).astype(np.int64)
+    last = exponent + np.frexp((significand & -significand).astype(np.float64))[1]
+    return int(exponent.max() - last.min() + _FLOAT64_DIGITS + 1)
 
 
 def _has_digits(x: Floats, digits: int) -> bool:

@@ -48,7 +48,8 @@ def test_only_the_subgradient_may_be_undeclared(field: str) -> None:
 
 def test_kink_holds_floats_and_is_a_value() -> None:
     kink = Kink(0, Fraction(1, 2), np.float32(1), np.float64(0.25))
-    assert [type(getattr(kink, field.name)) for field in dataclasses.fields(kink)] == [float] * 4
+    numbers = [field.name for field in dataclasses.fields(kink) if field.name != "argument"]
+    assert [type(getattr(kink, name)) for name in numbers] == [float] * 4
     assert kink == Kink(0.0, 0.5, 1.0, 0.25)
     assert len({kink, Kink(0.0, 0.5, 1.0, 0.25)}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):

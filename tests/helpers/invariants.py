@@ -97,7 +97,8 @@ def report_is_complete(made: Reproduction) -> None:
     summary = json.loads((made.folder / "summary.json").read_text(encoding="utf-8"))
     assert len(summary["runs"]) == len(made.runs)
     for comparison, result in made.runs:
-        for needed in (f"`{comparison.name}`", result.settings.digest[:12], result.device, result.versions["torch"]):
+        name = f"`{comparison.name}`" if made.experiment.tables else comparison.name
+        for needed in (name, result.settings.digest[:12], result.device, result.versions["torch"]):
             assert needed in text
     verdicts = {cell.paired.verdict for cell in made.cells if cell.paired}
     assert verdicts <= {"differs", "equivalent", "identical", "undecided"}

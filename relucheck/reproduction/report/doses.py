@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,8 +30,8 @@ from relucheck.results.tables import Table, counted, listed
 from relucheck.training.results.result import MemberResult
 from relucheck.training.subgradients import along
 
-#: Curves of a distance over the steps since two runs parted: each has a scale and an offset.
-_SHAPES: Final[Mapping[str, Callable[[Any], Any]]] = {"log t": np.log, "√t": np.sqrt, "t": lambda t: t}
+#: Exponents p of the curves a + b t^p of a distance over the steps since two runs parted; 0 stands for a + b log t.
+_EXPONENTS: Final = tuple(n / 20 for n in range(31))
 #: The fewest recorded steps to which a curve is fitted.
 _STEPS: Final = 10
 _LEGEND: Final = (
@@ -40,8 +41,9 @@ _LEGEND: Final = (
     "L1: the distance of the weights from s = 0 after the last step, divided by the mean of the nudges: geometric mean.",
     "slope: of a line through the accuracies of a seed over s, in points for s from 0 to 1. bend: twice the coefficient of "
     "s² of a parabola. Both are means over seeds ± half their 95 % intervals (Student's t over seeds).",
-    "log t, √t, t: in how many runs of s > 0 the L1 distance is fitted best by a + b log t, by a + b √t and by a + b t, "
-    "where t counts the steps since the runs parted (least squares).",
+    "exponent: p of the curve a + b t^p that fits the L1 distance best by least squares, where t counts the steps since "
+    "the runs parted: median over the runs of s > 0 (least to largest). It is sought from 0, which stands for a + b log t, "
+    "to 1.5 in steps of 0.05. The runs of a seed share their reference, so they are no independent repetitions.",
 )
 _WIDE: Final = ("loss, injected", "loss, chain", "first, injected", "first, chain")
 _STYLES: Final = {"injected": ("#D55E00", "v"), "chain": ("#0072B2", "o")}
@@ -80,7 +82,7 @@ class Response:
         seeds: their number.
         doses: of each rule and s > 0.
         slope, bend: by rule, of the accuracy over s; see the legend.
-        shapes: by rule, in how many runs each curve fits the distance best.
+        exponents: by rule, of each run with enough recorded steps.
         nudges: the spread of the nudges' accuracies less that of s = 0; None without a nudge.
     """
 
@@ -89,7 +91,7 @@ class Response:
     doses: tuple[Dose, ...]
     slope: Mapping[str, Summary]
     bend: Mapping[str, Summary]
-    shapes: Mapping[str, Mapping[str, int]]
+    exponents: Mapping[str, tuple[float, ...]]
     nudges: Spread | None
 
     def of(self, rule: str) -> list[Dose]:
@@ -107,7 +109,7 @@ def responses(made: Reproduction) -> list[Response]:
         effects, same = effects_of(made.effects, comparison.name), same_runs(result)
         beside = nudges.get(comparison.name)
         far = beside.l1.mean if beside and beside.l1 else None
-        doses, slope, bend, shapes = [], {}, {}, {}
+        doses, slope, bend, exponents = [], {}, {}, {}
         for rule in RULES:
             members = {along(s): every for s, every in members_at(result, rule).items()}
             doses += [
@@ -116,10 +118,10 @@ def responses(made: Reproduction) -> list[Response]:
                 if s
             ]
             slope[rule], bend[rule] = _course(members)
-            shapes[rule] = _shapes([member for s, every in members.items() if s for member in every])
+            exponents[rule] = _exponents([member for s, every in members.items() if s for member in every])
         spread = beside.accuracy[LAST] if beside else None
         seeds = len(result.settings.seeds)
-        found.append(Response(result.settings.arithmetic.name, seeds, tuple(doses), slope, bend, shapes, spread))
+        found.append(Response(result.settings.arithmetic.name, seeds, tuple(doses), slope, bend, exponents, spread))
     return found
 
 
@@ -171,9 +173,9 @@ def _course(members: Mapping[float, Sequence[MemberResult]]) -> tuple[Summary, S
     return summarise(slopes), summarise(bends)
 
 
-def _shapes(members: Sequence[MemberResult]) -> dict[str, int]:
-    """In how many runs each curve fits the distance best; runs with few recorded steps apart are left out."""
-    best = dict.fromkeys(_SHAPES, 0)
+def _exponents(members: Sequence[MemberResult]) -> tuple[float, ...]:
+    """The exponent that fits the distance of each run best; runs with few recorded steps apart are left out."""
+    found = []
     for member in members:
         parted = member.first_difference
         rows = [
@@ -183,8 +185,15 @@ def _shapes(members: Sequence[MemberResult]) -> dict[str, int]:
         ]
         if len(rows) >= _STEPS:
             times, distances = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-            best[min(_SHAPES, key=lambda name: _misfit(_SHAPES[name](times), distances))] += 1
-    return best
+            misfits = [_misfit(times**p if p else np.log(times), distances) for p in _EXPONENTS]
+            found.append(_EXPONENTS[int(np.argmin(misfits))])
+    return tuple(found)
+
+
+def _median(exponents: Sequence[float]) -> str:
+    if not exponents:
+        return "-"
+    return f"{statistics.median(exponents):g} ({min(exponents):g} to {max(exponents):g})"
 
 
 def _misfit(places: Any, values: Any) -> float:
@@ -274,12 +283,9 @@ def _table(one: Response) -> Table:
 
 
 def _shape_table(one: Response) -> Table:
-    rows = [
-        (rule, _interval(one.slope[rule]), _interval(one.bend[rule]), *(f"{one.shapes[rule][name]}" for name in _SHAPES))
-        for rule in RULES
-    ]
-    header = ("rule", "slope", "bend", *_SHAPES)
-    return Table(header, rows, f"{one.arithmetic}: courses", right=header[3:])
+    rows = [(rule, _interval(one.slope[rule]), _interval(one.bend[rule]), _median(one.exponents[rule])) for rule in RULES]
+    header = ("rule", "slope", "bend", "exponent")
+    return Table(header, rows, f"{one.arithmetic}: courses")
 
 
 # ---------------------------------------------------------------- the figure

@@ -79,18 +79,14 @@ def test_runs_without_a_hit_depart_from_nothing(tmp_path: Path) -> None:
     assert one.slope["chain"].mean == 0.0
 
 
-_CURVES: dict[str, Callable[[float], float]] = {
-    "log t": lambda t: 3 + 7 * math.log(t),
-    "√t": lambda t: 1 + math.sqrt(t),
-    "t": lambda t: 5 + 2 * t,
-}
-
-
-@pytest.mark.parametrize("name", _CURVES)
-def test_the_shape_of_the_distance_is_recognised(name: str, tmp_path: Path) -> None:
-    (one,) = doses.responses(_made(tmp_path, _injected, _CURVES[name]))
+@pytest.mark.parametrize("exponent", [0.0, 0.3, 0.5, 1.0])
+def test_the_exponent_of_the_distance_is_found(exponent: float, tmp_path: Path) -> None:
+    made = _made(tmp_path, _injected, lambda t: 3 + 7 * (t**exponent if exponent else math.log(t)))
+    (one,) = doses.responses(made)
     for rule in ("chain", "injected"):
-        assert one.shapes[rule] == {each: 50 * (each == name) for each in _CURVES}
+        assert one.exponents[rule] == (exponent,) * 50
+    (section,) = doses.sections(made)
+    assert [row[-1] for row in section.tables[1].rows] == [f"{exponent:g} ({exponent:g} to {exponent:g})"] * 2
 
 
 def test_the_tables_fit_a_terminal_and_the_figure_is_drawn(tmp_path: Path) -> None:

@@ -89,12 +89,13 @@ def _splits(settings: Settings) -> list[Any]:
 
 def _run(settings: Settings, run: Any) -> Any:
     with settings.arithmetic.active(), deterministic():
-        steps = settings.steps_of(len(run.train))
+        count = len(split_of(settings, "train", None, CPU).images)
+        steps = settings.steps_of(count)
         for epoch in range(settings.epochs):
             run.begin(epoch)
             for step in range(steps):
                 start = step * settings.batch_size
-                run.step(start, min(start + settings.batch_size, len(run.train)), epoch * steps + step + 1)
+                run.step(start, min(start + settings.batch_size, count), epoch * steps + step + 1)
             run.end()
             if run.void:
                 break
