@@ -38,7 +38,8 @@ _LEGEND: Final = (
     *EFFECTS_LEGEND,
     "loss: train loss of the last epoch less that of s = 0 on the same seed: mean over seeds.",
     "first: the median step after which parameters differ from those of s = 0; runs that never do count as infinite.",
-    "L1: the distance of the weights from s = 0 after the last step, divided by the mean of the nudges: geometric mean.",
+    "L1: the distance of the weights from s = 0 after the last step, divided by the mean of the nudges: geometric mean. -: "
+    "a run ended at the distance 0, or there is no nudge.",
     "slope: of a line through the accuracies of a seed over s, in points for s from 0 to 1. bend: twice the coefficient of "
     "s² of a parabola. Both are means over seeds ± half their 95 % intervals (Student's t over seeds).",
     "exponent: p of the curve a + b t^p that fits the L1 distance best by least squares, where t counts the steps since "

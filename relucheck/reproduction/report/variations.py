@@ -33,18 +33,20 @@ MARKS: Final = {"differs": " *", "equivalent": " =", "identical": "", "undecided
 #: What cells of effects mean, a line each.
 EFFECTS_LEGEND: Final = (
     "effects: the {images} accuracy after the last epoch less the mean of the seed's nudges, in points: mean over the "
-    "seeds at hand ± half its 95 % interval. It says what s does in these seeds, and not how other seeds differ.",
+    "seeds with a live hit ± half its 95 % interval. The interval holds for these seeds, and if runs of s spread as nudges "
+    "do. How other seeds differ it does not say.",
     f"*: differs from nudges (p < 0.05 after Holm's correction over this report). =: equivalent to nudges within "
     f"{MARGIN:g} points (TOST, corrected likewise). No mark: undecided.",
-    "0 exactly: every run is that of s = 0, bit for bit. -: no seed has a hit with an upstream gradient, so no nudge "
-    "exists.",
+    "0 exactly: every run is that of s = 0, bit for bit. -: nothing to compare, because no seed has a live hit (one whose "
+    "upstream gradient is not 0), or a run ended where s = 0 did.",
 )
 _LEGEND: Final = (
+    "live: seeds with a live hit. In the others s does nothing under the chain rule, and they are in no mean.",
     "hits: pre-activations equal to 0 in an epoch, in the runs of s = 0, mean over seeds and epochs.",
     *EFFECTS_LEGEND,
     "nudges: their accuracy less that of s = 0 on the same seed, in points: the least and the largest.",
 )
-_WIDE: Final = ("nudges", "injected, 0.5", "chain, 0.5")
+_WIDE: Final = ("nudges", "injected, 0.5", "chain, 0.5", "s = 0, %")
 _FULL: Final = 1.0  # the s of the sentences
 #: Colour, marker and place in its row of each rule (palette: Okabe and Ito 2008, colour-blind safe).
 _STYLES: Final = {"injected": ("#D55E00", "v", 0.15), "chain": ("#0072B2", "o", -0.15)}
@@ -58,6 +60,7 @@ class Variation:
         name: of its comparison.
         setting: what differs from the published setting.
         arithmetic: in which it was trained.
+        live: how many seeds have a live hit, of how many.
         hits: an epoch, of s = 0, mean over seeds and epochs.
         zero: the accuracies of s = 0 in %.
         effects: of each rule and s beyond nudges; None without a live hit in any seed.
@@ -68,6 +71,7 @@ class Variation:
     name: str
     setting: str
     arithmetic: str
+    live: tuple[int, int]
     hits: float | None
     zero: Summary
     effects: Mapping[tuple[str, float], Paired | None]
@@ -146,6 +150,7 @@ def variations(made: Reproduction) -> list[Variation]:
                 comparison.name,
                 comparison.part,
                 result.settings.arithmetic.name,
+                (beside.live if beside else 0, len(result.settings.seeds)),
                 summarise(hits).mean,
                 summarise(accuracies),
                 {key: effects.get(key) for key in same},
@@ -195,20 +200,22 @@ def _sentences(arithmetic: str, every: Sequence[Variation]) -> list[str]:
     changed = [one for one in every if base and not one.is_base]
     if base is None or not changed:
         return said
-    other = [
-        f"{one.setting} ({', '.join(f'{rule}: {one.verdict(rule)}' for rule in RULES if _contradicts(one, base, rule))})"
-        for one in changed
-        if any(_contradicts(one, base, rule) for rule in RULES)
-    ]
-    as_published = " and ".join(f"{rule}: {base.verdict(rule)}" for rule in RULES)
+    return [*said, *(f"{arithmetic}: {_changes(rule, base, changed)}" for rule in RULES)]
+
+
+def _changes(rule: str, base: Variation, changed: Sequence[Variation]) -> str:
+    """Which changes alter what s = 1 does under a rule in the published setting."""
+    under = f"under {NAMED[rule]}"
+    if base.verdict(rule) in ("undecided", "identical"):
+        why = "is undecided" if base.verdict(rule) == "undecided" else "meets no hit that matters in these seeds"
+        return f"{under}, nothing is decided about changes, because the published setting {why}."
+    other = [f"{one.setting} ({one.verdict(rule)})" for one in changed if _contradicts(one, base, rule)]
+    undecided = sum(one.verdict(rule) == "undecided" for one in changed)
+    rest = f" ({with_verb(undecided, 'is', 'are')} undecided)" if undecided else ""
+    of = f"of {counted(len(changed), 'change')}{rest}"
     if other:
-        said.append(
-            f"{with_verb(len(other), 'change alters', 'changes alter')} the verdicts of the published setting "
-            f"({as_published}): {listed(other)}."
-        )
-    else:
-        said.append(f"No change alters a verdict of the published setting ({as_published}).")
-    return said
+        return f"{under}, {of}, {len(other)} {'alters' if len(other) == 1 else 'alter'} this: {listed(other)}."
+    return f"{under}, {of}, none is shown to alter this."
 
 
 def _contradicts(one: Variation, base: Variation, rule: str) -> bool:
@@ -226,13 +233,13 @@ def _mean(one: Variation, rule: str) -> float:
 
 def _table(arithmetic: str, every: Sequence[Variation]) -> Table:
     keys = list(every[0].effects)
-    header = ("setting", "hits", "s = 0, %", *(f"{rule}, {s:g}" for rule, s in keys), "nudges")
+    header = ("setting", "live", "hits", "s = 0, %", *(f"{rule}, {s:g}" for rule, s in keys), "nudges")
     rows = []
     for one in every:
         cells = [cell_text(one.effects[key], one.same[key]) for key in keys]
         spread = "-" if one.nudges is None else f"{one.nudges.least:+.2f} to {one.nudges.most:+.2f}"
         hits = "-" if one.hits is None else f"{one.hits:,.1f}"
-        rows.append((one.setting, hits, number(one.zero.mean), *cells, spread))
+        rows.append((one.setting, f"{one.live[0]} of {one.live[1]}", hits, number(one.zero.mean), *cells, spread))
     return Table(header, rows, arithmetic, right=("hits", "s = 0, %"))
 
 

@@ -55,25 +55,30 @@ def test_changes_that_change_nothing_are_said_to(tmp_path: Path) -> None:
         "4 settings: under the injected rule of the published code, s = 1 changes the accuracy beyond nudges in 4, by"
         in said
     )
-    assert "No change alters a verdict of the published setting (injected: differs and chain:" in said
+    assert "under the injected rule of the published code, of 3 changes, none is shown to alter this." in said
 
 
 def test_a_setting_without_hits_is_named(tmp_path: Path) -> None:
     made = _made(tmp_path, quiet=("batchnorm",))
     said = _said(made)
     assert "is the run of s = 0, bit for bit, in 1 (batch norm)" in said
-    assert "1 change alters the verdicts of the published setting" in said
-    assert "batch norm (injected: identical)" in said
+    assert "of 3 changes, 1 alters this: batch norm (identical)." in said
     found = {one.setting: one for one in variations.variations(made)}
     assert found["batch norm"].effects["injected", 1.0] is None
     assert found["SGD"].verdict("injected") == "differs"
+    assert (found["SGD"].live, found["batch norm"].live) == ((3, 3), (0, 3))
+
+
+def test_settings_beside_one_without_hits_are_no_changes(tmp_path: Path) -> None:
+    said = _said(_made(tmp_path, quiet=("unchanged",)))
+    assert said.count("because the published setting meets no hit that matters in these seeds") == 2
 
 
 def test_a_setting_in_which_the_chain_rule_costs_is_named(tmp_path: Path) -> None:
     said = _said(_made(tmp_path, costly=("sgd",)))
     assert "under the chain rule, s = 1 changes the accuracy beyond nudges in 1" in said
-    base_is_decided = "chain: undecided)" not in said
-    assert ("SGD (chain: differs)" in said) == base_is_decided, "beside an undecided base a verdict is no change"
+    undecided = "under the chain rule, nothing is decided about changes, because the published setting is undecided" in said
+    assert ("SGD (differs)" in said) != undecided, "beside an undecided base a verdict is no change"
 
 
 def test_relu6_has_the_s_of_its_lower_kink(tmp_path: Path) -> None:
