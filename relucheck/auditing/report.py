@@ -65,7 +65,7 @@ def _wiring(audit: Audit) -> Section:
 
 
 def _unreached(audit: Audit) -> Section:
-    title, found = "Kinks out of reach", audit.parts[0].examined.unreached
+    title, found = "Kinks out of reach", audit.unreached
     if not found:
         return Section(title, "None: the setting decides at every kink that a gradient meets.")
     rows = [(one.node, str(one.count), one.first) for one in found]
