@@ -46,7 +46,7 @@ def _trained(trained: Trained) -> str:
     reference, other = trained.run("s = 0"), trained.run("s = 1")
     seen = f"{_within_reach(trained.activations)} in {trained.steps} steps"
     if trained.finding == "void":
-        return f"nothing can be concluded: {trained.void}, so the model is not deterministic"
+        return f"nothing can be concluded: {trained.void}, so the model or the loss is not deterministic"
     if trained.finding == "diverged":
         return f"nothing can be concluded: training with s = 0 {reference.outcome}"
     if trained.finding == "no hits":

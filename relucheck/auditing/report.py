@@ -167,7 +167,7 @@ def _told_apart(trained: Trained) -> Iterator[Run]:
     """The runs, with nudges that were not trained for one reason as one."""
     idle: dict[str, list[Run]] = {}
     for run in trained.runs:
-        if run.loss is None and run.distance is None:
+        if run.nudged and run.loss is None and run.distance is None:
             idle.setdefault(run.outcome, []).append(run)
         else:
             yield run

@@ -111,7 +111,13 @@ def test_a_model_that_is_not_deterministic_gives_no_claim() -> None:
     assert audit.parts[0].trained is not None
     assert audit.parts[0].trained.finding == "void"
     assert "nothing can be concluded: control differed at step 1" in audit.conclusion
-    assert "Void: control differed" in audit.markdown()
+    assert ", so the model or the loss is not deterministic." in audit.conclusion
+    page = audit.markdown()
+    assert "Void: control differed" in page
+    rows = [
+        line.split(" | ")[0].split(":")[0] for line in page.rpartition("| run |")[2].splitlines()[2:] if line[:1] == "|"
+    ]
+    assert rows == ["| s = 0", "| control", "| s = 1", "| 5 nudges"]
 
 
 def test_training_that_diverges_gives_no_claim() -> None:
