@@ -100,7 +100,7 @@ def audit(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(2)]
         >>> print(audit(model, batches, steps=10, progress=False).conclusion)
-        In float32 s cannot matter here: none of 640 pre-activations of 10 steps was exactly at a kink.
+        In float32 s cannot matter here: none of 640 pre-activations within reach in 10 steps was exactly at a kink.
     """
     require("an audit", "scipy")
     checked_counts(steps, compared, samples, seed)

@@ -141,7 +141,7 @@ class Asked:
 
         Raises:
             AuditError: the model has no parameters to train, or parameters of several dtypes or devices; or the optimiser
-                is none.
+                is none. The loss of the task raises it, too, where the loss that was given raises an error.
             ModelError: the model is compiled or scripted.
         """
         model = self.built()
@@ -168,7 +168,28 @@ class Asked:
         optimiser = default_optimiser(first.dtype) if self.optimiser is None else self.optimiser
         if not isinstance(optimiser, Optimiser):
             _check_optimiser(optimiser, model)
-        return Task(model, batches, loss, optimiser)
+        return Task(model, batches, functools.partial(_named_loss, loss, batches), optimiser)
+
+
+def _named_loss(loss: Loss, batches: Sequence[Batch], output: Any, targets: Any) -> Tensor:
+    """Call a loss, and name the mini-batch on which it raises an error.
+
+    The mini-batch is the one that holds these very targets. Errors about memory and about operations that are not
+    deterministic stay as they are, because the training turns them into errors of its own.
+    """
+    try:
+        return loss(output, targets)
+    except (RelucheckError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "does not have a deterministic implementation" in str(error):
+            raise
+        found = [number for number, (_, known) in enumerate(batches) if known is targets]
+        where = f"batch {found[0]}" if len(found) == 1 else f"one of {len(found) or len(batches)} mini-batches"
+        raise AuditError(
+            f"the loss raised {error_text(error)} on {where}; it gets the output of the model and the targets: correct the "
+            "targets of this mini-batch, or pass a loss that fits them"
+        ) from error
 
 
 def default_optimiser(dtype: torch.dtype) -> Optimiser:
@@ -216,14 +237,14 @@ def checked_batches(batches: Any, most: int, seed: int) -> tuple[Batch, ...]:
     A loader that shuffles draws its order from the seed.
 
     Raises:
-        AuditError: it is no iterable of such pairs, or empty.
+        AuditError: it is no iterable of such pairs, or empty, or it raises an error.
     """
     example = "pass a list of pairs (inputs, targets), or a DataLoader that yields them"
     if isinstance(batches, Tensor | str | bytes | Mapping) or not isinstance(batches, Iterable):
         raise AuditError(f"batches is of class {type(batches).__name__}: {example}")
     with torch.random.fork_rng():
         torch.manual_seed(stream(seed, "batches"))
-        found = list(itertools.islice(batches, most))
+        found = _taken(batches, most)
     read: list[Batch] = []
     for number, batch in enumerate(found):
         if not isinstance(batch, list | tuple) or len(batch) != 2:
@@ -235,6 +256,20 @@ def checked_batches(batches: Any, most: int, seed: int) -> tuple[Batch, ...]:
     if not read:
         raise AuditError(f"batches is empty: {example}")
     return tuple(read)
+
+
+def _taken(batches: Iterable[Any], most: int) -> list[Any]:
+    """The first mini-batches, at most ``most``; an error names the mini-batch that was read."""
+    found: list[Any] = []
+    try:
+        found.extend(itertools.islice(batches, most))
+    except RelucheckError:
+        raise
+    except Exception as error:
+        raise AuditError(
+            f"reading batch {len(found)} raised {error_text(error)}; pass data that can be read without relucheck"
+        ) from error
+    return found
 
 
 def samples_of(batch: Batch) -> int:
@@ -278,14 +313,7 @@ def checked_loss(task: Task, seed: int) -> float:
             raise
         except Exception as error:
             raise AuditError(f"{type(task.model).__name__} raised {error_text(error)} on the inputs of batch 0") from error
-        try:
-            value = task.loss(output, y)
-        except RelucheckError:
-            raise
-        except Exception as error:
-            raise AuditError(
-                f"the loss raised {error_text(error)} on batch 0; it gets the output of the model and the targets"
-            ) from error
+        value = task.loss(output, y)
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ModelError(f"the loss returned {got}, not a scalar tensor; reduce it, for example by mean()")

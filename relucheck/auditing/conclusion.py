@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from relucheck.auditing.trained import RELEVANT, Trained
-from relucheck.results.tables import listed
+from relucheck.results.tables import counted, listed
 
 if TYPE_CHECKING:
     from relucheck.auditing.result import Audit, InArithmetic
@@ -16,7 +16,7 @@ _NAMED: Final = 2  # how many faulty activations the sentence names
 def concluded(audit: Audit) -> str:
     """The conclusion in one sentence.
 
-    A fault in the wiring comes first, then what was found in each arithmetic.
+    A fault in the wiring comes first, then what was found in each arithmetic, then what the audit did not see.
     """
     clauses = []
     if audit.faults:
@@ -25,6 +25,9 @@ def concluded(audit: Audit) -> str:
         clauses.append(f"the wiring is faulty at {listed([*names, *more])}")
     where = "where it arrives, " if audit.unserved else ""
     clauses += [f"in {part.arithmetic} {where}{_of(part)}" for part in audit.parts]
+    if audit.unreached:
+        calls = counted(sum(one.count for one in audit.unreached), "call")
+        clauses.append(f"kinks out of reach ({calls}) keep torch's gradient and were not counted")
     sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -34,16 +37,16 @@ def _of(part: InArithmetic) -> str:
     if trained is not None:
         return _trained(trained)
     if not examined.hits:
-        return f"none of {examined.activations:,} pre-activations was exactly at a kink, and nothing was trained"
+        return f"none of {_within_reach(examined.activations)} was exactly at a kink, and nothing was trained"
     differ = sum(batch.outcome != "agree" for batch in examined.batches)
     return f"the gradients differ on {differ} of {len(examined.batches)} mini-batches, and nothing was trained"
 
 
 def _trained(trained: Trained) -> str:
     reference, other = trained.run("s = 0"), trained.run("s = 1")
-    seen = f"{trained.activations:,} pre-activations of {trained.steps} steps"
+    seen = f"{_within_reach(trained.activations)} in {trained.steps} steps"
     if trained.finding == "void":
-        return f"nothing can be concluded: {trained.void}, so the model is not deterministic"
+        return f"nothing can be concluded: {trained.void}, so the model or the loss is not deterministic"
     if trained.finding == "diverged":
         return f"nothing can be concluded: training with s = 0 {reference.outcome}"
     if trained.finding == "no hits":
@@ -68,6 +71,10 @@ def _trained(trained: Trained) -> str:
         "weights further than a change of one bit does",
         "within the band": "s does not matter here beyond chaos: s = 1 does no more than a change of one bit does",
     }[trained.finding]
+
+
+def _within_reach(activations: int) -> str:
+    return f"{counted(activations, 'pre-activation')} within reach"
 
 
 def percent(change: float, whole: float) -> str:

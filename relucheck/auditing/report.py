@@ -65,7 +65,7 @@ def _wiring(audit: Audit) -> Section:
 
 
 def _unreached(audit: Audit) -> Section:
-    title, found = "Kinks out of reach", audit.parts[0].examined.unreached
+    title, found = "Kinks out of reach", audit.unreached
     if not found:
         return Section(title, "None: the setting decides at every kink that a gradient meets.")
     rows = [(one.node, str(one.count), one.first) for one in found]
@@ -167,7 +167,7 @@ def _told_apart(trained: Trained) -> Iterator[Run]:
     """The runs, with nudges that were not trained for one reason as one."""
     idle: dict[str, list[Run]] = {}
     for run in trained.runs:
-        if run.loss is None and run.distance is None:
+        if run.nudged and run.loss is None and run.distance is None:
             idle.setdefault(run.outcome, []).append(run)
         else:
             yield run

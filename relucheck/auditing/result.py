@@ -7,7 +7,7 @@ import json
 from typing import Any, Final
 
 from relucheck.auditing.conclusion import concluded
-from relucheck.auditing.examined import Examined
+from relucheck.auditing.examined import Examined, Unreached
 from relucheck.auditing.report import markdown, shown
 from relucheck.auditing.trained import Trained
 from relucheck.bifurcation.wiring import Wire
@@ -85,6 +85,14 @@ class Audit:
             if wire.verdict != "answers"
             and not any(site == wire.site or site.startswith(f"{wire.site}.") for site in sites)
         )
+
+    @property
+    def unreached(self) -> tuple[Unreached, ...]:
+        """The functions with kinks out of reach in the first arithmetic.
+
+        They keep torch's gradient in every run.
+        """
+        return self.parts[0].examined.unreached
 
     @property
     def void(self) -> bool:

@@ -12,7 +12,7 @@ from relucheck.training.members import Member
 from relucheck.training.own.task import OwnSettings
 from relucheck.training.results.result import FINISHED, MemberResult, SeedResult
 
-#: The two endpoints share the level, so that one of them leaves its band by chance in 5 % of audits at most.
+#: The two endpoints share the level. If s = 1 is a draw like a nudge, one of them leaves its band in 5 % of audits at most.
 _EACH: Final = LEVEL / 2
 #: A change of the loss counts as one that matters from this share of the loss on.
 RELEVANT: Final = 1e-3
@@ -66,6 +66,11 @@ class Run:
     last_loss: float | None
     distance: float | None
     first_difference: int | None
+
+    @property
+    def nudged(self) -> bool:
+        """Whether it is a nudge."""
+        return self.name.startswith("nudge ")
 
 
 @dataclasses.dataclass(frozen=True)

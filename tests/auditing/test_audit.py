@@ -90,7 +90,7 @@ def test_a_model_without_hits(quiet: Audit) -> None:
     assert part.trained.finding == "no hits"
     assert [batch.finding for batch in part.examined.batches] == ["agree", "agree"]
     assert quiet.conclusion == (
-        "In float32 s cannot matter here: none of 3,200 pre-activations of 10 steps was exactly at a kink."
+        "In float32 s cannot matter here: none of 3,200 pre-activations within reach in 10 steps was exactly at a kink."
     )
 
 
@@ -111,7 +111,13 @@ def test_a_model_that_is_not_deterministic_gives_no_claim() -> None:
     assert audit.parts[0].trained is not None
     assert audit.parts[0].trained.finding == "void"
     assert "nothing can be concluded: control differed at step 1" in audit.conclusion
-    assert "Void: control differed" in audit.markdown()
+    assert ", so the model or the loss is not deterministic." in audit.conclusion
+    page = audit.markdown()
+    assert "Void: control differed" in page
+    rows = [
+        line.split(" | ")[0].split(":")[0] for line in page.rpartition("| run |")[2].splitlines()[2:] if line[:1] == "|"
+    ]
+    assert rows == ["| s = 0", "| control", "| s = 1", "| 5 nudges"]
 
 
 def test_training_that_diverges_gives_no_claim() -> None:
@@ -154,6 +160,29 @@ def test_what_no_setting_reaches_is_named() -> None:
     assert {one.node for one in audit.parts[0].examined.unreached} >= {"AbsBackward0", "ReLU written out"}
     assert [wire.verdict for wire in audit.unserved] == ["out of reach"]
     assert "where it arrives" in audit.conclusion
+
+
+@pytest.mark.parametrize("function", [torch.abs, lambda x: x * (x > 0)], ids=["abs", "written out"])
+def test_zeros_at_kinks_out_of_reach_are_said_to_be_uncounted(function: Any) -> None:
+    """Units that are exactly 0 meet a function that no setting reaches, beside ReLU modules without a hit."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.zeros = mlp(), nn.Linear(784, 2)
+            nn.init.zeros_(self.zeros.weight)
+            nn.init.zeros_(self.zeros.bias)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x) + function(self.zeros(x)).sum()
+
+    audit = audited(Beside(), compared=1)
+    assert audit.parts[0].trained is not None
+    assert audit.parts[0].trained.finding == "no hits"
+    assert audit.conclusion.endswith(
+        "s cannot matter here: none of 3,200 pre-activations within reach in 10 steps was exactly at a kink; "
+        "kinks out of reach (1 call) keep torch's gradient and were not counted."
+    )
 
 
 def test_arithmetics_are_audited_one_by_one() -> None:

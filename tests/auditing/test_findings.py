@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from relucheck.auditing.conclusion import concluded
-from relucheck.auditing.examined import Examined
+from relucheck.auditing.examined import Examined, Unreached
 from relucheck.auditing.result import Audit, InArithmetic
 from relucheck.auditing.trained import Trained, summarised
 from relucheck.bifurcation.wiring import Wire
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Trained, str, str]] = {
     "no hits": (
         trained(result(hits=0), result(hits=0), idle(NO_LIVE_HIT)),
         "no hits",
-        "s cannot matter here: none of",
+        "s cannot matter here: none of 1,000 pre-activations within reach in 10 steps was exactly at a kink",
     ),
     "no effect": (
         trained(nudges=idle(NO_LIVE_HIT)),
@@ -116,8 +116,12 @@ CASES: dict[str, tuple[Trained, str, str]] = {
 }
 
 
-def audit(found: Trained, wires: tuple[Wire, ...] = (Wire("act", "ReLU", "answers"),)) -> Audit:
-    part = InArithmetic("float32", "adam", Examined((), (), (), ()), found)
+def audit(
+    found: Trained | None,
+    wires: tuple[Wire, ...] = (Wire("act", "ReLU", "answers"),),
+    unreached: tuple[Unreached, ...] = (),
+) -> Audit:
+    part = InArithmetic("float32", "adam", Examined((), (), unreached, ()), found)
     return Audit("Net", 10, wires, (part,), 1, 1, "loss", 10, 0, 1, {})
 
 
@@ -144,6 +148,14 @@ def test_faults_come_first_and_are_counted() -> None:
     assert text.startswith(
         "The wiring is faulty at 'act0' (ignores), 'act1' (ignores) and 2 more; in float32 where it arrives"
     )
+
+
+@pytest.mark.parametrize("name", [*CASES, None])
+def test_kinks_out_of_reach_come_last_and_are_counted(name: str | None) -> None:
+    found = None if name is None else CASES[name][0]
+    unreached = (Unreached("AbsBackward0", 2, "abs()"), Unreached("MaxBackward0", 1, "max()"))
+    clause = "; kinks out of reach (3 calls) keep torch's gradient and were not counted"
+    assert concluded(audit(found, unreached=unreached)) == f"{concluded(audit(found))[:-1]}{clause}."
 
 
 def test_bands_are_wider_than_their_nudges() -> None:

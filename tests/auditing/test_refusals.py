@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import relucheck
+from relucheck.auditing.asked import AuditError
 from relucheck.errors import ModelError, RelucheckError
 from tests.helpers.own_models import Penalised, digits, drawn, mlp
 
@@ -44,6 +45,30 @@ def in_two_dtypes() -> nn.Module:
     return model
 
 
+def with_label_99(number: int) -> list[tuple[Tensor, Tensor]]:
+    """Mini-batches of which one has a label that the model does not know."""
+    batches = digits(3)
+    x, y = batches[number]
+    batches[number] = x, torch.full_like(y, 99)
+    return batches
+
+
+class Unreadable(torch.utils.data.Dataset[Any]):
+    """A data set whose samples from the fifth on are not there."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return {number: (torch.rand(784), 0) for number in range(4)}[index]
+
+
+def breaking(error: Exception) -> Iterator[tuple[Tensor, Tensor]]:
+    """One mini-batch, and then an error."""
+    yield BATCHES[0]
+    raise error
+
+
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "no model": (3, BATCHES, {}, "model is of class int: must be an nn.Module, or a function that builds one"),
     "no module": (returning("net"), BATCHES, {}, "returned str: must return an nn.Module"),
@@ -63,6 +88,21 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     ),
     "other targets": (MODEL, [(BATCHES[0][0], "six")], {}, "the loss raised TypeError: .* it gets the output of the model"),
     "no loss": (MODEL, BATCHES, {"loss": 3}, "loss is of class int: must be a function of output and targets"),
+    "a label in the last batch": (MODEL, with_label_99(2), {}, "the loss raised IndexError: Target 99 .* on batch 2; "),
+    "a label that is compared": (
+        MODEL,
+        with_label_99(1),
+        {"compared": 2, "steps": 0},
+        "raised IndexError: Target 99 .* on batch 1; .*: correct the targets of this mini-batch, or pass a loss that fits",
+    ),
+    "a generator": (
+        MODEL,
+        breaking(ValueError("bad row")),
+        {},
+        "reading batch 1 raised ValueError: bad row; pass data that",
+    ),
+    "a file": (MODEL, breaking(OSError("gone")), {}, "reading batch 1 raised OSError: gone"),
+    "a loader": (MODEL, torch.utils.data.DataLoader(Unreadable(), 4), {}, "reading batch 1 raised KeyError: 4"),
     "a loss of vectors": (MODEL, BATCHES, {"loss": lambda o, y: o[:, 0]}, r"a tensor of shape \(16,\), not a scalar"),
     "a loss of floats": (MODEL, BATCHES, {"loss": lambda o, y: 1.0}, "the loss returned float, not a scalar tensor"),
     "a loss apart": (MODEL, BATCHES, {"loss": lambda o, y: torch.zeros(())}, "does not depend on any parameter"),
@@ -111,4 +151,11 @@ def test_a_model_that_is_served_is_not_refused() -> None:
 def test_errors_have_classes_and_exit_codes() -> None:
     with pytest.raises(ModelError) as caught:
         relucheck.audit(nn.Linear(784, 10), BATCHES, steps=0, progress=False)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("batches", [with_label_99(2), breaking(OSError("gone"))], ids=["loss", "data"])
+def test_a_fault_of_a_later_mini_batch_is_an_error_of_the_audit(batches: Any) -> None:
+    with pytest.raises(AuditError) as caught:
+        relucheck.audit(MODEL, batches, steps=10, compared=1, progress=False)
     assert caught.value.exit_code == 2
