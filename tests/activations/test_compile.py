@@ -65,7 +65,7 @@ def test_compiled_graph_equals_eager(case: Case, dtype: torch.dtype, compiler: A
         assert same_bits(eager(compiler(lambda t: in_place(t * 1)), x, g), eager(module, x, g))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_compiled_at_nan_is_torchs_own(backend: str, compiler: Any) -> None:
     """At NaN no side is the right one; the compiled activation takes the one that torch's own takes when compiled."""
     x = torch.full((64,), 1.0)

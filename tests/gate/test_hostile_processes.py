@@ -102,7 +102,7 @@ def test_the_import_of_an_installed_module_is_not_charged(installed):
     assert {result.outcome for result in found.values()} == {"passed"}, found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ring_while_torch_imports_lazily(tmp_path):
     """In a process of its own, where torch has imported neither sympy nor its compiler yet."""
     (tmp_path / "lazily.py").write_text(
@@ -239,7 +239,7 @@ def test_a_child_of_the_import_of_a_target(tmp_path):
     assert "the child came back into the caller's code" in finding.error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_buffers_are_not_flushed_twice(tmp_path):
     (tmp_path / "forking.py").write_text(
         "import os, sys, torch\ndef act(x):\n    os.fork()\n    sys.__stdout__.flush()\n    return torch.relu(x)\n"

@@ -80,6 +80,7 @@ def equals_a_trial_without_ray(search: Search, trial: TrialResult, folder: Path,
         assert numbers(stored(search, trial.draw, folder)) == numbers(stored(search, trial.draw, elsewhere))
 
 
+@pytest.mark.long
 def test_a_search_in_which_trials_are_killed_diverge_and_report_nothing(tmp_path: Path, address: str) -> None:
     from relucheck.search.tuning import SearchError
 
