@@ -110,9 +110,9 @@ def _facts(reproduction: Reproduction) -> list[str]:
 
 _EXECUTORS: Final = {
     "forking": "forking: each member runs by itself, with nn.Linear's kernels or the emulation that is named",
-    "stacked": "stacked: all members share one torch.baddbmm per layer; 16-bit ones on CUDA have an nn.Linear each, "
-    "because batched products ignore the precision switches there. `--executor forking` runs nn.Linear's kernels, whose "
-    "exact zeros may differ",
+    "stacked": "stacked: all members share one torch.baddbmm per layer; native 16-bit ones on CUDA are forked, because "
+    "batched products ignore the precision switches there. `--executor forking` runs nn.Linear's kernels, whose exact "
+    "zeros may differ",
 }
 
 
